@@ -1,0 +1,1 @@
+"""HuBERT trunk and tails, personality recognition, trait-conditioned emotion recognition, bundles."""

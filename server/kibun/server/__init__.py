@@ -1,0 +1,1 @@
+"""The streaming analysis service: audio in, emotion and personality out."""

@@ -1,0 +1,1 @@
+"""Corpora, recipes and evaluation for the models of `kibun.models`."""
