@@ -1,0 +1,150 @@
+"""What the session asks of whatever runs the models, and what it gets back.
+
+Plain data and one Protocol: neither torch nor grpc is needed to import this. A backend is stateless towards its
+callers: a `Job` carries the audio *and* what the conversation already knows, a `Result` carries the estimates *and*
+the new utterance vector. Any worker on any machine can therefore answer any job, and a crash loses nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+SAMPLE_RATE_HZ = 16_000
+"""Rate of `Job.audio`."""
+
+Traits = tuple[float, float, float, float, float]
+"""Openness, conscientiousness, extraversion, agreeableness, neuroticism, each 1 to 7 (TIPI)."""
+
+ConditionSource = Literal["given", "utterance", "average", "conversation"]
+"""Where the traits came from on which the emotion was conditioned."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Job:
+    """One utterance to analyse, with what is already known of its speaker."""
+
+    model: str
+    audio: npt.NDArray[np.float32]  # (N,) mono, 16 kHz, -1..1
+    history: npt.NDArray[np.float16]  # (K, D) the participant's earlier utterance vectors, oldest first; K may be 0
+    given_traits: Traits | None = None  # condition the emotion on these instead of predicted ones
+    emotion: bool = True
+    personality: bool = True
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the audio in seconds: what a job costs, roughly."""
+        return len(self.audio) / SAMPLE_RATE_HZ
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Result:
+    """Estimates of one utterance. None means "not estimated"; zero is never used for that."""
+
+    vector: npt.NDArray[np.float16]  # (D,) this utterance's vector, to be handed in as history later
+    utterance_traits: Traits | None = None  # from this utterance alone
+    average_traits: Traits | None = None  # mean of the estimates of all utterances so far, this one included
+    conversation_traits: Traits | None = None  # of the conversation head, this utterance included
+    condition_traits: Traits | None = None  # what the emotion was conditioned on
+    condition_source: ConditionSource | None = None
+    valence: float | None = None  # 1 (negative) to 5 (positive), 3 neutral
+    arousal: float | None = None  # 1 (calm) to 5 (excited), 3 neutral
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What a loaded model is and what it can do."""
+
+    name: str
+    version: str
+    vector_size: int  # D of `Job.history` and `Result.vector`
+    min_samples: int = 400  # shorter audio cannot be analysed (receptive field of HuBERT's front)
+    max_samples: int | None = None
+    supports_emotion: bool = True
+    supports_personality: bool = True
+    supports_conversation_personality: bool = True
+    synthetic: bool = False  # trained on generated speech: says nothing of people
+    trained: bool = True
+    # (utterance count, mean absolute error per trait at that much evidence), by rising count; None: never measured
+    expected_error: tuple[tuple[int, Traits], ...] | None = None
+
+
+class BackendError(Exception):
+    """A job (or the start of the backend) failed for good; it has been retried where that could help.
+
+    Reasons: `WORKER_FAILED` (the worker died or hung on both attempts), `MODEL_NONFINITE` (the model gave NaN or
+    infinity), `MODEL_FAILED` (the model raised), `UNKNOWN_MODEL`, `INVALID_JOB` (shape or dtype), `LOAD_FAILED` (no
+    worker could be started), `UNAVAILABLE` (not started, draining or closed), `OVERLOADED` (no room for an interim).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+class Superseded(Exception):  # noqa: N818 - an outcome that callers expect, not a fault
+    """A queued interim will not be computed: its stream asked for a newer one, or for the final.
+
+    Only ever raised for interims.
+    """
+
+
+class Backend(Protocol):
+    """Runs models. `LocalBackend` is the default implementation; all of them pass one contract-test suite."""
+
+    @property
+    def slots(self) -> int:
+        """How many `infer` calls may usefully be in flight at once; known after `start`."""
+        ...
+
+    async def start(self) -> tuple[ModelInfo, ...]:
+        """Load the models; returns once a warm-up inference has succeeded.
+
+        The first model is the default. Raises BackendError with a message for the operator, naming the file at fault.
+        """
+        ...
+
+    async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+        """Analyse a batch: one entry per job, in order; a job that failed gets its own error, the others their results.
+
+        Raises BackendError only where no job could be tried at all.
+        """
+        ...
+
+    def ready(self) -> bool:
+        """Whether a job handed in now would be started now (False while workers are being respawned)."""
+        ...
+
+    async def drain(self) -> None:
+        """Refuse new jobs, wait for those in flight."""
+        ...
+
+    async def close(self) -> None:
+        """Stop at once; jobs in flight get BackendError UNAVAILABLE. Idempotent."""
+        ...
+
+
+class Analyzer(Protocol):
+    """What a session sees: one awaitable call per utterance. `batcher.Batcher` is the implementation."""
+
+    @property
+    def full(self) -> bool:
+        """Whether finals already fill the queue: no new stream should be admitted, no interim be asked for."""
+        ...
+
+    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Result:
+        """Analyse one utterance; cancelling the awaiting task drops the job if it is still queued.
+
+        `deadline_s`: seconds from now by which the answer is wanted. It orders the queue; a late final is computed
+        all the same. A final waits for as long as the queue has no room (backpressure). A stream has at most one
+        interim queued.
+
+        Raises Superseded (interims only) or BackendError.
+        """
+        ...
