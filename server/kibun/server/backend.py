@@ -1,8 +1,8 @@
 """What the session asks of whatever runs the models, and what it gets back.
 
-Plain data and one Protocol: neither torch nor grpc is needed to import this. A backend is stateless towards its
-callers: a `Job` carries the audio *and* what the conversation already knows, a `Result` carries the estimates *and*
-the new utterance vector. Any worker on any machine can therefore answer any job, and a crash loses nothing.
+Plain data and two Protocols: neither torch nor grpc is needed to import this. A backend is stateless towards
+its callers: a `Job` carries the audio *and* what the conversation already knows, a `Result` carries the estimates
+*and* the new utterance vector. Any worker on any machine can therefore answer any job, and a crash loses nothing.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class Job:
 
     model: str
     audio: npt.NDArray[np.float32]  # (N,) mono, 16 kHz, -1..1
-    history: npt.NDArray[np.float16]  # (K, D) the participant's earlier utterance vectors, oldest first; K may be 0
+    history: npt.NDArray[np.float16]  # (K, D) earlier utterance vectors of the speaker, oldest first
     given_traits: Traits | None = None  # condition the emotion on these instead of predicted ones
     emotion: bool = True
     personality: bool = True
@@ -67,7 +67,7 @@ class ModelInfo:
     supports_conversation_personality: bool = True
     synthetic: bool = False  # trained on generated speech: says nothing of people
     trained: bool = True
-    # (utterance count, mean absolute error per trait at that much evidence), by rising count; None: never measured
+    # (utterance count, mean absolute error per trait with that much evidence), by rising count; None: not measured
     expected_error: tuple[tuple[int, Traits], ...] | None = None
 
 
@@ -75,8 +75,8 @@ class BackendError(Exception):
     """A job (or the start of the backend) failed for good; it has been retried where that could help.
 
     Reasons: `WORKER_FAILED` (the worker died or hung on both attempts), `MODEL_NONFINITE` (the model gave NaN or
-    infinity), `MODEL_FAILED` (the model raised), `UNKNOWN_MODEL`, `INVALID_JOB` (shape or dtype), `LOAD_FAILED` (no
-    worker could be started), `UNAVAILABLE` (not started, draining or closed), `OVERLOADED` (no room for an interim).
+    infinity), `MODEL_FAILED` (the model raised), `UNKNOWN_MODEL`, `INVALID_JOB` (shape, dtype or length of the
+    audio or history), `LOAD_FAILED` (no worker could be started), `UNAVAILABLE` (not started, draining or closed).
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -88,10 +88,10 @@ class BackendError(Exception):
         return f"{self.reason}: {self.message}"
 
 
-class Superseded(Exception):  # noqa: N818 - an outcome that callers expect, not a fault
-    """A queued interim will not be computed: its stream asked for a newer one, or for the final.
+class Superseded(Exception):
+    """An interim will not be computed: its stream asked for a newer one or for the final, or there is no room.
 
-    Only ever raised for interims.
+    Only ever raised for interims, and not a fault: the caller goes on without this interim.
     """
 
 
@@ -104,14 +104,14 @@ class Backend(Protocol):
         ...
 
     async def start(self) -> tuple[ModelInfo, ...]:
-        """Load the models; returns once a warm-up inference has succeeded.
+        """Load the models; return them, the default first, once a warm-up inference has succeeded.
 
-        The first model is the default. Raises BackendError with a message for the operator, naming the file at fault.
+        Raises BackendError LOAD_FAILED with a message for the operator, naming the file at fault.
         """
         ...
 
     async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
-        """Analyse a batch: one entry per job, in order; a job that failed gets its own error, the others their results.
+        """Analyse a batch: one entry per job, in order. A failed job is its own error and spoils no other.
 
         Raises BackendError only where no job could be tried at all.
         """
@@ -135,14 +135,14 @@ class Analyzer(Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether finals already fill the queue: no new stream should be admitted, no interim be asked for."""
+        """Whether finals alone fill the queue: admit no new stream, ask for no interim."""
         ...
 
     async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Result:
         """Analyse one utterance; cancelling the awaiting task drops the job if it is still queued.
 
-        `deadline_s`: seconds from now by which the answer is wanted. It orders the queue; a late final is computed
-        all the same. A final waits for as long as the queue has no room (backpressure). A stream has at most one
+        `deadline_s`: seconds from now by which the answer is wanted. It orders the queue; a late final is
+        computed all the same. A final waits while the queue has no room (backpressure). A stream has at most one
         interim queued.
 
         Raises Superseded (interims only) or BackendError.
