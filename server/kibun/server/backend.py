@@ -1,8 +1,9 @@
 """What the session asks of whatever runs the models, and what it gets back.
 
-Plain data and two Protocols: neither torch nor grpc is needed to import this. A backend is stateless towards
-its callers: a `Job` carries the audio *and* what the conversation already knows, a `Result` carries the estimates
-*and* the new utterance vector. Any worker on any machine can therefore answer any job, and a crash loses nothing.
+Plain data and two Protocols: neither torch nor grpc is needed to import this. A backend is stateless
+towards its callers: a `Job` carries the audio *and* what the conversation already knows, a `Result`
+carries the estimates *and* the new utterance vector. Any worker on any machine can therefore answer any
+job, and a crash loses nothing.
 """
 
 from collections.abc import Sequence
@@ -67,16 +68,17 @@ class ModelInfo:
     supports_conversation_personality: bool = True
     synthetic: bool = False  # trained on generated speech: says nothing of people
     trained: bool = True
-    # (utterance count, mean absolute error per trait with that much evidence), by rising count; None: not measured
+    # (utterance count, mean absolute error per trait with that much evidence), by rising count; None: unknown
     expected_error: tuple[tuple[int, Traits], ...] | None = None
 
 
 class BackendError(Exception):
     """A job (or the start of the backend) failed for good; it has been retried where that could help.
 
-    Reasons: `WORKER_FAILED` (the worker died or hung on both attempts), `MODEL_NONFINITE` (the model gave NaN or
-    infinity), `MODEL_FAILED` (the model raised), `UNKNOWN_MODEL`, `INVALID_JOB` (shape, dtype or length of the
-    audio or history), `LOAD_FAILED` (no worker could be started), `UNAVAILABLE` (not started, draining or closed).
+    Reasons: `WORKER_FAILED` (the worker died or hung on both attempts), `MODEL_NONFINITE` (the model gave
+    NaN or infinity), `MODEL_FAILED` (the model raised), `UNKNOWN_MODEL`, `INVALID_JOB` (shape, dtype or
+    length of the audio or history), `LOAD_FAILED` (no worker could be started), `UNAVAILABLE` (not
+    started, draining or closed).
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -89,7 +91,7 @@ class BackendError(Exception):
 
 
 class Superseded(Exception):
-    """An interim will not be computed: its stream asked for a newer one or for the final, or there is no room.
+    """An interim is not computed: its stream asked for a newer one or for the final, or there is no room.
 
     Only ever raised for interims, and not a fault: the caller goes on without this interim.
     """
@@ -142,8 +144,8 @@ class Analyzer(Protocol):
         """Analyse one utterance; cancelling the awaiting task drops the job if it is still queued.
 
         `deadline_s`: seconds from now by which the answer is wanted. It orders the queue; a late final is
-        computed all the same. A final waits while the queue has no room (backpressure). A stream has at most one
-        interim queued.
+        computed all the same. A final waits while the queue has no room (backpressure). A stream has at
+        most one interim queued.
 
         Raises Superseded (interims only) or BackendError.
         """
