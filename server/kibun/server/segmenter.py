@@ -1,0 +1,393 @@
+"""Samples to utterances: a VAD and a machine of four states, whose only clock is the sample count.
+
+    quiet ──speech──> starting ──min_speech of it──> speaking ──non-speech──> stopping
+      ^                  │                              ^                        │
+      └──silence─────────┘                              └──speech (restart)──────┤
+      └──────────────────── utterance_end_silence ──────────────────────────────┘
+
+An utterance starts `pre_roll_ms` before its first speech frame and ends `hang_over_ms` after its last one; it
+never reaches into the one before. At `max_utterance_ms` it is cut, at the longest pause of its last quarter if
+there was one; the next then starts exactly at the cut, already in `speaking`, so that nothing is lost.
+
+**Restartable.** When an utterance closes, the VAD is reset and everything after the utterance's end is read
+again. So what follows depends only on the audio from there on: a client that lost its connection and replays
+from the end of the last utterance (`resume_after` its reason) gets the same utterances, sample for sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+from kibun.server.vad import Vad
+
+FloatArray = npt.NDArray[np.float32]
+
+_SAMPLES_PER_MS = 16
+#: A burst of sound that has not become an utterance is forgotten after this much silence.
+_START_GAP_MS = 100
+#: In `stopping`, speech must last this long to interrupt the silence: single frames are false alarms.
+_RESTART_MS = 60
+#: A forced cut looks for a pause in this last share of the longest utterance.
+_CUT_WINDOW = 0.25
+_PUSH_SAMPLES = 16_000  # longer pushes are taken in such pieces, so that the buffer stays small
+
+
+class EndpointingError(ValueError):
+    """A duration or level out of range; `field` is the option's name."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field} {message}")
+        self.field = field
+
+
+@dataclass(frozen=True)
+class EndpointingOptions:
+    """When speech becomes an utterance. Durations in milliseconds.
+
+    Raises:
+        EndpointingError: a value out of range.
+    """
+
+    vad_aggressiveness: int = 2  # 0..3: how much must speak for speech
+    min_speech_ms: int = 120  # speech that makes an utterance; less is a click
+    utterance_end_silence_ms: int = 500  # silence that closes it
+    max_utterance_ms: int = 20_000  # longer ones are cut
+    end_of_turn_silence_ms: int | None = None  # silence after the last utterance that ends the turn
+    speech_start_timeout_ms: int | None = None  # silence from the turn's start until NoSpeechTimeout
+    pre_roll_ms: int = 200  # kept before the first speech frame
+    hang_over_ms: int = 200  # kept after the last speech frame, at most utterance_end_silence_ms
+
+    def __post_init__(self) -> None:
+        _check_range("vad_aggressiveness", self.vad_aggressiveness, 0, 3)
+        _check_range("min_speech_ms", self.min_speech_ms, 0, 2_000)
+        _check_range("utterance_end_silence_ms", self.utterance_end_silence_ms, 100, 10_000)
+        _check_range("max_utterance_ms", self.max_utterance_ms, 1_000, 60_000)
+        _check_range("pre_roll_ms", self.pre_roll_ms, 0, 1_000)
+        _check_range("hang_over_ms", self.hang_over_ms, 0, 1_000)
+        if self.end_of_turn_silence_ms is not None:
+            _check_range("end_of_turn_silence_ms", self.end_of_turn_silence_ms, 100, 600_000)
+            if self.end_of_turn_silence_ms < self.utterance_end_silence_ms:
+                raise EndpointingError(
+                    "end_of_turn_silence_ms",
+                    f"must be at least utterance_end_silence_ms ({self.utterance_end_silence_ms}), "
+                    f"not {self.end_of_turn_silence_ms}: lower that one too",
+                )
+        if self.speech_start_timeout_ms is not None:
+            _check_range("speech_start_timeout_ms", self.speech_start_timeout_ms, 100, 600_000)
+
+
+def _check_range(field: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise EndpointingError(field, f"must be {low}..{high}, not {value}")
+
+
+class EndReason(Enum):
+    """Why an utterance ended."""
+
+    SILENCE = "silence"
+    MAX_DURATION = "max_duration"
+    CLIENT_END_OF_TURN = "client_end_of_turn"
+    HALF_CLOSE = "half_close"
+
+
+# Events. Positions and lengths are 16 kHz samples since the start of the stream.
+
+
+@dataclass(frozen=True)
+class SpeechBegin:
+    """Somebody certainly speaks; position: the first speech frame's start."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class SpeechEnd:
+    """They stopped; position: the last speech frame's end. None at a forced cut."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class NoSpeechTimeout:
+    """speech_start_timeout passed without speech since the turn started. Once per turn."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class TurnSilence:
+    """end_of_turn_silence passed since SpeechEnd. The next turn begins: its timers count from `position`."""
+
+    position: int
+
+
+@dataclass(frozen=True, eq=False)
+class Utterance:
+    """[start, end) of the stream and its audio, float32 (end - start,). Utterances never overlap."""
+
+    start: int
+    end: int
+    audio: FloatArray
+    speech_samples: int  # in frames that the VAD called speech
+    reason: EndReason
+
+
+SegmenterEvent = SpeechBegin | SpeechEnd | NoSpeechTimeout | TurnSilence | Utterance
+
+
+class _State(Enum):
+    QUIET = "quiet"
+    STARTING = "starting"
+    SPEAKING = "speaking"
+    STOPPING = "stopping"
+
+
+@dataclass(frozen=True)
+class _Pause:
+    """Silence within an open utterance."""
+
+    start: int
+    end: int
+    speech_samples: int  # of the utterance before the pause
+
+    @property
+    def middle(self) -> int:
+        return (self.start + self.end) // 2
+
+
+class Segmenter:
+    """One stream's segmenter. Not thread-safe. Any chunking of `push` gives the same events.
+
+    Memory: twice the open utterance, at most max_utterance, and a second or two.
+    """
+
+    def __init__(self, options: EndpointingOptions, vad: Vad, resume_after: EndReason | None = None) -> None:
+        """resume_after: the stream goes on where an utterance of the same turn ended for this reason."""
+        self.options = options
+        self.position = 0  # samples pushed
+        self._vad = vad
+        self._frame = vad.frame_samples
+        # Set by _restart: where reading began, the next frame, the open or possible utterance, its speech.
+        self._origin = self._cursor = self._start = self._first_speech = self._speech_end = 0
+        self._speech_samples = 0
+        self._run = 0  # speech up to the cursor without a break
+        self._pause: _Pause | None = None
+        self._state = _State.QUIET
+        # Set by _start_turn.
+        self._turn_start = self._silent_since = 0
+        self._turn_spoke = self._timed_out = False
+        self._min_speech = max(options.min_speech_ms * _SAMPLES_PER_MS, 1)
+        self._end_silence = options.utterance_end_silence_ms * _SAMPLES_PER_MS
+        self._max_utterance = options.max_utterance_ms * _SAMPLES_PER_MS
+        self._pre_roll = options.pre_roll_ms * _SAMPLES_PER_MS
+        self._hang_over = min(options.hang_over_ms * _SAMPLES_PER_MS, self._end_silence)
+        self._turn_silence = _samples_or_none(options.end_of_turn_silence_ms)
+        self._start_timeout = _samples_or_none(options.speech_start_timeout_ms)
+        self._buffer = _SampleBuffer()
+        self._start_turn(0)
+        self._restart(0, resume_after)
+        self._turn_spoke = resume_after is not None
+        if resume_after is EndReason.SILENCE:
+            self._silent_since = -self._hang_over
+
+    @property
+    def open_start(self) -> int | None:
+        """Start of the utterance that is being spoken, once it is certain to be one."""
+        return self._start if self._state in (_State.SPEAKING, _State.STOPPING) else None
+
+    def open_audio(self, until: int) -> FloatArray:
+        """Audio of the open utterance from `open_start` to sample `until` (<= position), float32, a copy.
+
+        Raises:
+            ValueError: no utterance is open, or `until` lies outside it.
+        """
+        if self.open_start is None or not self.open_start <= until <= self.position:
+            raise ValueError(f"no open utterance up to sample {until}")
+        return self._buffer.copy(self._start, until)
+
+    def push(self, samples: FloatArray) -> list[SegmenterEvent]:
+        """Take the next samples, float32 (n,), 16 kHz; return what happened, in order."""
+        events: list[SegmenterEvent] = []
+        for first in range(0, len(samples), _PUSH_SAMPLES):
+            piece = samples[first : first + _PUSH_SAMPLES]
+            self._buffer.append(piece)
+            self.position += len(piece)
+            while self._cursor + self._frame <= self.position:
+                self._step(events)
+            self._buffer.drop_before(self._needed_from())
+        return events
+
+    def flush(self, reason: EndReason) -> list[SegmenterEvent]:
+        """The turn ends at the latest sample: close the open utterance. The next turn may follow at once."""
+        events: list[SegmenterEvent] = []
+        if self._state in (_State.SPEAKING, _State.STOPPING):
+            if self._state is _State.SPEAKING:
+                # The samples short of a frame are the tail of what is being said.
+                self._speech_samples += self.position - self._cursor
+                self._speech_end = self.position
+            self._close(min(self._speech_end + self._hang_over, self.position), reason, events)
+        self._start_turn(self.position)
+        self._restart(self.position, None)
+        self._buffer.drop_before(self.position)
+        return events
+
+    def _step(self, events: list[SegmenterEvent]) -> None:
+        """Read one frame."""
+        start = self._cursor
+        speech = self._vad.is_speech(self._buffer.view(start, start + self._frame))
+        self._cursor = end = start + self._frame
+        self._run = self._run + self._frame if speech else 0
+        if self._state is _State.QUIET and speech:
+            self._state = _State.STARTING
+            self._start = max(start - self._pre_roll, self._origin)
+            self._first_speech, self._speech_end, self._speech_samples = start, start, 0
+        if self._state is _State.STARTING:
+            self._step_starting(speech, end, events)
+        elif self._state is _State.SPEAKING:
+            self._step_speaking(speech, end)
+        elif self._state is _State.STOPPING:
+            self._step_stopping(speech, end, events)
+        if self._state in (_State.SPEAKING, _State.STOPPING):
+            if end - self._start >= self._max_utterance:
+                self._cut(events)
+        else:
+            self._check_timers(end, events)
+
+    def _step_starting(self, speech: bool, end: int, events: list[SegmenterEvent]) -> None:
+        if speech:
+            self._add_speech(end)
+            if self._speech_samples >= self._min_speech:
+                self._state = _State.SPEAKING
+                self._turn_spoke = True
+                events.append(SpeechBegin(self._first_speech))
+        elif end - self._speech_end >= _START_GAP_MS * _SAMPLES_PER_MS:
+            self._state = _State.QUIET
+
+    def _step_speaking(self, speech: bool, end: int) -> None:
+        if speech:
+            self._add_speech(end)
+        else:
+            self._state = _State.STOPPING
+
+    def _step_stopping(self, speech: bool, end: int, events: list[SegmenterEvent]) -> None:
+        if speech and self._run >= _RESTART_MS * _SAMPLES_PER_MS:
+            self._remember_pause(end - self._run)
+            self._speech_samples += self._run - self._frame
+            self._add_speech(end)
+            self._state = _State.SPEAKING
+        elif end - self._speech_end >= self._end_silence:
+            self._close(self._speech_end + self._hang_over, EndReason.SILENCE, events)
+
+    def _add_speech(self, end: int) -> None:
+        self._speech_samples += self._frame
+        self._speech_end = end
+
+    def _remember_pause(self, end: int) -> None:
+        """Keep the longest pause within reach of a forced cut. This one: from the last speech to `end`."""
+        pause = _Pause(self._speech_end, end, self._speech_samples)
+        if pause.middle - self._start < (1 - _CUT_WINDOW) * self._max_utterance:
+            return
+        if self._pause is None or pause.end - pause.start >= self._pause.end - self._pause.start:
+            self._pause = pause
+
+    def _cut(self, events: list[SegmenterEvent]) -> None:
+        """Force an end at the longest late pause, or else exactly at the maximum."""
+        limit = self._start + self._max_utterance
+        if self._state is _State.STOPPING:
+            self._remember_pause(limit)
+        if self._pause is None:
+            self._speech_samples -= self._cursor - limit if self._state is _State.SPEAKING else 0
+            end = limit
+        else:
+            end, self._speech_samples = self._pause.middle, self._pause.speech_samples
+        self._emit(end, EndReason.MAX_DURATION, events)
+        self._restart(end, EndReason.MAX_DURATION)
+
+    def _close(self, end: int, reason: EndReason, events: list[SegmenterEvent]) -> None:
+        events.append(SpeechEnd(self._speech_end))
+        self._silent_since = self._speech_end
+        if self._speech_samples > 0:  # none: nothing was said after a forced cut
+            self._emit(end, reason, events)
+        self._restart(end, reason)
+
+    def _emit(self, end: int, reason: EndReason, events: list[SegmenterEvent]) -> None:
+        audio = self._buffer.copy(self._start, end)
+        events.append(Utterance(self._start, end, audio, self._speech_samples, reason))
+
+    def _restart(self, origin: int, after: EndReason | None) -> None:
+        """Read on from `origin` as if the stream began there."""
+        self._vad.reset()
+        self._cursor = self._origin = self._start = origin
+        self._first_speech = self._speech_end = origin
+        self._speech_samples = self._run = 0
+        self._pause = None
+        self._state = _State.SPEAKING if after is EndReason.MAX_DURATION else _State.QUIET
+
+    def _start_turn(self, position: int) -> None:
+        self._turn_start = self._silent_since = position
+        self._turn_spoke = self._timed_out = False
+
+    def _check_timers(self, end: int, events: list[SegmenterEvent]) -> None:
+        if self._state is not _State.QUIET:
+            return
+        if self._turn_spoke:
+            if self._turn_silence is not None and end - self._silent_since >= self._turn_silence:
+                events.append(TurnSilence(end))
+                self._start_turn(end)
+        elif (
+            self._start_timeout is not None
+            and not self._timed_out
+            and end - self._turn_start >= self._start_timeout
+        ):
+            events.append(NoSpeechTimeout(end))
+            self._timed_out = True
+
+    def _needed_from(self) -> int:
+        if self._state is _State.QUIET:
+            return max(self._cursor - self._pre_roll, self._origin)
+        return self._start
+
+
+def _samples_or_none(duration_ms: int | None) -> int | None:
+    return None if duration_ms is None else duration_ms * _SAMPLES_PER_MS
+
+
+class _SampleBuffer:
+    """The last stretch of a stream, addressed by stream position."""
+
+    _SMALLEST = 16_000
+
+    def __init__(self) -> None:
+        self._data = np.empty(self._SMALLEST, np.float32)
+        self._first = 0  # stream position of _data[0]
+        self._kept = 0  # positions before this may be overwritten
+        self._end = 0  # stream position after the last sample
+
+    def append(self, samples: FloatArray) -> None:
+        needed = self._end - self._first + len(samples)
+        if needed > len(self._data):
+            self._move(self._end - self._kept + len(samples))
+        offset = self._end - self._first
+        self._data[offset : offset + len(samples)] = samples
+        self._end += len(samples)
+
+    def drop_before(self, position: int) -> None:
+        self._kept = position
+
+    def view(self, start: int, end: int) -> FloatArray:
+        return self._data[start - self._first : end - self._first]
+
+    def copy(self, start: int, end: int) -> FloatArray:
+        return self.view(start, end).copy()
+
+    def _move(self, needed: int) -> None:
+        """Bring what is kept to the front, in twice the memory needed, so that moves are rare."""
+        kept = self.view(self._kept, self._end)
+        size = max(self._SMALLEST, 2 * needed)
+        fits = size <= len(self._data) <= 2 * size
+        data = self._data if fits else np.empty(size, np.float32)
+        data[: len(kept)] = kept
+        self._data, self._first = data, self._kept
