@@ -1,0 +1,129 @@
+"""The one call that is served: checked utterances in, estimates within their scales out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kibun.models.personality import round_to_stored
+from kibun.models.types import EMOTIONS, TRAITS, Analysis, ConditionSource, Traits, Utterance
+
+if TYPE_CHECKING:
+    from kibun.models.model import KibunModel
+
+
+class NonFiniteError(ArithmeticError):
+    """The model made a NaN or an infinity of finite audio."""
+
+
+@torch.inference_mode()
+def analyze(model: KibunModel, requests: Sequence[Utterance]) -> list[Analysis]:
+    """Estimate traits and emotion of each utterance; they may belong to different speakers.
+
+    Estimates are limited to their scales here, not in training, and emotion is conditioned on the limited traits: those
+    reported as `condition_traits`. The same utterance gives the same answer alone and among others: bit for bit on a
+    CPU; elsewhere to about 1e-5 of the float32 vector, before it is rounded to float16.
+
+    Raises:
+        ValueError: an utterance is malformed (the message names its index and field); nothing was computed.
+        NonFiniteError: the weights made NaN or infinity of finite audio.
+        RuntimeError: the model is in training mode.
+    """
+    if model.training:
+        raise RuntimeError("the model is in training mode, where dropout makes it random: call eval() first")
+    for index, request in enumerate(requests):
+        _check(model, index, request)
+    return [analysis for batch in _batches(model, requests) for analysis in _analyze_batch(model, batch)]
+
+
+def _batches(model: KibunModel, requests: Sequence[Utterance]) -> Iterator[Sequence[Utterance]]:
+    """One by one on a CPU, where padding mixed lengths costs more than batching gains; else all at once."""
+    if model.device.type == "cpu":
+        yield from ([request] for request in requests)
+    elif requests:
+        yield requests
+
+
+def _analyze_batch(model: KibunModel, requests: Sequence[Utterance]) -> list[Analysis]:
+    waveforms = [torch.from_numpy(np.ascontiguousarray(r.audio, np.float32)).to(model.device) for r in requests]
+    frames = model.encode(waveforms)  # (B, T, H)
+    estimates: list[dict[str, Any]] = [{"vector": np.zeros(0, np.float16)} for _ in requests]
+    if model.config.supports_personality:
+        vectors = _finite(model.vectors(frames), "the utterance vector")  # (B, H)
+        for request, vector, estimate in zip(requests, vectors, estimates, strict=True):
+            estimate.update(_personality(model, request, vector))
+    for request, estimate in zip(requests, estimates, strict=True):
+        estimate.update(_condition(model, request, estimate))
+        if not request.personality:
+            estimate.update(utterance_traits=None, average_traits=None, conversation_traits=None)
+    if model.config.emotions and any(request.emotion for request in requests):
+        # Rows that want no emotion are computed with those that do, and may have no traits.
+        rows = [estimate["condition_traits"] or (0.0,) * len(TRAITS) for estimate in estimates]
+        traits = torch.tensor(rows, device=model.device)  # (B, 5)
+        for name, values in model.emotion(frames, traits).items():
+            limited = _finite(values, name).clamp(*model.config.emotion_scale)  # (B,)
+            for request, value, estimate in zip(requests, limited.tolist(), estimates, strict=True):
+                estimate[name] = value if request.emotion else None
+    return [Analysis(**estimate) for estimate in estimates]
+
+
+def _personality(model: KibunModel, request: Utterance, vector: Tensor) -> dict[str, Any]:
+    """Settings 1 to 3 from the vector as it will be kept, and those of the history."""
+    vector = round_to_stored(vector)  # (H,)
+    history = torch.from_numpy(np.asarray(request.history, np.float32)).to(vector)
+    heard = torch.cat([history.reshape(-1, len(vector)), vector[None]])  # (K + 1, H)
+    each = model.utterance_traits(heard)  # (K + 1, 5)
+    return {
+        "vector": vector.to(torch.float16).cpu().numpy(),
+        "utterance_traits": _traits(model, each[-1]),
+        "average_traits": _traits(model, each.mean(dim=0)),
+        "conversation_traits": _traits(model, model.conversation_traits(heard[None])[0]),
+    }
+
+
+def _condition(model: KibunModel, request: Utterance, estimate: dict[str, Any]) -> dict[str, Any]:
+    """The traits that emotion is conditioned on: the given ones, else what the configuration names."""
+    if not (request.emotion and model.config.emotions):
+        return {}
+    if request.given_traits is not None:
+        return {"condition_traits": tuple(map(float, request.given_traits)), "condition_source": "given"}
+    source = cast(ConditionSource, model.config.condition_source)
+    return {"condition_traits": estimate[f"{source}_traits"], "condition_source": source}
+
+
+def _traits(model: KibunModel, values: Tensor) -> Traits:
+    limited = _finite(values, "the traits").clamp(*model.config.trait_scale)
+    return cast(Traits, tuple(limited.tolist()))
+
+
+def _finite(values: Tensor, what: str) -> Tensor:
+    if not bool(torch.isfinite(values).all()):
+        raise NonFiniteError(f"{what} came out as NaN or infinity: the weights or the precision are at fault")
+    return values
+
+
+def _check(model: KibunModel, index: int, request: Utterance) -> None:
+    where, audio, history = f"utterance {index}", request.audio, request.history
+    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
+        raise ValueError(f"{where}: audio is {audio.dtype} {audio.shape}, it has to be float32 (samples,), mono 16 kHz")
+    if len(audio) < model.min_samples:
+        raise ValueError(f"{where}: audio has {len(audio)} samples, at least {model.min_samples} are needed")
+    if not np.isfinite(audio).all():
+        raise ValueError(f"{where}: audio contains NaN or infinity")
+    if history.ndim != 2 or (len(history) and history.shape[1] != model.vector_size):
+        raise ValueError(f"{where}: history is {history.shape}, it has to be (utterances, {model.vector_size})")
+    if not np.isfinite(history).all():
+        raise ValueError(f"{where}: history contains NaN or infinity")
+    low, high = model.config.trait_scale
+    given = request.given_traits
+    if given is not None and (len(given) != len(TRAITS) or not all(low <= value <= high for value in given)):
+        raise ValueError(f"{where}: given_traits is {given}, it has to be {len(TRAITS)} numbers {low:g}..{high:g}")
+    if given is None and request.emotion and model.config.emotions and not model.config.supports_personality:
+        raise ValueError(f"{where}: this model has no personality tail, so emotion needs given_traits")
+
+
+__all__ = ["EMOTIONS", "NonFiniteError", "analyze"]

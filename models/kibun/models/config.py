@@ -1,0 +1,106 @@
+"""Configuration of a bundle: the HuBERT it is made of, where it is cut, the heads, and what the estimates mean."""
+
+from typing import Any, ClassVar, cast
+
+from kibun.models._transformers import HubertConfig, PreTrainedConfig
+from kibun.models.hubert import receptive_field
+from kibun.models.types import EMOTIONS
+
+TASKS = ("personality", *EMOTIONS)
+CONDITION_SOURCES = ("utterance", "average", "conversation")
+QUERIES = ("personality", "acoustic")
+
+
+class KibunConfig(PreTrainedConfig):
+    """Every setting that travels with the weights; unknown or impossible values raise ValueError."""
+
+    model_type = "kibun"
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {"hubert": HubertConfig}
+
+    hubert: dict[str, Any] | HubertConfig | None = None  # None: HuBERT-base
+    trunk_layers: int | None = None  # Transformer layers that all tasks share; None: half of them
+    tasks: list[str] | tuple[str, ...] = TASKS  # each has a tail of its own
+
+    # TICN-CA (conditioning.py)
+    condition_heads: int = 4
+    condition_ff: int = 2048
+    cross_attention_query: str = "personality"  # or "acoustic"
+    condition_source: str = "conversation"  # predicted traits that emotion is conditioned on when none are given
+
+    # Conversation head (personality.py)
+    conversation_size: int | None = None  # None: the hidden size, at most 256
+    conversation_heads: int = 4
+
+    head_dropout: float = 0.1
+
+    # Input
+    sampling_rate: int = 16_000  # Hz
+    do_normalize: bool = True  # zero mean, unit variance per utterance
+
+    # What the estimates are
+    trait_scale: list[float] | tuple[float, float] = (1.0, 7.0)
+    emotion_scale: list[float] | tuple[float, float] = (1.0, 5.0)
+    bundle_name: str = "unnamed"
+    bundle_version: str = "1"
+    synthetic: bool = False  # trained on synthetic speech: every surface has to say so
+    trained: bool = False  # heads are random: the server refuses it unless told otherwise
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        hubert = self.hubert_config
+        # transformers' layers read this; KibunModel masks for it (no flash attention, whose masks differ).
+        hubert._attn_implementation = "sdpa"
+        self.tasks = tuple(self.tasks)
+        self.trait_scale = (float(self.trait_scale[0]), float(self.trait_scale[1]))
+        self.emotion_scale = (float(self.emotion_scale[0]), float(self.emotion_scale[1]))
+        if self.trunk_layers is None:
+            self.trunk_layers = hubert.num_hidden_layers // 2
+        if self.conversation_size is None:
+            self.conversation_size = min(hubert.hidden_size, 256)
+        self._check()
+
+    def _check(self) -> None:
+        hubert = self.hubert_config
+        if not 0 <= cast(int, self.trunk_layers) <= hubert.num_hidden_layers:
+            raise ValueError(
+                f"trunk_layers is {self.trunk_layers}, allowed are 0..{hubert.num_hidden_layers} (num_hidden_layers)"
+            )
+        if not self.tasks or len(set(self.tasks)) < len(self.tasks) or not set(self.tasks) <= set(TASKS):
+            raise ValueError(f"tasks is {list(self.tasks)}, allowed are one or more of {list(TASKS)}, each once")
+        if self.condition_source not in CONDITION_SOURCES:
+            raise ValueError(f"condition_source is {self.condition_source!r}, allowed are {CONDITION_SOURCES}")
+        if self.cross_attention_query not in QUERIES:
+            raise ValueError(f"cross_attention_query is {self.cross_attention_query!r}, allowed are {QUERIES}")
+        if self.sampling_rate != 16_000:
+            raise ValueError(f"sampling_rate is {self.sampling_rate}, only 16000 Hz is supported")
+        for name, size, heads in (
+            ("condition_heads", hubert.hidden_size, self.condition_heads),
+            ("conversation_heads", cast(int, self.conversation_size), self.conversation_heads),
+        ):
+            if heads < 1 or size % heads:
+                raise ValueError(f"{name} is {heads}, which does not divide {size}")
+
+    @property
+    def hubert_config(self) -> HubertConfig:
+        """The HuBERT part, typed."""
+        return cast(HubertConfig, self.hubert)
+
+    @property
+    def tail_layers(self) -> int:
+        """Transformer layers of each task's tail."""
+        return self.hubert_config.num_hidden_layers - cast(int, self.trunk_layers)
+
+    @property
+    def emotions(self) -> tuple[str, ...]:
+        """The emotion dimensions that this bundle estimates, in the order of EMOTIONS."""
+        return tuple(name for name in EMOTIONS if name in self.tasks)
+
+    @property
+    def supports_personality(self) -> bool:
+        """Whether there is a personality tail, and with it utterance vectors."""
+        return "personality" in self.tasks
+
+    @property
+    def min_samples(self) -> int:
+        """Fewest samples at 16 kHz that make one frame."""
+        return receptive_field(self.hubert_config)

@@ -1,0 +1,130 @@
+"""The files of a bundle besides weights and configuration, and the checks that come before any is believed."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from kibun.models.types import TRAITS, Traits
+
+CONFIG, WEIGHTS, CHECKSUMS = "config.json", "model.safetensors", "sha256"
+EXPECTED_ERROR, CARD, PREPROCESSOR = "expected_error.json", "MODEL_CARD.md", "preprocessor_config.json"
+FILES = (CONFIG, WEIGHTS, EXPECTED_ERROR, CARD, PREPROCESSOR)
+PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
+
+ExpectedError = tuple[tuple[int, Traits], ...]
+"""(utterances heard, root-mean-square error per trait on the 1..7 scale), by rising count."""
+
+
+class BundleError(ValueError):
+    """A bundle is missing, damaged, unsafe or not what it says; the message names the file and the fix."""
+
+
+def write_sidecars(folder: Path, config: Any, expected_error: ExpectedError | None, card: str | None) -> None:
+    """Write expected error, card and preprocessor beside the weights, and last the checksums of all."""
+    rows = [
+        {"utterance_count": count, **dict(zip(TRAITS, errors, strict=True))} for count, errors in expected_error or ()
+    ]
+    _write_json(
+        folder / EXPECTED_ERROR,
+        {
+            "measure": "root-mean-square error on the trait scale, conversation level, on held-out speakers",
+            "by_utterance_count": rows,
+        },
+    )
+    _write_json(
+        folder / PREPROCESSOR,
+        {
+            "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+            "feature_size": 1,
+            "sampling_rate": config.sampling_rate,
+            "do_normalize": config.do_normalize,
+            "padding_side": "right",
+            "padding_value": 0.0,
+            "return_attention_mask": False,
+        },
+    )
+    (folder / CARD).write_text(card or default_card(config), encoding="utf-8")
+    write_checksums(folder)
+
+
+def write_checksums(folder: Path) -> None:
+    """List every file of the bundle in the format of `sha256sum`, so that `sha256sum -c sha256` works too."""
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in FILES]
+    (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
+
+
+def read_sidecars(folder: Path) -> tuple[ExpectedError | None, str | None]:
+    """Expected error and card of a folder, each None where there is none."""
+    error_file, card_file = folder / EXPECTED_ERROR, folder / CARD
+    expected: ExpectedError | None = None
+    if error_file.is_file():
+        try:
+            rows = json.loads(error_file.read_text(encoding="utf-8"))["by_utterance_count"]
+            expected = tuple(
+                (int(row["utterance_count"]), cast(Traits, tuple(float(row[name]) for name in TRAITS))) for row in rows
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise BundleError(f"{error_file}: not an expected-error file ({error!r})") from error
+    return expected or None, card_file.read_text(encoding="utf-8") if card_file.is_file() else None
+
+
+def verify(folder: Path) -> None:
+    """Check that a folder holds exactly the files of a bundle and that each is as it was written.
+
+    Raises:
+        BundleError: naming the file that is missing, damaged, not listed, or a pickle.
+    """
+    present = {path.name: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
+    for path in present.values():
+        if path.suffix.lower() in PICKLES or _is_pickle(path):
+            raise BundleError(f"{path}: may carry code that runs on loading; bundles are safetensors only: remove it")
+    for name in (*FILES, CHECKSUMS):
+        if name not in present:
+            raise BundleError(f"{folder / name}: missing; get the bundle again, or save it with save_pretrained")
+    for name in present:
+        if name not in (*FILES, CHECKSUMS):
+            raise BundleError(f"{folder / name}: not part of a bundle; remove it")
+    listed = _read_checksums(present[CHECKSUMS])
+    for name in FILES:
+        if listed.get(name) != _sha256(present[name]):
+            raise BundleError(f"{folder / name}: does not match {CHECKSUMS}; it was damaged or changed: get it again")
+
+
+def default_card(config: Any) -> str:
+    """A card for a bundle whose maker wrote none: only what the configuration itself can vouch for."""
+    status = "trained" if config.trained else "**untrained: the heads are random, the estimates mean nothing**"
+    return (
+        f"# {config.bundle_name} (version {config.bundle_version})\n\n"
+        f"- Status: {status}\n"
+        f"- Training data: {'synthetic speech' if config.synthetic else 'not recorded'}\n"
+        f"- Tasks: {', '.join(config.tasks)}\n"
+        f"- Evaluation: none recorded\n\n"
+        "Traits are apparent personality as raters perceive it in speech; they are not a diagnosis.\n"
+    )
+
+
+def _read_checksums(path: Path) -> dict[str, str]:
+    listed = {}
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        digest, _, name = line.partition("  ")
+        listed[name.strip()] = digest
+    return listed
+
+
+def _is_pickle(path: Path) -> bool:
+    """Pickles of protocol 2 and later start with 0x80; torch's zip archives with PK."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(2)
+    return head == b"PK" or (head[:1] == b"\x80" and len(head) == 2 and head[1] in range(2, 6))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

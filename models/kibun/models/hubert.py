@@ -1,0 +1,168 @@
+"""HuBERT cut in two: a trunk that every task shares, and a tail of Transformer layers per task.
+
+Both are made of transformers' own modules, so any HuBERT checkpoint in transformers' layout loads, and trunk followed
+by tail is bit-equal to `HubertModel` (tests/test_models_hubert.py).
+
+Ragged batches are exact: the first convolution of HuBERT-base is followed by a GroupNorm over time, so padding would
+change the frames of real audio. The convolutional front therefore only ever sees utterances of one length together;
+padding comes after it, where an attention mask keeps it out.
+
+Source: Hsu et al., "HuBERT", IEEE/ACM TASLP 2021; cut after layer six as in Gao et al., IEEE TAC 2025.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kibun.models._transformers import (
+    HubertConfig,
+    HubertEncoderLayer,
+    HubertEncoderLayerStableLayerNorm,
+    HubertFeatureEncoder,
+    HubertFeatureProjection,
+    HubertModel,
+    HubertPositionalConvEmbedding,
+)
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Encoder frames of B utterances, padded to the longest.
+
+    hidden: (B, T, H) float. Values beyond an utterance's length are arbitrary.
+    lengths: B valid frame counts, each 1..T (50 frames per second for the usual strides).
+    """
+
+    hidden: Tensor
+    lengths: tuple[int, ...]
+
+    @property
+    def mask(self) -> Tensor | None:
+        """(B, T) bool, True where a frame is real; None when nothing is padded."""
+        if min(self.lengths) == self.hidden.shape[1]:
+            return None
+        positions = torch.arange(self.hidden.shape[1], device=self.hidden.device)  # (T,)
+        lengths = torch.tensor(self.lengths, device=self.hidden.device)  # (B,)
+        return positions < lengths[:, None]  # (B, T)
+
+    def mean(self) -> Tensor:
+        """Mean over each utterance's real frames, (B, H)."""
+        if (mask := self.mask) is None:
+            return self.hidden.mean(dim=1)
+        total = self.hidden.masked_fill(~mask[:, :, None], 0.0).sum(dim=1)  # (B, H)
+        return total / mask.sum(dim=1, keepdim=True)  # (B, H)
+
+
+class Trunk(nn.Module):
+    """Waveform to frames: convolutions, projection, positional convolution, first `layers` Transformer layers."""
+
+    def __init__(self, config: HubertConfig, layers: int) -> None:
+        super().__init__()
+        self.feature_extractor = HubertFeatureEncoder(config)
+        self.feature_projection = HubertFeatureProjection(config)
+        self.pos_conv_embed = HubertPositionalConvEmbedding(config)
+        # The stable variant normalises after the last layer instead, so there it belongs to the tail.
+        self.layer_norm = None if config.do_stable_layer_norm else _layer_norm(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = _layers(config, layers)
+
+    def forward(self, waveforms: Sequence[Tensor]) -> Frames:
+        """Encode normalised waveforms.
+
+        Args:
+            waveforms: B float tensors (N_i,), 16 kHz, each at least as long as the receptive field.
+        """
+        fronts = self._fronts(waveforms)
+        lengths = tuple(front.shape[0] for front in fronts)
+        hidden = nn.utils.rnn.pad_sequence(fronts, batch_first=True)  # (B, T, H)
+        return _run(self.layers, Frames(hidden, lengths))
+
+    def _fronts(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
+        """B tensors (T_i, H); utterances of one length go through together."""
+        by_length: dict[int, list[int]] = {}
+        for index, waveform in enumerate(waveforms):
+            by_length.setdefault(waveform.shape[0], []).append(index)
+        fronts: dict[int, Tensor] = {}
+        for indices in by_length.values():
+            front = self._front(torch.stack([waveforms[index] for index in indices]))
+            fronts.update(zip(indices, front.unbind(0), strict=True))
+        return [fronts[index] for index in range(len(waveforms))]
+
+    def _front(self, waveforms: Tensor) -> Tensor:
+        features = self.feature_extractor(waveforms)  # (B, N) -> (B, C, T)
+        hidden = self.feature_projection(features.transpose(1, 2))  # (B, T, H)
+        hidden = hidden + self.pos_conv_embed(hidden)  # (B, T, H)
+        if self.layer_norm is not None:
+            hidden = self.layer_norm(hidden)
+        return self.dropout(hidden)  # type: ignore[no-any-return]
+
+    def load_from(self, hubert: HubertModel) -> None:
+        """Copy the weights of this part from a full model of the same configuration."""
+        self.feature_extractor.load_state_dict(hubert.feature_extractor.state_dict())
+        self.feature_projection.load_state_dict(hubert.feature_projection.state_dict())
+        self.pos_conv_embed.load_state_dict(hubert.encoder.pos_conv_embed.state_dict())
+        if self.layer_norm is not None:
+            self.layer_norm.load_state_dict(hubert.encoder.layer_norm.state_dict())
+        self.layers.load_state_dict(hubert.encoder.layers[: len(self.layers)].state_dict())
+
+
+class Tail(nn.Module):
+    """The last `layers` Transformer layers, one copy per task."""
+
+    def __init__(self, config: HubertConfig, layers: int) -> None:
+        super().__init__()
+        self.layers = _layers(config, layers)
+        self.layer_norm = _layer_norm(config) if config.do_stable_layer_norm else None
+
+    def forward(self, frames: Frames) -> Frames:
+        """(B, T, H) of the trunk to (B, T, H) of this task."""
+        frames = _run(self.layers, frames)
+        if self.layer_norm is None:
+            return frames
+        return Frames(self.layer_norm(frames.hidden), frames.lengths)
+
+    def load_from(self, hubert: HubertModel) -> None:
+        """Copy the weights of this part from a full model of the same configuration."""
+        last = hubert.encoder.layers[len(hubert.encoder.layers) - len(self.layers) :]
+        self.layers.load_state_dict(last.state_dict())
+        if self.layer_norm is not None:
+            self.layer_norm.load_state_dict(hubert.encoder.layer_norm.state_dict())
+
+
+def frame_count(config: HubertConfig, samples: int) -> int:
+    """Frames that the convolutions make of so many samples; 0 when they are too few for one."""
+    count = samples
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        count = (count - kernel) // stride + 1 if count >= kernel else 0
+    return count
+
+
+def receptive_field(config: HubertConfig) -> int:
+    """Fewest samples that make one frame (400 = 25 ms for HuBERT-base)."""
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
+def _layers(config: HubertConfig, count: int) -> nn.ModuleList:
+    layer = HubertEncoderLayerStableLayerNorm if config.do_stable_layer_norm else HubertEncoderLayer
+    return nn.ModuleList([layer(config) for _ in range(count)])
+
+
+def _layer_norm(config: HubertConfig) -> nn.LayerNorm:
+    return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+
+def _run(layers: nn.ModuleList, frames: Frames) -> Frames:
+    """Transformer layers with padding masked out. LayerDrop is left out: a served layer is never dropped."""
+    hidden, mask = frames.hidden, frames.mask
+    bias = None
+    if mask is not None:
+        lowest = torch.finfo(hidden.dtype).min
+        bias = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, lowest)[:, None, None, :]  # (B, 1, 1, T)
+    for layer in layers:
+        hidden = layer(hidden, attention_mask=bias)  # (B, T, H)
+    return Frames(hidden, frames.lengths)

@@ -1,0 +1,227 @@
+"""The whole model: one trunk, one tail per task, and the heads that turn frames into traits and emotion.
+
+    waveform ─ trunk ─┬─ tail personality ─ mean ─ vector ─┬─ PersonalityHead      settings 1, 2
+                      │                    history vectors ─┴─ ConversationHead    setting 3 ─┐ traits, or given ones
+                      ├─ tail valence ─ TicnCa ────────────────────────────────────────────────┤
+                      └─ tail arousal ─ TicnCa ────────────────────────────────────────────────┘
+
+`KibunModel.analyze` is what is served. `encode`, `vectors`, `utterance_traits`, `conversation_traits` and `emotion` are
+its steps, differentiable, for training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from kibun.models import files
+from kibun.models._transformers import ModelOutput, PreTrainedModel
+from kibun.models.analysis import analyze
+from kibun.models.conditioning import Query, TicnCa
+from kibun.models.config import KibunConfig
+from kibun.models.hubert import Frames, Tail, Trunk
+from kibun.models.layers import Linear
+from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
+from kibun.models.types import Analysis, Utterance
+
+NORMALISATION_EPSILON = 1e-7  # as transformers' Wav2Vec2FeatureExtractor
+
+
+@dataclass
+class KibunOutput(ModelOutput):
+    """Estimates of one training batch, not limited to their scales; None for tasks that the bundle lacks.
+
+    vectors: (B, H) utterance vectors, not rounded. traits: (B, 5) of setting 1. valence, arousal: (B,).
+    """
+
+    vectors: Tensor | None = None
+    traits: Tensor | None = None
+    valence: Tensor | None = None
+    arousal: Tensor | None = None
+
+
+class KibunModel(PreTrainedModel):
+    """Emotion and apparent personality from speech; see the module's docstring."""
+
+    config: KibunConfig
+    config_class = KibunConfig
+    base_model_prefix = "kibun"
+    main_input_name = "input_values"
+    _supports_sdpa = True
+
+    expected_error: files.ExpectedError | None = None
+    """Error of setting 3 against the number of utterances heard, from held-out speakers; None: unknown."""
+    card: str | None = None
+    """Text of MODEL_CARD.md; None: one is made from the configuration."""
+
+    def __init__(self, config: KibunConfig) -> None:
+        super().__init__(config)
+        hubert, size = config.hubert_config, config.hubert_config.hidden_size
+        self.trunk = Trunk(hubert, cast(int, config.trunk_layers))
+        self.tails = nn.ModuleDict({task: Tail(hubert, config.tail_layers) for task in config.tasks})
+        trait_centre = sum(config.trait_scale) / 2
+        if config.supports_personality:
+            self.personality_head = PersonalityHead(size, centre=trait_centre)
+            self.conversation_head = ConversationHead(
+                size,
+                inner=cast(int, config.conversation_size),
+                heads=config.conversation_heads,
+                dropout=config.head_dropout,
+                centre=trait_centre,
+            )
+        self.emotion_heads = nn.ModuleDict(
+            {
+                name: TicnCa(
+                    size,
+                    heads=config.condition_heads,
+                    ff=config.condition_ff,
+                    query=cast(Query, config.cross_attention_query),
+                    dropout=config.head_dropout,
+                    centre=sum(config.emotion_scale) / 2,
+                )
+                for name in config.emotions
+            }
+        )
+        self.post_init()
+
+    # ---- steps -----------------------------------------------------------------------------------------------------
+
+    def encode(self, waveforms: Sequence[Tensor]) -> Frames:
+        """Normalise waveforms as the checkpoint wants and run the trunk, (B, T, H).
+
+        Args:
+            waveforms: B float tensors (N_i,) at 16 kHz, each of at least `min_samples`; lengths may differ.
+        """
+        return cast(Frames, self.trunk([self._normalise(waveform) for waveform in waveforms]))
+
+    def vectors(self, frames: Frames) -> Tensor:
+        """Utterance vectors (B, H) from the trunk's frames: the mean over the personality tail's, not yet rounded."""
+        return cast(Frames, self.tails["personality"](frames)).mean()
+
+    def utterance_traits(self, vectors: Tensor) -> Tensor:
+        """Setting 1: (..., H) vectors to (..., 5) traits, not limited to the scale."""
+        return cast(Tensor, self.personality_head(round_to_stored(vectors)))
+
+    def conversation_traits(self, vectors: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Setting 3: (B, K, H) vectors, mask (B, K) True where real, to (B, 5) traits, not limited to the scale."""
+        return cast(Tensor, self.conversation_head(round_to_stored(vectors), mask))
+
+    def emotion(self, frames: Frames, traits: Tensor) -> dict[str, Tensor]:
+        """Each emotion dimension (B,) from the trunk's frames and (B, 5) traits, not limited to the scale."""
+        return {name: head(self.tails[name](frames), traits) for name, head in self.emotion_heads.items()}
+
+    def forward(
+        self, input_values: Tensor, lengths: Tensor | Sequence[int] | None = None, traits: Tensor | None = None
+    ) -> KibunOutput:
+        """One training batch.
+
+        Args:
+            input_values: (B, N) waveforms at 16 kHz, padded on the right with anything.
+            lengths: (B,) samples of each waveform; None: all N.
+            traits: (B, 5) traits to condition emotion on; None: setting 1 of this very utterance, detached, so that
+                the emotion loss does not teach the personality tail.
+        """
+        sizes = [input_values.shape[1]] * len(input_values) if lengths is None else [int(n) for n in lengths]
+        frames = self.encode([row[:size] for row, size in zip(input_values, sizes, strict=True)])
+        output = KibunOutput()
+        if self.config.supports_personality:
+            output.vectors = self.vectors(frames)
+            output.traits = self.utterance_traits(output.vectors)
+            traits = output.traits.detach().clamp(*self.config.trait_scale) if traits is None else traits
+        if self.config.emotions:
+            if traits is None:
+                raise ValueError("this model has no personality tail: pass `traits` to condition emotion on")
+            for name, value in self.emotion(frames, traits).items():
+                output[name] = value
+        return output
+
+    def freeze_trunk(self) -> None:
+        """Stop the trunk from learning, and keep its dropout off, so that its frames may be computed once."""
+        self.trunk.requires_grad_(False)
+        self.trunk.eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`, but a frozen trunk stays in evaluation mode."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.trunk.parameters()):
+            self.trunk.eval()
+        return self
+
+    # ---- the one call ----------------------------------------------------------------------------------------------
+
+    @property
+    def min_samples(self) -> int:
+        """Fewest samples at 16 kHz that an utterance must have."""
+        return self.config.min_samples
+
+    @property
+    def vector_size(self) -> int:
+        """D of the utterance vectors; 0 for a model without personality."""
+        return self.config.hubert_config.hidden_size if self.config.supports_personality else 0
+
+    def analyze(self, requests: Sequence[Utterance]) -> list[Analysis]:
+        """Estimate traits and emotion of each utterance; see `kibun.models.analysis.analyze`."""
+        return analyze(self, requests)
+
+    # ---- files -----------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, save_directory: str | Path, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
+        """Write the bundle: weights, configuration, model card, expected error, preprocessor, checksums.
+
+        Args:
+            save_directory: made if need be; files of an earlier bundle in it are replaced.
+            dtype: precision to store weights in (float16 halves the size); they are loaded as float32 again.
+            kwargs: as `transformers.PreTrainedModel.save_pretrained`.
+        """
+        if dtype is not None:
+            state = kwargs.pop("state_dict", None) or self.state_dict()
+            kwargs["state_dict"] = {name: value.to(dtype) for name, value in state.items()}
+        super().save_pretrained(save_directory, **kwargs)
+        files.write_sidecars(Path(save_directory), self.config, self.expected_error, self.card)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+        """Read a bundle folder or hub id as transformers does, as float32 and from safetensors unless told otherwise.
+
+        Checksums are not looked at and untrained models not refused: `kibun.models.bundle.load_bundle` does both.
+
+        Raises:
+            BundleError: the file of weights lacks some, or has some that do not belong to the configuration.
+        """
+        kwargs.setdefault("dtype", torch.float32)
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, **kwargs, use_safetensors=True, output_loading_info=True
+        )
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if info.get(problem):
+                names = ", ".join(sorted(map(str, info[problem]))[:3])
+                raise files.BundleError(f"{pretrained_model_name_or_path}/model.safetensors: {problem}: {names} ...")
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            model.expected_error, model.card = files.read_sidecars(folder)
+        return (model, info) if wants_info else model
+
+    # ---- inside ----------------------------------------------------------------------------------------------------
+
+    def _normalise(self, waveform: Tensor) -> Tensor:
+        """Zero mean and unit variance over the utterance, if the checkpoint was trained so; (N,) -> (N,)."""
+        if not self.config.do_normalize:
+            return waveform
+        variance, mean = torch.var_mean(waveform, correction=0)
+        return (waveform - mean) / torch.sqrt(variance + NORMALISATION_EPSILON)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """HuBERT's parts as transformers initialises them; our heads as they say themselves."""
+        if isinstance(module, Linear):
+            module.reset_parameters()
+        elif isinstance(module, nn.Conv1d):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)

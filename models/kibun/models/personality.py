@@ -1,0 +1,78 @@
+"""Apparent Big Five traits: from one utterance, and from all that a speaker has said so far.
+
+Setting 1 is `PersonalityHead` on one utterance vector, setting 2 the mean of setting 1 over a speaker's utterances,
+setting 3 `ConversationHead` over the vectors. All three need only the vectors, so an utterance is encoded once and
+kept as a float16 vector. Every estimate is a function of the vector *as it is kept*: `round_to_stored` comes first,
+and so a history read back from a store gives the same answer.
+
+Source: Gao et al., "Bridging Speech Emotion Recognition and Personality", IEEE TAC 2025. Its conversation head is not
+described in full; ours is one small Transformer layer and an attention pool.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from kibun.models.layers import Linear, ScaleLinear, TransformerLayer
+
+
+class PersonalityHead(nn.Module):
+    """Five traits from an utterance vector (the mean of its frames)."""
+
+    def __init__(self, size: int, *, centre: float) -> None:
+        super().__init__()
+        self.out = ScaleLinear(size, 5, centre=centre)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., H) -> (..., 5), not limited to the scale."""
+        return self.out(vectors)  # type: ignore[no-any-return]
+
+
+class ConversationHead(nn.Module):
+    """Five traits from the set of a speaker's utterance vectors.
+
+    There is no position in it: who someone is does not depend on the order of what they said, and utterances of
+    parallel streams may finish in any order. It is causal because it is only ever given utterances heard so far.
+    """
+
+    def __init__(self, size: int, *, inner: int, heads: int, dropout: float, centre: float) -> None:
+        super().__init__()
+        self.project = Linear(size, inner)
+        self.layer = TransformerLayer(inner, heads, 2 * inner, dropout)
+        self.score = Linear(inner, 1)
+        self.out = ScaleLinear(inner, 5, centre=centre)
+
+    def forward(self, vectors: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Estimate the traits of B speakers.
+
+        Args:
+            vectors: (B, K, H), K >= 1, already rounded (`round_to_stored`).
+            mask: (B, K) bool, True where there is an utterance, at least one per row; None: all.
+
+        Returns:
+            (B, 5), not limited to the scale.
+        """
+        x = self.layer(self.project(vectors), mask)  # (B, K, d)
+        score = self.score(x)  # (B, K, 1)
+        if mask is not None:
+            score = score.masked_fill(~mask[:, :, None], float("-inf"))
+        pooled = (score.softmax(dim=1) * x).sum(dim=1)  # (B, d)
+        return self.out(pooled)  # type: ignore[no-any-return]  # (B, 5)
+
+    def causal(self, vectors: Tensor) -> Tensor:
+        """What would have been served after each utterance of one conversation.
+
+        Args:
+            vectors: (K, H) of one speaker, in the order heard, already rounded.
+
+        Returns:
+            (K, 5): row k uses utterances 0..k only.
+        """
+        count = vectors.shape[0]
+        heard = torch.ones(count, count, dtype=torch.bool, device=vectors.device).tril()  # (K, K)
+        return self.forward(vectors.expand(count, -1, -1), heard)
+
+
+def round_to_stored(vectors: Tensor) -> Tensor:
+    """Round to float16, the precision that vectors are kept in; gradients pass unchanged (straight-through)."""
+    rounded = vectors.detach().to(torch.float16).to(vectors.dtype)
+    return vectors + (rounded - vectors).detach() if vectors.requires_grad else rounded
