@@ -19,7 +19,7 @@ from transformers.models.hubert.modeling_hubert import (  # noqa: E402
     HubertFeatureProjection,
     HubertPositionalConvEmbedding,
 )
-from transformers.utils import ModelOutput  # noqa: E402
+from transformers.utils.generic import ModelOutput  # noqa: E402
 
 __all__ = [
     "AutoConfig",

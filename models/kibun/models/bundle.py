@@ -37,7 +37,7 @@ def load_bundle(path_or_name: str | Path, *, allow_untrained: bool = False) -> K
             f"{folder}: this bundle is untrained, its estimates mean nothing; train it, or pass --allow-untrained"
             " (allow_untrained=True) to try things out"
         )
-    return model.eval()
+    return model
 
 
 def resolve_bundle(path_or_name: str | Path) -> Path:

@@ -11,7 +11,7 @@ CONDITION_SOURCES = ("utterance", "average", "conversation")
 QUERIES = ("personality", "acoustic")
 
 
-class KibunConfig(PreTrainedConfig):
+class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     """Every setting that travels with the weights; unknown or impossible values raise ValueError."""
 
     model_type = "kibun"
@@ -46,7 +46,7 @@ class KibunConfig(PreTrainedConfig):
     trained: bool = False  # heads are random: the server refuses it unless told otherwise
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         hubert = self.hubert_config
         # transformers' layers read this; KibunModel masks for it (no flash attention, whose masks differ).
         hubert._attn_implementation = "sdpa"

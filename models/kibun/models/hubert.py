@@ -60,9 +60,9 @@ class Trunk(nn.Module):
 
     def __init__(self, config: HubertConfig, layers: int) -> None:
         super().__init__()
-        self.feature_extractor = HubertFeatureEncoder(config)
-        self.feature_projection = HubertFeatureProjection(config)
-        self.pos_conv_embed = HubertPositionalConvEmbedding(config)
+        self.feature_extractor = HubertFeatureEncoder(config)  # type: ignore[no-untyped-call]
+        self.feature_projection = HubertFeatureProjection(config)  # type: ignore[no-untyped-call]
+        self.pos_conv_embed = HubertPositionalConvEmbedding(config)  # type: ignore[no-untyped-call]
         # The stable variant normalises after the last layer instead, so there it belongs to the tail.
         self.layer_norm = None if config.do_stable_layer_norm else _layer_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)

@@ -47,7 +47,8 @@ class Attention(nn.Module):
         return self.out(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]  # (B, Q, H)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, L, H) -> (B, heads, L, H / heads)
+        batch, length, _ = x.shape
+        return x.view(batch, length, self.heads, -1).transpose(1, 2)  # (B, L, H) -> (B, heads, L, H / heads)
 
 
 class TransformerLayer(nn.Module):

@@ -43,7 +43,7 @@ class KibunOutput(ModelOutput):
     arousal: Tensor | None = None
 
 
-class KibunModel(PreTrainedModel):
+class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """Emotion and apparent personality from speech; see the module's docstring."""
 
     config: KibunConfig
@@ -85,7 +85,7 @@ class KibunModel(PreTrainedModel):
                 for name in config.emotions
             }
         )
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     # ---- steps -----------------------------------------------------------------------------------------------------
 
@@ -168,7 +168,9 @@ class KibunModel(PreTrainedModel):
 
     # ---- files -----------------------------------------------------------------------------------------------------
 
-    def save_pretrained(self, save_directory: str | Path, dtype: torch.dtype | None = None, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | Path, *, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> None:
         """Write the bundle: weights, configuration, model card, expected error, preprocessor, checksums.
 
         Args:
@@ -183,7 +185,9 @@ class KibunModel(PreTrainedModel):
         files.write_sidecars(Path(save_directory), self.config, self.expected_error, self.card)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
         """Read a bundle folder or hub id as transformers does, as float32 and from safetensors unless told otherwise.
 
         Checksums are not looked at and untrained models not refused: `kibun.models.bundle.load_bundle` does both.
@@ -193,9 +197,10 @@ class KibunModel(PreTrainedModel):
         """
         kwargs.setdefault("dtype", torch.float32)
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, **kwargs, use_safetensors=True, output_loading_info=True
         )
+        model, info = loaded
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(problem):
                 names = ", ".join(sorted(map(str, info[problem]))[:3])
@@ -224,4 +229,4 @@ class KibunModel(PreTrainedModel):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         else:
-            super()._init_weights(module)
+            super()._init_weights(module)  # type: ignore[no-untyped-call]
