@@ -68,7 +68,7 @@ class ModelInfo:
     supports_conversation_personality: bool = True
     synthetic: bool = False  # trained on generated speech: says nothing of people
     trained: bool = True
-    # (utterance count, mean absolute error per trait with that much evidence), by rising count; None: unknown
+    # (utterance count, root-mean-square error per trait with that much evidence), by rising count; None: unknown
     expected_error: tuple[tuple[int, Traits], ...] | None = None
 
 

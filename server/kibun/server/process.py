@@ -1,0 +1,170 @@
+"""The server's handle of one worker process: spawn it, wait until it is ready, hand it batches, notice its death.
+
+Everything happens on the event loop; nothing blocks it. Requests go to the worker's stdin, answers come from its
+stdout, so either side's death is the other's end of file, at once. The worker leads a process group of its own:
+Ctrl-C in a terminal does not reach it. It is a plain subprocess and not one of multiprocessing's, as that would run
+the main module of the embedding program again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from kibun.server.backend import BackendError, Job, Result
+from kibun.server.wire import Answers, Batch, LoadFailed, LoadOptions, Ready, encode, read_message
+
+_log = logging.getLogger(__name__)
+
+# -P: a torch.py in the current directory must not become torch.
+_COMMAND = (sys.executable, "-P", "-c", "from kibun.server.worker import main; main()")
+
+
+class WorkerDied(Exception):
+    """The worker ended, or was killed for being late, before it answered. Its jobs may be tried again."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    future: asyncio.Future[list[Result | BackendError]]
+    deadline: asyncio.TimerHandle
+
+
+class WorkerProcess:
+    """One life of one worker; made by `spawn`, never restarted."""
+
+    def __init__(self, process: asyncio.subprocess.Process, on_change: Callable[[], None]) -> None:
+        self._process = process
+        self._on_change = on_change
+        self._pending: dict[int, _Pending] = {}
+        self._batches = 0
+        self._reading: asyncio.Task[None] | None = None
+        self.info = Ready((), 0, "")
+        self.alive = True
+
+    @classmethod
+    async def spawn(cls, options: LoadOptions, *, timeout_s: float, on_change: Callable[[], None]) -> "WorkerProcess":
+        """Start a process and wait for its handshake.
+
+        `on_change` is called after each answer and after the worker's death.
+        Raises BackendError LOAD_FAILED with the worker's own message.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *_COMMAND, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, process_group=0
+        )
+        worker = cls(process, on_change)
+        try:
+            async with asyncio.timeout(timeout_s):
+                worker._send(options)
+                worker.info = await worker._handshake()
+        except TimeoutError:
+            raise BackendError("LOAD_FAILED", f"the worker was not ready within {timeout_s:g} s") from None
+        finally:
+            if not worker.info.slots:
+                await worker.close(grace_s=0)
+        worker._reading = asyncio.create_task(worker._read_answers(), name=f"worker-{worker.pid}")
+        return worker
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def in_flight(self) -> int:
+        """Batches handed over and not answered yet, those that nobody waits for any more included."""
+        return len(self._pending)
+
+    async def infer(self, jobs: Sequence[Job], *, timeout_s: float) -> list[Result | BackendError]:
+        """Hand over a batch and await its answer; past the timeout the worker is killed.
+
+        Cancelling the caller neither stops the work nor frees its slot: `in_flight` tells the truth.
+        Raises WorkerDied.
+        """
+        if not self.alive:
+            raise WorkerDied
+        loop = asyncio.get_running_loop()
+        self._batches += 1
+        number = self._batches
+        pending = _Pending(loop.create_future(), loop.call_later(timeout_s, self._kill_late, number, timeout_s))
+        self._pending[number] = pending
+        self._send(Batch(number, tuple(jobs)))
+        return await pending.future
+
+    async def close(self, *, grace_s: float) -> None:
+        """End the process, by force after `grace_s`, and wait until it is gone. Pending calls get WorkerDied."""
+        self._die()
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._process.wait()
+        except TimeoutError:
+            self.kill()
+            await self._process.wait()
+        if self._reading is not None:
+            await self._reading
+
+    def kill(self) -> None:
+        """Kill the process at once; it may be gone already. What was in flight gets WorkerDied."""
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    @property
+    def _stdin(self) -> asyncio.StreamWriter:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    @property
+    def _stdout(self) -> asyncio.StreamReader:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def _send(self, message: object) -> None:
+        # No drain(): what is unsent is bounded by the batches in flight. Writing to a dead worker is noticed as
+        # the end of its stdout.
+        self._stdin.writelines(encode(message))
+
+    async def _handshake(self) -> Ready:
+        try:
+            message = await read_message(self._stdout)
+        except EOFError:
+            code = await self._process.wait()
+            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+            raise BackendError("LOAD_FAILED", f"the worker {how} before it was ready") from None
+        if isinstance(message, LoadFailed):
+            raise BackendError("LOAD_FAILED", message.message)
+        assert isinstance(message, Ready)
+        return message
+
+    async def _read_answers(self) -> None:
+        try:
+            while True:
+                answers: Answers = await read_message(self._stdout)
+                pending = self._pending.pop(answers.number)
+                pending.deadline.cancel()
+                if not pending.future.done():  # done: cancelled by its caller
+                    pending.future.set_result(list(answers.results))
+                self._on_change()
+        except EOFError:
+            pass
+        finally:
+            self._die()
+            self.kill()  # a worker without a pipe is of no use, whatever it does
+
+    def _die(self) -> None:
+        if not self.alive:
+            return
+        self.alive = False
+        for pending in self._pending.values():
+            pending.deadline.cancel()
+            if not pending.future.done():
+                pending.future.set_exception(WorkerDied())
+        self._pending.clear()
+        self._on_change()
+
+    def _kill_late(self, number: int, timeout_s: float) -> None:
+        _log.error("worker %d: batch %d not answered within %.1f s; killed", self.pid, number, timeout_s)
+        self.kill()

@@ -1,0 +1,228 @@
+"""The worker process: the only place that runs a model.
+
+`process.WorkerProcess` spawns one per device and talks to it through the worker's stdin and stdout (`wire`).
+
+Thread contract. The main thread loads the models, then does nothing but read batches; it never touches a model
+again. `slots` inference threads share the weights, which nobody writes after the load; each runs one batch at a
+time, with one intra-op thread on a CPU (two inference threads of one intra-op thread each beat one of two).
+Answers are written by the thread that computed them, under one lock.
+
+A job that cannot be analysed is answered with its own error and harms no other. The worker ends, at once, when its
+stdin does: the server closed it or died. It ignores SIGINT and SIGTERM, as only the server knows what is in flight.
+"""
+
+import faulthandler
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, BinaryIO
+
+from kibun.server.backend import BackendError, Job, ModelInfo, Result
+from kibun.server.runner import BatchRunner, DeviceLost, LoadedModels, Loader
+from kibun.server.wire import (
+    Answers,
+    Batch,
+    LoadFailed,
+    LoadOptions,
+    Ready,
+    encode,
+    read_message_blocking,
+)
+
+if TYPE_CHECKING:
+    from kibun.models.bundle import KibunModel
+
+CANNOT_GO_ON = 70
+"""Exit code after an error that is no job's fault."""
+
+_log = logging.getLogger("kibun.server.worker")
+
+
+def main() -> None:
+    """Entry point of the process: load, say so, then serve until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()
+    requests, answers = _take_over_stdio()
+    try:
+        options = read_message_blocking(requests)
+        logging.basicConfig(level=options.log_level, stream=sys.stderr)
+        sys.path.extend(entry for entry in options.import_path if entry not in sys.path)
+        _serve(options, requests, answers)
+        code = 0
+    except (EOFError, BrokenPipeError):
+        code = 0
+    except BaseException:
+        _log.exception("the worker cannot go on")
+        code = CANNOT_GO_ON
+    # Not sys.exit: that would wait for inference threads whose answers nobody reads any more.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _take_over_stdio() -> tuple[BinaryIO, BinaryIO]:
+    """Return the pipes from and to the server; from now on prints go to stderr and cannot garble a message."""
+    requests = os.fdopen(os.dup(0), "rb", buffering=0)
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _serve(options: LoadOptions, requests: BinaryIO, answers: BinaryIO) -> None:
+    send = _Sender(answers)
+    try:
+        module, _, function = options.loader.partition(":")
+        loader: Loader = getattr(importlib.import_module(module), function)
+        loaded = loader(options)
+        runner = BatchRunner(loaded.models)
+        pool = ThreadPoolExecutor(loaded.slots, "inference")
+        for warm in [pool.submit(runner.warm_up) for _ in range(loaded.slots)]:
+            warm.result()
+    except BackendError as error:
+        send(LoadFailed(error.message))
+        return
+    except Exception as error:
+        _log.exception("loading failed")
+        send(LoadFailed(f"unexpected {type(error).__name__} while loading: {error}"))
+        return
+    send(Ready(tuple(model.info for model in loaded.models), loaded.slots, loaded.device))
+    while True:
+        batch: Batch = read_message_blocking(requests)
+        pool.submit(_answer, runner, batch, send)
+
+
+def _answer(runner: BatchRunner, batch: Batch, send: "_Sender") -> None:
+    try:
+        send(Answers(batch.number, tuple(runner.run(batch.jobs))))
+    except BrokenPipeError:
+        os._exit(0)
+    except BaseException:
+        # The device is lost, or we erred. A batch without an answer would wait for its deadline; by ending, the
+        # worker lets the server know at once, and the server tries again elsewhere.
+        _log.exception("the worker cannot go on")
+        os._exit(CANNOT_GO_ON)
+
+
+class _Sender:
+    """Writes whole messages; safe to call from any thread."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def __call__(self, message: object) -> None:
+        with self._lock:
+            for piece in encode(message):
+                view = memoryview(piece).cast("B")
+                while view:
+                    view = view[self._stream.write(view) :]
+
+
+def load_models(options: LoadOptions) -> LoadedModels:
+    """Load bundles with torch; the default loader.
+
+    Raises BackendError LOAD_FAILED naming the file, the device or the missing package.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it: holds for threads not yet born
+    try:
+        import torch
+
+        from kibun.models.bundle import BundleError, load_bundle
+    except ImportError as error:
+        raise BackendError("LOAD_FAILED", f"cannot import {error.name}: pip install 'kibun[server]'") from error
+    torch.set_num_threads(1)
+    device = _choose_device(options.device)
+    try:
+        bundles = [load_bundle(name, allow_untrained=options.allow_untrained) for name in options.models]
+    except BundleError as error:
+        raise BackendError("LOAD_FAILED", str(error)) from error
+    slots = options.threads or (usable_cores() if device == "cpu" else 2)
+    return LoadedModels([BundleModel(bundle, device) for bundle in bundles], slots, device)
+
+
+class BundleModel:
+    """A bundle behind runner.Model: any number of threads may call `analyze`, none of them writes the weights."""
+
+    def __init__(self, bundle: "KibunModel", device: str) -> None:
+        import torch
+
+        self._bundle = bundle
+        torch.nn.Module.to(bundle, device)
+        self._bundle.requires_grad_(False)
+        config = bundle.config
+        self.info = ModelInfo(
+            name=config.bundle_name,
+            version=config.bundle_version,
+            vector_size=bundle.vector_size,
+            min_samples=bundle.min_samples,
+            supports_emotion=bool(config.emotions),
+            supports_personality=config.supports_personality,
+            supports_conversation_personality=config.supports_personality,
+            synthetic=config.synthetic,
+            trained=config.trained,
+            expected_error=bundle.expected_error,
+        )
+
+    def analyze(self, jobs: Sequence[Job]) -> list[Result]:
+        """Analyse a batch. Raises BackendError MODEL_NONFINITE or INVALID_JOB, and DeviceLost."""
+        import torch
+
+        from kibun.models.analysis import NonFiniteError
+        from kibun.models.types import Utterance
+
+        torch.set_num_threads(1)  # a setting of each thread
+        try:
+            analyses = self._bundle.analyze(
+                [Utterance(j.audio, j.history, j.given_traits, j.emotion, j.personality) for j in jobs]
+            )
+        except NonFiniteError as error:
+            raise BackendError("MODEL_NONFINITE", str(error)) from error
+        except ValueError as error:
+            raise BackendError("INVALID_JOB", str(error)) from error
+        except torch.AcceleratorError as error:
+            raise DeviceLost from error
+        return [
+            Result(
+                vector=analysis.vector,
+                utterance_traits=analysis.utterance_traits,
+                average_traits=analysis.average_traits,
+                conversation_traits=analysis.conversation_traits,
+                condition_traits=analysis.condition_traits,
+                condition_source=analysis.condition_source,
+                valence=analysis.valence,
+                arousal=analysis.arousal,
+            )
+            for analysis in analyses
+        ]
+
+
+def _choose_device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise BackendError("LOAD_FAILED", f"device {wanted!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cpu":
+        return "cpu"
+    count = torch.cuda.device_count()
+    if device.type != "cuda" or (device.index or 0) >= count:
+        raise BackendError("LOAD_FAILED", f"device {wanted!r}: this machine has {count} CUDA devices")
+    return f"cuda:{device.index or 0}"
+
+
+def usable_cores() -> int:
+    """Count the cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,84 @@
+"""A stand-in for real models, run by real worker processes: `LocalBackend(["stub"], loader="stub_model:load")`.
+
+Also the model of load tests of the whole server. A model's name may carry options:
+`stub?delay_s=0.02&s_per_audio_s=0.1&slots=4`. What it does with a job depends on the first sample of its audio.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Sequence
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from kibun.server.backend import BackendError, Job, ModelInfo, Result, Traits
+from kibun.server.runner import LoadedModels
+from kibun.server.wire import LoadOptions
+
+VECTOR_SIZE = 4
+
+# First samples that ask for a fault; exact in float32.
+POISON = 0.5  # the process is killed
+NAN = 0.25  # an estimate is NaN
+RAISES = 0.125  # the model raises
+HANGS = 0.0625  # never answered
+SLOW = 0.03125  # answered after a second
+
+
+class StubModel:
+    """Estimates are plain functions of the audio, so that tests can tell which job they belong to."""
+
+    def __init__(self, name: str, delay_s: float, s_per_audio_s: float) -> None:
+        self.info = ModelInfo(name, "1", VECTOR_SIZE, max_samples=30 * 16_000, synthetic=True)
+        self._delay_s = delay_s
+        self._s_per_audio_s = s_per_audio_s
+
+    def analyze(self, jobs: Sequence[Job]) -> list[Result]:
+        time.sleep(self._delay_s + self._s_per_audio_s * sum(job.seconds for job in jobs))
+        return [self._analyze(job) for job in jobs]
+
+    def _analyze(self, job: Job) -> Result:
+        what = float(job.audio[0])
+        if what == POISON:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == RAISES:
+            raise ValueError("secret text")
+        if what in (HANGS, SLOW):
+            time.sleep(3600 if what == HANGS else 1)
+        level = float(np.sqrt(np.mean(np.square(job.audio, dtype=np.float64))))
+        estimate = 4.0 + 3.0 * min(level, 1.0)
+        traits: Traits = (estimate, 4.0, 4.0, 4.0, 4.0)
+        known = job.given_traits or traits
+        vector = np.array([len(job.history), level, len(job.audio) / 16_000, os.getpid() % 1000], np.float16)
+        return Result(
+            vector,
+            utterance_traits=traits if job.personality else None,
+            average_traits=traits if job.personality else None,
+            conversation_traits=traits if job.personality else None,
+            condition_traits=known if job.emotion else None,
+            condition_source=None if not job.emotion else "given" if job.given_traits else "conversation",
+            valence=3.0 if job.emotion else None,
+            arousal=(float("nan") if what == NAN else 1.0 + 4.0 * min(level, 1.0)) if job.emotion else None,
+        )
+
+
+def load(options: LoadOptions) -> LoadedModels:
+    """Make one stub per model name; "missing…" fails as a missing file does, "crash" kills the process."""
+    models = []
+    slots = options.threads or 2
+    for text in options.models:
+        name, _, query = text.partition("?")
+        settings = {key: float(value) for key, value in parse_qsl(query)}
+        if name.startswith("missing"):
+            raise BackendError("LOAD_FAILED", f"{name}/model.safetensors: no such file")
+        if name == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == "bug":
+            raise KeyError("layer_weights")
+        if name == "sleepy":
+            time.sleep(3600)
+        print("loading", name)  # a stray print must not garble the protocol
+        slots = int(settings.get("slots", slots))
+        models.append(StubModel(name, settings.get("delay_s", 0.0), settings.get("s_per_audio_s", 0.0)))
+    return LoadedModels(models, slots, "cpu")
