@@ -67,6 +67,7 @@ def load(options: LoadOptions) -> LoadedModels:
     """Make one stub per model name; "missing…" fails as a missing file does, "crash" kills the process."""
     models = []
     slots = options.threads or 2
+    batch_s = 8.0
     for text in options.models:
         name, _, query = text.partition("?")
         settings = {key: float(value) for key, value in parse_qsl(query)}
@@ -80,5 +81,6 @@ def load(options: LoadOptions) -> LoadedModels:
             time.sleep(3600)
         print("loading", name)  # a stray print must not garble the protocol
         slots = int(settings.get("slots", slots))
+        batch_s = settings.get("batch_s", batch_s)
         models.append(StubModel(name, settings.get("delay_s", 0.0), settings.get("s_per_audio_s", 0.0)))
-    return LoadedModels(models, slots, "cpu")
+    return LoadedModels(models, slots, batch_s, "cpu")

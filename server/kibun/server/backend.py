@@ -105,6 +105,11 @@ class Backend(Protocol):
         """How many `infer` calls may usefully be in flight at once; known after `start`."""
         ...
 
+    @property
+    def batch_s(self) -> float:
+        """Seconds of audio that one batch should carry; 0 where batching gains nothing: one job each."""
+        ...
+
     async def start(self) -> tuple[ModelInfo, ...]:
         """Load the models; return them, the default first, once a warm-up inference has succeeded.
 

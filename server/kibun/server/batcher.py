@@ -16,10 +16,9 @@ from kibun.server.backend import Backend, BackendError, Job, Result, Superseded
 
 
 @dataclass(frozen=True)
-class BatchLimits:
-    """Bounds of the queue, in seconds of audio: what jobs cost, roughly, in time and in memory (64 kB each)."""
+class QueueLimits:
+    """Bounds of the queue, in seconds of audio: what jobs cost, roughly, in time and in memory (64 kB a second)."""
 
-    batch_s: float = 8.0  # audio in one batch; a longer job goes alone
     queued_s: float = 600.0  # finals that may be queued; interims may be as many again
 
 
@@ -37,7 +36,7 @@ class Ticket:
 class JobQueue:
     """Decides what is queued and what leaves next. No clock, no asyncio; times come from the caller."""
 
-    def __init__(self, limits: BatchLimits) -> None:
+    def __init__(self, limits: QueueLimits) -> None:
         self._limits = limits
         self._finals: list[Ticket] = []  # sorted
         self._interims: list[Ticket] = []  # sorted
@@ -71,8 +70,10 @@ class JobQueue:
         self._forget(ticket)
         return True
 
-    def pop_batch(self, idle_slots: int, slots: int) -> list[Ticket]:
+    def pop_batch(self, idle_slots: int, slots: int, batch_s: float) -> list[Ticket]:
         """Take the jobs that leave now on one of the idle slots; empty if none should.
+
+        `batch_s`: seconds of audio that a batch may carry; a job that is longer goes alone.
 
         A batch never mixes finals and interims, so no final waits for an interim's audio. While there is more than
         one slot, one is kept free of interims: the next final finds it idle. What other idle slots could start at
@@ -88,7 +89,7 @@ class JobQueue:
                 return []
         share = -(-len(lane) // idle_slots)
         count, seconds = 1, lane[0].job.seconds
-        while count < share and seconds + lane[count].job.seconds <= self._limits.batch_s:
+        while count < share and seconds + lane[count].job.seconds <= batch_s:
             seconds += lane[count].job.seconds
             count += 1
         batch = lane[:count]
@@ -104,7 +105,7 @@ class JobQueue:
     def clear(self) -> list[Ticket]:
         """Take everything out."""
         tickets = self._finals + self._interims
-        self.__init__(self._limits)  # type: ignore[misc]
+        self._finals, self._interims, self._interim_of = [], [], {}
         return tickets
 
     def _forget(self, ticket: Ticket) -> None:
@@ -120,16 +121,17 @@ class Batcher:
     """The queue at work on one event loop; implements backend.Analyzer."""
 
     def __init__(
-        self, backend: Backend, limits: BatchLimits | None = None, clock: Callable[[], float] = time.monotonic
+        self, backend: Backend, limits: QueueLimits | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._backend = backend
-        self._queue = JobQueue(limits or BatchLimits())
+        self._queue = JobQueue(limits or QueueLimits())
         self._clock = clock
         self._numbers = itertools.count()
         self._futures: dict[int, asyncio.Future[Result]] = {}  # by ticket number; queued and running
         self._running: set[asyncio.Task[None]] = set()
         self._entry = asyncio.Lock()  # finals that wait for room enter in the order they came
         self._room = asyncio.Event()  # something left the queue
+        self._closed = False
 
     @property
     def full(self) -> bool:
@@ -152,7 +154,10 @@ class Batcher:
                     await self._room.wait()
         elif self.full or not self._queue.has_room(job, final=False):
             raise Superseded
-        future = self._futures[ticket.number] = asyncio.get_running_loop().create_future()
+        if self._closed:
+            raise BackendError("UNAVAILABLE", "the server is stopping")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._futures[ticket.number] = future
         superseded = self._queue.push(ticket)
         if superseded is not None:
             self._futures[superseded.number].set_exception(Superseded())
@@ -171,13 +176,14 @@ class Batcher:
 
     def close(self) -> None:
         """Answer all that is queued with BackendError UNAVAILABLE. Does not close the backend."""
+        self._closed = True
         self._fail(self._queue.clear(), BackendError("UNAVAILABLE", "the server is stopping"))
         self._room.set()
 
     def _dispatch(self) -> None:
         """Give idle slots their work. Called whenever a job arrives or a slot falls idle."""
         slots = self._backend.slots
-        while batch := self._queue.pop_batch(slots - len(self._running), slots):
+        while batch := self._queue.pop_batch(slots - len(self._running), slots, self._backend.batch_s):
             task = asyncio.create_task(self._run(batch))
             self._running.add(task)
             task.add_done_callback(self._done)
@@ -186,11 +192,12 @@ class Batcher:
     async def _run(self, batch: list[Ticket]) -> None:
         try:
             outcomes = await self._backend.infer([ticket.job for ticket in batch])
-        except BaseException as error:
+        except BackendError as error:
             self._fail(batch, error)
-            if not isinstance(error, BackendError):
-                raise
             return
+        except BaseException as error:
+            self._fail(batch, BackendError("WORKER_FAILED", f"the backend raised {type(error).__name__}"))
+            raise  # to the event loop, which logs it
         for ticket, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, BackendError):
                 self._fail([ticket], outcome)
@@ -201,9 +208,7 @@ class Batcher:
         self._running.discard(task)
         self._dispatch()
 
-    def _fail(self, batch: list[Ticket], error: BaseException) -> None:
-        if not isinstance(error, BackendError):
-            error = BackendError("UNAVAILABLE", f"the backend raised {type(error).__name__}")
+    def _fail(self, batch: list[Ticket], error: BackendError) -> None:
         for ticket in batch:
             if (future := self._waiting(ticket)) is not None:
                 # One exception each: awaiters in different tasks add their tracebacks to it.

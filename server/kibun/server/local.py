@@ -87,6 +87,7 @@ class LocalBackend:
         ]
         self._models: tuple[ModelInfo, ...] = ()
         self._slots = 0
+        self._batch_s = 0.0
         self._keepers: list[asyncio.Task[None]] = []
         self._calls = 0  # infer calls under way
         self._suspects = 0  # jobs waiting for, or in, their second attempt
@@ -107,6 +108,7 @@ class LocalBackend:
             raise
         workers = [device.worker for device in self._devices if device.worker is not None]
         self._models = workers[0].info.models
+        self._batch_s = workers[0].info.batch_s
         self._slots = sum(worker.info.slots for worker in workers)
         self._keepers = [asyncio.create_task(self._keep_alive(device)) for device in self._devices]
         self._accepting = True
@@ -116,6 +118,11 @@ class LocalBackend:
     def slots(self) -> int:
         """Batches that all workers together run at once; 0 before `start`."""
         return self._slots
+
+    @property
+    def batch_s(self) -> float:
+        """Seconds of audio that one batch should carry; 0 where batching gains nothing."""
+        return self._batch_s
 
     @property
     def pids(self) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ class WorkerProcess:
         self._pending: dict[int, _Pending] = {}
         self._batches = 0
         self._reading: asyncio.Task[None] | None = None
-        self.info = Ready((), 0, "")
+        self.info = Ready((), 0, 0.0, "")
         self.alive = True
 
     @classmethod

@@ -43,6 +43,7 @@ class LoadedModels:
 
     models: Sequence[Model]
     slots: int  # inference threads worth having
+    batch_s: float  # seconds of audio worth having in one batch; 0: batching gains nothing
     device: str
 
 

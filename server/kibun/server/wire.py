@@ -34,6 +34,7 @@ class Ready:
 
     models: tuple[ModelInfo, ...]
     slots: int  # batches it runs at once
+    batch_s: float  # seconds of audio worth having in one batch
     device: str
 
 

@@ -40,6 +40,10 @@ if TYPE_CHECKING:
 CANNOT_GO_ON = 70
 """Exit code after an error that is no job's fault."""
 
+CPU_BATCH_S = 0.0  # a CPU runs the utterances of a batch one after the other: each had better be answered when done
+CUDA_BATCH_S = 60.0
+CUDA_THREADS = 2  # one prepares a batch while the other's runs
+
 _log = logging.getLogger("kibun.server.worker")
 
 
@@ -93,7 +97,8 @@ def _serve(options: LoadOptions, requests: BinaryIO, answers: BinaryIO) -> None:
         _log.exception("loading failed")
         send(LoadFailed(f"unexpected {type(error).__name__} while loading: {error}"))
         return
-    send(Ready(tuple(model.info for model in loaded.models), loaded.slots, loaded.device))
+    infos = tuple(model.info for model in loaded.models)
+    send(Ready(infos, loaded.slots, loaded.batch_s, loaded.device))
     while True:
         batch: Batch = read_message_blocking(requests)
         pool.submit(_answer, runner, batch, send)
@@ -144,8 +149,10 @@ def load_models(options: LoadOptions) -> LoadedModels:
         bundles = [load_bundle(name, allow_untrained=options.allow_untrained) for name in options.models]
     except BundleError as error:
         raise BackendError("LOAD_FAILED", str(error)) from error
-    slots = options.threads or (usable_cores() if device == "cpu" else 2)
-    return LoadedModels([BundleModel(bundle, device) for bundle in bundles], slots, device)
+    models = [BundleModel(bundle, device) for bundle in bundles]
+    if device == "cpu":
+        return LoadedModels(models, options.threads or usable_cores(), CPU_BATCH_S, device)
+    return LoadedModels(models, options.threads or CUDA_THREADS, CUDA_BATCH_S, device)
 
 
 class BundleModel:
