@@ -1,0 +1,116 @@
+"""What is known about a conversation: immutable values and pure updates. Never audio.
+
+A store applies these functions atomically; calling one twice with the same record changes nothing (the record's
+id derives from its turn and start sample), so a retry after a lost answer is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kibun.server.backend import Traits
+from kibun.server.segmenter import EndReason
+
+MAX_RECORDS = 512  # per participant; the oldest leave: 512 vectors of 768 float16 are 0.8 MB
+MAX_FINISHED_TURNS = 4096  # ids remembered per participant, to refuse a finished turn
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UtteranceRecord:
+    """One final utterance. `vector` is float16 (D,), None where there was too little speech to analyse."""
+
+    utterance_id: str
+    turn_id: str
+    start: int  # samples at 16 kHz within the turn's clock
+    end: int
+    speech: int  # samples the estimates were made from
+    vector: NDArray[np.float16] | None
+    emotion: tuple[float, float] | None  # valence, arousal
+    reason: EndReason  # why it ended: a client that resumes after it goes on in the same state
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Participant:
+    participant_id: str
+    records: tuple[UtteranceRecord, ...] = ()
+    finished_turns: tuple[str, ...] = ()
+    traits: Traits | None = None  # latest traits over the conversation, and where they came from
+    traits_source: str = ""
+    revision: int = 0  # how often `traits` was estimated
+
+    @property
+    def heard(self) -> tuple[UtteranceRecord, ...]:
+        """The records that estimates rest on."""
+        return tuple(r for r in self.records if r.vector is not None)
+
+    @property
+    def speech(self) -> int:
+        """Samples of analysed speech behind the records."""
+        return sum(r.speech for r in self.records)
+
+    def turn(self, turn_id: str) -> tuple[UtteranceRecord, ...]:
+        return tuple(r for r in self.records if r.turn_id == turn_id)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conversation:
+    conversation_id: str
+    model: str
+    create_time: float  # seconds since the epoch, as all times here
+    update_time: float
+    ttl_s: float
+    completed: bool = False
+    participants: Mapping[str, Participant] = field(default_factory=dict)
+
+    @property
+    def expire_time(self) -> float:
+        """Sliding: every change moves it."""
+        return self.update_time + self.ttl_s
+
+    def participant(self, participant_id: str) -> Participant:
+        """What is known about someone, empty if nothing is."""
+        return self.participants.get(participant_id) or Participant(participant_id)
+
+    def with_participant(self, participant: Participant) -> Conversation:
+        return replace(self, participants={**self.participants, participant.participant_id: participant})
+
+
+def weighted_emotion(records: tuple[UtteranceRecord, ...]) -> tuple[float, float] | None:
+    """Mean valence and arousal of the records, weighted by their speech; None without any estimate."""
+    pairs = [(r.emotion, r.speech) for r in records if r.emotion is not None]
+    total = sum(weight for _, weight in pairs)
+    if not total:
+        return None
+    valence, arousal = (sum(emotion[i] * weight for emotion, weight in pairs) / total for i in (0, 1))
+    return valence, arousal
+
+
+def add_utterance(
+    participant: Participant, record: UtteranceRecord, traits: Traits | None, traits_source: str
+) -> Participant:
+    """Inserts or replaces the record; `traits` are those over the conversation including it, None to keep."""
+    records = [r for r in participant.records if r.utterance_id != record.utterance_id]
+    records.append(record)
+    updated = replace(participant, records=tuple(records[-MAX_RECORDS:]))
+    if traits is None:
+        return updated
+    return replace(updated, traits=traits, traits_source=traits_source, revision=participant.revision + 1)
+
+
+def reopen_turn(participant: Participant, turn_id: str, offset: int) -> Participant:
+    """Forgets the turn's records that start at or after `offset`: a client will send that audio again.
+
+    A turn opened at offset 0 thus starts anew; records of other turns stand.
+    """
+    kept = tuple(r for r in participant.records if r.turn_id != turn_id or r.start < offset)
+    return participant if len(kept) == len(participant.records) else replace(participant, records=kept)
+
+
+def finish_turn(participant: Participant, turn_id: str) -> Participant:
+    """Marks the turn as answered: opening it again is an error from now on."""
+    turns = (*(t for t in participant.finished_turns if t != turn_id), turn_id)
+    return replace(participant, finished_turns=turns[-MAX_FINISHED_TURNS:])

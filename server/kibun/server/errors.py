@@ -1,0 +1,56 @@
+"""Every failure a client can meet, as one exception with a kind, a reason and a way out.
+
+`service` turns a `Failure` into a gRPC status; nobody else knows about status codes.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Kind(Enum):
+    """What went wrong, in gRPC's vocabulary (google.rpc.Code names)."""
+
+    INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    NOT_FOUND = "NOT_FOUND"
+    ALREADY_EXISTS = "ALREADY_EXISTS"
+    FAILED_PRECONDITION = "FAILED_PRECONDITION"
+    OUT_OF_RANGE = "OUT_OF_RANGE"
+    ABORTED = "ABORTED"
+    DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
+    RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    UNAVAILABLE = "UNAVAILABLE"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    INTERNAL = "INTERNAL"
+
+
+class Failure(Exception):
+    """Ends a stream or a call.
+
+    `reason` is UPPER_SNAKE_CASE and stable; `message` says what is allowed and what to do; `field` names the
+    request's field for INVALID_ARGUMENT; `retry_after_s` is set where trying again makes sense; `quota` names
+    the limit that was reached.
+    """
+
+    def __init__(
+        self,
+        kind: Kind,
+        reason: str,
+        message: str,
+        *,
+        field: str | None = None,
+        retry_after_s: float | None = None,
+        quota: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.reason = reason
+        self.message = message
+        self.field = field
+        self.retry_after_s = retry_after_s
+        self.quota = quota
+
+
+def invalid(reason: str, field: str, message: str) -> Failure:
+    """An INVALID_ARGUMENT that names the field."""
+    return Failure(Kind.INVALID_ARGUMENT, reason, message, field=field)

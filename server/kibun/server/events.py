@@ -1,0 +1,159 @@
+"""What goes into a session and what comes out of it, as plain values.
+
+Positions and lengths are samples of the analysis clock (16 kHz), counted from the first sample of the stream
+plus `StreamOptions.start_offset`. Scales: valence and arousal 1..5, traits 1..7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kibun.server.audio import AudioFormat
+from kibun.server.backend import ModelInfo, Traits
+from kibun.server.conversation import Conversation
+from kibun.server.segmenter import EndpointingOptions, EndReason
+
+TraitSource = Literal["given", "utterance", "average", "conversation"]
+
+# ---- in
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """A validated `StreamingAnalyzeConfig` with every default filled in."""
+
+    tenant: str
+    conversation_id: str
+    participant_id: str
+    turn_id: str
+    model: str
+    audio: AudioFormat
+    endpointing: EndpointingOptions
+    emotion: bool = True
+    personality: bool = True
+    interims: bool = False
+    interim_interval: int | None = None  # samples; None: geometric times 1, 2, 4, 8 s …
+    voice_activity_events: bool = False
+    require_existing: bool = False
+    given_traits: Traits | None = None
+    start_offset: int = 0
+    ttl_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """Payload bytes in the stream's encoding; may end within a sample."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfTurn:
+    """Flush: finish the open utterance and the turn. Empty `next_turn_id`: the server makes one."""
+
+    next_turn_id: str = ""
+
+
+Request = Audio | EndOfTurn
+
+# ---- out
+
+
+@dataclass(frozen=True, slots=True)
+class Emotion:
+    valence: float
+    arousal: float
+
+
+@dataclass(frozen=True, slots=True)
+class Personality:
+    """Traits with the evidence behind them; `expected_error` is the RMSE per trait at this much evidence."""
+
+    traits: Traits
+    source: TraitSource
+    utterance_count: int
+    speech: int
+    expected_error: Traits | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    turn_id: str
+    created: bool
+    prior_utterances: int
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    type: Literal["activity_begin", "activity_end", "turn_start", "turn_end", "no_speech_timeout"]
+    position: int
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """An interim or the one final estimate of an utterance. `reason` is None on interims."""
+
+    utterance_id: str
+    turn_id: str
+    is_final: bool
+    start: int
+    end: int
+    analyzed: int
+    emotion: Emotion | None
+    personality: Personality | None
+    condition: Personality | None
+    reason: EndReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalityUpdate:
+    participant_id: str
+    personality: Personality
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    turn_id: str
+    start: int
+    end: int
+    utterance_count: int
+    speech: int
+    emotion: Emotion | None
+    personality: Personality | None
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    reason: str
+    message: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """`received` = `speech` + `non_speech` + `dropped`, to the sample."""
+
+    reason: str
+    received: int
+    speech: int
+    non_speech: int
+    dropped: int
+    conversation: Conversation
+    model: ModelInfo
+
+
+Event = Started | Speech | Utterance | PersonalityUpdate | Turn | Warn | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An event with the stream's clocks at the moment it left."""
+
+    event: Event
+    received: int
+    processed: int

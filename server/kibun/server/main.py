@@ -1,0 +1,342 @@
+"""`kibun serve`: builds the server out of its parts, runs it, stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, NoReturn
+
+import grpc
+import typer
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kibun.server.auth import Authenticator, TokenFileError
+from kibun.server.backend import BackendError
+from kibun.server.batcher import Batcher
+from kibun.server.local import LocalBackend
+from kibun.server.segmenter import EndpointingOptions
+from kibun.server.service import MAX_ANALYZE_BYTES, SERVICE, ServiceLimits, SpeechAnalysis
+from kibun.server.session import Limits
+from kibun.server.store import MemoryStore
+from kibun.server.vad import VadName, make_vad
+
+log = logging.getLogger(__name__)
+
+GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.so_reuseport", 0),  # two servers on one port would share its streams without a word
+    ("grpc.http2.bdp_probe", 0),  # with lookahead: a stalled server holds 2 s of audio, not 130 s
+    ("grpc.http2.lookahead_bytes", 65_536),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # without it a frozen peer is noticed after a minute
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 3_600_000),  # above the longest turn
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.max_concurrent_streams", 100_000),  # admission is ours: gRPC's would queue on the client, unseen
+    ("grpc.max_receive_message_length", MAX_ANALYZE_BYTES + 65_536),
+    ("grpc.max_metadata_size", 16_384),
+)
+
+
+class StartError(Exception):
+    """The server cannot start; the text names the file, port or option and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `kibun serve` was asked for. Every field is an option of the command."""
+
+    models: tuple[str, ...]
+    host: str = "127.0.0.1"
+    port: int = 50051
+    port_file: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    allow_untrained: bool = False
+    vad: VadName = "webrtc"
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    insecure: bool = False
+    reflection: bool = False
+    grace_s: float = 30.0
+    loader: str = "kibun.server.worker:load_models"
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
+    stream_limits: Limits = field(default_factory=Limits)
+    endpointing: EndpointingOptions = field(default_factory=EndpointingOptions)
+
+    def __post_init__(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise StartError("--tls-cert and --tls-key belong together: give both")
+        if self.tls_client_ca and not self.tls_cert:
+            raise StartError("--tls-client-ca needs --tls-cert and --tls-key")
+        if not self.insecure and self.tls_cert is None and not _is_loopback(self.host):
+            raise StartError(
+                f"{self.host} can be reached from other machines, and without TLS everybody on the way hears the "
+                "audio: give --tls-cert and --tls-key, or --insecure where something in front encrypts"
+            )
+
+
+class Server:
+    """One process: gRPC in front, a worker process behind. `run` returns once it has stopped."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.port = 0
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._store = MemoryStore()
+        self._health = health.aio.HealthServicer()
+
+    async def run(self) -> None:
+        """Serves until stopped. Raises StartError where it cannot."""
+        settings = self.settings
+        self._load_vad()
+        backend = LocalBackend(
+            settings.models,
+            device=settings.device,
+            threads=settings.threads,
+            allow_untrained=settings.allow_untrained,
+            loader=settings.loader,
+        )
+        loading = asyncio.create_task(backend.start())  # before anything of gRPC exists in this process
+        await asyncio.sleep(0)
+        self._handle_signals()
+        batcher = Batcher(backend)
+        service = self._service(batcher)
+        server = await self._listen(service)
+        try:
+            stopping = asyncio.create_task(self._stop.wait())
+            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done():
+                return
+            service.serve(await loading)
+            await self._announce(service)
+            await self._watch(backend, stopping)
+            await self._drain(service)
+        except BackendError as error:
+            raise StartError(error.message) from error
+        finally:
+            loading.cancel()
+            await server.stop(grace=0)
+            batcher.close()
+            await backend.close()
+            await asyncio.gather(loading, return_exceptions=True)
+
+    def stop(self) -> None:
+        """The first call drains, the second stops at once."""
+        (self._stop_now if self._stop.is_set() else self._stop).set()
+
+    # ---- starting
+
+    def _load_vad(self) -> None:
+        try:
+            make_vad(self.settings.vad, self.settings.endpointing.vad_aggressiveness)
+        except ModuleNotFoundError as error:
+            raise StartError(str(error)) from error
+
+    def _service(self, batcher: Batcher) -> SpeechAnalysis:
+        settings = self.settings
+        try:
+            authenticator = Authenticator.from_file(settings.token_file) if settings.token_file else Authenticator()
+        except TokenFileError as error:
+            raise StartError(str(error)) from error
+        return SpeechAnalysis(
+            analyzer=batcher,
+            store=self._store,
+            make_vad=lambda aggressiveness: make_vad(settings.vad, aggressiveness),
+            endpointing=settings.endpointing,
+            authenticator=authenticator,
+            limits=settings.limits,
+            stream_limits=settings.stream_limits,
+        )
+
+    async def _listen(self, service: SpeechAnalysis) -> grpc.aio.Server:
+        """Answers from now on, with UNAVAILABLE LOADING until the models are ready."""
+        server = grpc.aio.server(options=GRPC_OPTIONS)
+        server.add_generic_rpc_handlers((service.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        await self._set_health(serving=False)
+        if self.settings.reflection:
+            reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        address = f"{host}:{self.settings.port}"
+        credentials = self._credentials()
+        try:
+            if credentials is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                self.port = server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            raise StartError(f"cannot listen on {address}: is the port taken? --port 0 picks a free one") from error
+        await server.start()
+        return server
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        settings = self.settings
+        if settings.tls_cert is None or settings.tls_key is None:
+            return None
+        try:
+            pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+            client_ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
+        except OSError as error:
+            raise StartError(f"{error.filename}: {error.strerror}") from error
+        return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+
+    async def _announce(self, service: SpeechAnalysis) -> None:
+        await self._set_health(serving=True)
+        print(f"kibun: serving on {self.settings.host}:{self.port}", file=sys.stderr)
+        for model in service.models:
+            if model.synthetic:
+                print(
+                    f"kibun: {model.name} was trained on generated speech: for trying the software; "
+                    "it says nothing of people",
+                    file=sys.stderr,
+                )
+            if not model.trained:
+                print(f"kibun: {model.name} is not trained: its estimates mean nothing", file=sys.stderr)
+        sys.stderr.flush()
+        if self.settings.port_file:
+            partial = self.settings.port_file.with_suffix(".part")
+            partial.write_text(f"{self.port}\n")
+            partial.replace(self.settings.port_file)  # whoever waits for the file sees it whole
+
+    # ---- running
+
+    async def _watch(self, backend: LocalBackend, stopping: asyncio.Task[bool]) -> None:
+        """Health follows the worker, expired conversations are erased, until the server is asked to stop."""
+        serving = True
+        ticks = 0
+        while not stopping.done():
+            await asyncio.wait((stopping,), timeout=0.25)
+            if backend.ready() is not serving:
+                serving = backend.ready()
+                await self._set_health(serving=serving)
+            ticks += 1
+            if ticks % 120 == 0:
+                self._store.sweep()
+
+    async def _set_health(self, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        for name in ("", SERVICE):
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def _drain(self, service: SpeechAnalysis) -> None:
+        """Health off, clients told, open streams get their grace."""
+        await self._set_health(serving=False)
+        service.drain()
+        hurry = asyncio.create_task(self._stop_now.wait())
+        try:
+            async with asyncio.timeout(self.settings.grace_s):
+                while service.active_streams and not hurry.done():
+                    await asyncio.wait((hurry,), timeout=0.05)
+        except TimeoutError:
+            log.warning("%d streams were still open after the grace period", service.active_streams)
+        finally:
+            hurry.cancel()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+HOW_TO_GET_A_MODEL = """kibun serve needs a model:
+  --model demo-tiny    comes with kibun, trained on generated speech, for trying the software
+  --model DIR          a bundle; `kibun models build --help` tells how to make one"""
+
+
+def serve(
+    model: Annotated[
+        list[str] | None, typer.Option(help="Bundle: a folder or a name. Repeatable; the first is the default.")
+    ] = None,
+    host: Annotated[str, typer.Option(envvar="KIBUN_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="KIBUN_PORT", help="Port; 0 picks a free one.", min=0, max=65535)] = 50051,
+    port_file: Annotated[Path | None, typer.Option(help="Write the port here once ready.")] = None,
+    device: Annotated[str, typer.Option(envvar="KIBUN_DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="Inference threads; default: one per core.", min=1)] = None,
+    allow_untrained: Annotated[bool, typer.Option(help="Serve a bundle whose heads were never trained.")] = False,
+    vad: Annotated[Literal["webrtc", "silero"], typer.Option(help="Voice activity detector.")] = "webrtc",
+    max_streams: Annotated[int, typer.Option(envvar="KIBUN_MAX_STREAMS", help="Streams at a time.", min=1)] = 256,
+    max_stream_seconds: Annotated[float, typer.Option(help="Audio that one stream may carry.", min=1)] = 4 * 3600.0,
+    idle_timeout: Annotated[float, typer.Option(help="Seconds without a message that end a stream.", min=0.1)] = 600.0,
+    config_timeout: Annotated[float, typer.Option(help="Seconds to wait for a stream's config.", min=0.1)] = 10.0,
+    slow_reader_timeout: Annotated[
+        float, typer.Option(help="Seconds without a result being read that end a stream.", min=0.1)
+    ] = 10.0,
+    max_backlog: Annotated[float, typer.Option(help="Seconds of speech that may wait for analysis.", min=1)] = 60.0,
+    backlog_timeout: Annotated[
+        float, typer.Option(help="Seconds without progress on a full backlog that end a stream.", min=0.1)
+    ] = 30.0,
+    conversation_ttl: Annotated[float, typer.Option(help="Seconds to keep a conversation.", min=1)] = 1800.0,
+    token_file: Annotated[
+        Path | None, typer.Option(envvar="KIBUN_TOKEN_FILE", help="Lines of TENANT SHA256-OF-TOKEN.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(envvar="KIBUN_TLS_CERT", help="Certificate chain, PEM.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(envvar="KIBUN_TLS_KEY", help="Its private key, PEM.")] = None,
+    tls_client_ca: Annotated[Path | None, typer.Option(help="Demand client certificates of this CA, PEM.")] = None,
+    insecure: Annotated[bool, typer.Option(help="Listen on a public address without TLS.")] = False,
+    with_reflection: Annotated[bool, typer.Option("--reflection", help="Offer gRPC server reflection.")] = False,
+    grace: Annotated[float, typer.Option(help="Seconds that open streams get on SIGTERM.", min=0)] = 30.0,
+    loader: Annotated[str, typer.Option(hidden=True)] = "kibun.server.worker:load_models",
+) -> None:
+    """Run the analysis server."""
+    logging.basicConfig(level=os.environ.get("KIBUN_LOG", "WARNING"), stream=sys.stderr)
+    if not model:
+        _exit(HOW_TO_GET_A_MODEL)
+    try:
+        settings = Settings(
+            models=tuple(model),
+            host=host,
+            port=port,
+            port_file=port_file,
+            device=device,
+            threads=threads,
+            allow_untrained=allow_untrained,
+            vad=vad,
+            token_file=token_file,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            tls_client_ca=tls_client_ca,
+            insecure=insecure,
+            reflection=with_reflection,
+            grace_s=grace,
+            loader=loader,
+            limits=ServiceLimits(max_streams, config_timeout, slow_reader_timeout, conversation_ttl),
+            stream_limits=Limits(
+                max_stream_s=max_stream_seconds,
+                idle_timeout_s=idle_timeout,
+                max_backlog_s=max_backlog,
+                backlog_timeout_s=backlog_timeout,
+            ),
+        )
+        asyncio.run(_serve(settings))
+    except StartError as error:
+        _exit(f"kibun serve: {error}")
+
+
+async def _serve(settings: Settings) -> None:
+    await Server(settings).run()
+
+
+def _exit(text: str) -> NoReturn:
+    print(text, file=sys.stderr)
+    raise SystemExit(1)

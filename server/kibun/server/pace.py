@@ -1,0 +1,37 @@
+"""Notices audio that is labelled with the wrong sample rate, by how fast it arrives.
+
+The only place where audio meets the wall clock, and only ever for a warning.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+_COMMON_HZ = (8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
+_WINDOW_S = 2.0  # compared over three windows in a row: a paced client is steady, a file upload is not
+_TOLERANCE = 0.03
+
+
+class RateWatch:
+    """Compares audio time with wall time for one stream of `labelled_hz`."""
+
+    def __init__(self, labelled_hz: int, now: float) -> None:
+        self._labelled_hz = labelled_hz
+        self._marks = [(now, 0.0)]  # (wall seconds, audio seconds) at the window borders
+        self._done = False
+
+    def suspect_hz(self, audio_s: float, now: float) -> int | None:
+        """The likely true rate, once, if the last three windows agree on it; else None. Call per message."""
+        if self._done or now - self._marks[-1][0] < _WINDOW_S:
+            return None
+        self._marks.append((now, audio_s))
+        if len(self._marks) < 4:
+            return None
+        self._marks = self._marks[-4:]
+        speeds = [(b[1] - a[1]) / (b[0] - a[0]) for a, b in pairwise(self._marks)]
+        for true_hz in _COMMON_HZ:
+            expected = true_hz / self._labelled_hz
+            if true_hz != self._labelled_hz and all(abs(s / expected - 1) < _TOLERANCE for s in speeds):
+                self._done = True
+                return true_hz
+        return None
