@@ -20,6 +20,7 @@ from transformers.models.hubert.modeling_hubert import (  # noqa: E402
     HubertPositionalConvEmbedding,
 )
 from transformers.utils.generic import ModelOutput  # noqa: E402
+from transformers.utils.hub import cached_file  # noqa: E402
 
 __all__ = [
     "AutoConfig",
@@ -34,4 +35,5 @@ __all__ = [
     "ModelOutput",
     "PreTrainedConfig",
     "PreTrainedModel",
+    "cached_file",
 ]

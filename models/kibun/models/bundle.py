@@ -4,11 +4,9 @@ from pathlib import Path
 
 from kibun.models._transformers import AutoConfig, AutoModel
 from kibun.models.config import KibunConfig
-from kibun.models.files import BundleError, ExpectedError, verify
+from kibun.models.files import BundleError, ExpectedError, bundle_names, resolve_bundle, verify
 from kibun.models.model import KibunModel, KibunOutput
 from kibun.models.types import Analysis, Utterance
-
-BUNDLES = Path(__file__).parent / "bundles"
 
 AutoConfig.register(KibunConfig.model_type, KibunConfig, exist_ok=True)
 AutoModel.register(KibunConfig, KibunModel, exist_ok=True)
@@ -38,25 +36,6 @@ def load_bundle(path_or_name: str | Path, *, allow_untrained: bool = False) -> K
             " (allow_untrained=True) to try things out"
         )
     return model
-
-
-def resolve_bundle(path_or_name: str | Path) -> Path:
-    """Folder of a bundle given by path or by the name of one that comes with kibun; BundleError if there is none."""
-    for folder in (Path(path_or_name), BUNDLES / path_or_name):
-        if (folder / "config.json").is_file():
-            return folder
-    if Path(path_or_name).is_dir():
-        raise BundleError(f"{Path(path_or_name) / 'config.json'}: missing, so this folder is not a bundle")
-    raise BundleError(
-        f"no bundle {str(path_or_name)!r}: neither a folder nor one of those that come with kibun"
-        f" ({', '.join(bundle_names()) or 'none'}); make one from a HuBERT checkpoint with"
-        " `kibun models build --hubert PATH_OR_HUB_ID --out DIR`"
-    )
-
-
-def bundle_names() -> list[str]:
-    """Names of the bundles that come with kibun."""
-    return sorted(path.parent.name for path in BUNDLES.glob("*/config.json"))
 
 
 __all__ = [

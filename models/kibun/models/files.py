@@ -15,9 +15,31 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy",
 ExpectedError = tuple[tuple[int, Traits], ...]
 """(utterances heard, root-mean-square error per trait on the 1..7 scale), by rising count."""
 
+BUNDLES = Path(__file__).parent / "bundles"
+"""Bundles that come with kibun, one folder each."""
+
 
 class BundleError(ValueError):
     """A bundle is missing, damaged, unsafe or not what it says; the message names the file and the fix."""
+
+
+def resolve_bundle(path_or_name: str | Path) -> Path:
+    """Folder of a bundle given by path or by the name of one that comes with kibun; BundleError if there is none."""
+    for folder in (Path(path_or_name), BUNDLES / path_or_name):
+        if (folder / "config.json").is_file():
+            return folder
+    if Path(path_or_name).is_dir():
+        raise BundleError(f"{Path(path_or_name) / 'config.json'}: missing, so this folder is not a bundle")
+    raise BundleError(
+        f"no bundle {str(path_or_name)!r}: neither a folder nor one of those that come with kibun"
+        f" ({', '.join(bundle_names()) or 'none'}); make one from a HuBERT checkpoint with"
+        " `kibun models build --hubert PATH_OR_HUB_ID --out DIR`"
+    )
+
+
+def bundle_names() -> list[str]:
+    """Names of the bundles that come with kibun."""
+    return sorted(path.parent.name for path in BUNDLES.glob("*/config.json"))
 
 
 def write_sidecars(folder: Path, config: Any, expected_error: ExpectedError | None, card: str | None) -> None:

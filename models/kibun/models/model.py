@@ -99,7 +99,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def vectors(self, frames: Frames) -> Tensor:
         """Utterance vectors (B, H) from the trunk's frames: the mean over the personality tail's, not yet rounded."""
-        return cast(Frames, self.tails["personality"](frames)).mean()
+        return cast(Frames, self.tail("personality")(frames)).mean()
 
     def utterance_traits(self, vectors: Tensor) -> Tensor:
         """Setting 1: (..., H) vectors to (..., 5) traits, not limited to the scale."""
@@ -111,7 +111,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def emotion(self, frames: Frames, traits: Tensor) -> dict[str, Tensor]:
         """Each emotion dimension (B,) from the trunk's frames and (B, 5) traits, not limited to the scale."""
-        return {name: head(self.tails[name](frames), traits) for name, head in self.emotion_heads.items()}
+        return {name: head(self.tail(name)(frames), traits) for name, head in self.emotion_heads.items()}
 
     def forward(
         self, input_values: Tensor, lengths: Tensor | Sequence[int] | None = None, traits: Tensor | None = None
@@ -126,17 +126,17 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         """
         sizes = [input_values.shape[1]] * len(input_values) if lengths is None else [int(n) for n in lengths]
         frames = self.encode([row[:size] for row, size in zip(input_values, sizes, strict=True)])
-        output = KibunOutput()
+        estimates: dict[str, Tensor] = {}
         if self.config.supports_personality:
-            output.vectors = self.vectors(frames)
-            output.traits = self.utterance_traits(output.vectors)
-            traits = output.traits.detach().clamp(*self.config.trait_scale) if traits is None else traits
+            estimates["vectors"] = self.vectors(frames)
+            estimates["traits"] = self.utterance_traits(estimates["vectors"])
+            if traits is None:
+                traits = estimates["traits"].detach().clamp(*self.config.trait_scale)
         if self.config.emotions:
             if traits is None:
                 raise ValueError("this model has no personality tail: pass `traits` to condition emotion on")
-            for name, value in self.emotion(frames, traits).items():
-                output[name] = value
-        return output
+            estimates.update(self.emotion(frames, traits))
+        return KibunOutput(**estimates)
 
     def freeze_trunk(self) -> None:
         """Stop the trunk from learning, and keep its dropout off, so that its frames may be computed once."""
@@ -149,6 +149,10 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         if not any(parameter.requires_grad for parameter in self.trunk.parameters()):
             self.trunk.eval()
         return self
+
+    def tail(self, task: str) -> Tail:
+        """The tail of "personality", "valence" or "arousal"; KeyError for a task that the bundle lacks."""
+        return cast(Tail, self.tails[task])
 
     # ---- the one call ----------------------------------------------------------------------------------------------
 
@@ -177,12 +181,16 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             save_directory: made if need be; files of an earlier bundle in it are replaced.
             dtype: precision to store weights in (float16 halves the size); they are loaded as float32 again.
             kwargs: as `transformers.PreTrainedModel.save_pretrained`.
+
+        Raises:
+            ValueError: a weight does not fit into `dtype`.
         """
         if dtype is not None:
             state = kwargs.pop("state_dict", None) or self.state_dict()
-            kwargs["state_dict"] = {name: value.to(dtype) for name, value in state.items()}
+            kwargs["state_dict"] = {name: _convert(name, value, dtype) for name, value in state.items()}
         super().save_pretrained(save_directory, **kwargs)
-        files.write_sidecars(Path(save_directory), self.config, self.expected_error, self.card)
+        if kwargs.get("is_main_process", True):
+            files.write_sidecars(Path(save_directory), self.config, self.expected_error, self.card)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -230,3 +238,12 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
                 nn.init.zeros_(module.bias)
         else:
             super()._init_weights(module)  # type: ignore[no-untyped-call]
+
+
+def _convert(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    converted = value.to(dtype)
+    if not bool(torch.isfinite(converted).all()):
+        raise ValueError(f"{name} holds values that {dtype} cannot: save without dtype")
+    return converted

@@ -1,0 +1,99 @@
+"""What a bundle says about itself, read from its files alone: no weights are loaded, torch is not needed."""
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kibun.models.files import CONFIG, WEIGHTS, BundleError, ExpectedError, read_sidecars
+
+
+@dataclass(frozen=True)
+class BundleFacts:
+    """Facts for people and programs; `parameters` counts by part, `total` included."""
+
+    name: str
+    version: str
+    folder: str
+    trained: bool
+    synthetic: bool
+    tasks: tuple[str, ...]
+    trunk_layers: int
+    tail_layers: int
+    hidden_size: int
+    parameters: dict[str, int]
+    weights_dtype: str
+    size_bytes: int
+    sampling_rate_hz: int
+    do_normalize: bool
+    condition_source: str
+    trait_scale: tuple[float, float]
+    emotion_scale: tuple[float, float]
+    expected_error: ExpectedError | None
+    card: str | None
+
+
+def read_facts(folder: Path) -> BundleFacts:
+    """Read a bundle folder; BundleError names the file that cannot be read."""
+    config = _read_json(folder / CONFIG)
+    header = _read_header(folder / WEIGHTS)
+    expected_error, card = read_sidecars(folder)
+    try:
+        hubert = config["hubert"]
+        return BundleFacts(
+            name=config["bundle_name"],
+            version=config["bundle_version"],
+            folder=str(folder),
+            trained=config["trained"],
+            synthetic=config["synthetic"],
+            tasks=tuple(config["tasks"]),
+            trunk_layers=config["trunk_layers"],
+            tail_layers=hubert["num_hidden_layers"] - config["trunk_layers"],
+            hidden_size=hubert["hidden_size"],
+            parameters=_count(header),
+            weights_dtype=", ".join(sorted({tensor["dtype"] for tensor in header.values()})),
+            size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+            sampling_rate_hz=config["sampling_rate"],
+            do_normalize=config["do_normalize"],
+            condition_source=config["condition_source"],
+            trait_scale=tuple(config["trait_scale"]),
+            emotion_scale=tuple(config["emotion_scale"]),
+            expected_error=expected_error,
+            card=card,
+        )
+    except (KeyError, TypeError) as error:
+        raise BundleError(f"{folder / CONFIG}: not the configuration of a kibun bundle ({error!r})") from error
+
+
+def _count(header: dict[str, Any]) -> dict[str, int]:
+    """Parameters by part: trunk, each tail, the heads."""
+    counts: dict[str, int] = {}
+    for name, tensor in header.items():
+        parts = name.split(".")
+        part = ".".join(parts[:2]) if parts[0] in ("tails", "emotion_heads") else parts[0]
+        counts[part] = counts.get(part, 0) + math.prod(tensor["shape"])
+    return {**counts, "total": sum(counts.values())}
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    """The header of a safetensors file: 8 bytes of little-endian length, then JSON."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise ValueError("header longer than the file")
+            header: dict[str, Any] = json.loads(file.read(length))
+    except (OSError, ValueError, struct.error) as error:
+        raise BundleError(f"{path}: not a safetensors file ({error})") from error
+    header.pop("__metadata__", None)
+    return header
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path}: not readable as JSON ({error})") from error
+    return content
