@@ -1,0 +1,113 @@
+"""Address, credentials and settings of the connection."""
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from kibun.client.errors import ErrorDetails, InvalidRequestError
+
+# Keepalive finds a frozen server within 25 s; without ping_timeout beside it, it takes a minute. Retries of gRPC are
+# off because a stream can only be resumed with the audio that the SDK keeps (see `turn`).
+CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_retries", 0),
+    # After a lost connection try again soon: the default backs off to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+)
+
+_PASSED_ON = ("unix:", "dns:", "ipv4:", "ipv6:", "xds:")
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """How the SDK proves who it is, and how it checks the server. All empty: plaintext, no token."""
+
+    # Sent as `authorization: Bearer …` with every call.
+    token: str | None = None
+    # Use TLS even without the files below: the system's authorities are trusted.
+    tls: bool = False
+    # PEM: authorities to trust in place of the system's.
+    root_certificates: bytes | None = None
+    # PEM: the client's own certificate and key (mutual TLS).
+    certificate_chain: bytes | None = None
+    private_key: bytes | None = None
+    # A token over plaintext can be read by anyone on the way; allowed without this only to the same machine.
+    allow_plaintext_token: bool = False
+
+    @property
+    def secure(self) -> bool:
+        """True when the connection uses TLS."""
+        return self.tls or self.root_certificates is not None or self.certificate_chain is not None
+
+
+def open_channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
+    """A channel to `target`; connects on first use. Raises InvalidRequestError for a bad address or credentials."""
+    check_target(target)
+    if (credentials.certificate_chain is None) != (credentials.private_key is None):
+        raise _invalid("mutual TLS needs both certificate_chain and private_key", "private_key")
+    if not credentials.secure:
+        if credentials.token and not credentials.allow_plaintext_token and not _is_local(target):
+            raise _invalid(
+                f"the token would travel to {target} in clear text: pass tls=True, or allow_plaintext_token=True "
+                "where the network is protected by other means",
+                "token",
+            )
+        return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+    tls = grpc.ssl_channel_credentials(
+        root_certificates=credentials.root_certificates,
+        private_key=credentials.private_key,
+        certificate_chain=credentials.certificate_chain,
+    )
+    return grpc.aio.secure_channel(target, tls, options=CHANNEL_OPTIONS)
+
+
+def call_metadata(credentials: Credentials) -> Sequence[tuple[str, str]]:
+    """Metadata of every call."""
+    return (("authorization", f"Bearer {credentials.token}"),) if credentials.token else ()
+
+
+def check_target(target: str) -> None:
+    """Raises InvalidRequestError unless `target` is HOST:PORT (or one of gRPC's own schemes, e.g. unix:/path)."""
+    if target.startswith(_PASSED_ON):
+        return
+    host, colon, port = target.rpartition(":")
+    if "://" in target:
+        raise _invalid(f"{target!r} is a URL: write HOST:PORT, e.g. localhost:50051 (TLS is an option of its own)")
+    if not colon or not host or (":" in host and not host.startswith("[")):
+        raise _invalid(f"{target!r} is no address: write HOST:PORT, e.g. localhost:50051 or [::1]:50051")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise _invalid(f"{target!r} has no usable port: write HOST:PORT with a port between 1 and 65535")
+
+
+def read_pem(value: bytes | str | Path | None) -> bytes | None:
+    """PEM data given as bytes, or as the path of a file. Raises InvalidRequestError when it cannot be read."""
+    if value is None or isinstance(value, bytes):
+        return value
+    try:
+        return Path(value).read_bytes()
+    except OSError as error:
+        raise _invalid(f"cannot read {value}: {error.strerror}: give a PEM file that exists") from error
+
+
+def _is_local(target: str) -> bool:
+    if target.startswith("unix:"):
+        return True
+    host = target.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _invalid(message: str, field: str = "target") -> InvalidRequestError:
+    return InvalidRequestError(message, ErrorDetails(reason="INVALID_CONNECTION_SETTINGS", fields={field: message}))

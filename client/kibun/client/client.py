@@ -1,0 +1,208 @@
+"""The asynchronous client."""
+
+import asyncio
+import time
+import uuid
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from kibun.client.channel import Credentials, read_pem
+from kibun.client.errors import DeadlineError, ErrorDetails, UnavailableError
+from kibun.client.estimates import Traits
+from kibun.client.events import AnalyzeResult
+from kibun.client.options import Encoding, Endpointing, Features, RetryPolicy, StreamConfig
+from kibun.client.pcm import payload_bytes
+from kibun.client.resources import ConversationState, ServiceInfo
+from kibun.client.stream import AsyncStream
+from kibun.client.transport import Transport
+from kibun.client.turn import AsyncTurn
+from kibun.v1 import speech_analysis_pb2 as pb
+
+if TYPE_CHECKING:
+    from kibun.client.pcm import Pcm
+
+DEFAULT_TIMEOUT_S = 30.0
+
+
+class AsyncClient:
+    """Client of a kibun server at `target` ("host:port"), for use within one event loop.
+
+    Plaintext unless `tls` is set or certificates are given (bytes, or the path of a PEM file). `token` is sent as a
+    bearer token. `timeout_s` bounds the calls that are no streams; `retry` says how turns survive a lost connection.
+    Connects on first use. Raises InvalidRequestError for a bad address or bad credentials.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        token: str | None = None,
+        tls: bool = False,
+        root_certificates: bytes | str | Path | None = None,
+        certificate_chain: bytes | str | Path | None = None,
+        private_key: bytes | str | Path | None = None,
+        allow_plaintext_token: bool = False,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        credentials = Credentials(
+            token=token,
+            tls=tls,
+            root_certificates=read_pem(root_certificates),
+            certificate_chain=read_pem(certificate_chain),
+            private_key=read_pem(private_key),
+            allow_plaintext_token=allow_plaintext_token,
+        )
+        self.target = target
+        self._transport = Transport(target, credentials)
+        self._timeout_s = timeout_s
+        self._retry = retry or RetryPolicy()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection; streams that are open are cancelled."""
+        await self._transport.close()
+
+    def conversation(self, conversation_id: str | None = None) -> "AsyncConversation":
+        """A handle on a conversation, by default one with a new id; nothing is sent yet."""
+        return AsyncConversation(self, conversation_id or uuid.uuid4().hex)
+
+    def stream(self, config: StreamConfig) -> AsyncStream:
+        """A stream that may carry several turns of one participant; it does not resume after a lost connection."""
+        return AsyncStream(self._transport, config)
+
+    def turn(self, config: StreamConfig, *, retry: RetryPolicy | None = None) -> AsyncTurn:
+        """A single turn as `config` says; `AsyncConversation.turn` is the short way to it."""
+        return AsyncTurn(self._transport, config, retry or self._retry)
+
+    async def analyze(
+        self, pcm: "Pcm", config: StreamConfig | None = None, *, timeout_s: float | None = None
+    ) -> AnalyzeResult:
+        """Analyses one short recording in one request (a stream has no limit of length). Raises KibunError."""
+        config = config or StreamConfig()
+        request = pb.AnalyzeRequest(config=config.to_proto(), audio_content=payload_bytes(pcm, config.encoding))
+        stub = self._transport.stub
+        answer = await self._transport.unary(stub.Analyze, request, timeout_s or self._timeout_s)
+        return AnalyzeResult.from_proto(answer)
+
+    async def get_conversation(self, conversation_id: str) -> ConversationState:
+        """State of a conversation. Raises NotFoundError when the server does not know it (any more)."""
+        return ConversationState.from_proto((await self.get_conversation_proto(conversation_id)).conversation)
+
+    async def get_conversation_proto(self, conversation_id: str) -> pb.GetConversationResponse:
+        """The same as the message that came over the wire."""
+        request = pb.GetConversationRequest(conversation_id=conversation_id)
+        answer: pb.GetConversationResponse = await self._transport.unary(
+            self._transport.stub.GetConversation, request, self._timeout_s
+        )
+        return answer
+
+    async def complete_conversation(self, conversation_id: str) -> ConversationState:
+        """Marks a conversation as completed: no further turns. Raises NotFoundError."""
+        request = pb.CompleteConversationRequest(conversation_id=conversation_id)
+        stub = self._transport.stub
+        answer = await self._transport.unary(stub.CompleteConversation, request, self._timeout_s)
+        return ConversationState.from_proto(answer.conversation)
+
+    async def delete_conversation(self, conversation_id: str, *, allow_missing: bool = False) -> None:
+        """Erases all state of a conversation. Raises NotFoundError unless `allow_missing`."""
+        request = pb.DeleteConversationRequest(conversation_id=conversation_id, allow_missing=allow_missing)
+        await self._transport.unary(self._transport.stub.DeleteConversation, request, self._timeout_s)
+
+    async def service_info(self) -> ServiceInfo:
+        """Models, scales and limits of the server."""
+        stub = self._transport.stub
+        answer = await self._transport.unary(stub.GetServiceInfo, pb.GetServiceInfoRequest(), self._timeout_s)
+        return ServiceInfo.from_proto(answer)
+
+    async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
+        """Waits until the server says that it serves, i.e. that its model is loaded and warm.
+
+        Raises UnavailableError (reason NOT_READY) after `timeout_s`, with what the last attempt saw.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = deadline - time.monotonic()
+            state = await self._health(max(min(left_s, 5.0), 0.1))
+            if state == "SERVING":
+                return
+            if time.monotonic() + 0.1 >= deadline:
+                raise UnavailableError(
+                    f"{self.target} was not ready within {timeout_s:g} s ({state}): is `kibun serve` running there?",
+                    ErrorDetails(reason="NOT_READY"),
+                )
+            await asyncio.sleep(0.1)
+
+    async def _health(self, timeout_s: float) -> str:
+        from grpc_health.v1 import health_pb2, health_pb2_grpc  # only those who wait for the server need it
+
+        stub = health_pb2_grpc.HealthStub(self._transport.channel)
+        try:
+            answer = await self._transport.unary(stub.Check, health_pb2.HealthCheckRequest(), timeout_s)
+        except (UnavailableError, DeadlineError) as error:
+            return error.message
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+
+
+class AsyncConversation:
+    """A conversation of one or more participants, made by `AsyncClient.conversation`."""
+
+    def __init__(self, client: AsyncClient, conversation_id: str) -> None:
+        self._client = client
+        self.conversation_id = conversation_id
+
+    def turn(
+        self,
+        turn_id: str | None = None,
+        participant_id: str = "user",
+        *,
+        sample_rate_hz: int = 16000,
+        encoding: Encoding = "linear16",
+        features: Features | None = None,
+        endpointing: Endpointing | None = None,
+        model: str = "",
+        given_personality: Traits | None = None,
+        require_existing: bool = False,
+        audio_start_offset_s: float = 0.0,
+        audio_start_time: datetime | None = None,
+        conversation_ttl_s: float | None = None,
+        retry: RetryPolicy | None = None,
+    ) -> AsyncTurn:
+        """A turn of `participant_id`, to be opened with `async with`. The options are those of `StreamConfig`."""
+        config = StreamConfig(
+            conversation_id=self.conversation_id,
+            participant_id=participant_id,
+            turn_id=turn_id or "",
+            sample_rate_hz=sample_rate_hz,
+            encoding=encoding,
+            features=features or Features(),
+            endpointing=endpointing or Endpointing(),
+            model=model,
+            given_personality=given_personality,
+            require_existing_conversation=require_existing,
+            audio_start_offset_s=audio_start_offset_s,
+            audio_start_time=audio_start_time,
+            conversation_ttl_s=conversation_ttl_s,
+        )
+        return self._client.turn(config, retry=retry)
+
+    async def get(self) -> ConversationState:
+        """State of this conversation. Raises NotFoundError."""
+        return await self._client.get_conversation(self.conversation_id)
+
+    async def complete(self) -> ConversationState:
+        """Marks this conversation as completed: no further turns. Raises NotFoundError."""
+        return await self._client.complete_conversation(self.conversation_id)
+
+    async def delete(self, *, allow_missing: bool = False) -> None:
+        """Erases all state of this conversation. Raises NotFoundError unless `allow_missing`."""
+        await self._client.delete_conversation(self.conversation_id, allow_missing=allow_missing)

@@ -1,0 +1,230 @@
+"""The task that owns a stream's call: it writes what is waiting in the buffer, reads events, reconnects.
+
+Everything here runs in one event loop, and only the engine's own tasks touch gRPC. So cancelling a caller who waits
+for room or for an event cannot harm the call, and the call is cancelled whichever way the engine stops.
+"""
+
+import asyncio
+import random
+from dataclasses import replace
+
+from kibun.client.errors import ErrorDetails, InternalError, KibunError, TurnEndedError, UnavailableError
+from kibun.client.events import (
+    Event,
+    SpeechEvent,
+    StreamEnded,
+    StreamStarted,
+    TurnResult,
+    UtteranceResult,
+    event_from_response,
+)
+from kibun.client.options import BYTES_PER_SAMPLE, RetryPolicy, StreamConfig
+from kibun.client.replay import EndOfTurn, ReplayBuffer
+from kibun.client.transport import StreamCall, Transport
+from kibun.v1 import speech_analysis_pb2 as pb
+
+# Audio that may wait for the network before `put` waits too.
+SEND_BUFFER_S = 2.0
+# Events that may wait for a caller who doesn't iterate; beyond it, interims and speech events are left out, never
+# finals or results.
+MAX_WAITING_EVENTS = 1024
+
+
+class StreamEngine:
+    """Runs one stream over one or, after losses, several calls. `single_turn`: stop at the first TurnResult."""
+
+    def __init__(self, transport: Transport, config: StreamConfig, retry: RetryPolicy, *, single_turn: bool) -> None:
+        self.config = config
+        self.started: StreamStarted | None = None
+        self.ended: StreamEnded | None = None
+        self.turn_result: TurnResult | None = None
+        self.error: BaseException | None = None
+        # Set when the server accepted the stream, and when the engine stopped (well or with `error`).
+        self.opened = asyncio.Event()
+        self.over = asyncio.Event()
+        # None at the end marks that nothing more will come.
+        self.events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._transport = transport
+        self._retry = retry
+        self._single_turn = single_turn
+        self._first_offset_s = config.audio_start_offset_s
+        self._buffer = ReplayBuffer(round(retry.replay_limit_s * config.bytes_per_second))
+        self._max_unsent_bytes = max(round(SEND_BUFFER_S * config.bytes_per_second), 1)
+        self._input_closed = False
+        self._something_to_send = asyncio.Event()
+        self._room = asyncio.Event()
+        self._final_count = 0
+        self._reconnects = 0
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Starts the engine; harmless when it runs."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def cancel(self) -> None:
+        """Stops at once and waits until the call is gone."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def fail(self, error: BaseException) -> None:
+        """Stops at once; `error` is what everyone who waits for the stream will see."""
+        self.error = self.error or error
+        if self._task is not None:
+            self._task.cancel()
+
+    async def put(self, item: bytes | EndOfTurn) -> None:
+        """Takes audio or a marker to be sent; waits while too much audio is waiting already."""
+        while self._buffer.unsent_bytes >= self._max_unsent_bytes and not self.over.is_set():
+            self._room.clear()
+            await self._room.wait()
+        self.check_open()
+        self._buffer.append(item)
+        self._something_to_send.set()
+
+    def close_input(self) -> None:
+        """Nothing more will be put: half-close once all was sent."""
+        self._input_closed = True
+        self._something_to_send.set()
+
+    def check_open(self) -> None:
+        """Raises the stream's error if it failed, TurnEndedError if it takes no more audio."""
+        if self.error is not None:
+            raise self.error
+        if self._input_closed or self.over.is_set():
+            raise TurnEndedError("the turn has ended and takes no more audio: open the next one")
+
+    # -- calls, one after the other
+
+    async def _run(self) -> None:
+        try:
+            await self._run_attempts()
+        except asyncio.CancelledError:
+            cancelled = ErrorDetails(reason="STREAM_CANCELLED")
+            self.error = self.error or TurnEndedError("the stream was cancelled by this side", cancelled)
+            raise
+        except Exception as error:
+            self.error = self.error or error
+        finally:
+            self.over.set()
+            self.opened.set()
+            self._room.set()
+            self.events.put_nowait(None)
+
+    async def _run_attempts(self) -> None:
+        backoffs = self._retry.backoffs()
+        failures = 0
+        while True:
+            finals = self._final_count
+            try:
+                return await self._attempt()
+            except UnavailableError as error:
+                if self._is_complete():
+                    return None
+                failures = 1 if self._final_count > finals else failures + 1
+                if failures >= self._retry.max_attempts:
+                    raise
+                self._buffer.rewind()
+                await asyncio.sleep(self._wait_s(backoffs[failures - 1], error))
+            self._reconnects += 1
+            self.config = self._config_for_resume()
+
+    async def _attempt(self) -> None:
+        call = self._transport.streaming_analyze()
+        accepted = asyncio.Event()
+        reader = asyncio.create_task(self._read(call, accepted))
+        writer = asyncio.create_task(self._write(call, accepted))
+        try:
+            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if writer.done():
+                writer.result()  # raises a fault of the writer's own; a lost call is the reader's to report
+            await reader
+        finally:
+            call.cancel()
+            reader.cancel()
+            writer.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+
+    async def _write(self, call: StreamCall, accepted: asyncio.Event) -> None:
+        if not await call.write(pb.StreamingAnalyzeRequest(streaming_config=self.config.to_proto())):
+            return None
+        await accepted.wait()  # so a refused config is reported as what it is, not as a failed write of audio
+        while True:
+            item = self._buffer.next_item()
+            if self._buffer.unsent_bytes < self._max_unsent_bytes:
+                self._room.set()
+            if item is not None:
+                if not await call.write(_request(item)):
+                    return None
+            elif self._input_closed:
+                return await call.half_close()
+            else:
+                self._something_to_send.clear()
+                await self._something_to_send.wait()
+
+    async def _read(self, call: StreamCall, accepted: asyncio.Event) -> None:
+        while (response := await call.read()) is not None:
+            event = event_from_response(response, reconnects=self._reconnects)
+            if event is None:
+                continue
+            if isinstance(event, StreamStarted):
+                call.request_id = event.request_id or None
+                accepted.set()
+            self._absorb(event)
+            self._offer(event)
+        if self.ended is None:
+            raise InternalError(
+                f"{self._transport.target} closed the stream without saying why: look into the server's log",
+                ErrorDetails(reason="STREAM_CUT", request_id=call.request_id),
+            )
+
+    def _absorb(self, event: Event) -> None:
+        match event:
+            case StreamStarted():
+                self.started = event
+                self.opened.set()
+            case UtteranceResult(is_final=True):
+                self._final_count += 1
+                self._buffer.release(self._position(event.end_s))
+            case TurnResult() if self.turn_result is None:
+                self.turn_result = event
+                if self._single_turn:  # where the server ended it, audio still on its way belongs to no turn
+                    self._buffer.clear()
+                    self.close_input()
+            case StreamEnded():
+                self.ended = event
+
+    def _offer(self, event: Event) -> None:
+        droppable = isinstance(event, SpeechEvent) or (isinstance(event, UtteranceResult) and not event.is_final)
+        if not (droppable and self.events.qsize() >= MAX_WAITING_EVENTS):
+            self.events.put_nowait(event)
+
+    # -- resuming
+
+    def _is_complete(self) -> bool:
+        return self.ended is not None or (self._single_turn and self.turn_result is not None)
+
+    def _config_for_resume(self) -> StreamConfig:
+        start_s = self._buffer.start / self.config.bytes_per_second
+        config = replace(self.config, audio_start_offset_s=self._first_offset_s + start_s)
+        if self.started is None:
+            return config
+        # The same turn again, also where the server had made up the ids.
+        return replace(config, conversation_id=self.started.conversation_id, turn_id=self.started.turn_id)
+
+    def _position(self, time_s: float) -> int:
+        """Bytes of audio before `time_s`, rounded down to a whole sample."""
+        samples = int((time_s - self._first_offset_s) * self.config.sample_rate_hz + 1e-3)
+        return samples * BYTES_PER_SAMPLE[self.config.encoding]
+
+    def _wait_s(self, backoff_s: float, error: KibunError) -> float:
+        wished_s = min(error.retry_after_s or 0.0, self._retry.max_backoff_s)
+        # Spread, so that the clients of a restarted server don't all come back at once.
+        return max(backoff_s, wished_s) * random.uniform(1.0, 1.25)
+
+
+def _request(item: bytes | EndOfTurn) -> pb.StreamingAnalyzeRequest:
+    if isinstance(item, bytes):
+        return pb.StreamingAnalyzeRequest(audio_content=item)
+    return pb.StreamingAnalyzeRequest(end_of_turn=pb.EndOfTurn(next_turn_id=item.next_turn_id))

@@ -1,0 +1,277 @@
+"""What arrives on a stream, as immutable values: one class per kind of response.
+
+All times are seconds from the start of the turn's audio (plus `audio_start_offset_s` where one was given).
+"""
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from kibun.client.estimates import (
+    Emotion,
+    EndReason,
+    PersonalityEstimate,
+    emotion_or_none,
+    personality_or_none,
+    seconds,
+)
+from kibun.client.resources import ConversationState
+from kibun.v1 import speech_analysis_pb2 as pb
+
+
+class SpeechEventType(enum.StrEnum):
+    """Kinds of `SpeechEvent`."""
+
+    UNSPECIFIED = "unspecified"
+    SPEECH_ACTIVITY_BEGIN = "speech_activity_begin"
+    SPEECH_ACTIVITY_END = "speech_activity_end"
+    START_OF_TURN = "start_of_turn"
+    END_OF_TURN = "end_of_turn"
+    NO_SPEECH_TIMEOUT = "no_speech_timeout"
+
+
+_SPEECH_EVENT_TYPES: dict[int, SpeechEventType] = {
+    pb.SpeechEvent.TYPE_SPEECH_ACTIVITY_BEGIN: SpeechEventType.SPEECH_ACTIVITY_BEGIN,
+    pb.SpeechEvent.TYPE_SPEECH_ACTIVITY_END: SpeechEventType.SPEECH_ACTIVITY_END,
+    pb.SpeechEvent.TYPE_START_OF_TURN: SpeechEventType.START_OF_TURN,
+    pb.SpeechEvent.TYPE_END_OF_TURN: SpeechEventType.END_OF_TURN,
+    pb.SpeechEvent.TYPE_NO_SPEECH_TIMEOUT: SpeechEventType.NO_SPEECH_TIMEOUT,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What every response carries. In results of the unary `analyze` these fields keep their zeros."""
+
+    # 0-based, gap-free within one connection; starts again after a reconnect (see StreamStarted.reconnects).
+    sequence_number: int = 0
+    # Audio of this connection that the server had received and analysed when it answered.
+    audio_received_s: float = 0.0
+    audio_processed_s: float = 0.0
+    # The response as it came over the wire; None in results of the unary `analyze`.
+    response: pb.StreamingAnalyzeResponse | None = field(default=None, repr=False, compare=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamStarted(Event):
+    """The server accepted the stream."""
+
+    request_id: str
+    conversation_id: str
+    participant_id: str
+    turn_id: str
+    model: str
+    # False: state of earlier turns was found and is in use.
+    conversation_created: bool
+    prior_utterance_count: int
+    max_stream_s: float
+    idle_timeout_s: float
+    # Largest audio message that the server takes, in bytes; 0: unknown.
+    max_audio_content_bytes: int
+    # True: trained on generated speech; its estimates say nothing of people.
+    synthetic_model: bool
+    # How often the SDK had reopened this turn after losing the connection; set by the SDK.
+    reconnects: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeechEvent(Event):
+    """Speech or a turn began or ended."""
+
+    type: SpeechEventType
+    offset_s: float
+    turn_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class UtteranceResult(Event):
+    """Estimates for one utterance; interims (`is_final` False) come before its one final."""
+
+    utterance_id: str
+    turn_id: str
+    is_final: bool
+    start_s: float
+    end_s: float
+    # Speech that the estimates were made from.
+    analyzed_s: float
+    # None: disabled, or too little speech.
+    emotion: Emotion | None
+    # From this utterance alone.
+    personality: PersonalityEstimate | None
+    # Traits that the emotion was conditioned on.
+    condition: PersonalityEstimate | None
+    end_reason: EndReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class PersonalityUpdate(Event):
+    """Traits of the participant from everything heard so far; follows each final."""
+
+    participant_id: str
+    personality: PersonalityEstimate | None
+    revision: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TurnResult(Event):
+    """Result of a whole turn; after its last final."""
+
+    turn_id: str
+    start_s: float
+    end_s: float
+    utterance_count: int
+    speech_s: float
+    emotion: Emotion | None
+    personality: PersonalityEstimate | None
+    end_reason: EndReason
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamWarning(Event):
+    """Something to know that does not stop the stream."""
+
+    reason: str
+    message: str
+    metadata: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamEnded(Event):
+    """Last event of a stream that did not fail: received = speech + non-speech + dropped."""
+
+    reason: str
+    total_audio_s: float
+    speech_s: float
+    non_speech_s: float
+    # Audio of utterances too short to estimate from; a warning named each.
+    dropped_s: float
+    conversation: ConversationState
+
+
+@dataclass(frozen=True)
+class AnalyzeResult:
+    """Result of `analyze`: a whole recording in one request."""
+
+    request_id: str
+    utterances: tuple[UtteranceResult, ...]
+    turn_result: TurnResult
+    conversation: ConversationState
+
+    @classmethod
+    def from_proto(cls, message: pb.AnalyzeResponse) -> Self:
+        return cls(
+            request_id=message.request_id,
+            utterances=tuple(utterance_result(utterance, {}) for utterance in message.utterances),
+            turn_result=turn_result(message.turn_result, {}),
+            conversation=ConversationState.from_proto(message.conversation),
+        )
+
+
+def event_from_response(response: pb.StreamingAnalyzeResponse, *, reconnects: int = 0) -> Event | None:
+    """The event that a response stands for; None for a kind that this SDK does not know (a newer server)."""
+    kind = response.WhichOneof("streaming_response")
+    if kind is None:
+        return None
+    envelope = {
+        "sequence_number": response.sequence_number,
+        "audio_received_s": seconds(response.audio_received),
+        "audio_processed_s": seconds(response.audio_processed),
+        "response": response,
+    }
+    if kind == "stream_started":
+        return _stream_started(response.stream_started, {**envelope, "reconnects": reconnects})
+    return _CONVERTERS[kind](getattr(response, kind), envelope)
+
+
+def utterance_result(message: pb.UtteranceResult, envelope: Mapping[str, Any]) -> UtteranceResult:
+    """An `UtteranceResult` from its message; `envelope` holds the fields of `Event`."""
+    return UtteranceResult(
+        utterance_id=message.utterance_id,
+        turn_id=message.turn_id,
+        is_final=message.is_final,
+        start_s=seconds(message.start_offset),
+        end_s=seconds(message.end_offset),
+        analyzed_s=seconds(message.analyzed_duration),
+        emotion=emotion_or_none(message),
+        personality=personality_or_none(message),
+        condition=PersonalityEstimate.from_proto(message.condition) if message.HasField("condition") else None,
+        end_reason=EndReason.from_proto(message.end_reason),
+        **envelope,
+    )
+
+
+def turn_result(message: pb.TurnResult, envelope: Mapping[str, Any]) -> TurnResult:
+    """A `TurnResult` from its message; `envelope` holds the fields of `Event`."""
+    return TurnResult(
+        turn_id=message.turn_id,
+        start_s=seconds(message.start_offset),
+        end_s=seconds(message.end_offset),
+        utterance_count=message.utterance_count,
+        speech_s=seconds(message.speech_duration),
+        emotion=emotion_or_none(message),
+        personality=personality_or_none(message),
+        end_reason=EndReason.from_proto(message.end_reason),
+        **envelope,
+    )
+
+
+def _stream_started(message: pb.StreamStarted, envelope: Mapping[str, Any]) -> StreamStarted:
+    return StreamStarted(
+        request_id=message.request_id,
+        conversation_id=message.conversation_id,
+        participant_id=message.participant_id,
+        turn_id=message.turn_id,
+        model=message.model,
+        conversation_created=message.conversation_created,
+        prior_utterance_count=message.prior_utterance_count,
+        max_stream_s=seconds(message.max_stream_duration),
+        idle_timeout_s=seconds(message.idle_timeout),
+        max_audio_content_bytes=message.max_audio_content_bytes,
+        synthetic_model=message.synthetic_model,
+        **envelope,
+    )
+
+
+def _speech_event(message: pb.SpeechEvent, envelope: Mapping[str, Any]) -> SpeechEvent:
+    return SpeechEvent(
+        type=_SPEECH_EVENT_TYPES.get(message.type, SpeechEventType.UNSPECIFIED),
+        offset_s=seconds(message.offset),
+        turn_id=message.turn_id,
+        **envelope,
+    )
+
+
+def _personality_update(message: pb.PersonalityUpdate, envelope: Mapping[str, Any]) -> PersonalityUpdate:
+    return PersonalityUpdate(
+        participant_id=message.participant_id,
+        personality=personality_or_none(message),
+        revision=message.revision,
+        **envelope,
+    )
+
+
+def _stream_warning(message: pb.StreamWarning, envelope: Mapping[str, Any]) -> StreamWarning:
+    return StreamWarning(reason=message.reason, message=message.message, metadata=dict(message.metadata), **envelope)
+
+
+def _stream_ended(message: pb.StreamEnded, envelope: Mapping[str, Any]) -> StreamEnded:
+    return StreamEnded(
+        reason=message.reason,
+        total_audio_s=seconds(message.audio_received),
+        speech_s=seconds(message.speech_duration),
+        non_speech_s=seconds(message.non_speech_duration),
+        dropped_s=seconds(message.dropped_duration),
+        conversation=ConversationState.from_proto(message.conversation),
+        **envelope,
+    )
+
+
+_CONVERTERS: dict[str, Callable[[Any, Mapping[str, Any]], Event]] = {
+    "speech_event": _speech_event,
+    "utterance_result": utterance_result,
+    "personality_update": _personality_update,
+    "turn_result": turn_result,
+    "stream_warning": _stream_warning,
+    "stream_ended": _stream_ended,
+}

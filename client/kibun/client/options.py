@@ -1,0 +1,175 @@
+"""Options of a stream as immutable values, and how they are written into the request."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, get_args
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from kibun.client.errors import ErrorDetails, InvalidRequestError
+from kibun.client.estimates import Traits
+from kibun.v1 import speech_analysis_pb2 as pb
+
+Encoding = Literal["linear16", "float32", "mulaw", "alaw"]
+
+_ENCODINGS: dict[str, pb.AudioEncoding] = {
+    "linear16": pb.AUDIO_ENCODING_LINEAR16,
+    "float32": pb.AUDIO_ENCODING_FLOAT32,
+    "mulaw": pb.AUDIO_ENCODING_MULAW,
+    "alaw": pb.AUDIO_ENCODING_ALAW,
+}
+BYTES_PER_SAMPLE: dict[str, int] = {"linear16": 2, "float32": 4, "mulaw": 1, "alaw": 1}
+
+
+@dataclass(frozen=True)
+class Features:
+    """What to estimate and what to be told."""
+
+    emotion: bool = True
+    personality: bool = True
+    # Estimates of an utterance while it is still being spoken.
+    interim_results: bool = False
+    # Time between interims in ms; None: the server's geometric times, which cost far less.
+    interim_interval_ms: int | None = None
+    # SpeechEvents for the beginning and end of speech.
+    voice_activity_events: bool = False
+
+    def to_proto(self) -> pb.AnalysisFeatures:
+        return pb.AnalysisFeatures(
+            disable_emotion=not self.emotion,
+            disable_personality=not self.personality,
+            interim_results=self.interim_results,
+            interim_interval=_duration_ms(self.interim_interval_ms),
+            enable_voice_activity_events=self.voice_activity_events,
+        )
+
+
+@dataclass(frozen=True)
+class Endpointing:
+    """How the server cuts audio into utterances and turns; None leaves the server's default."""
+
+    # webrtcvad's aggressiveness, 0..3.
+    vad_aggressiveness: int | None = None
+    min_speech_ms: int | None = None
+    # Silence that closes an utterance.
+    utterance_end_silence_ms: int | None = None
+    # An utterance longer than this is cut.
+    max_utterance_ms: int | None = None
+    # Silence after which the server ends the turn itself; None: only the client ends turns.
+    end_of_turn_silence_ms: int | None = None
+    # NO_SPEECH_TIMEOUT event when nothing was said for this long.
+    speech_start_timeout_ms: int | None = None
+
+    def to_proto(self) -> pb.EndpointingConfig:
+        return pb.EndpointingConfig(
+            vad_aggressiveness=self.vad_aggressiveness,
+            min_speech_duration=_duration_ms(self.min_speech_ms),
+            utterance_end_silence=_duration_ms(self.utterance_end_silence_ms),
+            max_utterance_duration=_duration_ms(self.max_utterance_ms),
+            end_of_turn_silence=_duration_ms(self.end_of_turn_silence_ms),
+            speech_start_timeout=_duration_ms(self.speech_start_timeout_ms),
+        )
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Everything that opens a stream. Audio is mono."""
+
+    conversation_id: str = ""
+    participant_id: str = "user"
+    # Id of the (first) turn; "": the server makes one.
+    turn_id: str = ""
+    # 8000..48000; the server resamples.
+    sample_rate_hz: int = 16000
+    encoding: Encoding = "linear16"
+    features: Features = field(default_factory=Features)
+    endpointing: Endpointing = field(default_factory=Endpointing)
+    # "": the server's default.
+    model: str = ""
+    # Fail with NotFoundError rather than start afresh when the server does not know conversation_id.
+    require_existing_conversation: bool = False
+    # Known traits of the participant; emotion is conditioned on them in place of predicted ones.
+    given_personality: Traits | None = None
+    # Added to every time of the results.
+    audio_start_offset_s: float = 0.0
+    # Wall-clock time of the first sample (timezone-aware), if known.
+    audio_start_time: datetime | None = None
+    # How long the server keeps the conversation after its last stream; None: the server's default.
+    conversation_ttl_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.encoding not in _ENCODINGS:
+            names = ", ".join(get_args(Encoding))
+            raise _invalid("encoding", f"no encoding named {self.encoding!r}: choose one of {names}")
+        if self.audio_start_time is not None and self.audio_start_time.tzinfo is None:
+            raise _invalid("audio_start_time", "audio_start_time needs a timezone: datetime.now(timezone.utc)")
+
+    @property
+    def bytes_per_second(self) -> int:
+        return self.sample_rate_hz * BYTES_PER_SAMPLE[self.encoding]
+
+    def to_proto(self) -> pb.StreamingAnalyzeConfig:
+        return pb.StreamingAnalyzeConfig(
+            audio_config=pb.AudioConfig(
+                encoding=_ENCODINGS[self.encoding],
+                sample_rate_hertz=self.sample_rate_hz,
+                audio_channel_count=1,
+            ),
+            conversation_id=self.conversation_id,
+            participant_id=self.participant_id,
+            turn_id=self.turn_id,
+            features=self.features.to_proto(),
+            endpointing_config=self.endpointing.to_proto(),
+            model=self.model,
+            require_existing_conversation=self.require_existing_conversation,
+            given_personality=None if self.given_personality is None else self.given_personality.to_proto(),
+            audio_start_offset=_duration_s(self.audio_start_offset_s),
+            audio_start_time=_timestamp(self.audio_start_time),
+            conversation_ttl=None if self.conversation_ttl_s is None else _duration_s(self.conversation_ttl_s),
+        )
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """What a turn does when the connection is lost (UNAVAILABLE): reopen, replay what has no final yet."""
+
+    # Attempts in a row without a new final before the error is raised; 1: never reconnect.
+    max_attempts: int = 5
+    initial_backoff_s: float = 0.2
+    backoff_multiplier: float = 2.0
+    max_backoff_s: float = 5.0
+    # Audio without a final that a turn keeps for replay; a loss with more than that raises an error.
+    replay_limit_s: float = 120.0
+
+    def backoffs(self) -> Sequence[float]:
+        """Seconds to wait before each further attempt."""
+        return [
+            min(self.initial_backoff_s * self.backoff_multiplier**attempt, self.max_backoff_s)
+            for attempt in range(self.max_attempts - 1)
+        ]
+
+
+def _duration_ms(value: int | None) -> Duration | None:
+    return None if value is None else _duration_s(value / 1000)
+
+
+def _duration_s(value: float) -> Duration:
+    nanos = round(value * 1e9)
+    # Both parts carry the sign, as protobuf wants it: the server, not the SDK, refuses a negative one.
+    sign = -1 if nanos < 0 else 1
+    whole, rest = divmod(abs(nanos), 10**9)
+    return Duration(seconds=sign * whole, nanos=sign * rest)
+
+
+def _timestamp(value: datetime | None) -> Timestamp | None:
+    if value is None:
+        return None
+    timestamp = Timestamp()
+    timestamp.FromDatetime(value)
+    return timestamp
+
+
+def _invalid(name: str, message: str) -> InvalidRequestError:
+    return InvalidRequestError(message, ErrorDetails(reason="INVALID_OPTION", fields={name: message}))

@@ -1,0 +1,86 @@
+"""Audio on its way: what is still to be sent, and what may have to be sent again after a lost connection.
+
+Positions are bytes since the first sample that was pushed, whatever connection carried them.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from kibun.client.errors import ReplayBufferExceededError
+
+
+@dataclass(frozen=True)
+class EndOfTurn:
+    """Marker between the audio of two turns of one stream."""
+
+    next_turn_id: str
+
+
+class ReplayBuffer:
+    """Keeps audio from the last `release` on. At most `limit_bytes` of what was sent is kept (0: nothing)."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._sent: deque[bytes] = deque()
+        self._unsent: deque[bytes | EndOfTurn] = deque()
+        # The kept bytes are [start, middle) sent and [middle, …) unsent; all before `released` has its final.
+        self._start = 0
+        self._middle = 0
+        self._released = 0
+        self.unsent_bytes = 0
+
+    @property
+    def start(self) -> int:
+        """Position of the first byte that is kept."""
+        return self._start
+
+    def append(self, item: bytes | EndOfTurn) -> None:
+        """Adds audio, or a marker, to what is still to be sent."""
+        self._unsent.append(item)
+        if isinstance(item, bytes):
+            self.unsent_bytes += len(item)
+
+    def next_item(self) -> bytes | EndOfTurn | None:
+        """What to send next, which from now on counts as sent; None when all was sent."""
+        if not self._unsent:
+            return None
+        item = self._unsent.popleft()
+        if isinstance(item, bytes):
+            self.unsent_bytes -= len(item)
+            self._sent.append(item)
+            self._middle += len(item)
+            while self._sent and self._middle - self._start > self._limit_bytes:
+                self._start += len(self._sent.popleft())
+        return item
+
+    def release(self, position: int) -> None:
+        """Forgets the audio before `position`: it has its final. Audio not yet sent stays."""
+        self._released = max(self._released, min(position, self._middle))
+        while self._sent and self._start < self._released:
+            first = self._sent.popleft()
+            surplus = self._start + len(first) - self._released
+            if surplus > 0:
+                self._sent.appendleft(first[-surplus:])
+                self._start = self._released
+            else:
+                self._start += len(first)
+
+    def rewind(self) -> None:
+        """Everything kept is to be sent again. Raises ReplayBufferExceededError when some of it is gone."""
+        if self._start > self._released:
+            raise ReplayBufferExceededError(
+                "the connection was lost when more audio had no final yet than is kept for replay: raise "
+                "RetryPolicy.replay_limit_s, or shorten utterances with Endpointing.max_utterance_ms"
+            )
+        while self._sent:
+            piece = self._sent.pop()
+            self._unsent.appendleft(piece)
+            self.unsent_bytes += len(piece)
+        self._middle = self._start
+
+    def clear(self) -> None:
+        """Drops everything: nothing more is to be sent."""
+        self._sent.clear()
+        self._unsent.clear()
+        self.unsent_bytes = 0
+        self._start = self._released = self._middle

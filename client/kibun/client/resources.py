@@ -1,0 +1,168 @@
+"""State of conversations and the description of a service, as immutable values."""
+
+import enum
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Self
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from kibun.client.estimates import Emotion, PersonalityEstimate, personality_or_none, seconds
+from kibun.v1 import speech_analysis_pb2 as pb
+
+
+class State(enum.StrEnum):
+    """State of a conversation."""
+
+    UNSPECIFIED = "unspecified"
+    ACTIVE = "active"
+    COMPLETED = "completed"
+
+
+_STATES: dict[int, State] = {
+    pb.Conversation.STATE_ACTIVE: State.ACTIVE,
+    pb.Conversation.STATE_COMPLETED: State.COMPLETED,
+}
+
+
+@dataclass(frozen=True)
+class ParticipantState:
+    """What a conversation knows about one speaker. Estimates are None until there was enough speech."""
+
+    participant_id: str
+    personality: PersonalityEstimate | None
+    mean_emotion: Emotion | None
+    last_emotion: Emotion | None
+    turn_count: int
+    utterance_count: int
+    speech_s: float
+
+    @classmethod
+    def from_proto(cls, message: pb.Participant) -> Self:
+        return cls(
+            participant_id=message.participant_id,
+            personality=personality_or_none(message),
+            mean_emotion=Emotion.from_proto(message.mean_emotion) if message.HasField("mean_emotion") else None,
+            last_emotion=Emotion.from_proto(message.last_emotion) if message.HasField("last_emotion") else None,
+            turn_count=message.turn_count,
+            utterance_count=message.utterance_count,
+            speech_s=seconds(message.speech_duration),
+        )
+
+
+@dataclass(frozen=True)
+class ConversationState:
+    """State of one conversation on the server."""
+
+    conversation_id: str
+    state: State
+    # UTC; None where the server did not say.
+    create_time: datetime | None
+    update_time: datetime | None
+    expire_time: datetime | None
+    participants: tuple[ParticipantState, ...]
+    model: str
+
+    @classmethod
+    def from_proto(cls, message: pb.Conversation) -> Self:
+        return cls(
+            conversation_id=message.conversation_id,
+            state=_STATES.get(message.state, State.UNSPECIFIED),
+            create_time=_time(message.create_time) if message.HasField("create_time") else None,
+            update_time=_time(message.update_time) if message.HasField("update_time") else None,
+            expire_time=_time(message.expire_time) if message.HasField("expire_time") else None,
+            participants=tuple(ParticipantState.from_proto(participant) for participant in message.participants),
+            model=message.model,
+        )
+
+    def participant(self, participant_id: str) -> ParticipantState:
+        """State of one participant. Raises KeyError when nothing was heard of them."""
+        for participant in self.participants:
+            if participant.participant_id == participant_id:
+                return participant
+        raise KeyError(participant_id)
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model that the server offers."""
+
+    name: str
+    version: str
+    is_default: bool
+    supports_emotion: bool
+    supports_personality: bool
+    supports_conversation_personality: bool
+    # Trained on generated speech: for trying the software, says nothing of people.
+    synthetic: bool
+
+    @classmethod
+    def from_proto(cls, message: pb.GetServiceInfoResponse.Model) -> Self:
+        return cls(
+            name=message.name,
+            version=message.version,
+            is_default=message.is_default,
+            supports_emotion=message.supports_emotion,
+            supports_personality=message.supports_personality,
+            supports_conversation_personality=message.supports_conversation_personality,
+            synthetic=message.synthetic,
+        )
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Range of one estimated dimension."""
+
+    dimension: str
+    min: float
+    max: float
+    neutral: float
+
+    @classmethod
+    def from_proto(cls, message: pb.GetServiceInfoResponse.Scale) -> Self:
+        return cls(dimension=message.dimension, min=message.min, max=message.max, neutral=message.neutral)
+
+
+@dataclass(frozen=True)
+class ServiceInfo:
+    """What a server offers, and its limits."""
+
+    server_version: str
+    models: tuple[ModelDescription, ...]
+    scales: tuple[Scale, ...]
+    # Names as `StreamConfig.encoding` takes them.
+    encodings: tuple[str, ...]
+    min_sample_rate_hz: int
+    max_sample_rate_hz: int
+    model_sample_rate_hz: int
+    max_audio_content_bytes: int
+    max_stream_s: float
+    idle_timeout_s: float
+    max_concurrent_streams: int
+    active_stream_count: int
+
+    @classmethod
+    def from_proto(cls, message: pb.GetServiceInfoResponse) -> Self:
+        prefix = "AUDIO_ENCODING_"
+        return cls(
+            server_version=message.server_version,
+            models=tuple(ModelDescription.from_proto(model) for model in message.models),
+            scales=tuple(Scale.from_proto(scale) for scale in message.scales),
+            encodings=tuple(
+                pb.AudioEncoding.Name(number).removeprefix(prefix).lower()
+                for number in message.audio_encodings
+                if number in pb.AudioEncoding.values()
+            ),
+            min_sample_rate_hz=message.min_sample_rate_hertz,
+            max_sample_rate_hz=message.max_sample_rate_hertz,
+            model_sample_rate_hz=message.model_sample_rate_hertz,
+            max_audio_content_bytes=message.max_audio_content_bytes,
+            max_stream_s=seconds(message.max_stream_duration),
+            idle_timeout_s=seconds(message.idle_timeout),
+            max_concurrent_streams=message.max_concurrent_streams,
+            active_stream_count=message.active_stream_count,
+        )
+
+
+def _time(timestamp: Timestamp) -> datetime:
+    return timestamp.ToDatetime(tzinfo=UTC)
