@@ -363,7 +363,7 @@ class Session:
         for event in found:
             match event:
                 case SpeechBegin(position):
-                    await self._begin_turn()
+                    await self._begin_turn(position)
                     self._next_interim = self.options.interim_interval or FIRST_INTERIM
                     await self._speech_event("activity_begin", position)
                 case SpeechEnd(position):
@@ -378,7 +378,7 @@ class Session:
         await self._consider_interim()
 
     async def _utterance(self, segment: Segment) -> None:
-        await self._begin_turn()
+        await self._begin_turn(segment.start)
         if self._interim:
             self._interim.cancel()
         self._next_interim = self.options.interim_interval or FIRST_INTERIM
@@ -428,10 +428,10 @@ class Session:
 
     # ---- turns
 
-    async def _begin_turn(self) -> None:
+    async def _begin_turn(self, position: int) -> None:
         if not self._turn.began:
             self._turn.began = self._turn.due = True
-            await self._put_speech("turn_start", self._segmenter.position)
+            await self._put_speech("turn_start", position)
 
     async def _end_turn(self, reason: EndReason) -> None:
         """Flushes: the open utterance is finished now, then the turn."""
@@ -439,7 +439,7 @@ class Session:
         await self._close_turn(reason, self._segmenter.position)
 
     async def _close_turn(self, reason: EndReason, position: int) -> None:
-        await self._begin_turn()
+        await self._begin_turn(position)
         await self._put_speech("turn_end", position)
         await self._put_work(_TurnEnd(self._turn.turn_id, reason, position))
 
