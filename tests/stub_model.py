@@ -43,7 +43,7 @@ class StubModel:
         if what == POISON:
             os.kill(os.getpid(), signal.SIGKILL)
         if what == RAISES:
-            raise ValueError("secret text")
+            raise ValueError(f"the audio starts with {what}")
         if what in (HANGS, SLOW):
             time.sleep(3600 if what == HANGS else 1)
         level = float(np.sqrt(np.mean(np.square(job.audio, dtype=np.float64))))
@@ -59,20 +59,22 @@ class StubModel:
             condition_traits=known if job.emotion else None,
             condition_source=None if not job.emotion else "given" if job.given_traits else "conversation",
             valence=3.0 if job.emotion else None,
-            arousal=(float("nan") if what == NAN else 1.0 + 4.0 * min(level, 1.0)) if job.emotion else None,
+            arousal=(float("nan") if what == NAN or self.info.name == "nan" else 1.0 + 4.0 * min(level, 1.0))
+            if job.emotion
+            else None,
         )
 
 
 def load(options: LoadOptions) -> LoadedModels:
-    """Make one stub per model name; "missing…" fails as a missing file does, "crash" kills the process."""
+    """Make one stub per model name; a name with a slash must be an existing path, some other names fail to load."""
     models = []
     slots = options.threads or 2
     batch_s = 8.0
     for text in options.models:
         name, _, query = text.partition("?")
         settings = {key: float(value) for key, value in parse_qsl(query)}
-        if name.startswith("missing"):
-            raise BackendError("LOAD_FAILED", f"{name}/model.safetensors: no such file")
+        if "/" in name and not os.path.exists(name):
+            raise BackendError("LOAD_FAILED", f"{name}: no such file")
         if name == "crash":
             os.kill(os.getpid(), signal.SIGKILL)
         if name == "bug":
@@ -84,3 +86,10 @@ def load(options: LoadOptions) -> LoadedModels:
         batch_s = settings.get("batch_s", batch_s)
         models.append(StubModel(name, settings.get("delay_s", 0.0), settings.get("s_per_audio_s", 0.0)))
     return LoadedModels(models, slots, batch_s, "cpu")
+
+
+def load_on_cpu_only(options: LoadOptions) -> LoadedModels:
+    """Fail on any device but "cpu"."""
+    if options.device != "cpu":
+        raise BackendError("LOAD_FAILED", f"{options.device}: no such device")
+    return load(options)
