@@ -4,13 +4,14 @@ import itertools
 
 import pytest
 import torch
+from torch import nn
+
 from kibun.models._transformers import HubertConfig, HubertModel
 from kibun.models.conditioning import TicnCa
 from kibun.models.config import KibunConfig
 from kibun.models.hubert import Frames
 from kibun.models.model import KibunModel
 from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
-from torch import nn
 
 
 def count(module: nn.Module) -> int:
@@ -94,7 +95,7 @@ def test_ticn_ca_ignores_padding(query: str) -> None:
 
 @pytest.mark.parametrize("query", ["personality", "acoustic"])
 def test_ticn_ca_depends_on_audio_and_on_every_trait(query: str) -> None:
-    """Cross attention with a single personality token as key would ignore the audio; with T tokens neither side does."""
+    """Cross attention with a single personality token as key would ignore the audio; with T tokens it cannot."""
     head, traits, hidden = ticn(query), torch.full((1, 5), 4.0), random(1, 9, 16)
     value = head(Frames(hidden, (9,)), traits)
     assert (head(Frames(random(1, 9, 16, seed=1), (9,)), traits) - value).abs() > 1e-3

@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
 from kibun.models._transformers import HubertConfig, HubertModel
 from kibun.models.config import KibunConfig
 from kibun.models.hubert import Frames, Tail, Trunk, frame_count, receptive_field
 from kibun.models.model import KibunModel
-from torch import nn
 
 VARIANTS = [
     pytest.param({"feat_extract_norm": "group"}, id="base"),

@@ -60,14 +60,12 @@ def _analyze_batch(model: KibunModel, requests: Sequence[Utterance]) -> list[Ana
         estimate.update(_condition(model, request, estimate))
         if not request.personality:
             estimate.update(utterance_traits=None, average_traits=None, conversation_traits=None)
-    if model.config.emotions and any(request.emotion for request in requests):
-        # Rows that want no emotion are computed with those that do, and may have no traits.
-        rows = [estimate["condition_traits"] or (0.0,) * len(TRAITS) for estimate in estimates]
-        traits = torch.tensor(rows, device=model.device)  # (B, 5)
-        for name, values in model.emotion(frames, traits).items():
-            limited = _finite(values, name).clamp(*model.config.emotion_scale)  # (B,)
-            for request, value, estimate in zip(requests, limited.tolist(), estimates, strict=True):
-                estimate[name] = value if request.emotion else None
+    if wanted := [row for row, estimate in enumerate(estimates) if "condition_traits" in estimate]:
+        traits = torch.tensor([estimates[row]["condition_traits"] for row in wanted], device=model.device)  # (W, 5)
+        for name, values in model.emotion(frames.rows(wanted), traits).items():
+            limited = _finite(values, name).clamp(*model.config.emotion_scale)  # (W,)
+            for row, value in zip(wanted, limited.tolist(), strict=True):
+                estimates[row][name] = value
     return [Analysis(**estimate) for estimate in estimates]
 
 

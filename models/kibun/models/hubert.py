@@ -47,6 +47,12 @@ class Frames:
         lengths = torch.tensor(self.lengths, device=self.hidden.device)  # (B,)
         return positions < lengths[:, None]  # (B, T)
 
+    def rows(self, indices: Sequence[int]) -> "Frames":
+        """Some of the utterances, in the order of `indices`."""
+        if list(indices) == list(range(len(self.lengths))):
+            return self
+        return Frames(self.hidden[list(indices)], tuple(self.lengths[index] for index in indices))
+
     def mean(self) -> Tensor:
         """Mean over each utterance's real frames, (B, H)."""
         if (mask := self.mask) is None:
