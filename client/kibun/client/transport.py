@@ -1,7 +1,7 @@
 """The one place of the SDK that talks gRPC: calls with metadata on them, failures as typed errors."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
 import grpc
@@ -13,8 +13,7 @@ from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub
 
 Response = TypeVar("Response")
 
-# grpc.aio puts this over the server's own status when a write meets a stream that the server has just closed; the
-# real status arrives a moment later.
+# grpc.aio writes this over the server's own status when a write fails because the server has just ended the stream.
 _MASKED_DETAILS = "Internal error from Core"
 _UNMASK_WAIT_S = 1.0
 _UNMASK_POLL_S = 0.01
@@ -55,6 +54,10 @@ class StreamCall:
 
     def __init__(self, call: Any, target: str) -> None:
         self._call = call
+        # Not `call.read()`: after a failed write that leaves messages unread which had already arrived.
+        self._responses: AsyncIterator[pb.StreamingAnalyzeResponse] = aiter(call)
+        self._first_status: grpc.RpcError | None = None
+        call.add_done_callback(self._remember_status)
         self._target = target
         self.request_id: str | None = None
 
@@ -73,25 +76,38 @@ class StreamCall:
     async def read(self) -> pb.StreamingAnalyzeResponse | None:
         """The next response; None at the end. Raises KibunError when the call failed."""
         try:
-            response = await self._call.read()
+            return await anext(self._responses, None)
         except grpc.RpcError as error:
             raise error_from_rpc(await self._unmasked(error), self._target, request_id=self.request_id) from None
-        if response is grpc.aio.EOF:
-            return None
-        assert isinstance(response, pb.StreamingAnalyzeResponse)
-        return response
 
     def cancel(self) -> None:
         """Ends the call at once; harmless when it is over. An abandoned call would stay alive on the server."""
         self._call.cancel()
 
+    def _remember_status(self, call: Any) -> None:
+        # Runs at the moment the status is known, before a failed write can be put over it.
+        code, details, trailers = _value(call.code()), _value(call.details()), _value(call.trailing_metadata())
+        self._first_status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, details)
+
     async def _unmasked(self, error: grpc.RpcError) -> grpc.RpcError:
-        waited_s = 0.0
-        while error.details() == _MASKED_DETAILS and waited_s < _UNMASK_WAIT_S:
+        if error.details() != _MASKED_DETAILS:
+            return error
+        if self._first_status is not None and self._first_status.details() != _MASKED_DETAILS:
+            return self._first_status
+        # The failed write came first: the server's status is on its way.
+        for _ in range(round(_UNMASK_WAIT_S / _UNMASK_POLL_S)):
             await asyncio.sleep(_UNMASK_POLL_S)
-            waited_s += _UNMASK_POLL_S
-            try:
-                await self._call.read()
-            except grpc.RpcError as newer:
-                error = newer
+            if await self._call.details() != _MASKED_DETAILS:
+                self._remember_status(self._call)
+                return self._first_status or error
         return error
+
+
+def _value(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Result of a coroutine that has no need to wait, as those of a finished call."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    raise RuntimeError("the call is not finished")
