@@ -6,6 +6,7 @@ itself down, and never more than twice.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import sys
@@ -85,7 +86,8 @@ class LocalBackend:
             )
             for name in devices
         ]
-        self._models: tuple[ModelInfo, ...] = ()
+        self.restarts = 0
+        """Workers started in place of dead ones so far."""
         self._slots = 0
         self._batch_s = 0.0
         self._keepers: list[asyncio.Task[None]] = []
@@ -107,12 +109,11 @@ class LocalBackend:
             await self.close()
             raise
         workers = [device.worker for device in self._devices if device.worker is not None]
-        self._models = workers[0].info.models
         self._batch_s = workers[0].info.batch_s
         self._slots = sum(worker.info.slots for worker in workers)
         self._keepers = [asyncio.create_task(self._keep_alive(device)) for device in self._devices]
         self._accepting = True
-        return self._models
+        return workers[0].info.models
 
     @property
     def slots(self) -> int:
@@ -158,7 +159,8 @@ class LocalBackend:
     async def drain(self) -> None:
         """Refuse new jobs and wait for those under way. The workers live on until `close`."""
         self._accepting = False
-        await self._wait_for(lambda: self._calls == 0 or None)
+        with contextlib.suppress(BackendError):  # closed meanwhile: nothing is under way any more
+            await self._wait_for(lambda: self._calls == 0 or None)
 
     async def close(self) -> None:
         """End all workers; calls under way get BackendError UNAVAILABLE."""
@@ -269,11 +271,14 @@ class LocalBackend:
                 await asyncio.sleep(min(delay_s, self._times.backoff_max_s))
             failures += 1
             if device.worker is not None:
-                _log.error("worker %d died; starting another", device.worker.pid)
                 await device.worker.close(grace_s=0)
+                _log.error("worker %d %s; starting another", device.worker.pid, device.worker.fate)
                 device.worker = None
             try:
                 await self._spawn(device)
+                self.restarts += 1
             except BackendError as error:
                 _log.error("a worker could not be started again: %s", error.message)
+            except Exception:  # whatever it is, giving up would leave the server without a worker for good
+                _log.exception("a worker could not be started again")
             ready_at = loop.time()

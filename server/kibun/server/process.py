@@ -51,9 +51,12 @@ class WorkerProcess:
         `on_change` is called after each answer and after the worker's death.
         Raises BackendError LOAD_FAILED with the worker's own message.
         """
-        process = await asyncio.create_subprocess_exec(
-            *_COMMAND, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, process_group=0
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *_COMMAND, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, process_group=0
+            )
+        except OSError as error:
+            raise BackendError("LOAD_FAILED", f"cannot start a process: {error}") from error
         worker = cls(process, on_change)
         try:
             async with asyncio.timeout(timeout_s):
@@ -71,6 +74,14 @@ class WorkerProcess:
     def pid(self) -> int:
         """Process id."""
         return self._process.pid
+
+    @property
+    def fate(self) -> str:
+        """How the process ended, in words."""
+        code = self._process.returncode
+        if code is None:
+            return "still runs"
+        return f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
 
     @property
     def in_flight(self) -> int:
@@ -131,9 +142,8 @@ class WorkerProcess:
         try:
             message = await read_message(self._stdout)
         except EOFError:
-            code = await self._process.wait()
-            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-            raise BackendError("LOAD_FAILED", f"the worker {how} before it was ready") from None
+            await self._process.wait()
+            raise BackendError("LOAD_FAILED", f"the worker {self.fate} before it was ready") from None
         if isinstance(message, LoadFailed):
             raise BackendError("LOAD_FAILED", message.message)
         assert isinstance(message, Ready)
@@ -150,6 +160,8 @@ class WorkerProcess:
                 self._on_change()
         except EOFError:
             pass
+        except Exception:
+            _log.exception("worker %d: a message that cannot be read", self.pid)
         finally:
             self._die()
             self.kill()  # a worker without a pipe is of no use, whatever it does

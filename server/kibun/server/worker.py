@@ -136,7 +136,10 @@ def load_models(options: LoadOptions) -> LoadedModels:
 
     Raises BackendError LOAD_FAILED naming the file, the device or the missing package.
     """
-    os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it: holds for threads not yet born
+    # Read while torch and transformers are imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a worker loads files that are here, and asks nobody for others
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     try:
         import torch
 
