@@ -1,5 +1,8 @@
 """The one place of this room that imports transformers, so that torchaudio is always dealt with first."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from kibun.models._torchaudio import ensure_importable
 
 ensure_importable()
@@ -19,6 +22,7 @@ from transformers.models.hubert.modeling_hubert import (  # noqa: E402
     HubertFeatureProjection,
     HubertPositionalConvEmbedding,
 )
+from transformers.utils import logging  # noqa: E402
 from transformers.utils.generic import ModelOutput  # noqa: E402
 from transformers.utils.hub import cached_file  # noqa: E402
 
@@ -36,4 +40,19 @@ __all__ = [
     "PreTrainedConfig",
     "PreTrainedModel",
     "cached_file",
+    "quiet",
 ]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and load reports on stderr meanwhile; what is wrong with a file is raised by us instead."""
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

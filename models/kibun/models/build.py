@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from kibun.models._transformers import AutoConfig, HubertConfig, HubertModel, cached_file
+from kibun.models._transformers import AutoConfig, HubertConfig, HubertModel, cached_file, quiet
 from kibun.models.config import KibunConfig
 from kibun.models.files import PREPROCESSOR, BundleError
 from kibun.models.model import KibunModel
@@ -32,13 +32,13 @@ def build_model(hubert: str | Path, *, name: str, seed: int = 0, **settings: Any
         BundleError: there is no such checkpoint, it is no HuBERT, or weights are missing from it.
         ValueError: a setting is impossible.
     """
-    hubert_config = _read_config(hubert)
-    do_normalize = _read_do_normalize(hubert)
-    config = KibunConfig(
-        hubert=hubert_config, bundle_name=name, **{"do_normalize": do_normalize, "trained": False, **settings}
-    )
-    full = _read_weights(hubert)
-    with torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
+        config = KibunConfig(
+            hubert=_read_config(hubert),
+            bundle_name=name,
+            **{"do_normalize": _read_do_normalize(hubert), "trained": False, **settings},
+        )
+        full = _read_weights(hubert)
         torch.manual_seed(seed)
         model = KibunModel(config)
     model.trunk.load_from(full)

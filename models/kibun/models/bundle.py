@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kibun.models._transformers import AutoConfig, AutoModel
+from kibun.models._transformers import AutoConfig, AutoModel, quiet
 from kibun.models.config import KibunConfig
 from kibun.models.files import BundleError, ExpectedError, bundle_names, resolve_bundle, verify
 from kibun.models.model import KibunModel, KibunOutput
@@ -25,7 +25,8 @@ def load_bundle(path_or_name: str | Path, *, allow_untrained: bool = False) -> K
     folder = resolve_bundle(path_or_name)
     verify(folder)
     try:
-        model: KibunModel = KibunModel.from_pretrained(folder)
+        with quiet():
+            model: KibunModel = KibunModel.from_pretrained(folder)
     except BundleError:
         raise
     except Exception as error:  # json, safetensors and transformers raise types of their own

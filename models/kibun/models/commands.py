@@ -82,7 +82,10 @@ def build(
     from kibun.models.build import build_model
 
     model = _or_exit(lambda: build_model(hubert, name=name or out.resolve().name, seed=seed, trunk_layers=trunk_layers))
-    model.save_pretrained(out)
+    from kibun.models._transformers import quiet
+
+    with quiet():
+        model.save_pretrained(out)
     total = read_facts(out).parameters["total"] / 1e6
     typer.echo(f"{out}: {total:.2f} M parameters, untrained. Its heads are random: train it before you trust it;")
     typer.echo(f"`kibun serve --model {out} --allow-untrained` serves it as it is.")
