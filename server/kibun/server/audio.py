@@ -85,8 +85,7 @@ class AudioFormat:
             raise AudioError(
                 "SAMPLE_RATE_OUT_OF_RANGE",
                 "audio_config.sample_rate_hertz",
-                f"sample rate must be {MIN_SAMPLE_RATE_HZ}..{MAX_SAMPLE_RATE_HZ} Hz, "
-                f"not {self.sample_rate_hz}",
+                f"sample rate must be {MIN_SAMPLE_RATE_HZ}..{MAX_SAMPLE_RATE_HZ} Hz, not {self.sample_rate_hz}",
             )
         if self.channels != 1:
             raise AudioError(
@@ -202,8 +201,7 @@ class AudioDecoder:
             raise AudioError(
                 "NON_FINITE_AUDIO",
                 "audio_content",
-                "audio contains NaN or infinite samples; float32 samples must be finite, little-endian, "
-                "within ±1",
+                "audio contains NaN or infinite samples; float32 samples must be finite, little-endian, within ±1",
             )
         if peak > MAX_FLOAT_MAGNITUDE:
             raise AudioError(

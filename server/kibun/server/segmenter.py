@@ -11,7 +11,8 @@ there was one; the next then starts exactly at the cut, already in `speaking`, s
 
 **Restartable.** When an utterance closes, the VAD is reset and everything after the utterance's end is read
 again. So what follows depends only on the audio from there on: a client that lost its connection and replays
-from the end of the last utterance (`resume_after` its reason) gets the same utterances, sample for sample.
+from the end of the last utterance (`resume_after` its reason) gets the same utterances, sample for sample. The
+resets cost no accuracy and a few per cent of CPU (benchmarks/detection.md).
 """
 
 from __future__ import annotations
@@ -21,7 +22,33 @@ from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
+
+from kibun.server.endpointing import (
+    EndpointingError,
+    EndpointingOptions,
+    EndReason,
+    NoSpeechTimeout,
+    SegmenterEvent,
+    SpeechBegin,
+    SpeechEnd,
+    TurnSilence,
+    Utterance,
+)
+from kibun.server.sample_buffer import SampleBuffer
 from kibun.server.vad import Vad
+
+__all__ = [
+    "EndReason",
+    "EndpointingError",
+    "EndpointingOptions",
+    "NoSpeechTimeout",
+    "Segmenter",
+    "SegmenterEvent",
+    "SpeechBegin",
+    "SpeechEnd",
+    "TurnSilence",
+    "Utterance",
+]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -33,109 +60,6 @@ _RESTART_MS = 60
 #: A forced cut looks for a pause in this last share of the longest utterance.
 _CUT_WINDOW = 0.25
 _PUSH_SAMPLES = 16_000  # longer pushes are taken in such pieces, so that the buffer stays small
-
-
-class EndpointingError(ValueError):
-    """A duration or level out of range; `field` is the option's name."""
-
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(f"{field} {message}")
-        self.field = field
-
-
-@dataclass(frozen=True)
-class EndpointingOptions:
-    """When speech becomes an utterance. Durations in milliseconds.
-
-    Raises:
-        EndpointingError: a value out of range.
-    """
-
-    vad_aggressiveness: int = 2  # 0..3: how much must speak for speech
-    min_speech_ms: int = 120  # speech that makes an utterance; less is a click
-    utterance_end_silence_ms: int = 500  # silence that closes it
-    max_utterance_ms: int = 20_000  # longer ones are cut
-    end_of_turn_silence_ms: int | None = None  # silence after the last utterance that ends the turn
-    speech_start_timeout_ms: int | None = None  # silence from the turn's start until NoSpeechTimeout
-    pre_roll_ms: int = 200  # kept before the first speech frame
-    hang_over_ms: int = 200  # kept after the last speech frame, at most utterance_end_silence_ms
-
-    def __post_init__(self) -> None:
-        _check_range("vad_aggressiveness", self.vad_aggressiveness, 0, 3)
-        _check_range("min_speech_ms", self.min_speech_ms, 0, 2_000)
-        _check_range("utterance_end_silence_ms", self.utterance_end_silence_ms, 100, 10_000)
-        _check_range("max_utterance_ms", self.max_utterance_ms, 1_000, 60_000)
-        _check_range("pre_roll_ms", self.pre_roll_ms, 0, 1_000)
-        _check_range("hang_over_ms", self.hang_over_ms, 0, 1_000)
-        if self.end_of_turn_silence_ms is not None:
-            _check_range("end_of_turn_silence_ms", self.end_of_turn_silence_ms, 100, 600_000)
-            if self.end_of_turn_silence_ms < self.utterance_end_silence_ms:
-                raise EndpointingError(
-                    "end_of_turn_silence_ms",
-                    f"must be at least utterance_end_silence_ms ({self.utterance_end_silence_ms}), "
-                    f"not {self.end_of_turn_silence_ms}: lower that one too",
-                )
-        if self.speech_start_timeout_ms is not None:
-            _check_range("speech_start_timeout_ms", self.speech_start_timeout_ms, 100, 600_000)
-
-
-def _check_range(field: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        raise EndpointingError(field, f"must be {low}..{high}, not {value}")
-
-
-class EndReason(Enum):
-    """Why an utterance ended."""
-
-    SILENCE = "silence"
-    MAX_DURATION = "max_duration"
-    CLIENT_END_OF_TURN = "client_end_of_turn"
-    HALF_CLOSE = "half_close"
-
-
-# Events. Positions and lengths are 16 kHz samples since the start of the stream.
-
-
-@dataclass(frozen=True)
-class SpeechBegin:
-    """Somebody certainly speaks; position: the first speech frame's start."""
-
-    position: int
-
-
-@dataclass(frozen=True)
-class SpeechEnd:
-    """They stopped; position: the last speech frame's end. None at a forced cut."""
-
-    position: int
-
-
-@dataclass(frozen=True)
-class NoSpeechTimeout:
-    """speech_start_timeout passed without speech since the turn started. Once per turn."""
-
-    position: int
-
-
-@dataclass(frozen=True)
-class TurnSilence:
-    """end_of_turn_silence passed since SpeechEnd. The next turn begins: its timers count from `position`."""
-
-    position: int
-
-
-@dataclass(frozen=True, eq=False)
-class Utterance:
-    """[start, end) of the stream and its audio, float32 (end - start,). Utterances never overlap."""
-
-    start: int
-    end: int
-    audio: FloatArray
-    speech_samples: int  # in frames that the VAD called speech
-    reason: EndReason
-
-
-SegmenterEvent = SpeechBegin | SpeechEnd | NoSpeechTimeout | TurnSilence | Utterance
 
 
 class _State(Enum):
@@ -186,7 +110,7 @@ class Segmenter:
         self._hang_over = min(options.hang_over_ms * _SAMPLES_PER_MS, self._end_silence)
         self._turn_silence = _samples_or_none(options.end_of_turn_silence_ms)
         self._start_timeout = _samples_or_none(options.speech_start_timeout_ms)
-        self._buffer = _SampleBuffer()
+        self._buffer = SampleBuffer()
         self._start_turn(0)
         self._restart(0, resume_after)
         self._turn_spoke = resume_after is not None
@@ -253,7 +177,7 @@ class Segmenter:
         if self._state in (_State.SPEAKING, _State.STOPPING):
             if end - self._start >= self._max_utterance:
                 self._cut(events)
-        else:
+        elif self._cursor > self._origin:  # otherwise an utterance has just closed: nothing was read since
             self._check_timers(end, events)
 
     def _step_starting(self, speech: bool, end: int, events: list[SegmenterEvent]) -> None:
@@ -337,11 +261,7 @@ class Segmenter:
             if self._turn_silence is not None and end - self._silent_since >= self._turn_silence:
                 events.append(TurnSilence(end))
                 self._start_turn(end)
-        elif (
-            self._start_timeout is not None
-            and not self._timed_out
-            and end - self._turn_start >= self._start_timeout
-        ):
+        elif self._start_timeout is not None and not self._timed_out and end - self._turn_start >= self._start_timeout:
             events.append(NoSpeechTimeout(end))
             self._timed_out = True
 
@@ -353,41 +273,3 @@ class Segmenter:
 
 def _samples_or_none(duration_ms: int | None) -> int | None:
     return None if duration_ms is None else duration_ms * _SAMPLES_PER_MS
-
-
-class _SampleBuffer:
-    """The last stretch of a stream, addressed by stream position."""
-
-    _SMALLEST = 16_000
-
-    def __init__(self) -> None:
-        self._data = np.empty(self._SMALLEST, np.float32)
-        self._first = 0  # stream position of _data[0]
-        self._kept = 0  # positions before this may be overwritten
-        self._end = 0  # stream position after the last sample
-
-    def append(self, samples: FloatArray) -> None:
-        needed = self._end - self._first + len(samples)
-        if needed > len(self._data):
-            self._move(self._end - self._kept + len(samples))
-        offset = self._end - self._first
-        self._data[offset : offset + len(samples)] = samples
-        self._end += len(samples)
-
-    def drop_before(self, position: int) -> None:
-        self._kept = position
-
-    def view(self, start: int, end: int) -> FloatArray:
-        return self._data[start - self._first : end - self._first]
-
-    def copy(self, start: int, end: int) -> FloatArray:
-        return self.view(start, end).copy()
-
-    def _move(self, needed: int) -> None:
-        """Bring what is kept to the front, in twice the memory needed, so that moves are rare."""
-        kept = self.view(self._kept, self._end)
-        size = max(self._SMALLEST, 2 * needed)
-        fits = size <= len(self._data) <= 2 * size
-        data = self._data if fits else np.empty(size, np.float32)
-        data[: len(kept)] = kept
-        self._data, self._first = data, self._kept
