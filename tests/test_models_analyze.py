@@ -1,6 +1,7 @@
 """The one call: alone or among others, with any history, within the scales, and what it refuses."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -183,7 +184,7 @@ def test_estimates_stay_within_their_scales() -> None:
 
 
 @pytest.mark.parametrize("samples", [400, 401, 16_000])
-@pytest.mark.parametrize("kind", ["silence", "constant", "square", "tiny", "loud"])
+@pytest.mark.parametrize("kind", ["silence", "constant", "square", "tiny", "loud", "absurd"])
 def test_odd_audio_gives_finite_estimates(model: KibunModel, kind: str, samples: int) -> None:
     signal = {
         "silence": np.zeros(samples),
@@ -191,6 +192,7 @@ def test_odd_audio_gives_finite_estimates(model: KibunModel, kind: str, samples:
         "square": np.sign(np.sin(np.arange(samples))),
         "tiny": audio(samples) * 1e-20,
         "loud": audio(samples) * 1e6,
+        "absurd": audio(samples) * 1e35,
     }[kind].astype(np.float32)
     [analysis] = model.analyze([Utterance(signal, NO_HISTORY)])
     assert np.isfinite(analysis.vector).all()
@@ -221,6 +223,28 @@ def test_level_and_offset_carry_nothing_where_the_checkpoint_normalises() -> Non
     assert np.abs(first - second).max() > 0.01
 
 
+def test_loud_audio_is_not_mistaken_for_silence(model: KibunModel) -> None:
+    """Squares of 1e35 overflow float32, and everything divided by infinity would be zero."""
+    normal, absurd = (audio(8_000) * np.float32(gain) for gain in (1.0, 1e35))
+    np.testing.assert_allclose(
+        model._normalise(torch.from_numpy(normal)), model._normalise(torch.from_numpy(absurd)), atol=1e-4
+    )
+
+
+def test_threads_may_share_a_model(model: KibunModel) -> None:
+    expected = model.analyze(mixed_requests())
+    with ThreadPoolExecutor(4) as pool:
+        for analyses in pool.map(model.analyze, [mixed_requests()] * 8):
+            assert [estimates(analysis) for analysis in analyses] == [estimates(analysis) for analysis in expected]
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_in_shared_memory_may_be_read_only(model: KibunModel) -> None:
+    samples, vectors = np.frombuffer(audio(800).tobytes(), np.float32), np.frombuffer(history(2).tobytes(), np.float16)
+    assert not samples.flags.writeable
+    model.analyze([Utterance(samples, vectors.reshape(2, 32))])
+
+
 def test_two_calls_are_equal_and_the_model_leaves_the_global_random_state_alone(model: KibunModel) -> None:
     before = torch.random.get_rng_state()
     warm_up(model)
@@ -234,10 +258,12 @@ def test_two_calls_are_equal_and_the_model_leaves_the_global_random_state_alone(
         ({"audio": audio(0)}, r"audio has 0 samples"),
         ({"audio": audio(800).reshape(2, 400)}, r"audio is float32 \(2, 400\).*mono 16 kHz"),
         ({"audio": np.zeros(800, np.int16)}, r"audio is int16.*float32"),
+        ({"audio": np.zeros(800)}, r"audio is float64.*float32"),
         ({"audio": np.full(800, np.nan, np.float32)}, r"audio contains NaN or infinity"),
         ({"audio": np.full(800, np.inf, np.float32)}, r"audio contains NaN or infinity"),
-        ({"history": np.zeros((2, 31), np.float16)}, r"history is \(2, 31\).*\(utterances, 32\)"),
-        ({"history": np.zeros(32, np.float16)}, r"history is \(32,\)"),
+        ({"history": np.zeros((2, 31), np.float16)}, r"history is float16 \(2, 31\).*\(utterances, 32\)"),
+        ({"history": np.zeros((2, 32), np.float32)}, r"history is float32 \(2, 32\).*float16 \(utterances, 32\)"),
+        ({"history": np.zeros(32, np.float16)}, r"history is float16 \(32,\)"),
         ({"history": np.full((1, 32), np.inf, np.float16)}, r"history contains NaN or infinity"),
         ({"given_traits": (0.9, 4, 4, 4, 4)}, r"given_traits is .* 5 numbers 1..7"),
         ({"given_traits": (4, 4, 4, 4)}, r"given_traits is .* 5 numbers 1..7"),

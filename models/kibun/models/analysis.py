@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kibun.models.personality import round_to_stored
-from kibun.models.types import EMOTIONS, TRAITS, Analysis, ConditionSource, Traits, Utterance
+from kibun.models.types import TRAITS, Analysis, ConditionSource, Traits, Utterance
 
 if TYPE_CHECKING:
     from kibun.models.model import KibunModel
@@ -26,7 +26,8 @@ def analyze(model: KibunModel, requests: Sequence[Utterance]) -> list[Analysis]:
 
     Estimates are limited to their scales here, not in training, and emotion is conditioned on the limited traits: those
     reported as `condition_traits`. The same utterance gives the same answer alone and among others: bit for bit on a
-    CPU; elsewhere to about 1e-5 of the float32 vector, before it is rounded to float16.
+    CPU; elsewhere to about 1e-5 of the float32 vector, before it is rounded to float16. Several threads may call at
+    once.
 
     Raises:
         ValueError: an utterance is malformed (the message names its index and field); nothing was computed.
@@ -49,7 +50,8 @@ def _batches(model: KibunModel, requests: Sequence[Utterance]) -> Iterator[Seque
 
 
 def _analyze_batch(model: KibunModel, requests: Sequence[Utterance]) -> list[Analysis]:
-    waveforms = [torch.from_numpy(np.ascontiguousarray(r.audio, np.float32)).to(model.device) for r in requests]
+    # Copies, because torch warns of arrays that it may not write to, as those in shared memory are.
+    waveforms = [torch.from_numpy(request.audio.copy()).to(model.device) for request in requests]
     frames = model.encode(waveforms)  # (B, T, H)
     estimates: list[dict[str, Any]] = [{"vector": np.zeros(0, np.float16)} for _ in requests]
     if model.config.supports_personality:
@@ -106,14 +108,16 @@ def _finite(values: Tensor, what: str) -> Tensor:
 
 def _check(model: KibunModel, index: int, request: Utterance) -> None:
     where, audio, history = f"utterance {index}", request.audio, request.history
-    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
+    if audio.ndim != 1 or audio.dtype != np.float32:
         raise ValueError(f"{where}: audio is {audio.dtype} {audio.shape}, it has to be float32 (samples,), mono 16 kHz")
     if len(audio) < model.min_samples:
         raise ValueError(f"{where}: audio has {len(audio)} samples, at least {model.min_samples} are needed")
     if not np.isfinite(audio).all():
         raise ValueError(f"{where}: audio contains NaN or infinity")
-    if history.ndim != 2 or (len(history) and history.shape[1] != model.vector_size):
-        raise ValueError(f"{where}: history is {history.shape}, it has to be (utterances, {model.vector_size})")
+    fits = history.ndim == 2 and history.shape[1] == model.vector_size and history.dtype == np.float16
+    if not fits and not (history.ndim == 2 and len(history) == 0):
+        wanted = f"float16 (utterances, {model.vector_size})"
+        raise ValueError(f"{where}: history is {history.dtype} {history.shape}, it has to be {wanted}")
     if not np.isfinite(history).all():
         raise ValueError(f"{where}: history contains NaN or infinity")
     low, high = model.config.trait_scale
@@ -124,4 +128,4 @@ def _check(model: KibunModel, index: int, request: Utterance) -> None:
         raise ValueError(f"{where}: this model has no personality tail, so emotion needs given_traits")
 
 
-__all__ = ["EMOTIONS", "NonFiniteError", "analyze"]
+__all__ = ["NonFiniteError", "analyze"]

@@ -224,8 +224,9 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         """Zero mean and unit variance over the utterance, if the checkpoint was trained so; (N,) -> (N,)."""
         if not self.config.do_normalize:
             return waveform
-        variance, mean = torch.var_mean(waveform, correction=0)
-        return (waveform - mean) / torch.sqrt(variance + NORMALISATION_EPSILON)
+        wide = waveform.double()  # squares of large samples do not fit into float32
+        variance, mean = torch.var_mean(wide, correction=0)
+        return ((wide - mean) / torch.sqrt(variance + NORMALISATION_EPSILON)).to(waveform.dtype)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
