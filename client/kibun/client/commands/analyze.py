@@ -1,0 +1,185 @@
+"""`kibun analyze`: files and folders into a table, JSON lines or CSV, a row per utterance."""
+
+import asyncio
+import contextlib
+import enum
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from kibun.client.client import AsyncClient
+from kibun.client.commands.audio_files import find_audio, open_audio
+from kibun.client.commands.connection import CaOption, Connection, TlsOption, TokenOption
+from kibun.client.commands.failure import CommandError, UsageError
+from kibun.client.commands.rows import CsvRows, JsonRows, Row, Rows, TableRows, row_of
+from kibun.client.errors import KibunError
+from kibun.client.events import PersonalityUpdate, StreamWarning, UtteranceResult
+from kibun.client.server_process import ServerProcess, ServerStartError
+
+_CHUNK_MS = 100
+
+
+class OutputFormat(enum.StrEnum):
+    """What rows are written as."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    CSV = "csv"
+
+
+def analyze(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Audio files; folders are searched.")],
+    output_format: Annotated[OutputFormat, typer.Option("-f", "--format", help="Form of the output.")] = (
+        OutputFormat.TABLE
+    ),
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write; default: the terminal.")] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="Bundle (folder or name) to load, or a model of --server.")
+    ] = "",
+    server: Annotated[
+        str,
+        typer.Option("--server", "-s", envvar="KIBUN_SERVER", metavar="HOST:PORT", help="Default: start one."),
+    ] = "",
+    channel: Annotated[int | None, typer.Option(min=1, help="Channel to use; default: the mean of all.")] = None,
+    jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, max=64, help="Files at a time.")] = 4,
+    token: TokenOption = None,
+    tls: TlsOption = False,
+    ca: CaOption = None,
+) -> None:
+    """Analyse files and folders into a table, JSON lines or CSV, a row per utterance.
+
+    Every file is a conversation of its own, with one speaker. A file that fails is named and the others go on; the
+    exit code is then 1.
+    """
+    files = find_audio(paths)
+    if not server and not model:
+        raise UsageError(
+            "analyze needs a model: --model DIR for a bundle, --model demo-tiny to try the software (synthetic, says "
+            "nothing of people), or --server HOST:PORT of a server that runs"
+        )
+    batch = _Batch(files, channel, jobs, model if server else "")
+    with _open_rows(output_format, output) as rows, _server(server, model) as target:
+        asyncio.run(_analyze(Connection(target, token, tls, ca), batch, rows))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    files: list[Path]
+    channel: int | None
+    jobs: int
+    model: str
+
+
+@dataclass
+class _Outcome:
+    """What became of one file: its rows, or why there are none."""
+
+    path: Path
+    rows: list[Row] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    error: str | None = None
+
+
+async def _analyze(connection: Connection, batch: _Batch, rows: Rows) -> None:
+    console = Console(stderr=True)
+    failed: list[_Outcome] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    async with connection.client() as client:
+        info = await client.service_info()  # says at once what is wrong with the server, if anything is
+        if any(model.synthetic and (model.is_default or model.name == batch.model) for model in info.models):
+            console.print("[yellow]synthetic model: says nothing of people[/]")
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("files", total=len(batch.files))
+            async for outcome in _outcomes(client, batch):
+                rows.write(outcome.rows)
+                for note in outcome.notes:
+                    console.print(f"{outcome.path}: {note}", markup=False, highlight=False, soft_wrap=True)
+                if outcome.error is not None:
+                    failed.append(outcome)
+                progress.advance(task)
+    rows.finish()
+    if failed:
+        lines = "\n".join(f"  {outcome.path}: {outcome.error}" for outcome in failed)
+        raise CommandError(f"{len(failed)} of {len(batch.files)} files failed:\n{lines}")
+
+
+async def _outcomes(client: AsyncClient, batch: _Batch) -> AsyncIterator[_Outcome]:
+    """Outcomes in the order of the files, `jobs` of them at work at a time."""
+    gate = asyncio.Semaphore(batch.jobs)
+
+    async def one(path: Path) -> _Outcome:
+        async with gate:
+            return await _analyze_file(client, path, batch)
+
+    async with asyncio.TaskGroup() as group:
+        for task in [group.create_task(one(path)) for path in batch.files]:
+            yield await task
+
+
+async def _analyze_file(client: AsyncClient, path: Path, batch: _Batch) -> _Outcome:
+    outcome = _Outcome(path)
+    finals: list[UtteranceResult] = []
+    updates: list[PersonalityUpdate] = []
+    conversation = client.conversation()
+    try:
+        audio = open_audio(path, batch.channel)
+        async with conversation.turn(
+            sample_rate_hz=audio.sample_rate_hz, encoding=audio.encoding, model=batch.model
+        ) as turn:
+            turn.feed(audio.chunks(_CHUNK_MS))
+            async for event in turn:
+                match event:
+                    case UtteranceResult(is_final=True):
+                        finals.append(event)
+                    case PersonalityUpdate():
+                        updates.append(event)
+                    case StreamWarning():
+                        outcome.notes.append(f"{event.reason}: {event.message}")
+        outcome.rows = [
+            row_of(path, final, updates[index] if index < len(updates) else None, turn.started)
+            for index, final in enumerate(finals)
+        ]
+        await conversation.delete(allow_missing=True)
+    except (KibunError, CommandError) as error:
+        outcome.error = str(error)
+    return outcome
+
+
+@contextlib.contextmanager
+def _server(server: str, model: str) -> Iterator[str]:
+    if server:
+        yield server
+        return
+    process = ServerProcess(model)
+    try:
+        with Console(stderr=True).status("starting a server, loading the model …"):
+            process.start()
+    except ServerStartError as error:
+        raise CommandError(str(error)) from None
+    with process:
+        yield process.target
+
+
+@contextlib.contextmanager
+def _open_rows(output_format: OutputFormat, path: Path | None) -> Iterator[Rows]:
+    with contextlib.ExitStack() as stack:
+        file = None
+        if path is not None:
+            try:
+                file = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
+            except OSError as error:
+                raise UsageError(
+                    f"cannot write {path}: {error.strerror}: name a file in a folder that exists"
+                ) from None
+        match output_format:
+            case OutputFormat.TABLE:
+                yield TableRows(file)
+            case OutputFormat.JSONL:
+                yield JsonRows(file)
+            case OutputFormat.CSV:
+                yield CsvRows(file)

@@ -1,0 +1,65 @@
+"""`kibun demo`: the bundled dialogue through a real server, started for it as a process of its own."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from kibun.client.commands.audio_files import open_audio
+from kibun.client.commands.connection import Connection
+from kibun.client.commands.failure import CommandError
+from kibun.client.commands.report import SYNTHETIC_BANNER, JsonLines, LiveTable, summary_tables
+from kibun.client.commands.streaming import StreamingOptions, stream_turns
+from kibun.client.commands.turns_file import load_turns
+from kibun.client.resources import ConversationState
+from kibun.client.server_process import ServerProcess, ServerStartError
+
+DIALOGUE = Path(__file__).resolve().parent.parent / "demo" / "dialogue.flac"
+MODEL = "demo-tiny"
+CONVERSATION = "demo"
+
+
+def demo(
+    realtime: Annotated[bool, typer.Option("--realtime", help="At the pace at which it was spoken.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print every response as one JSON line, and nothing else.")
+    ] = False,
+) -> None:
+    """Watch a bundled dialogue being analysed by a real server.
+
+    The server runs as a process of its own on a free port of this machine, with a model that was trained on generated
+    speech: it shows how the software works and says nothing of people.
+    """
+    console = Console(stderr=as_json)
+    try:
+        with console.status("starting the server, loading the model …"):
+            server = ServerProcess(MODEL, ["--reflection"])
+            server.start()
+    except ServerStartError as error:
+        raise CommandError(str(error)) from None
+    with server:
+        asyncio.run(_demo(server.target, StreamingOptions(realtime=realtime), console, as_json))
+
+
+async def _demo(target: str, options: StreamingOptions, console: Console, as_json: bool) -> None:
+    audio = open_audio(DIALOGUE)
+    turns = load_turns(DIALOGUE.with_suffix(".json"), audio.duration_s)
+    async with Connection(target).client() as client:
+        conversation = client.conversation(CONVERSATION)
+        if as_json:
+            lines = JsonLines()
+            await stream_turns(conversation, audio, turns, options, lines)
+            lines.write(await client.get_conversation_proto(CONVERSATION))
+            return
+        speakers = list(dict.fromkeys(turn.participant_id for turn in turns))
+        console.print(
+            f"[bold]kibun demo[/]: {len(turns)} turns of {' and '.join(speakers)}, {audio.duration_s:.1f} s of speech, "
+            f"one stream each, to {MODEL} at {target}"
+        )
+        with LiveTable(console, synthetic=True) as table:
+            await stream_turns(conversation, audio, turns, options, table)
+        state: ConversationState = await conversation.get()
+        console.print(summary_tables(state))
+        console.print(f"[yellow]{SYNTHETIC_BANNER}[/]")

@@ -1,0 +1,13 @@
+"""How a command fails: with a message that names the fix, and an exit code."""
+
+
+class CommandError(Exception):
+    """The command cannot do what it was asked for; the message says why and what to do."""
+
+    exit_code = 1
+
+
+class UsageError(CommandError):
+    """It was called in a wrong way: a missing file, a malformed option."""
+
+    exit_code = 2

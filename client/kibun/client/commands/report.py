@@ -1,0 +1,159 @@
+"""What commands show: a live table of utterances, a summary per participant, or JSON lines."""
+
+import sys
+from types import TracebackType
+from typing import Self, TextIO
+
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kibun.client.estimates import Emotion, PersonalityEstimate, Traits
+from kibun.client.events import (
+    Event,
+    PersonalityUpdate,
+    StreamStarted,
+    StreamWarning,
+    TurnResult,
+    UtteranceResult,
+)
+from kibun.client.resources import ConversationState, ParticipantState
+
+SYNTHETIC_BANNER = "synthetic model: says nothing of people"
+TRAIT_NAMES = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
+# Heading, rules, legend and banner of the table, and the line above it.
+_LINES_AROUND_ROWS = 9
+_LEGEND = (
+    "valence, arousal 1..5 (3 neutral) · O C E A N: apparent traits so far, 1..7 · from: utterances heard, their speech"
+)
+
+
+class JsonLines:
+    """Prints every response as it came over the wire, one JSON object per line, names as in the .proto."""
+
+    def __init__(self, output: TextIO | None = None) -> None:
+        self._output = output or sys.stdout
+
+    def on_event(self, event: Event, participant_id: str) -> None:
+        if event.response is not None:
+            self.write(event.response)
+
+    def write(self, message: Message) -> None:
+        """Prints one message, fields with default values included."""
+        line = MessageToJson(
+            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None
+        )
+        print(line, file=self._output, flush=True)
+
+
+class LiveTable:
+    """A table that grows by a row per utterance; without a terminal it is printed once, at the end."""
+
+    def __init__(self, console: Console, *, synthetic: bool = False) -> None:
+        self._console = console
+        self._synthetic = synthetic
+        self._rows: dict[str, list[str | Text]] = {}
+        self._last_utterance: dict[str, str] = {}
+        # What doesn't fit on the screen scrolls out of the live view; the whole table is printed at the end.
+        self._live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self._view)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+        self._console.print(self._table(list(self._rows.values())))
+
+    def on_event(self, event: Event, participant_id: str) -> None:
+        """Takes one event of a turn of `participant_id`."""
+        match event:
+            case StreamStarted():
+                self._synthetic |= event.synthetic_model
+            case UtteranceResult():
+                self._last_utterance[participant_id] = event.utterance_id
+                self._rows[event.utterance_id] = _utterance_cells(event, participant_id)
+            case PersonalityUpdate(personality=PersonalityEstimate() as personality):
+                row = self._rows.get(self._last_utterance.get(participant_id, ""))
+                if row is not None:
+                    row[4:] = _personality_cells(personality)
+            case StreamWarning():
+                self._console.print(Text(f"{event.reason}: {event.message}", style="yellow"))
+        if self._console.is_terminal:
+            self._live.refresh()
+
+    def _view(self) -> Group:
+        return self._table(list(self._rows.values())[-max(self._console.height - _LINES_AROUND_ROWS, 1) :])
+
+    def _table(self, rows: list[list[str | Text]]) -> Group:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=_LEGEND, caption_justify="left")
+        table.add_column("time", justify="right", no_wrap=True)
+        table.add_column("speaker", no_wrap=True, max_width=12)
+        for heading in ("valence", "arousal", *(name[0].upper() for name in TRAIT_NAMES)):
+            table.add_column(heading, justify="right", no_wrap=True)
+        table.add_column("from", justify="right", no_wrap=True)
+        for row in rows:
+            table.add_row(*row)
+        banner = [Text(f" {SYNTHETIC_BANNER} ", style="bold black on yellow")] if self._synthetic else []
+        return Group(*banner, table)
+
+
+def turn_line(result: TurnResult, participant_id: str) -> str:
+    """One line on a finished turn."""
+    return (
+        f"{participant_id}, {result.turn_id}: {result.utterance_count} utterances, {result.speech_s:.1f} s of speech, "
+        f"ended by {result.end_reason.value.replace('_', ' ')}"
+    )
+
+
+def summary_tables(conversation: ConversationState) -> Group:
+    """A table per participant of what the conversation knows about them."""
+    return Group(*(_participant_table(participant) for participant in conversation.participants))
+
+
+def _participant_table(participant: ParticipantState) -> Table:
+    heading = (
+        f"[bold]{participant.participant_id}[/]: {participant.turn_count} turns, "
+        f"{participant.utterance_count} utterances, {participant.speech_s:.1f} s of speech"
+    )
+    table = Table(title=heading, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    table.add_column("estimate", justify="right")
+    table.add_column("± expected error", justify="right")
+    table.add_column("scale", style="dim")
+    emotions: list[tuple[str, Emotion | None]] = [
+        ("mean", participant.mean_emotion),
+        ("last", participant.last_emotion),
+    ]
+    for word, emotion in emotions:
+        for dimension in ("valence", "arousal"):
+            value = "–" if emotion is None else f"{getattr(emotion, dimension):.2f}"
+            table.add_row(f"{word} {dimension}", value, "", "1..5")
+    personality = participant.personality
+    error = personality.expected_error if personality else None
+    for name in TRAIT_NAMES:
+        value = "–" if personality is None else f"{getattr(personality.traits, name):.2f}"
+        table.add_row(name, value, "" if error is None else f"{getattr(error, name):.2f}", "1..7")
+    return table
+
+
+def _utterance_cells(event: UtteranceResult, participant_id: str) -> list[str | Text]:
+    style = "" if event.is_final else "dim italic"
+    cells = [f"{event.start_s:.1f}–{event.end_s:.1f} s", participant_id, *_emotion_cells(event.emotion)]
+    return [*(Text(cell, style=style) for cell in cells), *[""] * 6]
+
+
+def _emotion_cells(emotion: Emotion | None) -> tuple[str, str]:
+    return ("–", "–") if emotion is None else (f"{emotion.valence:.2f}", f"{emotion.arousal:.2f}")
+
+
+def _personality_cells(estimate: PersonalityEstimate) -> list[str]:
+    traits: Traits = estimate.traits
+    evidence = f"{estimate.utterance_count} utt, {estimate.speech_s:.1f} s"
+    return [*(f"{value:.1f}" for value in traits.as_tuple()), evidence]

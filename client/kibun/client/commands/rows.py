@@ -1,0 +1,137 @@
+"""Rows of `kibun analyze`: one per utterance, the same columns in every format."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from kibun.client.estimates import Traits
+from kibun.client.events import PersonalityUpdate, StreamStarted, UtteranceResult
+
+TRAIT_NAMES = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
+
+Row = dict[str, str | float | int | bool | None]
+
+# None (an empty cell) where nothing was estimated, because there was too little speech.
+COLUMNS = (
+    "file",
+    "utterance_id",
+    "start_s",
+    "end_s",
+    "analyzed_s",
+    # Scale 1..5, 3 neutral.
+    "valence",
+    "arousal",
+    # Apparent traits of the speaker from everything heard up to this utterance, scale 1..7, and their evidence.
+    *TRAIT_NAMES,
+    *(f"{name}_error" for name in TRAIT_NAMES),
+    "utterance_count",
+    "speech_s",
+    # Apparent traits from this utterance alone.
+    *(f"utterance_{name}" for name in TRAIT_NAMES),
+    "model",
+    "synthetic_model",
+)
+
+_IN_TABLE = ("file", "start_s", "end_s", "valence", "arousal", *TRAIT_NAMES, "utterance_count", "speech_s")
+_HEADINGS = {"utterance_count": "heard", "speech_s": "speech", **{name: name[0].upper() for name in TRAIT_NAMES}}
+
+
+def row_of(path: Path, final: UtteranceResult, update: PersonalityUpdate | None, started: StreamStarted) -> Row:
+    """The row of one utterance; `update` is what was known of the speaker after it."""
+    known = update.personality if update else None
+    emotion = final.emotion
+    row: Row = {
+        "file": str(path),
+        "utterance_id": final.utterance_id,
+        "start_s": final.start_s,
+        "end_s": final.end_s,
+        "analyzed_s": final.analyzed_s,
+        "valence": None if emotion is None else emotion.valence,
+        "arousal": None if emotion is None else emotion.arousal,
+        "utterance_count": None if known is None else known.utterance_count,
+        "speech_s": None if known is None else known.speech_s,
+        "model": started.model,
+        "synthetic_model": started.synthetic_model,
+    }
+    row |= _traits("{}", known.traits if known else None)
+    row |= _traits("{}_error", known.expected_error if known else None)
+    row |= _traits("utterance_{}", final.personality.traits if final.personality else None)
+    return {column: row[column] for column in COLUMNS}
+
+
+def _traits(pattern: str, traits: Traits | None) -> Row:
+    return {pattern.format(name): None if traits is None else getattr(traits, name) for name in TRAIT_NAMES}
+
+
+class Rows(Protocol):
+    """Where rows go."""
+
+    def write(self, rows: Sequence[Row]) -> None:
+        """Takes the rows of one file."""
+        ...
+
+    def finish(self) -> None:
+        """Is called once, after the last file."""
+        ...
+
+
+class JsonRows:
+    """One JSON object per line."""
+
+    def __init__(self, file: TextIO | None) -> None:
+        self._file = file or sys.stdout
+
+    def write(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            print(json.dumps(_rounded(row), ensure_ascii=False), file=self._file, flush=True)
+
+    def finish(self) -> None: ...
+
+
+class CsvRows:
+    """CSV with a header."""
+
+    def __init__(self, file: TextIO | None) -> None:
+        self._writer = csv.DictWriter(file or sys.stdout, COLUMNS, lineterminator="\n")
+        self._writer.writeheader()
+
+    def write(self, rows: Sequence[Row]) -> None:
+        self._writer.writerows(_rounded(row) for row in rows)
+
+    def finish(self) -> None: ...
+
+
+class TableRows:
+    """A table for people, printed at the end; it leaves out columns that the other formats have."""
+
+    def __init__(self, file: TextIO | None) -> None:
+        self._console = Console(file=file, width=140) if file else Console()
+        self._table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in _IN_TABLE:
+            justify = "left" if name == "file" else "right"
+            self._table.add_column(_HEADINGS.get(name, name.removesuffix("_s")), justify=justify, overflow="fold")  # type: ignore[arg-type]
+
+    def write(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            self._table.add_row(*(_cell(row[name]) for name in _IN_TABLE))
+
+    def finish(self) -> None:
+        self._console.print(self._table)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _rounded(row: Row) -> Row:
+    # Estimates are 32-bit floats: more digits than these are none.
+    return {name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()}

