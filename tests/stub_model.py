@@ -24,6 +24,7 @@ NAN = 0.25  # an estimate is NaN
 RAISES = 0.125  # the model raises
 HANGS = 0.0625  # never answered
 SLOW = 0.03125  # answered after a second
+SLOW_POISON = 0.015625  # half a second later the process is killed
 
 
 class StubModel:
@@ -40,7 +41,9 @@ class StubModel:
 
     def _analyze(self, job: Job) -> Result:
         what = float(job.audio[0])
-        if what == POISON:
+        if what == SLOW_POISON:
+            time.sleep(0.5)
+        if what in (POISON, SLOW_POISON):
             os.kill(os.getpid(), signal.SIGKILL)
         if what == RAISES:
             raise ValueError(f"the audio starts with {what}")

@@ -193,6 +193,39 @@ async def test_two_poison_jobs_at_once_take_nobody_with_them() -> None:
     assert [arousal(one[1]), arousal(two[0])] == pytest.approx([1.4, 1.8])
 
 
+async def test_a_second_attempt_waits_for_work_that_nobody_waits_for_any_more() -> None:
+    async with running("stub?slots=2") as backend:
+        poison = asyncio.create_task(backend.infer([job(stub_model.SLOW_POISON)]))
+        beside = asyncio.create_task(backend.infer([job(stub_model.SLOW)]))
+        (victim,) = backend.pids
+        await until(lambda: backend.ready() and victim not in backend.pids)
+        await asyncio.sleep(0.1)
+        poison.cancel()  # the worker goes on with it all the same
+        assert arousal((await beside)[0]) > 1
+
+
+async def test_second_attempts_go_before_new_jobs() -> None:
+    times = WorkerTimes(start_s=20, queue_s=2)
+    async with running("stub?slots=2&delay_s=0.1", times=times) as backend:
+        stop = asyncio.Event()
+
+        async def keep_busy(offset: int) -> list[Result | BackendError]:
+            await asyncio.sleep(0.025 * offset)
+            outcomes = []
+            while not stop.is_set():
+                outcomes += await backend.infer([job(0.1)])
+            return outcomes
+
+        callers = [asyncio.create_task(keep_busy(offset)) for offset in range(4)]
+        await asyncio.sleep(0.5)
+        os.kill(backend.pids[0], signal.SIGKILL)
+        await asyncio.sleep(3)
+        stop.set()
+        outcomes = [outcome for caller in callers for outcome in await caller]
+        assert len(outcomes) > 20
+        assert [arousal(outcome) for outcome in outcomes] == pytest.approx([1.4] * len(outcomes))
+
+
 async def test_a_job_that_hangs_is_given_up_after_two_deadlines() -> None:
     async with running(times=QUICK) as backend:
         started = time.monotonic()

@@ -92,6 +92,7 @@ class LocalBackend:
         self._batch_s = 0.0
         self._keepers: list[asyncio.Task[None]] = []
         self._calls = 0  # infer calls under way
+        self._first_turn, self._second_turn = asyncio.Lock(), asyncio.Lock()
         self._suspects = 0  # jobs waiting for, or in, their second attempt
         self._accepting = False
         self._closed = False
@@ -173,7 +174,7 @@ class LocalBackend:
         self._announce()
 
     async def _first_attempt(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
-        device = await self._wait_for_worker(self._least_busy)
+        device = await self._wait_for_worker(self._first_turn, self._least_busy)
         return await self._run(device, jobs)
 
     async def _second_attempts(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
@@ -189,7 +190,7 @@ class LocalBackend:
 
     async def _attempt_alone(self, job: Job) -> Result | BackendError:
         try:
-            device = await self._wait_for_worker(self._idle)
+            device = await self._wait_for_worker(self._second_turn, self._idle)
         except BackendError as error:
             return error
         device.reserved = True
@@ -231,9 +232,10 @@ class LocalBackend:
         )
         return next(idle, None)
 
-    async def _wait_for_worker(self, find: Callable[[], _Device | None]) -> _Device:
+    async def _wait_for_worker(self, turn: asyncio.Lock, find: Callable[[], _Device | None]) -> _Device:
+        """Wait for a worker, those that share a `turn` in the order they came."""
         try:
-            async with asyncio.timeout(self._times.queue_s):
+            async with asyncio.timeout(self._times.queue_s), turn:
                 return await self._wait_for(find)
         except TimeoutError:
             raise BackendError("WORKER_FAILED", f"no worker was free within {self._times.queue_s:g} s") from None
