@@ -1,5 +1,8 @@
 """Streams and turns of the SDK against a scripted service: what a real one cannot be made to do at will."""
 
+# A stream fails somewhere within its block, so `raises` is put around blocks of several statements.
+# ruff: noqa: PT012
+
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
@@ -67,7 +70,7 @@ class ScriptedService(SpeechAnalysisServiceServicer):
         self.read_delay_s = 0.0
         self.server_ends_turn_after_s: float | None = None
 
-    async def StreamingAnalyze(self, requests, context):  # noqa: N802
+    async def StreamingAnalyze(self, requests, context):
         connection = Connection()
         self.connections.append(connection)
         number = len(self.connections)
@@ -276,7 +279,7 @@ async def test_a_lost_connection_replays_what_has_no_final(client, service):
     async with client.conversation("c").turn() as turn:
         turn.feed(audio[start : start + 3200] for start in range(0, len(audio), 3200))
         events = [event async for event in turn]
-    first, second = service.connections
+    _, second = service.connections
     finals = [event for event in events if isinstance(event, UtteranceResult)]
     assert [event.start_s for event in finals] == [0.0, 1.0, 2.0, 3.0], "none lost, none doubled"
     assert second.config.audio_start_offset.ToTimedelta().total_seconds() == 2.0
@@ -409,7 +412,7 @@ async def test_result_within_a_time(client, service):
     service.read_delay_s = 1.0
     async with client.conversation().turn() as turn:
         await turn.push(noise(0.2))
-        with pytest.raises(DeadlineError, match="within 0.1 s"):
+        with pytest.raises(DeadlineError, match=r"within 0\.1 s"):
             await turn.result(timeout_s=0.1)
         await turn.cancel()
         with pytest.raises(TurnEndedError, match="cancelled"):
@@ -464,10 +467,10 @@ async def test_unknown_call_is_a_server_too_old(client):
 
 async def test_unreachable_server_says_what_to_start():
     async with AsyncClient("127.0.0.1:1", retry=QUICK) as client:
-        with pytest.raises(UnavailableError, match="cannot reach 127.0.0.1:1: start a server there with `kibun serve`"):
+        with pytest.raises(UnavailableError, match="start a server there with `kibun serve`"):
             async with client.conversation().turn():
                 pass
-        with pytest.raises(UnavailableError, match="was not ready within 0.3 s") as caught:
+        with pytest.raises(UnavailableError, match=r"was not ready within 0\.3 s") as caught:
             await client.wait_until_ready(timeout_s=0.3)
         assert caught.value.reason == "NOT_READY"
 

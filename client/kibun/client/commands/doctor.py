@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kibun.client.commands.connection import DEFAULT_SERVER, CaOption, Connection, ServerOption, TlsOption, TokenOption
 from kibun.client.errors import KibunError
@@ -179,10 +180,11 @@ async def _server(connection: Connection) -> Finding:
 
 
 def _show(findings: list[Finding]) -> None:
-    marks = {"ok": "[green]ok[/]", "absent": "[yellow]absent[/]", "broken": "[red]broken[/]"}
+    colours = {"ok": "green", "absent": "yellow", "broken": "red"}
     table = Table(box=None, pad_edge=False)
     for heading in ("", "", ""):
         table.add_column(heading, overflow="fold")
     for finding in findings:
-        table.add_row(marks[finding.state], finding.name, finding.detail)
+        state = Text(finding.state, style=colours[finding.state])
+        table.add_row(state, Text(finding.name), Text(finding.detail))  # Text: "kibun[mic]" is no markup
     Console().print(table)

@@ -119,10 +119,10 @@ def summary_tables(conversation: ConversationState) -> Group:
 
 def _participant_table(participant: ParticipantState) -> Table:
     heading = (
-        f"[bold]{participant.participant_id}[/]: {participant.turn_count} turns, "
+        f"{participant.participant_id}: {participant.turn_count} turns, "
         f"{participant.utterance_count} utterances, {participant.speech_s:.1f} s of speech"
     )
-    table = Table(title=heading, title_justify="left", title_style="", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")
     table.add_column("estimate", justify="right")
     table.add_column("± expected error", justify="right")

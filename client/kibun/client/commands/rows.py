@@ -100,9 +100,12 @@ class CsvRows:
 
     def __init__(self, file: TextIO | None) -> None:
         self._writer = csv.DictWriter(file or sys.stdout, COLUMNS, lineterminator="\n")
-        self._writer.writeheader()
+        self._has_header = False
 
     def write(self, rows: Sequence[Row]) -> None:
+        if not self._has_header:  # not before the first file: a server that cannot be reached leaves no header behind
+            self._writer.writeheader()
+            self._has_header = True
         self._writer.writerows(_rounded(row) for row in rows)
 
     def finish(self) -> None: ...

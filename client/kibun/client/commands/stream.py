@@ -108,9 +108,7 @@ async def _from_files(
         conversation = client.conversation(speaker.conversation_id or None)
         for file, _ in jobs:
             if file.channels > 1 and file.channel is None:
-                Console(stderr=True).print(
-                    f"{file.path.name} has {file.channels} channels: their mean is sent; --channel 1 picks one"
-                )
+                _note(f"{file.path.name} has {file.channels} channels: their mean is sent; --channel 1 picks one")
         with _sink(console, as_json) as sink:
             for file, turns in jobs:
                 await stream_turns(conversation, file, turns, options, sink)
@@ -136,7 +134,9 @@ async def _from_microphone(
             features=options.features,
             model=options.model,
         )
-        console.print(f"listening to {microphone.name} ({microphone.sample_rate_hz} Hz): Ctrl-C ends the turn")
+        console.print(
+            f"listening to {microphone.name} ({microphone.sample_rate_hz} Hz): Ctrl-C ends the turn", markup=False
+        )
         async with microphone, turn:
             with contextlib.suppress(NotImplementedError):  # no signal handlers on this platform: Ctrl-C aborts
                 asyncio.get_running_loop().add_signal_handler(signal.SIGINT, microphone.stop)
@@ -145,9 +145,7 @@ async def _from_microphone(
                 async for event in turn:
                     sink.on_event(event, speaker.participant_id)
         if microphone.dropped_chunks:
-            Console(stderr=True).print(
-                f"{microphone.dropped_chunks} chunks of {options.chunk_ms} ms were dropped: the network was too slow"
-            )
+            _note(f"{microphone.dropped_chunks} chunks of {options.chunk_ms} ms were dropped: the network was too slow")
         await _finish(client, conversation, console, as_json)
 
 
@@ -166,3 +164,7 @@ async def _finish(client: AsyncClient, conversation: AsyncConversation, console:
         JsonLines().write(answer)
     else:
         console.print(summary_tables(await conversation.get()))
+
+
+def _note(text: str) -> None:
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
