@@ -25,7 +25,7 @@ SERVER_DOORS = {
     "grpc_status": {"service"},
     "grpc_health": {"main"},
     "grpc_reflection": {"main"},
-    "google": {"service", "convert"},
+    "google": {"service", "convert", "status"},
     "kibun.v1": {"service", "convert", "main"},
     "torch": {"worker", "main"},
     "transformers": {"worker"},

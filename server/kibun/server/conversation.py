@@ -1,19 +1,19 @@
 """What is known about a conversation: immutable values and pure updates. Never audio.
 
-A store applies these functions atomically; calling one twice with the same record changes nothing (the record's
-id derives from its turn and start sample), so a retry after a lost answer is harmless.
+A store applies these functions atomically; calling one twice with the same record changes nothing but the revision
+(the record's id derives from its turn and start sample), so a retry after a lost answer is harmless.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kibun.server.backend import Traits
-from kibun.server.segmenter import EndReason
+from kibun.server.backend import ConditionSource, Traits
+from kibun.server.endpointing import EndReason
 
 MAX_RECORDS = 512  # per participant; the oldest leave: 512 vectors of 768 float16 are 0.8 MB
 MAX_FINISHED_TURNS = 4096  # ids remembered per participant, to refuse a finished turn
@@ -30,6 +30,8 @@ class UtteranceRecord:
     speech: int  # samples the estimates were made from
     vector: NDArray[np.float16] | None
     emotion: tuple[float, float] | None  # valence, arousal
+    traits: Traits | None  # over the conversation, this utterance included
+    traits_source: ConditionSource
     reason: EndReason  # why it ended: a client that resumes after it goes on in the same state
 
 
@@ -38,9 +40,7 @@ class Participant:
     participant_id: str
     records: tuple[UtteranceRecord, ...] = ()
     finished_turns: tuple[str, ...] = ()
-    traits: Traits | None = None  # latest traits over the conversation, and where they came from
-    traits_source: str = ""
-    revision: int = 0  # how often `traits` was estimated
+    revision: int = 0  # how often traits over the conversation were estimated
 
     @property
     def heard(self) -> tuple[UtteranceRecord, ...]:
@@ -51,6 +51,11 @@ class Participant:
     def speech(self) -> int:
         """Samples of analysed speech behind the records."""
         return sum(r.speech for r in self.records)
+
+    @property
+    def latest(self) -> UtteranceRecord | None:
+        """The record with the latest traits over the conversation."""
+        return next((r for r in reversed(self.records) if r.traits is not None), None)
 
     def turn(self, turn_id: str) -> tuple[UtteranceRecord, ...]:
         return tuple(r for r in self.records if r.turn_id == turn_id)
@@ -79,7 +84,7 @@ class Conversation:
         return replace(self, participants={**self.participants, participant.participant_id: participant})
 
 
-def weighted_emotion(records: tuple[UtteranceRecord, ...]) -> tuple[float, float] | None:
+def weighted_emotion(records: Iterable[UtteranceRecord]) -> tuple[float, float] | None:
     """Mean valence and arousal of the records, weighted by their speech; None without any estimate."""
     pairs = [(r.emotion, r.speech) for r in records if r.emotion is not None]
     total = sum(weight for _, weight in pairs)
@@ -89,16 +94,12 @@ def weighted_emotion(records: tuple[UtteranceRecord, ...]) -> tuple[float, float
     return valence, arousal
 
 
-def add_utterance(
-    participant: Participant, record: UtteranceRecord, traits: Traits | None, traits_source: str
-) -> Participant:
-    """Inserts or replaces the record; `traits` are those over the conversation including it, None to keep."""
-    records = [r for r in participant.records if r.utterance_id != record.utterance_id]
-    records.append(record)
-    updated = replace(participant, records=tuple(records[-MAX_RECORDS:]))
-    if traits is None:
-        return updated
-    return replace(updated, traits=traits, traits_source=traits_source, revision=participant.revision + 1)
+def add_utterance(participant: Participant, record: UtteranceRecord) -> Participant:
+    """Inserts or replaces the record."""
+    others = (r for r in participant.records if r.utterance_id != record.utterance_id)
+    records = (*others, record)[-MAX_RECORDS:]
+    revision = participant.revision + (record.traits is not None)
+    return replace(participant, records=records, revision=revision)
 
 
 def reopen_turn(participant: Participant, turn_id: str, offset: int) -> Participant:
@@ -107,7 +108,7 @@ def reopen_turn(participant: Participant, turn_id: str, offset: int) -> Particip
     A turn opened at offset 0 thus starts anew; records of other turns stand.
     """
     kept = tuple(r for r in participant.records if r.turn_id != turn_id or r.start < offset)
-    return participant if len(kept) == len(participant.records) else replace(participant, records=kept)
+    return replace(participant, records=kept)
 
 
 def finish_turn(participant: Participant, turn_id: str) -> Participant:

@@ -13,8 +13,8 @@ from kibun.server import estimates, events
 from kibun.server.audio import SAMPLE_RATE_HZ, AudioError, AudioFormat, Encoding
 from kibun.server.backend import ModelInfo, Traits
 from kibun.server.conversation import Conversation
+from kibun.server.endpointing import EndpointingError, EndpointingOptions, EndReason
 from kibun.server.errors import Failure, Kind, invalid
-from kibun.server.segmenter import EndpointingError, EndpointingOptions, EndReason
 from kibun.v1 import speech_analysis_pb2 as pb
 
 NANOS_PER_SAMPLE = 62_500  # 1 / 16 kHz: every position is an exact Duration
@@ -89,14 +89,15 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
     if config.HasField("conversation_ttl"):
         ttl_s = seconds(config.conversation_ttl, "conversation_ttl", _TTL_RANGE_S)
     given = traits(config.given_personality) if config.HasField("given_personality") else None
+    model = model_named(config.model, defaults.models)
     return events.StreamOptions(
         tenant=tenant,
         conversation_id=identifier(config.conversation_id, "conversation_id") or defaults.new_id("conversation"),
         participant_id=identifier(config.participant_id, "participant_id") or "user",
         turn_id=identifier(config.turn_id, "turn_id") or defaults.new_id("turn"),
-        model=model_named(config.model, defaults.models).name,
+        model=model.name,
         audio=audio_format(config),
-        endpointing=endpointing(config.endpointing_config, defaults.endpointing),
+        endpointing=endpointing(config.endpointing_config, defaults.endpointing, model.max_samples),
         emotion=not features.disable_emotion,
         personality=not features.disable_personality,
         interims=features.interim_results,
@@ -143,14 +144,22 @@ def audio_format(config: pb.StreamingAnalyzeConfig) -> AudioFormat:
         raise invalid(error.reason, error.field, str(error)) from error
 
 
-def endpointing(config: pb.EndpointingConfig, default: EndpointingOptions) -> EndpointingOptions:
+def endpointing(
+    config: pb.EndpointingConfig, default: EndpointingOptions, max_samples: int | None
+) -> EndpointingOptions:
+    """`max_samples`: the longest utterance that the model takes."""
     values = {name: getattr(default, name) for name in default.__dataclass_fields__}
+    longest_ms = max_samples * 1000 // SAMPLE_RATE_HZ if max_samples else default.max_utterance_ms
+    values["max_utterance_ms"] = min(default.max_utterance_ms, longest_ms)
     if config.HasField("vad_aggressiveness"):
         values["vad_aggressiveness"] = config.vad_aggressiveness
     for field, option in _ENDPOINTING_MS.items():
         if config.HasField(field):
             name = f"endpointing_config.{field}"
             values[option] = round(1000 * seconds(getattr(config, field), name, (0.0, 3600.0)))
+    if max_samples and values["max_utterance_ms"] > longest_ms:
+        field = "endpointing_config.max_utterance_duration"
+        raise invalid("INVALID_ENDPOINTING", field, f"{field}: this model takes at most {longest_ms / 1000:g} s")
     try:
         return EndpointingOptions(**values)
     except EndpointingError as error:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from kibun.server.backend import ModelInfo, Result, Traits
+from kibun.server.backend import ConditionSource, ModelInfo, Result, Traits
 from kibun.server.conversation import Participant, UtteranceRecord, weighted_emotion
-from kibun.server.events import Emotion, Personality, TraitSource
+from kibun.server.events import Emotion, Personality
 
 
 def expected_error(model: ModelInfo, utterance_count: int) -> Traits | None:
@@ -41,7 +41,7 @@ def condition(model: ModelInfo, result: Result, known: Participant, samples: int
     """The traits that the emotion was conditioned on, with the evidence behind them."""
     if result.condition_traits is None or result.condition_source is None:
         return None
-    source: TraitSource = result.condition_source
+    source = result.condition_source
     if source == "given":
         return Personality(result.condition_traits, source, 0, 0)
     alone = source == "utterance"
@@ -50,7 +50,7 @@ def condition(model: ModelInfo, result: Result, known: Participant, samples: int
     return Personality(result.condition_traits, source, count, speech, expected_error(model, count))
 
 
-def conversation_traits(result: Result) -> tuple[Traits | None, str]:
+def conversation_traits(result: Result) -> tuple[Traits | None, ConditionSource]:
     """The best traits over the conversation that this model gives, and their source."""
     if result.conversation_traits is not None:
         return result.conversation_traits, "conversation"
@@ -59,14 +59,14 @@ def conversation_traits(result: Result) -> tuple[Traits | None, str]:
 
 def of_participant(model: ModelInfo | None, participant: Participant) -> Personality | None:
     """Latest conversation-level traits. `model` None (its bundle is no longer loaded): without expected error."""
-    if participant.traits is None:
+    latest = participant.latest
+    if latest is None or latest.traits is None:
         return None
     count = len(participant.heard)
-    source: TraitSource = "conversation" if participant.traits_source == "conversation" else "average"
     error = expected_error(model, count) if model else None
-    return Personality(participant.traits, source, count, participant.speech, error)
+    return Personality(latest.traits, latest.traits_source, count, participant.speech, error)
 
 
 def mean_emotion(records: Iterable[UtteranceRecord]) -> Emotion | None:
-    pair = weighted_emotion(tuple(records))
+    pair = weighted_emotion(records)
     return Emotion(*pair) if pair else None

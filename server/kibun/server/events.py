@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kibun.server.audio import AudioFormat
-from kibun.server.backend import ModelInfo, Traits
+from kibun.server.backend import ConditionSource, ModelInfo, Traits
 from kibun.server.conversation import Conversation
-from kibun.server.segmenter import EndpointingOptions, EndReason
+from kibun.server.endpointing import EndpointingOptions, EndReason
 
-TraitSource = Literal["given", "utterance", "average", "conversation"]
+SpeechType = Literal["activity_begin", "activity_end", "turn_start", "turn_end", "no_speech_timeout"]
 
 # ---- in
 
@@ -40,6 +40,17 @@ class StreamOptions:
     given_traits: Traits | None = None
     start_offset: int = 0
     ttl_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one stream may do. Seconds."""
+
+    max_stream_s: float = 4 * 3600.0
+    warn_before_end_s: float = 60.0
+    idle_timeout_s: float = 600.0
+    max_backlog_s: float = 60.0  # audio of finished utterances that may wait for analysis
+    backlog_timeout_s: float = 30.0  # a stream that makes no room for this long is ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +83,7 @@ class Personality:
     """Traits with the evidence behind them; `expected_error` is the RMSE per trait at this much evidence."""
 
     traits: Traits
-    source: TraitSource
+    source: ConditionSource
     utterance_count: int
     speech: int
     expected_error: Traits | None = None
@@ -87,7 +98,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Speech:
-    type: Literal["activity_begin", "activity_end", "turn_start", "turn_end", "no_speech_timeout"]
+    type: SpeechType
     position: int
     turn_id: str
 

@@ -20,10 +20,10 @@ from grpc_reflection.v1alpha import reflection
 from kibun.server.auth import Authenticator, TokenFileError
 from kibun.server.backend import BackendError
 from kibun.server.batcher import Batcher
+from kibun.server.endpointing import EndpointingOptions
+from kibun.server.events import Limits
 from kibun.server.local import LocalBackend
-from kibun.server.segmenter import EndpointingOptions
 from kibun.server.service import MAX_ANALYZE_BYTES, SERVICE, ServiceLimits, SpeechAnalysis
-from kibun.server.session import Limits
 from kibun.server.store import MemoryStore
 from kibun.server.vad import VadName, make_vad
 
@@ -46,6 +46,7 @@ GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_receive_message_length", MAX_ANALYZE_BYTES + 65_536),
     ("grpc.max_metadata_size", 16_384),
 )
+LAST_WORDS_S = 0.5  # for statuses on their way out when the server stops
 
 
 class StartError(Exception):
@@ -103,6 +104,7 @@ class Server:
         """Serves until stopped. Raises StartError where it cannot."""
         settings = self.settings
         self._load_vad()
+        authenticator, credentials = self._authenticator(), self._credentials()
         backend = LocalBackend(
             settings.models,
             device=settings.device,
@@ -114,10 +116,11 @@ class Server:
         await asyncio.sleep(0)
         self._handle_signals()
         batcher = Batcher(backend)
-        service = self._service(batcher)
-        server = await self._listen(service)
+        service = self._service(batcher, authenticator)
+        server = grpc.aio.server(options=GRPC_OPTIONS)
+        stopping = asyncio.create_task(self._stop.wait())
         try:
-            stopping = asyncio.create_task(self._stop.wait())
+            await self._listen(server, service, credentials)
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
                 return
@@ -128,11 +131,12 @@ class Server:
         except BackendError as error:
             raise StartError(error.message) from error
         finally:
+            stopping.cancel()
             loading.cancel()
-            await server.stop(grace=0)
+            await server.stop(grace=LAST_WORDS_S)
             batcher.close()
             await backend.close()
-            await asyncio.gather(loading, return_exceptions=True)
+            await asyncio.gather(loading, stopping, return_exceptions=True)
 
     def stop(self) -> None:
         """The first call drains, the second stops at once."""
@@ -146,12 +150,15 @@ class Server:
         except ModuleNotFoundError as error:
             raise StartError(str(error)) from error
 
-    def _service(self, batcher: Batcher) -> SpeechAnalysis:
-        settings = self.settings
+    def _authenticator(self) -> Authenticator:
+        token_file = self.settings.token_file
         try:
-            authenticator = Authenticator.from_file(settings.token_file) if settings.token_file else Authenticator()
+            return Authenticator.from_file(token_file) if token_file else Authenticator()
         except TokenFileError as error:
             raise StartError(str(error)) from error
+
+    def _service(self, batcher: Batcher, authenticator: Authenticator) -> SpeechAnalysis:
+        settings = self.settings
         return SpeechAnalysis(
             analyzer=batcher,
             store=self._store,
@@ -162,9 +169,10 @@ class Server:
             stream_limits=settings.stream_limits,
         )
 
-    async def _listen(self, service: SpeechAnalysis) -> grpc.aio.Server:
+    async def _listen(
+        self, server: grpc.aio.Server, service: SpeechAnalysis, credentials: grpc.ServerCredentials | None
+    ) -> None:
         """Answers from now on, with UNAVAILABLE LOADING until the models are ready."""
-        server = grpc.aio.server(options=GRPC_OPTIONS)
         server.add_generic_rpc_handlers((service.handler(),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         await self._set_health(serving=False)
@@ -172,7 +180,6 @@ class Server:
             reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
         address = f"{host}:{self.settings.port}"
-        credentials = self._credentials()
         try:
             if credentials is None:
                 self.port = server.add_insecure_port(address)
@@ -181,7 +188,6 @@ class Server:
         except RuntimeError as error:
             raise StartError(f"cannot listen on {address}: is the port taken? --port 0 picks a free one") from error
         await server.start()
-        return server
 
     def _credentials(self) -> grpc.ServerCredentials | None:
         settings = self.settings
@@ -245,6 +251,7 @@ class Server:
             log.warning("%d streams were still open after the grace period", service.active_streams)
         finally:
             hurry.cancel()
+            service.end_streams()
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -122,6 +122,11 @@ class Segmenter:
         """Start of the utterance that is being spoken, once it is certain to be one."""
         return self._start if self._state in (_State.SPEAKING, _State.STOPPING) else None
 
+    @property
+    def settled(self) -> int:
+        """Everything before this sample belongs to an utterance that was given out, or to none. Never falls."""
+        return self._needed_from()
+
     def open_audio(self, until: int) -> FloatArray:
         """Audio of the open utterance from `open_start` to sample `until` (<= position), float32, a copy.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -13,7 +12,6 @@ from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from kibun.server import __version__, convert, events
@@ -21,10 +19,11 @@ from kibun.server.audio import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ, SAMPLE_RA
 from kibun.server.auth import Authenticator
 from kibun.server.backend import Analyzer, BackendError, ModelInfo
 from kibun.server.conversation import Conversation
+from kibun.server.endpointing import EndpointingOptions
 from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.live import LiveStreams
-from kibun.server.segmenter import EndpointingOptions
-from kibun.server.session import Limits, Session
+from kibun.server.session import Session
+from kibun.server.status import status_of
 from kibun.server.store import ConversationStore
 from kibun.server.vad import Vad
 from kibun.v1 import speech_analysis_pb2 as pb
@@ -40,11 +39,12 @@ GOING_AWAY = events.Warn(
 log = logging.getLogger(__name__)
 Context: TypeAlias = grpc.aio.ServicerContext
 M = TypeVar("M", bound=Message)
+UnaryMethod: TypeAlias = Callable[[Any, str, str], Awaitable[Message]]  # request, tenant, request id
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """What the service announces and enforces, beside each stream's own `Limits`."""
+    """What the service announces and enforces, beside each stream's own `events.Limits`."""
 
     max_streams: int = 256
     config_timeout_s: float = 10.0
@@ -67,7 +67,7 @@ class SpeechAnalysis:
         endpointing: EndpointingOptions,
         authenticator: Authenticator,
         limits: ServiceLimits,
-        stream_limits: Limits,
+        stream_limits: events.Limits,
     ) -> None:
         self._analyzer = analyzer
         self._store = store
@@ -98,11 +98,15 @@ class SpeechAnalysis:
         self._draining = True
         self._live.warn_all(GOING_AWAY)
 
+    def end_streams(self) -> None:
+        """Ends what is still open: each client is told to resume elsewhere."""
+        self._live.end_all(_draining())
+
     def handler(self) -> grpc.GenericRpcHandler:
         """For `server.add_generic_rpc_handlers`. Not protoc's registration: that one answers a malformed message
         with the parser's text.
         """
-        unary: dict[str, tuple[Callable[[Any, str], Awaitable[Message]], type[Message]]] = {
+        unary: dict[str, tuple[UnaryMethod, type[Message]]] = {
             "Analyze": (self._analyze, pb.AnalyzeRequest),
             "GetConversation": (self._get, pb.GetConversationRequest),
             "CompleteConversation": (self._complete, pb.CompleteConversationRequest),
@@ -135,6 +139,7 @@ class SpeechAnalysis:
 
     async def _run_stream(self, requests: AsyncIterator[Any], context: Context, tenant: str, request_id: str) -> None:
         config = await self._first_config(requests)
+        self._check_serving()  # that took a while
         options = convert.stream_options(config, tenant=tenant, defaults=self._defaults())
         session = self._session(request_id, options)
 
@@ -194,6 +199,9 @@ class SpeechAnalysis:
     def _admitted(self) -> Iterator[None]:
         """One of the server's stream places. Raises Failure at once when there is none."""
         self._check_serving()
+        if self._analyzer.full:
+            text = "this server is busy with the streams it has; try again later or elsewhere"
+            raise Failure(Kind.RESOURCE_EXHAUSTED, "OVERLOADED", text, retry_after_s=RETRY_AFTER_S, quota="analysis")
         if self._active >= self._limits.max_streams:
             raise Failure(
                 Kind.RESOURCE_EXHAUSTED,
@@ -210,8 +218,7 @@ class SpeechAnalysis:
 
     def _check_serving(self) -> None:
         if self._draining:
-            text = "this server is stopping; connect to another"
-            raise Failure(Kind.UNAVAILABLE, "DRAINING", text, retry_after_s=RETRY_AFTER_S)
+            raise _draining()
         if not self._models:
             text = "the models are still loading; health turns SERVING when they are ready"
             raise Failure(Kind.UNAVAILABLE, "LOADING", text, retry_after_s=RETRY_AFTER_S)
@@ -234,19 +241,19 @@ class SpeechAnalysis:
 
     # ---- single calls
 
-    def _unary(self, method: Callable[[Any, str], Awaitable[Message]]) -> Callable[[Any, Context], Awaitable[Any]]:
+    def _unary(self, method: UnaryMethod) -> Callable[[Any, Context], Awaitable[Any]]:
         async def handle(request: Any, context: Context) -> Any:
             request_id = _new_id("request")
             try:
                 tenant = self._tenant(context)
                 self._check_serving()
-                return await method(_checked(request), tenant)
+                return await method(_checked(request), tenant, request_id)
             except Exception as error:
                 return await _abort(context, error, request_id)
 
         return handle
 
-    async def _analyze(self, request: pb.AnalyzeRequest, tenant: str) -> pb.AnalyzeResponse:
+    async def _analyze(self, request: pb.AnalyzeRequest, tenant: str, request_id: str) -> pb.AnalyzeResponse:
         """The whole recording as one turn, through the same session as a stream."""
         with self._admitted():
             if not request.HasField("config"):
@@ -255,11 +262,10 @@ class SpeechAnalysis:
                 text = f"audio_content must hold 1 to {MAX_ANALYZE_BYTES} bytes; stream longer audio"
                 raise invalid("AUDIO_CONTENT_SIZE", "audio_content", text)
             if request.config.endpointing_config.HasField("end_of_turn_silence"):
-                field = "config.endpointing_config.end_of_turn_silence"
+                field = "endpointing_config.end_of_turn_silence"
                 raise invalid("INVALID_ENDPOINTING", field, "Analyze takes one turn; stream audio of several")
             options = convert.stream_options(request.config, tenant=tenant, defaults=self._defaults())
             options = replace(options, interims=False, voice_activity_events=False)
-            request_id = _new_id("request")
             response = pb.AnalyzeResponse(request_id=request_id)
             session = self._session(request_id, options)
             async with aclosing(session.run(_pieces(request.audio_content))) as replies:
@@ -273,13 +279,15 @@ class SpeechAnalysis:
                             response.conversation.CopyFrom(convert.conversation(event.conversation, event.model))
             return response
 
-    async def _get(self, request: pb.GetConversationRequest, tenant: str) -> pb.GetConversationResponse:
+    async def _get(self, request: pb.GetConversationRequest, tenant: str, _: str) -> pb.GetConversationResponse:
         conversation = await self._store.get(_key(request, tenant))
         if conversation is None:
             raise _no_conversation()
         return pb.GetConversationResponse(conversation=self._wire(conversation))
 
-    async def _complete(self, request: pb.CompleteConversationRequest, tenant: str) -> pb.CompleteConversationResponse:
+    async def _complete(
+        self, request: pb.CompleteConversationRequest, tenant: str, _: str
+    ) -> pb.CompleteConversationResponse:
         def complete(conversation: Conversation | None) -> Conversation:
             if conversation is None:
                 raise _no_conversation()
@@ -288,14 +296,16 @@ class SpeechAnalysis:
         conversation = await self._store.update(_key(request, tenant), complete)
         return pb.CompleteConversationResponse(conversation=self._wire(conversation))
 
-    async def _delete(self, request: pb.DeleteConversationRequest, tenant: str) -> pb.DeleteConversationResponse:
+    async def _delete(
+        self, request: pb.DeleteConversationRequest, tenant: str, _: str
+    ) -> pb.DeleteConversationResponse:
         key = _key(request, tenant)
-        self._live.end_conversation(*key, Failure(Kind.ABORTED, "CONVERSATION_DELETED", "the conversation was deleted"))
+        self._live.end_conversation(key, Failure(Kind.ABORTED, "CONVERSATION_DELETED", "the conversation was deleted"))
         if not await self._store.delete(key) and not request.allow_missing:
             raise _no_conversation()
         return pb.DeleteConversationResponse()
 
-    async def _info(self, request: pb.GetServiceInfoRequest, tenant: str) -> pb.GetServiceInfoResponse:
+    async def _info(self, request: pb.GetServiceInfoRequest, tenant: str, _: str) -> pb.GetServiceInfoResponse:
         info = pb.GetServiceInfoResponse
         emotion_scales = [info.Scale(dimension=d, min=1, max=5, neutral=3) for d in ("valence", "arousal")]
         trait_scales = [info.Scale(dimension=d, min=1, max=7, neutral=4) for d in convert.TRAIT_NAMES]
@@ -407,6 +417,11 @@ def _empty_request() -> Failure:
     return invalid("EMPTY_REQUEST", "streaming_request", text)
 
 
+def _draining() -> Failure:
+    text = "this server is stopping; connect again, and resume the turn if one was open"
+    return Failure(Kind.UNAVAILABLE, "DRAINING", text, retry_after_s=RETRY_AFTER_S)
+
+
 def _no_conversation() -> Failure:
     return Failure(Kind.NOT_FOUND, "CONVERSATION_NOT_FOUND", "no such conversation, or it has expired")
 
@@ -415,8 +430,7 @@ async def _abort(context: Context, error: Exception, request_id: str) -> None:
     """Ends the call with a status; does not return."""
     if isinstance(error, grpc.aio.AbortError):
         raise error
-    failure = _failure(error, request_id)
-    status = rpc_status.to_status(_status(failure, request_id))
+    status = rpc_status.to_status(status_of(_failure(error, request_id), request_id))
     await context.abort(status.code, status.details, status.trailing_metadata)
 
 
@@ -425,29 +439,5 @@ def _failure(error: Exception, request_id: str) -> Failure:
         return error
     log.error("%s failed", request_id, exc_info=error)
     reason = error.reason if isinstance(error, BackendError) else "INTERNAL"
-    text = f"the server failed; its log tells more under {request_id}"
+    text = f"the server failed; try again, and if that fails too, its log tells more under {request_id}"
     return Failure(Kind.INTERNAL, reason, text)
-
-
-def _status(failure: Failure, request_id: str) -> status_pb2.Status:
-    """google.rpc.Status with ErrorInfo, and BadRequest, RetryInfo, QuotaFailure where they fit."""
-    details: list[Message] = [
-        error_details_pb2.ErrorInfo(
-            reason=failure.reason, domain="kibun", metadata={"request_id": request_id, "time": f"{time.time():.3f}"}
-        )
-    ]
-    if failure.field is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=failure.field, description=failure.message, reason=failure.reason
-        )
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if failure.retry_after_s is not None:
-        delay = convert.duration_of(failure.retry_after_s)
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    if failure.quota is not None:
-        exceeded = error_details_pb2.QuotaFailure.Violation(subject=failure.quota, description=failure.message)
-        details.append(error_details_pb2.QuotaFailure(violations=[exceeded]))
-    status = status_pb2.Status(code=code_pb2.Code.Value(failure.kind.value), message=failure.message)
-    for detail in details:
-        status.details.add().Pack(detail)
-    return status

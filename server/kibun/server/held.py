@@ -1,0 +1,114 @@
+"""The conversation as one stream holds it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from kibun.server.backend import ModelInfo
+from kibun.server.conversation import Conversation, Participant, UtteranceRecord, finish_turn, reopen_turn
+from kibun.server.errors import Failure, Kind
+from kibun.server.events import StreamOptions
+from kibun.server.store import ConversationStore
+
+
+class HeldConversation:
+    """What a stream knows of its conversation and of its own participant in it.
+
+    A stream goes on from what it last saw where the store loses the conversation. Once `ended` has a failure
+    (deleted, superseded) nothing more is stored: what is still under way must not bring anything back.
+    """
+
+    def __init__(
+        self, options: StreamOptions, model: ModelInfo, store: ConversationStore, ended: asyncio.Future[Exception]
+    ) -> None:
+        self._options = options
+        self._model = model
+        self._store = store
+        self._ended = ended
+        self._key = (options.tenant, options.conversation_id)
+        self._seen: Conversation | None = None
+
+    async def enter(self) -> bool:
+        """Finds or makes the conversation and reopens the turn in it; True when it is new. Raises Failure."""
+        created = False
+
+        def enter(conversation: Conversation | None) -> Conversation:
+            nonlocal created
+            created = conversation is None
+            conversation = self._entered(conversation)
+            participant = conversation.participant(self._options.participant_id)
+            reopened = reopen_turn(participant, self._options.turn_id, self._options.start_offset)
+            return replace(conversation, ttl_s=self._options.ttl_s).with_participant(reopened)
+
+        self._seen = await self._store.update(self._key, enter)
+        return created
+
+    @property
+    def conversation(self) -> Conversation:
+        assert self._seen is not None  # entered
+        return self._seen
+
+    @property
+    def participant(self) -> Participant:
+        return self.conversation.participant(self._options.participant_id)
+
+    def resumed_after(self) -> UtteranceRecord | None:
+        """The utterance at whose end the stream begins, if it resumes its turn there."""
+        records = self.participant.turn(self._options.turn_id)
+        return next((r for r in records if r.end == self._options.start_offset), None)
+
+    def check_unfinished(self, turn_id: str) -> None:
+        _check_unfinished(self.participant, turn_id)
+
+    async def refresh(self) -> None:
+        """Sees what other streams have added."""
+        self._seen = await self._store.get(self._key) or self._seen
+
+    async def update(self, change: Callable[[Participant], Participant]) -> None:
+        """Changes the participant in the store. Raises the failure that ended the stream, if one did."""
+        if self._ended.done():
+            raise self._ended.result()
+        held = self.conversation
+
+        def apply(conversation: Conversation | None) -> Conversation:
+            base = conversation or held
+            return base.with_participant(change(base.participant(self._options.participant_id)))
+
+        self._seen = await self._store.update(self._key, apply)
+
+    async def finish_turn(self, turn_id: str) -> None:
+        await self.update(lambda participant: finish_turn(participant, turn_id))
+
+    async def keep_alive(self) -> None:
+        """Keeps the conversation from expiring while the stream is open, however long it is silent."""
+        while True:
+            await asyncio.sleep(self._options.ttl_s / 3)
+            await self.update(lambda participant: participant)
+
+    def _entered(self, conversation: Conversation | None) -> Conversation:
+        if conversation is None:
+            if self._options.require_existing:
+                text = (
+                    "no such conversation, or it has expired; leave require_existing_conversation unset "
+                    "to begin a new one"
+                )
+                raise Failure(Kind.NOT_FOUND, "CONVERSATION_NOT_FOUND", text)
+            now = time.time()
+            return Conversation(self._options.conversation_id, self._model.name, now, now, self._options.ttl_s)
+        if conversation.completed:
+            text = "this conversation was completed; begin another with a new conversation_id"
+            raise Failure(Kind.FAILED_PRECONDITION, "CONVERSATION_COMPLETED", text)
+        if conversation.model != self._model.name:
+            text = f"this conversation began with model {conversation.model!r}; ask for that one, or begin another"
+            raise Failure(Kind.FAILED_PRECONDITION, "MODEL_MISMATCH", text)
+        _check_unfinished(conversation.participant(self._options.participant_id), self._options.turn_id)
+        return conversation
+
+
+def _check_unfinished(participant: Participant, turn_id: str) -> None:
+    if turn_id in participant.finished_turns:
+        text = f"turn {turn_id!r} already has its result; give the next turn a new turn_id"
+        raise Failure(Kind.ALREADY_EXISTS, "TURN_FINISHED", text)
