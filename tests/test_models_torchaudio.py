@@ -11,6 +11,13 @@ assert HubertModel.__name__ == "HubertModel"
 import torch
 print(ensure_importable())
 """
+# transformers asks find_spec whether a package is installed.
+STATE = """
+import importlib.util
+from kibun.models._torchaudio import ensure_importable
+print(ensure_importable(), importlib.util.find_spec("torchaudio") is None)
+assert ensure_importable() == ensure_importable()
+"""
 BROKEN_EXTENSION = {
     "__init__.py": "from . import _extension\nfrom . import functional\n",
     "_extension/__init__.py": "raise OSError('libcudart.so.13: cannot open shared object file')\n",
@@ -59,10 +66,15 @@ def test_a_broken_extension_leaves_the_rest_usable(tmp_path: Path) -> None:
 
 
 def test_an_unusable_torchaudio_counts_as_absent(tmp_path: Path) -> None:
-    result = run(USE_HUBERT, install(tmp_path, UNUSABLE))
-    assert (result.returncode, result.stdout) == (0, "unusable\n"), result.stderr
+    result = run(STATE, install(tmp_path, UNUSABLE))
+    assert (result.returncode, result.stdout) == (0, "unusable True\n"), result.stderr
 
 
 def test_an_absent_torchaudio_is_no_problem() -> None:
-    result = run(USE_HUBERT)
-    assert (result.returncode, result.stdout) == (0, "absent\n"), result.stderr
+    result = run(STATE)
+    assert (result.returncode, result.stdout) == (0, "absent True\n"), result.stderr
+
+
+def test_a_working_torchaudio_is_left_alone(tmp_path: Path) -> None:
+    result = run(STATE, install(tmp_path, {"__init__.py": ""}))
+    assert (result.returncode, result.stdout) == (0, "ok False\n"), result.stderr
