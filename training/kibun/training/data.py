@@ -1,0 +1,87 @@
+"""From a manifest to training batches: audio in memory, a few utterances of each of several speakers per batch."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from kibun.training.augment import Augment
+from kibun.training.manifest import SAMPLE_RATE_HZ, Item, load_audio
+
+Example = tuple[np.ndarray, Item]  # (N,) int16
+
+
+class Corpus(Dataset[Example]):
+    """The utterances of one split, decoded once and kept as int16 (32 kB a second)."""
+
+    def __init__(self, items: Sequence[Item], min_seconds: float = 1.0) -> None:
+        pairs = [(load_audio(item), item) for item in items]
+        self.examples = [pair for pair in pairs if len(pair[0]) >= min_seconds * SAMPLE_RATE_HZ]
+        self.by_speaker: dict[str, list[int]] = defaultdict(list)
+        for index, (_audio, item) in enumerate(self.examples):
+            self.by_speaker[item.speaker].append(index)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.examples[index]
+
+
+class SpeakerBatches(Sampler[list[int]]):
+    """Batches of ``per_speaker`` utterances of each of ``speakers`` speakers, next to each other; without end.
+
+    Within a speaker the batch contrasts manner; between speakers it contrasts traits; and the conversation head gets
+    a short conversation of each.
+    """
+
+    def __init__(self, corpus: Corpus, speakers: int, per_speaker: int, seed: int) -> None:
+        self.pools = [pool for pool in corpus.by_speaker.values() if len(pool) >= per_speaker]
+        if len(self.pools) < speakers:
+            raise ValueError(
+                f"{len(self.pools)} speakers have {per_speaker} utterances or more, a batch needs {speakers}: "
+                "render more speakers or lower the number per batch"
+            )
+        self.speakers, self.per_speaker = speakers, per_speaker
+        self.rng = np.random.default_rng(seed)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while True:
+            chosen = self.rng.choice(len(self.pools), self.speakers, replace=False)
+            picks = [self.rng.choice(self.pools[index], self.per_speaker, replace=False) for index in chosen]
+            yield [int(index) for pick in picks for index in pick]
+
+
+@dataclasses.dataclass
+class CropCollator:
+    """Cuts every utterance of a batch to one random length and augments them together.
+
+    One length for all means that no padding is needed, and that duration says nothing. Utterances shorter than
+    that are placed at a random position in silence.
+    """
+
+    augment: Augment | None
+    seconds: tuple[float, float]
+    rng: np.random.Generator
+
+    def __call__(self, examples: list[Example]) -> dict[str, Tensor]:
+        low, high = self.seconds
+        # A multiple of 0.1 s: the Fourier transforms of the augmentation are fast for such sizes.
+        size = int(self.rng.uniform(low, high) * 10) * (SAMPLE_RATE_HZ // 10)
+        waveforms = np.zeros((len(examples), size), dtype=np.float32)
+        for row, (audio, _item) in zip(waveforms, examples, strict=True):
+            start = self.rng.integers(0, max(1, len(audio) - size + 1))
+            piece = audio[start : start + size]
+            at = self.rng.integers(0, size - len(piece) + 1)
+            row[at : at + len(piece)] = piece / 32768.0
+        batch = torch.from_numpy(waveforms)
+        return {
+            "input_values": batch if self.augment is None else self.augment(batch),  # (B, N)
+            "arousal": torch.tensor([item.arousal for _audio, item in examples]),  # (B,)
+            "valence": torch.tensor([item.valence for _audio, item in examples]),  # (B,)
+            "traits": torch.tensor([item.traits for _audio, item in examples]),  # (B, 5)
+        }

@@ -1,0 +1,45 @@
+"""Recipes: which data, which model, which options, and where the bundle goes."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from kibun.training.data import Corpus
+from kibun.training.manifest import load_manifest
+from kibun.training.pack import Provenance, read_corpus_settings, write_bundle
+from kibun.training.tiny import new_tiny_model, tiny_config
+from kibun.training.trainer import KibunTrainer, TrainOptions
+
+
+def train_tiny(
+    manifest: Path, out: Path, work: Path, options: TrainOptions, name: str, version: str, command: str
+) -> dict[str, Any]:
+    """Train from scratch on a corpus of `kibun synth speech` and write the bundle; returns the test figures.
+
+    Raises:
+        ManifestError: the manifest or its audio cannot be used.
+        ValueError: too few speakers for a batch, or a split without utterances.
+    """
+    items = load_manifest(manifest)
+    splits = {split: Corpus([item for item in items if item.split == split]) for split in ("train", "dev", "test")}
+    for split, corpus in splits.items():
+        if not len(corpus):
+            raise ValueError(f"{manifest}: split {split!r} has no utterance of a second or more: render more speakers")
+    model = new_tiny_model(options.seed, tiny_config(name, version))
+    trainer = KibunTrainer(model, splits["train"], splits["dev"], work, options)
+    trainer.train()
+    settings = read_corpus_settings(manifest)
+    origin = Provenance(
+        espeak_version=str(settings.get("espeak_ng", "(not recorded)")),
+        corpus_seed=int(settings.get("seed", -1)),
+        seed=options.seed,
+        speakers=len({item.speaker for item in items}),
+        utterances=len(items),
+        hours=sum(len(audio) for corpus in splits.values() for audio, _item in corpus.examples) / 16_000 / 3600,
+        commands=(str(settings.get("command", "(corpus command not recorded)")), command),
+    )
+    figures = write_bundle(trainer.best_model(), splits["test"].examples, origin, out)
+    figures["options"] = dataclasses.asdict(options)
+    (work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return figures
