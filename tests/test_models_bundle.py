@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import pickle
 import subprocess
 from collections.abc import Callable
@@ -63,6 +64,11 @@ def write_json(path: Path, content: object) -> None:
 
 def edit_json(path: Path, **changes: object) -> None:
     write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **changes})
+
+
+def current_umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -223,6 +229,16 @@ def test_an_unknown_name_tells_what_there_is_and_how_to_make_one() -> None:
 def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"config\.json: missing"):
         load_bundle(tmp_path)
+
+
+def test_a_checkpoint_in_place_of_a_bundle_names_the_fix(checkpoint: Path) -> None:
+    with pytest.raises(BundleError, match="a 'hubert' checkpoint") as caught:
+        load_bundle(checkpoint)
+    assert f"kibun models build --hubert {checkpoint} --out" in str(caught.value)
+
+
+def test_a_bundle_is_as_readable_as_the_umask_says(bundle: Path) -> None:
+    assert {path.stat().st_mode & 0o777 for path in bundle.iterdir()} == {0o666 & ~current_umask()}
 
 
 @pytest.mark.parametrize("name", bundle_names())

@@ -144,7 +144,8 @@ def test_an_unknown_bundle_names_the_fix(command: str) -> None:
     [
         ("model.safetensors", "short", "model.safetensors: not a safetensors file"),
         ("model.safetensors", "x" * 100, "model.safetensors: not a safetensors file"),
-        ("config.json", '{"model_type": "hubert"}', "config.json: not the configuration of a kibun bundle"),
+        ("config.json", '{"model_type": "kibun"}', "config.json: not the configuration of a kibun bundle"),
+        ("config.json", '{"model_type": "hubert"}', "kibun models build --hubert"),
         ("config.json", "{", "config.json: not readable as JSON"),
         ("expected_error.json", "[]", "expected_error.json: not an expected-error file"),
     ],

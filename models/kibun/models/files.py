@@ -26,10 +26,11 @@ class BundleError(ValueError):
 def resolve_bundle(path_or_name: str | Path) -> Path:
     """Folder of a bundle given by path or by the name of one that comes with kibun; BundleError if there is none."""
     for folder in (Path(path_or_name), BUNDLES / path_or_name):
-        if (folder / "config.json").is_file():
+        if (folder / CONFIG).is_file():
+            _check_model_type(folder)
             return folder
     if Path(path_or_name).is_dir():
-        raise BundleError(f"{Path(path_or_name) / 'config.json'}: missing, so this folder is not a bundle")
+        raise BundleError(f"{Path(path_or_name) / CONFIG}: missing, so this folder is not a bundle")
     raise BundleError(
         f"no bundle {str(path_or_name)!r}: neither a folder nor one of those that come with kibun"
         f" ({', '.join(bundle_names()) or 'none'}); make one from a HuBERT checkpoint with"
@@ -39,7 +40,18 @@ def resolve_bundle(path_or_name: str | Path) -> Path:
 
 def bundle_names() -> list[str]:
     """Names of the bundles that come with kibun."""
-    return sorted(path.parent.name for path in BUNDLES.glob("*/config.json"))
+    return sorted(path.parent.name for path in BUNDLES.glob(f"*/{CONFIG}"))
+
+
+def _check_model_type(folder: Path) -> None:
+    """A checkpoint in place of a bundle is an easy mistake; say what to do with it."""
+    try:
+        model_type = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
+    except (ValueError, KeyError, TypeError):
+        return  # damaged: the checksums will say so
+    if model_type != "kibun":
+        fix = f"make one with `kibun models build --hubert {folder} --out DIR`"
+        raise BundleError(f"{folder}: a {model_type!r} checkpoint, not a kibun bundle; {fix}")
 
 
 def write_sidecars(folder: Path, config: Any, expected_error: ExpectedError | None, card: str | None) -> None:
@@ -67,6 +79,8 @@ def write_sidecars(folder: Path, config: Any, expected_error: ExpectedError | No
         },
     )
     (folder / CARD).write_text(card or default_card(config), encoding="utf-8")
+    # safetensors leaves its file readable by its owner alone, whatever the umask says.
+    (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)
     write_checksums(folder)
 
 
