@@ -205,21 +205,21 @@ async def test_a_second_attempt_waits_for_work_that_nobody_waits_for_any_more() 
 
 
 async def test_second_attempts_go_before_new_jobs() -> None:
-    times = WorkerTimes(start_s=20, queue_s=2)
-    async with running("stub?slots=2&delay_s=0.1", times=times) as backend:
+    times = WorkerTimes(start_s=20, queue_s=1.2)
+    async with running("stub?slots=2&s_per_audio_s=0.2", times=times) as backend:
         stop = asyncio.Event()
 
         async def keep_busy(offset: int) -> list[Result | BackendError]:
             await asyncio.sleep(0.025 * offset)
             outcomes = []
             while not stop.is_set():
-                outcomes += await backend.infer([job(0.1)])
+                outcomes += await backend.infer([job(0.1, seconds=0.2 + 0.05 * offset)] * 3)
             return outcomes
 
         callers = [asyncio.create_task(keep_busy(offset)) for offset in range(4)]
         await asyncio.sleep(0.5)
         os.kill(backend.pids[0], signal.SIGKILL)
-        await asyncio.sleep(3)
+        await asyncio.sleep(2)
         stop.set()
         outcomes = [outcome for caller in callers for outcome in await caller]
         assert len(outcomes) > 20

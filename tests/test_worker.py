@@ -230,6 +230,18 @@ def test_impossible_devices_are_refused(bundle: Path, device: str) -> None:
         worker.load_models(options(bundle, device=device))
 
 
+def test_a_container_has_as_many_cores_as_its_quota(tmp_path: Path) -> None:
+    quota, cores = tmp_path / "cpu.max", worker.usable_cores(tmp_path / "absent")
+    for text, expected in [
+        ("max 100000", cores),
+        ("50000 100000", 1),
+        ("100000 100000", 1),
+        ("99900000 100000", cores),
+    ]:
+        quota.write_text(text)
+        assert worker.usable_cores(quota) == expected
+
+
 def test_weights_that_are_not_finite_are_an_error_of_the_job(bundle: Path) -> None:
     import torch
 

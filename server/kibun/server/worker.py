@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from kibun.server.backend import BackendError, Job, ModelInfo, Result
@@ -41,7 +42,7 @@ CANNOT_GO_ON = 70
 """Exit code after an error that is no job's fault."""
 
 CPU_BATCH_S = 0.0  # a CPU runs the utterances of a batch one after the other: each had better be answered when done
-CUDA_BATCH_S = 60.0
+CUDA_BATCH_S = 60.0  # a guess, as is the next: no GPU has been measured yet
 CUDA_THREADS = 2  # one prepares a batch while the other's runs
 
 _log = logging.getLogger("kibun.server.worker")
@@ -231,8 +232,11 @@ def _choose_device(wanted: str) -> str:
     return f"cuda:{device.index or 0}"
 
 
-def usable_cores() -> int:
-    """Count the cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Count the cores this process may use: those it may run on, or a container's quota of time if that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        allowed_us, period_us = quota.read_text().split()  # "max 100000" without a quota
+        return max(1, min(cores, round(int(allowed_us) / int(period_us))))
+    except (OSError, ValueError):
+        return cores
