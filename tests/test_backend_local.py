@@ -238,7 +238,7 @@ async def test_a_job_that_hangs_is_given_up_after_two_deadlines() -> None:
 # --- dying workers ---------------------------------------------------------------------------------------------------
 
 
-async def test_sigkill_in_flight_is_answered_all_the_same() -> None:
+async def test_sigkill_in_flight_is_answered_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
     async with running("stub?delay_s=0.3") as backend:
         (victim,) = backend.pids
         calls = asyncio.gather(*(backend.infer([job(level), job(0.5 + level)]) for level in (0.1, 0.2)))
@@ -249,6 +249,7 @@ async def test_sigkill_in_flight_is_answered_all_the_same() -> None:
         assert [arousal(outcome) for outcome in outcomes] == pytest.approx([1.4, 3.4, 1.8, 3.8])
         assert backend.ready()
         assert victim not in backend.pids
+    assert f"worker {victim} was killed by signal 9" in caplog.text
 
 
 async def test_sigstop_is_noticed_at_the_deadline_and_blocks_nothing() -> None:

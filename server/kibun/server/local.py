@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from kibun.server.backend import BackendError, Job, ModelInfo, Result
-from kibun.server.process import WorkerDied, WorkerProcess
+from kibun.server.process import EXIT_GRACE_S, WorkerDied, WorkerProcess
 from kibun.server.wire import LoadOptions
 
 _log = logging.getLogger(__name__)
@@ -273,7 +273,7 @@ class LocalBackend:
                 await asyncio.sleep(min(delay_s, self._times.backoff_max_s))
             failures += 1
             if device.worker is not None:
-                await device.worker.close(grace_s=0)
+                await device.worker.close(grace_s=EXIT_GRACE_S)
                 _log.error("worker %d %s; starting another", device.worker.pid, device.worker.fate)
                 device.worker = None
             try:

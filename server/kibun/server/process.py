@@ -22,6 +22,10 @@ _log = logging.getLogger(__name__)
 _COMMAND = (sys.executable, "-P", "-c", "from kibun.server.worker import main; main()")
 
 
+EXIT_GRACE_S = 0.5
+"""A process that ends by itself is gone by then. Killing it meanwhile could lose its exit code (asyncio reaps once)."""
+
+
 class WorkerDied(Exception):
     """The worker ended, or was killed for being late, before it answered. Its jobs may be tried again."""
 
@@ -66,7 +70,7 @@ class WorkerProcess:
             raise BackendError("LOAD_FAILED", f"the worker was not ready within {timeout_s:g} s") from None
         finally:
             if not worker.info.slots:
-                await worker.close(grace_s=0)
+                await worker.close(grace_s=EXIT_GRACE_S)
         worker._reading = asyncio.create_task(worker._read_answers(), name=f"worker-{worker.pid}")
         return worker
 
@@ -109,19 +113,9 @@ class WorkerProcess:
         self._die()
         with contextlib.suppress(OSError):
             self._stdin.close()
-        try:
-            async with asyncio.timeout(grace_s):
-                await self._process.wait()
-        except TimeoutError:
-            self.kill()
-            await self._process.wait()
+        await self._gone(grace_s)
         if self._reading is not None:
             await self._reading
-
-    def kill(self) -> None:
-        """Kill the process at once; it may be gone already. What was in flight gets WorkerDied."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
 
     @property
     def _stdin(self) -> asyncio.StreamWriter:
@@ -164,7 +158,19 @@ class WorkerProcess:
             _log.exception("worker %d: a message that cannot be read", self.pid)
         finally:
             self._die()
-            self.kill()  # a worker without a pipe is of no use, whatever it does
+            await self._gone(EXIT_GRACE_S)  # a worker without a pipe is of no use, whatever it does
+
+    async def _gone(self, grace_s: float) -> None:
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._process.wait()
+        except TimeoutError:
+            self._kill()
+            await self._process.wait()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
 
     def _die(self) -> None:
         if not self.alive:
@@ -179,4 +185,4 @@ class WorkerProcess:
 
     def _kill_late(self, number: int, timeout_s: float) -> None:
         _log.error("worker %d: batch %d not answered within %.1f s; killed", self.pid, number, timeout_s)
-        self.kill()
+        self._kill()
