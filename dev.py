@@ -48,12 +48,10 @@ def install(extra: str) -> None:
     if stamp.exists() and stamp.read_text() == wanted:
         return
     say(f"installing kibun[{extra}] (about a minute the first time, more where PyTorch must be downloaded)")
-    command = [PYTHON, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    command += ["-c", ROOT / "constraints.txt", "-e", f"{ROOT}[{extra}]"]
+    command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command += ["-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{extra}]"]
     if subprocess.run(command, stdout=sys.stderr).returncode:
-        sys.exit(
-            "dev.py: installation failed; the lines above say why. Once mended, run the same command again."
-        )
+        sys.exit("dev.py: installation failed; the lines above say why. Once mended, run the same command again.")
     stamp.write_text(wanted)
 
 
@@ -70,15 +68,10 @@ def test(options: list[str]) -> int:
     install("dev")
     if "--slow" in options:
         options = ["-m", "slow", "--timeout=3600", *(o for o in options if o != "--slow")]
-    for title, command in {
-        "ruff check": (PYTHON, "-m", "ruff", "check", "."),
-        "ruff format": (PYTHON, "-m", "ruff", "format", "--check", "."),
-        "mypy": (PYTHON, "-m", "mypy"),
-        "pytest": (PYTHON, "-m", "pytest", *options),
-    }.items():
-        say(title)
-        if code := run(*command):
-            say(f"{title} failed")
+    for tool in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest", *options]):
+        say(" ".join(tool))
+        if code := run(PYTHON, "-m", *tool):
+            say(f"{tool[0]} failed")
             return code
     return 0
 
