@@ -8,6 +8,7 @@ import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,7 @@ def environment() -> dict[str, str]:
 def serve(*arguments: str, model: str = "stub", wait: bool = True, port: int = 0) -> Iterator[Server]:
     """Runs `kibun serve --model MODEL ARGUMENTS…` with stub models, killed at the end.
 
-    `wait` False: do not wait until it serves; `port` must be given then.
+    `wait` False: wait only until it answers, not until it serves; `port` must be given then.
     """
     with tempfile.TemporaryDirectory() as folder:
         port_file, log = Path(folder) / "port", Path(folder) / "log"
@@ -84,13 +85,18 @@ def serve(*arguments: str, model: str = "stub", wait: bool = True, port: int = 0
                 stderr=stderr,
             )
             try:
-                while wait and not port_file.exists():
+                while not (port_file.exists() if wait else _listens(port)):
                     assert process.poll() is None, log.read_text()
                     time.sleep(0.02)
                 yield Server(process, int(port_file.read_text()) if wait else port, log)
             finally:
                 process.kill()
                 process.wait()
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextlib.asynccontextmanager
@@ -248,6 +254,21 @@ class Problem:
     retry_s: float | None
     quota: str | None
     request_id: str
+
+
+async def refused(
+    stub: rpc.SpeechAnalysisServiceStub,
+    *requests: pb.StreamingAnalyzeRequest,
+    metadata: Mapping[str, str] | None = None,
+) -> Problem:
+    """The error of a stream that sends this and then waits.
+
+    Where a server refuses a stream without reading, nothing must be sent: grpc.aio reports a write that comes
+    too late as INTERNAL, in place of the status that the server sent.
+    """
+    async with Talk(stub, metadata=tuple((metadata or {}).items())) as talk:
+        await talk.send(*requests)
+        return await problem_of(talk.rest())
 
 
 async def problem_of(work: Awaitable[Any]) -> Problem:

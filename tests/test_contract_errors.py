@@ -24,6 +24,7 @@ from serving import (
     no_internals,
     of_kind,
     problem_of,
+    refused,
     seconds,
     serve,
     spoken,
@@ -72,13 +73,6 @@ def hasty() -> Iterator[Server]:
 async def hasty_stub(hasty: Server) -> AsyncIterator[Stub]:
     async with connect(hasty, **SMALL_WINDOW) as stub:
         yield stub
-
-
-async def refused(stub: Stub, *requests: pb.StreamingAnalyzeRequest) -> Problem:
-    """What becomes of a stream that sends this and then waits."""
-    async with Talk(stub) as talk:
-        await talk.send(*requests)
-        return await problem_of(talk.rest())
 
 
 async def eventually_no_stream(stub: Stub, timeout_s: float = 5.0) -> None:
@@ -455,7 +449,7 @@ async def test_too_many_streams(hasty_stub: Stub) -> None:
         await only.until("stream_started")
         loop = asyncio.get_running_loop()
         began = loop.time()
-        is_exhausted(await problem_of(Talk(hasty_stub).rest()), "TOO_MANY_STREAMS")
+        is_exhausted(await refused(hasty_stub), "TOO_MANY_STREAMS")
         assert loop.time() - began < 0.3
         analyze = pb.AnalyzeRequest(config={"audio_config": AUDIO}, audio_content=SILENCE)
         is_exhausted(await problem_of(hasty_stub.Analyze(analyze)), "TOO_MANY_STREAMS")
