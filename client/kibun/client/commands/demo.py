@@ -10,7 +10,7 @@ from rich.console import Console
 from kibun.client.commands.audio_files import open_audio
 from kibun.client.commands.connection import Connection
 from kibun.client.commands.failure import CommandError
-from kibun.client.commands.report import SYNTHETIC_BANNER, JsonLines, LiveTable, summary_tables
+from kibun.client.commands.report import SYNTHETIC_BANNER, JsonLines, LiveTable, summary_table
 from kibun.client.commands.streaming import StreamingOptions, stream_turns
 from kibun.client.commands.turns_file import load_turns
 from kibun.client.resources import ConversationState
@@ -61,5 +61,5 @@ async def _demo(target: str, options: StreamingOptions, console: Console, as_jso
         with LiveTable(console, synthetic=True) as table:
             await stream_turns(conversation, audio, turns, options, table)
         state: ConversationState = await conversation.get()
-        console.print(summary_tables(state))
+        console.print(summary_table(state))
         console.print(f"[yellow]{SYNTHETIC_BANNER}[/]")

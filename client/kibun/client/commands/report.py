@@ -1,8 +1,9 @@
 """What commands show: a live table of utterances, a summary per participant, or JSON lines."""
 
 import sys
+from collections.abc import Callable
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from google.protobuf.json_format import MessageToJson
 from google.protobuf.message import Message
@@ -18,7 +19,6 @@ from kibun.client.events import (
     PersonalityUpdate,
     StreamStarted,
     StreamWarning,
-    TurnResult,
     UtteranceResult,
 )
 from kibun.client.resources import ConversationState, ParticipantState
@@ -27,9 +27,7 @@ SYNTHETIC_BANNER = "synthetic model: says nothing of people"
 TRAIT_NAMES = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 # Heading, rules, legend and banner of the table, and the line above it.
 _LINES_AROUND_ROWS = 9
-_LEGEND = (
-    "valence, arousal 1..5 (3 neutral) · O C E A N: apparent traits so far, 1..7 · from: utterances heard, their speech"
-)
+_LEGEND = "emotion: 1..5, 3 neutral; OCEAN: apparent traits so far, 1..7; heard: evidence"
 
 
 class JsonLines:
@@ -92,60 +90,70 @@ class LiveTable:
         return self._table(list(self._rows.values())[-max(self._console.height - _LINES_AROUND_ROWS, 1) :])
 
     def _table(self, rows: list[list[str | Text]]) -> Group:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=_LEGEND, caption_justify="left")
-        table.add_column("time", justify="right", no_wrap=True)
+        table = compact_table(caption=_LEGEND, caption_justify="left")
+        table.add_column("seconds", justify="right", no_wrap=True)
         table.add_column("speaker", no_wrap=True, max_width=12)
         for heading in ("valence", "arousal", *(name[0].upper() for name in TRAIT_NAMES)):
             table.add_column(heading, justify="right", no_wrap=True)
-        table.add_column("from", justify="right", no_wrap=True)
+        table.add_column("heard", justify="right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
         banner = [Text(f" {SYNTHETIC_BANNER} ", style="bold black on yellow")] if self._synthetic else []
         return Group(*banner, table)
 
 
-def turn_line(result: TurnResult, participant_id: str) -> str:
-    """One line on a finished turn."""
-    return (
-        f"{participant_id}, {result.turn_id}: {result.utterance_count} utterances, {result.speech_s:.1f} s of speech, "
-        f"ended by {result.end_reason.value.replace('_', ' ')}"
-    )
+def compact_table(**options: Any) -> Table:
+    """A table that fits ten columns of numbers into 80 characters."""
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), **options)
 
 
-def summary_tables(conversation: ConversationState) -> Group:
-    """A table per participant of what the conversation knows about them."""
-    return Group(*(_participant_table(participant) for participant in conversation.participants))
-
-
-def _participant_table(participant: ParticipantState) -> Table:
-    heading = (
-        f"{participant.participant_id}: {participant.turn_count} turns, "
-        f"{participant.utterance_count} utterances, {participant.speech_s:.1f} s of speech"
-    )
-    table = Table(title=heading, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+def summary_table(conversation: ConversationState) -> Table:
+    """What the conversation knows, a column per participant; "± …" is the expected error, where it is known."""
+    table = compact_table()
     table.add_column("")
-    table.add_column("estimate", justify="right")
-    table.add_column("± expected error", justify="right")
+    for participant in conversation.participants:
+        table.add_column(Text(participant.participant_id), justify="right")
     table.add_column("scale", style="dim")
-    emotions: list[tuple[str, Emotion | None]] = [
-        ("mean", participant.mean_emotion),
-        ("last", participant.last_emotion),
-    ]
-    for word, emotion in emotions:
-        for dimension in ("valence", "arousal"):
-            value = "–" if emotion is None else f"{getattr(emotion, dimension):.2f}"
-            table.add_row(f"{word} {dimension}", value, "", "1..5")
-    personality = participant.personality
-    error = personality.expected_error if personality else None
-    for name in TRAIT_NAMES:
-        value = "–" if personality is None else f"{getattr(personality.traits, name):.2f}"
-        table.add_row(name, value, "" if error is None else f"{getattr(error, name):.2f}", "1..7")
+    for label, scale, cell in _SUMMARY_ROWS:
+        table.add_row(label, *(cell(participant) for participant in conversation.participants), scale)
     return table
+
+
+def _emotion_cell(which: str, dimension: str) -> "_Cell":
+    def cell(participant: ParticipantState) -> str:
+        emotion: Emotion | None = getattr(participant, f"{which}_emotion")
+        return "–" if emotion is None else f"{getattr(emotion, dimension):.2f}"
+
+    return cell
+
+
+def _trait_cell(name: str) -> "_Cell":
+    def cell(participant: ParticipantState) -> str:
+        personality = participant.personality
+        if personality is None:
+            return "–"
+        error = personality.expected_error
+        return f"{getattr(personality.traits, name):.2f}" + ("" if error is None else f" ± {getattr(error, name):.2f}")
+
+    return cell
+
+
+_Cell = Callable[[ParticipantState], str]
+_SUMMARY_ROWS: list[tuple[str, str, _Cell]] = [
+    ("turns", "", lambda participant: str(participant.turn_count)),
+    ("utterances", "", lambda participant: str(participant.utterance_count)),
+    ("speech", "", lambda participant: f"{participant.speech_s:.1f} s"),
+    ("mean valence", "1..5", _emotion_cell("mean", "valence")),
+    ("mean arousal", "1..5", _emotion_cell("mean", "arousal")),
+    ("last valence", "1..5", _emotion_cell("last", "valence")),
+    ("last arousal", "1..5", _emotion_cell("last", "arousal")),
+    *((name, "1..7", _trait_cell(name)) for name in TRAIT_NAMES),
+]
 
 
 def _utterance_cells(event: UtteranceResult, participant_id: str) -> list[str | Text]:
     style = "" if event.is_final else "dim italic"
-    cells = [f"{event.start_s:.1f}–{event.end_s:.1f} s", participant_id, *_emotion_cells(event.emotion)]
+    cells = [f"{event.start_s:.1f}–{event.end_s:.1f}", participant_id, *_emotion_cells(event.emotion)]
     return [*(Text(cell, style=style) for cell in cells), *[""] * 6]
 
 
@@ -155,5 +163,5 @@ def _emotion_cells(emotion: Emotion | None) -> tuple[str, str]:
 
 def _personality_cells(estimate: PersonalityEstimate) -> list[str]:
     traits: Traits = estimate.traits
-    evidence = f"{estimate.utterance_count} utt, {estimate.speech_s:.1f} s"
+    evidence = f"{estimate.utterance_count} utt., {estimate.speech_s:.0f} s"
     return [*(f"{value:.1f}" for value in traits.as_tuple()), evidence]

@@ -2,19 +2,18 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, TextIO
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from kibun.client.commands.report import TRAIT_NAMES, compact_table
 from kibun.client.estimates import Traits
 from kibun.client.events import PersonalityUpdate, StreamStarted, UtteranceResult
-
-TRAIT_NAMES = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 
 Row = dict[str, str | float | int | bool | None]
 
@@ -38,9 +37,6 @@ COLUMNS = (
     "model",
     "synthetic_model",
 )
-
-_IN_TABLE = ("file", "start_s", "end_s", "valence", "arousal", *TRAIT_NAMES, "utterance_count", "speech_s")
-_HEADINGS = {"utterance_count": "heard", "speech_s": "speech", **{name: name[0].upper() for name in TRAIT_NAMES}}
 
 
 def row_of(path: Path, final: UtteranceResult, update: PersonalityUpdate | None, started: StreamStarted) -> Row:
@@ -115,24 +111,36 @@ class TableRows:
     """A table for people, printed at the end; it leaves out columns that the other formats have."""
 
     def __init__(self, file: TextIO | None) -> None:
-        self._console = Console(file=file, width=140) if file else Console()
-        self._table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in _IN_TABLE:
-            justify = "left" if name == "file" else "right"
-            self._table.add_column(_HEADINGS.get(name, name.removesuffix("_s")), justify=justify, overflow="fold")  # type: ignore[arg-type]
+        self._console = Console(file=file, width=120) if file else Console()
+        self._rows: list[Row] = []
 
     def write(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            self._table.add_row(*(_cell(row[name]) for name in _IN_TABLE))
+        self._rows.extend(rows)
 
     def finish(self) -> None:
-        self._console.print(self._table)
+        table = compact_table()
+        table.add_column("file", overflow="fold")
+        for heading in ("seconds", "valence", "arousal", *(name[0].upper() for name in TRAIT_NAMES), "heard"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        folder = _common_folder([str(row["file"]) for row in self._rows])
+        last_file: object = None
+        for row in self._rows:
+            numbers = [_cell(row[name]) for name in ("valence", "arousal", *TRAIT_NAMES)]
+            heard = "–" if row["speech_s"] is None else f"{row['utterance_count']} utt., {row['speech_s']:.0f} s"
+            file = "" if row["file"] == last_file else os.path.relpath(str(row["file"]), folder)
+            last_file = row["file"]
+            table.add_row(Text(file), f"{row['start_s']:.1f}–{row['end_s']:.1f}", *numbers, heard)
+        self._console.print(table)
+
+
+def _common_folder(files: list[str]) -> str:
+    return os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files]) if files else ""
 
 
 def _cell(value: object) -> str:
     if value is None:
         return "–"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def _rounded(row: Row) -> Row:

@@ -25,7 +25,7 @@ from kibun.client.commands.connection import (
 )
 from kibun.client.commands.failure import UsageError
 from kibun.client.commands.mic import Microphone
-from kibun.client.commands.report import JsonLines, LiveTable, summary_tables
+from kibun.client.commands.report import JsonLines, LiveTable, summary_table
 from kibun.client.commands.streaming import DEFAULT_CHUNK_MS, Sink, StreamingOptions, stream_turns
 from kibun.client.commands.turns_file import TurnSpan, load_turns
 from kibun.client.options import Features
@@ -163,7 +163,7 @@ async def _finish(client: AsyncClient, conversation: AsyncConversation, console:
     if as_json:
         JsonLines().write(answer)
     else:
-        console.print(summary_tables(await conversation.get()))
+        console.print(summary_table(await conversation.get()))
 
 
 def _note(text: str) -> None:

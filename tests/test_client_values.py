@@ -1,0 +1,233 @@
+"""Parts of the SDK that need no server: options, estimates, addresses, errors, the replay buffer."""
+
+from datetime import UTC, datetime
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kibun.client import (
+    AsyncClient,
+    Client,
+    Emotion,
+    Endpointing,
+    EndReason,
+    Features,
+    InvalidRequestError,
+    KibunError,
+    PersonalityEstimate,
+    PersonalitySource,
+    ReplayBufferExceededError,
+    RetryPolicy,
+    StreamConfig,
+    Traits,
+)
+from kibun.client.channel import check_target
+from kibun.client.events import SpeechEvent, SpeechEventType, event_from_response
+from kibun.client.options import BYTES_PER_SAMPLE
+from kibun.client.pcm import pieces
+from kibun.client.replay import EndOfTurn, ReplayBuffer
+from kibun.client.status import error_from_rpc, explain_unavailable
+from kibun.v1 import speech_analysis_pb2 as pb
+
+
+def test_config_is_written_as_the_contract_has_it():
+    config = StreamConfig(
+        conversation_id="c",
+        participant_id="p",
+        turn_id="t",
+        sample_rate_hz=44100,
+        encoding="float32",
+        features=Features(emotion=False, interim_results=True, interim_interval_ms=1500, voice_activity_events=True),
+        endpointing=Endpointing(vad_aggressiveness=0, utterance_end_silence_ms=400, end_of_turn_silence_ms=0),
+        model="m",
+        given_personality=Traits(1, 2, 3, 4, 5),
+        audio_start_offset_s=-1.25,
+        audio_start_time=datetime(2024, 1, 2, tzinfo=UTC),
+        conversation_ttl_s=60,
+    )
+    message = config.to_proto()
+    assert message.audio_config.encoding == pb.AUDIO_ENCODING_FLOAT32
+    assert message.audio_config.sample_rate_hertz == 44100
+    assert message.features.disable_emotion
+    assert not message.features.disable_personality
+    assert message.features.interim_interval.ToMilliseconds() == 1500
+    endpointing = message.endpointing_config
+    assert endpointing.HasField("vad_aggressiveness"), "0 is a value"
+    assert endpointing.HasField("end_of_turn_silence"), "0 is a value, for the server to judge"
+    assert not endpointing.HasField("max_utterance_duration"), "None leaves the server's default"
+    assert message.given_personality.neuroticism == 5
+    assert (message.audio_start_offset.seconds, message.audio_start_offset.nanos) == (-1, -250_000_000)
+    assert message.audio_start_time.ToDatetime(tzinfo=UTC) == config.audio_start_time
+    assert message.conversation_ttl.seconds == 60
+    plain = StreamConfig().to_proto()
+    assert not plain.HasField("given_personality")
+    assert not plain.HasField("audio_start_time")
+    assert not plain.HasField("conversation_ttl")
+
+
+def test_config_refuses_what_it_can_judge_itself():
+    with pytest.raises(InvalidRequestError, match="choose one of linear16, float32, mulaw, alaw") as caught:
+        StreamConfig(encoding="mp3")
+    assert caught.value.field == "encoding"
+    with pytest.raises(InvalidRequestError, match="timezone"):
+        StreamConfig(audio_start_time=datetime(2024, 1, 2))
+
+
+def test_normalized_scales():
+    assert Emotion(1, 5).normalized() == Emotion(-1, 1)
+    assert Emotion(3, 2).normalized() == Emotion(0, -0.5)
+    assert Emotion(0.5, 6).normalized() == Emotion(-1, 1), "a regressor may leave its scale"
+    assert Traits(1, 7, 4, 0, 8).normalized() == Traits(0, 1, 0.5, 0, 1)
+    estimate = PersonalityEstimate(Traits(1, 7, 4, 4, 4), PersonalitySource.GIVEN, 3, 1.5, Traits(6, 0, 3, 3, 3))
+    assert estimate.normalized().expected_error == Traits(1, 0, 0.5, 0.5, 0.5)
+
+
+def test_numbers_of_a_newer_server_are_read_as_unspecified():
+    assert PersonalitySource.from_proto(99) is PersonalitySource.UNSPECIFIED
+    assert EndReason.from_proto(99) is EndReason.UNSPECIFIED
+    assert event_from_response(pb.StreamingAnalyzeResponse()) is None, "a kind of response that is not known yet"
+    event = event_from_response(pb.StreamingAnalyzeResponse(speech_event=pb.SpeechEvent(type=99)))
+    assert isinstance(event, SpeechEvent)
+    assert event.type is SpeechEventType.UNSPECIFIED
+
+
+def test_every_enum_value_of_the_contract_is_known():
+    for number in pb.PersonalitySource.values():
+        assert pb.PersonalitySource.Name(number).lower().endswith(PersonalitySource.from_proto(number).value)
+    for number in pb.EndReason.values():
+        assert pb.EndReason.Name(number).lower().endswith(EndReason.from_proto(number).value)
+    for number in pb.SpeechEvent.Type.values():
+        event = event_from_response(pb.StreamingAnalyzeResponse(speech_event=pb.SpeechEvent(type=number)))
+        assert pb.SpeechEvent.Type.Name(number).lower().endswith(event.type.value)
+
+
+@pytest.mark.parametrize("target", ["localhost:50051", "[::1]:1", "10.0.0.1:65535", "unix:/tmp/x", "dns:///a:1"])
+def test_good_addresses(target):
+    check_target(target)
+
+
+@pytest.mark.parametrize(
+    ("target", "fix"),
+    [
+        ("localhost", "HOST:PORT"),
+        ("", "HOST:PORT"),
+        (":50051", "HOST:PORT"),
+        ("::1", "HOST:PORT"),
+        ("localhost:", "between 1 and 65535"),
+        ("localhost:grpc", "between 1 and 65535"),
+        ("localhost:0", "between 1 and 65535"),
+        ("localhost:65536", "between 1 and 65535"),
+        ("http://localhost:50051", "is a URL"),
+    ],
+)
+def test_bad_addresses_name_the_fix(target, fix):
+    with pytest.raises(InvalidRequestError, match=fix):
+        check_target(target)
+
+
+def test_sync_client_raises_the_same_and_leaves_no_thread():
+    with pytest.raises(InvalidRequestError, match="HOST:PORT"):
+        Client("nowhere")
+
+
+async def test_a_token_does_not_travel_in_clear_text(tmp_path):
+    with pytest.raises(InvalidRequestError, match="clear text"):
+        AsyncClient("example.org:50051", token="secret")
+    for client in (
+        AsyncClient("127.0.0.1:1", token="secret"),
+        AsyncClient("example.org:1", token="secret", tls=True),
+        AsyncClient("example.org:1", token="secret", allow_plaintext_token=True),
+    ):
+        await client.close()
+    with pytest.raises(InvalidRequestError, match="PEM file that exists"):
+        AsyncClient("localhost:1", root_certificates=tmp_path / "none.pem")
+    with pytest.raises(InvalidRequestError, match="both certificate_chain and private_key"):
+        AsyncClient("localhost:1", certificate_chain=b"x")
+
+
+def test_transport_failures_are_explained():
+    assert "root_certificates" in explain_unavailable("Ssl handshake failed: CERTIFICATE_VERIFY_FAILED", "h:1")
+    assert "kibun serve" in explain_unavailable("failed to connect to all addresses", "h:1")
+    assert "was lost" in explain_unavailable("Socket closed", "h:1")
+
+
+def test_error_says_reason_and_request():
+    error = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), details="it broke")
+    ours = error_from_rpc(error, "h:1", request_id="r-1")
+    assert isinstance(ours, KibunError)
+    assert str(ours) == "it broke [INTERNAL, request r-1]"
+    assert ours.field is None
+
+
+def test_backoffs_grow_to_their_limit():
+    policy = RetryPolicy(max_attempts=5, initial_backoff_s=0.5, backoff_multiplier=3, max_backoff_s=4)
+    assert policy.backoffs() == [0.5, 1.5, 4, 4]
+    assert RetryPolicy(max_attempts=1).backoffs() == []
+
+
+@given(
+    st.binary(max_size=20_000),
+    st.sampled_from(sorted(BYTES_PER_SAMPLE)),
+    st.integers(0, 48000),
+    st.integers(0, 5000),
+)
+def test_pieces_are_whole_samples_and_lose_nothing(data, encoding, rate_hz, max_bytes):
+    parts = list(pieces(data, encoding, rate_hz, max_bytes))
+    width = BYTES_PER_SAMPLE[encoding]
+    assert b"".join(parts) == data
+    assert all(len(part) % width == 0 for part in parts[:-1])
+    limit = max(rate_hz // 10, 1) * width
+    assert all(len(part) <= (limit if not max_bytes else min(limit, max(max_bytes, width))) for part in parts)
+
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.integers(0, 7)),
+        st.tuples(st.just("next"), st.just(0)),
+        st.tuples(st.just("release"), st.integers(0, 60)),
+        st.tuples(st.just("rewind"), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@given(operations, st.integers(0, 30))
+def test_replay_buffer_resends_all_that_has_no_final(steps, limit):
+    """Against the plainest model: one byte string and three positions into it."""
+    buffer = ReplayBuffer(limit)
+    everything, sent, released, count = b"", 0, 0, 0
+    for step, size in steps:
+        if step == "append":
+            piece = bytes((count + index) % 251 for index in range(size))
+            count += size
+            everything += piece
+            buffer.append(piece)
+        elif step == "next":
+            item = buffer.next_item()
+            assert item is None or item == everything[sent : sent + len(item)]
+            assert item is not None or sent == len(everything)
+            sent += len(item or b"")
+        elif step == "release":
+            buffer.release(size)
+            released = max(released, min(size, sent))
+        else:
+            try:
+                buffer.rewind()
+            except ReplayBufferExceededError:
+                assert sent - released > limit, "refused although all that is needed is kept"
+                return
+            assert buffer.start == released, "what has no final is sent again, and no more"
+            sent = buffer.start
+        assert buffer.unsent_bytes == len(everything) - sent
+
+
+def test_replay_buffer_keeps_markers_in_their_place():
+    buffer = ReplayBuffer(100)
+    for item in (b"ab", EndOfTurn("t2"), b"cd"):
+        buffer.append(item)
+    assert [buffer.next_item() for _ in range(4)] == [b"ab", EndOfTurn("t2"), b"cd", None]
+    buffer.clear()
+    assert buffer.start == 4
+    assert buffer.next_item() is None
