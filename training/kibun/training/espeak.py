@@ -37,6 +37,7 @@ class VoiceSettings:
     flutter: float = 2.0
     roughness: int = 0
     consonants_percent: float = 100.0
+    word_gap_ms: int = 0  # between words, at espeak-ng's usual rate; steps of 10
     klatt: int = 0  # 0: espeak-ng's own synthesizer; 1..6: a Klatt source
 
 
@@ -89,9 +90,10 @@ class Espeak:
         """Render ``ssml`` to float32 mono at 22,050 Hz; raises EspeakError when espeak-ng fails."""
         (self._variants / "kibun").write_text(self._voice_file(settings), encoding="utf-8")
         # -z: no pause at the end; -m: SSML.
-        rate = str(round(settings.words_per_minute))
+        rate, gap = str(round(settings.words_per_minute)), str(settings.word_gap_ms // 10)
         voice = f"{settings.language}+kibun"
-        command = ["espeak-ng", f"--path={self._folder.name}", "-v", voice, "-s", rate, "-z", "-m", "--stdout", ssml]
+        command = ["espeak-ng", f"--path={self._folder.name}", "-v", voice, "-s", rate, "-g", gap, "-z", "-m"]
+        command += ["--stdout", ssml]
         done = subprocess.run(command, capture_output=True, check=False)
         if done.returncode or not done.stdout:
             raise EspeakError(f"espeak-ng failed for voice {voice!r}: {done.stderr.decode(errors='replace').strip()}")

@@ -103,13 +103,13 @@ def draw_speaker(rng: np.random.Generator, name: str, split: Split) -> Speaker:
         klatt=int(rng.integers(1, 7)) if rng.random() < 0.25 else 0,
         formant_scale=float(scale * np.exp(0.05 * np.clip(rng.normal(), -2, 2))),
         pitch_hz=float(pitch * 2 ** (0.17 * np.clip(rng.normal(), -2, 2))),
-        pitch_range_semitones=float(10.5 * 2 ** (0.25 * rng.normal() + 0.12 * extraversion)),
-        words_per_minute=float(165 * 2 ** (0.15 * rng.normal() + 0.08 * extraversion)),
+        pitch_range_semitones=float(10.5 * 2 ** (0.25 * rng.normal() + 0.2 * extraversion)),
+        words_per_minute=float(165 * 2 ** (0.15 * rng.normal() + 0.12 * extraversion)),
         tilt_db_per_octave=float(rng.normal(-1.1, 1.4)),
         filter_db=tuple(float(gain) for gain in rng.normal(0, 3.0, size=8)),
         formants=tuple(_formant(rng) for _ in range(5)),
         effort_band_hz=(float(rng.uniform(80, 400)), float(rng.uniform(2500, 7000))),
-        breath=float(max(0.0, 6 + 5 * agreeableness + 4 * rng.normal())),
+        breath=float(max(0.0, 8 + 7 * agreeableness + 3 * rng.normal())),
         traits=tuple(float(z) for z in traits),
     )
 
@@ -132,7 +132,7 @@ def draw_cues(rng: np.random.Generator, arousal: float | None = None, valence: f
 
 def voice_settings(speaker: Speaker, cues: Cues, rng: np.random.Generator) -> VoiceSettings:
     """What espeak-ng is told. The vocal tract is scaled by resampling afterwards, so pitch and rate are divided."""
-    _openness, _conscientiousness, _extraversion, _agreeableness, neuroticism = speaker.traits
+    openness, conscientiousness, _extraversion, _agreeableness, neuroticism = speaker.traits
     semitones = 2.8 * cues.pitch + 0.5 * max(cues.pitch, 0.0) ** 2
     pitch = speaker.pitch_hz * 2 ** (semitones / 12) / speaker.formant_scale
     spread = speaker.pitch_range_semitones * 2 ** (0.5 * cues.range)
@@ -146,14 +146,15 @@ def voice_settings(speaker: Speaker, cues: Cues, rng: np.random.Generator) -> Vo
             np.clip(speaker.words_per_minute * 2 ** (RATE_OCTAVES * cues.rate) / speaker.formant_scale, 80, 400)
         ),
         formants=tuple(
-            (frequency * (1 + (0.04 * cues.effort if number == 0 else 0.035 * cues.smile)), height, width)
+            (frequency * (1 + (0.04 * cues.effort if number == 0 else 0.055 * cues.smile)), height, width)
             for number, (frequency, height, width) in enumerate(speaker.formants)
         ),
         breath=max(0.0, speaker.breath * 2 ** (-0.5 * cues.effort) + 3 * float(rng.normal())),
-        flutter=float(np.clip(3 + 2.5 * neuroticism + 1.5 * rng.normal(), 0, 14)),
-        roughness=round(float(np.clip(1.2 + 1.2 * cues.harshness, 0, 5))),
-        consonants_percent=float(np.clip(100 + 22 * speaker.traits[0] + 8 * cues.effort, 40, 170)),
+        flutter=float(np.clip(7 + 5 * neuroticism + 1.5 * rng.normal(), 0, 22)),
+        roughness=round(float(np.clip(2.2 + 1.9 * cues.harshness, 0, 7))),
+        consonants_percent=float(np.clip(100 + 35 * openness + 8 * cues.effort, 25, 190)),
         klatt=speaker.klatt,
+        word_gap_ms=10 * round(float(np.clip(2 + 2 * conscientiousness, 0, 7))),
     )
 
 

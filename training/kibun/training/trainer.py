@@ -68,6 +68,8 @@ class KibunTrainer(Trainer):
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.folder = folder
         self.started = time.monotonic()
+        self.evaluated = -1
+        self.losses: list[float] = []  # since the last evaluation
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "log.jsonl").write_text("", encoding="utf-8")
         arguments = TrainingArguments(
@@ -114,24 +116,33 @@ class KibunTrainer(Trainer):
         loss = emotion_loss(emotion["arousal"], inputs["arousal"])
         loss = loss + options.valence_weight * emotion_loss(emotion["valence"], inputs["valence"])
         loss = loss + options.trait_weight * (trait_loss(alone, truth) + trait_loss(together, truth))
+        self.losses.append(float(loss.detach()))
         return (loss, KibunOutput(vectors=vectors, traits=alone, **emotion)) if return_outputs else loss
 
     def evaluate(self, *_unused: Any, **_also_unused: Any) -> dict[str, float]:
         """CCC on dev of the averaged weights; logs one JSON line and keeps the best."""
+        if self.evaluated == self.state.global_step:  # the last step is also the end of training
+            return {}
+        self.evaluated = self.state.global_step
         heard = analyze_causally(self.average, self.dev.examples[: self.options.dev_utterances])
         emotion, traits = emotion_ccc(heard), trait_ccc(heard)
         score = emotion["arousal"] + 0.3 * emotion["valence"] + 0.3 * float(np.mean(list(traits.values())))
         line = {
             "step": self.state.global_step,
             "seconds": round(time.monotonic() - self.started),
+            "loss": round(float(np.mean(self.losses)), 4) if self.losses else None,
             "dev_ccc": {name: round(value, 4) for name, value in {**emotion, **traits}.items()},
             "score": round(score, 4),
         }
+        self.losses.clear()
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         if self.best is None or score > self.best[0]:
             self.best = (score, {name: value.clone() for name, value in self.average.state_dict().items()})
         return {"eval_score": score}
+
+    def log(self, *_unused: Any, **_also_unused: Any) -> None:
+        """Nothing: `evaluate` writes the log, and standard output belongs to the command."""
 
     def best_model(self) -> KibunModel:
         """The averaged model of the best evaluation."""

@@ -1,0 +1,184 @@
+"""From espeak-ng to a served bundle in one test, and checks of the bundle that is committed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+import torch
+from typer.testing import CliRunner
+
+from kibun.models.bundle import KibunModel, Utterance, load_bundle, resolve_bundle
+from kibun.models.files import verify
+from kibun.models.types import TRAITS
+from kibun.training.augment import Augment, AugmentOptions
+from kibun.training.commands import train_app
+from kibun.training.evaluate import analyze_causally, expected_error
+from kibun.training.manifest import Item
+from kibun.training.manipulate import change_rate, change_tilt, cut_at_pauses, manipulate, shift_pitch
+from kibun.training.recipe import train_tiny
+from kibun.training.synth import CorpusOptions, render_corpus
+from kibun.training.tiny import new_tiny_model
+from kibun.training.trainer import TrainOptions, mixed_traits
+
+needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
+NOTHING = np.zeros((0, 96), np.float16)
+
+
+@needs_espeak
+def test_corpus_to_bundle_to_estimates(tmp_path: Path) -> None:
+    corpus = CorpusOptions(
+        utterances=24,
+        utterances_per_speaker=4,
+        seed=1,
+        max_seconds=2.0,
+        dev_share=0.17,
+        test_share=0.17,
+        audio_format="wav",
+    )
+    manifest = render_corpus(tmp_path / "corpus", corpus)
+    options = TrainOptions(
+        steps=12,
+        warmup_steps=2,
+        speakers_per_batch=4,
+        evaluations=2,
+        crop_seconds=(1.0, 1.1),
+        seed=3,
+        average_decay=0.5,
+    )
+    figures = train_tiny(manifest, tmp_path / "bundle", tmp_path / "work", options, "mini", "7", "the command")
+    log = [json.loads(line) for line in (tmp_path / "work" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert {line["step"] for line in log} == {6, 12}
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert figures["options"]["seed"] == 3
+
+    model = load_bundle(tmp_path / "bundle")
+    assert model.config.trained
+    assert model.config.synthetic
+    assert (model.config.bundle_name, model.config.bundle_version) == ("mini", "7")
+    assert model.expected_error is not None
+    assert [count for count, _errors in model.expected_error] == [1, 2, 3]
+    assert "the command" in (tmp_path / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "kibun synth speech --out corpus --utterances 24 --seed 1" in (model.card or "")
+    answer = model.analyze([Utterance(np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), NOTHING)])[0]
+    assert answer.arousal is not None
+    assert 1 <= answer.arousal <= 5
+
+
+def test_too_few_speakers_and_missing_manifest_are_said(tmp_path: Path) -> None:
+    result = CliRunner().invoke(train_app, ["tiny", "--manifest", str(tmp_path / "no.jsonl"), "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "kibun synth speech" in result.output
+
+
+def test_one_trunk_three_tails_and_the_same_start_for_the_same_seed() -> None:
+    one, two, other = (new_tiny_model(seed) for seed in (0, 0, 1))
+    assert set(one.tails) == {"personality", "valence", "arousal"}
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert sum(parameter.numel() for parameter in one.parameters()) < 950_000
+
+
+def test_causal_history_is_what_is_served() -> None:
+    model = new_tiny_model(0).eval()
+    rng = np.random.default_rng(0)
+    traits = (2.0, 3.0, 4.0, 5.0, 6.0)
+    item = Item(Path("x"), "s", "s", "test", "", 3.0, 3.0, traits)
+    examples = [(rng.integers(-3000, 3000, 8000).astype(np.int16), item) for _ in range(3)]
+    heard = analyze_causally(model, examples)
+    assert [h.count for h in heard] == [1, 2, 3]
+    history = np.stack([h.answer.vector for h in heard[:2]])
+    direct = model.analyze([Utterance(examples[2][0].astype(np.float32) / 32768, history)])[0]
+    assert heard[2].answer.conversation_traits == direct.conversation_traits
+    errors = expected_error(heard, counts=(1, 3, 9))
+    assert [count for count, _errors in errors] == [1, 3]
+    first = heard[0].answer.conversation_traits
+    assert first is not None
+    assert errors[0][1] == pytest.approx([abs(p - t) for p, t in zip(first, traits, strict=True)], abs=1e-3)
+
+
+def test_conditioning_traits_are_mixed_and_do_not_teach_the_personality_tail() -> None:
+    truth = torch.full((4000, 5), 2.0)
+    alone = torch.full((4000, 5), 5.0, requires_grad=True)
+    mixed = mixed_traits(truth, alone, torch.full((4000, 5), 6.0), torch.Generator().manual_seed(0))
+    assert not mixed.requires_grad
+    for value, share in ((2.0, 0.2), (5.0, 0.2), (6.0, 0.25), (4.0, 0.2)):
+        assert float((mixed == value).all(1).float().mean()) == pytest.approx(share, abs=0.03)
+    assert float(mixed.min()) >= 1
+    assert float(mixed.max()) <= 7
+
+
+def test_augmentation_is_repeatable_and_keeps_shape_and_scale() -> None:
+    audio = torch.randn(6, 16_000, generator=torch.Generator().manual_seed(0))
+    one, two = (Augment(AugmentOptions(), torch.Generator().manual_seed(4))(audio) for _ in range(2))
+    assert torch.equal(one, two)
+    assert one.shape == audio.shape
+    assert torch.isfinite(one).all()
+    assert torch.allclose(one.square().mean(1), torch.ones(6), atol=1e-3)
+    assert not torch.allclose(one, audio, atol=0.1)
+
+
+def test_manipulations_do_what_they_say() -> None:
+    time_s = np.arange(32_000) / 16_000
+    tone = sum(np.sin(2 * np.pi * 120 * k * time_s) / k for k in range(1, 30))
+
+    def pitch_hz(audio: np.ndarray) -> float:
+        middle = audio[8000:12000]
+        lags = np.arange(40, 250)
+        return float(16_000 / lags[np.argmax([middle[:-lag] @ middle[lag:] for lag in lags])])
+
+    assert len(change_rate(tone, 1.25)) == pytest.approx(len(tone) / 1.25, abs=900)
+    assert pitch_hz(change_rate(tone, 1.25)) == pytest.approx(120, rel=0.03)
+    assert pitch_hz(shift_pitch(tone, 4.0)) == pytest.approx(120 * 2 ** (4 / 12), rel=0.03)
+    assert len(shift_pitch(tone, 4.0)) == pytest.approx(len(tone), abs=900)
+    before, after = (np.abs(np.fft.rfft(x)) for x in (tone, change_tilt(tone, 2.0)))
+    octave_db = 20 * np.log10(after[3840] / before[3840] / (after[1920] / before[1920]))  # 1920 and 960 Hz
+    assert octave_db == pytest.approx(2.0, abs=0.01)
+
+
+# ---- the committed bundle ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def demo_tiny() -> KibunModel:
+    return load_bundle("demo-tiny")
+
+
+def test_committed_bundle_is_small_whole_and_says_what_it_is(demo_tiny: KibunModel) -> None:
+    folder = resolve_bundle("demo-tiny")
+    verify(folder)
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
+    assert demo_tiny.config.synthetic
+    assert demo_tiny.config.trained
+    assert demo_tiny.config.do_normalize
+    card = demo_tiny.card or ""
+    for said in ("synthetic", "generated speech", "not a diagnosis", "kibun synth speech", "kibun train tiny", "CCC"):
+        assert said in card, said
+    assert demo_tiny.expected_error is not None
+    counts = [count for count, _errors in demo_tiny.expected_error]
+    assert counts == sorted(counts)
+    assert counts[0] == 1
+    assert all(len(errors) == len(TRAITS) for _count, errors in demo_tiny.expected_error)
+
+
+def test_level_carries_nothing(demo_tiny: KibunModel) -> None:
+    audio = np.random.default_rng(0).normal(0, 0.02, 24_000).astype(np.float32)
+    quiet, loud = demo_tiny.analyze([Utterance(audio, NOTHING), Utterance(audio * 20, NOTHING)])
+    assert quiet.arousal == pytest.approx(loud.arousal, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["jfk.flac", "lj050-0131.wav"])
+def test_arousal_follows_manipulations_of_real_speech(demo_tiny: KibunModel, shared_data: Path, name: str) -> None:
+    audio, rate_hz = soundfile.read(shared_data / "speech" / name, always_2d=True)
+    pieces = cut_at_pauses(soxr.resample(audio.mean(1), rate_hz, 16_000))
+    means = [
+        np.mean(
+            [a.arousal for a in demo_tiny.analyze([Utterance(manipulate(p, "all", level), NOTHING) for p in pieces])]
+        )
+        for level in (-2, 0, 2)
+    ]
+    assert means[0] < means[1] < means[2]
+    assert means[2] - means[0] > 0.8
