@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kibun.server.audio import (
     MAX_FLOAT_MAGNITUDE,
     SAMPLE_RATE_HZ,
@@ -154,8 +155,7 @@ def test_a_file_header_is_refused_however_it_arrives(header: bytes, encoding: En
     for sizes in ([64], [1], [3, 1], [2], [1, 63]):
         decoder = AudioDecoder(AudioFormat(encoding, 16_000))
         with pytest.raises(AudioError) as caught:
-            for piece in split(stream, sizes):
-                decoder.decode(piece)
+            decode_in(decoder, split(stream, sizes))
         assert caught.value.reason == "CONTAINER_HEADER"
         assert caught.value.field == "audio_content"
         assert "raw" in str(caught.value)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from kibun.server.segmenter import (
     EndpointingError,
     EndpointingOptions,
@@ -127,6 +129,20 @@ def test_utterances_are_slices_in_order_without_overlap(runs: Runs, options: End
         previous_end = utterance.end
 
 
+@settings(max_examples=60, deadline=None)
+@given(runs=patterns, options=st.sampled_from([OPTIONS, SHORT]))
+def test_what_is_settled_never_falls_and_is_never_given_out_later(runs: Runs, options: EndpointingOptions) -> None:
+    audio = sound(runs)
+    segmenter, settled = Segmenter(options, FakeVad()), 0
+    for position in range(0, len(audio), 1_000):
+        events = segmenter.push(audio[position : position + 1_000])
+        assert all(utterance.start >= settled for utterance in utterances(events))
+        assert settled <= segmenter.settled <= segmenter.position
+        settled = segmenter.settled
+    assert all(utterance.start >= settled for utterance in utterances(segmenter.flush(EndReason.HALF_CLOSE)))
+    assert segmenter.settled == len(audio)
+
+
 @settings(max_examples=120, deadline=None)
 @given(runs=patterns, options=st.sampled_from([OPTIONS, SHORT]))
 def test_no_speech_is_lost(runs: Runs, options: EndpointingOptions) -> None:
@@ -177,6 +193,16 @@ def test_an_utterance_closes_after_exactly_its_silence() -> None:
     assert utterances(segmenter.push(ms((False, 20))))
 
 
+def test_speech_that_comes_back_just_in_time_holds_the_utterance_open() -> None:
+    (utterance,) = utterances(run(ms((True, 300), (False, 380), (True, 300), (False, 600)), OPTIONS))
+    assert utterance.speech_samples == 600 * MS
+    first, _ = utterances(run(ms((True, 300), (False, 400), (True, 300), (False, 600)), OPTIONS))
+    assert first.end == 500 * MS
+    # A burst too short to be speech has only put the decision off.
+    (utterance,) = utterances(run(ms((True, 300), (False, 380), (True, 40), (False, 600)), OPTIONS))
+    assert utterance.end == 500 * MS
+
+
 def test_pre_roll_never_reaches_into_the_utterance_before() -> None:
     first, second = utterances(run(ms((True, 300), (False, 420), (True, 300), (False, 600)), OPTIONS))
     assert first.end == 500 * MS
@@ -209,7 +235,7 @@ def test_endless_speech_is_cut_without_a_gap() -> None:
     found = utterances(events)
     assert [u.reason for u in found] == [EndReason.MAX_DURATION] * 4 + [EndReason.HALF_CLOSE]
     assert found[0].start == 100 * MS
-    assert all(a.end == b.start for a, b in zip(found, found[1:], strict=False))
+    assert all(a.end == b.start for a, b in pairwise(found))
     assert all(u.end - u.start == 2_000 * MS for u in found[:-1])
     assert found[-1].end == len(audio)
     assert sum(u.speech_samples for u in found) == 9_000 * MS

@@ -207,7 +207,7 @@ class Segmenter:
             self._speech_samples += self._run - self._frame
             self._add_speech(end)
             self._state = _State.SPEAKING
-        elif end - self._speech_end >= self._end_silence:
+        elif end - self._run - self._speech_end >= self._end_silence:  # a run under way is not yet silence
             self._close(self._speech_end + self._hang_over, EndReason.SILENCE, events)
 
     def _add_speech(self, end: int) -> None:
