@@ -40,9 +40,10 @@ class WebRtcVad:
         # Checked here because webrtcvad takes any number of bytes without complaint.
         if frame.shape != (self.frame_samples,):
             raise ValueError(f"frame must have shape ({self.frame_samples},), not {frame.shape}")
-        energy = float(np.dot(frame, frame)) / self.frame_samples
+        # Not np.dot: a BLAS may round by the memory's alignment, and so by how the stream came in pieces.
+        energy = float(np.square(frame).sum()) / self.frame_samples
         scaled = frame * np.float32(32767.0 * self._gain.amplitude_for(energy))
-        pcm = np.clip(scaled, -32768.0, 32767.0, out=scaled).astype(np.int16).tobytes()
+        pcm = scaled.clip(-32768.0, 32767.0, out=scaled).astype(np.int16).tobytes()
         speech = bool(self._vad.is_speech(pcm, _SAMPLE_RATE_HZ))
         if self._warm_up > 0:
             self._warm_up -= self.frame_samples
