@@ -33,7 +33,7 @@ class OutputFormat(enum.StrEnum):
 
 
 def analyze(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH…", help="Audio files; folders are searched.")],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Audio files; folders are searched.")],
     output_format: Annotated[OutputFormat, typer.Option("-f", "--format", help="Form of the output.")] = (
         OutputFormat.TABLE
     ),
@@ -53,8 +53,9 @@ def analyze(
 ) -> None:
     """Analyse files and folders into a table, JSON lines or CSV, a row per utterance.
 
-    Every file is a conversation of its own, with one speaker. A file that fails is named and the others go on; the
-    exit code is then 1.
+    Every file is a conversation of its own, with one speaker.
+
+    A file that fails is named, the others go on, and the exit code is 1.
     """
     files = find_audio(paths)
     if not server and not model:

@@ -29,8 +29,9 @@ def demo(
 ) -> None:
     """Watch a bundled dialogue being analysed by a real server.
 
-    The server runs as a process of its own on a free port of this machine, with a model that was trained on generated
-    speech: it shows how the software works and says nothing of people.
+    The server runs as a process of its own, on a free port of this machine.
+
+    Its model was trained on generated speech and says nothing of people.
     """
     console = Console(stderr=as_json)
     try:

@@ -65,7 +65,7 @@ def doctor(
 ) -> None:
     """Check this machine and this installation.
 
-    The exit code is 1 when something is broken; things that are merely absent, such as a microphone, are named.
+    The exit code is 1 when something is broken, not when it is merely absent.
     """
     findings = [
         _python(),

@@ -1,11 +1,12 @@
 """What commands show: a live table of utterances, a summary per participant, or JSON lines."""
 
+import json
 import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from google.protobuf.json_format import MessageToJson
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from rich import box
 from rich.console import Console, Group
@@ -42,10 +43,9 @@ class JsonLines:
 
     def write(self, message: Message) -> None:
         """Prints one message, fields with default values included."""
-        line = MessageToJson(
-            message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True, indent=None
-        )
-        print(line, file=self._output, flush=True)
+        values = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
+        ordered = {field.name: values[field.name] for field in message.DESCRIPTOR.fields if field.name in values}
+        print(json.dumps(ordered, ensure_ascii=False), file=self._output, flush=True)
 
 
 class LiveTable:
@@ -90,7 +90,7 @@ class LiveTable:
         return self._table(list(self._rows.values())[-max(self._console.height - _LINES_AROUND_ROWS, 1) :])
 
     def _table(self, rows: list[list[str | Text]]) -> Group:
-        table = compact_table(caption=_LEGEND, caption_justify="left")
+        table = compact_table()
         table.add_column("seconds", justify="right", no_wrap=True)
         table.add_column("speaker", no_wrap=True, max_width=12)
         for heading in ("valence", "arousal", *(name[0].upper() for name in TRAIT_NAMES)):
@@ -99,7 +99,7 @@ class LiveTable:
         for row in rows:
             table.add_row(*row)
         banner = [Text(f" {SYNTHETIC_BANNER} ", style="bold black on yellow")] if self._synthetic else []
-        return Group(*banner, table)
+        return Group(*banner, table, Text(_LEGEND, style="dim"))
 
 
 def compact_table(**options: Any) -> Table:

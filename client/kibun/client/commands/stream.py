@@ -32,7 +32,7 @@ from kibun.client.options import Features
 
 
 def stream(
-    sources: Annotated[list[str], typer.Argument(metavar="FILE…|mic[:ID]", help="Audio files, or a microphone.")],
+    sources: Annotated[list[str], typer.Argument(metavar="FILE|mic[:ID]", help="Audio files, or a microphone.")],
     server: ServerOption = DEFAULT_SERVER,
     turns: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Who speaks when, in one FILE: .json or .rttm.")
@@ -51,8 +51,9 @@ def stream(
 ) -> None:
     """Stream audio files or a microphone to a server.
 
-    Without --turns each FILE is one turn of --participant. With --turns, one FILE holds a whole dialogue, and each
-    turn gets a stream of its own.
+    Without --turns, each FILE is one turn of --participant.
+
+    With --turns, one FILE holds a dialogue; each turn gets a stream of its own.
     """
     connection = Connection(server, token, tls, ca)
     options = StreamingOptions(chunk_ms, realtime, Features(interim_results=interim), model)
