@@ -236,6 +236,54 @@ def finals(responses: Iterable[pb.StreamingAnalyzeResponse]) -> list[pb.Utteranc
     return [u for u in of_kind(responses, "utterance_result") if u.is_final]
 
 
+def check_stream(responses: list[pb.StreamingAnalyzeResponse]) -> pb.StreamEnded:
+    """What holds for every stream that did not fail."""
+    kinds = [r.WhichOneof("streaming_response") for r in responses]
+    assert [r.sequence_number for r in responses] == list(range(len(responses)))
+    assert kinds[0] == "stream_started"
+    assert kinds[-1] == "stream_ended"
+    assert kinds.count("stream_started") == kinds.count("stream_ended") == 1
+    received = [samples(r.audio_received) for r in responses]
+    processed = [samples(r.audio_processed) for r in responses]
+    assert received == sorted(received)
+    assert processed == sorted(processed)
+    assert all(p <= r for p, r in zip(processed, received, strict=True))
+
+    ended = responses[-1].stream_ended
+    parts = (ended.speech_duration, ended.non_speech_duration, ended.dropped_duration)
+    assert samples(ended.audio_received) == received[-1] == processed[-1] == sum(map(samples, parts))
+    assert samples(ended.speech_duration) == sum(samples(u.analyzed_duration) for u in finals(responses))
+    _check_utterances_and_turns(responses)
+    return ended
+
+
+def _check_utterances_and_turns(responses: list[pb.StreamingAnalyzeResponse]) -> None:
+    final_ids: set[str] = set()
+    turns: set[str] = set()
+    updates = 0
+    ends = [0]
+    for response in responses:
+        match response.WhichOneof("streaming_response"):
+            case "utterance_result":
+                utterance = response.utterance_result
+                assert utterance.utterance_id not in final_ids, "one final, and nothing after it"
+                assert utterance.turn_id not in turns, "the turn's result comes after its last final"
+                assert utterance.is_final == (utterance.end_reason != pb.END_REASON_UNSPECIFIED)
+                if utterance.is_final:
+                    final_ids.add(utterance.utterance_id)
+                    start, end = samples(utterance.start_offset), samples(utterance.end_offset)
+                    assert ends[-1] <= start < end, "utterances do not overlap"
+                    ends.append(end)
+            case "personality_update":
+                updates += 1
+                assert updates <= len(final_ids)
+            case "turn_result":
+                assert response.turn_result.turn_id not in turns, "one result per turn"
+                turns.add(response.turn_result.turn_id)
+    assert {u.utterance_id for u in of_kind(responses, "utterance_result")} == final_ids, "a final for each"
+    assert {u.turn_id for u in of_kind(responses, "utterance_result")} <= turns, "a result for each turn"
+
+
 def samples(duration: Duration) -> int:
     """Exact, or an error."""
     nanos = duration.seconds * 10**9 + duration.nanos
