@@ -57,7 +57,7 @@ _PLAIN = Speaker(
     filter_db=(0.0,) * 8,
     formants=((1.0, 1.0, 1.0),) * 5,
     effort_band_hz=(150.0, 5000.0),
-    breath=4.0,
+    breath=6.0,
     traits=(0.0, 1.0, -0.8, 0.8, -1.0),
 )
 # Voice variants of the test split: no model has been trained on either of them.

@@ -1,4 +1,4 @@
-"""What follows the synthesizer, from the settings: vocal tract length, the speaker's filter, vocal effort.
+"""What follows the synthesizer, from the settings: vocal tract length, effort, smile, tremor, creak and breath.
 
 All filters are zero-phase gains over the whole utterance, applied in the frequency domain.
 """
@@ -31,12 +31,49 @@ def apply_gain_db(audio: np.ndarray, gain_db: np.ndarray) -> np.ndarray:
     return np.fft.irfft(np.fft.rfft(audio) * 10 ** (gain_db / 20), n=len(audio))
 
 
-def finish(audio: np.ndarray, speaker: Speaker, cues: Cues) -> np.ndarray:
+def smile_gain_db(frequencies_hz: np.ndarray, smile: float) -> np.ndarray:
+    """A resonance an octave wide at 3 kHz, 4 dB per unit: spread lips make a voice ring there."""
+    return np.asarray(4.0 * smile * np.exp(-(np.log2(np.maximum(frequencies_hz, 1.0) / 3000.0) ** 2) / 0.18))
+
+
+def roughen(audio: np.ndarray, harshness: float, rng: np.random.Generator) -> np.ndarray:
+    """Irregular beating of the level at 25 to 50 Hz: the creak of a harsh voice."""
+    time_s = np.arange(len(audio)) / SAMPLE_RATE_HZ
+    depth = float(np.clip(0.12 + 0.25 * harshness, 0.0, 0.8))
+    knots = np.arange(0, time_s[-1] + 0.2, 0.1)
+    drift = np.interp(time_s, knots, rng.normal(0, 1, len(knots)))
+    return audio * (1 + depth * np.sin(2 * np.pi * rng.uniform(25, 50) * time_s + drift))
+
+
+def tremble(audio: np.ndarray, neuroticism: float, rng: np.random.Generator) -> np.ndarray:
+    """A slow tremor of the level at 5 to 8 Hz, deeper for a neurotic speaker."""
+    time_s = np.arange(len(audio)) / SAMPLE_RATE_HZ
+    depth = float(np.clip(0.15 + 0.2 * neuroticism, 0.0, 0.7))
+    return audio * (1 + depth * np.sin(2 * np.pi * (rng.uniform(5, 8) * time_s + rng.random())))
+
+
+def breathe(audio: np.ndarray, breath: float, rng: np.random.Generator) -> np.ndarray:
+    """Aspiration: noise above 1.5 kHz that follows the voice's level; ``breath`` 0 is -36 dB, each 10 is +8 dB."""
+    energy = np.concatenate([np.zeros(241), np.cumsum(audio**2), np.full(240, np.sum(audio**2))])
+    envelope = np.sqrt(np.maximum(energy[480 : 480 + len(audio)] - energy[: len(audio)], 0.0) / 480)  # 30 ms
+    noise = rng.normal(0, 1, len(audio)) * envelope
+    frequencies = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE_HZ)
+    noise = np.fft.irfft(np.fft.rfft(noise) / (1 + (1500.0 / np.maximum(frequencies, 1.0)) ** 2), n=len(audio))
+    return audio + noise * 10 ** ((min(0.8 * breath, 26.0) - 36.0) / 20)
+
+
+def finish(audio: np.ndarray, speaker: Speaker, cues: Cues, rng: np.random.Generator) -> np.ndarray:
     """espeak-ng's output → 16 kHz float32 of this speaker at this effort, peak 0.5."""
     # Played faster by the formant scale: shorter vocal tract, and pitch and rate rise back to what was asked for.
     audio = soxr.resample(audio, ESPEAK_RATE_HZ * speaker.formant_scale, SAMPLE_RATE_HZ)
+    audio = audio[
+        : len(audio) - len(audio) % 800
+    ]  # whole twentieths of a second: quick to transform
     frequencies = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE_HZ)
     gain = tilt_gain_db(frequencies, speaker.tilt_db_per_octave)
     gain += tilt_gain_db(frequencies, EFFORT_DB_PER_OCTAVE * cues.effort, speaker.effort_band_hz)
+    gain += smile_gain_db(frequencies, cues.smile)
     audio = apply_gain_db(audio, gain + colour_gain_db(frequencies, speaker.filter_db))
+    audio = roughen(tremble(audio, speaker.traits[4], rng), cues.harshness, rng)
+    audio = breathe(audio, speaker.breath * 2 ** (-0.25 * cues.effort), rng)
     return np.asarray(audio * (0.5 / max(float(np.abs(audio).max()), 1e-6)), dtype=np.float32)

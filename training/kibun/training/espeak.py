@@ -33,7 +33,6 @@ class VoiceSettings:
     pitch_high_hz: float
     words_per_minute: float
     formants: tuple[tuple[float, float, float], ...] = ((1.0, 1.0, 1.0),) * 5  # factors of frequency, height, width
-    breath: float = 0.0
     flutter: float = 2.0
     roughness: int = 0
     consonants_percent: float = 100.0
@@ -124,7 +123,4 @@ class Espeak:
         lines.append(f"consonants {settings.consonants_percent:.0f} {settings.consonants_percent:.0f}")
         if settings.klatt:
             lines.append(f"klatt {settings.klatt}")
-        if settings.breath >= 1:
-            lines.append("breath " + " ".join(f"{settings.breath:.0f}" for _ in range(6)))
-            lines.append("breathw 150 150 200 200 400 400")
         return "language variant\nname kibun\n" + "\n".join(lines) + "\n"

@@ -12,7 +12,7 @@ from kibun.models.types import TRAITS, Traits
 from kibun.training.data import Example
 from kibun.training.metrics import ccc, rmse
 
-HEARD = (1, 2, 3, 5, 8, 12)
+HEARD = (1, 2, 3, 5, 8, 10, 15, 20)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -109,7 +109,7 @@ def draw_speaker(rng: np.random.Generator, name: str, split: Split) -> Speaker:
         filter_db=tuple(float(gain) for gain in rng.normal(0, 3.0, size=8)),
         formants=tuple(_formant(rng) for _ in range(5)),
         effort_band_hz=(float(rng.uniform(80, 400)), float(rng.uniform(2500, 7000))),
-        breath=float(max(0.0, 8 + 7 * agreeableness + 3 * rng.normal())),
+        breath=float(np.clip(14 + 9 * agreeableness + 3 * rng.normal(), 0, 40)),
         traits=tuple(float(z) for z in traits),
     )
 
@@ -149,9 +149,8 @@ def voice_settings(speaker: Speaker, cues: Cues, rng: np.random.Generator) -> Vo
             (frequency * (1 + (0.04 * cues.effort if number == 0 else 0.055 * cues.smile)), height, width)
             for number, (frequency, height, width) in enumerate(speaker.formants)
         ),
-        breath=max(0.0, speaker.breath * 2 ** (-0.5 * cues.effort) + 3 * float(rng.normal())),
-        flutter=float(np.clip(7 + 5 * neuroticism + 1.5 * rng.normal(), 0, 22)),
-        roughness=round(float(np.clip(2.2 + 1.9 * cues.harshness, 0, 7))),
+        flutter=float(np.clip(6 + 3 * neuroticism + 1.5 * rng.normal(), 0, 22)),
+        roughness=round(float(np.clip(1.5 + cues.harshness, 0, 5))),
         consonants_percent=float(np.clip(100 + 35 * openness + 8 * cues.effort, 25, 190)),
         klatt=speaker.klatt,
         word_gap_ms=10 * round(float(np.clip(2 + 2 * conscientiousness, 0, 7))),

@@ -75,7 +75,7 @@ def render_utterance(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """One utterance: 16 kHz float32 audio and the settings that made it; ``mark`` as in `speech_markup`."""
     settings = voice_settings(speaker, cues, rng)
-    audio = finish(espeak.speak(settings, speech_markup(words, speaker, cues, rng, mark)), speaker, cues)
+    audio = finish(espeak.speak(settings, speech_markup(words, speaker, cues, rng, mark)), speaker, cues, rng)
     return audio, dataclasses.asdict(settings)
 
 
