@@ -57,7 +57,7 @@ _PLAIN = Speaker(
     filter_db=(0.0,) * 8,
     formants=((1.0, 1.0, 1.0),) * 5,
     effort_band_hz=(150.0, 5000.0),
-    breath=6.0,
+    breath=2.0,
     traits=(0.0, 1.0, -0.8, 0.8, -1.0),
 )
 # Voice variants of the test split: no model has been trained on either of them.
@@ -91,7 +91,7 @@ def render_dialogue(folder: Path, seed: int = 0) -> Path:
             cues = _cues(line)
             audio, _settings = render_utterance(espeak, SPEAKERS[line.participant], cues, line.text.split(), rng, "")
             # Excited is also louder, though no model that normalises its input can hear that.
-            audio = _trimmed(audio) * (0.32 + 0.07 * line.arousal)
+            audio = _trimmed(audio) * (0.26 + 0.06 * line.arousal)
             start = sum(map(len, pieces))
             turns.append(
                 {

@@ -66,9 +66,7 @@ def finish(audio: np.ndarray, speaker: Speaker, cues: Cues, rng: np.random.Gener
     """espeak-ng's output → 16 kHz float32 of this speaker at this effort, peak 0.5."""
     # Played faster by the formant scale: shorter vocal tract, and pitch and rate rise back to what was asked for.
     audio = soxr.resample(audio, ESPEAK_RATE_HZ * speaker.formant_scale, SAMPLE_RATE_HZ)
-    audio = audio[
-        : len(audio) - len(audio) % 800
-    ]  # whole twentieths of a second: quick to transform
+    audio = audio[: len(audio) - len(audio) % 800]  # whole twentieths of a second: quick to transform
     frequencies = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE_HZ)
     gain = tilt_gain_db(frequencies, speaker.tilt_db_per_octave)
     gain += tilt_gain_db(frequencies, EFFORT_DB_PER_OCTAVE * cues.effort, speaker.effort_band_hz)
