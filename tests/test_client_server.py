@@ -4,8 +4,10 @@
 # ruff: noqa: PT012
 
 import asyncio
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import pytest
 from kibun.client import (
     AlreadyExistsError,
     AsyncClient,
+    AuthenticationError,
     Client,
     Endpointing,
     FailedPreconditionError,
@@ -34,6 +37,7 @@ from kibun.client import (
     StreamStarted,
     Traits,
     TurnResult,
+    UnavailableError,
     UtteranceResult,
 )
 from kibun.client.server_process import ServerProcess, ServerStartError
@@ -300,3 +304,69 @@ def test_a_server_is_stopped_by_its_pid():
     assert "serving on" in server.stderr
     with pytest.raises(RuntimeError, match="not been started"):
         _ = server.target
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory) -> Path:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificates of this test")
+    folder = tmp_path_factory.mktemp("tls")
+    request = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=IP:127.0.0.1"
+    )
+    for name in ("server", "other"):
+        subprocess.run(
+            [*request.split(), "-keyout", f"{name}.key", "-out", f"{name}.pem"],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
+    (folder / "tokens").write_text(f"lab {hashlib.sha256(b'open sesame').hexdigest()}\n")
+    return folder
+
+
+async def test_tls_and_token(certificates, speech):
+    arguments = ["--tls-cert", certificates / "server.pem", "--tls-key", certificates / "server.key"]
+    arguments += ["--token-file", certificates / "tokens"]
+    server = ServerProcess("stub", [*STUB, *map(str, arguments)])
+    await asyncio.to_thread(server.start)
+    once = RetryPolicy(max_attempts=1)
+    try:
+        ca = certificates / "server.pem"
+        async with AsyncClient(server.target, root_certificates=ca, token="open sesame") as client:
+            async with client.conversation().turn() as turn:
+                await turn.push(speech[:32000])
+            assert turn.ended
+        for token in (None, "open barley"):
+            async with AsyncClient(server.target, root_certificates=ca, token=token) as client:
+                with pytest.raises(AuthenticationError):
+                    async with client.conversation().turn():
+                        pass
+        other = certificates / "other.pem"
+        async with AsyncClient(server.target, root_certificates=other, token="open sesame", retry=once) as client:
+            with pytest.raises(UnavailableError, match="root_certificates"):
+                async with client.conversation().turn():
+                    pass
+        async with AsyncClient(server.target, retry=once) as client:
+            with pytest.raises(UnavailableError, match="tls=True"):
+                await client.service_info()
+    finally:
+        server.stop()
+
+
+@pytest.mark.slow
+async def test_a_frozen_server_is_noticed(speech):
+    """SIGSTOP: nothing is closed, nothing answers. Keepalive notices within 20 s + 5 s."""
+    server = ServerProcess("stub", STUB)
+    await asyncio.to_thread(server.start)
+    try:
+        async with AsyncClient(server.target, retry=RetryPolicy(max_attempts=1)) as client:
+            with pytest.raises(UnavailableError):
+                async with asyncio.timeout(40):
+                    async with client.conversation().turn() as turn:
+                        await turn.push(speech)
+                        os.kill(server.pid, signal.SIGSTOP)
+                        await turn.result()
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+        server.stop()

@@ -23,7 +23,8 @@ from kibun.client import (
     StreamConfig,
     Traits,
 )
-from kibun.client.channel import check_target
+from kibun.client.channel import Credentials, check_target
+from kibun.client.engine import MAX_WAITING_EVENTS
 from kibun.client.events import SpeechEvent, SpeechEventType, event_from_response
 from kibun.client.options import BYTES_PER_SAMPLE
 from kibun.client.pcm import pieces
@@ -141,6 +142,7 @@ async def test_a_token_does_not_travel_in_clear_text(tmp_path):
         AsyncClient("example.org:1", token="secret", allow_plaintext_token=True),
     ):
         await client.close()
+    assert "secret" not in repr(Credentials(token="secret", private_key=b"secret"))
     with pytest.raises(InvalidRequestError, match="PEM file that exists"):
         AsyncClient("localhost:1", root_certificates=tmp_path / "none.pem")
     with pytest.raises(InvalidRequestError, match="both certificate_chain and private_key"):
@@ -150,6 +152,7 @@ async def test_a_token_does_not_travel_in_clear_text(tmp_path):
 def test_transport_failures_are_explained():
     assert "root_certificates" in explain_unavailable("Ssl handshake failed: CERTIFICATE_VERIFY_FAILED", "h:1")
     assert "kibun serve" in explain_unavailable("failed to connect to all addresses", "h:1")
+    assert "tls=True" in explain_unavailable("failed to connect to all addresses; last error: Socket closed", "h:1")
     assert "was lost" in explain_unavailable("Socket closed", "h:1")
 
 
@@ -231,3 +234,17 @@ def test_replay_buffer_keeps_markers_in_their_place():
     buffer.clear()
     assert buffer.start == 4
     assert buffer.next_item() is None
+
+
+async def test_events_nobody_reads_are_bounded_but_finals_are_kept():
+    async with AsyncClient("127.0.0.1:1") as client:
+        stream = client.stream(StreamConfig())
+        engine = stream._engine
+        for number in range(3 * MAX_WAITING_EVENTS):
+            message = pb.UtteranceResult(utterance_id=str(number), is_final=number % 100 == 0)
+            event = event_from_response(pb.StreamingAnalyzeResponse(utterance_result=message))
+            assert event is not None
+            engine._offer(event)
+        waiting = [engine.events.get_nowait() for _ in range(engine.events.qsize())]
+    assert sum(event.is_final for event in waiting) == len(range(0, 3 * MAX_WAITING_EVENTS, 100))
+    assert len(waiting) < MAX_WAITING_EVENTS + 3 * MAX_WAITING_EVENTS // 100

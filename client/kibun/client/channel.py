@@ -2,7 +2,7 @@
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import grpc
@@ -17,9 +17,10 @@ CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),
-    # After a lost connection try again soon: the default backs off to two minutes.
+    # After a lost connection try again soon: the default backs off to two minutes. `min_` is the time that one attempt
+    # to connect may take, TLS included.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
@@ -31,14 +32,14 @@ class Credentials:
     """How the SDK proves who it is, and how it checks the server. All empty: plaintext, no token."""
 
     # Sent as `authorization: Bearer …` with every call.
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     # Use TLS even without the files below: the system's authorities are trusted.
     tls: bool = False
     # PEM: authorities to trust in place of the system's.
     root_certificates: bytes | None = None
     # PEM: the client's own certificate and key (mutual TLS).
     certificate_chain: bytes | None = None
-    private_key: bytes | None = None
+    private_key: bytes | None = field(default=None, repr=False)
     # A token over plaintext can be read by anyone on the way; allowed without this only to the same machine.
     allow_plaintext_token: bool = False
 

@@ -1,6 +1,6 @@
 """Options that say which server to use, shared by all commands that talk to one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +31,7 @@ class Connection:
     """Which server to use, and how."""
 
     server: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     tls: bool = False
     ca: Path | None = None
 
