@@ -91,7 +91,7 @@ def render_dialogue(folder: Path, seed: int = 0) -> Path:
             cues = _cues(line)
             audio, _settings = render_utterance(espeak, SPEAKERS[line.participant], cues, line.text.split(), rng, "")
             # Excited is also louder, though no model that normalises its input can hear that.
-            audio = _trimmed(audio) * (0.26 + 0.06 * line.arousal)
+            audio = _trimmed(audio) * (0.23 + 0.05 * line.arousal)
             start = sum(map(len, pieces))
             turns.append(
                 {
