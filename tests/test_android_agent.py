@@ -17,6 +17,9 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "examples" / "android_agent.py"
 TURNS = json.loads((ROOT / "client" / "kibun" / "client" / "demo" / "dialogue.json").read_text())
 
+# The example takes who speaks second for the robot.
+USER, ROBOT = dict.fromkeys(turn["participant_id"] for turn in TURNS)
+
 
 @pytest.fixture(scope="module")
 def agent() -> ModuleType:
@@ -48,9 +51,9 @@ def named(commands: list[dict], name: str) -> list[dict]:
 
 
 def test_only_the_user_is_heard(commands):
-    users = [turn["turn_id"] for turn in TURNS if turn["participant_id"] == "mira"]
-    robots = [turn["turn_id"] for turn in TURNS if turn["participant_id"] == "jonas"]
-    assert named(commands, "goodbye")[0]["heard"] == ["mira"], "the server knows of nobody else"
+    users = [turn["turn_id"] for turn in TURNS if turn["participant_id"] == USER]
+    robots = [turn["turn_id"] for turn in TURNS if turn["participant_id"] == ROBOT]
+    assert named(commands, "goodbye")[0]["heard"] == [USER], "the server knows of nobody else"
     assert list(dict.fromkeys(c["turn_id"] for c in named(commands, "expression"))) == users
     assert [c["turn_id"] for c in named(commands, "own_speech")] == robots
 
@@ -60,7 +63,7 @@ def test_faces_come_while_the_user_speaks_and_once_for_the_whole(commands):
     assert all(-1 <= face[axis] <= 1 for face in faces for axis in ("valence", "arousal"))
     for turn in TURNS:
         of_turn = [face for face in faces if face["turn_id"] == turn["turn_id"]]
-        if turn["participant_id"] == "jonas":
+        if turn["participant_id"] == ROBOT:
             continue
         assert of_turn[-1]["is_final"]
         assert any(not face["is_final"] for face in of_turn), "a face before the turn is over"
@@ -69,7 +72,7 @@ def test_faces_come_while_the_user_speaks_and_once_for_the_whole(commands):
 
 
 def test_the_face_is_livelier_in_livelier_turns(commands):
-    made = {turn["turn_id"]: turn["arousal"] for turn in TURNS if turn["participant_id"] == "mira"}
+    made = {turn["turn_id"]: turn["arousal"] for turn in TURNS if turn["participant_id"] == USER}
     final = {face["turn_id"]: face["arousal"] for face in named(commands, "expression") if face["is_final"]}
     lively = [final[turn] for turn, arousal in made.items() if arousal > np.median(list(made.values()))]
     calm = [final[turn] for turn, arousal in made.items() if arousal <= np.median(list(made.values()))]
@@ -81,7 +84,7 @@ def test_style_comes_late_and_changes_slowly(commands, agent):
     assert styles
     assert styles[0]["heard"]["utterance_count"] >= agent.MIN_UTTERANCES
     assert styles[0]["heard"]["speech_s"] >= agent.MIN_SPEECH_S
-    assert len(styles) < len([turn for turn in TURNS if turn["participant_id"] == "mira"])
+    assert len(styles) < len([turn for turn in TURNS if turn["participant_id"] == USER])
     for name, rule in agent.STYLE_RULES.items():
         values = [rule.neutral, *(style[name] for style in styles)]
         assert all(abs(value - rule.neutral) <= rule.swing + 1e-6 for value in values)
@@ -136,4 +139,4 @@ def test_own_voice_is_cut_out_with_its_tail(agent):
 def test_wrong_robot_is_named():
     result = subprocess.run([sys.executable, str(EXAMPLE), "--robot", "hal"], capture_output=True, text=True)
     assert result.returncode == 2
-    assert "--robot must be one of at least two speakers: mira, jonas" in result.stderr
+    assert f"--robot must be one of at least two speakers: {USER}, {ROBOT}" in result.stderr

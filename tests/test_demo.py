@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ DEMO = Path(__file__).resolve().parents[1] / "client" / "kibun" / "client" / "de
 # What differs from run to run: names, clock times, and how far the audio was when an event came.
 VOLATILE = {"request_id", "create_time", "update_time", "expire_time"}
 ENVELOPE = {"audio_received", "audio_processed"}
+REMEDY = "after a change of model or dialogue: kibun demo --json > client/kibun/client/demo/expected.jsonl"
 # Sums in another order, on another processor.
 TOLERANCE = 2e-3
 
@@ -60,14 +62,14 @@ def assert_close(found: object, expected: object, where: str) -> None:
 
 
 def test_json_is_as_committed(runs):
-    """After a change of the model: `kibun demo --json > client/kibun/client/demo/expected.jsonl`, and look at it."""
+    """The whole output, line by line."""
     result = runs["json"]
     assert result.returncode == 0, result.stderr
     found = [json.loads(line) for line in result.stdout.splitlines()]
     expected = [json.loads(line) for line in (DEMO / "expected.jsonl").read_text().splitlines()]
-    assert len(found) == len(expected)
+    assert len(found) == len(expected), REMEDY
     for number, (one, other) in enumerate(zip(found, expected, strict=True), 1):
-        assert_close(lasting(one), lasting(other), f"line {number}")
+        assert_close(lasting(one), lasting(other), f"line {number} ({REMEDY})")
 
 
 def test_json_keeps_the_promises_of_the_contract(runs):
@@ -78,7 +80,7 @@ def test_json_keeps_the_promises_of_the_contract(runs):
         if "stream_started" in line:
             streams.append([])
         streams[-1].append(line)
-    assert len(streams) == len(turns) == 16
+    assert len(streams) == len(turns)
     for stream, turn in zip(streams, turns, strict=True):
         assert [int(line["sequence_number"]) for line in stream] == list(range(len(stream)))
         started = stream[0]["stream_started"]
@@ -93,7 +95,10 @@ def test_json_keeps_the_promises_of_the_contract(runs):
         assert sum(seconds(part) for part in parts) == pytest.approx(seconds(ended["audio_received"]), abs=1e-6)
         assert seconds(ended["audio_received"]) == pytest.approx(turn["end_s"] - turn["start_s"], abs=0.01)
     participants = lines[-1]["conversation"]["participants"]
-    assert {p["participant_id"]: p["turn_count"] for p in participants} == {"mira": 8, "jonas": 8}
+    assert {p["participant_id"]: p["turn_count"] for p in participants} == Counter(
+        turn["participant_id"] for turn in turns
+    )
+    assert len(participants) == 2
 
 
 def test_arousal_follows_what_the_dialogue_was_made_with(runs):
