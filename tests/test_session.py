@@ -5,7 +5,7 @@
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import MODEL, FakeAnalyzer, LoudnessVad
 
 from kibun.server.audio import AudioFormat
-from kibun.server.backend import Analyzer, BackendError, Job, ModelInfo, Result, Superseded
+from kibun.server.backend import Analyzer, BackendError, Job, ModelInfo, Superseded
 from kibun.server.conversation import Conversation
 from kibun.server.endpointing import EndpointingOptions, EndReason
 from kibun.server.errors import Failure, Kind
@@ -40,53 +41,10 @@ from kibun.server.session import OUTBOX, Session
 from kibun.server.store import MemoryStore
 
 SECOND = 16_000
-MODEL = ModelInfo("fake", "1", vector_size=2)
 KEY = ("tenant", "c")
-FRAME = 320
 ENDPOINTING = EndpointingOptions(
     min_speech_ms=40, utterance_end_silence_ms=100, pre_roll_ms=40, hang_over_ms=40, max_utterance_ms=2_000
 )
-
-
-class LoudnessVad:
-    """Whatever is loud is speech."""
-
-    frame_samples = FRAME
-
-    def is_speech(self, frame: np.ndarray) -> bool:
-        return float(np.abs(frame).max()) > 0.1
-
-    def reset(self) -> None:
-        pass
-
-
-@dataclass
-class FakeAnalyzer:
-    """Estimates follow audio and history. `before` runs ahead of each answer and may wait or raise."""
-
-    before: Callable[[Job, bool], Any] | None = None
-    full: bool = False
-    finals: int = 0
-    running: int = 0
-    most_running: int = 0
-    deadlines_s: list[float] = field(default_factory=list)
-
-    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Result:
-        self.finals += final
-        self.deadlines_s.append(deadline_s)
-        self.running += 1
-        self.most_running = max(self.most_running, self.running)
-        try:
-            waited = self.before(job, final) if self.before else asyncio.sleep(0)
-            if waited is not None:
-                await waited
-        finally:
-            self.running -= 1
-        level = float(np.abs(job.audio).mean())
-        so_far = float(np.mean([*job.history[:, 0], np.float16(level)], dtype=np.float64))
-        traits, conversation = (1 + level, 4.0, 4.0, 4.0, 4.0), (1 + so_far, 4.0, 4.0, 4.0, 4.0)
-        vector = np.array([level, len(job.history)], np.float16)
-        return Result(vector, traits, conversation, conversation, conversation, "conversation", 3.0, 1 + level)
 
 
 def check_protocol(analyzer: FakeAnalyzer) -> Analyzer:
