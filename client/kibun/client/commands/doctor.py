@@ -40,7 +40,7 @@ _OPTIONAL = {
 }
 
 # Each runs in a Python of its own: a broken torch must not take the doctor along, and the client never imports it.
-_TORCH = "import torch; print(torch.__version__, 'cuda:' + str(torch.cuda.device_count()))"
+_TORCH = "import torch; print(torch.__version__ + ',', torch.cuda.device_count() or 'no', 'CUDA device(s)')"
 _TORCHAUDIO = "import torchaudio; print(torchaudio.__version__)"
 _PROBE_TIMEOUT_S = 60
 
