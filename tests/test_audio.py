@@ -195,6 +195,9 @@ def test_floats_a_little_too_loud_are_clipped_and_counted() -> None:
     out = decode_in(decoder, split(samples.tobytes(), [13]))
     assert out.tolist() == np.clip(samples, -1, 1).tolist()
     assert decoder.clipped_samples == 200
+    barely = AudioDecoder(AudioFormat("float32", 16_000))
+    assert decode_in(barely, [np.full(300, 1.001, "<f4").tobytes()]).max() == 1.0
+    assert barely.clipped_samples == 300
 
 
 def test_a_dripping_client_costs_few_batches() -> None:

@@ -304,6 +304,16 @@ def test_turn_timers() -> None:
     assert not [e for e in run(audio, without) if isinstance(e, NoSpeechTimeout | TurnSilence)]
 
 
+def test_a_turn_that_ends_with_its_utterance_ends_after_it_and_not_before_what_follows_is_heard() -> None:
+    options = EndpointingOptions(
+        min_speech_ms=100, utterance_end_silence_ms=400, end_of_turn_silence_ms=400, pre_roll_ms=100, hang_over_ms=200
+    )
+    burst = ms((True, 300), (False, 380), (True, 40), (False, 1_000))
+    events = plain(run(burst, options))
+    assert [e[0] for e in events] == [SpeechBegin, SpeechEnd, 0, TurnSilence]
+    assert events[-1] == (TurnSilence, (720 + 100) * MS)  # put off by the burst until that was forgotten
+
+
 def test_speech_in_time_prevents_the_turns_end() -> None:
     audio = ms((True, 300), (False, 700), (True, 300), (False, 700), (True, 300), (False, 760))
     assert not [e for e in run(audio, OPTIONS) if isinstance(e, TurnSilence)]

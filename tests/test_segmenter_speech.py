@@ -122,6 +122,17 @@ def _utterances_of(data: bytes, sizes: list[int], encoding: Encoding, rate: int)
     return [(e.start, e.end, e.audio.tobytes()) for e in events if isinstance(e, Utterance)]
 
 
+def test_an_utterance_is_given_out_soon_after_its_last_sound() -> None:
+    layout = dialogue()
+    segmenter = Segmenter(EndpointingOptions(), WebRtcVad(2))
+    given: list[int] = []
+    for position in range(0, len(layout.audio), 160):
+        events = segmenter.push(layout.audio[position : position + 160])
+        given += [segmenter.position for event in events if isinstance(event, Utterance)]
+    # 500 ms of silence and a frame; the detector's own hang-over of some 100 ms must not come on top.
+    assert all(out - end <= 540 * 16 for out, (_, end) in zip(given, layout.speech, strict=True))
+
+
 @pytest.mark.parametrize("make", VADS)
 @pytest.mark.parametrize("snr_db", [60, 10])
 def test_a_replay_from_an_utterances_end_gives_what_followed(make: Callable[[], Vad], snr_db: float) -> None:
