@@ -66,7 +66,8 @@ def command(*arguments: str, model: str = "stub") -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent), "KIBUN_LOG": "INFO"}
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "KIBUN_LOG": "INFO"}
 
 
 @contextlib.contextmanager

@@ -463,6 +463,20 @@ async def test_a_turn_resumed_gives_what_it_would_have_given(stub: Stub, answere
     assert participant == was, "nothing counted twice, nothing lost"
 
 
+async def test_silence_that_ends_a_turn_is_counted_across_a_lost_connection(stub: Stub) -> None:
+    audio = spoken(0.9, pause=1.5)
+    fields: dict[str, Any] = {"turn_id": "t", "endpointing_config": {"end_of_turn_silence": seconds(1)}}
+    whole = await converse(stub, [config(conversation_id="silent-whole", **fields), *chunks(encode(audio))])
+    async with Talk(stub) as talk:
+        await talk.send(config(conversation_id="silent", **fields), *chunks(encode(audio[: int(2.1 * RATE_HZ)])))
+        final = await talk.until("utterance_result", is_final=True)
+    again = config(conversation_id="silent", audio_start_offset=final.end_offset, **fields)
+    resumed = await converse(stub, [again, *chunks(encode(audio[samples(final.end_offset) :]))])
+    (turn,), (expected,) = of_kind(resumed, "turn_result"), of_kind(whole, "turn_result")
+    assert turn == expected
+    assert turn.end_reason == pb.END_REASON_SILENCE
+
+
 async def test_resuming_earlier_replaces_what_came_after(stub: Stub) -> None:
     audio = dialogue()
     async with Talk(stub) as talk:

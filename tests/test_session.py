@@ -40,6 +40,9 @@ from kibun.server.live import LiveStreams
 from kibun.server.session import OUTBOX, Session
 from kibun.server.store import MemoryStore
 
+# A coroutine that was made and never run shows only as a warning.
+pytestmark = pytest.mark.filterwarnings("error")
+
 SECOND = 16_000
 KEY = ("tenant", "c")
 ENDPOINTING = EndpointingOptions(
@@ -156,6 +159,7 @@ async def test_speech_events_overtake_slow_finals_which_keep_their_order() -> No
     ]
     assert not events(told, Utterance)
     assert world.analyzer.running == 1, "the second rests on the first"
+    assert told[-1].processed == 0 < told[-1].received, "nothing is answered yet"
     gate.set()
     queue.put_nowait(None)
     await reading
@@ -286,6 +290,45 @@ async def test_an_interim_never_follows_its_final_and_a_newer_one_replaces_it() 
     utterances = events(told, Utterance)
     assert [u.is_final for u in utterances][-1]
     assert len(finals(told)) == 1
+
+
+async def test_an_interim_answered_after_its_final_is_not_told() -> None:
+    world = World()
+    gate = asyncio.Event()
+    world.analyzer.before = lambda job, final: None if final else gate.wait()
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    async with aclosing(world.session(interims=True).run(feed_queue(queue))) as replies:
+        for block in in_blocks(said(1.3)):
+            queue.put_nowait(block)
+        while not isinstance((await anext(replies)).event, PersonalityUpdate):
+            await settle()
+        gate.set()
+        await settle()
+        queue.put_nowait(None)
+        assert not events([reply async for reply in replies], Utterance)
+
+
+async def test_an_interim_for_which_there_is_no_room_is_not_told() -> None:
+    world = World()
+    gate = asyncio.Event()
+    world.analyzer.before = lambda job, final: None if final else gate.wait()
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    async with aclosing(world.session(interims=True).run(feed_queue(queue))) as replies:
+        await anext(replies)
+        for block in in_blocks(pcm((0.5, 1.3))):
+            queue.put_nowait(block)
+            await settle()
+        assert world.analyzer.running == 1
+        for _ in range(OUTBOX + 1):
+            world.live.warn_all(Warn("GOING_AWAY", "soon"))
+        gate.set()
+        await settle()
+        told = [await anext(replies), await anext(replies)]
+        await settle()
+        queue.put_nowait(None)
+        told += [reply async for reply in replies]
+    assert [u.is_final for u in events(told, Utterance)] == [True]
+    assert len(events(told, Warn)) == OUTBOX - 1, "the turn's start had its place already"
 
 
 # ---- failures
@@ -506,8 +549,10 @@ async def test_opening_an_answered_turn_of_a_stream_that_goes_on_is_refused_and_
             pass
         with pytest.raises(Failure, match="already has its result"):
             await run(world.session())
-        queue.put_nowait(None)
-        assert isinstance([r async for r in replies][-1].event, Ended)
+        queue.put_nowait(EndOfTurn("t1"))
+        with pytest.raises(Failure) as caught:
+            [reply async for reply in replies]
+        assert caught.value.reason == "TURN_FINISHED"
 
 
 async def test_a_deleted_conversation_does_not_come_back() -> None:
