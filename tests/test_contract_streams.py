@@ -34,7 +34,7 @@ from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 
 ENCODINGS: dict[Encoding, int] = {"linear16": 1, "mulaw": 3, "float32": 5, "alaw": 20}
 Event = pb.SpeechEvent
-DELAY_S = 0.1  # of each inference, so that finals are slower than their stream
+DELAY_S = 0.06  # of each inference, so that finals are slower than their stream
 
 
 @pytest.fixture(scope="module")
@@ -363,17 +363,15 @@ async def test_many_turns_on_one_stream_equal_one_stream_per_turn(stub: Stub) ->
 async def test_the_next_stream_may_open_while_the_last_one_drains(stub: Stub) -> None:
     """Its estimates rest on the turns before all the same: as if it had waited."""
 
-    async def turn(number: int, name: str) -> list[pb.StreamingAnalyzeResponse]:
-        offset = seconds(sum(map(len, TURNS[:number])) / RATE_HZ)
-        first = config(conversation_id=name, turn_id=f"t{number}", audio_start_offset=offset)
-        return await converse(stub, [first, *chunks(encode(TURNS[number]))])
-
     one_by_one = await one_stream_per_turn(stub, "patient")
-    running = []
-    for number in range(len(TURNS)):
-        running.append(asyncio.create_task(turn(number, "hasty")))
-        await asyncio.sleep(0.05)  # sent by then, and far from answered
-    told = await asyncio.gather(*running)
+    talks, offset = [Talk(stub) for _ in TURNS], 0
+    for number, (talk, audio) in enumerate(zip(talks, TURNS, strict=True)):
+        first = config(conversation_id="hasty", turn_id=f"t{number}", audio_start_offset=seconds(offset / RATE_HZ))
+        await talk.send(first, *chunks(encode(audio)))
+        await talk.call.done_writing()
+        await talk.until("stream_started")
+        offset += len(audio)
+    told = [await talk.rest() for talk in talks]
     for responses in told:
         check_stream(responses)
     assert [r for responses in told for r in results(responses)] == one_by_one
