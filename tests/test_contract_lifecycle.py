@@ -107,6 +107,16 @@ def test_port_taken_by_another_server(server: Server) -> None:
     assert str(server.port) in run_and_fail("--port", str(server.port))
 
 
+def test_certificates_that_are_none_are_named(tmp_path: Path) -> None:
+    (tmp_path / "cert.pem").write_text("not PEM")
+    files = [str(tmp_path / "cert.pem")] * 2
+    assert files[0] in run_and_fail("--port", "0", "--tls-cert", files[0], "--tls-key", files[1])
+
+
+def test_a_port_file_that_cannot_be_written_is_named() -> None:
+    assert "/no/dir/port" in run_and_fail("--port", "0", "--port-file", "/no/dir/port")
+
+
 def test_missing_model_is_named() -> None:
     assert "/no/such/bundle" in run_and_fail("--port", "0", model="/no/such/bundle")
 

@@ -186,7 +186,10 @@ class Server:
             else:
                 self.port = server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            raise StartError(f"cannot listen on {address}: is the port taken? --port 0 picks a free one") from error
+            causes = "is the port taken (--port 0 picks a free one), or the host not this machine's"
+            if credentials is not None:
+                causes += f", or do {self.settings.tls_cert} and {self.settings.tls_key} not belong together"
+            raise StartError(f"cannot listen on {address}: {causes}?") from error
         await server.start()
 
     def _credentials(self) -> grpc.ServerCredentials | None:
@@ -215,8 +218,11 @@ class Server:
         sys.stderr.flush()
         if self.settings.port_file:
             partial = self.settings.port_file.with_suffix(".part")
-            partial.write_text(f"{self.port}\n")
-            partial.replace(self.settings.port_file)  # whoever waits for the file sees it whole
+            try:
+                partial.write_text(f"{self.port}\n")
+                partial.replace(self.settings.port_file)  # whoever waits for the file sees it whole
+            except OSError as error:
+                raise StartError(f"--port-file {self.settings.port_file}: {error.strerror}") from error
 
     # ---- running
 
