@@ -16,9 +16,11 @@ from kibun.models.files import verify
 from kibun.models.types import TRAITS
 from kibun.training.augment import Augment, AugmentOptions
 from kibun.training.commands import train_app
+from kibun.training.data import CropCollator
 from kibun.training.evaluate import analyze_causally, expected_error
 from kibun.training.manifest import Item
 from kibun.training.manipulate import change_rate, change_tilt, cut_at_pauses, manipulate, shift_pitch
+from kibun.training.personality import PersonalityOptions
 from kibun.training.recipe import train_tiny
 from kibun.training.synth import CorpusOptions, render_corpus
 from kibun.training.tiny import new_tiny_model
@@ -49,7 +51,10 @@ def test_corpus_to_bundle_to_estimates(tmp_path: Path) -> None:
         seed=3,
         average_decay=0.5,
     )
-    figures = train_tiny(manifest, tmp_path / "bundle", tmp_path / "work", options, "mini", "7", "the command")
+    second = PersonalityOptions(steps=5, speakers_per_batch=3, utterances_per_speaker=3, seconds=1.0)
+    figures = train_tiny(
+        manifest, tmp_path / "bundle", tmp_path / "work", options, second, "mini", "7", ("the command",)
+    )
     log = [json.loads(line) for line in (tmp_path / "work" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {line["step"] for line in log} == {6, 12}
     assert log[-1]["loss"] < log[0]["loss"]
@@ -68,10 +73,50 @@ def test_corpus_to_bundle_to_estimates(tmp_path: Path) -> None:
     assert 1 <= answer.arousal <= 5
 
 
-def test_too_few_speakers_and_missing_manifest_are_said(tmp_path: Path) -> None:
-    result = CliRunner().invoke(train_app, ["tiny", "--manifest", str(tmp_path / "no.jsonl"), "--out", str(tmp_path)])
+def test_missing_manifest_and_too_few_speakers_are_said(tmp_path: Path) -> None:
+    command = [
+        "tiny",
+        "--manifest",
+        str(tmp_path / "manifest.jsonl"),
+        "--out",
+        str(tmp_path / "bundle"),
+        "--steps",
+        "1",
+    ]
+    result = CliRunner().invoke(train_app, command)
     assert result.exit_code == 2
     assert "kibun synth speech" in result.output
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for index, split in enumerate(["train"] * 6 + ["dev", "test"]):
+        soundfile.write(tmp_path / f"{index}.wav", rng.normal(0, 0.1, 17_000), 16_000)
+        row = {"path": f"{index}.wav", "speaker": f"{split}{index % 2}", "dialogue": "d", "split": split, "text": "a"}
+        rows.append(row | {"arousal": 3, "valence": 3, "traits": dict.fromkeys(TRAITS, 4)})
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    result = CliRunner().invoke(train_app, command)
+    assert result.exit_code == 2
+    assert "2 speakers have 3 utterances or more, a batch needs 11" in result.output
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_crops_are_equally_long_with_silent_margins() -> None:
+    item = Item(Path("x"), "s", "s", "train", "", 3.5, 2.5, (4.0,) * 5)
+    examples = [(np.full(size, 3000, np.int16), item) for size in (16_000, 40_000, 80_000)]
+    collator = CropCollator(None, (1.5, 2.5), np.random.default_rng(0), margin_chance=1.0)
+    starts = []
+    for _ in range(20):
+        batch = collator(examples)
+        audio = batch["input_values"]
+        assert audio.shape[0] == 3
+        assert 1.5 * 16_000 <= audio.shape[1] <= 2.5 * 16_000
+        assert batch["arousal"].tolist() == [3.5] * 3
+        assert batch["traits"].shape == (3, 5)
+        speech = audio > 0
+        assert 0.5 * 16_000 <= int(speech[0].sum()) <= 16_000  # margins may leave less room than the utterance is long
+        starts.append(int(speech[2].int().argmax()))
+    assert max(starts) > 1600
+    assert max(starts) <= 0.5 * 16_000
 
 
 def test_one_trunk_three_tails_and_the_same_start_for_the_same_seed() -> None:

@@ -69,6 +69,8 @@ def tiny(
     out: Annotated[Path, typer.Option(help="Folder for the bundle.")],
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 2500,
     seed: Annotated[int, typer.Option(help="Weights, batches and augmentation.")] = 0,
+    personality_steps: Annotated[int, typer.Option(min=1, help="Steps of the second stage (traits).")] = 400,
+    start_from: Annotated[Path | None, typer.Option(help="WORK/best of a first stage: do only the second.")] = None,
     evaluations: Annotated[int, typer.Option(min=1, help="How often dev is evaluated.")] = 5,
     name: Annotated[str, typer.Option(help="Name of the bundle.")] = "demo-tiny",
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
@@ -79,16 +81,20 @@ def tiny(
     import torch
 
     from kibun.training.manifest import ManifestError
+    from kibun.training.personality import PersonalityOptions
     from kibun.training.recipe import train_tiny
     from kibun.training.trainer import TrainOptions
 
     if threads:
         torch.set_num_threads(threads)
     options = TrainOptions(steps=steps, seed=seed, evaluations=evaluations)
-    command = f"kibun train tiny --manifest {manifest.name} --out {out.name} --steps {steps} --seed {seed}"
-    command += f" --evaluations {evaluations}"
+    personality = PersonalityOptions(steps=personality_steps, seed=seed)
+    command = f"kibun train tiny --manifest {manifest.parent.name}/{manifest.name} --out {out.name} --steps {steps}"
+    command += f" --personality-steps {personality_steps} --seed {seed} --evaluations {evaluations}"
+    command += f" --name {name} --version {version} --threads {threads}"
+    work = work or out.with_name(out.name + "-work")
     try:
-        figures = train_tiny(manifest, out, work or out.with_name(out.name + "-work"), options, name, version, command)
+        figures = train_tiny(manifest, out, work, options, personality, name, version, (command,), start_from)
     except (ManifestError, ValueError) as error:
         _fail(str(error))
     typer.echo(json.dumps(figures))

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,12 @@ class Corpus(Dataset[Example]):
         return self.examples[index]
 
 
+class HasSpeakers(Protocol):
+    """Whatever knows the indices of each speaker's utterances."""
+
+    by_speaker: dict[str, list[int]]
+
+
 class SpeakerBatches(Sampler[list[int]]):
     """Batches of ``per_speaker`` utterances of each of ``speakers`` speakers, next to each other; without end.
 
@@ -39,7 +46,7 @@ class SpeakerBatches(Sampler[list[int]]):
     a short conversation of each.
     """
 
-    def __init__(self, corpus: Corpus, speakers: int, per_speaker: int, seed: int) -> None:
+    def __init__(self, corpus: HasSpeakers, speakers: int, per_speaker: int, seed: int) -> None:
         self.pools = [pool for pool in corpus.by_speaker.values() if len(pool) >= per_speaker]
         if len(self.pools) < speakers:
             raise ValueError(
@@ -60,13 +67,15 @@ class SpeakerBatches(Sampler[list[int]]):
 class CropCollator:
     """Cuts every utterance of a batch to one random length and augments them together.
 
-    One length for all means that no padding is needed, and that duration says nothing. Utterances shorter than
-    that are placed at a random position in silence.
+    One length for all means that no padding is needed, and that duration says nothing. Many get up to half a second
+    of silence before and after, as a voice activity detector leaves it; so does an utterance that is too short.
     """
 
     augment: Augment | None
     seconds: tuple[float, float]
     rng: np.random.Generator
+    margin_chance: float = 0.6
+    margin_s: float = 0.5
 
     def __call__(self, examples: list[Example]) -> dict[str, Tensor]:
         low, high = self.seconds
@@ -74,9 +83,12 @@ class CropCollator:
         size = int(self.rng.uniform(low, high) * 10) * (SAMPLE_RATE_HZ // 10)
         waveforms = np.zeros((len(examples), size), dtype=np.float32)
         for row, (audio, _item) in zip(waveforms, examples, strict=True):
-            start = self.rng.integers(0, max(1, len(audio) - size + 1))
-            piece = audio[start : start + size]
-            at = self.rng.integers(0, size - len(piece) + 1)
+            margins = self.rng.uniform(0, self.margin_s, 2) * (self.rng.random() < self.margin_chance)
+            before, after = (int(margin * SAMPLE_RATE_HZ) for margin in np.minimum(margins, low / 4))
+            room = size - before - after
+            start = self.rng.integers(0, max(1, len(audio) - room + 1))
+            piece = audio[start : start + room]
+            at = before + self.rng.integers(0, room - len(piece) + 1)
             row[at : at + len(piece)] = piece / 32768.0
         batch = torch.from_numpy(waveforms)
         return {

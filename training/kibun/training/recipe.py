@@ -5,17 +5,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+from kibun.models.bundle import KibunModel
 from kibun.training.data import Corpus
 from kibun.training.manifest import load_manifest
 from kibun.training.pack import Provenance, read_corpus_settings, write_bundle
+from kibun.training.personality import PersonalityOptions, PersonalityTrainer, TrunkFrames
 from kibun.training.tiny import new_tiny_model, tiny_config
 from kibun.training.trainer import KibunTrainer, TrainOptions
 
 
 def train_tiny(
-    manifest: Path, out: Path, work: Path, options: TrainOptions, name: str, version: str, command: str
+    manifest: Path,
+    out: Path,
+    work: Path,
+    options: TrainOptions,
+    personality: PersonalityOptions,
+    name: str,
+    version: str,
+    commands: tuple[str, ...],
+    start_from: Path | None = None,
 ) -> dict[str, Any]:
     """Train from scratch on a corpus of `kibun synth speech` and write the bundle; returns the test figures.
+
+    First everything together, then personality alone on the frozen trunk. ``start_from``: a folder that the first
+    stage left (``WORK/best``), so that only the second is done.
 
     Raises:
         ManifestError: the manifest or its audio cannot be used.
@@ -26,9 +39,15 @@ def train_tiny(
     for split, corpus in splits.items():
         if not len(corpus):
             raise ValueError(f"{manifest}: split {split!r} has no utterance of a second or more: render more speakers")
-    model = new_tiny_model(options.seed, tiny_config(name, version))
-    trainer = KibunTrainer(model, splits["train"], splits["dev"], work, options)
-    trainer.train()
+    if start_from is None:
+        model = new_tiny_model(options.seed, tiny_config(name, version))
+        trainer = KibunTrainer(model, splits["train"], splits["dev"], work, options)
+        trainer.train()
+        model = trainer.best_model()
+    else:
+        model = KibunModel.from_pretrained(start_from)
+    frames = TrunkFrames(model, splits["train"], personality)
+    PersonalityTrainer(model, frames, str(work / "personality"), personality).train()
     settings = read_corpus_settings(manifest)
     origin = Provenance(
         espeak_version=str(settings.get("espeak_ng", "(not recorded)")),
@@ -37,9 +56,11 @@ def train_tiny(
         speakers=len({item.speaker for item in items}),
         utterances=len(items),
         hours=sum(len(audio) for corpus in splits.values() for audio, _item in corpus.examples) / 16_000 / 3600,
-        commands=(str(settings.get("command", "(corpus command not recorded)")), command),
+        commands=(str(settings.get("command", "(corpus command not recorded)")), *commands),
     )
-    figures = write_bundle(trainer.best_model(), splits["test"].examples, origin, out)
+    figures = write_bundle(model, splits["test"].examples, origin, out)
     figures["options"] = dataclasses.asdict(options)
+    figures["personality_options"] = dataclasses.asdict(personality)
+    work.mkdir(parents=True, exist_ok=True)
     (work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures

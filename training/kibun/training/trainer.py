@@ -1,6 +1,6 @@
 """Training with transformers' Trainer: one model, one loss per task, held-out CCC through the served call.
 
-Every evaluation adds one JSON line to ``log.jsonl`` in the output folder. What is kept is a moving average of the
+Every evaluation adds one JSON line to ``log.jsonl`` in the work folder. What is kept is a moving average of the
 weights (it generalises better than the last step), at the evaluation with the best mean CCC on dev.
 """
 
@@ -32,13 +32,13 @@ class TrainOptions:
 
     steps: int = 2500
     warmup_steps: int = 100
-    speakers_per_batch: int = 8
-    utterances_per_speaker: int = 4
+    speakers_per_batch: int = 11
+    utterances_per_speaker: int = 3
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
-    valence_weight: float = 0.3
-    trait_weight: float = 0.1
-    crop_seconds: tuple[float, float] = (1.3, 3.0)
+    valence_weight: float = 0.2
+    trait_weight: float = 0.15
+    crop_seconds: tuple[float, float] = (1.4, 3.4)
     average_decay: float = 0.99
     evaluations: int = 5
     dev_utterances: int = 240
@@ -139,6 +139,7 @@ class KibunTrainer(Trainer):
             file.write(json.dumps(line) + "\n")
         if self.best is None or score > self.best[0]:
             self.best = (score, {name: value.clone() for name, value in self.average.state_dict().items()})
+            self.average.save_pretrained(self.folder / "best")  # should training be cut off
         return {"eval_score": score}
 
     def log(self, *_unused: Any, **_also_unused: Any) -> None:
