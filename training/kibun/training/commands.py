@@ -70,7 +70,9 @@ def tiny(
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 2500,
     seed: Annotated[int, typer.Option(help="Weights, batches and augmentation.")] = 0,
     personality_steps: Annotated[int, typer.Option(min=1, help="Steps of the second stage (traits).")] = 400,
-    start_from: Annotated[Path | None, typer.Option(help="WORK/best of a first stage: do only the second.")] = None,
+    start_from: Annotated[Path | None, typer.Option(help="Weights to start with: a bundle, or WORK/best.")] = None,
+    skip_first_stage: Annotated[bool, typer.Option(help="With --start-from: only the second stage.")] = False,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Highest learning rate of the first stage.")] = 1e-3,
     evaluations: Annotated[int, typer.Option(min=1, help="How often dev is evaluated.")] = 5,
     name: Annotated[str, typer.Option(help="Name of the bundle.")] = "demo-tiny",
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
@@ -87,14 +89,19 @@ def tiny(
 
     if threads:
         torch.set_num_threads(threads)
-    options = TrainOptions(steps=steps, seed=seed, evaluations=evaluations)
+    options = TrainOptions(steps=steps, seed=seed, evaluations=evaluations, learning_rate=learning_rate)
     personality = PersonalityOptions(steps=personality_steps, seed=seed)
     command = f"kibun train tiny --manifest {manifest.parent.name}/{manifest.name} --out {out.name} --steps {steps}"
     command += f" --personality-steps {personality_steps} --seed {seed} --evaluations {evaluations}"
     command += f" --name {name} --version {version} --threads {threads}"
+    command += f" --learning-rate {learning_rate:g}"
+    if start_from is not None:
+        command += f" --start-from {start_from}" + " --skip-first-stage" * skip_first_stage
     work = work or out.with_name(out.name + "-work")
     try:
-        figures = train_tiny(manifest, out, work, options, personality, name, version, (command,), start_from)
+        figures = train_tiny(
+            manifest, out, work, options, personality, name, version, (command,), start_from, skip_first_stage
+        )
     except (ManifestError, ValueError) as error:
         _fail(str(error))
     typer.echo(json.dumps(figures))

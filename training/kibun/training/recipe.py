@@ -24,11 +24,12 @@ def train_tiny(
     version: str,
     commands: tuple[str, ...],
     start_from: Path | None = None,
+    skip_first_stage: bool = False,
 ) -> dict[str, Any]:
     """Train from scratch on a corpus of `kibun synth speech` and write the bundle; returns the test figures.
 
-    First everything together, then personality alone on the frozen trunk. ``start_from``: a folder that the first
-    stage left (``WORK/best``), so that only the second is done.
+    First everything together, then personality alone on the frozen trunk. ``start_from``: weights to start with,
+    such as those that an earlier first stage left in ``WORK/best``, in place of new ones.
 
     Raises:
         ManifestError: the manifest or its audio cannot be used.
@@ -39,13 +40,13 @@ def train_tiny(
     for split, corpus in splits.items():
         if not len(corpus):
             raise ValueError(f"{manifest}: split {split!r} has no utterance of a second or more: render more speakers")
-    if start_from is None:
-        model = new_tiny_model(options.seed, tiny_config(name, version))
+    model = new_tiny_model(options.seed, tiny_config(name, version))
+    if start_from is not None:
+        model.load_state_dict(KibunModel.from_pretrained(start_from).state_dict())
+    if not skip_first_stage:
         trainer = KibunTrainer(model, splits["train"], splits["dev"], work, options)
         trainer.train()
         model = trainer.best_model()
-    else:
-        model = KibunModel.from_pretrained(start_from)
     frames = TrunkFrames(model, splits["train"], personality)
     PersonalityTrainer(model, frames, str(work / "personality"), personality).train()
     settings = read_corpus_settings(manifest)
