@@ -521,6 +521,21 @@ async def test_warnings_are_no_errors(stub: Stub) -> None:
     assert turn.utterance_count == 0
 
 
+async def test_audio_faster_than_its_label_says_is_suspected(stub: Stub) -> None:
+    """48 kHz labelled 16 kHz, at the pace of a microphone: real time, as only the wall clock can tell."""
+    loop = asyncio.get_running_loop()
+    async with Talk(stub) as talk:
+        await talk.send(config())
+        began = loop.time()
+        for number in range(65):
+            await asyncio.sleep(max(0.0, began + number * 0.1 - loop.time()))
+            await talk.send(*chunks(bytes(2 * 4_800), 9_600))
+        responses = await talk.finish()
+    warnings = [w for w in of_kind(responses, "stream_warning") if w.reason != "NO_SPEECH"]
+    assert [(w.reason, w.metadata["likely_hertz"]) for w in warnings] == [("RATE_MISMATCH_SUSPECTED", "48000")]
+    assert responses[-1].HasField("stream_ended"), "a warning, no error"
+
+
 def test_no_such_thing_as_a_bare_failure(server: Server) -> None:
     """Runs last: none of the above hit something unforeseen."""
     log = server.log.read_text()

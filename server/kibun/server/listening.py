@@ -68,7 +68,7 @@ class Listener:
         self._clock = clock
         self._decoder = AudioDecoder(stream.options.audio)
         self._turn = _OpenTurn(stream.options.turn_id, asked=True, due=True)
-        self._pace = RateWatch(stream.options.audio.sample_rate_hz, clock())
+        self._pace = RateWatch(stream.options.audio.sample_rate_hz)
         self._end_announced = False
         self._next_interim = 0  # samples of the open utterance
 

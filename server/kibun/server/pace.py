@@ -15,14 +15,16 @@ _TOLERANCE = 0.03
 class RateWatch:
     """Compares audio time with wall time for one stream of `labelled_hz`."""
 
-    def __init__(self, labelled_hz: int, now: float) -> None:
+    def __init__(self, labelled_hz: int) -> None:
         self._labelled_hz = labelled_hz
-        self._marks = [(now, 0.0)]  # (wall seconds, audio seconds) at the window borders
+        # (wall seconds, audio seconds) at the window borders. The first is the first message, not the stream's
+        # start: that message's audio was recorded before.
+        self._marks: list[tuple[float, float]] = []
         self._done = False
 
     def suspect_hz(self, audio_s: float, now: float) -> int | None:
         """The likely true rate, once, if the last three windows agree on it; else None. Call per message."""
-        if self._done or now - self._marks[-1][0] < _WINDOW_S:
+        if self._done or (self._marks and now - self._marks[-1][0] < _WINDOW_S):
             return None
         self._marks.append((now, audio_s))
         if len(self._marks) < 4:
