@@ -24,7 +24,7 @@ class EndpointingOptions:
     """When speech becomes an utterance. Durations in milliseconds.
 
     The defaults are chosen by figures (benchmarks/detection.md): with 300 ms kept on either side no phrase lost
-    any of its speech in quiet, 0.1 % of it in noise at 20 dB, 0.3 % at 10 dB; with 200 ms it was 0.3 and 0.9 %.
+    any of its speech in quiet, 0.1 % of it in noise at 20 dB, 0.6 % at 10 dB.
 
     Raises:
         EndpointingError: a value out of range.

@@ -1,0 +1,368 @@
+"""How well speech is found: VADs and the segmenter against known boundaries, in quiet, in noise, at any level.
+
+    python benchmarks/detection.py [--quick] [--json FILE] [--recordings PATH ...]
+
+Needs espeak-ng; uses flite if installed. Recordings (files or folders, clean speech) add real voices and are cut into
+phrases by their energy. Every detector hears every scene, one after the other within a scene, so that all share
+whatever else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import webrtcvad
+from speech_material import (
+    RATE_HZ,
+    FloatArray,
+    Scene,
+    Voice,
+    add_noise,
+    espeak_voices,
+    flite_voices,
+    lay_out,
+    recorded_voices,
+    rms,
+)
+
+from kibun.server.audio import AudioDecoder, AudioFormat
+from kibun.server.segmenter import EndpointingOptions, EndReason, Segmenter, Utterance
+from kibun.server.vad import SileroVad, Vad, WebRtcVad
+
+#: Name, speech level in dBFS (RMS), noise and its distance from the speech in dB.
+CONDITIONS: tuple[tuple[str, float, str, float], ...] = (
+    ("quiet", -26, "pink", 45),
+    ("quiet, loud", -12, "pink", 45),
+    ("quiet, -46 dBFS", -46, "pink", 45),
+    ("quiet, -66 dBFS", -66, "pink", 45),
+    ("white 20 dB", -26, "white", 20),
+    ("white 10 dB", -26, "white", 10),
+    ("pink 20 dB", -26, "pink", 20),
+    ("pink 10 dB", -26, "pink", 10),
+    ("pink 10 dB, loud", -14, "pink", 10),
+    ("pink 10 dB, -46 dBFS", -46, "pink", 10),
+    ("babble 20 dB", -26, "babble", 20),
+    ("babble 10 dB", -26, "babble", 10),
+)
+_MERGE_SLACK_SAMPLES = 150 * 16  # a pause this much longer than the end silence must separate two utterances
+_PUSH_SAMPLES = 320  # as a client that sends 20 ms chunks
+
+
+class NeverReset:
+    """A detector that keeps what it learned from utterance to utterance, to see what the resets cost."""
+
+    def __init__(self, vad: Vad) -> None:
+        self._vad = vad
+        self.frame_samples = vad.frame_samples
+        self.is_speech = vad.is_speech
+
+    def reset(self) -> None:
+        """Nothing: that is the point."""
+
+
+class BareWebRtc:
+    """webrtcvad alone, without the gain in front of it and the gate behind it, to see what those bring."""
+
+    frame_samples = 320
+
+    def __init__(self, aggressiveness: int) -> None:
+        self._aggressiveness = aggressiveness
+        self.reset()
+
+    def is_speech(self, frame: FloatArray) -> bool:
+        pcm = np.clip(frame * 32767, -32768, 32767).astype(np.int16).tobytes()
+        return bool(self._vad.is_speech(pcm, RATE_HZ))
+
+    def reset(self) -> None:
+        self._vad = webrtcvad.Vad(self._aggressiveness)
+
+
+def detectors(quick: bool) -> dict[str, Callable[[], Vad]]:
+    """Name to maker of a fresh detector."""
+    made: dict[str, Callable[[], Vad]] = {
+        "webrtc 1": lambda: WebRtcVad(1),
+        "webrtc 2": lambda: WebRtcVad(2),
+        "webrtc 3": lambda: WebRtcVad(3),
+        "silero .5": lambda: SileroVad(0.5),
+    }
+    if not quick:
+        made |= {
+            "webrtc 0": lambda: WebRtcVad(0),
+            "webrtcvad 2 alone": lambda: BareWebRtc(2),
+            "webrtc 2, 10 ms": lambda: WebRtcVad(2, 10),
+            "webrtc 2, 30 ms": lambda: WebRtcVad(2, 30),
+            "webrtc 2, no resets": lambda: NeverReset(WebRtcVad(2)),
+            "silero .3": lambda: SileroVad(0.3),
+            "silero .5, no resets": lambda: NeverReset(SileroVad(0.5)),
+        }
+    return made
+
+
+@dataclass
+class Score:
+    """Sums and lists over scenes; milliseconds unless named otherwise."""
+
+    speech_samples: int = 0
+    silence_samples: int = 0
+    missed_samples: int = 0  # speech in frames that the VAD called silence
+    false_samples: int = 0  # silence in frames that it called speech
+    lost: list[float] = field(default_factory=list)  # speech outside every utterance, per phrase
+    onset: list[float] = field(default_factory=list)  # utterance start - first phrase's start; positive is a cut
+    offset: list[float] = field(default_factory=list)  # utterance end - last phrase's end; negative is a cut
+    decision: list[float] = field(default_factory=list)  # last phrase's end until the utterance is given out
+    phrases: int = 0
+    missed_phrases: int = 0
+    split: int = 0  # phrases in more than one utterance
+    pauses: int = 0  # pauses long enough to separate utterances
+    merged: int = 0  # of those, inside an utterance
+    false_utterances: int = 0
+    vad_seconds: float = 0.0
+    front_seconds: float = 0.0
+
+    def add_frames(self, scene: Scene, vad: Vad) -> None:
+        size = vad.frame_samples
+        frames = len(scene.audio) // size
+        began = time.process_time()
+        heard = [vad.is_speech(scene.audio[i * size : (i + 1) * size]) for i in range(frames)]
+        self.vad_seconds += time.process_time() - began
+        truth = _mask(list(scene.truth), frames * size)
+        said = np.repeat(heard, size)
+        self.speech_samples += int(truth.sum())
+        self.silence_samples += int((~truth).sum())
+        self.missed_samples += int((truth & ~said).sum())
+        self.false_samples += int((~truth & said).sum())
+
+    def add_utterances(self, scene: Scene, vad: Vad, options: EndpointingOptions) -> None:
+        began = time.process_time()
+        found = segment(scene.audio, vad, options)
+        self.front_seconds += time.process_time() - began
+        covered = _mask([(start, end) for start, end, _ in found], len(scene.audio))
+        for start, end in scene.truth:
+            self.phrases += 1
+            self.lost.append(float((end - start - covered[start:end].sum()) / 16))
+            self.missed_phrases += bool(covered[start:end].mean() < 0.1)
+            self.split += sum(min(end, b) - max(start, a) > 50 * 16 for a, b, _ in found) > 1
+        for (_, end), (start, _) in pairwise(scene.truth):
+            if start - end >= options.utterance_end_silence_ms * 16 + _MERGE_SLACK_SAMPLES:
+                self.pauses += 1
+                self.merged += any(a < end and b > start for a, b, _ in found)
+        for start, end, given in found:
+            heard = [phrase for phrase in scene.truth if phrase[0] < end and phrase[1] > start]
+            if not heard:
+                self.false_utterances += 1
+                continue
+            self.onset.append((start - heard[0][0]) / 16)
+            self.offset.append((end - heard[-1][1]) / 16)
+            if given is not None:
+                self.decision.append((given - heard[-1][1]) / 16)
+
+    def summary(self) -> dict[str, float]:
+        """The figures of one row."""
+        seconds = (self.speech_samples + self.silence_samples) / RATE_HZ
+        total_ms = self.speech_samples / 16
+        figures = {
+            "miss_percent": 100 * self.missed_samples / self.speech_samples,
+            "false_alarm_percent": 100 * self.false_samples / self.silence_samples,
+            "frame_error_percent": 100
+            * (self.missed_samples + self.false_samples)
+            / (self.speech_samples + self.silence_samples),
+            "lost_percent": 100 * sum(self.lost) / total_ms,
+            "worst_cut_ms": max(self.lost),
+            "phrases": self.phrases,
+            "missed_phrases": self.missed_phrases,
+            **_quantiles("onset_ms", self.onset),
+            **_quantiles("offset_ms", self.offset),
+            **_quantiles("decision_ms", self.decision),
+            "split": self.split,
+            "merged": self.merged,
+            "pauses": self.pauses,
+            "false_utterances": self.false_utterances,
+            "vad_cpu_ms_per_s": 1000 * self.vad_seconds / seconds,
+            "front_cpu_ms_per_s": 1000 * self.front_seconds / seconds,
+        }
+        return {name: round(figure, 3) for name, figure in figures.items()}
+
+
+def _quantiles(name: str, values: list[float]) -> dict[str, float]:
+    at = np.percentile(values, [5, 50, 95]) if values else [float("nan")] * 3
+    return {f"{name}_p5": float(at[0]), f"{name}_median": float(at[1]), f"{name}_p95": float(at[2])}
+
+
+def _mask(spans: list[tuple[int, int]], samples: int) -> np.ndarray:
+    mask = np.zeros(samples, bool)
+    for start, end in spans:
+        mask[start:end] = True
+    return mask
+
+
+def segment(audio: FloatArray, vad: Vad, options: EndpointingOptions) -> list[tuple[int, int, int | None]]:
+    """(start, end, sample at which it was given out; None if only at the end of the stream) of every utterance."""
+    segmenter = Segmenter(options, vad)
+    found: list[tuple[int, int, int | None]] = []
+    for position in range(0, len(audio), _PUSH_SAMPLES):
+        events = segmenter.push(audio[position : position + _PUSH_SAMPLES])
+        found += [(e.start, e.end, segmenter.position) for e in events if isinstance(e, Utterance)]
+    closing = segmenter.flush(EndReason.HALF_CLOSE)
+    return found + [(e.start, e.end, None) for e in closing if isinstance(e, Utterance)]
+
+
+def scenes_of(condition: tuple[str, float, str, float], voices: list[Voice], seconds: float) -> list[Scene]:
+    """One scene per voice; the same speech and noise for every run, level and detector."""
+    _, level, kind, snr = condition
+    scenes = []
+    for index, voice in enumerate(voices):
+        clean = lay_out(voice, seconds, np.random.default_rng(1_000 + index), level)
+        others = [other for other in voices if other is not voice]
+        noisy = add_noise(clean, kind, snr, np.random.default_rng(2_000 + index), others)
+        scenes.append(Scene(noisy.voice, noisy.kind, np.clip(noisy.audio, -1, 1), noisy.truth))
+    return scenes
+
+
+def front_cost(voice: Voice, seconds: float) -> dict[str, float]:
+    """CPU of decoder, VAD and segmenter together, in ms per audio second, for usual formats in 20 and 100 ms chunks."""
+    cost = {}
+    speech = lay_out(voice, seconds, np.random.default_rng(0)).audio
+    for rate in (8_000, 16_000, 44_100, 48_000):
+        source = (np.clip(soxr.resample(speech, RATE_HZ, rate), -1, 1) * 32_767).astype("<i2").tobytes()
+        for chunk_ms in (20, 100):
+            decoder = AudioDecoder(AudioFormat("linear16", rate))
+            segmenter = Segmenter(EndpointingOptions(), WebRtcVad(2))
+            size = 2 * (rate * chunk_ms // 1000)
+            began = time.process_time()
+            for position in range(0, len(source), size):
+                segmenter.push(decoder.decode(source[position : position + size]))
+            spent = time.process_time() - began
+            cost[f"{rate} Hz, {chunk_ms} ms chunks"] = round(1000 * spent * RATE_HZ / len(speech), 3)
+    return cost
+
+
+def bangs(seed: int = 0) -> dict[str, FloatArray]:
+    """Short sounds that are not speech, each forty times, one second apart, over room tone at -70 dBFS."""
+    rng = np.random.default_rng(seed)
+    time_s = np.arange(4_800) / RATE_HZ  # 300 ms
+    sounds: dict[str, Callable[[], np.ndarray]] = {
+        "clicks, 5 ms": lambda: 0.3 * rng.standard_normal(80),
+        "knocks": lambda: 0.3 * np.exp(-time_s / 0.03) * rng.standard_normal(4_800),
+        "typing": lambda: np.tile(0.1 * np.exp(-time_s[:800] / 0.008) * rng.standard_normal(800), 3),
+        "thuds, 120 Hz": lambda: 0.4 * np.exp(-time_s / 0.06) * np.sin(2 * np.pi * 120 * time_s),
+        "beeps, 1 kHz": lambda: 0.2 * np.sin(2 * np.pi * 1_000 * time_s),
+    }
+    scenes = {}
+    for name, make in sounds.items():
+        scene = 3e-4 * rng.standard_normal(41 * RATE_HZ)
+        for event in range(40):
+            sound = make()
+            scene[event * RATE_HZ + 8_000 :][: len(sound)] += sound
+        scenes[name] = scene.astype(np.float32)
+    return scenes
+
+
+def recordings_report(paths: list[Path], makers: dict[str, Callable[[], Vad]]) -> dict[str, dict[str, list[str]]]:
+    """What is found in whole recordings, beside the mean level in and around each utterance."""
+    report: dict[str, dict[str, list[str]]] = {}
+    for path in [p for p in paths if p.is_file()]:
+        data, rate = soundfile.read(path, dtype="float32", always_2d=True)
+        decoder = AudioDecoder(AudioFormat("float32", rate))
+        audio = np.concatenate([decoder.decode(data.mean(axis=1).astype("<f4").tobytes()), decoder.flush()])
+        rows = {}
+        for name, make in makers.items():
+            found = segment(audio, make(), EndpointingOptions())
+            rows[name] = [f"{a / RATE_HZ:.2f}-{b / RATE_HZ:.2f} ({_dbfs(audio[a:b]):.0f} dB)" for a, b, _ in found]
+            outside = audio[~_mask([(a, b) for a, b, _ in found], len(audio))]
+            rows[name].append(
+                f"rest {len(outside) / RATE_HZ:.2f} s" + (f" ({_dbfs(outside):.0f} dB)" if len(outside) else "")
+            )
+        report[path.name] = rows
+    return report
+
+
+def _dbfs(audio: FloatArray) -> float:
+    return 20 * float(np.log10(max(rms(audio), 1e-9)))
+
+
+COLUMNS = (
+    ("miss %", "miss_percent", ".1f"),
+    ("false %", "false_alarm_percent", ".1f"),
+    ("lost %", "lost_percent", ".2f"),
+    ("worst ms", "worst_cut_ms", ".0f"),
+    ("onset ms", "onset_ms_median", ".0f"),
+    ("p95", "onset_ms_p95", ".0f"),
+    ("offset ms", "offset_ms_median", ".0f"),
+    ("p5", "offset_ms_p5", ".0f"),
+    ("decided ms", "decision_ms_median", ".0f"),
+    ("p95", "decision_ms_p95", ".0f"),
+    ("split", "split", ".0f"),
+    ("merged", "merged", ".0f"),
+    ("false utt.", "false_utterances", ".0f"),
+    ("VAD ms/s", "vad_cpu_ms_per_s", ".2f"),
+)
+
+
+def print_table(name: str, rows: dict[str, dict[str, float]]) -> None:
+    first = next(iter(rows.values()))
+    print(f"\n**{name}** ({first['phrases']:.0f} phrases, {first['pauses']:.0f} separating pauses)\n")
+    print("| detector | " + " | ".join(title for title, _, _ in COLUMNS) + " |")
+    print("|---" * (len(COLUMNS) + 1) + "|")
+    for detector, row in rows.items():
+        print(f"| {detector} | " + " | ".join(format(row[key], form) for _, key, form in COLUMNS) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="espeak-ng only, short scenes, few detectors")
+    parser.add_argument("--json", type=Path, help="also write every figure to this file")
+    parser.add_argument("--recordings", type=Path, nargs="*", default=[], help="clean speech: files or folders")
+    arguments = parser.parse_args()
+    makers = detectors(arguments.quick)
+    voices = espeak_voices()
+    if not arguments.quick:
+        voices += flite_voices()
+    voices += recorded_voices(arguments.recordings)
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for condition in CONDITIONS:
+        scores = {name: Score() for name in makers}
+        for scene in scenes_of(condition, voices, 12 if arguments.quick else 25):
+            for name, make in makers.items():
+                scores[name].add_frames(scene, make())
+                scores[name].add_utterances(scene, make(), EndpointingOptions())
+        results[condition[0]] = {name: score.summary() for name, score in scores.items()}
+        print_table(condition[0], results[condition[0]])
+    cost = front_cost(voices[0], 20 if arguments.quick else 60)
+    print("\nCPU of decoder + VAD (webrtc 2) + segmenter, ms per audio second:")
+    for name, value in cost.items():
+        print(f"- {name}: {value:.2f}")
+    false_utterances = {
+        sound: {name: len(segment(scene, make(), EndpointingOptions())) for name, make in makers.items()}
+        for sound, scene in bangs().items()
+    }
+    print("\nUtterances made of forty sounds that are not speech:\n")
+    print("| sound | " + " | ".join(makers) + " |\n" + "|---" * (len(makers) + 1) + "|")
+    for sound, counts in false_utterances.items():
+        print(f"| {sound} | " + " | ".join(str(count) for count in counts.values()) + " |")
+    found = recordings_report(arguments.recordings, makers)
+    for name, rows in found.items():
+        print(f"\n{name}")
+        for detector, row in rows.items():
+            print(f"- {detector}: {', '.join(row)}")
+    if arguments.json:
+        everything = {
+            "options": asdict(EndpointingOptions()),
+            "conditions": results,
+            "front_cpu": cost,
+            "false_utterances": false_utterances,
+            "recordings": found,
+        }
+        arguments.json.write_text(json.dumps(everything, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
