@@ -61,7 +61,7 @@ def hasty() -> Iterator[Server]:
         "--max-stream-seconds": 4,
         "--max-streams": 1,
         "--slow-reader-timeout": 0.8,
-        "--max-backlog": 2,
+        "--max-backlog": 1,
         "--backlog-timeout": 0.5,
     }
     # The second model takes so long that nothing else is needed to fall behind.
@@ -237,12 +237,11 @@ async def test_a_container_sent_as_raw_audio(stub: Stub, header: bytes, size: in
 )
 @pytest.mark.parametrize("samples_after", [0, 1000], ids=["last sample", "in between"])
 async def test_absurd_floats(stub: Stub, value: float, reason: str, samples_after: int) -> None:
-    payload = struct.pack("<f", 0.0) * 1000 + struct.pack("<f", value) + struct.pack("<f", 0.0) * samples_after
-    first = config(encoding=pb.AUDIO_ENCODING_FLOAT32)
-    # Split before it, so that it also comes with too few others to be decoded before the end.
+    right, wrong = bytes(4 * 1000), struct.pack("<f", value) + bytes(4 * samples_after)
     async with Talk(stub) as talk:
-        await talk.send(first, *chunks(payload, 4000))
-        await talk.call.done_writing()
+        await talk.send(config(encoding=pb.AUDIO_ENCODING_FLOAT32), *chunks(right, 4000), *chunks(wrong, 8000))
+        if not samples_after:  # too few samples to be decoded before the turn ends
+            await talk.call.done_writing()
         is_invalid(await problem_of(talk.rest()), reason, "audio_content")
 
 
@@ -460,11 +459,13 @@ async def test_too_many_streams(hasty_stub: Stub) -> None:
 
 
 async def test_audio_far_ahead_of_the_analysis(hasty_stub: Stub) -> None:
-    speech = encode(np.concatenate([spoken(1.2, seed=seed, pause=0.6) for seed in range(3)]), "linear16")
+    """In G.711 at 8 kHz, so that all of it lies in the transport before the server stops reading."""
+    speech = encode(np.concatenate([spoken(1.2, rate=8_000, seed=seed, pause=0.6) for seed in range(3)]), "mulaw")
     async with Talk(hasty_stub) as talk:
-        # 4 s at most, so the utterances are cut short.
+        # This server takes 4 s at most, so the utterances are cut short.
         endpointing = {"max_utterance_duration": seconds(1), "utterance_end_silence": seconds(0.1)}
-        await talk.send(config(model="slow", endpointing_config=endpointing), *chunks(speech[: 2 * 16_000 * 4], 32_000))
+        first = config(rate=8_000, encoding=pb.AUDIO_ENCODING_MULAW, model="slow", endpointing_config=endpointing)
+        await talk.send(first, *chunks(speech[: 8_000 * 4], 8_000))
         is_exhausted(await problem_of(talk.rest()), "AUDIO_BACKLOG")
 
 
@@ -492,7 +493,7 @@ async def test_a_fault_of_the_model_is_internal_and_opaque(
     speech = spoken(1.0)[int(0.4 * 16_000) :].copy()
     speech[0] = first_sample
     async with Talk(stub) as talk:
-        await talk.send(config(encoding=pb.AUDIO_ENCODING_FLOAT32), *chunks(encode(speech, "float32")))
+        await talk.send(config(encoding=pb.AUDIO_ENCODING_FLOAT32), *chunks(encode(speech, "float32"), 256 * 1024))
         problem = await problem_of(talk.rest())
         assert (problem.code, problem.reason) == (Code.INTERNAL, reason)
         assert problem.request_id in problem.message
