@@ -1,8 +1,11 @@
 """Fixtures that every room's tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from kibun.client.server_process import ServerProcess
 
 
 @pytest.fixture(scope="session")
@@ -12,3 +15,10 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no such folder: {folder}")
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_server() -> Iterator[ServerProcess]:
+    """`kibun serve --model demo-tiny`: the real server with real models, which takes seconds to start."""
+    with ServerProcess("demo-tiny") as server:
+        yield server

@@ -33,15 +33,14 @@ def agent() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def commands() -> list[dict]:
+def commands(demo_server: ServerProcess) -> list[dict]:
     """What the robot was told, in the whole dialogue, played faster than it was spoken."""
-    with ServerProcess("demo-tiny") as server:
-        result = subprocess.run(
-            [sys.executable, str(EXAMPLE), "--server", server.target, "--speed", "15"],
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLE), "--server", demo_server.target, "--speed", "15"],
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert result.returncode == 0, result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 
