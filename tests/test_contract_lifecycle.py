@@ -167,6 +167,9 @@ async def test_serving_on_ipv6(tmp_path: Path) -> None:
 def server() -> Iterator[Server]:
     with serve("--max-streams", "4", model="stub?delay_s=0.3") as running:
         yield running
+        log = running.log.read_text()
+        for word in ("failed", "Traceback", "never retrieved", "never awaited", "exception"):
+            assert word not in log, "clients that vanish are no news"
 
 
 @pytest.fixture
@@ -287,13 +290,6 @@ async def test_many_streams_opened_and_dropped_leave_nothing(server: Server, stu
     assert len(finals(await converse(stub, [config(), *SPEECH]))) == 1
 
 
-def test_nothing_unforeseen_so_far(server: Server) -> None:
-    """Runs after the clients that vanished: the log has no trace of them."""
-    log = server.log.read_text()
-    for word in ("failed", "Traceback", "never retrieved", "never awaited", "exception"):
-        assert word not in log, log
-
-
 # ---- what is kept, and for how long
 
 
@@ -347,8 +343,11 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guarded(tokens: Path) -> Iterator[Server]:
-    with serve("--token-file", str(tokens), "--reflection", "--grace", "0.2") as running:
+    with serve("--token-file", str(tokens), "--reflection") as running:
         yield running
+        log = running.log.read_text()
+        assert "-token" not in log
+        assert hashlib.sha256(b"acme-token").hexdigest() not in log
 
 
 def bearer(tenant: str) -> dict[str, str]:
@@ -400,22 +399,6 @@ async def test_tenants_do_not_see_each_other(guarded: Server) -> None:
 
 async def test_reflection_lists_the_service(guarded: Server) -> None:
     assert SERVICE in await reflected(guarded)
-
-
-async def test_streams_open_past_the_grace_are_told(guarded: Server) -> None:
-    """Runs last on this server."""
-    async with connect(guarded) as stub, Talk(stub, metadata=tuple(bearer("acme").items())) as talk:
-        await talk.send(config())
-        await talk.until("stream_started")
-        guarded.terminate()
-        assert (await talk.until("stream_warning")).reason == "GOING_AWAY"
-        problem = await problem_of(talk.rest())
-        assert (problem.code, problem.reason) == (Code.UNAVAILABLE, "DRAINING")
-        assert problem.retry_s
-    assert guarded.wait(3) == 0
-    log = guarded.log.read_text()
-    assert "-token" not in log
-    assert hashlib.sha256(b"acme-token").hexdigest() not in log
 
 
 # ---- TLS
@@ -482,29 +465,42 @@ async def test_tls_and_client_certificates(tmp_path: Path) -> None:
         assert caught.value.code() is Code.UNAVAILABLE
 
 
-# ---- stopping; these end the module's server
+# ---- stopping
 
 
-async def test_drain_lets_open_streams_finish_and_takes_no_new_ones(server: Server, stub: Stub) -> None:
-    async with Talk(stub) as talk:
-        await talk.send(config(conversation_id="last"), *SPEECH[:10])
-        await talk.until("stream_started")
-        server.terminate()
-        warning = await talk.until("stream_warning")
-        assert warning.reason == "GOING_AWAY"
-        assert await health_of(server) == NOT_SERVING
-        for problem in (
-            await refused(stub),
-            await problem_of(stub.GetConversation(pb.GetConversationRequest(conversation_id="last"))),
-        ):
+async def test_drain_lets_open_streams_finish_and_takes_no_new_ones() -> None:
+    with serve(model="stub?delay_s=0.2") as server:
+        async with connect(server) as stub, Talk(stub) as talk:
+            await talk.send(config(conversation_id="last"), *SPEECH[:10])
+            await talk.until("stream_started")
+            server.terminate()
+            assert (await talk.until("stream_warning")).reason == "GOING_AWAY"
+            assert await health_of(server) == NOT_SERVING
+            for problem in (
+                await refused(stub),
+                await problem_of(stub.GetConversation(pb.GetConversationRequest(conversation_id="last"))),
+            ):
+                assert (problem.code, problem.reason) == (Code.UNAVAILABLE, "DRAINING")
+                assert problem.retry_s
+            await talk.send(*SPEECH[10:])
+            responses = await talk.finish()
+            assert len(finals(responses)) == 1
+            assert of_kind(responses, "turn_result")
+            assert responses[-1].HasField("stream_ended")
+        assert await asyncio.to_thread(server.wait, 5) == 0
+
+
+async def test_streams_open_past_the_grace_are_told() -> None:
+    with serve("--grace", "0.2") as server:
+        async with connect(server) as stub, Talk(stub) as talk:
+            await talk.send(config())
+            await talk.until("stream_started")
+            server.terminate()
+            assert (await talk.until("stream_warning")).reason == "GOING_AWAY"
+            problem = await problem_of(talk.rest())
             assert (problem.code, problem.reason) == (Code.UNAVAILABLE, "DRAINING")
             assert problem.retry_s
-        await talk.send(*SPEECH[10:])
-        responses = await talk.finish()
-        assert len(finals(responses)) == 1
-        assert of_kind(responses, "turn_result")
-        assert responses[-1].HasField("stream_ended")
-    assert await asyncio.to_thread(server.wait, 5) == 0
+        assert await asyncio.to_thread(server.wait, 5) == 0
 
 
 async def test_the_second_signal_stops_at_once() -> None:
