@@ -12,7 +12,6 @@ from torch.utils.data import Dataset, Sampler
 
 from kibun.training.augment import Augment
 from kibun.training.manifest import SAMPLE_RATE_HZ, Item, load_audio
-from kibun.training.speakers import AROUSAL_WEIGHTS
 
 Example = tuple[np.ndarray, Item]  # (N,) int16
 
@@ -92,9 +91,7 @@ class CropCollator:
             at = before + self.rng.integers(0, room - len(piece) + 1)
             row[at : at + len(piece)] = piece / 32768.0
         batch = torch.from_numpy(waveforms)
-        unknown = (float("nan"),) * len(AROUSAL_WEIGHTS)
         return {
-            "cues": torch.tensor([item.cues or unknown for _audio, item in examples]),  # (B, 5)
             "input_values": batch if self.augment is None else self.augment(batch),  # (B, N)
             "arousal": torch.tensor([item.arousal for _audio, item in examples]),  # (B,)
             "valence": torch.tensor([item.valence for _audio, item in examples]),  # (B,)

@@ -9,7 +9,6 @@ import numpy as np
 import soundfile
 
 from kibun.models.types import TRAITS, Traits
-from kibun.training.speakers import AROUSAL_WEIGHTS
 
 SAMPLE_RATE_HZ = 16_000
 SPLITS = ("train", "dev", "test")
@@ -31,7 +30,6 @@ class Item:
     arousal: float
     valence: float
     traits: Traits
-    cues: tuple[float, ...] | None = None  # what a generator set for each cue of arousal; None for recordings
 
 
 def load_manifest(path: Path) -> list[Item]:
@@ -91,13 +89,7 @@ def _item(where: str, line: str, folder: Path) -> Item:
         arousal=_number(where, row, "arousal", 0.0, 6.0),
         valence=_number(where, row, "valence", 0.0, 6.0),
         traits=cast(Traits, tuple(_number(where, traits, trait, 1.0, 7.0) for trait in TRAITS)),
-        cues=_cues(where, row),
     )
-
-
-def _cues(where: str, row: dict[str, Any]) -> tuple[float, ...] | None:
-    cues = row.get("settings", {}).get("cues")
-    return None if cues is None else tuple(_number(where, cues, cue, -10.0, 10.0) for cue in AROUSAL_WEIGHTS)
 
 
 def _text(where: str, row: dict[str, Any], field: str) -> str:

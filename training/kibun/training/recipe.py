@@ -43,6 +43,8 @@ def train_tiny(
     model = new_tiny_model(options.seed, tiny_config(name, version))
     if start_from is not None:
         model.load_state_dict(KibunModel.from_pretrained(start_from).state_dict())
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "commands.txt").write_text("\n".join([*_earlier(start_from), *commands]) + "\n", encoding="utf-8")
     if not skip_first_stage:
         trainer = KibunTrainer(model, splits["train"], splits["dev"], work, options)
         trainer.train()
@@ -57,11 +59,16 @@ def train_tiny(
         speakers=len({item.speaker for item in items}),
         utterances=len(items),
         hours=sum(len(audio) for corpus in splits.values() for audio, _item in corpus.examples) / 16_000 / 3600,
-        commands=(str(settings.get("command", "(corpus command not recorded)")), *commands),
+        commands=(str(settings.get("command", "(corpus command not recorded)")), *_earlier(start_from), *commands),
     )
     figures = write_bundle(model, splits["test"].examples, origin, out)
     figures["options"] = dataclasses.asdict(options)
     figures["personality_options"] = dataclasses.asdict(personality)
-    work.mkdir(parents=True, exist_ok=True)
     (work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
+
+
+def _earlier(start_from: Path | None) -> list[str]:
+    """The commands that made the weights of ``WORK/best``, as far as they were noted."""
+    notes = start_from.parent / "commands.txt" if start_from is not None else None
+    return notes.read_text(encoding="utf-8").splitlines() if notes is not None and notes.is_file() else []

@@ -22,7 +22,6 @@ from kibun.training.augment import Augment, AugmentOptions
 from kibun.training.data import Corpus, CropCollator, SpeakerBatches
 from kibun.training.evaluate import analyze_causally, emotion_ccc, trait_ccc
 from kibun.training.losses import emotion_loss, trait_loss
-from kibun.training.speakers import AROUSAL_WEIGHTS
 
 TRAIT_CENTRE = 4.0
 
@@ -39,7 +38,6 @@ class TrainOptions:
     weight_decay: float = 0.02
     valence_weight: float = 0.2
     trait_weight: float = 0.15
-    cue_weight: float = 0.3  # for generated speech: the arousal tail also has to tell its cues apart
     crop_seconds: tuple[float, float] = (1.4, 3.4)
     average_decay: float = 0.99
     evaluations: int = 5
@@ -70,8 +68,6 @@ class KibunTrainer(Trainer):
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.folder = folder
         self.started = time.monotonic()
-        # Not part of the model: it is thrown away after training.
-        self.cue_head = torch.nn.Linear(model.config.hubert_config.hidden_size, len(AROUSAL_WEIGHTS))
         self.evaluated = -1
         self.losses: list[float] = []  # since the last evaluation
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,12 +93,6 @@ class KibunTrainer(Trainer):
         super().__init__(model=model, args=arguments, train_dataset=train, eval_dataset=dev)
         self.add_callback(_Average(self.average, options.average_decay))
 
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """transformers' optimizer, with the cue head added."""
-        optimizer = super().create_optimizer(*args, **kwargs)
-        optimizer.add_param_group({"params": list(self.cue_head.parameters())})
-        return optimizer
-
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Endless batches; nothing is padded and no worker processes are used."""
         options = self.options
@@ -122,15 +112,10 @@ class KibunTrainer(Trainer):
         vectors = model.vectors(frames)  # (B, H)
         alone = model.utterance_traits(vectors)  # (B, 5)
         together = causal_traits(model, vectors, count)  # (B, 5)
-        conditions = mixed_traits(truth, alone, together, self.generator)
-        tails = {name: model.tails[name](frames) for name in model.config.emotions}
-        emotion = {name: model.emotion_heads[name](tails[name], conditions) for name in tails}  # of (B,)
+        emotion = model.emotion(frames, mixed_traits(truth, alone, together, self.generator))
         loss = emotion_loss(emotion["arousal"], inputs["arousal"])
         loss = loss + options.valence_weight * emotion_loss(emotion["valence"], inputs["valence"])
         loss = loss + options.trait_weight * (trait_loss(alone, truth) + trait_loss(together, truth))
-        if not inputs["cues"].isnan().any():
-            cues = self.cue_head(tails["arousal"].mean())  # (B, 5)
-            loss = loss + options.cue_weight * (cues - inputs["cues"]).square().mean()
         self.losses.append(float(loss.detach()))
         return (loss, KibunOutput(vectors=vectors, traits=alone, **emotion)) if return_outputs else loss
 
