@@ -330,6 +330,13 @@ async def test_a_conversation_expires_after_its_last_stream_and_not_before(stub:
     assert (await problem_of(stub.GetConversation(name))).code is Code.NOT_FOUND
 
 
+async def test_a_later_stream_that_asks_for_no_ttl_keeps_the_conversations_own(stub: Stub) -> None:
+    for turn_id, asked, kept in (("t1", {"seconds": 77}, 77), ("t2", None, 77), ("t3", {"seconds": 5}, 5)):
+        replies = await converse(stub, [config(conversation_id="own-ttl", turn_id=turn_id, conversation_ttl=asked)])
+        started = of_kind(replies, "stream_started")[0]
+        assert started.effective_config.conversation_ttl.seconds == kept
+
+
 # ---- credentials
 
 

@@ -107,6 +107,7 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
         given_traits=given,
         start_offset=round(start_offset * SAMPLE_RATE_HZ),
         ttl_s=ttl_s,
+        ttl_asked=config.HasField("conversation_ttl"),
     )
 
 
@@ -199,7 +200,9 @@ def duration_of(value_s: float) -> Duration:
     return duration(round(value_s * SAMPLE_RATE_HZ))
 
 
-def effective_config(config: pb.StreamingAnalyzeConfig, options: events.StreamOptions) -> pb.StreamingAnalyzeConfig:
+def effective_config(
+    config: pb.StreamingAnalyzeConfig, options: events.StreamOptions, ttl_s: float
+) -> pb.StreamingAnalyzeConfig:
     """The config as the server understood it: nothing is left to guess."""
     full = pb.StreamingAnalyzeConfig()
     full.CopyFrom(config)
@@ -211,7 +214,7 @@ def effective_config(config: pb.StreamingAnalyzeConfig, options: events.StreamOp
     full.features.SetInParent()
     full.endpointing_config.CopyFrom(endpointing_config(options.endpointing))
     full.audio_start_offset.CopyFrom(duration(options.start_offset))
-    full.conversation_ttl.CopyFrom(duration_of(options.ttl_s))
+    full.conversation_ttl.CopyFrom(duration_of(ttl_s))
     return full
 
 

@@ -40,6 +40,7 @@ class StreamOptions:
     given_traits: Traits | None = None
     start_offset: int = 0
     ttl_s: float = 1800.0
+    ttl_asked: bool = False  # by the client; otherwise a conversation that exists keeps its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,7 @@ class Started:
     turn_id: str
     created: bool
     prior_utterances: int
+    ttl_s: float  # the conversation's
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,8 @@ class HeldConversation:
             conversation = self._entered(conversation)
             participant = conversation.participant(self._options.participant_id)
             reopened = reopen_turn(participant, self._options.turn_id, self._options.start_offset)
-            return replace(conversation, ttl_s=self._options.ttl_s).with_participant(reopened)
+            ttl_s = self._options.ttl_s if self._options.ttl_asked else conversation.ttl_s
+            return replace(conversation, ttl_s=ttl_s).with_participant(reopened)
 
         self._seen = await self._store.update(self._key, enter)
         return created
@@ -85,7 +86,7 @@ class HeldConversation:
     async def keep_alive(self) -> None:
         """Keeps the conversation from expiring while the stream is open, however long it is silent."""
         while True:
-            await asyncio.sleep(self._options.ttl_s / 3)
+            await asyncio.sleep(self.conversation.ttl_s / 3)
             await self.update(lambda participant: participant)
 
     def _entered(self, conversation: Conversation | None) -> Conversation:

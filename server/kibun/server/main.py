@@ -17,6 +17,7 @@ import typer
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from kibun.models.files import BundleError, resolve_bundle
 from kibun.server.auth import Authenticator, TokenFileError
 from kibun.server.backend import BackendError
 from kibun.server.batcher import Batcher
@@ -29,6 +30,7 @@ from kibun.server.vad import VadName, make_vad
 
 log = logging.getLogger(__name__)
 
+REAL_LOADER = "kibun.server.worker:load_models"
 GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),  # two servers on one port would share its streams without a word
     ("grpc.http2.bdp_probe", 0),  # with lookahead: a stalled server holds 2 s of audio, not 130 s
@@ -72,7 +74,7 @@ class Settings:
     insecure: bool = False
     reflection: bool = False
     grace_s: float = 30.0
-    loader: str = "kibun.server.worker:load_models"
+    loader: str = REAL_LOADER
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     stream_limits: Limits = field(default_factory=Limits)
     endpointing: EndpointingOptions = field(default_factory=EndpointingOptions)
@@ -103,6 +105,7 @@ class Server:
     async def run(self) -> None:
         """Serves until stopped. Raises StartError where it cannot."""
         settings = self.settings
+        self._find_models()
         self._load_vad()
         authenticator, credentials = self._authenticator(), self._credentials()
         backend = LocalBackend(
@@ -143,6 +146,15 @@ class Server:
         (self._stop_now if self._stop.is_set() else self._stop).set()
 
     # ---- starting
+
+    def _find_models(self) -> None:
+        """Says in no time what the worker would only find out after having imported torch."""
+        if self.settings.loader == REAL_LOADER:
+            try:
+                for model in self.settings.models:
+                    resolve_bundle(model)
+            except BundleError as error:
+                raise StartError(str(error)) from error
 
     def _load_vad(self) -> None:
         try:
@@ -309,7 +321,7 @@ def serve(
     insecure: Annotated[bool, typer.Option(help="Listen on a public address without TLS.")] = False,
     with_reflection: Annotated[bool, typer.Option("--reflection", help="Offer gRPC server reflection.")] = False,
     grace: Annotated[float, typer.Option(help="Seconds that open streams get on SIGTERM.", min=0)] = 30.0,
-    loader: Annotated[str, typer.Option(hidden=True)] = "kibun.server.worker:load_models",
+    loader: Annotated[str, typer.Option(hidden=True)] = REAL_LOADER,
 ) -> None:
     """Run the analysis server."""
     logging.basicConfig(level=os.environ.get("KIBUN_LOG", "WARNING"), stream=sys.stderr)

@@ -153,7 +153,7 @@ class SpeechAnalysis:
                 model=options.model,
                 conversation_created=event.created,
                 prior_utterance_count=event.prior_utterances,
-                effective_config=convert.effective_config(config, options),
+                effective_config=convert.effective_config(config, options, event.ttl_s),
                 max_stream_duration=convert.duration_of(self._stream_limits.max_stream_s),
                 idle_timeout=convert.duration_of(self._stream_limits.idle_timeout_s),
                 max_audio_content_bytes=MAX_AUDIO_CONTENT_BYTES,

@@ -75,7 +75,8 @@ class Session:
         closing it early drops all that is still queued.
         """
         created = await self._held.enter()
-        started = Started(self._stream.options.turn_id, created, len(self._held.participant.heard))
+        heard, ttl_s = len(self._held.participant.heard), self._held.conversation.ttl_s
+        started = Started(self._stream.options.turn_id, created, heard, ttl_s)
         listener = self._listener()
         self._streams.add(self._live)
         try:
