@@ -105,9 +105,9 @@ class Server:
     async def run(self) -> None:
         """Serves until stopped. Raises StartError where it cannot."""
         settings = self.settings
-        self._find_models()
         self._load_vad()
         authenticator, credentials = self._authenticator(), self._credentials()
+        self._find_models()
         backend = LocalBackend(
             settings.models,
             device=settings.device,
