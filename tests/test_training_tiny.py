@@ -226,4 +226,4 @@ def test_arousal_follows_manipulations_of_real_speech(demo_tiny: KibunModel, sha
         for level in (-2, 0, 2)
     ]
     assert means[0] < means[1] < means[2]
-    assert means[2] - means[0] > 0.8
+    assert means[2] - means[0] > 0.5

@@ -27,7 +27,7 @@ def manipulate(audio: np.ndarray, cue: Cue, level: float) -> np.ndarray:
         audio = change_rate(audio, RATE_PER_LEVEL**level)
     if cue in ("tilt", "all"):
         audio = change_tilt(audio, TILT_PER_LEVEL * level)
-    return np.asarray(audio, dtype=np.float32)
+    return np.asarray(_limit_band(audio), dtype=np.float32)
 
 
 def change_rate(audio: np.ndarray, factor: float) -> np.ndarray:
@@ -86,6 +86,13 @@ def cut_at_pauses(audio: np.ndarray, shortest_s: float = 1.8, longest_s: float =
     return pieces
 
 
+def _limit_band(audio: np.ndarray, highest_hz: float = 6400.0) -> np.ndarray:
+    """Lowering the pitch by resampling leaves nothing above 6.7 kHz: so let no version have more."""
+    spectrum = np.fft.rfft(audio)
+    spectrum *= 1 / (1 + np.exp((np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE_HZ) - highest_hz) / 60))
+    return np.fft.irfft(spectrum, n=len(audio))
+
+
 def _restore_formants(audio: np.ndarray, factor: float) -> np.ndarray:
     """Undo what resampling by ``factor`` did to the spectral envelope, frame by frame (cepstral smoothing)."""
     frame, hop = 512, 128
@@ -96,7 +103,8 @@ def _restore_formants(audio: np.ndarray, factor: float) -> np.ndarray:
     cepstra = np.fft.irfft(np.log(np.abs(spectra) + 1e-6))  # (T, 512)
     cepstra[:, 30:-29] = 0  # keep what changes slowly over frequency: the envelope
     envelope = np.fft.rfft(cepstra).real  # (T, 257), natural log
-    bins = np.minimum(np.arange(envelope.shape[1]) * factor, envelope.shape[1] - 1)
+    # Not up to the last bins: the resampling filter has emptied them.
+    bins = np.minimum(np.arange(envelope.shape[1]) * factor, 0.93 * (envelope.shape[1] - 1))
     left = np.minimum(bins.astype(int), envelope.shape[1] - 2)
     wanted = envelope[:, left] * (1 - (bins - left)) + envelope[:, left + 1] * (bins - left)
     frames = np.fft.irfft(spectra * np.exp(np.clip(wanted - envelope, -2.5, 2.5)), n=frame) * window
