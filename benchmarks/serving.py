@@ -99,7 +99,7 @@ async def final_after_ms(client: AsyncClient, seconds: float, *, end_of_turn: bo
                 await turn.push(pcm[2 * start : 2 * (start + CHUNK)])
                 if not spoken_at and start + CHUNK >= last_speech:
                     spoken_at = time.perf_counter()
-            await turn.end()
+            turn.end()
 
         sender = asyncio.create_task(send())
         async for event in turn:
@@ -112,24 +112,27 @@ async def final_after_ms(client: AsyncClient, seconds: float, *, end_of_turn: bo
 
 
 async def measure(name: str, model: str, folder: Path, quick: bool) -> dict[str, Any]:
+    rounds = 1 if quick else 3
     starts = []
-    for _ in range(1 if quick else 3):
+    for _ in range(rounds):
         server = Server(model, folder)
         starts.append(server.serving_s)
-        if len(starts) < (1 if quick else 3):
+        if len(starts) < rounds:
             server.stop()
     result: dict[str, Any] = {"model": name, "serving_after_s": statistics.median(starts)}
-    async with AsyncClient(server.target) as client:
-        for seconds in (2.0,) if quick else (2.0, 5.0, 10.0):
-            for end_of_turn in (False, True):
-                times = [
-                    await final_after_ms(client, seconds, end_of_turn=end_of_turn, seed=seed)
-                    for seed in range(1 if quick else 3)
-                ]
-                key = f"final_ms_{seconds:g}s_{'end_of_turn' if end_of_turn else 'silence'}"
-                result[key] = statistics.median(times)
-    result["peak_mb"] = server.peak_mb()
-    server.stop()
+    try:
+        async with AsyncClient(server.target) as client:
+            for seconds in (2.0,) if quick else (2.0, 5.0, 10.0):
+                for end_of_turn in (False, True):
+                    times = [
+                        await final_after_ms(client, seconds, end_of_turn=end_of_turn, seed=seed)
+                        for seed in range(rounds)
+                    ]
+                    key = f"final_ms_{seconds:g}s_{'end_of_turn' if end_of_turn else 'silence'}"
+                    result[key] = statistics.median(times)
+        result["peak_mb"] = server.peak_mb()
+    finally:
+        server.stop()
     return result
 
 

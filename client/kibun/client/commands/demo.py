@@ -56,7 +56,7 @@ async def _demo(target: str, options: StreamingOptions, console: Console, as_jso
             return
         speakers = list(dict.fromkeys(turn.participant_id for turn in turns))
         console.print(
-            f"[bold]kibun demo[/]: {len(turns)} turns of {' and '.join(speakers)}, {audio.duration_s:.1f} s of speech, "
+            f"[bold]kibun demo[/]: {len(turns)} turns of {' and '.join(speakers)}, {audio.duration_s:.1f} s of audio, "
             f"one stream each, to {MODEL} at {target}"
         )
         with LiveTable(console, synthetic=True) as table:
