@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from tiny_hubert import HUBERT
 
 from kibun.models.analysis import NonFiniteError
 from kibun.models.config import KibunConfig
@@ -14,15 +15,6 @@ from kibun.models.model import KibunModel
 from kibun.models.types import Analysis, Utterance
 from kibun.models.warmup import warm_up
 
-HUBERT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
 GIVEN = (2.0, 6.5, 3.0, 7.0, 1.0)
 NO_HISTORY = np.zeros((0, 32), np.float16)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_hubert import HUBERT
 
 from kibun.models._transformers import AutoConfig, AutoModel, HubertConfig, HubertModel
 from kibun.models.build import build_model
@@ -20,15 +21,6 @@ from kibun.models.files import BUNDLES, FILES, verify, write_checksums
 from kibun.models.types import Utterance
 from kibun.models.warmup import warm_up
 
-HUBERT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
 ERRORS = ((1, (1.5, 1.25, 1.0, 0.75, 0.5)), (8, (1.0, 1.0, 0.5, 0.5, 0.25)))
 REQUEST = Utterance(
     np.random.default_rng(0).standard_normal(8_000).astype(np.float32),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_hubert import HUBERT
 from typer.testing import CliRunner
 
 from kibun.models._transformers import HubertConfig, HubertModel
@@ -15,16 +16,6 @@ from kibun.models.commands import app
 from kibun.models.config import KibunConfig
 from kibun.models.files import write_checksums
 from kibun.models.model import KibunModel
-
-HUBERT = {
-    "hidden_size": 32,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 4,
-}
 
 
 @pytest.fixture
