@@ -354,6 +354,27 @@ async def test_tls_and_token(certificates, speech):
         server.stop()
 
 
+async def test_mutual_tls(certificates, speech):
+    """The server asks for a certificate of the client's own; without one there is no connection."""
+    arguments = ["--tls-cert", certificates / "server.pem", "--tls-key", certificates / "server.key"]
+    arguments += ["--tls-client-ca", certificates / "other.pem"]
+    server = ServerProcess("stub", [*STUB, *map(str, arguments)])
+    await asyncio.to_thread(server.start)
+    try:
+        ca, chain, key = (certificates / name for name in ("server.pem", "other.pem", "other.key"))
+        async with AsyncClient(server.target, root_certificates=ca, certificate_chain=chain, private_key=key) as client:
+            async with client.conversation().turn() as turn:
+                await turn.push(speech[:32000])
+            assert turn.ended
+        once = RetryPolicy(max_attempts=1)
+        async with AsyncClient(server.target, root_certificates=ca, retry=once) as client:
+            with pytest.raises(UnavailableError):
+                async with client.conversation().turn():
+                    pass
+    finally:
+        server.stop()
+
+
 @pytest.mark.slow
 async def test_a_frozen_server_is_noticed(speech):
     """SIGSTOP: nothing is closed, nothing answers. Keepalive notices within 20 s + 5 s."""
