@@ -62,7 +62,7 @@ def trait_scores(items: NDArray[np.float64]) -> NDArray[np.float64]:
     """(…, 10) items -> (…, 5) traits in the order of TRAITS, 1..7: `(a - b + 8) / 2` with b the reversed item."""
     straight = [pair[0] - 1 for pair in ITEM_PAIRS]
     reverse = [pair[1] - 1 for pair in ITEM_PAIRS]
-    return cast(NDArray[np.float64], (items[..., straight] - items[..., reverse] + 8) / 2)
+    return (items[..., straight] - items[..., reverse] + 8) / 2
 
 
 def read_ocean(path: Path) -> dict[Profile, Traits]:
