@@ -101,7 +101,7 @@ def test_missing_manifest_and_too_few_speakers_are_said(tmp_path: Path) -> None:
 
 
 def test_crops_are_equally_long_with_silent_margins() -> None:
-    item = Item(Path("x"), "s", "s", "train", "", 3.5, 2.5, (4.0,) * 5)
+    item = Item("x", Path("x"), "s", "s", "train", "", 2.5, 3.5, (4.0,) * 5)
     examples = [(np.full(size, 3000, np.int16), item) for size in (16_000, 40_000, 80_000)]
     collator = CropCollator(None, (1.5, 2.5), np.random.default_rng(0), margin_chance=1.0)
     starts = []
@@ -131,7 +131,7 @@ def test_causal_history_is_what_is_served() -> None:
     model = new_tiny_model(0).eval()
     rng = np.random.default_rng(0)
     traits = (2.0, 3.0, 4.0, 5.0, 6.0)
-    item = Item(Path("x"), "s", "s", "test", "", 3.0, 3.0, traits)
+    item = Item("x", Path("x"), "s", "s", "test", "", 3.0, 3.0, traits)
     examples = [(rng.integers(-3000, 3000, 8000).astype(np.int16), item) for _ in range(3)]
     heard = analyze_causally(model, examples)
     assert [h.count for h in heard] == [1, 2, 3]

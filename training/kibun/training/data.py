@@ -20,7 +20,7 @@ class Corpus(Dataset[Example]):
     """The utterances of one split, decoded once and kept as int16 (32 kB a second)."""
 
     def __init__(self, items: Sequence[Item], min_seconds: float = 1.0) -> None:
-        pairs = [(load_audio(item), item) for item in items]
+        pairs = [(as_int16(load_audio(item.path)), item) for item in items]
         self.examples = [pair for pair in pairs if len(pair[0]) >= min_seconds * SAMPLE_RATE_HZ]
         self.by_speaker: dict[str, list[int]] = defaultdict(list)
         for index, (_audio, item) in enumerate(self.examples):
@@ -31,6 +31,11 @@ class Corpus(Dataset[Example]):
 
     def __getitem__(self, index: int) -> Example:
         return self.examples[index]
+
+
+def as_int16(audio: np.ndarray) -> np.ndarray:
+    """(N,) float in ±1 -> (N,) int16; what was decoded from 16 bits comes out as it was."""
+    return np.clip(np.round(audio * 32768.0), -32768, 32767).astype(np.int16)
 
 
 class HasSpeakers(Protocol):

@@ -35,7 +35,7 @@ def train_tiny(
         ManifestError: the manifest or its audio cannot be used.
         ValueError: too few speakers for a batch, or a split without utterances.
     """
-    items = load_manifest(manifest)
+    items = load_manifest(manifest, require=("path", "split", "text", "traits", "valence", "arousal"))
     splits = {split: Corpus([item for item in items if item.split == split]) for split in ("train", "dev", "test")}
     for split, corpus in splits.items():
         if not len(corpus):

@@ -1,0 +1,20 @@
+"""What is wrong with a corpus, told so that its owner can mend it."""
+
+from collections.abc import Sequence
+
+SHOWN = 50
+
+
+class ManifestError(ValueError):
+    """A manifest, its splits or its audio cannot be used; the message names file, line, field and the fix."""
+
+
+class CorpusError(ManifestError):
+    """A corpus cannot be made into a manifest. ``problems`` has every single one, the message the first 50."""
+
+    def __init__(self, what: str, problems: Sequence[str]) -> None:
+        self.problems = tuple(problems)
+        count = len(self.problems)
+        more = [f"… and {count - SHOWN} more (all of them with --json)"] if count > SHOWN else []
+        noun = "problem" if count == 1 else "problems"
+        super().__init__("\n  ".join([f"{what}: {count} {noun}; nothing was written", *self.problems[:SHOWN], *more]))
