@@ -55,15 +55,18 @@ def _analyze_batch(model: KibunModel, requests: Sequence[Utterance]) -> list[Ana
     frames = model.encode(waveforms)  # (B, T, H)
     estimates: list[dict[str, Any]] = [{"vector": np.zeros(0, np.float16)} for _ in requests]
     if model.config.supports_personality:
-        vectors = _finite(model.vectors(frames), "the utterance vector")  # (B, H)
+        heard = model.personality_frames(waveforms, frames)
+        vectors = _finite(model.vectors(heard), "the utterance vector")  # (B, H)
         for request, vector, estimate in zip(requests, vectors, estimates, strict=True):
             estimate.update(_personality(model, request, vector))
     for request, estimate in zip(requests, estimates, strict=True):
         estimate.update(_condition(model, request, estimate))
         if not request.personality:
             estimate.update(utterance_traits=None, average_traits=None, conversation_traits=None)
-    if wanted := [row for row, estimate in enumerate(estimates) if "condition_traits" in estimate]:
-        traits = torch.tensor([estimates[row]["condition_traits"] for row in wanted], device=model.device)  # (W, 5)
+    if wanted := [row for row, request in enumerate(requests) if request.emotion and model.config.emotions]:
+        traits = None
+        if model.config.conditioned:
+            traits = torch.tensor([estimates[row]["condition_traits"] for row in wanted], device=model.device)  # (W, 5)
         for name, values in model.emotion(frames.rows(wanted), traits).items():
             limited = _finite(values, name).clamp(*model.config.emotion_scale)  # (W,)
             for row, value in zip(wanted, limited.tolist(), strict=True):
@@ -87,7 +90,7 @@ def _personality(model: KibunModel, request: Utterance, vector: Tensor) -> dict[
 
 def _condition(model: KibunModel, request: Utterance, estimate: dict[str, Any]) -> dict[str, Any]:
     """The traits that emotion is conditioned on: the given ones, else what the configuration names."""
-    if not (request.emotion and model.config.emotions):
+    if not (request.emotion and model.config.conditioned):
         return {}
     if request.given_traits is not None:
         return {"condition_traits": tuple(map(float, request.given_traits)), "condition_source": "given"}
@@ -124,7 +127,7 @@ def _check(model: KibunModel, index: int, request: Utterance) -> None:
     given = request.given_traits
     if given is not None and (len(given) != len(TRAITS) or not all(low <= value <= high for value in given)):
         raise ValueError(f"{where}: given_traits is {given}, it has to be {len(TRAITS)} numbers {low:g}..{high:g}")
-    if given is None and request.emotion and model.config.emotions and not model.config.supports_personality:
+    if given is None and request.emotion and model.config.conditioned and not model.config.supports_personality:
         raise ValueError(f"{where}: this model has no personality tail, so emotion needs given_traits")
 
 

@@ -1,10 +1,15 @@
-"""TICN-CA: valence or arousal from frames, conditioned on the speaker's Big Five traits.
+"""Emotion heads: one dimension, valence or arousal, from frames and from what is known of the speaker's Big Five.
 
-Source: Gao et al., "Bridging Speech Emotion Recognition and Personality", IEEE TAC 2025 (temporal interaction condition
-network with cross attention). The sizes of its parts are not all in the text; ours add +11.43 M parameters to
-HuBERT-base's 94.40 M, +12.10 % where the paper reports +12.1 %.
+Source: Gao et al., "Bridging Speech Emotion Recognition and Personality", IEEE TAC 2025: the baseline, two simpler ways
+of conditioning (Concat, CA) and the temporal interaction condition network with cross attention (TICN-CA). The sizes of
+its parts are not all in the text; ours add +11.43 M parameters to HuBERT-base's 94.40 M, +12.10 % where the paper
+reports +12.1 %.
+
+Every head maps (Frames, traits) to (B,), not limited to the scale. It masks padding, and it is given all five traits
+and picks those that it was made for, so that callers need not know which.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,18 +17,109 @@ from torch import Tensor, nn
 
 from kibun.models.hubert import Frames
 from kibun.models.layers import Attention, Linear, ScaleLinear, TransformerLayer
+from kibun.models.types import TRAITS
 
 Query = Literal["personality", "acoustic"]
+HeadName = Literal["baseline", "regression", "concat", "ca", "ticn-ca"]
+
+HEADS: tuple[HeadName, ...] = ("baseline", "regression", "concat", "ca", "ticn-ca")
+CONDITIONED = ("concat", "ca", "ticn-ca")
+"""Heads that need traits; the others ignore them."""
+
+
+class Baseline(nn.Module):
+    """No traits: y = W · mean(H)."""
+
+    def __init__(self, size: int, *, centre: float) -> None:
+        super().__init__()
+        self.out = ScaleLinear(size, 1, centre=centre)
+
+    def forward(self, frames: Frames, traits: Tensor | None) -> Tensor:
+        """frames (B, T, H), traits ignored -> (B,)."""
+        return self.out(frames.mean()).squeeze(1)  # type: ignore[no-any-return]
+
+
+class Regression(nn.Module):
+    """No traits: a hidden layer between mean and output, as in public dimensional emotion checkpoints.
+
+    Source: Wagner et al., "Dawn of the transformer era in speech emotion recognition", IEEE TPAMI 2023, whose head is
+    mean pool, Linear, tanh, Linear.
+    """
+
+    def __init__(self, size: int, *, dropout: float, centre: float) -> None:
+        super().__init__()
+        self.dense = Linear(size, size)
+        self.dropout = nn.Dropout(dropout)
+        self.out = ScaleLinear(size, 1, centre=centre)
+
+    def forward(self, frames: Frames, traits: Tensor | None) -> Tensor:
+        """frames (B, T, H), traits ignored -> (B,)."""
+        hidden = torch.tanh(self.dense(self.dropout(frames.mean())))  # (B, H)
+        return self.out(self.dropout(hidden)).squeeze(1)  # type: ignore[no-any-return]
+
+
+class Concat(nn.Module):
+    """y = W · [mean(H); P] with P = Linear(traits -> H)."""
+
+    def __init__(self, size: int, *, indices: Sequence[int], centre: float) -> None:
+        super().__init__()
+        self.indices = list(indices)
+        self.personality = Linear(len(self.indices), size)
+        self.out = ScaleLinear(2 * size, 1, centre=centre)
+
+    def forward(self, frames: Frames, traits: Tensor) -> Tensor:
+        """frames (B, T, H), traits (B, 5) -> (B,)."""
+        personality = self.personality(traits[:, self.indices])  # (B, H)
+        return self.out(torch.cat([frames.mean(), personality], dim=1)).squeeze(1)  # type: ignore[no-any-return]
+
+
+class Ca(nn.Module):
+    """Cross attention between H and the one token P = Linear(traits -> H), mean pool, linear.
+
+    With query "acoustic" the softmax is over a single key and the output does not depend on the audio; the default
+    asks with P. Both are kept, because the paper does not say which side asks.
+    """
+
+    def __init__(
+        self, size: int, *, heads: int, query: Query, dropout: float, indices: Sequence[int], centre: float
+    ) -> None:
+        super().__init__()
+        self.query = query
+        self.indices = list(indices)
+        self.personality = Linear(len(self.indices), size)
+        self.cross_attention = Attention(size, heads, dropout)
+        self.out = ScaleLinear(size, 1, centre=centre)
+
+    def forward(self, frames: Frames, traits: Tensor) -> Tensor:
+        """frames (B, T, H), traits (B, 5) -> (B,)."""
+        personality = self.personality(traits[:, self.indices])[:, None]  # (B, 1, H)
+        if self.query == "personality":
+            pooled = self.cross_attention(personality, frames.hidden, frames.mask).squeeze(1)  # (B, H)
+        else:
+            attended = self.cross_attention(frames.hidden, personality, None)  # (B, T, H)
+            pooled = Frames(attended, frames.lengths).mean()  # (B, H)
+        return self.out(pooled).squeeze(1)  # type: ignore[no-any-return]
 
 
 class TicnCa(nn.Module):
     """Temporal interaction of traits and frames, cross attention, masked mean pool, linear."""
 
-    def __init__(self, size: int, *, heads: int, ff: int, query: Query, dropout: float, centre: float) -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        heads: int,
+        ff: int,
+        query: Query,
+        dropout: float,
+        centre: float,
+        indices: Sequence[int] = range(len(TRAITS)),
+    ) -> None:
         super().__init__()
         self.query = query
-        self.traits = nn.ModuleList([Linear(1, size) for _ in range(5)])
-        self.fuse = Linear(5 * size, size)
+        self.indices = list(indices)
+        self.traits = nn.ModuleList([Linear(1, size) for _ in self.indices])
+        self.fuse = Linear(len(self.indices) * size, size)
         self.acoustic = Linear(size, size)
         self.interaction = TransformerLayer(size, heads, ff, dropout)
         self.cross_attention = Attention(size, heads, dropout)
@@ -40,7 +136,7 @@ class TicnCa(nn.Module):
             (B,), not limited to the scale.
         """
         mask = frames.mask  # (B, T)
-        embedded = [linear(traits[:, k : k + 1]) for k, linear in enumerate(self.traits)]  # 5 of (B, H)
+        embedded = [linear(traits[:, k : k + 1]) for linear, k in zip(self.traits, self.indices, strict=True)]
         personality = self.fuse(torch.cat(embedded, dim=1))  # (B, 5 H) -> (B, H)
         acoustic = self.acoustic(frames.hidden)  # (B, T, H)
         interacted = self.interaction(acoustic + personality[:, None, :], mask)  # P repeated over T -> (B, T, H)
@@ -49,3 +145,42 @@ class TicnCa(nn.Module):
         attended = self.cross_attention(query, memory, mask)  # (B, T, H)
         pooled = Frames(attended, frames.lengths).mean()  # (B, H)
         return self.out(pooled).squeeze(1)  # type: ignore[no-any-return]  # (B,)
+
+
+def make_head(
+    name: HeadName,
+    size: int,
+    *,
+    heads: int = 4,
+    ff: int = 2048,
+    query: Query = "personality",
+    dropout: float = 0.1,
+    centre: float = 3.0,
+    traits: Sequence[str] = TRAITS,
+) -> nn.Module:
+    """The emotion head of this name.
+
+    Args:
+        name: one of HEADS.
+        size: H of the frames.
+        heads, ff, query: of attention and TICN's Transformer layer; ignored by heads without them.
+        centre: the middle of the emotion scale, where estimates start.
+        traits: those of TRAITS that a conditioned head looks at.
+
+    Raises:
+        ValueError: an unknown name or trait, or a size that heads do not divide.
+    """
+    indices = [TRAITS.index(trait) for trait in traits]
+    match name:
+        case "baseline":
+            return Baseline(size, centre=centre)
+        case "regression":
+            return Regression(size, dropout=dropout, centre=centre)
+        case "concat":
+            return Concat(size, indices=indices, centre=centre)
+        case "ca":
+            return Ca(size, heads=heads, query=query, dropout=dropout, indices=indices, centre=centre)
+        case "ticn-ca":
+            return TicnCa(size, heads=heads, ff=ff, query=query, dropout=dropout, centre=centre, indices=indices)
+        case _:
+            raise ValueError(f"head is {name!r}, allowed are {', '.join(HEADS)}")

@@ -3,8 +3,9 @@
 from typing import Any, ClassVar, cast
 
 from kibun.models._transformers import HubertConfig, PreTrainedConfig
+from kibun.models.conditioning import CONDITIONED, HEADS
 from kibun.models.hubert import receptive_field
-from kibun.models.types import EMOTIONS
+from kibun.models.types import EMOTIONS, TRAITS
 
 TASKS = ("personality", *EMOTIONS)
 CONDITION_SOURCES = ("utterance", "average", "conversation")
@@ -19,9 +20,17 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     hubert: dict[str, Any] | HubertConfig | None = None  # None: HuBERT-base
     trunk_layers: int | None = None  # Transformer layers that all tasks share; None: half of them
-    tasks: list[str] | tuple[str, ...] = TASKS  # each has a tail of its own
+    tasks: list[str] | tuple[str, ...] = TASKS
+    tail_of: dict[str, str] | None = None  # task -> name of its tail; a task that is not named has one of its own
 
-    # TICN-CA (conditioning.py)
+    # A HuBERT of its own for personality, where the other tasks' trunk is of another kind; None: the shared one
+    personality_hubert: dict[str, Any] | None = None
+    personality_trunk_layers: int | None = None  # None: half of its layers
+    personality_do_normalize: bool = True
+
+    # Emotion heads (conditioning.py)
+    emotion_head: str = "ticn-ca"
+    condition_on: list[str] | tuple[str, ...] = TRAITS  # traits that a conditioned head looks at
     condition_heads: int = 4
     condition_ff: int = 2048
     cross_attention_query: str = "personality"  # or "acoustic"
@@ -40,6 +49,7 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     # What the estimates are
     trait_scale: list[float] | tuple[float, float] = (1.0, 7.0)
     emotion_scale: list[float] | tuple[float, float] = (1.0, 5.0)
+    emotion_rescaled_from: list[float] | tuple[float, float] | None = None  # the scale that training labels had
     bundle_name: str = "unnamed"
     bundle_version: str = "1"
     synthetic: bool = False  # trained on synthetic speech: every surface has to say so
@@ -51,12 +61,18 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         # transformers' layers read this; KibunModel masks for it (no flash attention, whose masks differ).
         hubert._attn_implementation = "sdpa"
         self.tasks = tuple(self.tasks)
+        self.condition_on = tuple(self.condition_on)
         self.trait_scale = (float(self.trait_scale[0]), float(self.trait_scale[1]))
         self.emotion_scale = (float(self.emotion_scale[0]), float(self.emotion_scale[1]))
         if self.trunk_layers is None:
             self.trunk_layers = hubert.num_hidden_layers // 2
+        if self.emotion_rescaled_from is not None:
+            low, high = self.emotion_rescaled_from
+            self.emotion_rescaled_from = (float(low), float(high))
+        if self.personality_hubert is not None and self.personality_trunk_layers is None:
+            self.personality_trunk_layers = self.personality_hubert_config.num_hidden_layers // 2
         if self.conversation_size is None:
-            self.conversation_size = min(hubert.hidden_size, 256)
+            self.conversation_size = min(self.personality_hubert_config.hidden_size, 256)
         self._check()
 
     def _check(self) -> None:
@@ -67,6 +83,7 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             )
         if not self.tasks or len(set(self.tasks)) < len(self.tasks) or not set(self.tasks) <= set(TASKS):
             raise ValueError(f"tasks is {list(self.tasks)}, allowed are one or more of {list(TASKS)}, each once")
+        self._check_parts()
         if self.condition_source not in CONDITION_SOURCES:
             raise ValueError(f"condition_source is {self.condition_source!r}, allowed are {CONDITION_SOURCES}")
         if self.cross_attention_query not in QUERIES:
@@ -80,15 +97,59 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             if heads < 1 or size % heads:
                 raise ValueError(f"{name} is {heads}, which does not divide {size}")
 
+    def _check_parts(self) -> None:
+        if self.emotion_head not in HEADS:
+            raise ValueError(f"emotion_head is {self.emotion_head!r}, allowed are {HEADS}")
+        on = list(self.condition_on)
+        if not on or on != [trait for trait in TRAITS if trait in on]:
+            raise ValueError(f"condition_on is {on}, allowed are one or more of {list(TRAITS)}, in this order")
+        tail_of = self.tail_of or {}
+        if not set(tail_of) <= set(self.tasks) or not all(str(name).isidentifier() for name in tail_of.values()):
+            raise ValueError(f"tail_of is {tail_of}, allowed are names of tails for tasks of {list(self.tasks)}")
+        if self.personality_hubert is None:
+            return
+        if not self.supports_personality:
+            raise ValueError("personality_hubert is set, but 'personality' is not among the tasks")
+        if [self.tail_name(task) for task in self.tasks].count(self.tail_name("personality")) > 1:
+            raise ValueError("tail_of: personality has a HuBERT of its own, so no other task can share its tail")
+        layers = self.personality_hubert_config.num_hidden_layers
+        if not 0 <= cast(int, self.personality_trunk_layers) <= layers:
+            raise ValueError(f"personality_trunk_layers is {self.personality_trunk_layers}, allowed are 0..{layers}")
+
     @property
     def hubert_config(self) -> HubertConfig:
         """The HuBERT part, typed."""
         return cast(HubertConfig, self.hubert)
 
     @property
+    def personality_hubert_config(self) -> HubertConfig:
+        """The HuBERT that personality listens through: one of its own, or the shared one."""
+        if self.personality_hubert is None:
+            return self.hubert_config
+        config = HubertConfig(**self.personality_hubert)
+        config._attn_implementation = "sdpa"
+        return config
+
+    def tail_name(self, task: str) -> str:
+        """Name of the tail that a task listens through."""
+        return (self.tail_of or {}).get(task, task)
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether emotion is conditioned on traits, and so needs some."""
+        return bool(self.emotions) and self.emotion_head in CONDITIONED
+
+    @property
     def tail_layers(self) -> int:
-        """Transformer layers of each task's tail."""
+        """Transformer layers of each task's tail on the shared trunk."""
         return self.hubert_config.num_hidden_layers - cast(int, self.trunk_layers)
+
+    @property
+    def personality_tail_layers(self) -> int:
+        """Transformer layers of the personality tail."""
+        if self.personality_hubert is None:
+            return self.tail_layers
+        return self.personality_hubert_config.num_hidden_layers - cast(int, self.personality_trunk_layers)
 
     @property
     def emotions(self) -> tuple[str, ...]:
@@ -102,5 +163,5 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     @property
     def min_samples(self) -> int:
-        """Fewest samples at 16 kHz that make one frame."""
-        return receptive_field(self.hubert_config)
+        """Fewest samples at 16 kHz that make one frame, for every task."""
+        return max(receptive_field(self.hubert_config), receptive_field(self.personality_hubert_config))

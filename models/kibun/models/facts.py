@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kibun.models.files import CONFIG, WEIGHTS, BundleError, ExpectedError, read_sidecars
+from kibun.models.types import TRAITS
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,12 @@ class BundleFacts:
     size_bytes: int
     sampling_rate_hz: int
     do_normalize: bool
+    emotion_head: str
+    condition_on: tuple[str, ...]
     condition_source: str
     trait_scale: tuple[float, float]
     emotion_scale: tuple[float, float]
+    emotion_rescaled_from: tuple[float, float] | None
     expected_error: ExpectedError | None
     card: str | None
 
@@ -57,9 +61,12 @@ def read_facts(folder: Path) -> BundleFacts:
             size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
             sampling_rate_hz=config["sampling_rate"],
             do_normalize=config["do_normalize"],
+            emotion_head=config.get("emotion_head", "ticn-ca"),  # bundles older than the choice have none
+            condition_on=tuple(config.get("condition_on", TRAITS)),
             condition_source=config["condition_source"],
             trait_scale=tuple(config["trait_scale"]),
             emotion_scale=tuple(config["emotion_scale"]),
+            emotion_rescaled_from=tuple(scale) if (scale := config.get("emotion_rescaled_from")) else None,
             expected_error=expected_error,
             card=card,
         )

@@ -2,8 +2,10 @@
 
     waveform ─ trunk ─┬─ tail personality ─ mean ─ vector ─┬─ PersonalityHead      settings 1, 2
                       │                    history vectors ─┴─ ConversationHead    setting 3 ─┐ traits, or given ones
-                      ├─ tail valence ─ TicnCa ────────────────────────────────────────────────┤
-                      └─ tail arousal ─ TicnCa ────────────────────────────────────────────────┘
+                      ├─ tail valence ─ emotion head ──────────────────────────────────────────┤
+                      └─ tail arousal ─ emotion head ──────────────────────────────────────────┘
+
+Tasks may share a tail (`tail_of`), as in multi-task training; personality may have a trunk of its own.
 
 `KibunModel.analyze` is what is served. `encode`, `vectors`, `utterance_traits`, `conversation_traits` and `emotion` are
 its steps, differentiable, for training.
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from kibun.models import files
 from kibun.models._transformers import ModelOutput, PreTrainedModel
 from kibun.models.analysis import analyze
-from kibun.models.conditioning import Query, TicnCa
+from kibun.models.conditioning import HeadName, Query, make_head
 from kibun.models.config import KibunConfig
 from kibun.models.hubert import Frames, Tail, Trunk
 from kibun.models.layers import Linear
@@ -28,6 +30,15 @@ from kibun.models.personality import ConversationHead, PersonalityHead, round_to
 from kibun.models.types import Analysis, Utterance
 
 NORMALISATION_EPSILON = 1e-7  # as transformers' Wav2Vec2FeatureExtractor
+
+
+def normalised(waveform: Tensor, normalise: bool) -> Tensor:
+    """Zero mean and unit variance over the utterance, where the checkpoint was trained so; (N,) -> (N,)."""
+    if not normalise:
+        return waveform
+    wide = waveform.double()  # squares of large samples do not fit into float32
+    variance, mean = torch.var_mean(wide, correction=0)
+    return ((wide - mean) / torch.sqrt(variance + NORMALISATION_EPSILON)).to(waveform.dtype)
 
 
 @dataclass
@@ -61,12 +72,24 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         super().__init__(config)
         hubert, size = config.hubert_config, config.hubert_config.hidden_size
         self.trunk = Trunk(hubert, cast(int, config.trunk_layers))
-        self.tails = nn.ModuleDict({task: Tail(hubert, config.tail_layers) for task in config.tasks})
-        trait_centre = sum(config.trait_scale) / 2
+        self.tails = nn.ModuleDict()
+        for task in config.tasks:
+            if config.tail_name(task) in self.tails:
+                continue  # shared with an earlier task
+            if task == "personality":
+                tail = Tail(config.personality_hubert_config, config.personality_tail_layers)
+            else:
+                tail = Tail(hubert, config.tail_layers)
+            self.tails[config.tail_name(task)] = tail
+        self.personality_trunk: Trunk | None = None
+        if config.personality_hubert is not None:
+            layers = cast(int, config.personality_trunk_layers)
+            self.personality_trunk = Trunk(config.personality_hubert_config, layers)
         if config.supports_personality:
-            self.personality_head = PersonalityHead(size, centre=trait_centre)
+            trait_centre = sum(config.trait_scale) / 2
+            self.personality_head = PersonalityHead(self.vector_size, centre=trait_centre)
             self.conversation_head = ConversationHead(
-                size,
+                self.vector_size,
                 inner=cast(int, config.conversation_size),
                 heads=config.conversation_heads,
                 dropout=config.head_dropout,
@@ -74,13 +97,15 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             )
         self.emotion_heads = nn.ModuleDict(
             {
-                name: TicnCa(
+                name: make_head(
+                    cast(HeadName, config.emotion_head),
                     size,
                     heads=config.condition_heads,
                     ff=config.condition_ff,
                     query=cast(Query, config.cross_attention_query),
                     dropout=config.head_dropout,
                     centre=sum(config.emotion_scale) / 2,
+                    traits=config.condition_on,
                 )
                 for name in config.emotions
             }
@@ -95,10 +120,18 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         Args:
             waveforms: B float tensors (N_i,) at 16 kHz, each of at least `min_samples`; lengths may differ.
         """
-        return cast(Frames, self.trunk([self._normalise(waveform) for waveform in waveforms]))
+        normalise = self.config.do_normalize
+        return cast(Frames, self.trunk([normalised(waveform, normalise) for waveform in waveforms]))
+
+    def personality_frames(self, waveforms: Sequence[Tensor], frames: Frames) -> Frames:
+        """What `vectors` reads: `frames` of the same waveforms, or those of personality's own trunk if it has one."""
+        if self.personality_trunk is None:
+            return frames
+        normalise = self.config.personality_do_normalize
+        return cast(Frames, self.personality_trunk([normalised(waveform, normalise) for waveform in waveforms]))
 
     def vectors(self, frames: Frames) -> Tensor:
-        """Utterance vectors (B, H) from the trunk's frames: the mean over the personality tail's, not yet rounded."""
+        """Utterance vectors (B, H) from a trunk's frames: the mean over the personality tail's, not yet rounded."""
         return cast(Frames, self.tail("personality")(frames)).mean()
 
     def utterance_traits(self, vectors: Tensor) -> Tensor:
@@ -109,9 +142,19 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         """Setting 3: (B, K, H) vectors, mask (B, K) True where real, to (B, 5) traits, not limited to the scale."""
         return cast(Tensor, self.conversation_head(round_to_stored(vectors), mask))
 
-    def emotion(self, frames: Frames, traits: Tensor) -> dict[str, Tensor]:
-        """Each emotion dimension (B,) from the trunk's frames and (B, 5) traits, not limited to the scale."""
-        return {name: head(self.tail(name)(frames), traits) for name, head in self.emotion_heads.items()}
+    def emotion(self, frames: Frames, traits: Tensor | None) -> dict[str, Tensor]:
+        """Each emotion dimension (B,) from the trunk's frames and (B, 5) traits, not limited to the scale.
+
+        traits: None will do where `config.conditioned` is False.
+        """
+        heard: dict[str, Frames] = {}  # by tail: dimensions that share one run it once
+        estimates = {}
+        for name, head in self.emotion_heads.items():
+            tail = self.config.tail_name(name)
+            if tail not in heard:
+                heard[tail] = self.tail(name)(frames)
+            estimates[name] = head(heard[tail], traits)
+        return estimates
 
     def forward(
         self, input_values: Tensor, lengths: Tensor | Sequence[int] | None = None, traits: Tensor | None = None
@@ -125,34 +168,38 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
                 the emotion loss does not teach the personality tail.
         """
         sizes = [input_values.shape[1]] * len(input_values) if lengths is None else [int(n) for n in lengths]
-        frames = self.encode([row[:size] for row, size in zip(input_values, sizes, strict=True)])
+        waveforms = [row[:size] for row, size in zip(input_values, sizes, strict=True)]
+        frames = self.encode(waveforms)
         estimates: dict[str, Tensor] = {}
         if self.config.supports_personality:
-            estimates["vectors"] = self.vectors(frames)
+            estimates["vectors"] = self.vectors(self.personality_frames(waveforms, frames))
             estimates["traits"] = self.utterance_traits(estimates["vectors"])
             if traits is None:
                 traits = estimates["traits"].detach().clamp(*self.config.trait_scale)
         if self.config.emotions:
-            if traits is None:
+            if traits is None and self.config.conditioned:
                 raise ValueError("this model has no personality tail: pass `traits` to condition emotion on")
             estimates.update(self.emotion(frames, traits))
         return KibunOutput(**estimates)
 
     def freeze_trunk(self) -> None:
         """Stop the trunk from learning, and keep its dropout off, so that its frames may be computed once."""
-        self.trunk.requires_grad_(False)
-        self.trunk.eval()
+        for trunk in (self.trunk, self.personality_trunk):
+            if trunk is not None:
+                trunk.requires_grad_(False)
+                trunk.eval()
 
     def train(self, mode: bool = True) -> Self:
         """As `nn.Module.train`, but a frozen trunk stays in evaluation mode."""
         super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.trunk.parameters()):
-            self.trunk.eval()
+        for trunk in (self.trunk, self.personality_trunk):
+            if trunk is not None and not any(parameter.requires_grad for parameter in trunk.parameters()):
+                trunk.eval()
         return self
 
     def tail(self, task: str) -> Tail:
         """The tail of "personality", "valence" or "arousal"; KeyError for a task that the bundle lacks."""
-        return cast(Tail, self.tails[task])
+        return cast(Tail, self.tails[self.config.tail_name(task)])
 
     # ---- the one call ----------------------------------------------------------------------------------------------
 
@@ -164,7 +211,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     @property
     def vector_size(self) -> int:
         """D of the utterance vectors; 0 for a model without personality."""
-        return self.config.hubert_config.hidden_size if self.config.supports_personality else 0
+        return self.config.personality_hubert_config.hidden_size if self.config.supports_personality else 0
 
     def analyze(self, requests: Sequence[Utterance]) -> list[Analysis]:
         """Estimate traits and emotion of each utterance; see `kibun.models.analysis.analyze`."""
@@ -219,14 +266,6 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         return (model, info) if wants_info else model
 
     # ---- inside ----------------------------------------------------------------------------------------------------
-
-    def _normalise(self, waveform: Tensor) -> Tensor:
-        """Zero mean and unit variance over the utterance, if the checkpoint was trained so; (N,) -> (N,)."""
-        if not self.config.do_normalize:
-            return waveform
-        wide = waveform.double()  # squares of large samples do not fit into float32
-        variance, mean = torch.var_mean(wide, correction=0)
-        return ((wide - mean) / torch.sqrt(variance + NORMALISATION_EPSILON)).to(waveform.dtype)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
