@@ -6,8 +6,11 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from kibun.training.prepare_commands import prepare_app
+
 synth_app = typer.Typer(help="Generate labelled speech with espeak-ng.", no_args_is_help=True)
 train_app = typer.Typer(help="Train models.", no_args_is_help=True)
+train_app.add_typer(prepare_app, name="prepare")
 
 
 @synth_app.callback()

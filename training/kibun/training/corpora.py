@@ -1,0 +1,111 @@
+"""What every corpus needs on its way to a manifest: paths that stay right, counts, a write that is all or nothing."""
+
+import dataclasses
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from kibun.training.errors import CorpusError
+
+Row = dict[str, Any]
+"""One line of a manifest."""
+
+Progress = Callable[[int, int], None]
+"""Called with what is done and what there is to do."""
+
+LABELS = ("text", "valence", "arousal", "traits", "gender", "split")
+
+
+def no_progress(done: int, total: int) -> None:
+    """For those who do not watch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What was found and written. ``groups``: utterances and conversations of each session or split.
+
+    ``labelled``: utterances that have text, valence and so on. ``found``: counts that only this kind of corpus has.
+    ``ignored``: files that were seen and left alone. ``warnings``: what differs from what was expected.
+    """
+
+    corpus: str
+    manifest: str
+    utterances: int
+    dialogues: int
+    conversations: int
+    speakers: int
+    hours: float
+    shortest_s: float
+    longest_s: float
+    groups: dict[str, dict[str, int]]
+    labelled: dict[str, int]
+    found: dict[str, Any]
+    ignored: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def count(rows: Sequence[Row], group_by: str | None) -> dict[str, Any]:
+    """The counted fields of a `Report`; ``group_by``: the field whose values are counted apart."""
+    seconds = [row["seconds"] for row in rows]
+    names = sorted({str(row[group_by]) for row in rows}) if group_by else []
+    parts = {name: [row for row in rows if str(row[group_by or ""]) == name] for name in names}
+    return {
+        "utterances": len(rows),
+        "dialogues": len({row["dialogue"] for row in rows}),
+        "conversations": len({(row["dialogue"], row["speaker"]) for row in rows}),
+        "speakers": len({row["speaker"] for row in rows}),
+        "hours": round(sum(seconds) / 3600, 3),
+        "shortest_s": min(seconds),
+        "longest_s": max(seconds),
+        "groups": {
+            name: {
+                "utterances": len(part),
+                "dialogues": len({row["dialogue"] for row in part}),
+                "conversations": len({(row["dialogue"], row["speaker"]) for row in part}),
+            }
+            for name, part in parts.items()
+        },
+        "labelled": {field: sum(row.get(field) is not None for row in rows) for field in LABELS},
+    }
+
+
+def stored_path(audio: Path, folder: Path) -> str:
+    """How a manifest in ``folder`` names an audio file: relative where it lies under it, else absolute."""
+    audio, folder = audio.resolve(), folder.resolve()
+    return audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else str(audio)
+
+
+def write_corpus(out: Path, rows: Iterable[Row], report: Report) -> None:
+    """Write the manifest and, beside it, its report; an earlier manifest stays whole until the new one is."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lines = (
+        json.dumps({name: value for name, value in row.items() if value is not None}, ensure_ascii=False)
+        for row in rows
+    )
+    _replace(out, "".join(f"{line}\n" for line in lines))
+    _replace(report_path(out), json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False) + "\n")
+
+
+def report_path(manifest: Path) -> Path:
+    """``corpus.report.json`` of ``corpus.jsonl``."""
+    return manifest.with_suffix(".report.json")
+
+
+def raise_problems(what: str, problems: Sequence[str]) -> None:
+    """CorpusError with all of them, if there are any."""
+    if problems:
+        raise CorpusError(what, problems)
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """Those that occur more than once."""
+    return [name for name, times in Counter(names).items() if times > 1]
+
+
+def _replace(path: Path, text: str) -> None:
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)

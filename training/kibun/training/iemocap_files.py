@@ -1,0 +1,178 @@
+"""The text files of IEMOCAP, line by line: evaluations, transcriptions, and what the utterance ids say.
+
+Whatever cannot be understood goes into `Notes` with file and line; nothing is passed over in silence.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+# Ses01F_script02_1_M003: session 1, F wears the motion capture, and M, the letter before the last number, speaks.
+# XX stands in ids of utterances that were transcribed but not segmented.
+_ID = re.compile(r"(?P<dialogue>Ses(?P<session>\d\d)[FM]_(?:impro|script)\w+)_(?P<letter>[FM])(?:XX)?\d+")
+_DIALOGUE = re.compile(r"Ses(?P<session>\d\d)[FM]_(?:impro|script)\w+")
+_EVALUATION = re.compile(
+    r"\[\s*(?P<start>\S+)\s+-\s+(?P<end>\S+?)\s*\]\s+(?P<id>\S+)\s+(?P<emotion>\w+)\s+\[(?P<numbers>[^\]]*)\]"
+)
+# One rater's opinion: `C-E2: Neutral; ()` or `A-F1: val 3; act 2; dom 2; ()`. Their means are what counts here.
+_RATER = re.compile(r"[AC]-[A-Z]+\d*:")
+_TRANSCRIPT = re.compile(r"(?P<id>Ses\S+)\s+\[(?P<times>[^\]]*)\]:(?P<text>.*)")
+# [LAUGHTER], [BREATHING], ++GARBAGE++: sounds, not words.
+_MARKUP = re.compile(r"\[[^\]]*\]|\+\+\w+\+\+")
+LOWEST, HIGHEST = 0.0, 6.0  # means of raters go from 0.5 (dominance) to 5.5 (valence)
+
+
+@dataclasses.dataclass
+class Notes:
+    """What is gathered on the way: problems stop the corpus from being written, the rest is reported.
+
+    unknown_lines: places in EmoEvaluation that are neither an utterance, nor a rater's, nor the header, nor blank.
+    """
+
+    problems: list[str] = dataclasses.field(default_factory=list)
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    unknown_lines: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class UtteranceId:
+    """What an utterance's name says."""
+
+    dialogue: str
+    session: int
+    letter: str  # of the speaker, "F" or "M"
+
+    @property
+    def speaker(self) -> str:
+        """One actor, e.g. ``Ses01_F``; two in each session, the same in all of its dialogues."""
+        return f"Ses{self.session:02d}_{self.letter}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One utterance as the raters saw it: seconds within the dialogue, means on 1..5 (nearly), majority's emotion."""
+
+    id: str
+    where: str
+    start_s: float
+    end_s: float
+    emotion: str
+    valence: float
+    arousal: float
+    dominance: float
+
+
+def parse_id(name: str) -> UtteranceId | None:
+    """None for what is no utterance id of IEMOCAP."""
+    match = _ID.fullmatch(name)
+    return UtteranceId(match["dialogue"], int(match["session"]), match["letter"]) if match else None
+
+
+def dialogue_session(name: str) -> int | None:
+    """The session of a dialogue id; None for what is no dialogue id."""
+    match = _DIALOGUE.fullmatch(name)
+    return int(match["session"]) if match else None
+
+
+def read_evaluations(path: Path, notes: Notes) -> list[Evaluation]:
+    """The utterances of one dialogue's file in EmoEvaluation, in the order of the file."""
+    found = []
+    lines = _lines(path, notes)
+    for number, line in enumerate(lines, 1):
+        where, line = f"{path}:{number}", line.strip()
+        if not line or line.startswith("%") or _RATER.match(line):
+            continue
+        match = _EVALUATION.fullmatch(line)
+        if match:
+            found += _evaluation(where, match, path.stem, notes.problems)
+        elif line.startswith("[") or "Ses" in line:
+            expected = "[START - END] ID EMOTION [VALENCE, ACTIVATION, DOMINANCE]"
+            notes.problems.append(f"{where}: malformed line {line[:80]!r}, must be {expected}")
+        else:
+            notes.unknown_lines.append(where)
+    if lines and not found:
+        notes.problems.append(f"{path}: has no utterance")
+    return found
+
+
+def _evaluation(where: str, match: re.Match[str], dialogue: str, problems: list[str]) -> list[Evaluation]:
+    """One, or none and a problem more."""
+    identity = parse_id(match["id"])
+    if identity is None or identity.dialogue != dialogue:
+        problems.append(f"{where}: field ID is {match['id']!r}, must be {dialogue}_ and F or M and a number")
+        return []
+    start_s, end_s = _number(match["start"]), _number(match["end"])
+    if start_s is None or end_s is None or not 0 <= start_s < end_s:
+        times = f"[{match['start']} - {match['end']}]"
+        problems.append(f"{where}: time range {times} must be two numbers of seconds, 0 or more and rising")
+        return []
+    scores = [_number(part) for part in match["numbers"].split(",")]
+    if len(scores) != 3 or not all(score is not None and LOWEST <= score <= HIGHEST for score in scores):
+        names = "valence, activation, dominance"
+        problems.append(
+            f"{where}: [{match['numbers']}] must be {names} as three numbers from {LOWEST:g} to {HIGHEST:g}"
+        )
+        return []
+    valence, arousal, dominance = (float(score or 0.0) for score in scores)
+    return [Evaluation(match["id"], where, start_s, end_s, match["emotion"], valence, arousal, dominance)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcripts:
+    """What was said in one dialogue, by utterance id, as written; and lines that belong to no utterance."""
+
+    texts: dict[str, str]
+    without_id: int  # such as `M: Okay.`
+
+
+def read_transcripts(path: Path, notes: Notes) -> Transcripts:
+    """The file of one dialogue in dialog/transcriptions."""
+    texts: dict[str, str] = {}
+    without_id = 0
+    lines = _lines(path, notes)
+    for number, line in enumerate(lines, 1):
+        where, line = f"{path}:{number}", line.strip()
+        match = _TRANSCRIPT.fullmatch(line)
+        if match:
+            text = match["text"].strip()
+            if texts.setdefault(match["id"], text) != text:
+                problem = f"{where}: {match['id']} is transcribed twice, and differently; keep one of the lines"
+                notes.problems.append(problem)
+        elif line.startswith("Ses"):
+            notes.problems.append(f"{where}: malformed line {line[:80]!r}, must be ID [START-END]: TEXT")
+        elif line:
+            without_id += 1
+    if lines and not texts:
+        notes.problems.append(f"{path}: transcribes no utterance")
+    return Transcripts(texts, without_id)
+
+
+def spoken_words(transcript: str) -> str:
+    """The transcript without marks for sounds such as ``[LAUGHTER]``; "" where there is nothing else."""
+    return " ".join(_MARKUP.sub(" ", transcript).split())
+
+
+def _lines(path: Path, notes: Notes) -> list[str]:
+    """Without line ends of whatever kind; none, and a problem, for what is no text file or an empty one."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        notes.problems.append(f"{path}: {reason}")
+        return []
+    if not content.strip() or b"\0" in content:
+        notes.problems.append(f"{path}: {'is no text file' if content.strip() else 'is empty'}")
+        return []
+    try:
+        return content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        notes.warnings.append(f"{path}:{line}: not UTF-8 (byte {content[error.start]:#04x}), read as Latin-1")
+        return content.decode("latin-1").splitlines()
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,96 @@
+"""`kibun train prepare …`: from a corpus on disk to a manifest. Heavy imports happen inside the commands."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from kibun.training.corpora import Progress, Report
+
+prepare_app = typer.Typer(
+    help="Make a manifest of a corpus: checked, counted, ready to train on.", no_args_is_help=True
+)
+
+Out = Annotated[Path, typer.Option(help="The manifest to write; its report lies beside it, as NAME.report.json.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the report, or all problems, as JSON.")]
+
+
+@prepare_app.callback()
+def _prepare() -> None:
+    """Make a manifest of a corpus: checked, counted, ready to train on."""
+
+
+@prepare_app.command()
+def iemocap(
+    iemocap: Annotated[Path, typer.Option(help="The copy of IEMOCAP: the folder that holds Session1 to Session5.")],
+    tipi: Annotated[Path, typer.Option(help="PA-IEMOCAP's tipi_labels.csv: ten items from six raters.")],
+    ocean: Annotated[Path, typer.Option(help="PA-IEMOCAP's ocean.csv: the published traits.")],
+    out: Out,
+    session: Annotated[list[int] | None, typer.Option(help="Take only this session; may be repeated.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """IEMOCAP with the traits of PA-IEMOCAP: 10,039 utterances, 151 dialogues, 302 profiles."""
+    from kibun.training.iemocap import prepare_iemocap
+
+    with _watched("reading IEMOCAP", as_json) as progress:
+        report = prepare_iemocap(iemocap, tipi, ocean, out, session, progress)
+    _show(report, as_json)
+
+
+@contextlib.contextmanager
+def _watched(what: str, as_json: bool) -> "Iterator[Progress]":
+    """A progress bar on stderr; what is wrong with the corpus ends the command, with all of it said."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    from kibun.training.errors import CorpusError
+
+    try:
+        with Bar(console=Console(stderr=True), disable=as_json, transient=True) as bar:
+            task = bar.add_task(what, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+    except CorpusError as error:
+        if as_json:
+            typer.echo(json.dumps({"problems": error.problems}))
+        _fail(str(error))
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+
+
+def _show(report: "Report", as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(dataclasses.asdict(report)))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "utterances", "dialogues", "profiles", title=f"{report.corpus}: {report.manifest}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, group in report.groups.items():
+        table.add_row(name, *(f"{group[field]:,}" for field in ("utterances", "dialogues", "conversations")))
+    table.add_section()
+    table.add_row("all", f"{report.utterances:,}", f"{report.dialogues:,}", f"{report.conversations:,}")
+    console = Console()
+    console.print(table)
+    speech = f"{report.hours:.2f} h of {report.speakers} speakers, utterances of {report.shortest_s:.2f}"
+    console.print(f"{speech} to {report.longest_s:.2f} s", highlight=False)
+    labels = ", ".join(f"{name} {number:,}" for name, number in report.labelled.items())
+    console.print(f"utterances with {labels}", highlight=False)
+    for name, value in report.found.items():
+        console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
+    if report.ignored:
+        first = f"{len(report.ignored)} files ignored, such as {report.ignored[0]}"
+        console.print(first, highlight=False, markup=False, soft_wrap=True)
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)
