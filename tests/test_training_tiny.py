@@ -17,11 +17,15 @@ from kibun.models.types import TRAITS
 from kibun.training.augment import Augment, AugmentOptions
 from kibun.training.commands import train_app
 from kibun.training.data import CropCollator
+from kibun.training.effects import EFFORT_DB_PER_OCTAVE
 from kibun.training.evaluate import analyze_causally, expected_error
+from kibun.training.losses import pair_loss
 from kibun.training.manifest import Item
 from kibun.training.manipulate import change_rate, change_tilt, cut_at_pauses, manipulate, shift_pitch
+from kibun.training.pairs import Change, draw_change, make_pair
 from kibun.training.personality import PersonalityOptions
 from kibun.training.recipe import train_tiny
+from kibun.training.speakers import AROUSAL_WEIGHTS, PITCH_SEMITONES, RATE_OCTAVES
 from kibun.training.synth import CorpusOptions, render_corpus
 from kibun.training.tiny import new_tiny_model
 from kibun.training.trainer import TrainOptions, mixed_traits
@@ -33,19 +37,20 @@ NOTHING = np.zeros((0, 96), np.float16)
 @needs_espeak
 def test_corpus_to_bundle_to_estimates(tmp_path: Path) -> None:
     corpus = CorpusOptions(
-        utterances=24,
-        utterances_per_speaker=4,
+        utterances=30,
+        utterances_per_speaker=3,
         seed=1,
         max_seconds=2.0,
-        dev_share=0.17,
-        test_share=0.17,
+        dev_share=0.1,
+        test_share=0.1,
         audio_format="wav",
     )
     manifest = render_corpus(tmp_path / "corpus", corpus)
     options = TrainOptions(
         steps=12,
         warmup_steps=2,
-        speakers_per_batch=4,
+        speakers_per_batch=8,
+        utterances_per_speaker=2,
         evaluations=2,
         crop_seconds=(1.0, 1.1),
         seed=3,
@@ -67,7 +72,7 @@ def test_corpus_to_bundle_to_estimates(tmp_path: Path) -> None:
     assert model.expected_error is not None
     assert [count for count, _errors in model.expected_error] == [1, 2, 3]
     assert "the command" in (tmp_path / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "kibun synth speech --out corpus --utterances 24 --seed 1" in (model.card or "")
+    assert "kibun synth speech --out corpus --utterances 30 --seed 1" in (model.card or "")
     answer = model.analyze([Utterance(np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32), NOTHING)])[0]
     assert answer.arousal is not None
     assert 1 <= answer.arousal <= 5
@@ -96,7 +101,7 @@ def test_missing_manifest_and_too_few_speakers_are_said(tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     result = CliRunner().invoke(train_app, command)
     assert result.exit_code == 2
-    assert "2 speakers have 3 utterances or more, a batch needs 11" in result.output
+    assert "2 speakers have 3 utterances or more, a batch needs 9" in result.output
     assert not (tmp_path / "bundle").exists()
 
 
@@ -117,6 +122,61 @@ def test_crops_are_equally_long_with_silent_margins() -> None:
         starts.append(int(speech[2].int().argmax()))
     assert max(starts) > 1600
     assert max(starts) <= 0.5 * 16_000
+
+
+def test_a_change_is_worth_what_the_generator_says() -> None:
+    assert Change(PITCH_SEMITONES, 0, 0).arousal() == pytest.approx(1.1 * AROUSAL_WEIGHTS["pitch"])
+    assert Change(0, -RATE_OCTAVES, 0).arousal() == pytest.approx(-1.1 * AROUSAL_WEIGHTS["rate"])
+    assert Change(0, 0, 2 * EFFORT_DB_PER_OCTAVE).arousal() == pytest.approx(2.2 * AROUSAL_WEIGHTS["effort"])
+    rng = np.random.default_rng(0)
+    drawn = [draw_change(rng) for _ in range(400)]
+    cues = np.array([(change.semitones, change.rate_octaves, change.db_per_octave) for change in drawn])
+    for cue in range(3):  # each alone at times, up and down
+        alone = cues[(cues[:, [c for c in range(3) if c != cue]] == 0).all(1), cue]
+        assert len(alone) > 30
+        assert (alone > 0).any()
+        assert (alone < 0).any()
+    assert (cues != 0).all(1).sum() > 100
+
+
+def test_a_pair_has_one_length_and_one_band_and_differs_in_the_cue() -> None:
+    time_s = np.arange(32_000) / 16_000
+    tone = sum(np.sin(2 * np.pi * 120 * k * time_s) / k for k in range(1, 30)).astype(np.float32)
+    same, copy = make_pair(tone, Change(0, 0, 0))
+    assert np.array_equal(same, copy)
+    one, other = make_pair(tone, Change(0, 0.4, 0))
+    assert len(one) == len(other) == pytest.approx(32_000 / 2**0.4, abs=900)
+    assert np.allclose(one[2000:-2000], tone[2000 : len(one) - 2000], atol=0.02)
+    one, other = make_pair(tone, Change(0, 0, -2.0))
+    before, after = (np.abs(np.fft.rfft(x)) for x in (one, other))
+    assert 20 * np.log10(after[3840] / before[3840] / (after[1920] / before[1920])) == pytest.approx(-2.0, abs=0.05)
+
+
+def test_both_of_a_pair_get_the_same_crop_margins_channel_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    item = Item("x", Path("x"), "s", "s", "train", "", 2.5, 3.5, (4.0,) * 5)
+    examples = [((3000 * rng.normal(size=40_000)).astype(np.int16), item) for _ in range(6)]
+
+    def collate(change: Change) -> dict[str, torch.Tensor]:
+        monkeypatch.setattr("kibun.training.data.draw_change", lambda _rng: change)
+        augment = Augment(AugmentOptions(), torch.Generator().manual_seed(1))
+        return CropCollator(augment, (1.5, 2.5), np.random.default_rng(2), pair_every=2)(examples)
+
+    nothing = collate(Change(0, 0, 0))
+    assert nothing["arousal_change"].tolist() == [0, 0, 0]
+    assert torch.equal(nothing["changed"], nothing["input_values"][::2])
+    assert not torch.allclose(nothing["input_values"][1::2], nothing["input_values"][::2])
+    tilted = collate(Change(0, 0, 2.0))
+    assert tilted["arousal_change"].tolist() == pytest.approx([Change(0, 0, 2.0).arousal()] * 3)
+    assert torch.allclose(tilted["input_values"], nothing["input_values"], atol=1e-5)
+    assert not torch.allclose(tilted["changed"], nothing["changed"], atol=0.1)
+
+
+def test_pair_loss_wants_the_right_change_of_arousal_and_none_of_valence() -> None:
+    truth = torch.linspace(-1, 1, 9)
+    assert float(pair_loss(truth, truth, torch.zeros(9))) == pytest.approx(0, abs=1e-6)
+    assert float(pair_loss(truth, truth, torch.ones(9))) == pytest.approx(0.2)
+    assert float(pair_loss(-truth, truth, torch.zeros(9))) > float(pair_loss(0 * truth, truth, torch.zeros(9))) > 0.9
 
 
 def test_one_trunk_three_tails_and_the_same_start_for_the_same_seed() -> None:

@@ -49,6 +49,13 @@ class Augment:
         audio = torch.where(self._chance(audio, options.clip_chance), clip, audio)
         return _unit(torch.where(self._chance(audio, options.mask_chance), self._masked(audio), audio))
 
+    def alike(self, one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """As calling it on each, (B, N) and (B, N), with the same rooms, channels and noise drawn for both."""
+        state = self.generator.get_state()
+        first = self(one)
+        self.generator.set_state(state)
+        return first, self(other)
+
     def _rand(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.generator)
 

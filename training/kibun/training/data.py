@@ -12,6 +12,7 @@ from torch.utils.data import Dataset, Sampler
 
 from kibun.training.augment import Augment
 from kibun.training.manifest import SAMPLE_RATE_HZ, Item, load_audio
+from kibun.training.pairs import draw_change, make_pair
 
 Example = tuple[np.ndarray, Item]  # (N,) int16
 
@@ -74,6 +75,9 @@ class CropCollator:
 
     One length for all means that no padding is needed, and that duration says nothing. Many get up to half a second
     of silence before and after, as a voice activity detector leaves it; so does an utterance that is too short.
+
+    With ``pair_every`` K, the first of every K utterances also comes changed (`kibun.training.pairs`): same crop, same
+    margins, same channel, room and noise.
     """
 
     augment: Augment | None
@@ -81,24 +85,53 @@ class CropCollator:
     rng: np.random.Generator
     margin_chance: float = 0.6
     margin_s: float = 0.5
+    pair_every: int = 0
 
     def __call__(self, examples: list[Example]) -> dict[str, Tensor]:
         low, high = self.seconds
         # A multiple of 0.1 s: the Fourier transforms of the augmentation are fast for such sizes.
         size = int(self.rng.uniform(low, high) * 10) * (SAMPLE_RATE_HZ // 10)
         waveforms = np.zeros((len(examples), size), dtype=np.float32)
-        for row, (audio, _item) in zip(waveforms, examples, strict=True):
-            margins = self.rng.uniform(0, self.margin_s, 2) * (self.rng.random() < self.margin_chance)
-            before, after = (int(margin * SAMPLE_RATE_HZ) for margin in np.minimum(margins, low / 4))
-            room = size - before - after
-            start = self.rng.integers(0, max(1, len(audio) - room + 1))
-            piece = audio[start : start + room]
-            at = before + self.rng.integers(0, room - len(piece) + 1)
-            row[at : at + len(piece)] = piece / 32768.0
-        batch = torch.from_numpy(waveforms)
-        return {
-            "input_values": batch if self.augment is None else self.augment(batch),  # (B, N)
+        every = self.pair_every or len(examples) + 1
+        changed = np.zeros((-(-len(examples) // every) if self.pair_every else 0, size), dtype=np.float32)
+        changes: list[float] = []
+        for index, (audio, _item) in enumerate(examples):
+            piece, at = self._crop(audio, size)
+            if self.pair_every and index % every == 0:
+                change = draw_change(self.rng)
+                piece, other = make_pair(piece, change)
+                changed[len(changes), at : at + len(other)] = other
+                changes.append(change.arousal())
+            waveforms[index, at : at + len(piece)] = piece
+        batch = {
+            "input_values": torch.from_numpy(waveforms),  # (B, N)
             "arousal": torch.tensor([item.arousal for _audio, item in examples]),  # (B,)
             "valence": torch.tensor([item.valence for _audio, item in examples]),  # (B,)
             "traits": torch.tensor([item.traits for _audio, item in examples]),  # (B, 5)
         }
+        if self.pair_every:
+            batch["changed"] = torch.from_numpy(changed)  # (P, N), of rows 0, K, 2 K ...
+            batch["arousal_change"] = torch.tensor(changes)  # (P,)
+        return batch if self.augment is None else _augmented(self.augment, batch, every)
+
+    def _crop(self, audio: np.ndarray, size: int) -> tuple[np.ndarray, int]:
+        """A random piece of (N,) int16, as float32 in ±1, and where it goes in a row of ``size`` samples."""
+        margins = self.rng.uniform(0, self.margin_s, 2) * (self.rng.random() < self.margin_chance)
+        before, after = (int(margin * SAMPLE_RATE_HZ) for margin in np.minimum(margins, self.seconds[0] / 4))
+        room = size - before - after
+        start = self.rng.integers(0, max(1, len(audio) - room + 1))
+        piece = audio[start : start + room].astype(np.float32) / 32768.0
+        return piece, before + int(self.rng.integers(0, room - len(piece) + 1))
+
+
+def _augmented(augment: Augment, batch: dict[str, Tensor], every: int) -> dict[str, Tensor]:
+    """``batch`` with rooms, channels and noise: the same for an utterance and its changed version."""
+    rows = batch["input_values"]
+    if "changed" not in batch:
+        return batch | {"input_values": augment(rows)}
+    paired = torch.arange(len(rows)) % every == 0
+    new = torch.empty_like(rows)
+    new[paired], changed = augment.alike(rows[paired], batch["changed"])
+    if not paired.all():
+        new[~paired] = augment(rows[~paired])
+    return batch | {"input_values": new, "changed": changed}

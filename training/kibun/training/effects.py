@@ -1,4 +1,5 @@
-"""What follows the synthesizer, from the settings: vocal tract length, effort, smile, tremor, creak and breath.
+"""What follows the synthesizer, from the settings: vocal tract length, effort, smile, consonants, tremor, creak
+and breath.
 
 All filters are zero-phase gains over the whole utterance, applied in the frequency domain.
 """
@@ -46,20 +47,34 @@ def roughen(audio: np.ndarray, harshness: float, rng: np.random.Generator) -> np
 
 
 def tremble(audio: np.ndarray, neuroticism: float, rng: np.random.Generator) -> np.ndarray:
-    """A slow tremor of the level at 5 to 8 Hz, deeper for a neurotic speaker."""
+    """A tremor of the level at 8 to 12 Hz, deeper for a neurotic speaker; slower ones drown in the syllables."""
     time_s = np.arange(len(audio)) / SAMPLE_RATE_HZ
-    depth = float(np.clip(0.15 + 0.2 * neuroticism, 0.0, 0.7))
-    return audio * (1 + depth * np.sin(2 * np.pi * (rng.uniform(5, 8) * time_s + rng.random())))
+    depth = float(np.clip(0.35 + 0.25 * neuroticism, 0.0, 0.85))
+    return audio * (1 + depth * np.sin(2 * np.pi * (rng.uniform(8, 12) * time_s + rng.random())))
+
+
+def articulate(audio: np.ndarray, openness: float) -> np.ndarray:
+    """Crisp consonants: where the band above 3 kHz holds most of the energy, 5 dB louder per unit."""
+    high = apply_gain_db(audio, np.where(np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE_HZ) < 3000.0, -80.0, 0.0))
+    share = _level(high) / (_level(high) + _level(audio - high) + 1e-9)  # 0 in vowels, 1 in a sharp "s" or "t"
+    return audio * 10 ** (5.0 * openness * share / 20)
 
 
 def breathe(audio: np.ndarray, breath: float, rng: np.random.Generator) -> np.ndarray:
-    """Aspiration: noise above 1.5 kHz that follows the voice's level; ``breath`` 0 is -36 dB, each 10 is +8 dB."""
-    energy = np.concatenate([np.zeros(241), np.cumsum(audio**2), np.full(240, np.sum(audio**2))])
-    envelope = np.sqrt(np.maximum(energy[480 : 480 + len(audio)] - energy[: len(audio)], 0.0) / 480)  # 30 ms
-    noise = rng.normal(0, 1, len(audio)) * envelope
+    """Aspiration: noise above 2.5 kHz that follows the voice's level; ``breath`` 0 is -34 dB, each 10 is +8 dB.
+
+    Above 2.5 kHz, so that little of the band from which vocal effort is heard is covered.
+    """
+    noise = rng.normal(0, 1, len(audio)) * _level(audio)
     frequencies = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE_HZ)
-    noise = np.fft.irfft(np.fft.rfft(noise) / (1 + (1500.0 / np.maximum(frequencies, 1.0)) ** 2), n=len(audio))
-    return audio + noise * 10 ** ((min(0.8 * breath, 26.0) - 36.0) / 20)
+    noise = np.fft.irfft(np.fft.rfft(noise) / (1 + (2500.0 / np.maximum(frequencies, 1.0)) ** 2), n=len(audio))
+    return audio + noise * 10 ** ((min(0.8 * breath, 28.0) - 34.0) / 20)
+
+
+def _level(audio: np.ndarray) -> np.ndarray:
+    """Root mean square over 30 ms around each sample, (N,) -> (N,)."""
+    energy = np.concatenate([np.zeros(241), np.cumsum(audio**2), np.full(240, np.sum(audio**2))])
+    return np.sqrt(np.maximum(energy[480 : 480 + len(audio)] - energy[: len(audio)], 0.0) / 480)
 
 
 def finish(audio: np.ndarray, speaker: Speaker, cues: Cues, rng: np.random.Generator) -> np.ndarray:
@@ -72,6 +87,7 @@ def finish(audio: np.ndarray, speaker: Speaker, cues: Cues, rng: np.random.Gener
     gain += tilt_gain_db(frequencies, EFFORT_DB_PER_OCTAVE * cues.effort, speaker.effort_band_hz)
     gain += smile_gain_db(frequencies, cues.smile)
     audio = apply_gain_db(audio, gain + colour_gain_db(frequencies, speaker.filter_db))
+    audio = articulate(audio, speaker.traits[0])
     audio = roughen(tremble(audio, speaker.traits[4], rng), cues.harshness, rng)
     audio = breathe(audio, speaker.breath * 2 ** (-0.25 * cues.effort), rng)
     return np.asarray(audio * (0.5 / max(float(np.abs(audio).max()), 1e-6)), dtype=np.float32)

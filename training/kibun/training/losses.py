@@ -23,6 +23,12 @@ def emotion_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     return ccc_loss(predicted, truth) + 0.1 * (predicted - truth).square().mean()
 
 
+def pair_loss(change: Tensor, truth: Tensor, elsewhere: Tensor) -> Tensor:
+    """For pairs of one utterance and its changed version, each (P,): the change of arousal that was estimated, what it
+    should be, and the change of valence, which should be none."""
+    return emotion_loss(change, truth) + 0.2 * elsewhere.square().mean()
+
+
 def trait_loss(predicted: Tensor, truth: Tensor) -> Tensor:
     """Squared error on the 1..7 scale; (..., 5)."""
     return torch.nn.functional.mse_loss(predicted, truth)

@@ -27,7 +27,7 @@ def manipulate(audio: np.ndarray, cue: Cue, level: float) -> np.ndarray:
         audio = change_rate(audio, RATE_PER_LEVEL**level)
     if cue in ("tilt", "all"):
         audio = change_tilt(audio, TILT_PER_LEVEL * level)
-    return np.asarray(_limit_band(audio), dtype=np.float32)
+    return np.asarray(limit_band(audio), dtype=np.float32)
 
 
 def change_rate(audio: np.ndarray, factor: float) -> np.ndarray:
@@ -86,7 +86,7 @@ def cut_at_pauses(audio: np.ndarray, shortest_s: float = 1.8, longest_s: float =
     return pieces
 
 
-def _limit_band(audio: np.ndarray, highest_hz: float = 6400.0) -> np.ndarray:
+def limit_band(audio: np.ndarray, highest_hz: float = 6400.0) -> np.ndarray:
     """Lowering the pitch by resampling leaves nothing above 6.7 kHz: so let no version have more."""
     spectrum = np.fft.rfft(audio)
     spectrum *= 1 / (1 + np.exp((np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE_HZ) - highest_hz) / 60))

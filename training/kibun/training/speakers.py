@@ -18,6 +18,8 @@ from kibun.training.texts import Split
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 AROUSAL_WEIGHTS = {"effort": 0.30, "pitch": 0.28, "range": 0.16, "rate": 0.18, "pauses": 0.08}
 
+AROUSAL_PER_UNIT = 1.1  # points of the label when every cue rises by one
+PITCH_SEMITONES = 2.8  # per unit of its cue
 RATE_OCTAVES = 0.26  # speaking rate per unit of its cue
 
 LANGUAGES: dict[Split, tuple[str, ...]] = {
@@ -81,7 +83,7 @@ class Cues:
     def arousal(self) -> float:
         """Label on 1..5: the cues' weighted sum."""
         total: float = sum(weight * getattr(self, name) for name, weight in AROUSAL_WEIGHTS.items())
-        return round(min(5.0, max(1.0, 3.0 + 1.1 * total)), 3)
+        return round(min(5.0, max(1.0, 3.0 + AROUSAL_PER_UNIT * total)), 3)
 
     def valence(self) -> float:
         """Label on 1..5: smile against harshness."""
@@ -103,8 +105,8 @@ def draw_speaker(rng: np.random.Generator, name: str, split: Split) -> Speaker:
         klatt=int(rng.integers(1, 7)) if rng.random() < 0.25 else 0,
         formant_scale=float(scale * np.exp(0.05 * np.clip(rng.normal(), -2, 2))),
         pitch_hz=float(pitch * 2 ** (0.17 * np.clip(rng.normal(), -2, 2))),
-        pitch_range_semitones=float(10.5 * 2 ** (0.25 * rng.normal() + 0.2 * extraversion)),
-        words_per_minute=float(165 * 2 ** (0.15 * rng.normal() + 0.12 * extraversion)),
+        pitch_range_semitones=float(10.5 * 2 ** (0.22 * rng.normal() + 0.28 * extraversion)),
+        words_per_minute=float(165 * 2 ** (0.12 * rng.normal() + 0.16 * extraversion)),
         tilt_db_per_octave=float(rng.normal(-1.1, 1.4)),
         filter_db=tuple(float(gain) for gain in rng.normal(0, 3.0, size=8)),
         formants=tuple(_formant(rng) for _ in range(5)),
@@ -133,7 +135,7 @@ def draw_cues(rng: np.random.Generator, arousal: float | None = None, valence: f
 def voice_settings(speaker: Speaker, cues: Cues, rng: np.random.Generator) -> VoiceSettings:
     """What espeak-ng is told. The vocal tract is scaled by resampling afterwards, so pitch and rate are divided."""
     openness, conscientiousness, _extraversion, _agreeableness, neuroticism = speaker.traits
-    semitones = 2.8 * cues.pitch + 0.5 * max(cues.pitch, 0.0) ** 2
+    semitones = PITCH_SEMITONES * cues.pitch + 0.5 * max(cues.pitch, 0.0) ** 2
     pitch = speaker.pitch_hz * 2 ** (semitones / 12) / speaker.formant_scale
     spread = speaker.pitch_range_semitones * 2 ** (0.5 * cues.range)
     low = pitch * 2 ** (-0.55 * spread / 12)

@@ -21,7 +21,7 @@ from kibun.training._transformers import Trainer, TrainerCallback, TrainingArgum
 from kibun.training.augment import Augment, AugmentOptions
 from kibun.training.data import Corpus, CropCollator, SpeakerBatches
 from kibun.training.evaluate import analyze_causally, emotion_ccc, trait_ccc
-from kibun.training.losses import emotion_loss, trait_loss
+from kibun.training.losses import emotion_loss, pair_loss, trait_loss
 
 TRAIT_CENTRE = 4.0
 
@@ -30,15 +30,16 @@ TRAIT_CENTRE = 4.0
 class TrainOptions:
     """How long, how fast, and what counts how much."""
 
-    steps: int = 2500
+    steps: int = 1400
     warmup_steps: int = 100
-    speakers_per_batch: int = 11
+    speakers_per_batch: int = 9
     utterances_per_speaker: int = 3
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
-    valence_weight: float = 0.2
-    trait_weight: float = 0.15
-    crop_seconds: tuple[float, float] = (1.4, 3.4)
+    valence_weight: float = 0.3
+    trait_weight: float = 0.25
+    pair_weight: float = 0.5
+    crop_seconds: tuple[float, float] = (1.2, 2.8)
     average_decay: float = 0.99
     evaluations: int = 5
     dev_utterances: int = 240
@@ -97,7 +98,10 @@ class KibunTrainer(Trainer):
         """Endless batches; nothing is padded and no worker processes are used."""
         options = self.options
         collator = CropCollator(
-            Augment(AugmentOptions(), self.generator), options.crop_seconds, np.random.default_rng(options.seed)
+            Augment(AugmentOptions(), self.generator),
+            options.crop_seconds,
+            np.random.default_rng(options.seed),
+            pair_every=options.utterances_per_speaker,
         )
         batches = SpeakerBatches(self.corpus, options.speakers_per_batch, options.utterances_per_speaker, options.seed)
         return DataLoader(self.corpus, batch_sampler=batches, collate_fn=collator)
@@ -107,15 +111,20 @@ class KibunTrainer(Trainer):
     ) -> Any:
         """Weighted sum of the tasks' losses for one batch."""
         options, count = self.options, self.options.utterances_per_speaker
-        frames = model.encode(list(inputs["input_values"]))  # (B, T, H)
         truth = inputs["traits"]  # (B, 5)
-        vectors = model.vectors(frames)  # (B, H)
+        size = len(truth)
+        frames = model.encode([*inputs["input_values"], *inputs["changed"]])  # (B + P, T, H)
+        vectors = model.vectors(frames.rows(range(size)))  # (B, H)
         alone = model.utterance_traits(vectors)  # (B, 5)
         together = causal_traits(model, vectors, count)  # (B, 5)
-        emotion = model.emotion(frames, mixed_traits(truth, alone, together, self.generator))
+        traits = mixed_traits(truth, alone, together, self.generator)
+        both = model.emotion(frames, torch.cat([traits, traits[::count]]))
+        emotion = {name: values[:size] for name, values in both.items()}
+        changes = {name: values[size:] - values[:size:count] for name, values in both.items()}  # (P,)
         loss = emotion_loss(emotion["arousal"], inputs["arousal"])
         loss = loss + options.valence_weight * emotion_loss(emotion["valence"], inputs["valence"])
         loss = loss + options.trait_weight * (trait_loss(alone, truth) + trait_loss(together, truth))
+        loss = loss + options.pair_weight * pair_loss(changes["arousal"], inputs["arousal_change"], changes["valence"])
         self.losses.append(float(loss.detach()))
         return (loss, KibunOutput(vectors=vectors, traits=alone, **emotion)) if return_outputs else loss
 
