@@ -5,7 +5,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -40,6 +40,55 @@ def iemocap(
     with _watched("reading IEMOCAP", as_json) as progress:
         report = prepare_iemocap(iemocap, tipi, ocean, out, session, progress)
     _show(report, as_json)
+
+
+@prepare_app.command()
+def folder(
+    table: Annotated[Path, typer.Option(help=".csv, .tsv or .jsonl; audio paths are relative to its folder.")],
+    out: Out,
+    emotion_scale: Annotated[
+        str | None, typer.Option(metavar="LOW,HIGH", help="Scale of valence and arousal, if not 1,5.")
+    ] = None,
+    trait_scale: Annotated[
+        str | None, typer.Option(metavar="LOW,HIGH", help="Scale of the traits, if not 1,7.")
+    ] = None,
+    split_speakers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TRAIN,DEV,TEST", help="Split at random by speaker, with these shares of utterances: .8,.1,.1"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random split.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Your own corpus: a table with the columns path, speaker, dialogue.
+
+    Known besides: id, text, valence, arousal, gender, split, and the traits openness … neuroticism, or OP CO EX AG NE.
+    """
+    from kibun.training.folder import FolderOptions, prepare_folder
+
+    with _watched("reading the corpus", as_json) as progress:
+        options = FolderOptions(
+            _numbers("--emotion-scale", emotion_scale, "LOW,HIGH"),
+            _numbers("--trait-scale", trait_scale, "LOW,HIGH"),
+            _numbers("--split-speakers", split_speakers, "TRAIN,DEV,TEST"),
+            seed,
+        )
+        report = prepare_folder(table, out, options, progress)
+    _show(report, as_json)
+
+
+def _numbers(option: str, value: str | None, names: str) -> Any:
+    """As many numbers as there are names, None for an option that was not given."""
+    if value is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != len(names.split(",")):
+        raise ValueError(f"{option} must be {names} as numbers, is {value!r}")
+    return numbers
 
 
 @contextlib.contextmanager

@@ -5,7 +5,11 @@ file; their dialogue ids are IEMOCAP's own.
 """
 
 import csv
+from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
+
+import numpy as np
 
 from kibun.training.errors import ManifestError
 
@@ -55,3 +59,58 @@ def read_splits(name_or_path: str | Path) -> dict[str, str]:
     if not splits:
         raise ManifestError(f"{path}: names no dialogue")
     return splits
+
+
+def split_speakers(
+    conversations: Collection[tuple[str, str]], shares: tuple[float, float, float], seed: int
+) -> dict[str, str]:
+    """Speaker -> split, at random, the same for the same seed.
+
+    ``conversations``: (dialogue, speaker), once for each utterance. ``shares`` of the utterances in train, dev and
+    test, summing to 1. Speakers who ever talk with each other stay together, so that no dialogue is torn apart; each
+    split with a share gets at least one such group, and the shares are met as nearly as the groups allow.
+
+    Raises:
+        ManifestError: the shares are no shares, or there are fewer groups than splits.
+    """
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ManifestError(f"shares of {', '.join(SPLITS)} must be 0 or more and sum to 1, are {shares}")
+    groups = _groups(conversations)
+    open_splits = [split for split, share in zip(SPLITS, shares, strict=True) if share > 0]
+    if len(groups) < len(open_splits):
+        fix = "give a column 'split', or a splits file, that says which dialogues to use for what"
+        raise ManifestError(
+            f"{len(open_splits)} splits need as many groups of speakers that never talk with each other, there are"
+            f" {len(groups)}; {fix}"
+        )
+    left = {split: share * len(conversations) for split, share in zip(SPLITS, shares, strict=True) if share > 0}
+    sizes = Counter(speaker for _dialogue, speaker in conversations)
+    homes: dict[str, str] = {}
+    order = np.random.default_rng(seed).permutation(len(groups))
+    for done, index in enumerate(order):
+        empty = [split for split in open_splits if split not in homes.values()]
+        choices = empty if len(empty) == len(groups) - done else open_splits
+        split = max(choices, key=lambda name: left[name])
+        homes |= dict.fromkeys(groups[index], split)
+        left[split] -= sum(sizes[speaker] for speaker in groups[index])
+    return homes
+
+
+def _groups(conversations: Collection[tuple[str, str]]) -> list[list[str]]:
+    """Speakers grouped so that whoever shares a dialogue shares a group; sorted."""
+    speakers = sorted({speaker for _dialogue, speaker in conversations})
+    leader = {speaker: speaker for speaker in speakers}
+
+    def find(speaker: str) -> str:
+        while leader[speaker] != speaker:
+            speaker = leader[speaker]
+        return speaker
+
+    first: dict[str, str] = {}
+    for dialogue, speaker in sorted(set(conversations)):
+        one, two = find(first.setdefault(dialogue, speaker)), find(speaker)
+        leader[max(one, two)] = min(one, two)
+    groups: dict[str, list[str]] = {}
+    for speaker in speakers:
+        groups.setdefault(find(speaker), []).append(speaker)
+    return [groups[name] for name in sorted(groups)]
