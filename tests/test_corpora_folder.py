@@ -109,7 +109,7 @@ def test_own_scales_become_kibun_s_and_are_recorded(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"valence": "high"}, ":3: column 'valence' must be a number from 0 to 6, is 'high'"),
-        ({"arousal": "67"}, "column 'arousal' is '67'; if its scale is another one than 1..5"),
+        ({"arousal": "67"}, "from 0 to 6, is '67'; if its scale is another one than 1..5"),
         ({"arousal": "nan"}, ":3: column 'arousal' must be a number"),
         ({"OP": "0.5"}, "column 'OP' must be a number from 1 to 7, is '0.5'; if its scale is another one than 1..7"),
         ({"CO": ""}, ":3: column 'CO' is empty, but 'OP' is not; give all five or none"),
