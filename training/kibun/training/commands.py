@@ -7,15 +7,17 @@ from typing import Annotated, NoReturn
 import typer
 
 from kibun.training.prepare_commands import prepare_app
+from kibun.training.world_commands import world
 
-synth_app = typer.Typer(help="Generate labelled speech with espeak-ng.", no_args_is_help=True)
+synth_app = typer.Typer(help="Generate labelled speech.", no_args_is_help=True)
+synth_app.command()(world)
 train_app = typer.Typer(help="Train models.", no_args_is_help=True)
 train_app.add_typer(prepare_app, name="prepare")
 
 
 @synth_app.callback()
 def _synth() -> None:
-    """Generate labelled speech with espeak-ng."""
+    """Generate labelled speech: with espeak-ng, or in a world with known truth."""
 
 
 @train_app.callback()
