@@ -6,6 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from kibun.training.fit_commands import add_fit_commands
 from kibun.training.prepare_commands import prepare_app
 from kibun.training.world_commands import world
 
@@ -13,6 +14,7 @@ synth_app = typer.Typer(help="Generate labelled speech.", no_args_is_help=True)
 synth_app.command()(world)
 train_app = typer.Typer(help="Train models.", no_args_is_help=True)
 train_app.add_typer(prepare_app, name="prepare")
+add_fit_commands(train_app)
 
 
 @synth_app.callback()

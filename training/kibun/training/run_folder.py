@@ -1,0 +1,70 @@
+"""The folder of a training run: what is where, and what it says.
+
+bundle/              KibunModel of the run's tasks, at the best dev CCC; loads and serves by itself
+ctc.safetensors      the CTC head that belongs to it
+config.toml          the run, whole
+log.jsonl            one line per evaluation
+figures.json         dev and test figures of the finished run
+predictions-*.jsonl  every utterance of train, dev and test, as the bundle predicts it
+checkpoints/         to go on from after a kill; removed when the run is finished
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from kibun.models.files import CONFIG, resolve_bundle
+
+BUNDLE, CTC, RUN_CONFIG, LOG, FIGURES = "bundle", "ctc.safetensors", "config.toml", "log.jsonl", "figures.json"
+CHECKPOINTS, PART = "checkpoints", ".part"
+
+
+def settle(run: Path) -> None:
+    """Finish the exchange of a bundle that a kill cut off; a new bundle is written beside the old one, then moved.
+
+    The old one is removed only when the new one is whole, and a finished run's new one is whole before its figures are
+    written.
+    """
+    fresh, kept = run / (BUNDLE + PART), run / BUNDLE
+    if fresh.exists() and (is_finished(run) or not kept.exists()):
+        shutil.rmtree(kept, ignore_errors=True)
+        fresh.rename(kept)
+
+
+def predictions_file(run: Path, split: str) -> Path:
+    """Where a run keeps its predictions of a split."""
+    return run / f"predictions-{split}.jsonl"
+
+
+def bundle_folder(start: str | Path) -> Path | None:
+    """The bundle that a run folder, a bundle folder or a bundle's name stands for; None: it is a checkpoint."""
+    run = Path(start)
+    if (run / RUN_CONFIG).is_file() and (run / BUNDLE / CONFIG).is_file():
+        return run / BUNDLE
+    try:
+        return resolve_bundle(start)
+    except ValueError:
+        return None  # not a bundle: whoever loads it says what is wrong with it
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run has trained to its end."""
+    return (run / FIGURES).is_file()
+
+
+def read_figures(run: Path) -> dict[str, Any]:
+    """Figures of a finished run."""
+    return dict(json.loads((run / FIGURES).read_text(encoding="utf-8")))
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The evaluations of a run so far, in order; a last line that was cut off by a kill is left out."""
+    lines = []
+    if (run / LOG).is_file():
+        for text in (run / LOG).read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(dict(json.loads(text)))
+            except ValueError:
+                break
+    return lines

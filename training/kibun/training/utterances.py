@@ -1,0 +1,166 @@
+"""From items to training batches: the same utterances, pieces and noise at a step, however often a run was cut off.
+
+The order of all batches of a run is fixed by its seed, and whatever is random about an utterance by (seed, epoch,
+utterance). So a run that is killed and resumed, or spread over processes, sees what an undisturbed one sees.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from kibun.training.audio import SAMPLE_RATE_HZ, load_audio
+from kibun.training.manifest import Item
+
+Key = tuple[int, int]  # (epoch, index of the utterance)
+Augmentation = Callable[[Tensor, tuple[int, ...]], Tensor]  # (N,), key -> (M,)
+MEGABATCH = 50  # batches that are sorted by length together
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One utterance for training: audio (N,) float32, its labels, and the traits it is conditioned on (5,)."""
+
+    audio: Tensor
+    item: Item
+    condition: NDArray[np.float32]
+
+
+class Utterances(Dataset[Example]):
+    """The utterances of a split. Audio is kept in memory as int16 once read (115 MB an hour)."""
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        condition: NDArray[np.float32],
+        *,
+        min_samples: int,
+        seed: int = 0,
+        crop_seconds: float | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.items = list(items)
+        self.condition = condition
+        self.min_samples = min_samples
+        self.seed = seed
+        self.crop_samples = None if crop_seconds is None else int(crop_seconds * SAMPLE_RATE_HZ)
+        self.augmentation = augmentation
+        self._cache: dict[int, NDArray[np.int16]] = {}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: Key) -> Example:
+        epoch, index = key
+        audio = torch.from_numpy(self.read(index))  # (N,)
+        if self.crop_samples is not None and len(audio) > self.crop_samples:
+            rng = np.random.default_rng((self.seed, epoch, index, 0))
+            start = int(rng.integers(0, len(audio) - self.crop_samples + 1))
+            audio = audio[start : start + self.crop_samples]
+        if self.augmentation is not None:
+            audio = self.augmentation(audio, (self.seed, epoch, index))
+        return Example(self._long_enough(audio), self.items[index], self.condition[index])
+
+    def read(self, index: int) -> NDArray[np.float32]:
+        """(N,) float32 audio of an utterance as it is, long enough for the model."""
+        if index not in self._cache:
+            # Two bytes a sample: full scale is 32768, so what was recorded with 16 bits comes back bit for bit.
+            audio = np.round(load_audio(self.items[index].path) * 32768.0)
+            self._cache[index] = np.clip(audio, -32768, 32767).astype(np.int16)
+        stored = self._cache[index].astype(np.float32) / 32768.0
+        return np.pad(stored, (0, max(0, self.min_samples - len(stored))))
+
+    def sizes(self) -> NDArray[np.int64]:
+        """(N,) samples of each utterance: by the manifest where it says, else read."""
+        return np.array(
+            [
+                round(item.seconds * SAMPLE_RATE_HZ) if item.seconds else len(self.read(index))
+                for index, item in enumerate(self.items)
+            ]
+        )
+
+    def _long_enough(self, audio: Tensor) -> Tensor:
+        return torch.nn.functional.pad(audio, (0, max(0, self.min_samples - len(audio))))
+
+
+class BucketBatches(Sampler[list[Key]]):
+    """All micro-batches of a run, epoch after epoch, of utterances of similar length; what is left over is dropped.
+
+    Each epoch is shuffled, cut into megabatches, each of these sorted by length and cut into batches, and the batches
+    shuffled. `batch_size` and `drop_last` are what accelerate reads to spread batches over processes.
+    """
+
+    drop_last = True
+
+    def __init__(self, sizes: NDArray[np.int64], batch_size: int, *, epochs: int, seed: int, per_step: int) -> None:
+        """per_step: micro-batches of one optimizer step over all processes; each epoch is a whole number of steps."""
+        self.sizes, self.batch_size, self.epochs, self.seed = sizes, batch_size, epochs, seed
+        self.per_step = per_step
+        self.steps_per_epoch = len(sizes) // batch_size // per_step
+        if not self.steps_per_epoch:
+            raise ValueError(
+                f"{len(sizes)} training utterances do not fill one batch of {batch_size * per_step}:"
+                " lower training.batch, or add utterances"
+            )
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch * self.per_step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for epoch in range(self.epochs):
+            for batch in self._epoch(epoch):
+                yield [(epoch, int(index)) for index in batch]
+
+    def _epoch(self, epoch: int) -> list[NDArray[np.int64]]:
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.sizes))[: self.steps_per_epoch * self.per_step * self.batch_size]
+        mega = self.batch_size * MEGABATCH
+        batches: list[NDArray[np.int64]] = []
+        for start in range(0, len(order), mega):
+            some = order[start : start + mega]
+            some = some[np.argsort(self.sizes[some], kind="stable")]
+            batches += list(some.reshape(-1, self.batch_size))
+        return [batches[index] for index in rng.permutation(len(batches))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collate:
+    """Examples to the arguments of `TaskModel.forward`."""
+
+    dimension: str | None
+    traits: bool
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        batch: dict[str, Any] = {
+            "input_values": [example.audio for example in examples],  # B x (N_i,)
+            "texts": [example.item.text for example in examples],
+            "condition": torch.from_numpy(np.stack([example.condition for example in examples])),  # (B, 5)
+        }
+        if self.dimension is not None:
+            batch["emotion"] = torch.tensor([getattr(example.item, self.dimension) for example in examples])  # (B,)
+        if self.traits:
+            batch["traits"] = torch.tensor([example.item.traits for example in examples])  # (B, 5)
+        return batch
+
+
+def make_augmentation(name: str) -> Augmentation | None:
+    """The augmentation of `training.augment`; None for "none"."""
+    if name == "none":
+        return None
+    if name == "perturb":
+        from kibun.training.perturb import Perturb, PerturbOptions
+
+        perturb = Perturb(PerturbOptions())
+        return lambda audio, key: perturb(audio, key=key)
+    from kibun.training.augment import Augment, AugmentOptions
+
+    def rooms(audio: Tensor, key: tuple[int, ...]) -> Tensor:
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        return Augment(AugmentOptions(babble_chance=0.0), torch.Generator().manual_seed(seed))(audio[None])[0]
+
+    return rooms
