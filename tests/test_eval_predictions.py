@@ -118,8 +118,12 @@ def test_ccc_refuses_what_is_not_there() -> None:
         ccc_of([*found[:3], silent], "valence")
     with pytest.raises(PredictionsError, match=r"u0: .* has no average_traits"):
         ccc_of(found, "openness", "average_traits")
-    for figure, field in (("openness", None), ("valence", "causal_traits"), ("mood", None)):
-        with pytest.raises(ValueError, match="figure is"):
+    for figure, field, message in (
+        ("openness", None, "say which estimate"),
+        ("valence", "causal_traits", "one estimate"),
+        ("mood", None, "must be one of valence"),
+    ):
+        with pytest.raises(PredictionsError, match=message):
             ccc_of(found, figure, field)
 
 
@@ -149,6 +153,6 @@ def test_comparing_files_is_comparing_their_arrays() -> None:
     _, truth, there = pairs_of(runs[0][0], "valence")
     arrays = [[[p.predicted.valence for p in run] for run in side] for side in (runs[0], [utterances(40, offset=2)])]
     assert result == compare(*arrays, truth, [p.conversation for p in there], draws=200, seed=3)
-    assert (result.clusters, result.utterances) == (4, 40)
+    assert (result.clusters, result.points) == (4, 40)
     with pytest.raises(PredictionsError, match="either side"):
         compare_predictions([], [utterances()], "valence")

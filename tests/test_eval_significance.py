@@ -57,7 +57,7 @@ def test_the_bootstrap_equals_a_plain_loop(runs: int) -> None:
     assert (result.low, result.high) == pytest.approx(
         (result.difference - student.ppf(0.975, 19) * error, result.difference + student.ppf(0.975, 19) * error)
     )
-    assert (result.clusters, result.utterances, result.draws) == (20, 300, 300)
+    assert (result.clusters, result.points, result.draws) == (20, 300, 300)
 
 
 def test_a_seed_decides_the_result_and_sides_mirror() -> None:

@@ -1,9 +1,33 @@
-"""`kibun eval …` and `kibun plot …`: the paper's tables and figures. Heavy imports happen inside the commands."""
+"""`kibun eval …`: the paper's tables. Heavy imports happen inside the commands. `kibun plot …` is in plot_commands."""
+
+import dataclasses
+import enum
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 
+from kibun.training.plot_commands import plot_app
+
+__all__ = ["JsonOption", "MarkdownOption", "eval_app", "plot_app"]
+
 eval_app = typer.Typer(help="Compute the paper's tables.", no_args_is_help=True)
-plot_app = typer.Typer(help="Draw the paper's figures.", no_args_is_help=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
+
+
+class Level(enum.StrEnum):
+    """What a point of a correlation is."""
+
+    UTTERANCE = "utterance"
+    CONVERSATION = "conversation"
+
+
+class By(enum.StrEnum):
+    """What a table is split by."""
+
+    GENDER = "gender"
 
 
 @eval_app.callback()
@@ -11,6 +35,92 @@ def _eval() -> None:
     """Compute the paper's tables."""
 
 
-@plot_app.callback()
-def _plot() -> None:
-    """Draw the paper's figures."""
+@eval_app.command()
+def agreement(
+    tipi: Annotated[Path, typer.Option(help="tipi_labels.csv of PA-IEMOCAP: ten items from six raters.")],
+    ocean: Annotated[Path, typer.Option(help="ocean.csv of PA-IEMOCAP: the published trait scores.")],
+    as_json: JsonOption = False,
+    as_markdown: MarkdownOption = False,
+) -> None:
+    """Agreement of the raters on each trait, beside the published figures (Table I).
+
+    Per trait score the rater farthest from the mean is dropped. --json: one object with the five traits and "average",
+    each with icc2k, icc3k, kappa, icc2k_ci95 (of the average: bootstrap over profiles), untrimmed, published, profiles.
+    """
+    _one_form(as_json, as_markdown)
+    from kibun.training.agreement import read_scores, table_one, to_payload, to_table
+    from kibun.training.tables import show
+    from kibun.training.tipi import LabelError
+
+    try:
+        result = table_one(*read_scores(tipi, ocean))
+    except (LabelError, ValueError) as error:
+        _fail(str(error))
+    if result.unlike:
+        typer.echo(f"warning: {result.unlike} scores of {ocean} are not the mean of the raters of {tipi}", err=True)
+    show([to_table(result)], as_json=as_json, as_markdown=as_markdown, payload=to_payload(result))
+
+
+@eval_app.command()
+def correlations(
+    manifest: Annotated[Path, typer.Option(help="manifest.jsonl of a corpus with traits, valence and arousal.")],
+    level: Annotated[Level, typer.Option(help="What a point is; of a conversation: each speaker's mean emotion.")],
+    by: Annotated[By | None, typer.Option(help="Male and female speakers apart, too.")] = None,
+    as_json: JsonOption = False,
+    as_markdown: MarkdownOption = False,
+) -> None:
+    """Correlations of traits and emotion (Table II: utterances, Table III: conversations).
+
+    --json: one object with all, male and female, each with n, left_out, and per trait valence and arousal with r and p.
+    """
+    _one_form(as_json, as_markdown)
+    from kibun.training.correlations import correlate, to_payload, to_tables
+    from kibun.training.manifest import ManifestError, load_manifest
+    from kibun.training.tables import show
+
+    try:
+        result = correlate(load_manifest(manifest, require=()), level.value)
+    except ManifestError as error:
+        _fail(str(error))
+    tables = to_tables(result, by_gender=by is By.GENDER)
+    show(tables, as_json=as_json, as_markdown=as_markdown, payload=to_payload(result))
+
+
+@eval_app.command()
+def compare(
+    first: Annotated[list[Path], typer.Option(help="Predictions file of the first model; again for each seed.")],
+    second: Annotated[list[Path], typer.Option(help="Predictions file of the second model; again for each seed.")],
+    dimension: Annotated[str, typer.Option(help="valence, arousal, or a trait (openness, …).")] = "valence",
+    estimate: Annotated[
+        str | None,
+        typer.Option(help="Of a trait: utterance_traits, average_traits, conversation_traits or causal_traits."),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=100, help="Bootstrap draws.")] = 2000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same result.")] = 0,
+    as_json: JsonOption = False,
+    as_markdown: MarkdownOption = False,
+) -> None:
+    """Whether two models differ in CCC: paired cluster bootstrap over speaker-conversations."""
+    _one_form(as_json, as_markdown)
+    from kibun.training.predictions import PredictionsError, check_figure, read_predictions
+    from kibun.training.significance import compare_predictions, to_table
+    from kibun.training.tables import show
+
+    try:
+        check_figure(dimension, estimate)
+        ours, theirs = ([read_predictions(path) for path in side] for side in (first, second))
+        result = compare_predictions(ours, theirs, dimension, estimate, draws=draws, seed=seed)
+    except (PredictionsError, ValueError) as error:
+        _fail(str(error))
+    payload = {**dataclasses.asdict(result), "stars": result.stars}
+    show([to_table(result, dimension)], as_json=as_json, as_markdown=as_markdown, payload=payload)
+
+
+def _one_form(as_json: bool, as_markdown: bool) -> None:
+    if as_json and as_markdown:
+        _fail("--json and --markdown exclude each other: choose one")
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)

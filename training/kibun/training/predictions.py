@@ -23,6 +23,8 @@ from kibun.models.types import EMOTIONS, TRAITS, Traits
 from kibun.training.metrics import ccc
 
 TRAIT_FIELDS = ("utterance_traits", "average_traits", "conversation_traits", "causal_traits")
+# The same for all utterances of a profile, which therefore counts once.
+PROFILE_FIELDS = ("average_traits", "conversation_traits")
 
 
 class PredictionsError(ValueError):
@@ -97,16 +99,26 @@ def read_predictions(path: Path) -> list[Prediction]:
     return list(predictions.values())
 
 
+def check_figure(figure: str, field: str | None) -> None:
+    """Raises PredictionsError unless it is an emotion alone or a trait with the estimate that is meant."""
+    if figure not in (*EMOTIONS, *TRAITS):
+        raise PredictionsError(f"dimension {figure!r}: must be one of {', '.join((*EMOTIONS, *TRAITS))}")
+    if figure in TRAITS and field not in TRAIT_FIELDS:
+        raise PredictionsError(f"{figure}: say which estimate is meant: {', '.join(TRAIT_FIELDS)}; given is {field!r}")
+    if figure in EMOTIONS and field is not None:
+        raise PredictionsError(f"{figure}: there is one estimate of an emotion; {field!r} is for traits")
+
+
 def pairs_of(
     predictions: Sequence[Prediction], figure: str, field: str | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Prediction]]:
     """(predicted (N,), truth (N,), their utterances) of those utterances that have a label.
 
     figure: valence, arousal, or a trait; a trait needs ``field``, one of TRAIT_FIELDS.
-    Raises PredictionsError where nothing is labelled, or a labelled utterance has no estimate.
+    Raises PredictionsError as `check_figure` does, where nothing is labelled, and where a labelled utterance has no
+    estimate.
     """
-    if figure not in (*EMOTIONS, *TRAITS) or (figure in TRAITS) != (field in TRAIT_FIELDS):
-        raise ValueError(f"figure is {figure!r} of {field!r}: {', '.join(EMOTIONS)}, or a trait of {TRAIT_FIELDS}")
+    check_figure(figure, field)
     predicted, truth, there = [], [], []
     for prediction in predictions:
         label = _value(prediction, figure, "traits")
@@ -127,7 +139,7 @@ def pairs_of(
 def ccc_of(predictions: Sequence[Prediction], figure: str, field: str | None = None) -> float:
     """CCC over the labelled utterances; arguments and errors as for `pairs_of`.
 
-    For traits at the level of conversations, hand in `last_of_each(predictions)`.
+    For one figure per conversation profile, hand in `units_of(predictions, field)`.
     """
     predicted, truth, _ = pairs_of(predictions, figure, field)
     return ccc(predicted, truth)
@@ -141,6 +153,11 @@ def last_of_each(predictions: Sequence[Prediction]) -> list[Prediction]:
         if before is None or (prediction.predicted.heard or 0) >= (before.predicted.heard or 0):
             last[prediction.conversation] = prediction
     return list(last.values())
+
+
+def units_of(predictions: Sequence[Prediction], field: str | None) -> list[Prediction]:
+    """What is counted: one utterance of each conversation for PROFILE_FIELDS, else every utterance."""
+    return last_of_each(predictions) if field in PROFILE_FIELDS else list(predictions)
 
 
 def align(first: Sequence[Prediction], second: Sequence[Prediction]) -> list[tuple[Prediction, Prediction]]:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from kibun.training.predictions import Prediction, PredictionsError, align, pairs_of
-from kibun.training.tables import stars
+from kibun.training.predictions import Prediction, PredictionsError, align, pairs_of, units_of
+from kibun.training.tables import STARS_NOTE, Cell, Row, Table, stars
 
 DRAWS = 2000
 _DRAWS_AT_ONCE = 250  # bounds the memory of the weights
@@ -27,9 +27,10 @@ _DRAWS_AT_ONCE = 250  # bounds the memory of the weights
 
 @dataclass(frozen=True)
 class Comparison:
-    """CCC of two models on the same utterances; `difference` is first - second, low..high its 95 % interval.
+    """CCC of two models on the same points; `difference` is first - second, low..high its 95 % interval.
 
-    p: two-sided, against no difference. first, second: mean over the runs of each.
+    p: two-sided, against no difference. first, second: mean over the runs of each. points: scored utterances, or
+    conversations where traits of a whole conversation are compared.
     """
 
     first: float
@@ -39,7 +40,7 @@ class Comparison:
     high: float
     p: float
     clusters: int
-    utterances: int
+    points: int
     draws: int
 
     @property
@@ -102,18 +103,38 @@ def compare_predictions(
 ) -> Comparison:
     """Compare the runs (one predictions file each, one per training seed) of two models over speaker-conversations.
 
-    figure, field: as for `pairs_of`. Raises PredictionsError where files do not hold the same utterances and truths.
+    figure, field: as for `pairs_of`; traits of PROFILE_FIELDS count once for each conversation.
+    Raises PredictionsError where files do not hold the same utterances and truths.
     """
     if not first or not second:
         raise PredictionsError("a comparison needs at least one predictions file on either side")
     base = first[0]
+    units = {unit.id for unit in units_of(base, field)}
     values: list[list[NDArray[np.float64]]] = [[], []]
     for side, runs in zip(values, (first, second), strict=True):
         for run in runs:
-            side.append(pairs_of([other for _, other in align(base, run)], figure, field)[0])
-    _, truth, there = pairs_of(base, figure, field)
+            counted = [other for _, other in align(base, run) if other.id in units]
+            side.append(pairs_of(counted, figure, field)[0])
+    _, truth, there = pairs_of([unit for unit in base if unit.id in units], figure, field)
     clusters = [prediction.conversation for prediction in there]
     return compare(np.stack(values[0]), np.stack(values[1]), truth, clusters, draws=draws, seed=seed)
+
+
+def to_table(result: Comparison, figure: str) -> Table:
+    """One line: both models' CCC, the difference with its interval, p."""
+    cells = (
+        Cell(result.first),
+        Cell(result.second),
+        Cell(result.difference, stars=result.stars, interval=(result.low, result.high)),
+        Cell(f"{result.p:.2g}"),
+    )
+    notes = (
+        f"{result.points} scores of {result.clusters} speaker-conversations; 95 % interval and p by paired"
+        f" cluster bootstrap, {result.draws} draws.",
+        STARS_NOTE,
+    )
+    columns = ("CCC", "first", "second", "first - second", "p")
+    return Table("Do the two models differ?", columns, (Row(figure, cells),), notes, digits=3)
 
 
 def _differences(
