@@ -112,6 +112,23 @@ def test_without_torchaudio_all_but_speed_and_noise_works(tmp_path: Path) -> Non
     assert "speed and noise perturbation need torchaudio (absent here): pip install 'kibun[train]'" in done.stdout
 
 
+def test_files_that_were_cut_off(tmp_path: Path) -> None:
+    for format in ("wav", "flac", "mp3"):
+        path = tmp_path / f"a.{format}"
+        soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 16_000), 16_000)
+        assert audio_seconds(path, decode=True) == pytest.approx(1.0, abs=0.1)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ManifestError, match=r"is cut off|cannot be read as audio"):
+            audio_seconds(path, decode=True)
+    with pytest.raises(ManifestError, match="is cut off: "):
+        audio_seconds(tmp_path / "a.wav")
+    with pytest.raises(ManifestError, match="is cut off: "):
+        load_audio(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
+    with pytest.raises(ManifestError, match="no finite numbers"):
+        load_audio(tmp_path / "nan.wav")
+
+
 # ---- perturbation --------------------------------------------------------------------------------------------------
 
 

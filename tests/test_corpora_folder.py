@@ -175,6 +175,18 @@ def test_tables_that_are_no_tables(tmp_path: Path) -> None:
             prepare(tmp_path / name)
     with pytest.raises(ManifestError, match="cannot be read"):
         prepare(tmp_path / "none.csv")
+    with pytest.raises(ManifestError, match="is the table itself"):
+        prepare(table(tmp_path, [cells(0)], "manifest.jsonl"))
+
+
+def test_audio_is_read_in_full_where_asked_to(tmp_path: Path) -> None:
+    path = table(tmp_path, [cells(0, path="long.flac")])
+    soundfile.write(tmp_path / "long.flac", np.random.default_rng(0).normal(0, 0.1, 40_000), 16_000)
+    whole = (tmp_path / "long.flac").read_bytes()
+    (tmp_path / "long.flac").write_bytes(whole[: len(whole) // 2])
+    assert prepare(path)[0].seconds == 2.5  # says the header
+    with pytest.raises(CorpusError, match=r":2: column 'path': .*long.flac: "):
+        prepare(path, FolderOptions(decode=True))
 
 
 # ---- random splits -------------------------------------------------------------------------------------------------

@@ -99,9 +99,9 @@ def test_everything_is_found_and_nothing_else(fake: FakeIemocap, tmp_path: Path)
     assert len(report.ignored) == 12
     assert all(Path(path).name.startswith("._") for path in report.ignored)
     assert report.warnings == (
-        "36 utterances in place of IEMOCAP's 10039",
-        "6 dialogues in place of IEMOCAP's 151",
-        "12 profiles in place of IEMOCAP's 302",
+        "utterances: 36, the whole corpus has 10,039",
+        "dialogues: 6, the whole corpus has 151",
+        "profiles: 12, the whole corpus has 302",
     )
     assert json.loads((tmp_path / "manifest.report.json").read_text(encoding="utf-8"))["utterances"] == 36
 
@@ -208,6 +208,8 @@ def test_all_problems_are_listed_at_once(fake: FakeIemocap) -> None:
     soundfile.write(wavs / IMPRO / f"{IMPRO}_M002.wav", np.zeros(0), 16_000)
     file(fake, "Ses01F_script01_1").unlink()
     file(fake, "Ses01M_impro01", "transcriptions").unlink()
+    cut = wavs / "Ses01M_impro01" / "Ses01M_impro01_F002.wav"
+    cut.write_bytes(cut.read_bytes()[:4000])
     shutil.rmtree(wavs / "Ses01M_script01_1b")
     shutil.rmtree(fake.root / "Session2" / "dialog" / "transcriptions")
     found = problems(fake)
@@ -216,13 +218,14 @@ def test_all_problems_are_listed_at_once(fake: FakeIemocap) -> None:
         (wavs / IMPRO / f"{IMPRO}_F002.wav", "cannot be read as audio"),
         (wavs / IMPRO / f"{IMPRO}_M001.wav", "has 2 channels"),
         (wavs / IMPRO / f"{IMPRO}_M002.wav", "has no samples"),
+        (cut, "is cut off: 4000 of"),
         (file(fake, "Ses01F_script01_1"), "no such file, but the dialogue has traits"),
         (file(fake, "Ses01M_impro01", "transcriptions"), "no such file"),
         (wavs / "Ses01M_script01_1b", "no such folder"),
         (fake.root / "Session2" / "dialog" / "transcriptions", "no such folder"),
     ):
         assert sum(problem.startswith(f"{path}: {said}") for problem in found) == 1, (path, said, found)
-    assert len(found) == 8
+    assert len(found) == 9
 
 
 def test_doubts_are_warnings(fake: FakeIemocap, tmp_path: Path) -> None:
@@ -236,11 +239,11 @@ def test_doubts_are_warnings(fake: FakeIemocap, tmp_path: Path) -> None:
     (wavs / "notes.doc").write_text("x")
     report = prepare(fake, tmp_path / "manifest.jsonl")
     said = "\n".join(report.warnings)
-    assert f"1 lines of unknown kind in EmoEvaluation: {file(fake, IMPRO)}:6" in said
-    assert "1 utterances without a transcript" in said
+    assert f"lines of unknown kind in EmoEvaluation: 1 ({file(fake, IMPRO)}:6)" in said
+    assert "utterances without a transcript: 1" in said
     assert "not UTF-8 (byte 0xe9), read as Latin-1" in said
-    assert f"1 wavs that were never evaluated: {wavs / f'{IMPRO}_F009.wav'}" in said
-    assert f"1 wavs more than 0.1 s off the times of their evaluation: {IMPRO}_M001" in said
+    assert f"wavs that were never evaluated: 1 ({wavs / f'{IMPRO}_F009.wav'})" in said
+    assert f"wavs more than 0.1 s off the times of their evaluation: 1 ({IMPRO}_M001)" in said
     assert str(wavs / "notes.doc") in report.ignored
     item = next(item for item in load_manifest(tmp_path / "manifest.jsonl") if item.id == f"{IMPRO}_M002")
     assert item.text is None
@@ -274,7 +277,7 @@ def command(fake: FakeIemocap, out: Path) -> list[str]:
 def test_the_command(fake: FakeIemocap, tmp_path: Path) -> None:
     result = CliRunner().invoke(train_app, command(fake, tmp_path / "manifest.jsonl"))
     assert result.exit_code == 0, result.output
-    assert "warning: 36 utterances in place of IEMOCAP's 10039" in result.stderr
+    assert "warning: utterances: 36, the whole corpus has 10,039" in result.stderr
     assert "12 files ignored" in result.stdout
     result = CliRunner().invoke(train_app, [*command(fake, tmp_path / "manifest.jsonl"), "--json"])
     assert json.loads(result.stdout)["conversations"] == 12

@@ -124,8 +124,8 @@ def test_a_splits_file_takes_the_place_of_the_field(tmp_path: Path) -> None:
     assert [(item.id, item.split) for item in read.items] == [("d1", "test")]
     assert (read.left_out, read.absent, read.shared_speakers) == (2, ("d9",), ())
     assert read.warnings() == [
-        "2 utterances are in no split and left out",
-        "the splits name 1 dialogues that the manifest lacks, 'd9' first",
+        "utterances left out, their dialogue being in no split: 2",
+        "dialogues of the splits that the manifest lacks: 1 (d9 first)",
     ]
 
 

@@ -13,6 +13,9 @@ from kibun.training.errors import ManifestError
 SAMPLE_RATE_HZ = 16_000
 # torchaudio keeps one filter per output phase: a rate that shares no large factor with 16 kHz would take gigabytes.
 MOST_PHASES = 640
+SAME_DURATION_S = 0.1
+# Some programs count a few header bytes too many.
+HEADER_SLACK_BYTES = 1024
 
 
 def load_audio(path: Path) -> NDArray[np.float32]:
@@ -21,35 +24,57 @@ def load_audio(path: Path) -> NDArray[np.float32]:
     Reads what libsndfile does: WAV, FLAC, OGG, MP3 and more. A recording at 16 kHz comes out bit for bit.
 
     Raises:
-        ManifestError: the file is missing, cannot be decoded, is empty, or has several channels.
+        ManifestError: the file is missing, cannot be decoded, is empty or cut off, has several channels, or has samples
+            that are no finite numbers.
     """
-    try:
-        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)  # (N, channels)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise ManifestError(f"{path}: cannot be read as audio ({error}); give WAV, FLAC, OGG or MP3") from error
-    if samples.shape[1] != 1:
-        raise ManifestError(
-            f"{path}: has {samples.shape[1]} channels, must be mono: keep the speaker's own channel, or mix them down"
-        )
-    if not len(samples):
-        raise ManifestError(f"{path}: has no samples")
-    return resample(samples[:, 0], rate_hz, SAMPLE_RATE_HZ)
+    samples, rate_hz = _decoded(path)
+    return resample(samples, rate_hz, SAMPLE_RATE_HZ)
 
 
-def audio_seconds(path: Path) -> float:
-    """Duration from the header alone. Raises ManifestError like `load_audio`."""
+def audio_seconds(path: Path, decode: bool = False) -> float:
+    """Duration from the header; ``decode``: look at every sample, too. Raises ManifestError as `load_audio` does."""
     try:
         header = soundfile.info(str(path))
     except (OSError, soundfile.LibsndfileError) as error:
-        reason = "no such file" if not path.exists() else f"cannot be read as audio ({error})"
-        raise ManifestError(f"{path}: {reason}; give WAV, FLAC, OGG or MP3") from error
-    if header.channels != 1:
-        raise ManifestError(
-            f"{path}: has {header.channels} channels, must be mono: keep the speaker's own channel, or mix them down"
-        )
-    if header.frames <= 0:
-        raise ManifestError(f"{path}: has no samples")
+        raise _unreadable(path, error) from error
+    _check(path, header.channels, header.frames)
+    if decode:
+        samples, _rate_hz = _decoded(path)
+        if header.frames - len(samples) > SAME_DURATION_S * header.samplerate:
+            raise ManifestError(f"{path}: is cut off: {len(samples)} of {header.frames} samples are there")
     return float(header.frames) / float(header.samplerate)
+
+
+def _decoded(path: Path) -> tuple[NDArray[np.float32], int]:
+    """(N,) samples and their rate."""
+    try:
+        samples, rate_hz = soundfile.read(path, dtype="float32", always_2d=True)  # (N, channels)
+    except (OSError, soundfile.LibsndfileError) as error:
+        raise _unreadable(path, error) from error
+    _check(path, samples.shape[1], len(samples))
+    if not np.isfinite(samples).all():
+        raise ManifestError(f"{path}: has samples that are no finite numbers; write the file anew")
+    return samples[:, 0], int(rate_hz)
+
+
+def _check(path: Path, channels: int, frames: int) -> None:
+    if channels != 1:
+        fix = "keep the speaker's own channel, or mix them down"
+        raise ManifestError(f"{path}: has {channels} channels, must be mono: {fix}")
+    if frames <= 0:
+        raise ManifestError(f"{path}: has no samples")
+    with path.open("rb") as file:
+        head = file.read(12)
+    size = int.from_bytes(head[4:8], "little")
+    # libsndfile takes a WAV that was cut off for a short one. Sizes of 0 and 2^32 - 1 mean "not known when written".
+    if head[:4] == b"RIFF" and size not in (0, 0xFFFFFFFF) and size > path.stat().st_size + HEADER_SLACK_BYTES:
+        raise ManifestError(f"{path}: is cut off: {path.stat().st_size} of {size + 8} bytes are there; copy it again")
+
+
+def _unreadable(path: Path, error: Exception) -> ManifestError:
+    if not path.exists():
+        return ManifestError(f"{path}: no such file")
+    return ManifestError(f"{path}: cannot be read as audio ({error}); give WAV, FLAC, OGG or MP3")
 
 
 def resample(audio: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:

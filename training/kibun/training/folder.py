@@ -31,6 +31,7 @@ class FolderOptions:
     trait_scale: Scale | None = None
     shares: tuple[float, float, float] | None = None  # of train, dev and test, by speaker; None: as the table says
     seed: int = 0
+    decode: bool = False  # read every audio file in full, not only its header
 
     def __post_init__(self) -> None:
         for name, scale in (("emotion scale", self.emotion_scale), ("trait scale", self.trait_scale)):
@@ -51,6 +52,8 @@ def prepare_folder(
         CorpusError: cells or audio files that cannot be used; it lists all of them, nothing is written.
     """
     options = options or FolderOptions()
+    if out.resolve() == table.resolve():
+        raise ManifestError(f"{out}: is the table itself; write the manifest to another file")
     columns, read = read_table(table)
     problems = _column_problems(table, columns, options)
     raise_problems(f"{table}: cannot be made into a manifest", problems)
@@ -99,7 +102,7 @@ def _readers(folder: Path, out_folder: Path, options: FolderOptions) -> dict[str
         "valence": lambda row: _emotion(row, "valence", options.emotion_scale),
         "arousal": lambda row: _emotion(row, "arousal", options.emotion_scale),
         "traits": lambda row: _traits(row, options.trait_scale),
-        "seconds": lambda row: _seconds(row, folder),
+        "seconds": lambda row: _seconds(row, folder, options.decode),
     }
 
 
@@ -115,10 +118,10 @@ def _row(row: TableRow, readers: dict[str, Callable[[TableRow], Any]], problems:
     return made
 
 
-def _seconds(row: TableRow, folder: Path) -> float:
+def _seconds(row: TableRow, folder: Path, decode: bool) -> float:
     audio = folder / needed_text(row, "path")
     try:
-        return round(audio_seconds(audio), 4)
+        return round(audio_seconds(audio, decode), 4)
     except ManifestError as error:
         raise ManifestError(f"{row.where}: column 'path': {error}") from error
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kibun.models.types import TRAITS, Traits
-from kibun.training.audio import audio_seconds
+from kibun.training.audio import SAME_DURATION_S, audio_seconds
 from kibun.training.corpora import Progress, Report, Row, count, no_progress, raise_problems, stored_path, write_corpus
 from kibun.training.errors import ManifestError
 from kibun.training.iemocap_files import (
@@ -24,8 +24,6 @@ from kibun.training.tipi import Profile
 
 EXPECTED = {"utterances": 10_039, "dialogues": 151, "conversations": 302}
 GENDERS = {"F": "female", "M": "male"}
-# The wav was cut by the times of the evaluation; more than this apart, one of the two belongs to something else.
-SAME_DURATION_S = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +63,14 @@ def prepare_iemocap(
     ocean: Path,
     out: Path,
     sessions: Collection[int] | None = None,
+    decode: bool = False,
     progress: Progress = no_progress,
 ) -> Report:
     """Write the manifest ``out`` and its report. Utterances come by dialogue, and in the order they were spoken.
 
     ``root`` holds Session1 … Session5; ``tipi`` and ``ocean`` are PA-IEMOCAP's tipi_labels.csv and ocean.csv.
-    ``sessions``: the only ones to take; None: all that have traits or a folder, and each must have both.
+    ``sessions``: the only ones to take; None: all that have traits or a folder, and each must have both. ``decode``:
+    read every wav in full, not only its header.
 
     Raises:
         CorpusError: files are missing, unreadable or contradict each other; it lists all of it, nothing is written.
@@ -92,11 +92,13 @@ def prepare_iemocap(
     said = [_read_dialogue(dialogue, findings) for dialogue in dialogues]
     _check_ids([evaluation for evaluations, _transcripts in said for evaluation in evaluations], findings)
     rows: list[Row] = []
+    looked_at = 0
     total = sum(len(evaluations) for evaluations, _transcripts in said)
     for dialogue, (evaluations, transcripts) in zip(dialogues, said, strict=True):
-        for row in _rows(dialogue, evaluations, transcripts, profiles, out.parent, findings):
-            rows.append(row)
-            progress(len(rows), total)
+        durations = _durations(dialogue, evaluations, decode, findings)
+        rows += _rows(dialogue, durations, transcripts, profiles, out.parent, findings)
+        looked_at += len(evaluations)
+        progress(looked_at, total)
     raise_problems(f"{root}: cannot be made into a manifest", findings.notes.problems)
     report = _report(rows, profiles, out, findings)
     write_corpus(out, rows, report)
@@ -178,24 +180,34 @@ def _check_ids(evaluations: list[Evaluation], findings: _Findings) -> None:
             )
 
 
+def _durations(
+    dialogue: Dialogue, evaluations: list[Evaluation], decode: bool, findings: _Findings
+) -> list[tuple[Evaluation, float]]:
+    """The utterances whose wav can be read, with its seconds."""
+    found = []
+    for evaluation in evaluations:
+        try:
+            seconds = audio_seconds(dialogue.wavs / f"{evaluation.id}.wav", decode)
+        except ManifestError as error:
+            if dialogue.wavs.is_dir():  # else named once, as a folder
+                findings.notes.problems.append(f"{error} (named in {evaluation.where})")
+            continue
+        # The wav was cut by these times; far apart, one of the two belongs to something else.
+        if abs(seconds - (evaluation.end_s - evaluation.start_s)) > SAME_DURATION_S:
+            findings.other_durations.append(evaluation.id)
+        found.append((evaluation, seconds))
+    return found
+
+
 def _rows(
     dialogue: Dialogue,
-    evaluations: list[Evaluation],
+    durations: list[tuple[Evaluation, float]],
     transcripts: Transcripts,
     profiles: dict[Profile, Traits],
     folder: Path,
     findings: _Findings,
 ) -> Iterator[Row]:
-    for evaluation in evaluations:
-        wav = dialogue.wavs / f"{evaluation.id}.wav"
-        try:
-            seconds = audio_seconds(wav)
-        except ManifestError as error:
-            if dialogue.wavs.is_dir():
-                findings.notes.problems.append(f"{error} (named in {evaluation.where})")
-            continue
-        if abs(seconds - (evaluation.end_s - evaluation.start_s)) > SAME_DURATION_S:
-            findings.other_durations.append(evaluation.id)
+    for evaluation, seconds in durations:
         identity = parse_id(evaluation.id)
         assert identity is not None  # read_evaluations lets no other through
         traits = profiles.get((dialogue.name, identity.letter.lower()))
@@ -203,7 +215,7 @@ def _rows(
             continue  # said before, once for the whole profile
         yield {
             "id": evaluation.id,
-            "path": stored_path(wav, folder),
+            "path": stored_path(dialogue.wavs / f"{evaluation.id}.wav", folder),
             "speaker": identity.speaker,
             "dialogue": dialogue.name,
             "session": dialogue.session,
@@ -235,7 +247,7 @@ def _texts(transcript: str | None, counts: dict[str, int]) -> Row:
 def _report(rows: list[Row], profiles: dict[Profile, Traits], out: Path, findings: _Findings) -> Report:
     counted: dict[str, Any] = count(rows, "session")
     warnings = [
-        f"{counted[name]} {'profiles' if name == 'conversations' else name} in place of IEMOCAP's {number}"
+        f"{'profiles' if name == 'conversations' else name}: {counted[name]:,}, the whole corpus has {number:,}"
         for name, number in EXPECTED.items()
         if counted[name] != number
     ]
@@ -248,10 +260,9 @@ def _report(rows: list[Row], profiles: dict[Profile, Traits], out: Path, finding
     ):
         if places:
             more = ", …" if len(places) > 3 else ""
-            warnings.append(f"{len(places)} {what}: {', '.join(places[:3])}{more}")
-    missing = findings.counts["without_transcript"]
-    if missing:
-        warnings.append(f"{missing} utterances without a transcript")
+            warnings.append(f"{what}: {len(places)} ({', '.join(places[:3])}{more})")
+    if findings.counts["without_transcript"]:
+        warnings.append(f"utterances without a transcript: {findings.counts['without_transcript']}")
     return Report(
         "iemocap",
         str(out),

@@ -62,11 +62,9 @@ class Manifest:
         """What whoever reads results made with this manifest should know."""
         said = []
         if self.left_out:
-            said.append(f"{self.left_out} utterances are in no split and left out")
+            said.append(f"utterances left out, their dialogue being in no split: {self.left_out}")
         if self.absent:
-            said.append(
-                f"the splits name {len(self.absent)} dialogues that the manifest lacks, {self.absent[0]!r} first"
-            )
+            said.append(f"dialogues of the splits that the manifest lacks: {len(self.absent)} ({self.absent[0]} first)")
         if self.shared_speakers:
             names = ", ".join(self.shared_speakers)
             said.append(f"dev and test share the speakers {names}: the model is chosen on voices that it is tested on")

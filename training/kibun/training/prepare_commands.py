@@ -17,6 +17,7 @@ prepare_app = typer.Typer(
 )
 
 Out = Annotated[Path, typer.Option(help="The manifest to write; its report lies beside it, as NAME.report.json.")]
+Decode = Annotated[bool, typer.Option("--decode", help="Read all audio in full, not only headers; slower.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report, or all problems, as JSON.")]
 
 
@@ -32,13 +33,14 @@ def iemocap(
     ocean: Annotated[Path, typer.Option(help="PA-IEMOCAP's ocean.csv: the published traits.")],
     out: Out,
     session: Annotated[list[int] | None, typer.Option(help="Take only this session; may be repeated.")] = None,
+    decode: Decode = False,
     as_json: AsJson = False,
 ) -> None:
     """IEMOCAP with the traits of PA-IEMOCAP: 10,039 utterances, 151 dialogues, 302 profiles."""
     from kibun.training.iemocap import prepare_iemocap
 
     with _watched("reading IEMOCAP", as_json) as progress:
-        report = prepare_iemocap(iemocap, tipi, ocean, out, session, progress)
+        report = prepare_iemocap(iemocap, tipi, ocean, out, session, decode, progress)
     _show(report, as_json)
 
 
@@ -59,6 +61,7 @@ def folder(
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the random split.")] = 0,
+    decode: Decode = False,
     as_json: AsJson = False,
 ) -> None:
     """Your own corpus: a table with the columns path, speaker, dialogue.
@@ -73,6 +76,7 @@ def folder(
             _numbers("--trait-scale", trait_scale, "LOW,HIGH"),
             _numbers("--split-speakers", split_speakers, "TRAIN,DEV,TEST"),
             seed,
+            decode,
         )
         report = prepare_folder(table, out, options, progress)
     _show(report, as_json)
