@@ -179,7 +179,9 @@ def show(
     if as_json and as_markdown:
         raise ValueError("--json and --markdown exclude each other: choose one")
     if as_json:
-        print(json.dumps(payload or {"tables": [to_json(table) for table in tables]}, allow_nan=False, indent=2))
+        if payload is None:
+            payload = {"tables": [to_json(table) for table in tables]}
+        print(json.dumps(payload, allow_nan=False, indent=2, ensure_ascii=False))
     elif as_markdown:
         print("\n\n".join(to_markdown(table) for table in tables))
     else:

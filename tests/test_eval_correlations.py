@@ -1,0 +1,179 @@
+"""Tables II and III on manifests with known correlations; what is left out is counted, what is undefined is null."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import linregress
+from typer.testing import CliRunner
+
+from kibun.models.types import EMOTIONS, TRAITS
+from kibun.training.eval_commands import eval_app
+
+
+def row(index: int, dialogue: str, speaker: str, gender: str | None, traits: object, emotion: object) -> dict[str, Any]:
+    valence, arousal = emotion  # type: ignore[misc]
+    return {
+        "id": f"u{index}",
+        "path": f"u{index}.wav",  # audio is not needed, and not there
+        "dialogue": dialogue,
+        "speaker": speaker,
+        "gender": gender,
+        "traits": None if traits is None else dict(zip(TRAITS, traits, strict=True)),  # type: ignore[call-overload]
+        "valence": valence,
+        "arousal": arousal,
+    }
+
+
+def corpus(dialogues: int = 14, seed: int = 0) -> list[dict[str, Any]]:
+    """Two speakers a dialogue, 2 to 7 utterances each; agreeable speakers sound pleasant, women more so."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for dialogue in range(dialogues):
+        for speaker, gender in (("F", "female"), ("M", "male")):
+            traits = rng.uniform(1, 7, 5).round(3).tolist()
+            for _ in range(int(rng.integers(2, 8))):
+                valence = 3 + (0.3 if gender == "female" else 0.1) * (traits[3] - 4) + 0.5 * rng.normal()
+                emotion = (float(np.clip(valence, 0, 6)), float(rng.uniform(1, 5)))
+                rows.append(row(len(rows), f"d{dialogue}", f"{speaker}{dialogue}", gender, traits, emotion))
+    return rows
+
+
+def run(folder: Path, rows: list[dict[str, Any]], *arguments: str, code: int = 0) -> str:
+    """Standard output, or standard error where the command is to fail."""
+    manifest = folder / "manifest.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    result = CliRunner().invoke(eval_app, ["correlations", "--manifest", str(manifest), *arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.stderr if code else result.stdout
+
+
+def plain(rows: list[dict[str, Any]], trait: str, emotion: str) -> tuple[int, float, float]:
+    line = linregress([r["traits"][trait] for r in rows], [r[emotion] for r in rows])
+    return len(rows), line.rvalue, line.pvalue
+
+
+def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row a speaker and dialogue, with the mean emotion."""
+    profiles: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for one in rows:
+        profiles.setdefault((one["dialogue"], one["speaker"]), []).append(one)
+    return [{**m[0], **{e: float(np.mean([x[e] for x in m])) for e in EMOTIONS}} for m in profiles.values()]
+
+
+@pytest.mark.parametrize("level", ["utterance", "conversation"])
+def test_every_group_trait_and_emotion_is_the_plain_correlation(tmp_path: Path, level: str) -> None:
+    rows = corpus()
+    data = json.loads(run(tmp_path, rows, "--level", level, "--json"))
+    assert list(data) == ["all", "male", "female"]
+    points = rows if level == "utterance" else means(rows)
+    for group in data:
+        members = [one for one in points if group in ("all", one["gender"])]
+        assert data[group]["left_out"] == {}
+        for trait in TRAITS:
+            for emotion in EMOTIONS:
+                n, r, p = plain(members, trait, emotion)
+                assert data[group]["n"] == n
+                assert data[group][trait][emotion] == {"r": pytest.approx(r), "p": pytest.approx(p)}
+    assert data["all"]["n"] == (28 if level == "conversation" else len(rows))
+    assert data["female"]["agreeableness"]["valence"]["r"] > data["male"]["agreeableness"]["valence"]["r"] > 0
+
+
+def test_one_speaker_in_two_dialogues_is_two_profiles(tmp_path: Path) -> None:
+    rows = corpus()
+    for one in rows:
+        one["speaker"] = one["speaker"][0]  # the same two actors throughout
+    assert json.loads(run(tmp_path, rows, "--level", "conversation", "--json"))["all"]["n"] == 28
+
+
+def test_tables_for_people_say_what_the_stars_mean_and_that_nothing_published_is_at_hand(tmp_path: Path) -> None:
+    rows = corpus()
+    text = run(tmp_path, rows, "--level", "utterance", "--by", "gender")
+    assert "Table II" in text
+    assert "valence, female" in text
+    assert "p takes utterances as independent" in text
+    assert "The published figures of this table are not at hand; none are shown." in text
+    r = json.loads(run(tmp_path, rows, "--level", "utterance", "--json"))["all"]["agreeableness"]["valence"]["r"]
+    line = next(line for line in text.splitlines() if "agreeableness" in line)
+    assert line.split()[1:3] == [f"{r:.2f}", "***"]
+    markdown = run(tmp_path, rows, "--level", "conversation", "--markdown")
+    assert "**Table III" in markdown
+    assert "female" not in markdown
+    assert "|  | valence, all | arousal, all |" in markdown
+
+
+def test_what_lacks_a_label_is_counted_and_left_out(tmp_path: Path) -> None:
+    rows = corpus()
+    without = [
+        row(900, "x", "A", "male", None, (3.0, 3.0)),
+        row(901, "x", "B", "male", [4] * 5, (None, 3.0)),
+        row(902, "x", "C", "female", [4] * 5, (3.0, None)),
+        row(903, "x", "D", None, None, (None, None)),
+    ]
+    data = json.loads(run(tmp_path, [*rows, *without], "--level", "utterance", "--json"))
+    bare = json.loads(run(tmp_path, rows, "--level", "utterance", "--json"))
+    assert data["all"].pop("left_out") == {"traits": 2, "valence": 1, "arousal": 1}
+    assert data["male"].pop("left_out") == {"traits": 1, "valence": 1}
+    assert data["female"].pop("left_out") == {"arousal": 1}
+    for group in bare.values():
+        group.pop("left_out")
+    assert data == bare
+    text = run(tmp_path, [*rows, *without], "--level", "utterance")
+    assert "Left out: 2 without traits, 1 without valence, 1 without arousal (utterances)." in text
+
+
+def test_speakers_without_gender_are_in_all_only_and_the_table_says_so(tmp_path: Path) -> None:
+    rows = corpus()
+    for one in rows:
+        if one["dialogue"] in ("d0", "d1"):
+            one["gender"] = None if one["dialogue"] == "d0" else "other"
+    data = json.loads(run(tmp_path, rows, "--level", "conversation", "--json"))
+    assert [data[group]["n"] for group in data] == [28, 12, 12]
+    text = run(tmp_path, rows, "--level", "conversation", "--by", "gender")
+    assert "4 conversations are marked neither male nor female: in all only." in text
+
+
+def test_a_constant_label_gives_null_and_its_reason(tmp_path: Path) -> None:
+    rows = corpus()
+    for one in rows:
+        one["arousal"] = 3.0
+        one["traits"]["openness"] = 4.0
+    output = run(tmp_path, rows, "--level", "utterance", "--json")
+    assert "NaN" not in output
+    cells = json.loads(output)["all"]
+    assert cells["openness"]["valence"] == {"r": None, "p": None, "reason": "openness is the same everywhere"}
+    assert cells["neuroticism"]["arousal"] == {"r": None, "p": None, "reason": "arousal is the same everywhere"}
+    assert cells["neuroticism"]["valence"]["r"] is not None
+    text = run(tmp_path, rows, "--level", "utterance")
+    assert "–: undefined in all: arousal is the same everywhere." in text
+
+
+def test_a_group_with_too_few_is_null_and_everything_with_too_few_is_refused(tmp_path: Path) -> None:
+    rows = [one for one in corpus() if one["gender"] == "male" or one["dialogue"] in ("d0", "d1")]
+    female = json.loads(run(tmp_path, rows, "--level", "conversation", "--json"))["female"]
+    assert female["n"] == 2
+    assert female["openness"]["valence"] == {"r": None, "p": None, "reason": "needs at least 3, has 2"}
+    for one in rows[2:]:
+        one["valence"] = None
+    error = run(tmp_path, rows, "--level", "utterance", code=2)
+    assert error.startswith("error: 2 utterances have traits, valence and arousal, a correlation needs at least 3; ")
+    assert f"{len(rows) - 2} of {len(rows)} utterances lack valence" in error
+
+
+@pytest.mark.parametrize(("field", "value"), [("gender", "male"), ("traits", dict.fromkeys(TRAITS, 4.0))])
+def test_a_profile_that_contradicts_itself_is_named(tmp_path: Path, field: str, value: object) -> None:
+    rows = corpus()
+    rows[1] = {**rows[1], field: value}
+    error = run(tmp_path, rows, "--level", "conversation", code=2)
+    assert f"error: u1: field {field!r} is " in error
+    assert "in u0: one speaker of one dialogue has one" in error
+
+
+def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
+    assert "exclude each other" in run(tmp_path, corpus(), "--level", "utterance", "--json", "--markdown", code=2)
+    assert "'utterance', 'conversation'" in run(tmp_path, corpus(), "--level", "speaker", code=2)
+    result = CliRunner().invoke(eval_app, ["correlations", "--manifest", str(tmp_path / "no"), "--level", "utterance"])
+    assert result.exit_code == 2
+    assert "cannot be read" in result.stderr
