@@ -11,9 +11,13 @@ from transformers import (  # noqa: E402
     AutoConfig,
     AutoModel,
     HubertConfig,
+    HubertForSequenceClassification,
     HubertModel,
     PreTrainedConfig,
     PreTrainedModel,
+    Wav2Vec2Config,
+    Wav2Vec2ForSequenceClassification,
+    Wav2Vec2Model,
 )
 from transformers.models.hubert.modeling_hubert import (  # noqa: E402
     HubertEncoderLayer,
@@ -21,7 +25,9 @@ from transformers.models.hubert.modeling_hubert import (  # noqa: E402
     HubertFeatureEncoder,
     HubertFeatureProjection,
     HubertPositionalConvEmbedding,
+    HubertPreTrainedModel,
 )
+from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2PreTrainedModel  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 from transformers.utils.generic import ModelOutput  # noqa: E402
 from transformers.utils.hub import cached_file  # noqa: E402
@@ -34,11 +40,17 @@ __all__ = [
     "HubertEncoderLayerStableLayerNorm",
     "HubertFeatureEncoder",
     "HubertFeatureProjection",
+    "HubertForSequenceClassification",
     "HubertModel",
     "HubertPositionalConvEmbedding",
+    "HubertPreTrainedModel",
     "ModelOutput",
     "PreTrainedConfig",
     "PreTrainedModel",
+    "Wav2Vec2Config",
+    "Wav2Vec2ForSequenceClassification",
+    "Wav2Vec2Model",
+    "Wav2Vec2PreTrainedModel",
     "cached_file",
     "quiet",
 ]

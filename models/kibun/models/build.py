@@ -1,14 +1,17 @@
 """A bundle from any HuBERT checkpoint in transformers' layout: trunk and tails from it, heads new, marked untrained."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from kibun.models._transformers import AutoConfig, HubertConfig, HubertModel, cached_file, quiet
+from kibun.models.checksum import trunk_checksum
 from kibun.models.config import KibunConfig
-from kibun.models.files import PREPROCESSOR, BundleError
+from kibun.models.files import PREPROCESSOR, BundleError, check_free
 from kibun.models.model import KibunModel
 
 # HubertModel creates it anew where a checkpoint lacks it; only training with SpecAugment would use it, we never do.
@@ -36,7 +39,8 @@ def build_model(hubert: str | Path, *, name: str, seed: int = 0, **settings: Any
         config = KibunConfig(
             hubert=_read_config(hubert),
             bundle_name=name,
-            **{"do_normalize": _read_do_normalize(hubert), "trained": False, **settings},
+            trunk_from=checkpoint_name(hubert),
+            **{"do_normalize": read_do_normalize(hubert), "trained": False, **settings},
         )
         full = _read_weights(hubert)
         torch.manual_seed(seed)
@@ -44,19 +48,55 @@ def build_model(hubert: str | Path, *, name: str, seed: int = 0, **settings: Any
     model.trunk.load_from(full)
     for task in config.tasks:
         model.tail(task).load_from(full)
-    model.card = _card(config, hubert, seed)
+    model.config.trunk_sha256 = trunk_checksum(model)
+    model.card = _card(model.config, seed)
     model.train(False)
     return model
 
 
-def _read_config(hubert: str | Path) -> HubertConfig:
+def save_bundle(model: KibunModel, folder: Path, **options: Any) -> None:
+    """Save a model so that `folder` holds the whole bundle or, whatever happens, nothing of it.
+
+    Args:
+        folder: made if need be; it must not hold anything yet.
+        options: as `KibunModel.save_pretrained`.
+
+    Raises:
+        BundleError: the folder is not empty, or cannot be written.
+    """
+    check_free(folder)
+    partial = folder.parent / f".{folder.name}.{os.getpid()}.part"
     try:
-        config = AutoConfig.from_pretrained(hubert)
+        partial.mkdir(parents=True)
+        with quiet():
+            model.save_pretrained(partial, **options)
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    except OSError as error:
+        raise BundleError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def checkpoint_name(checkpoint: str | Path) -> str:
+    """How cards and messages call a checkpoint: the folder's name, or the hub id."""
+    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else str(checkpoint)
+
+
+def read_any_config(checkpoint: str | Path) -> Any:
+    """Configuration of a checkpoint of any kind that transformers knows; BundleError if there is none."""
+    try:
+        return AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise BundleError(
-            f"{hubert}: no checkpoint found: neither a folder with config.json nor an id that the Hugging Face hub"
+            f"{checkpoint}: no checkpoint found: neither a folder with config.json nor an id that the Hugging Face hub"
             f" answers to ({str(error).splitlines()[0]})"
         ) from error
+
+
+def _read_config(hubert: str | Path) -> HubertConfig:
+    config = read_any_config(hubert)
     if not isinstance(config, HubertConfig):
         raise BundleError(
             f"{hubert}: config.json says model_type {config.model_type!r}, only 'hubert' will do,"
@@ -65,7 +105,7 @@ def _read_config(hubert: str | Path) -> HubertConfig:
     return config
 
 
-def _read_do_normalize(hubert: str | Path) -> bool:
+def read_do_normalize(hubert: str | Path) -> bool:
     """True also where the checkpoint does not say: transformers' own default for this kind of input."""
     file = cached_file(str(hubert), PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
     if file is None:
@@ -91,13 +131,14 @@ def _read_weights(hubert: str | Path) -> HubertModel:
     return model  # type: ignore[no-any-return]
 
 
-def _card(config: KibunConfig, hubert: str | Path, seed: int) -> str:
+def _card(config: KibunConfig, seed: int) -> str:
     return (
         f"# {config.bundle_name} (version {config.bundle_version})\n\n"
         "**Untrained: the heads are random, the estimates mean nothing.** `kibun serve` refuses this bundle unless\n"
         "`--allow-untrained` is passed.\n\n"
-        f"- Trunk and tails: HuBERT checkpoint `{Path(hubert).name if Path(hubert).is_dir() else hubert}`,"
+        f"- Trunk and tails: HuBERT checkpoint `{config.trunk_from}`,"
         f" {config.trunk_layers} layers shared, {config.tail_layers} per task\n"
+        f"- Trunk: SHA-256 {config.trunk_sha256}\n"
         f"- Heads: new, seed {seed}\n"
         f"- Tasks: {', '.join(config.tasks)}\n"
         f"- Input: 16 kHz mono, {'zero mean and unit variance per utterance' if config.do_normalize else 'as it is'}\n"

@@ -9,9 +9,10 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
+from kibun.models.checksum import stored_trunk_checksum
 from kibun.models.facts import BundleFacts, read_facts
-from kibun.models.files import BUNDLES, BundleError, bundle_names, resolve_bundle, verify
-from kibun.models.types import TRAITS
+from kibun.models.files import BUNDLES, CARD, WEIGHTS, BundleError, bundle_names, check_free, resolve_bundle, verify
+from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS
 
 app = typer.Typer(no_args_is_help=True, help="List, show, verify and build model bundles.")
 
@@ -39,10 +40,11 @@ def list_bundles(as_json: AsJson = False) -> None:
 def show(bundle: Bundle, as_json: AsJson = False) -> None:
     """Show what a bundle is, its scales and its model card, without loading it."""
     facts = _or_exit(lambda: read_facts(resolve_bundle(bundle)))
+    checksum = _or_exit(lambda: stored_trunk_checksum(Path(facts.folder) / WEIGHTS))
     if as_json:
-        typer.echo(json.dumps(_as_json(facts), indent=2))
+        typer.echo(json.dumps({**_as_json(facts), "trunk_sha256": checksum}, indent=2))
         return
-    for label, value in _rows(facts):
+    for label, value in [*_rows(facts), ("trunk", f"SHA-256 {checksum}")]:
         typer.echo(f"{label:<18} {value}")
     if facts.card:
         typer.echo("\n" + facts.card.rstrip())
@@ -68,27 +70,108 @@ def verify_bundle(bundle: Bundle, as_json: AsJson = False) -> None:
         typer.echo("It is untrained: its estimates mean nothing.")
 
 
+Run = Annotated[str | None, typer.Option(metavar="RUN", help="Run folder of `kibun train`, or a bundle.")]
+
+
 @app.command()
 def build(
-    hubert: Annotated[str, typer.Option(metavar="PATH_OR_HUB_ID", help="HuBERT checkpoint in transformers' layout.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not hold anything yet.")],
+    hubert: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="HuBERT checkpoint in transformers' layout.")
+    ] = None,
+    emotion: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="Public dimensional emotion checkpoint.")
+    ] = None,
+    pr: Run = None,
+    valence: Run = None,
+    arousal: Run = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's by default.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the new heads.")] = 0,
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
+    seed: Annotated[int | None, typer.Option(help="Seed of the new heads, with --hubert; default 0.")] = None,
     trunk_layers: Annotated[int | None, typer.Option(help="Transformer layers to share; half by default.")] = None,
 ) -> None:
-    """Make an untrained bundle from a HuBERT checkpoint: its layers as trunk and tails, new heads."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        _fail(f"{out} exists and is not an empty folder: name another with --out, or empty it")
-    from kibun.models.build import build_model
+    """Make a bundle, in one of three ways.
 
-    model = _or_exit(lambda: build_model(hubert, name=name or out.resolve().name, seed=seed, trunk_layers=trunk_layers))
-    from kibun.models._transformers import quiet
+    --hubert: an untrained one from a HuBERT checkpoint, its layers as trunk and tails, new heads.
 
-    with quiet():
-        model.save_pretrained(out)
+    --pr, --valence, --arousal, any of them: one that serves what `kibun train` made, if the trunks are bit-equal.
+
+    --emotion, alone or with --pr: one around a public emotion checkpoint, rescaled from 0..1 to 1..5.
+    """
+    runs = {task: run for task, run in (("personality", pr), ("valence", valence), ("arousal", arousal)) if run}
+    _check_way(hubert, emotion, runs, seed, trunk_layers)
+    _or_exit(lambda: check_free(out))  # before torch is imported
+    label = name or out.resolve().name
+    if hubert is not None:
+        _build_untrained(hubert, out, label, version, seed or 0, trunk_layers)
+    elif emotion is not None:
+        _build_emotion(emotion, runs.get("personality"), out, label, version, trunk_layers)
+    else:
+        _assemble(runs, out, label, version)
+
+
+def _check_way(
+    hubert: str | None, emotion: str | None, runs: dict[str, str], seed: int | None, trunk_layers: int | None
+) -> None:
+    """Exactly one of the ways to build, and no option of another."""
+    ways = "--hubert, one or more of --pr, --valence and --arousal, or --emotion with or without --pr"
+    if hubert is None and emotion is None and not runs:
+        _fail(f"nothing to build from: pass {ways}", 2)
+    if hubert is not None and (emotion is not None or runs):
+        _fail(f"--hubert stands alone: pass {ways}", 2)
+    if emotion is not None and runs.keys() - {"personality"}:
+        _fail("--emotion estimates valence and arousal already: leave --valence and --arousal out, or --emotion", 2)
+    if seed is not None and hubert is None:
+        _fail("--seed is of new heads: it goes with --hubert only", 2)
+    if trunk_layers is not None and hubert is None and emotion is None:
+        _fail("--trunk-layers was settled when the runs were trained: leave it out", 2)
+
+
+def _build_untrained(hubert: str, out: Path, name: str, version: str, seed: int, trunk_layers: int | None) -> None:
+    from kibun.models.build import build_model, save_bundle
+
+    model = _or_exit(
+        lambda: build_model(hubert, name=name, seed=seed, trunk_layers=trunk_layers, bundle_version=version)
+    )
+    _or_exit(lambda: save_bundle(model, out))
     total = read_facts(out).parameters["total"] / 1e6
     typer.echo(f"{out}: {total:.2f} M parameters, untrained. Its heads are random: train it before you trust it;")
     typer.echo(f"`kibun serve --model {out} --allow-untrained` serves it as it is.")
+
+
+def _assemble(runs: dict[str, str], out: Path, name: str, version: str) -> None:
+    from kibun.models.assemble import assemble, load_parts, stored_dtype
+    from kibun.models.build import save_bundle
+
+    parts = _or_exit(lambda: load_parts(runs))
+    model = _or_exit(lambda: assemble(parts, name=name, version=version))
+    _or_exit(lambda: save_bundle(model, out, dtype=stored_dtype(parts)))
+    tasks = ", ".join(f"{part.task} of {part.run}" for part in parts)
+    _say_built(out, f"{tasks}; their trunks are bit-equal ({stored_trunk_checksum(out / WEIGHTS):.12})")
+
+
+def _build_emotion(
+    emotion: str, personality: str | None, out: Path, name: str, version: str, trunk_layers: int | None
+) -> None:
+    from kibun.models.build import save_bundle
+    from kibun.models.emotion_checkpoint import build_emotion_model
+
+    model = _or_exit(
+        lambda: build_emotion_model(
+            emotion, name=name, version=version, personality=personality, trunk_layers=trunk_layers
+        )
+    )
+    _or_exit(lambda: save_bundle(model, out))
+    _say_built(out, f"emotion of {emotion}, rescaled from 0..1 to 1..5; its licence is in {CARD}: read it")
+
+
+def _say_built(out: Path, what: str) -> None:
+    facts = read_facts(out)
+    typer.echo(f"{out}: {facts.parameters['total'] / 1e6:.2f} M parameters, {_status(facts)}: {what}")
+    if "personality" in facts.tasks and not facts.expected_error:
+        typer.echo("Its expected error is unknown: the personality run recorded none.")
+    untrained = "" if facts.trained else " --allow-untrained"
+    typer.echo(f"`kibun serve --model {out}{untrained}` serves it.")
 
 
 def _rows(facts: BundleFacts) -> list[tuple[str, str]]:
@@ -97,20 +180,50 @@ def _rows(facts: BundleFacts) -> list[tuple[str, str]]:
         f"after {count}: " + ", ".join(f"{name} {value:.2f}" for name, value in zip(TRAITS, values, strict=True))
         for count, values in facts.expected_error or ()
     ]
+    personality = "personality" in facts.tasks
     return [
         ("name", f"{facts.name}, version {facts.version}"),
         ("folder", facts.folder),
         ("status", _status(facts)),
         ("tasks", ", ".join(facts.tasks)),
-        ("layers", f"{facts.trunk_layers} shared, {facts.tail_layers} per task, hidden size {facts.hidden_size}"),
+        ("layers", _layers(facts)),
         ("parameters", parameters),
         ("weights", f"{facts.weights_dtype}, {facts.size_bytes:,} bytes with everything"),
         ("input", f"{facts.sampling_rate_hz} Hz mono, normalised per utterance: {facts.do_normalize}"),
-        ("emotion given", f"given traits, else {facts.condition_source} traits"),
-        ("traits", f"{facts.trait_scale[0]:g}..{facts.trait_scale[1]:g}: {', '.join(TRAITS)}"),
-        ("emotion", f"{facts.emotion_scale[0]:g}..{facts.emotion_scale[1]:g}: valence, arousal"),
+        ("emotion", _emotion(facts)),
+        ("emotion given", _condition(facts)),
+        (
+            "traits",
+            f"{facts.trait_scale[0]:g}..{facts.trait_scale[1]:g}: {', '.join(TRAITS)}" if personality else "none",
+        ),
         ("expected error", "; ".join(errors) or "unknown"),
     ]
+
+
+def _layers(facts: BundleFacts) -> str:
+    text = f"{facts.trunk_layers} shared, {facts.tail_layers} per task, hidden size {facts.hidden_size}"
+    shared: dict[str, list[str]] = {}
+    for task, tail in facts.tail_of.items():
+        shared.setdefault(tail, []).append(task)
+    text += "".join(f"; {' and '.join(tasks)} share a tail" for tasks in shared.values() if len(tasks) > 1)
+    return text + ("; personality has a trunk of its own" if facts.personality_trunk else "")
+
+
+def _emotion(facts: BundleFacts) -> str:
+    dimensions = [task for task in facts.tasks if task in EMOTIONS]
+    if not dimensions:
+        return "none"
+    text = "{:g}..{:g}: ".format(*facts.emotion_scale) + ", ".join(dimensions) + f", head {facts.emotion_head}"
+    if facts.emotion_rescaled_from is not None:
+        text += ", RESCALED from {:g}..{:g}".format(*facts.emotion_rescaled_from)
+    return text
+
+
+def _condition(facts: BundleFacts) -> str:
+    if not set(facts.tasks) & set(EMOTIONS) or facts.emotion_head not in CONDITIONED:
+        return "no traits"
+    source = f"given traits, else {facts.condition_source} traits"
+    return (source if "personality" in facts.tasks else "given traits, required") + f": {', '.join(facts.condition_on)}"
 
 
 def _status(facts: BundleFacts) -> str:
@@ -134,6 +247,6 @@ def _or_exit(action: Callable[[], T]) -> T:
         _fail(str(error))
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 1) -> NoReturn:
     typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(1)
+    raise typer.Exit(code)

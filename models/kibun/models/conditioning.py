@@ -23,8 +23,6 @@ Query = Literal["personality", "acoustic"]
 HeadName = Literal["baseline", "regression", "concat", "ca", "ticn-ca"]
 
 HEADS: tuple[HeadName, ...] = ("baseline", "regression", "concat", "ca", "ticn-ca")
-CONDITIONED = ("concat", "ca", "ticn-ca")
-"""Heads that need traits; the others ignore them."""
 
 
 class Baseline(nn.Module):

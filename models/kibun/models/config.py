@@ -3,9 +3,9 @@
 from typing import Any, ClassVar, cast
 
 from kibun.models._transformers import HubertConfig, PreTrainedConfig
-from kibun.models.conditioning import CONDITIONED, HEADS
+from kibun.models.conditioning import HEADS
 from kibun.models.hubert import receptive_field
-from kibun.models.types import EMOTIONS, TRAITS
+from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS
 
 TASKS = ("personality", *EMOTIONS)
 CONDITION_SOURCES = ("utterance", "average", "conversation")
@@ -22,6 +22,8 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     trunk_layers: int | None = None  # Transformer layers that all tasks share; None: half of them
     tasks: list[str] | tuple[str, ...] = TASKS
     tail_of: dict[str, str] | None = None  # task -> name of its tail; a task that is not named has one of its own
+    trunk_from: str | None = None  # checkpoint that the trunk was copied from; None: not recorded
+    trunk_sha256: str | None = None  # checksum.trunk_checksum of the trunk as copied: a trained one has another
 
     # A HuBERT of its own for personality, where the other tasks' trunk is of another kind; None: the shared one
     personality_hubert: dict[str, Any] | None = None

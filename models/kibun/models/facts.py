@@ -24,6 +24,8 @@ class BundleFacts:
     trunk_layers: int
     tail_layers: int
     hidden_size: int
+    tail_of: dict[str, str]  # tasks whose tail is not their own alone
+    personality_trunk: bool  # whether personality has one of its own
     parameters: dict[str, int]
     weights_dtype: str
     size_bytes: int
@@ -56,6 +58,8 @@ def read_facts(folder: Path) -> BundleFacts:
             trunk_layers=config["trunk_layers"],
             tail_layers=hubert["num_hidden_layers"] - config["trunk_layers"],
             hidden_size=hubert["hidden_size"],
+            tail_of=config.get("tail_of") or {},
+            personality_trunk=config.get("personality_hubert") is not None,
             parameters=_count(header),
             weights_dtype=", ".join(sorted({tensor["dtype"] for tensor in header.values()})),
             size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),

@@ -38,6 +38,12 @@ def resolve_bundle(path_or_name: str | Path) -> Path:
     )
 
 
+def check_free(folder: Path) -> None:
+    """BundleError where a new bundle would mix with other files."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise BundleError(f"{folder} exists and is not an empty folder: name another with --out, or empty it")
+
+
 def bundle_names() -> list[str]:
     """Names of the bundles that come with kibun."""
     return sorted(path.parent.name for path in BUNDLES.glob(f"*/{CONFIG}"))

@@ -12,6 +12,7 @@ Source: Hsu et al., "HuBERT", IEEE/ACM TASLP 2021; cut after layer six as in Gao
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,13 @@ from kibun.models._transformers import (
     HubertFeatureProjection,
     HubertModel,
     HubertPositionalConvEmbedding,
+)
+
+_ARCHITECTURE = (
+    *("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation"),
+    *("feat_proj_layer_norm", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "conv_pos_batch_norm"),
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
+    *("layer_norm_eps", "do_stable_layer_norm"),
 )
 
 
@@ -135,6 +143,12 @@ class Tail(nn.Module):
         self.layers.load_state_dict(last.state_dict())
         if self.layer_norm is not None:
             self.layer_norm.load_state_dict(hubert.encoder.layer_norm.state_dict())
+
+
+def architecture(config: HubertConfig) -> dict[str, Any]:
+    """The settings that decide what is computed, by name; what only matters in training is left out."""
+    values = {name: getattr(config, name) for name in _ARCHITECTURE}
+    return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
 
 
 def frame_count(config: HubertConfig, samples: int) -> int:

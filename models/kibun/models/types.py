@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 EMOTIONS = ("valence", "arousal")
+CONDITIONED = ("concat", "ca", "ticn-ca")
+"""Emotion heads that need traits; the others ignore them."""
 
 Traits = tuple[float, float, float, float, float]
 """In the order of TRAITS, on the scale of the Ten-Item Personality Inventory, 1..7."""
