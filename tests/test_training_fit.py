@@ -190,6 +190,18 @@ def test_early_stopping_and_a_run_that_is_finished(world: Path) -> None:
         train_run(run.with_settings({"training.seed": 5}), world / "stopped")
 
 
+def test_tensorboard_gets_what_the_log_gets(world: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_run(config(world, training__tensorboard=True, training__epochs=2), world / "board")
+    events = EventAccumulator(str(world / "board" / "tensorboard"))
+    events.Reload()
+    log = read_log(world / "board")
+    assert [point.step for point in events.Scalars("dev/valence")] == [line["step"] for line in log] == [6, 12]
+    assert [point.value for point in events.Scalars("loss/ctc")] == pytest.approx([line["loss"]["ctc"] for line in log])
+
+
 def test_a_killed_run_goes_on_to_the_same_result(world: Path) -> None:
     # With dropout, so that the state of the random generators matters too.
     run = config(world, "pr", training__epochs=5, model__start=str(make_hubert(world / "dropping")))

@@ -252,6 +252,7 @@ def _arguments(config: RunConfig, folder: Path) -> Any:
         use_cpu=not cuda,
         ddp_backend="gloo" if not cuda and int(os.environ.get("WORLD_SIZE", "1")) > 1 else None,
         ddp_find_unused_parameters=False,
+        ddp_timeout=7200,  # the first process predicts every utterance at the end, the others wait
         remove_unused_columns=False,
         disable_tqdm=False,
     )

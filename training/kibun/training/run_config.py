@@ -187,7 +187,9 @@ def write_config(config: RunConfig, path: Path) -> None:
     lines = [f"{key} = {json.dumps(value)}" for key, value in content.items() if key not in sections]
     for name, section in sections.items():
         lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    unfinished = path.with_name(path.name + ".part")
+    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    unfinished.replace(path)  # other processes of the run may be reading already
 
 
 def _value(text: str) -> Any:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -113,8 +115,12 @@ def load_run(folder: Path, device: str | torch.device | None = None) -> TaskMode
 def _open(config: RunConfig, folder: Path) -> None:
     """Begin a run folder, or check that the run begun there is this one."""
     file = folder / RUN_CONFIG
+    first = int(os.environ.get("RANK", "0")) == 0
+    while not first and not file.is_file():
+        time.sleep(0.1)  # the first process begins the folder, or fails and ends all of them
     if file.is_file():
-        settle(folder)
+        if first:
+            settle(folder)
         before = load_config(config.task, file)
         if before != config:
             raise ConfigError(
