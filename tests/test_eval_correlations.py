@@ -91,17 +91,18 @@ def test_one_speaker_in_two_dialogues_is_two_profiles(tmp_path: Path) -> None:
 def test_tables_for_people_say_what_the_stars_mean_and_that_nothing_published_is_at_hand(tmp_path: Path) -> None:
     rows = corpus()
     text = run(tmp_path, rows, "--level", "utterance", "--by", "gender")
-    assert "Table II" in text
-    assert "valence, female" in text
+    for name, count in (("all", len(rows)), *((g, sum(r["gender"] == g for r in rows)) for g in ("male", "female"))):
+        assert f"Table II, {name}: Pearson's r of traits and emotion over {count} utterances" in text
+    assert text.count("not corrected") == 1  # notes for all come once, at the end
     assert "p takes utterances as independent" in text
     assert "The published figures of this table are not at hand; none are shown." in text
     r = json.loads(run(tmp_path, rows, "--level", "utterance", "--json"))["all"]["agreeableness"]["valence"]["r"]
     line = next(line for line in text.splitlines() if "agreeableness" in line)
-    assert line.split()[1:3] == [f"{r:.2f}", "***"]
+    assert line.split()[1:5] == [f"{r:.2f}", "***", "<", "0.001"]
     markdown = run(tmp_path, rows, "--level", "conversation", "--markdown")
-    assert "**Table III" in markdown
+    assert markdown.startswith("**Table III, all")
     assert "female" not in markdown
-    assert "|  | valence, all | arousal, all |" in markdown
+    assert "|  | valence | p | arousal | p |" in markdown
 
 
 def test_what_lacks_a_label_is_counted_and_left_out(tmp_path: Path) -> None:
@@ -147,7 +148,7 @@ def test_a_constant_label_gives_null_and_its_reason(tmp_path: Path) -> None:
     assert cells["neuroticism"]["arousal"] == {"r": None, "p": None, "reason": "arousal is the same everywhere"}
     assert cells["neuroticism"]["valence"]["r"] is not None
     text = run(tmp_path, rows, "--level", "utterance")
-    assert "–: undefined in all: arousal is the same everywhere." in text
+    assert "–: undefined, arousal is the same everywhere." in text
 
 
 def test_a_group_with_too_few_is_null_and_everything_with_too_few_is_refused(tmp_path: Path) -> None:

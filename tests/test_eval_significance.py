@@ -93,7 +93,7 @@ def test_clusters_matter() -> None:
     assert compare(first, second, truth, names).p > 0.05
 
 
-@pytest.mark.parametrize("clusters", [28, 100])
+@pytest.mark.parametrize("clusters", [28, pytest.param(100, marks=pytest.mark.slow)])
 def test_equal_models_are_called_different_as_often_as_p_says(clusters: int) -> None:
     verdicts, covered = [], []
     for seed in range(400):

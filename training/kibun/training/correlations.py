@@ -79,17 +79,18 @@ def correlate(items: Sequence[Item], level: Level) -> Correlations:
 
 
 def to_tables(result: Correlations, *, by_gender: bool) -> list[Table]:
-    """A line for each trait; with ``by_gender`` male and female beside all. The p-values are in `to_payload`."""
+    """A table of all, with ``by_gender`` also of male and of female: a line for each trait, r and p of each emotion."""
     number = "II" if result.level == "utterance" else "III"
-    names = GROUPS if by_gender else ("all",)
-    columns = [f"{emotion}, {name}" for name in names for emotion in EMOTIONS]
-    rows = [
-        Row(trait, tuple(_cell(result.groups[name].cells[trait, emotion]) for name in names for emotion in EMOTIONS))
-        for trait in TRAITS
-    ]
-    counts = tuple(Cell(result.groups[name].n) for name in names for _ in EMOTIONS)
-    title = f"Table {number}: Pearson's r of traits and emotion, over {result.level}s"
-    return [Table(title, ("", *columns), (*rows, Row("n", counts)), _notes(result, names))]
+    names = GROUPS if by_gender else GROUPS[:1]
+    tables = []
+    for name in names:
+        group = result.groups[name]
+        rows = [Row(trait, tuple(c for e in EMOTIONS for c in _cells(group.cells[trait, e]))) for trait in TRAITS]
+        columns = ("", *(column for emotion in EMOTIONS for column in (emotion, "p")))
+        title = f"Table {number}, {name}: Pearson's r of traits and emotion over {group.n} {result.level}s"
+        notes = (*_undefined(group), *(_notes(result, by_gender) if name == names[-1] else ()))
+        tables.append(Table(title, columns, tuple(rows), notes))
+    return tables
 
 
 def to_payload(result: Correlations) -> dict[str, Any]:
@@ -165,8 +166,11 @@ def _correlation(trait: str, scores: np.ndarray, emotion: str, labels: np.ndarra
     return Correlation(*pearson(scores, labels))
 
 
-def _cell(correlation: Correlation) -> Cell:
-    return Cell(correlation.r, stars=stars(correlation.p), reason=correlation.reason)
+def _cells(correlation: Correlation) -> tuple[Cell, Cell]:
+    """r with its stars, and p to three decimals."""
+    r, p = correlation.r, correlation.p
+    words = None if p is None else "< 0.001" if p < 0.0005 else f"{p:.3f}"
+    return Cell(r, stars=stars(p), reason=correlation.reason), Cell(words, reason=correlation.reason)
 
 
 def _plain(correlation: Correlation) -> dict[str, Any]:
@@ -174,22 +178,21 @@ def _plain(correlation: Correlation) -> dict[str, Any]:
     return {"r": correlation.r, "p": correlation.p, **reason}
 
 
-def _notes(result: Correlations, names: Sequence[str]) -> tuple[str, ...]:
-    notes = [STARS_NOTE + ", two-sided, each of its own: not corrected for the number of correlations."]
+def _undefined(group: Group) -> Iterable[str]:
+    reasons = {cell.reason: None for cell in group.cells.values() if cell.reason is not None}  # each once, in order
+    return (f"–: undefined, {reason}." for reason in reasons)
+
+
+def _notes(result: Correlations, by_gender: bool) -> Iterable[str]:
+    """What holds for all groups."""
+    yield STARS_NOTE + "; two-sided, each for itself: not corrected for their number."
     if result.level == "utterance":
-        notes.append("p takes utterances as independent; those of one speaker are not, so it is too small.")
+        yield "p takes utterances as independent; those of one speaker are not, so it is too small."
     everyone = result.groups["all"]
     if everyone.left_out:
         lacking = ", ".join(f"{count} without {name}" for name, count in everyone.left_out.items())
-        notes.append(f"Left out: {lacking} (utterances).")
+        yield f"Left out: {lacking} (utterances)."
     neither = everyone.n - result.groups["male"].n - result.groups["female"].n
-    if neither and len(names) > 1:
-        notes.append(f"{neither} {result.level}s are marked neither male nor female: in all only.")
-    undefined: dict[str, None] = {}
-    for name in names:
-        for correlation in result.groups[name].cells.values():
-            if correlation.reason is not None:
-                undefined[f"–: undefined in {name}: {correlation.reason}."] = None
-    notes += undefined
-    notes.append("The published figures of this table are not at hand; none are shown.")
-    return tuple(notes)
+    if neither and by_gender:
+        yield f"{neither} {result.level}s are marked neither male nor female: in all only."
+    yield "The published figures of this table are not at hand; none are shown."

@@ -118,26 +118,22 @@ class Table:
 
 
 def to_rich(table: Table) -> "rich.console.Group":
-    """For the terminal: the table, and its notes below."""
+    """For the terminal: title, table, and notes below."""
     from rich import box
     from rich.console import Group
     from rich.table import Table as RichTable
     from rich.text import Text
 
     shown = table.with_published()
-    drawn = RichTable(
-        title=Text(shown.title),
-        title_justify="left",
-        title_style="bold",
-        box=box.SIMPLE_HEAD,
-    )
+    drawn = RichTable(box=box.SIMPLE_HEAD)
     drawn.add_column(shown.columns[0], overflow="fold")
     for column in shown.columns[1:]:
         drawn.add_column(column, justify="right", overflow="fold")
     for row in shown.rows:
         style = "dim" if row.label.startswith("  ") else ""
         drawn.add_row(Text(row.label), *(Text(shown.text(cell)) for cell in row.cells), style=style)
-    return Group(drawn, *(Text(f" {note}", style="dim") for note in shown.notes))
+    title = Text(shown.title, style="bold")  # apart from the table: it may be wider
+    return Group(title, drawn, *(Text(f" {note}", style="dim") for note in shown.notes))
 
 
 def to_markdown(table: Table) -> str:
