@@ -23,7 +23,6 @@ from kibun.training.losses import pair_loss
 from kibun.training.manifest import Item
 from kibun.training.manipulate import change_rate, change_tilt, cut_at_pauses, manipulate, shift_pitch
 from kibun.training.pairs import Change, draw_change, make_pair
-from kibun.training.personality import PersonalityOptions
 from kibun.training.recipe import train_tiny
 from kibun.training.speakers import AROUSAL_WEIGHTS, PITCH_SEMITONES, RATE_OCTAVES
 from kibun.training.synth import CorpusOptions, render_corpus
@@ -56,10 +55,7 @@ def test_corpus_to_bundle_to_estimates(tmp_path: Path) -> None:
         seed=3,
         average_decay=0.5,
     )
-    second = PersonalityOptions(steps=5, speakers_per_batch=3, utterances_per_speaker=3, seconds=1.0)
-    figures = train_tiny(
-        manifest, tmp_path / "bundle", tmp_path / "work", options, second, "mini", "7", ("the command",)
-    )
+    figures = train_tiny(manifest, tmp_path / "bundle", tmp_path / "work", options, "mini", "7", ("the command",))
     log = [json.loads(line) for line in (tmp_path / "work" / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     assert {line["step"] for line in log} == {6, 12}
     assert log[-1]["loss"] < log[0]["loss"]
@@ -101,7 +97,7 @@ def test_missing_manifest_and_too_few_speakers_are_said(tmp_path: Path) -> None:
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     result = CliRunner().invoke(train_app, command)
     assert result.exit_code == 2
-    assert "2 speakers have 3 utterances or more, a batch needs 9" in result.output
+    assert "2 speakers have 2 utterances or more, a batch needs 8" in result.output
     assert not (tmp_path / "bundle").exists()
 
 

@@ -74,41 +74,33 @@ def dialogue(
 def tiny(
     manifest: Annotated[Path, typer.Option(help="manifest.jsonl of a corpus with traits and emotion.")],
     out: Annotated[Path, typer.Option(help="Folder for the bundle.")],
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 2500,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 1400,
     seed: Annotated[int, typer.Option(help="Weights, batches and augmentation.")] = 0,
-    personality_steps: Annotated[int, typer.Option(min=1, help="Steps of the second stage (traits).")] = 400,
     start_from: Annotated[Path | None, typer.Option(help="Weights to start with: a bundle, or WORK/best.")] = None,
-    skip_first_stage: Annotated[bool, typer.Option(help="With --start-from: only the second stage.")] = False,
-    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Highest learning rate of the first stage.")] = 1e-3,
-    evaluations: Annotated[int, typer.Option(min=1, help="How often dev is evaluated.")] = 5,
+    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Highest learning rate.")] = 1e-3,
+    evaluations: Annotated[int, typer.Option(min=1, help="How often dev is evaluated.")] = 4,
     name: Annotated[str, typer.Option(help="Name of the bundle.")] = "demo-tiny",
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's choice.")] = 0,
     work: Annotated[Path | None, typer.Option(help="Folder for log.jsonl; default OUT-work.")] = None,
 ) -> None:
-    """Train the small demonstration model from scratch: personality, valence and arousal on one trunk."""
+    """Train a small HuBERT for `kibun train pr` and `ser` to start from, with all tasks on it at once."""
     import torch
 
     from kibun.training.manifest import ManifestError
-    from kibun.training.personality import PersonalityOptions
     from kibun.training.recipe import train_tiny
     from kibun.training.trainer import TrainOptions
 
     if threads:
         torch.set_num_threads(threads)
     options = TrainOptions(steps=steps, seed=seed, evaluations=evaluations, learning_rate=learning_rate)
-    personality = PersonalityOptions(steps=personality_steps, seed=seed)
     command = f"kibun train tiny --manifest {manifest.parent.name}/{manifest.name} --out {out.name} --steps {steps}"
-    command += f" --personality-steps {personality_steps} --seed {seed} --evaluations {evaluations}"
-    command += f" --name {name} --version {version} --threads {threads}"
+    command += f" --seed {seed} --evaluations {evaluations} --name {name} --version {version} --threads {threads}"
     command += f" --learning-rate {learning_rate:g}"
-    if start_from is not None:
-        command += f" --start-from {start_from}" + " --skip-first-stage" * skip_first_stage
+    command += f" --start-from {start_from}" if start_from is not None else ""
     work = work or out.with_name(out.name + "-work")
     try:
-        figures = train_tiny(
-            manifest, out, work, options, personality, name, version, (command,), start_from, skip_first_stage
-        )
+        figures = train_tiny(manifest, out, work, options, name, version, (command,), start_from)
     except (ManifestError, ValueError) as error:
         _fail(str(error))
     typer.echo(json.dumps(figures))

@@ -3,7 +3,6 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -39,12 +38,6 @@ def as_int16(audio: np.ndarray) -> np.ndarray:
     return np.clip(np.round(audio * 32768.0), -32768, 32767).astype(np.int16)
 
 
-class HasSpeakers(Protocol):
-    """Whatever knows the indices of each speaker's utterances."""
-
-    by_speaker: dict[str, list[int]]
-
-
 class SpeakerBatches(Sampler[list[int]]):
     """Batches of ``per_speaker`` utterances of each of ``speakers`` speakers, next to each other; without end.
 
@@ -52,7 +45,7 @@ class SpeakerBatches(Sampler[list[int]]):
     a short conversation of each.
     """
 
-    def __init__(self, corpus: HasSpeakers, speakers: int, per_speaker: int, seed: int) -> None:
+    def __init__(self, corpus: Corpus, speakers: int, per_speaker: int, seed: int) -> None:
         self.pools = [pool for pool in corpus.by_speaker.values() if len(pool) >= per_speaker]
         if len(self.pools) < speakers:
             raise ValueError(

@@ -73,11 +73,11 @@ def expected_error(heard: Sequence[Heard], counts: Sequence[int] = HEARD) -> tup
     return tuple(table)
 
 
-def ccc_spread(heard: Sequence[Heard], dimension: str, seed: int = 0, draws: int = 500) -> float:
-    """Standard deviation of a dimension's CCC over bootstrap draws of whole speakers."""
+def ccc_spread(heard: Sequence[Heard], name: str, seed: int = 0, draws: int = 500) -> float:
+    """Standard deviation of the CCC of an emotion dimension or a trait over bootstrap draws of whole speakers."""
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for h in heard:
-        groups[h.example[1].speaker].append((getattr(h.answer, dimension), getattr(h.example[1], dimension)))
+    for h in heard if name not in TRAITS else _last(heard):
+        groups[h.example[1].speaker].append(_estimate_and_truth(h, name))
     pairs = [np.array(group) for group in groups.values()]
     rng = np.random.default_rng(seed)
     values = []
@@ -85,6 +85,14 @@ def ccc_spread(heard: Sequence[Heard], dimension: str, seed: int = 0, draws: int
         drawn = np.concatenate([pairs[index] for index in rng.integers(0, len(pairs), len(pairs))])
         values.append(ccc(drawn[:, 0], drawn[:, 1]))
     return float(np.std(values))
+
+
+def _estimate_and_truth(heard: Heard, name: str) -> tuple[float, float]:
+    item = heard.example[1]
+    if name not in TRAITS:
+        return getattr(heard.answer, name), getattr(item, name)
+    at = TRAITS.index(name)
+    return cast(Traits, heard.answer.conversation_traits)[at], cast(Traits, item.traits)[at]
 
 
 def _last(heard: Sequence[Heard]) -> list[Heard]:

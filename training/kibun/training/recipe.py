@@ -1,4 +1,4 @@
-"""Recipes: which data, which model, which options, and where the bundle goes."""
+"""The recipe of `kibun train tiny`: a small HuBERT from scratch, which the runs of `kibun train pr|ser` start from."""
 
 import dataclasses
 import json
@@ -9,7 +9,6 @@ from kibun.models.bundle import KibunModel
 from kibun.training.data import Corpus
 from kibun.training.manifest import load_manifest
 from kibun.training.pack import Provenance, read_corpus_settings, write_bundle
-from kibun.training.personality import PersonalityOptions, PersonalityTrainer, TrunkFrames
 from kibun.training.tiny import new_tiny_model, tiny_config
 from kibun.training.trainer import KibunTrainer, TrainOptions
 
@@ -19,17 +18,15 @@ def train_tiny(
     out: Path,
     work: Path,
     options: TrainOptions,
-    personality: PersonalityOptions,
     name: str,
     version: str,
     commands: tuple[str, ...],
     start_from: Path | None = None,
-    skip_first_stage: bool = False,
 ) -> dict[str, Any]:
-    """Train from scratch on a corpus of `kibun synth speech` and write the bundle; returns the test figures.
+    """Train all tasks together on a corpus of `kibun synth speech` and write a bundle; returns the test figures.
 
-    First everything together, then personality alone on the frozen trunk. ``start_from``: weights to start with,
-    such as those that an earlier first stage left in ``WORK/best``, in place of new ones.
+    ``start_from``: an earlier bundle of this size, or the weights that training cut off left in ``WORK/best``, to
+    start with in place of new weights.
 
     Raises:
         ManifestError: the manifest or its audio cannot be used.
@@ -45,12 +42,9 @@ def train_tiny(
         model.load_state_dict(KibunModel.from_pretrained(start_from).state_dict())
     work.mkdir(parents=True, exist_ok=True)
     (work / "commands.txt").write_text("\n".join([*_earlier(start_from), *commands]) + "\n", encoding="utf-8")
-    if not skip_first_stage:
-        trainer = KibunTrainer(model, splits["train"], splits["dev"], work, options)
-        trainer.train()
-        model = trainer.best_model()
-    frames = TrunkFrames(model, splits["train"], personality)
-    PersonalityTrainer(model, frames, str(work / "personality"), personality).train()
+    trainer = KibunTrainer(model, splits["train"], splits["dev"], work, options)
+    trainer.train()
+    model = trainer.best_model()
     settings = read_corpus_settings(manifest)
     origin = Provenance(
         espeak_version=str(settings.get("espeak_ng", "(not recorded)")),
@@ -63,7 +57,6 @@ def train_tiny(
     )
     figures = write_bundle(model, splits["test"].examples, origin, out)
     figures["options"] = dataclasses.asdict(options)
-    figures["personality_options"] = dataclasses.asdict(personality)
     (work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     return figures
 

@@ -32,16 +32,16 @@ class TrainOptions:
 
     steps: int = 1400
     warmup_steps: int = 100
-    speakers_per_batch: int = 9
-    utterances_per_speaker: int = 3
+    speakers_per_batch: int = 8
+    utterances_per_speaker: int = 2
     learning_rate: float = 1e-3
     weight_decay: float = 0.02
-    valence_weight: float = 0.3
-    trait_weight: float = 0.25
+    valence_weight: float = 0.5
+    trait_weight: float = 1.0
     pair_weight: float = 0.5
     crop_seconds: tuple[float, float] = (1.2, 2.8)
     average_decay: float = 0.99
-    evaluations: int = 5
+    evaluations: int = 4
     dev_utterances: int = 240
     seed: int = 0
 
