@@ -45,7 +45,8 @@ def prepare_folder(
     """Write the manifest ``out`` and its report from a table with the columns path, speaker and dialogue.
 
     Known besides: id, text, valence, arousal, gender, split, and the five traits by name or as OP, CO, EX, AG, NE.
-    Audio paths are relative to the table's folder. An empty cell is an absent value.
+    Audio paths are relative to the table's folder. An empty cell is an absent value. Lines keep their order: within a
+    dialogue it must be the order in which they were spoken, since traits are estimated from what came before.
 
     Raises:
         ManifestError: the table cannot be read at all, or cannot be split by speaker as asked.

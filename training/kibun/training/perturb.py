@@ -122,8 +122,9 @@ def _with_noise(waveform: Tensor, snr_db: float, tilt: float, generator: torch.G
     import torchaudio
 
     size = waveform.shape[-1]
-    white = torch.fft.rfft(torch.randn(size, generator=generator))
-    frequencies_hz = torch.fft.rfftfreq(size, 1 / SAMPLE_RATE_HZ).clamp(min=60)
-    noise = torch.fft.irfft(white * (frequencies_hz / 1000) ** -tilt, n=size)  # (M,)
+    padded = -(-size // 1600) * 1600  # Fourier transforms are fast for such sizes
+    white = torch.fft.rfft(torch.randn(padded, generator=generator))
+    frequencies_hz = torch.fft.rfftfreq(padded, 1 / SAMPLE_RATE_HZ).clamp(min=60)
+    noise = torch.fft.irfft(white * (frequencies_hz / 1000) ** -tilt, n=padded)[:size]  # (M,)
     mixed: Tensor = torchaudio.functional.add_noise(waveform, noise, torch.tensor(snr_db))
     return mixed

@@ -67,6 +67,7 @@ def folder(
     """Your own corpus: a table with the columns path, speaker, dialogue.
 
     Known besides: id, text, valence, arousal, gender, split, and the traits openness … neuroticism, or OP CO EX AG NE.
+    Within a dialogue, lines come in the order in which they were spoken.
     """
     from kibun.training.folder import FolderOptions, prepare_folder
 
