@@ -323,6 +323,14 @@ def test_every_split_of_the_paper_on_all_sessions(tmp_path: Path) -> None:
     } == {"Ses01F"}
 
 
+def test_the_fake_is_the_same_for_the_same_seed(pristine: FakeIemocap, tmp_path: Path) -> None:
+    for path in sorted(make(tmp_path).root.parent.rglob("*.*")):
+        if path.is_file():
+            assert path.read_bytes() == (pristine.root.parent / path.relative_to(tmp_path)).read_bytes()
+    make(tmp_path / "other", seed=1)
+    assert (tmp_path / "other" / "ocean.csv").read_bytes() != pristine.ocean.read_bytes()
+
+
 # ---- the published annotations -------------------------------------------------------------------------------------
 
 
