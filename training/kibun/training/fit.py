@@ -20,8 +20,10 @@ from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 from kibun.models._transformers import quiet
+from kibun.models.types import TRAITS
 from kibun.training._transformers import Trainer, TrainerCallback, TrainingArguments
-from kibun.training.metrics import ccc
+from kibun.training.ctc import spell
+from kibun.training.metrics import ccc, word_error_rate
 from kibun.training.predict import Heard, hear, trait_estimates
 from kibun.training.run_config import RunConfig
 from kibun.training.run_folder import BUNDLE, CHECKPOINTS, CTC, LOG, PART, read_log
@@ -193,8 +195,6 @@ def dev_figures(model: TaskModel, utterances: Utterances, heard: dict[int, Heard
         figures[model.run.dimension] = ccc([cast(float, heard[row].emotion) for row in range(len(items))], truth)
         scores.append(figures[model.run.dimension])
     if model.kibun.config.supports_personality:
-        from kibun.models.types import TRAITS
-
         vectors = np.stack([cast(Any, heard[row].vector) for row in range(len(items))])
         estimates = trait_estimates(model.kibun, items, vectors)
         alone = np.array([estimate.utterance_traits for estimate in estimates])  # (N, 5)
@@ -202,20 +202,16 @@ def dev_figures(model: TaskModel, utterances: Utterances, heard: dict[int, Heard
         figures |= {trait: ccc(alone[:, k], traits[:, k]) for k, trait in enumerate(TRAITS)}
         scores.append(float(np.mean([figures[trait] for trait in TRAITS])))
     figures["score"] = float(np.mean(scores))
-    if (wer := word_error_rate(utterances, heard)) is not None:
+    if (wer := transcript_error(utterances, heard)) is not None:
         figures["wer"] = wer
     return figures
 
 
-def word_error_rate(utterances: Utterances, heard: dict[int, Heard]) -> float | None:
+def transcript_error(utterances: Utterances, heard: dict[int, Heard]) -> float | None:
     """WER of the greedy transcripts over the utterances that have words; None where none has."""
-    import jiwer
-
-    from kibun.training.ctc import spell
-
     pairs = [(spell(item.text or ""), heard[row].text) for row, item in enumerate(utterances.items)]
     pairs = [pair for pair in pairs if pair[0]]
-    return float(jiwer.wer([said for said, _ in pairs], [got for _, got in pairs])) if pairs else None
+    return word_error_rate([said for said, _ in pairs], [got for _, got in pairs]) if pairs else None
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -17,7 +17,7 @@ from kibun.models._transformers import quiet
 from kibun.models.bundle import KibunModel
 from kibun.models.types import TRAITS, Traits
 from kibun.training.conversation_stage import Vectors, train_conversation_head
-from kibun.training.fit import Fit, word_error_rate
+from kibun.training.fit import Fit, transcript_error
 from kibun.training.manifest import Item, read_manifest
 from kibun.training.metrics import ccc, rmse
 from kibun.training.predict import as_predictions, hear
@@ -183,7 +183,7 @@ def _finish(
     }
     for split in ("dev", "test"):
         figures[split] = split_figures(predictions[split])
-        if (wer := word_error_rate(splits[split], heard[split])) is not None:
+        if (wer := transcript_error(splits[split], heard[split])) is not None:
             figures[split]["wer"] = wer
     if model.kibun.config.supports_personality:
         model.kibun.expected_error = expected_error(predictions["dev"])
