@@ -59,7 +59,7 @@ class Utterances(Dataset[Example]):
         epoch, index = key
         audio = torch.from_numpy(self.read(index))  # (N,)
         if self.crop_samples is not None and len(audio) > self.crop_samples:
-            rng = np.random.default_rng((self.seed, epoch, index, 0))
+            rng = np.random.default_rng((1, self.seed, epoch, index))
             start = int(rng.integers(0, len(audio) - self.crop_samples + 1))
             audio = audio[start : start + self.crop_samples]
         if self.augmentation is not None:
@@ -117,7 +117,7 @@ class BucketBatches(Sampler[list[Key]]):
                 yield [(epoch, int(index)) for index in batch]
 
     def _epoch(self, epoch: int) -> list[NDArray[np.int64]]:
-        rng = np.random.default_rng((self.seed, epoch))
+        rng = np.random.default_rng((2, self.seed, epoch))
         order = rng.permutation(len(self.sizes))[: self.steps_per_epoch * self.per_step * self.batch_size]
         mega = self.batch_size * MEGABATCH
         batches: list[NDArray[np.int64]] = []
