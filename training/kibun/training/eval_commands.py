@@ -7,11 +7,13 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from kibun.training.experiment_commands import add_experiment_commands
 from kibun.training.plot_commands import plot_app
 
 __all__ = ["JsonOption", "MarkdownOption", "eval_app", "plot_app"]
 
 eval_app = typer.Typer(help="Compute the paper's tables.", no_args_is_help=True)
+add_experiment_commands(eval_app)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
