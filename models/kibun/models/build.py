@@ -121,13 +121,18 @@ def read_do_normalize(hubert: str | Path) -> bool:
 
 def _read_weights(hubert: str | Path) -> HubertModel:
     try:
-        loaded: Any = HubertModel.from_pretrained(hubert, dtype=torch.float32, output_loading_info=True)
+        loaded: Any = HubertModel.from_pretrained(
+            hubert, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except Exception as error:  # OSError, safetensors' and pickle's own types
         raise BundleError(f"{hubert}: the weights do not load: {error}") from error
     model, info = loaded
-    missing = sorted({*info["missing_keys"], *map(str, info["mismatched_keys"])} - {_UNUSED})
+    missing = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])} - {_UNUSED})
     if missing:
-        raise BundleError(f"{hubert}: the checkpoint lacks {len(missing)} weights of a HubertModel, {missing[0]} first")
+        raise BundleError(
+            f"{hubert}: the checkpoint lacks {len(missing)} weights of a HubertModel (or has them in another shape than"
+            f" its config.json says), {missing[0]} first"
+        )
     return model  # type: ignore[no-any-return]
 
 

@@ -203,8 +203,8 @@ def _rows(facts: BundleFacts) -> list[tuple[str, str]]:
 def _layers(facts: BundleFacts) -> str:
     text = f"{facts.trunk_layers} shared, {facts.tail_layers} per task, hidden size {facts.hidden_size}"
     shared: dict[str, list[str]] = {}
-    for task, tail in facts.tail_of.items():
-        shared.setdefault(tail, []).append(task)
+    for task in facts.tasks:
+        shared.setdefault(facts.tail_of.get(task, task), []).append(task)
     text += "".join(f"; {' and '.join(tasks)} share a tail" for tasks in shared.values() if len(tasks) > 1)
     return text + ("; personality has a trunk of its own" if facts.personality_trunk else "")
 

@@ -147,16 +147,18 @@ def _rows(checkpoint: str | Path, config: Any) -> dict[str, int]:
 
 def _load(kind: Any, checkpoint: str | Path) -> Any:
     try:
-        model, info = kind.from_pretrained(checkpoint, dtype=torch.float32, output_loading_info=True)
+        model, info = kind.from_pretrained(
+            checkpoint, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
     except Exception as error:  # OSError, safetensors' and pickle's own types
         raise BundleError(f"{checkpoint}: the weights do not load: {error}") from error
-    lacking = {*info["missing_keys"], *map(str, info["mismatched_keys"])}
+    lacking = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}  # key: name, shape, shape
     missing = sorted(name for name in lacking if not name.endswith(_UNUSED))
     if missing:
         raise BundleError(
-            f"{checkpoint}: lacks {len(missing)} weights that an emotion checkpoint of this kind has, {missing[0]}"
-            " first; its head has to be `classifier.dense` and `classifier.out_proj`, or `projector` and `classifier`"
-            " under an architecture named ...ForSequenceClassification"
+            f"{checkpoint}: lacks {len(missing)} weights that its config.json asks for, or has them in another shape,"
+            f" {missing[0]} first; its head has to be `classifier.dense` and `classifier.out_proj`, or `projector` and"
+            " `classifier` under an architecture named ...ForSequenceClassification"
         )
     return model.eval()
 
