@@ -13,7 +13,6 @@ from kibun.training.plot_commands import plot_app
 __all__ = ["JsonOption", "MarkdownOption", "eval_app", "plot_app"]
 
 eval_app = typer.Typer(help="Compute the paper's tables.", no_args_is_help=True)
-add_experiment_commands(eval_app)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
@@ -116,6 +115,9 @@ def compare(
         _fail(str(error))
     payload = {**dataclasses.asdict(result), "stars": result.stars}
     show([to_table(result, dimension)], as_json=as_json, as_markdown=as_markdown, payload=payload)
+
+
+add_experiment_commands(eval_app)
 
 
 def _one_form(as_json: bool, as_markdown: bool) -> None:

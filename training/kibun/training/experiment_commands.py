@@ -7,7 +7,7 @@ imports happen inside the commands.
 import dataclasses
 import enum
 import json
-import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol
@@ -91,10 +91,10 @@ def conditioning(
         str, typer.Option(help="each: OP, CO, EX, AG and NE singly; all: the five; or some by name.")
     ] = "each,all",
     shuffled: Annotated[
-        str | None, typer.Option(help="Models of the control rows with shuffled traits; default: the last of --models.")
+        str | None,
+        typer.Option(help="Models of the control rows with shuffled traits, or all; default: the last of --models."),
     ] = None,
     manifest: Manifest = None,
-    pr_config: PrConfig = None,
     settings: Settings = None,
     seeds: Seeds = THREE,
     dimension: Dimensions = BOTH,
@@ -103,13 +103,14 @@ def conditioning(
     as_markdown: AsMarkdown = False,
 ) -> None:
     """Emotion by way of conditioning, on true traits, singly and together (Table IV)."""
-    common = Common(config, runs, manifest, pr_config, settings, seeds, dimension, as_json, as_markdown, dry_run)
+    common = Common(config, runs, manifest, None, settings, seeds, dimension, as_json, as_markdown, dry_run)
 
     def make(study: "Study", folder: "Runs") -> Experiment:
+        from kibun.training.experiment_options import as_trait_sets, as_words
         from kibun.training.table_conditioning import conditioning as table
 
-        controls = None if shuffled is None else _words(shuffled, "--shuffled")
-        return table(study, folder, _words(models, "--models"), _trait_sets(traits), controls)
+        controls = None if shuffled is None else as_words(shuffled, "--shuffled")
+        return table(study, folder, as_words(models, "--models"), as_trait_sets(traits), controls)
 
     _run(common, make)
 
@@ -132,9 +133,10 @@ def personality(
     common = Common(config, runs, manifest, None, settings, seeds, BOTH, as_json, as_markdown, dry_run)
 
     def make(study: "Study", folder: "Runs") -> Experiment:
+        from kibun.training.experiment_options import as_settings
         from kibun.training.table_personality import personality as table
 
-        return table(study, folder, _settings(setting, causal))
+        return table(study, folder, as_settings(setting, causal=causal))
 
     _run(common, make)
 
@@ -160,9 +162,10 @@ def emotion(
     common = Common(config, runs, manifest, pr_config, settings, seeds, dimension, as_json, as_markdown, dry_run)
 
     def make(study: "Study", folder: "Runs") -> Experiment:
+        from kibun.training.experiment_options import as_words
         from kibun.training.table_conditioning import emotion as table
 
-        return table(study, folder, model, _words(traits_from, "--traits-from"), train_with=train_with.value)
+        return table(study, folder, model, as_words(traits_from, "--traits-from"), train_with=train_with.value)
 
     _run(common, make)
 
@@ -185,9 +188,10 @@ def noise(
     common = Common(config, runs, manifest, None, settings, seeds, dimension, as_json, as_markdown, dry_run)
 
     def make(study: "Study", folder: "Runs") -> Experiment:
+        from kibun.training.experiment_options import as_numbers
         from kibun.training.table_conditioning import noise as table
 
-        return table(study, folder, model, _numbers(sigma, "--sigma"), draws)
+        return table(study, folder, model, as_numbers(sigma, "--sigma"), draws)
 
     _run(common, make)
 
@@ -213,9 +217,10 @@ def loso(
     common = Common(config, runs, manifest, pr_config, settings, seeds, dimension, as_json, as_markdown, dry_run)
 
     def make(study: "Study", folder: "Runs") -> Experiment:
+        from kibun.training.experiment_options import as_words
         from kibun.training.table_loso import loso as table
 
-        return table(study, folder, model, _words(folds, "--folds"), _words(traits_from, "--traits-from"))
+        return table(study, folder, model, as_words(folds, "--folds"), as_words(traits_from, "--traits-from"))
 
     _run(common, make)
 
@@ -240,10 +245,11 @@ def multitask(
     common = Common(config, runs, manifest, pr_config, settings, seeds, dimension, as_json, as_markdown, dry_run)
 
     def make(study: "Study", folder: "Runs") -> Experiment:
+        from kibun.training.experiment_options import as_settings
         from kibun.training.run_config import ConfigError
         from kibun.training.table_multitask import multitask as table
 
-        chosen = _settings(setting, causal=False)
+        chosen = as_settings(setting, causal=False)
         if len(chosen) > 1:
             raise ConfigError(f"--setting: {setting!r}: choose one of 1, 2, 3")
         return table(study, folder, chosen[0])
@@ -255,7 +261,10 @@ def _run(common: Common, make: "Callable[[Study, Runs], Experiment]", out: Path 
     """Check, train what is missing, evaluate, print."""
     if common.as_json and common.as_markdown:
         _fail("--json and --markdown exclude each other: choose one")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _fail("a table trains its runs in one process; without torchrun, give each GPU a command with its own --seeds")
     from kibun.models.files import BundleError
+    from kibun.training.experiment_options import as_dimensions, as_seeds
     from kibun.training.experiment_runs import Runs
     from kibun.training.experiment_study import read_study
     from kibun.training.manifest import ManifestError
@@ -270,8 +279,8 @@ def _run(common: Common, make: "Callable[[Study, Runs], Experiment]", out: Path 
             personality=common.pr_config,
             manifest=common.manifest,
             settings=common.settings or (),
-            seeds=_seeds(common.seeds),
-            dimensions=_dimensions(common.dimensions),
+            seeds=as_seeds(common.seeds),
+            dimensions=as_dimensions(common.dimensions),
         )
         experiment = make(study, runs)
         if common.dry_run:
@@ -298,90 +307,6 @@ def _list(runs: "Runs", configs: "Sequence[RunConfig]", common: Common) -> None:
     payload = {"missing": missing, "runs": [{"name": name, "state": state} for name, state in states.items()]}
     table = Table(f"Runs in {common.runs}", ("run", "state"), rows, notes)
     show([table], as_json=common.as_json, as_markdown=common.as_markdown, payload=payload)
-
-
-def _words(text: str, option: str) -> list[str]:
-    """A list by commas; ConfigError for an empty or repeated word."""
-    from kibun.training.run_config import ConfigError
-
-    words = [word.strip() for word in text.split(",")]
-    for word in words:
-        if not word or words.count(word) > 1:
-            raise ConfigError(f"{option}: {text!r}: write each value once, with commas between")
-    return words
-
-
-def _numbers(text: str, option: str) -> list[float]:
-    from kibun.training.run_config import ConfigError
-
-    numbers = []
-    for word in _words(text, option):
-        try:
-            numbers.append(float(word))
-        except ValueError:
-            numbers.append(math.nan)
-        if not math.isfinite(numbers[-1]) or numbers[-1] in numbers[:-1]:
-            raise ConfigError(f"{option}: {word!r} must be a number, and given once")
-    return numbers
-
-
-def _seeds(text: str) -> list[int]:
-    from kibun.training.run_config import ConfigError
-
-    words = _words(text, "--seeds")
-    for word in words:
-        if not word.isdecimal():
-            raise ConfigError(f"--seeds: {word!r} must be a whole number from 0")
-    return [int(word) for word in words]
-
-
-def _dimensions(text: str) -> list[str]:
-    from kibun.models.types import EMOTIONS
-    from kibun.training.run_config import ConfigError
-
-    words = _words(text, "--dimension")
-    for word in words:
-        if word not in EMOTIONS:
-            raise ConfigError(f"--dimension: {word!r} is unknown; allowed are {', '.join(EMOTIONS)}")
-    return [name for name in EMOTIONS if name in words]
-
-
-def _trait_sets(text: str) -> list[tuple[str, ...]]:
-    """Sets of traits to condition on: "each" is five of one, "all" one of five, a name one of that trait."""
-    from kibun.models.types import TRAITS
-    from kibun.training.experiment_rows import LETTERS
-    from kibun.training.run_config import ConfigError
-
-    by_letters = {letters: trait for trait, letters in LETTERS.items()}
-    sets: list[tuple[str, ...]] = []
-    for word in _words(text, "--traits"):
-        trait = by_letters.get(word.upper(), word)
-        if word == "each":
-            sets += [(one,) for one in TRAITS]
-        elif word == "all":
-            sets.append(TRAITS)
-        elif trait in TRAITS:
-            sets.append((trait,))
-        else:
-            names = ", ".join(f"{letters} or {trait}" for letters, trait in by_letters.items())
-            raise ConfigError(f"--traits: {word!r} is unknown; allowed are each, all, {names}")
-    return list(dict.fromkeys(sets))
-
-
-def _settings(text: str | None, causal: bool) -> list[str]:
-    """Settings as `kibun.training.table_personality.LABELS` names them."""
-    from kibun.training.run_config import ConfigError
-
-    numbered = {"1": "utterance", "2": "average", "3": "conversation"}
-    if text is None:
-        return [*numbered.values(), "causal"]
-    words = _words(text, "--setting")
-    for word in words:
-        if word not in numbered:
-            raise ConfigError(f"--setting: {word!r} is unknown; allowed are 1, 2, 3")
-    if causal and "3" not in words:
-        raise ConfigError("--causal is a form of setting 3: give --setting 3, or no --setting for all")
-    return [*(numbered[word] for word in words), *(["causal"] if causal else [])]
 
 
 def _fail(message: str) -> NoReturn:

@@ -16,6 +16,7 @@ from kibun.training.experiment_runs import Runs
 from kibun.training.experiment_scores import Draws, Line, Score, score
 from kibun.training.experiment_study import SHUFFLED, TRUTH, UNCONDITIONED, Place, Study
 from kibun.training.manifest import Item
+from kibun.training.predictions import Prediction
 from kibun.training.run_config import ConfigError, RunConfig, TraitOptions
 from kibun.training.tables import STARS_NOTE
 from kibun.training.trait_source import predicted_traits, true_traits
@@ -37,8 +38,8 @@ CONTROL_NOTES = (
     "shuffled traits: trained, chosen and tested with each profile's traits exchanged for those of another one.",
 )
 STARS_AGAINST = (
-    f"Stars: against the baseline, paired cluster bootstrap over speaker-conversations, seeds averaged; {STARS_NOTE};"
-    " not corrected for the number of lines."
+    "Stars: better or worse than the baseline by paired cluster bootstrap over speaker-conversations, seeds averaged;"
+    f" {STARS_NOTE}; not corrected for the number of lines."
 )
 
 
@@ -132,13 +133,20 @@ def tested_with_predicted(study: Study, runs: Runs, head: str, setting: str, lab
         return [study.pr(seed, place.splits), study.ser(place, seed, head)]
 
     def estimates(column: Column, seed: int) -> Draws:
-        personality, emotion = needs(column.place, seed)
-        condition = predicted_traits(column.test, runs.folder_of(personality), setting)
-        rows = runs.under(emotion, column.test, {f"predicted-{setting}": condition})[f"predicted-{setting}"]
+        (rows,) = hear_with_predicted(study, runs, head, [setting], column, seed)
         return [np.array([getattr(row.predicted, column.place.dimension) for row in rows], np.float64)]
 
     about = {"model": head, "traits": list(TRAITS), "trained_with": "truth", "tested_with": setting}
     return Entry(label, about, needs, estimates)
+
+
+def hear_with_predicted(
+    study: Study, runs: Runs, head: str, settings: Sequence[str], column: Column, seed: int
+) -> list[list[Prediction]]:
+    """What a model trained with true traits says of test with the predicted ones of each setting; encoded once."""
+    personality = runs.folder_of(study.pr(seed, column.place.splits))
+    conditions = {f"predicted-{setting}": predicted_traits(column.test, personality, setting) for setting in settings}
+    return list(runs.under(study.ser(column.place, seed, head), column.test, conditions).values())
 
 
 def trained_with_predicted(study: Study, runs: Runs, head: str, setting: str, label: str) -> Entry:
@@ -207,7 +215,8 @@ def check_heads(heads: Sequence[str], option: str, *, conditioned: bool = False)
     allowed = [head for head in TITLES if not (conditioned and head in UNCONDITIONED)]
     for head in heads:
         if head not in allowed:
-            raise ConfigError(f"{option}: {head!r} is no {'conditioned ' * conditioned}model; allowed are {allowed}")
+            kind = "conditioned model" if conditioned else "model"
+            raise ConfigError(f"{option}: {head!r} is no {kind}; allowed are {', '.join(allowed)}")
 
 
 def check_settings(settings: Sequence[str], option: str, allowed: Sequence[str]) -> None:

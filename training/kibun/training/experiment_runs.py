@@ -5,7 +5,6 @@ splits file's, so that another corpus or another setting is another run, and a c
 """
 
 import dataclasses
-import gc
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -70,7 +69,6 @@ class Runs:
         for number, name in enumerate(missing, 1):
             self.say(f"run {number} of {len(missing)}: {name}")
             train_run(wanted[name], self.folder_of(wanted[name]))
-            gc.collect()  # a trainer refers to itself, and holds the corpus's audio
 
     def predictions(self, config: RunConfig, items: Sequence[Item]) -> list[Prediction]:
         """What a finished run said of these test utterances, in their order.

@@ -20,6 +20,7 @@ from kibun.training.experiment_rows import (
     check_settings,
     controls,
     fill,
+    hear_with_predicted,
     plan,
     read_column,
     tested_with_predicted,
@@ -47,7 +48,10 @@ TRUE_TRAITS = {"valence": VALENCE_CCC["ticn-ca, true traits"]}
 
 @dataclasses.dataclass(frozen=True)
 class EmotionTable:
-    """A table whose columns are the emotion dimensions. prepare: what to do once before its lines are filled."""
+    """A table whose columns are the emotion dimensions.
+
+    prepare: tests trained models with other traits for all lines at once, so that each encodes an utterance only once.
+    """
 
     table: str
     title: str
@@ -88,13 +92,13 @@ def conditioning(
 ) -> EmotionTable:
     """Table IV: the baseline, and each conditioned head with each set of true traits.
 
-    shuffled: heads of the control rows; None: the last conditioned one of `heads`.
+    shuffled: heads of the control rows; None: the last conditioned one of `heads`; ["all"]: all of these.
     Raises ConfigError for an unknown head, and errors of the corpus as `read_column` does.
     """
     check_heads(heads, "--models")
     conditioned = [head for head in heads if head not in UNCONDITIONED]
-    if shuffled is None:
-        shuffled = conditioned[-1:]
+    if shuffled is None or list(shuffled) == ["all"]:
+        shuffled = conditioned[-1:] if shuffled is None else conditioned
     check_heads(shuffled, "--shuffled", conditioned=True)
     entries = [_baseline(study, runs)]
     entries += [trained(study, runs, head) for head in heads if head in UNCONDITIONED and head != "baseline"]
@@ -141,8 +145,16 @@ def emotion(study: Study, runs: Runs, head: str, traits_from: Sequence[str], *, 
         " the whole conversation; causal 3: over what was heard so far, as a service can.",
         said.published(study.emotion.splits, known),
     )
+    columns = _columns(study)
+    predicted = [TRAITS_FROM[name] for name in traits_from if name != "oracle"]
+
+    def prepare() -> None:
+        for column in columns if predicted and train_with == "truth" else ():
+            for seed in study.seeds:
+                hear_with_predicted(study, runs, head, predicted, column, seed)
+
     title = f"Table VI: {TITLES[head]} with predicted traits"
-    return EmotionTable("VI", title, study, runs, _columns(study), tuple(entries), notes)
+    return EmotionTable("VI", title, study, runs, columns, tuple(entries), notes, prepare)
 
 
 def noise(study: Study, runs: Runs, head: str, sigmas: Sequence[float], draws: int) -> EmotionTable:
@@ -159,7 +171,7 @@ def noise(study: Study, runs: Runs, head: str, sigmas: Sequence[float], draws: i
     entries += [_noisy(study, runs, head, sigma, draws) for sigma in sigmas]
     entries += controls(study, runs, [head])
 
-    def prepare() -> None:  # every utterance is encoded once for all lines
+    def prepare() -> None:
         for column in columns:
             for seed in study.seeds:
                 conditions = {k: v for sigma in sigmas if sigma for k, v in _conditions(column, sigma, draws).items()}

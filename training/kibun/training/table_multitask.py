@@ -62,8 +62,8 @@ class Multitask:
         warnings = said.warnings(self.columns)
         notes = (
             f"{said.test_size(self.columns)} {said.spread(self.study)}",
-            "Stars: against the single task, paired cluster bootstrap over speaker-conversations, seeds averaged;"
-            f" {STARS_NOTE}; not corrected for the number of lines.",
+            "Stars: better or worse than the single task by paired cluster bootstrap over speaker-conversations, seeds"
+            f" averaged; {STARS_NOTE}; not corrected for the number of lines.",
             f"Traits: {LABELS[self.setting]}. All models: mean pool, linear.",
             "No figures of the paper's Figure 3 are at hand; none are shown.",
             *said.closing(self.study, warnings),
