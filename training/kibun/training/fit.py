@@ -40,6 +40,8 @@ class Fit(Trainer):
         self.evaluated = -1
         options = config.training
         arguments = _arguments(config, folder)
+        # One device a process: Trainer would wrap the model in DataParallel wherever it sees several GPUs.
+        arguments._n_gpu = min(arguments.n_gpu, 1)
         accumulation, left = divmod(options.batch, options.micro_batch * arguments.world_size)
         if left or not accumulation:
             raise ValueError(
