@@ -57,7 +57,7 @@ def articulate(audio: np.ndarray, openness: float) -> np.ndarray:
     """Crisp consonants: where the band above 3 kHz holds most of the energy, 5 dB louder per unit."""
     high = apply_gain_db(audio, np.where(np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE_HZ) < 3000.0, -80.0, 0.0))
     share = _level(high) / (_level(high) + _level(audio - high) + 1e-9)  # 0 in vowels, 1 in a sharp "s" or "t"
-    return audio * 10 ** (5.0 * openness * share / 20)
+    return np.asarray(audio * 10 ** (5.0 * openness * share / 20))
 
 
 def breathe(audio: np.ndarray, breath: float, rng: np.random.Generator) -> np.ndarray:
@@ -74,7 +74,7 @@ def breathe(audio: np.ndarray, breath: float, rng: np.random.Generator) -> np.nd
 def _level(audio: np.ndarray) -> np.ndarray:
     """Root mean square over 30 ms around each sample, (N,) -> (N,)."""
     energy = np.concatenate([np.zeros(241), np.cumsum(audio**2), np.full(240, np.sum(audio**2))])
-    return np.sqrt(np.maximum(energy[480 : 480 + len(audio)] - energy[: len(audio)], 0.0) / 480)
+    return np.asarray(np.sqrt(np.maximum(energy[480 : 480 + len(audio)] - energy[: len(audio)], 0.0) / 480))
 
 
 def finish(audio: np.ndarray, speaker: Speaker, cues: Cues, rng: np.random.Generator) -> np.ndarray:
