@@ -169,6 +169,20 @@ def test_a_pickle_in_place_of_the_weights_is_refused(bundle: Path, tmp_path: Pat
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x02", b"\x80\x05"])
+def test_weights_that_start_like_a_pickle_by_chance_are_none(bundle: Path, start: bytes) -> None:
+    """A safetensors file starts with the length of its header; spaces may fill that up to any multiple of 8."""
+    file = bundle / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    longer = next(n for n in range(length, 1 << 20) if n.to_bytes(8, "little").startswith(start))
+    header = content[8 : 8 + length].ljust(longer)
+    file.write_bytes(longer.to_bytes(8, "little") + header + content[8 + length :])
+    assert file.read_bytes().startswith(start)
+    write_checksums(bundle)
+    assert load_bundle(bundle).config.trained
+
+
 def test_a_file_that_is_not_part_of_a_bundle_is_named(bundle: Path) -> None:
     (bundle / ".gitattributes").touch()
     verify(bundle)

@@ -157,6 +157,8 @@ class AnalyzeResult:
     utterances: tuple[UtteranceResult, ...]
     turn_result: TurnResult
     conversation: ConversationState
+    # What a stream would have warned of.
+    warnings: tuple[StreamWarning, ...] = ()
 
     @classmethod
     def from_proto(cls, message: pb.AnalyzeResponse) -> Self:
@@ -165,6 +167,7 @@ class AnalyzeResult:
             utterances=tuple(utterance_result(utterance, {}) for utterance in message.utterances),
             turn_result=turn_result(message.turn_result, {}),
             conversation=ConversationState.from_proto(message.conversation),
+            warnings=tuple(_stream_warning(warning, {}) for warning in message.warnings),
         )
 
 

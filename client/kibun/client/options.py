@@ -90,7 +90,8 @@ class StreamConfig:
     model: str = ""
     # Fail with NotFoundError rather than start afresh when the server does not know conversation_id.
     require_existing_conversation: bool = False
-    # Known traits of the participant; emotion is conditioned on them in place of predicted ones.
+    # Known traits of the participant; emotion is conditioned on them in place of predicted ones. The server keeps them
+    # for the participant's later turns of the conversation, until others are given.
     given_personality: Traits | None = None
     # Added to every time of the results.
     audio_start_offset_s: float = 0.0

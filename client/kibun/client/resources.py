@@ -7,7 +7,7 @@ from typing import Self
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from kibun.client.estimates import Emotion, PersonalityEstimate, personality_or_none, seconds
+from kibun.client.estimates import Emotion, PersonalityEstimate, Traits, personality_or_none, seconds
 from kibun.v1 import speech_analysis_pb2 as pb
 
 
@@ -36,6 +36,8 @@ class ParticipantState:
     turn_count: int
     utterance_count: int
     speech_s: float
+    # Traits that a client gave; `personality` is what was heard, and these where nothing is estimated from speech.
+    given_personality: Traits | None = None
 
     @classmethod
     def from_proto(cls, message: pb.Participant) -> Self:
@@ -47,6 +49,9 @@ class ParticipantState:
             turn_count=message.turn_count,
             utterance_count=message.utterance_count,
             speech_s=seconds(message.speech_duration),
+            given_personality=(
+                Traits.from_proto(message.given_personality) if message.HasField("given_personality") else None
+            ),
         )
 
 
@@ -95,6 +100,10 @@ class ModelDescription:
     supports_conversation_personality: bool
     # Trained on generated speech: for trying the software, says nothing of people.
     synthetic: bool
+    # Emotion needs traits that the model does not estimate: give them with a participant's first turn.
+    requires_given_personality: bool = False
+    # What to know of its estimates, for people; may be empty.
+    notice: str = ""
 
     @classmethod
     def from_proto(cls, message: pb.GetServiceInfoResponse.Model) -> Self:
@@ -106,6 +115,8 @@ class ModelDescription:
             supports_personality=message.supports_personality,
             supports_conversation_personality=message.supports_conversation_personality,
             synthetic=message.synthetic,
+            requires_given_personality=message.requires_given_personality,
+            notice=message.notice,
         )
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from kibun.models.types import TRAITS, Traits
 
@@ -155,12 +155,25 @@ def _read_checksums(path: Path) -> dict[str, str]:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Pickles of protocol 2 and later start with 0x80; torch's zip archives with PK."""
+    """Pickles of protocol 2 and later start with 0x80; torch's zip archives with PK.
+
+    So may a safetensors file, by chance: it starts with the length of its header (19,280 bytes read as PK).
+    """
     if not path.is_file():
         return False
     with path.open("rb") as file:
         head = file.read(2)
-    return head == b"PK" or (head[:1] == b"\x80" and len(head) == 2 and head[1] in range(2, 6))
+        pickled = head == b"PK" or (head[:1] == b"\x80" and len(head) == 2 and head[1] in range(2, 6))
+        return pickled and not _starts_with_json(head + file.read(6), file, path.stat().st_size)
+
+
+def _starts_with_json(head: bytes, file: BinaryIO, size: int) -> bool:
+    """Whether 8 bytes of little-endian length are followed by so much JSON."""
+    length = int.from_bytes(head, "little")
+    try:
+        return len(head) == 8 and length <= size and isinstance(json.loads(file.read(length)), dict)
+    except ValueError:
+        return False
 
 
 def _sha256(path: Path) -> str:

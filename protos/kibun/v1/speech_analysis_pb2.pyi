@@ -331,7 +331,7 @@ class StreamEnded(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., audio_received: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., non_speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., dropped_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Participant(_message.Message):
-    __slots__ = ("participant_id", "personality", "mean_emotion", "last_emotion", "turn_count", "utterance_count", "speech_duration")
+    __slots__ = ("participant_id", "personality", "mean_emotion", "last_emotion", "turn_count", "utterance_count", "speech_duration", "given_personality")
     PARTICIPANT_ID_FIELD_NUMBER: _ClassVar[int]
     PERSONALITY_FIELD_NUMBER: _ClassVar[int]
     MEAN_EMOTION_FIELD_NUMBER: _ClassVar[int]
@@ -339,6 +339,7 @@ class Participant(_message.Message):
     TURN_COUNT_FIELD_NUMBER: _ClassVar[int]
     UTTERANCE_COUNT_FIELD_NUMBER: _ClassVar[int]
     SPEECH_DURATION_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_PERSONALITY_FIELD_NUMBER: _ClassVar[int]
     participant_id: str
     personality: PersonalityEstimate
     mean_emotion: EmotionEstimate
@@ -346,7 +347,8 @@ class Participant(_message.Message):
     turn_count: int
     utterance_count: int
     speech_duration: _duration_pb2.Duration
-    def __init__(self, participant_id: _Optional[str] = ..., personality: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., mean_emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., last_emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., turn_count: _Optional[int] = ..., utterance_count: _Optional[int] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    given_personality: BigFiveTraits
+    def __init__(self, participant_id: _Optional[str] = ..., personality: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., mean_emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., last_emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., turn_count: _Optional[int] = ..., utterance_count: _Optional[int] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., given_personality: _Optional[_Union[BigFiveTraits, _Mapping]] = ...) -> None: ...
 
 class Conversation(_message.Message):
     __slots__ = ("conversation_id", "state", "create_time", "update_time", "expire_time", "participants", "model")
@@ -383,16 +385,18 @@ class AnalyzeRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[StreamingAnalyzeConfig, _Mapping]] = ..., audio_content: _Optional[bytes] = ...) -> None: ...
 
 class AnalyzeResponse(_message.Message):
-    __slots__ = ("request_id", "utterances", "turn_result", "conversation")
+    __slots__ = ("request_id", "utterances", "turn_result", "conversation", "warnings")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     UTTERANCES_FIELD_NUMBER: _ClassVar[int]
     TURN_RESULT_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     utterances: _containers.RepeatedCompositeFieldContainer[UtteranceResult]
     turn_result: TurnResult
     conversation: Conversation
-    def __init__(self, request_id: _Optional[str] = ..., utterances: _Optional[_Iterable[_Union[UtteranceResult, _Mapping]]] = ..., turn_result: _Optional[_Union[TurnResult, _Mapping]] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ...) -> None: ...
+    warnings: _containers.RepeatedCompositeFieldContainer[StreamWarning]
+    def __init__(self, request_id: _Optional[str] = ..., utterances: _Optional[_Iterable[_Union[UtteranceResult, _Mapping]]] = ..., turn_result: _Optional[_Union[TurnResult, _Mapping]] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[StreamWarning, _Mapping]]] = ...) -> None: ...
 
 class GetConversationRequest(_message.Message):
     __slots__ = ("conversation_id",)
@@ -437,7 +441,7 @@ class GetServiceInfoRequest(_message.Message):
 class GetServiceInfoResponse(_message.Message):
     __slots__ = ("server_version", "models", "scales", "audio_encodings", "min_sample_rate_hertz", "max_sample_rate_hertz", "model_sample_rate_hertz", "max_audio_content_bytes", "max_stream_duration", "idle_timeout", "max_concurrent_streams", "active_stream_count", "default_endpointing_config")
     class Model(_message.Message):
-        __slots__ = ("name", "version", "is_default", "supports_emotion", "supports_personality", "supports_conversation_personality", "synthetic")
+        __slots__ = ("name", "version", "is_default", "supports_emotion", "supports_personality", "supports_conversation_personality", "synthetic", "requires_given_personality", "notice")
         NAME_FIELD_NUMBER: _ClassVar[int]
         VERSION_FIELD_NUMBER: _ClassVar[int]
         IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -445,6 +449,8 @@ class GetServiceInfoResponse(_message.Message):
         SUPPORTS_PERSONALITY_FIELD_NUMBER: _ClassVar[int]
         SUPPORTS_CONVERSATION_PERSONALITY_FIELD_NUMBER: _ClassVar[int]
         SYNTHETIC_FIELD_NUMBER: _ClassVar[int]
+        REQUIRES_GIVEN_PERSONALITY_FIELD_NUMBER: _ClassVar[int]
+        NOTICE_FIELD_NUMBER: _ClassVar[int]
         name: str
         version: str
         is_default: bool
@@ -452,7 +458,9 @@ class GetServiceInfoResponse(_message.Message):
         supports_personality: bool
         supports_conversation_personality: bool
         synthetic: bool
-        def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_default: bool = ..., supports_emotion: bool = ..., supports_personality: bool = ..., supports_conversation_personality: bool = ..., synthetic: bool = ...) -> None: ...
+        requires_given_personality: bool
+        notice: str
+        def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_default: bool = ..., supports_emotion: bool = ..., supports_personality: bool = ..., supports_conversation_personality: bool = ..., synthetic: bool = ..., requires_given_personality: bool = ..., notice: _Optional[str] = ...) -> None: ...
     class Scale(_message.Message):
         __slots__ = ("dimension", "min", "max", "neutral")
         DIMENSION_FIELD_NUMBER: _ClassVar[int]

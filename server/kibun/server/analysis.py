@@ -164,8 +164,8 @@ class Analysis:
             model=model.name,
             audio=utterance.audio,
             history=estimates.history(known.records, model.vector_size),
-            given_traits=options.given_traits,
-            emotion=options.emotion and model.supports_emotion,
+            given_traits=options.given_traits or known.given_traits,
+            emotion=options.emotion,
             personality=model.supports_personality,  # also where it is not shown: emotion is conditioned on it
         )
         deadline_s = FINAL_DEADLINE_S if final else INTERIM_DEADLINE_S

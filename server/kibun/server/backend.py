@@ -63,13 +63,21 @@ class ModelInfo:
     vector_size: int  # D of `Job.history` and `Result.vector`
     min_samples: int = 400  # shorter audio cannot be analysed (receptive field of HuBERT's front)
     max_samples: int | None = None
-    supports_emotion: bool = True
+    supports_emotion: bool = True  # valence and arousal
     supports_personality: bool = True
     supports_conversation_personality: bool = True
     synthetic: bool = False  # trained on generated speech: says nothing of people
     trained: bool = True
+    emotions: tuple[str, ...] = ("valence", "arousal")  # dimensions that it estimates; one alone is no emotion
+    conditioned: bool = True  # emotion is conditioned on traits, given or its own
+    emotion_rescaled_from: tuple[float, float] | None = None  # scale of the labels, where it was not 1..5
     # (utterance count, root-mean-square error per trait with that much evidence), by rising count; None: unknown
     expected_error: tuple[tuple[int, Traits], ...] | None = None
+
+    @property
+    def requires_given_traits(self) -> bool:
+        """Whether its emotion needs traits that it does not estimate itself."""
+        return self.supports_emotion and self.conditioned and not self.supports_personality
 
 
 class BackendError(Exception):

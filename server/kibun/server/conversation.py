@@ -41,6 +41,7 @@ class Participant:
     records: tuple[UtteranceRecord, ...] = ()
     finished_turns: tuple[str, ...] = ()
     revision: int = 0  # how often traits over the conversation were estimated
+    given_traits: Traits | None = None  # as a client last gave them; they condition emotion
 
     @property
     def heard(self) -> tuple[UtteranceRecord, ...]:

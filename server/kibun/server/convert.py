@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from kibun.server import estimates, events
+from kibun.server import capability, estimates, events
 from kibun.server.audio import SAMPLE_RATE_HZ, AudioError, AudioFormat, Encoding
 from kibun.server.backend import ModelInfo, Traits
 from kibun.server.conversation import Conversation
@@ -78,8 +78,6 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
     Raises Failure INVALID_ARGUMENT naming the field and what is allowed, NOT_FOUND for a model not served here.
     """
     features = config.features
-    if features.disable_emotion and features.disable_personality:
-        raise invalid("NOTHING_TO_ANALYZE", "features", "emotion and personality are both disabled; enable one")
     interval = None
     if features.HasField("interim_interval"):
         field = "features.interim_interval"
@@ -90,6 +88,13 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
         ttl_s = seconds(config.conversation_ttl, "conversation_ttl", _TTL_RANGE_S)
     given = traits(config.given_personality) if config.HasField("given_personality") else None
     model = model_named(config.model, defaults.models)
+    emotion, personality, warnings = capability.settle(
+        model,
+        defaults.models,
+        emotion=not features.disable_emotion,
+        personality=not features.disable_personality,
+        given=given,
+    )
     return events.StreamOptions(
         tenant=tenant,
         conversation_id=identifier(config.conversation_id, "conversation_id") or defaults.new_id("conversation"),
@@ -98,8 +103,8 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
         model=model.name,
         audio=audio_format(config),
         endpointing=endpointing(config.endpointing_config, defaults.endpointing, model.max_samples),
-        emotion=not features.disable_emotion,
-        personality=not features.disable_personality,
+        emotion=emotion,
+        personality=personality,
         interims=features.interim_results,
         interim_interval=interval,
         voice_activity_events=features.enable_voice_activity_events,
@@ -108,6 +113,7 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
         start_offset=round(start_offset * SAMPLE_RATE_HZ),
         ttl_s=ttl_s,
         ttl_asked=config.HasField("conversation_ttl"),
+        warnings=warnings,
     )
 
 
@@ -201,7 +207,7 @@ def duration_of(value_s: float) -> Duration:
 
 
 def effective_config(
-    config: pb.StreamingAnalyzeConfig, options: events.StreamOptions, ttl_s: float
+    config: pb.StreamingAnalyzeConfig, options: events.StreamOptions, started: events.Started
 ) -> pb.StreamingAnalyzeConfig:
     """The config as the server understood it: nothing is left to guess."""
     full = pb.StreamingAnalyzeConfig()
@@ -211,10 +217,14 @@ def effective_config(
     full.participant_id = options.participant_id
     full.turn_id = options.turn_id
     full.model = options.model
+    full.features.disable_emotion = not options.emotion
+    full.features.disable_personality = not options.personality
     full.features.SetInParent()
+    if started.given_traits is not None:
+        full.given_personality.CopyFrom(big_five(started.given_traits))
     full.endpointing_config.CopyFrom(endpointing_config(options.endpointing))
     full.audio_start_offset.CopyFrom(duration(options.start_offset))
-    full.conversation_ttl.CopyFrom(duration_of(ttl_s))
+    full.conversation_ttl.CopyFrom(duration_of(started.ttl_s))
     return full
 
 
@@ -256,12 +266,14 @@ def response(
         case events.Turn() as event:
             message.turn_result.CopyFrom(turn(event))
         case events.Warn() as event:
-            message.stream_warning.CopyFrom(
-                pb.StreamWarning(reason=event.reason, message=event.message, metadata=event.metadata)
-            )
+            message.stream_warning.CopyFrom(warning(event))
         case events.Ended() as event:
             message.stream_ended.CopyFrom(ended(event))
     return message
+
+
+def warning(event: events.Warn) -> pb.StreamWarning:
+    return pb.StreamWarning(reason=event.reason, message=event.message, metadata=event.metadata)
 
 
 def utterance(event: events.Utterance) -> pb.UtteranceResult:
@@ -335,12 +347,13 @@ def conversation(value: Conversation, model: ModelInfo | None) -> pb.Conversatio
         participants=[
             pb.Participant(
                 participant_id=p.participant_id,
-                personality=personality(estimates.of_participant(model, p)),
+                personality=personality(estimates.of_participant(model, p) or estimates.given(p)),
                 mean_emotion=emotion(estimates.mean_emotion(p.records)),
                 last_emotion=emotion(estimates.mean_emotion([r for r in p.records if r.emotion][-1:])),
                 turn_count=len(p.finished_turns),
                 utterance_count=len(p.records),
                 speech_duration=duration(p.speech),
+                given_personality=big_five(p.given_traits) if p.given_traits else None,
             )
             for p in value.participants.values()
         ],

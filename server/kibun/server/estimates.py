@@ -67,6 +67,11 @@ def of_participant(model: ModelInfo | None, participant: Participant) -> Persona
     return Personality(latest.traits, latest.traits_source, count, participant.speech, error)
 
 
+def given(participant: Participant) -> Personality | None:
+    """Traits that a client gave: no evidence of ours is behind them."""
+    return Personality(participant.given_traits, "given", 0, 0) if participant.given_traits else None
+
+
 def mean_emotion(records: Iterable[UtteranceRecord]) -> Emotion | None:
     pair = weighted_emotion(records)
     return Emotion(*pair) if pair else None

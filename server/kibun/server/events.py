@@ -37,10 +37,11 @@ class StreamOptions:
     interim_interval: int | None = None  # samples; None: geometric times 1, 2, 4, 8 s …
     voice_activity_events: bool = False
     require_existing: bool = False
-    given_traits: Traits | None = None
+    given_traits: Traits | None = None  # None: those that the participant was given before, if any
     start_offset: int = 0
     ttl_s: float = 1800.0
     ttl_asked: bool = False  # by the client; otherwise a conversation that exists keeps its own
+    warnings: tuple[Warn, ...] = ()  # of what the request asks for and will not get; told at the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,7 @@ class Started:
     created: bool
     prior_utterances: int
     ttl_s: float  # the conversation's
+    given_traits: Traits | None = None  # the participant's, of this request or an earlier one
 
 
 @dataclass(frozen=True, slots=True)

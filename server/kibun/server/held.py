@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from kibun.server.backend import ModelInfo
+from kibun.server.capability import check_traits
 from kibun.server.conversation import Conversation, Participant, UtteranceRecord, finish_turn, reopen_turn
 from kibun.server.errors import Failure, Kind
 from kibun.server.events import StreamOptions
@@ -40,9 +41,11 @@ class HeldConversation:
             created = conversation is None
             conversation = self._entered(conversation)
             participant = conversation.participant(self._options.participant_id)
+            given = self._options.given_traits or participant.given_traits
+            check_traits(self._model, emotion=self._options.emotion, given=given)
             reopened = reopen_turn(participant, self._options.turn_id, self._options.start_offset)
             ttl_s = self._options.ttl_s if self._options.ttl_asked else conversation.ttl_s
-            return replace(conversation, ttl_s=ttl_s).with_participant(reopened)
+            return replace(conversation, ttl_s=ttl_s).with_participant(replace(reopened, given_traits=given))
 
         self._seen = await self._store.update(self._key, enter)
         return created

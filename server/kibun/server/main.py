@@ -21,6 +21,7 @@ from kibun.models.files import BundleError, resolve_bundle
 from kibun.server.auth import Authenticator, TokenFileError
 from kibun.server.backend import BackendError
 from kibun.server.batcher import Batcher
+from kibun.server.capability import notice
 from kibun.server.endpointing import EndpointingOptions
 from kibun.server.events import Limits
 from kibun.server.local import LocalBackend
@@ -225,6 +226,8 @@ class Server:
                     "it says nothing of people",
                     file=sys.stderr,
                 )
+            if text := notice(model):
+                print(f"kibun: {model.name}: {text}", file=sys.stderr)
             if not model.trained:
                 print(f"kibun: {model.name} is not trained: its estimates mean nothing", file=sys.stderr)
         sys.stderr.flush()

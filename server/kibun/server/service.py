@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc_status import rpc_status
 
-from kibun.server import __version__, convert, events
+from kibun.server import __version__, capability, convert, events
 from kibun.server.audio import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ, SAMPLE_RATE_HZ
 from kibun.server.auth import Authenticator
 from kibun.server.backend import Analyzer, BackendError, ModelInfo
@@ -153,7 +153,7 @@ class SpeechAnalysis:
                 model=options.model,
                 conversation_created=event.created,
                 prior_utterance_count=event.prior_utterances,
-                effective_config=convert.effective_config(config, options, event.ttl_s),
+                effective_config=convert.effective_config(config, options, event),
                 max_stream_duration=convert.duration_of(self._stream_limits.max_stream_s),
                 idle_timeout=convert.duration_of(self._stream_limits.idle_timeout_s),
                 max_audio_content_bytes=MAX_AUDIO_CONTENT_BYTES,
@@ -273,6 +273,8 @@ class SpeechAnalysis:
                     match reply.event:
                         case events.Utterance() as event:
                             response.utterances.append(convert.utterance(event))
+                        case events.Warn() as event:
+                            response.warnings.append(convert.warning(event))
                         case events.Turn() as event:
                             response.turn_result.CopyFrom(convert.turn(event))
                         case events.Ended() as event:
@@ -320,6 +322,8 @@ class SpeechAnalysis:
                     supports_personality=m.supports_personality,
                     supports_conversation_personality=m.supports_conversation_personality,
                     synthetic=m.synthetic,
+                    requires_given_personality=m.requires_given_traits,
+                    notice=capability.notice(m),
                 )
                 for m in self._models
             ],

@@ -75,8 +75,9 @@ class Session:
         closing it early drops all that is still queued.
         """
         created = await self._held.enter()
-        heard, ttl_s = len(self._held.participant.heard), self._held.conversation.ttl_s
-        started = Started(self._stream.options.turn_id, created, heard, ttl_s)
+        started = self._started(created)
+        for warning in self._stream.options.warnings:
+            self._warn(warning)
         listener = self._listener()
         self._streams.add(self._live)
         try:
@@ -163,6 +164,11 @@ class Session:
             conversation=self._held.conversation,
             model=self._stream.model,
         )
+
+    def _started(self, created: bool) -> Started:
+        participant, ttl_s = self._held.participant, self._held.conversation.ttl_s
+        heard = len(participant.heard)
+        return Started(self._stream.options.turn_id, created, heard, ttl_s, participant.given_traits)
 
     # ---- from outside
 

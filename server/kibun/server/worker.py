@@ -165,22 +165,34 @@ class BundleModel:
     def __init__(self, bundle: "KibunModel", device: str) -> None:
         import torch
 
+        from kibun.models.types import EMOTIONS
+
         self._bundle = bundle
         torch.nn.Module.to(bundle, device)
         self._bundle.requires_grad_(False)
-        config = bundle.config
+        config, rescaled = bundle.config, bundle.config.emotion_rescaled_from
         self.info = ModelInfo(
             name=config.bundle_name,
             version=config.bundle_version,
             vector_size=bundle.vector_size,
             min_samples=bundle.min_samples,
-            supports_emotion=bool(config.emotions),
+            supports_emotion=set(config.emotions) == set(EMOTIONS),
             supports_personality=config.supports_personality,
             supports_conversation_personality=config.supports_personality,
             synthetic=config.synthetic,
             trained=config.trained,
+            emotions=config.emotions,
+            conditioned=config.conditioned,
+            emotion_rescaled_from=(rescaled[0], rescaled[1]) if rescaled else None,
             expected_error=bundle.expected_error,
         )
+        if not self.info.supports_emotion and not self.info.supports_personality:
+            raise BackendError(
+                "LOAD_FAILED",
+                f"{config.bundle_name}: estimates {config.emotions[0]} alone, and what is served is valence and arousal"
+                " together, or personality: assemble it with the other run, as in"
+                " `kibun models build --valence RUN --arousal RUN --out DIR`",
+            )
 
     def analyze(self, jobs: Sequence[Job]) -> list[Result]:
         """Analyse a batch. Raises BackendError MODEL_NONFINITE or INVALID_JOB, and DeviceLost."""

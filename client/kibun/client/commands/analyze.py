@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import enum
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +16,11 @@ from kibun.client.client import AsyncClient
 from kibun.client.commands.audio_files import find_audio, open_audio
 from kibun.client.commands.connection import CaOption, Connection, TlsOption, TokenOption
 from kibun.client.commands.failure import CommandError, UsageError
+from kibun.client.commands.report import MODEL_WARNINGS
 from kibun.client.commands.rows import CsvRows, JsonRows, Row, Rows, TableRows, row_of
+from kibun.client.commands.traits_file import load_traits, match_files
 from kibun.client.errors import KibunError
+from kibun.client.estimates import Traits
 from kibun.client.events import PersonalityUpdate, StreamWarning, UtteranceResult
 from kibun.client.server_process import ServerProcess, ServerStartError
 
@@ -46,6 +49,13 @@ def analyze(
         typer.Option("--server", "-s", envvar="KIBUN_SERVER", metavar="HOST:PORT", help="Default: start one."),
     ] = "",
     channel: Annotated[int | None, typer.Option(min=1, help="Channel to use; default: the mean of all.")] = None,
+    traits: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Known traits, 1..7: .csv or .jsonl with a row per file (its name) or speaker (its folder).",
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, max=64, help="Files at a time.")] = 4,
     token: TokenOption = None,
     tls: TlsOption = False,
@@ -63,9 +73,31 @@ def analyze(
             "analyze needs a model: --model DIR for a bundle, --model demo-tiny to try the software (synthetic, says "
             "nothing of people), or --server HOST:PORT of a server that runs"
         )
-    batch = _Batch(files, channel, jobs, model if server else "")
+    known = _traits(traits, files)
+    batch = _Batch(files, channel, jobs, model if server else "", known)
     with _open_rows(output_format, output) as rows, _server(server, model) as target:
         asyncio.run(_analyze(Connection(target, token, tls, ca), batch, rows))
+
+
+def _traits(path: Path | None, files: list[Path]) -> dict[Path, Traits]:
+    """Known traits by file; what matches nothing is told, for a misspelt name would otherwise pass unnoticed."""
+    if path is None:
+        return {}
+    traits = load_traits(path, ("file", "path", "speaker", "participant"))
+    matched = match_files(files, traits)
+    if not matched:
+        raise UsageError(
+            f"{path}: none of its {len(traits)} rows is about one of the {len(files)} files: its column file has to "
+            "hold their names, or its column speaker the names of their folders"
+        )
+    if without := [str(file) for file in files if file not in matched]:
+        Console(stderr=True).print(
+            f"{path} has no traits for {len(without)} of {len(files)} files, {without[0]} first",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+    return matched
 
 
 @dataclass(frozen=True)
@@ -74,6 +106,7 @@ class _Batch:
     channel: int | None
     jobs: int
     model: str
+    traits: Mapping[Path, Traits]
 
 
 @dataclass
@@ -83,12 +116,15 @@ class _Outcome:
     path: Path
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    # What is true of the model, and so the same for every file.
+    model_notes: list[str] = field(default_factory=list)
     error: str | None = None
 
 
 async def _analyze(connection: Connection, batch: _Batch, rows: Rows) -> None:
     console = Console(stderr=True)
     failed: list[_Outcome] = []
+    told: set[str] = set()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with connection.client() as client:
         info = await client.service_info()  # says at once what is wrong with the server, if anything is
@@ -98,8 +134,10 @@ async def _analyze(connection: Connection, batch: _Batch, rows: Rows) -> None:
             task = progress.add_task("files", total=len(batch.files))
             async for outcome in _outcomes(client, batch):
                 rows.write(outcome.rows)
-                for note in outcome.notes:
-                    console.print(f"{outcome.path}: {note}", markup=False, highlight=False, soft_wrap=True)
+                notes = [f"{outcome.path}: {note}" for note in outcome.notes]
+                for note in [*(note for note in outcome.model_notes if note not in told), *notes]:
+                    console.print(note, markup=False, highlight=False, soft_wrap=True)
+                told.update(outcome.model_notes)
                 if outcome.error is not None:
                     failed.append(outcome)
                 progress.advance(task)
@@ -130,7 +168,10 @@ async def _analyze_file(client: AsyncClient, path: Path, batch: _Batch) -> _Outc
     try:
         audio = open_audio(path, batch.channel)
         async with conversation.turn(
-            sample_rate_hz=audio.sample_rate_hz, encoding=audio.encoding, model=batch.model
+            sample_rate_hz=audio.sample_rate_hz,
+            encoding=audio.encoding,
+            model=batch.model,
+            given_personality=batch.traits.get(path),
         ) as turn:
             turn.feed(audio.chunks(_CHUNK_MS))
             async for event in turn:
@@ -140,7 +181,8 @@ async def _analyze_file(client: AsyncClient, path: Path, batch: _Batch) -> _Outc
                     case PersonalityUpdate():
                         updates.append(event)
                     case StreamWarning():
-                        outcome.notes.append(f"{event.reason}: {event.message}")
+                        notes = outcome.model_notes if event.reason in MODEL_WARNINGS else outcome.notes
+                        notes.append(f"{event.reason}: {event.message}")
         outcome.rows = [
             row_of(path, final, updates[index] if index < len(updates) else None, turn.started)
             for index, final in enumerate(finals)

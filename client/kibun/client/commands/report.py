@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kibun.client.estimates import Emotion, PersonalityEstimate, Traits
+from kibun.client.estimates import Emotion, PersonalityEstimate, PersonalitySource, Traits
 from kibun.client.events import (
     Event,
     PersonalityUpdate,
@@ -26,6 +26,8 @@ from kibun.client.resources import ConversationState, ParticipantState
 
 SYNTHETIC_BANNER = "synthetic model: says nothing of people"
 TRAIT_NAMES = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
+# Warnings that are true of a model, and so the same in every stream.
+MODEL_WARNINGS = ("EMOTION_UNSUPPORTED", "PERSONALITY_UNSUPPORTED", "GIVEN_PERSONALITY_UNUSED")
 # Heading, rules, legend and banner of the table, and the line above it.
 _LINES_AROUND_ROWS = 9
 _LEGEND = "emotion: 1..5, 3 neutral; OCEAN: apparent traits so far, 1..7; heard: evidence"
@@ -56,6 +58,7 @@ class LiveTable:
         self._synthetic = synthetic
         self._rows: dict[str, list[str | Text]] = {}
         self._last_utterance: dict[str, str] = {}
+        self._told: set[str] = set()
         # What doesn't fit on the screen scrolls out of the live view; the whole table is printed at the end.
         self._live = Live(console=console, auto_refresh=False, transient=True, get_renderable=self._view)
 
@@ -82,7 +85,11 @@ class LiveTable:
                 if row is not None:
                     row[4:] = _personality_cells(personality)
             case StreamWarning():
-                self._console.print(Text(f"{event.reason}: {event.message}", style="yellow"))
+                text = f"{event.reason}: {event.message}"
+                if text not in self._told:
+                    self._console.print(Text(text, style="yellow"))
+                if event.reason in MODEL_WARNINGS:
+                    self._told.add(text)
         if self._console.is_terminal:
             self._live.refresh()
 
@@ -132,6 +139,8 @@ def _trait_cell(name: str) -> "_Cell":
         personality = participant.personality
         if personality is None:
             return "–"
+        if personality.source is PersonalitySource.GIVEN:
+            return f"{getattr(personality.traits, name):.2f} given"
         error = personality.expected_error
         return f"{getattr(personality.traits, name):.2f}" + ("" if error is None else f" ± {getattr(error, name):.2f}")
 
@@ -154,7 +163,7 @@ _SUMMARY_ROWS: list[tuple[str, str, _Cell]] = [
 def _utterance_cells(event: UtteranceResult, participant_id: str) -> list[str | Text]:
     style = "" if event.is_final else "dim italic"
     cells = [f"{event.start_s:.1f}–{event.end_s:.1f}", participant_id, *_emotion_cells(event.emotion)]
-    return [*(Text(cell, style=style) for cell in cells), *[""] * 6]
+    return [*(Text(cell, style=style) for cell in cells), *(["–"] if event.is_final else [""]) * 6]
 
 
 def _emotion_cells(emotion: Emotion | None) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from kibun.client.events import PersonalityUpdate, StreamStarted, UtteranceResul
 
 Row = dict[str, str | float | int | bool | None]
 
-# None (an empty cell) where nothing was estimated, because there was too little speech.
+# None (an empty cell) where nothing was estimated: there was too little speech, or the model does not.
 COLUMNS = (
     "file",
     "utterance_id",
@@ -34,6 +34,8 @@ COLUMNS = (
     "speech_s",
     # Apparent traits from this utterance alone.
     *(f"utterance_{name}" for name in TRAIT_NAMES),
+    # What emotion was conditioned on: given traits, or predicted ones of some kind.
+    "condition_source",
     "model",
     "synthetic_model",
 )
@@ -53,6 +55,7 @@ def row_of(path: Path, final: UtteranceResult, update: PersonalityUpdate | None,
         "arousal": None if emotion is None else emotion.arousal,
         "utterance_count": None if known is None else known.utterance_count,
         "speech_s": None if known is None else known.speech_s,
+        "condition_source": None if final.condition is None else final.condition.source.value,
         "model": started.model,
         "synthetic_model": started.synthetic_model,
     }

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,7 +27,9 @@ from kibun.client.commands.failure import UsageError
 from kibun.client.commands.mic import Microphone
 from kibun.client.commands.report import JsonLines, LiveTable, summary_table
 from kibun.client.commands.streaming import DEFAULT_CHUNK_MS, Sink, StreamingOptions, stream_turns
+from kibun.client.commands.traits_file import SUFFIXES, load_traits, parse_traits
 from kibun.client.commands.turns_file import TurnSpan, load_turns
+from kibun.client.estimates import Traits
 from kibun.client.options import Features
 
 
@@ -44,6 +46,13 @@ def stream(
     channel: Annotated[int | None, typer.Option(min=1, help="Channel to send; default: the mean of all.")] = None,
     interim: Annotated[bool, typer.Option("--interim", help="Estimates while an utterance is spoken.")] = False,
     model: ModelOption = "",
+    traits: Annotated[
+        str,
+        typer.Option(
+            metavar="O,C,E,A,N|FILE",
+            help="Known traits, 1..7: of --participant, or a .csv/.jsonl file with a row per participant.",
+        ),
+    ] = "",
     as_json: JsonOption = False,
     token: TokenOption = None,
     tls: TlsOption = False,
@@ -56,7 +65,8 @@ def stream(
     With --turns, one FILE holds a dialogue; each turn gets a stream of its own.
     """
     connection = Connection(server, token, tls, ca)
-    options = StreamingOptions(chunk_ms, realtime, Features(interim_results=interim), model)
+    known = _traits(traits, participant, dialogue=turns is not None)
+    options = StreamingOptions(chunk_ms, realtime, Features(interim_results=interim), model, known)
     speaker = _Speaker(conversation, participant)
     console = Console(stderr=True) if as_json else Console()
     if any(source == "mic" or source.startswith("mic:") for source in sources):
@@ -66,8 +76,31 @@ def stream(
         work = _from_microphone(connection, device, speaker, options, console, as_json)
     else:
         jobs = _jobs([Path(source) for source in sources], turns, participant, channel)
+        _note_unmatched(known, jobs)
         work = _from_files(connection, jobs, speaker, options, console, as_json)
     _run(work)
+
+
+def _traits(text: str, participant_id: str, *, dialogue: bool) -> dict[str, Traits]:
+    """Known traits by participant."""
+    if not text:
+        return {}
+    if text.lower().endswith(SUFFIXES):
+        return load_traits(Path(text), ("participant", "speaker"))
+    if dialogue:
+        raise UsageError("--turns names several participants: give --traits a .csv or .jsonl file with a row for each")
+    return {participant_id: parse_traits(text)}
+
+
+def _note_unmatched(traits: Mapping[str, Traits], jobs: list[tuple[AudioFile, list[TurnSpan]]]) -> None:
+    """A misspelt name would otherwise pass unnoticed."""
+    speakers = list(dict.fromkeys(turn.participant_id for _, turns in jobs for turn in turns))
+    if not traits:
+        return
+    if without := [speaker for speaker in speakers if speaker not in traits]:
+        _note(f"--traits has none for {', '.join(without)}")
+    if unused := [name for name in traits if name not in speakers]:
+        _note(f"--traits names {', '.join(unused)}, who does not speak here")
 
 
 @dataclass(frozen=True)
@@ -134,6 +167,7 @@ async def _from_microphone(
             sample_rate_hz=microphone.sample_rate_hz,
             features=options.features,
             model=options.model,
+            given_personality=options.traits.get(speaker.participant_id),
         )
         console.print(
             f"listening to {microphone.name} ({microphone.sample_rate_hz} Hz): Ctrl-C ends the turn", markup=False

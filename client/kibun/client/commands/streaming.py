@@ -1,13 +1,14 @@
 """Turns of a recording through the SDK, one stream each: what `stream` and `demo` have in common."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kibun.client.client import AsyncConversation
 from kibun.client.commands.audio_files import AudioFile
 from kibun.client.commands.turns_file import TurnSpan
+from kibun.client.estimates import Traits
 from kibun.client.events import Event
 from kibun.client.options import Features
 
@@ -34,6 +35,8 @@ class StreamingOptions:
     realtime: bool = False
     features: Features = field(default_factory=Features)
     model: str = ""
+    # Known traits by participant; emotion is conditioned on them in place of predicted ones.
+    traits: Mapping[str, Traits] = field(default_factory=dict)
 
 
 async def stream_turns(
@@ -82,6 +85,7 @@ async def _stream_turn(
         encoding=audio.encoding,
         features=options.features,
         model=options.model,
+        given_personality=options.traits.get(turn.participant_id),
         audio_start_offset_s=turn.start_s,
     ) as stream:
         stream.feed(chunks)

@@ -1,0 +1,103 @@
+"""Traits that are known from elsewhere, a questionnaire say: read from the command line, CSV or JSON lines.
+
+CSV: a header with `openness`, `conscientiousness`, `extraversion`, `agreeableness`, `neuroticism` and a column that
+says whose they are; further columns are left alone. JSON lines: objects with the same names. Scale 1..7 (TIPI).
+"""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kibun.client.commands.failure import UsageError
+from kibun.client.estimates import TRAIT_MAX, TRAIT_MIN, Traits
+
+NAMES = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
+SUFFIXES = (".csv", ".jsonl")
+_SCALE = f"{TRAIT_MIN:g} to {TRAIT_MAX:g}"
+
+
+def parse_traits(text: str) -> Traits:
+    """Traits from "O,C,E,A,N". Raises UsageError."""
+    values = text.split(",")
+    if len(values) != len(NAMES):
+        raise UsageError(
+            f"--traits {text!r}: five numbers {_SCALE} are expected, as in 4.5,5,3,6,2 ({', '.join(NAMES)}), or the "
+            f"name of a {' or '.join(SUFFIXES)} file"
+        )
+    return Traits(*(_number("--traits", name, value) for name, value in zip(NAMES, values, strict=True)))
+
+
+def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
+    """Traits by whose they are, in the order of the file. Raises UsageError naming line and field.
+
+    `keys`: names of the column that says whose they are; the first that a row has counts.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # as spreadsheets write it, too
+    except FileNotFoundError:
+        raise UsageError(f"no such file: {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as text: give a .csv or .jsonl file ({error})") from error
+    if path.suffix.lower() not in SUFFIXES:
+        raise UsageError(
+            f"{path}: traits are read from .csv or .jsonl, not from {path.suffix or 'a file without suffix'}"
+        )
+    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text)
+    found: dict[str, Traits] = {}
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        key = next((str(row[name]).strip() for name in keys if row.get(name) not in (None, "")), None)
+        if key is None:
+            raise UsageError(f"{where}: whose traits these are is not said: {' or '.join(keys)} is expected")
+        if key in found:
+            raise UsageError(f"{where}: {key!r} has traits already, from an earlier line: keep one of them")
+        found[key] = Traits(*(_number(where, name, row.get(name)) for name in NAMES))
+    if not found:
+        raise UsageError(f"{path} holds no traits")
+    return found
+
+
+def match_files(files: Iterable[Path], traits: Mapping[str, Traits]) -> dict[Path, Traits]:
+    """Traits of each file that has some: by its path, its name with or without suffix, or the folder it is in."""
+    matched = {}
+    for file in files:
+        for key in (str(file), file.name, file.stem, file.resolve().parent.name):
+            if key in traits:
+                matched[file] = traits[key]
+                break
+    return matched
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    reader = csv.DictReader(text.splitlines())
+    header = [name.strip().lower() for name in reader.fieldnames or ()]
+    if missing := [name for name in NAMES if name not in header]:
+        raise UsageError(f"{path}, line 1: no column {', '.join(missing)}; the five traits and whose they are, please")
+    reader.fieldnames = header
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for line, content in enumerate(text.splitlines(), 1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise UsageError(f"{path}, line {line}: no valid JSON: {error.msg}") from error
+        if not isinstance(row, dict):
+            raise UsageError(f"{path}, line {line}: an object is expected, one per line")
+        yield line, row
+
+
+def _number(where: str, name: str, value: Any) -> float:
+    try:
+        number = float("nan") if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not TRAIT_MIN <= number <= TRAIT_MAX:  # also refuses NaN
+        raise UsageError(f"{where}: {name} must be a number {_SCALE} (TIPI scale), not {value!r}")
+    return number
