@@ -66,6 +66,9 @@ def demo(options: list[str]) -> int:
 
 def test(options: list[str]) -> int:
     install("dev")
+    if not options:
+        # The whole suite, a file at a time on each core; with options, one process, so that a debugger works.
+        options = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
     if "--slow" in options:
         options = ["-m", "slow", "--timeout=3600", *(o for o in options if o != "--slow")]
     for tool in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest", *options]):
