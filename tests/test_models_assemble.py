@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_hubert import HUBERT
+from tiny_hubert import HUBERT as FOUR_LAYERS
 from typer.testing import CliRunner
 
 from kibun.models._transformers import HubertConfig, HubertModel
@@ -21,6 +21,7 @@ from kibun.models.commands import app
 from kibun.models.files import verify
 from kibun.models.types import Utterance
 
+HUBERT = {**FOUR_LAYERS, "num_hidden_layers": 2}
 ERRORS = ((1, (1.5, 1.25, 1.0, 0.75, 0.5)), (8, (1.0, 1.0, 0.5, 0.5, 0.25)))
 GIVEN = (2.0, 6.5, 3.0, 7.0, 1.0)
 AUDIO = np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
@@ -211,13 +212,13 @@ def test_a_trained_trunk_is_named(checkpoint: Path, runs: dict[str, Path], tmp_p
 def test_a_single_bit_is_enough(runs: dict[str, Path]) -> None:
     def flip(model: KibunModel) -> None:
         with torch.no_grad():
-            bits = model.trunk.layers[1].final_layer_norm.bias.view(torch.int32)
+            bits = model.trunk.layers[0].final_layer_norm.bias.view(torch.int32)
             bits[3] ^= 1
 
     edit(runs["arousal"], flip)
     message = refusal(runs)
     assert "1 of its " in message
-    assert "layers.1.final_layer_norm.bias first" in message
+    assert "layers.0.final_layer_norm.bias first" in message
     assert "arousal's trunk was trained" in message
     edit(runs["arousal"], flip)
     put_together(runs)
@@ -256,7 +257,7 @@ def test_parts_stored_in_different_precision_are_named(runs: dict[str, Path]) ->
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"trunk_layers": 3}, "trunk_layers is 2 in the one and 3 in the other"),
+        ({"trunk_layers": 2}, "trunk_layers is 1 in the one and 2 in the other"),
         ({"do_normalize": False}, "do_normalize is True in the one and False in the other"),
     ],
 )

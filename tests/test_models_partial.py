@@ -24,9 +24,11 @@ from kibun.client import (
 )
 from kibun.client import main as cli
 from kibun.client.options import Features, StreamConfig
-from kibun.client.server_process import ServerProcess, ServerStartError
+from kibun.client.server_process import ServerProcess
 from kibun.models.build import save_bundle
 from kibun.models.bundle import KibunConfig, KibunModel
+from kibun.server.backend import BackendError
+from kibun.server.worker import BundleModel
 
 GIVEN = Traits(2.0, 6.5, 3.0, 7.0, 1.0)
 OTHER = Traits(6.0, 2.5, 5.0, 1.5, 6.0)
@@ -281,12 +283,11 @@ def test_the_streams_of_one_participant_do_not_mix_up_their_traits(server: Serve
 # ---- loading --------------------------------------------------------------------------------------------------
 
 
-def test_a_bundle_of_one_dimension_is_not_served(tmp_path: Path) -> None:
-    KINDS_ALONE = {"tasks": ["arousal"], "emotion_head": "baseline"}
-    model = KibunModel(KibunConfig(hubert=HUBERT, trained=True, bundle_name="half", **KINDS_ALONE))
-    save_bundle(model, tmp_path / "half")
-    with pytest.raises(ServerStartError) as caught, ServerProcess(str(tmp_path / "half")):
-        pass
+def test_a_bundle_of_one_dimension_is_not_served() -> None:
+    config = KibunConfig(hubert=HUBERT, trained=True, bundle_name="half", tasks=["arousal"], emotion_head="baseline")
+    with pytest.raises(BackendError) as caught:
+        BundleModel(KibunModel(config), "cpu")
+    assert caught.value.reason == "LOAD_FAILED"
     assert "half: estimates arousal alone" in str(caught.value)
     assert "kibun models build --valence RUN --arousal RUN" in str(caught.value)
 
