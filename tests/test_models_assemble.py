@@ -353,6 +353,11 @@ def test_build_assembles_and_says_so(runs: dict[str, Path], tmp_path: Path) -> N
     assert (facts["name"], facts["version"], facts["trained"]) == ("mine", "2", True)
     assert facts["expected_error"][0]["utterance_count"] == 1
     assert facts["trunk_sha256"][:12] in text
+    build("--pr", runs["personality"], "--valence", runs["valence"], "--out", tmp_path / "half", "--half")
+    weights = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", out)]
+    assert weights[0] < 0.6 * weights[1]
+    verify(tmp_path / "half")
+    assert load_bundle(tmp_path / "half").config.trained
 
 
 def test_a_refused_build_leaves_nothing_behind(
@@ -383,6 +388,7 @@ def test_a_refused_build_leaves_nothing_behind(
         (["--emotion", "a", "--valence", "b"], "--emotion estimates valence and arousal already"),
         (["--pr", "a", "--seed", "1"], "--seed is of new heads"),
         (["--pr", "a", "--trunk-layers", "1"], "--trunk-layers was settled"),
+        (["--hubert", "a", "--half"], "--half is for bundles of runs"),
     ],
 )
 def test_one_way_at_a_time(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -89,6 +89,7 @@ def build(
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
     seed: Annotated[int | None, typer.Option(help="Seed of the new heads, with --hubert; default 0.")] = None,
     trunk_layers: Annotated[int | None, typer.Option(help="Transformer layers to share; half by default.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Of runs: store weights as float16, half the size.")] = False,
 ) -> None:
     """Make a bundle, in one of three ways.
 
@@ -100,6 +101,8 @@ def build(
     """
     runs = {task: run for task, run in (("personality", pr), ("valence", valence), ("arousal", arousal)) if run}
     _check_way(hubert, emotion, runs, seed, trunk_layers)
+    if half and (hubert is not None or emotion is not None):
+        _fail("--half is for bundles of runs: leave it out with --hubert and --emotion", 2)
     _or_exit(lambda: check_free(out))  # before torch is imported
     label = name or out.resolve().name
     if hubert is not None:
@@ -107,7 +110,7 @@ def build(
     elif emotion is not None:
         _build_emotion(emotion, runs.get("personality"), out, label, version, trunk_layers)
     else:
-        _assemble(runs, out, label, version)
+        _assemble(runs, out, label, version, half)
 
 
 def _check_way(
@@ -139,13 +142,15 @@ def _build_untrained(hubert: str, out: Path, name: str, version: str, seed: int,
     typer.echo(f"`kibun serve --model {out} --allow-untrained` serves it as it is.")
 
 
-def _assemble(runs: dict[str, str], out: Path, name: str, version: str) -> None:
+def _assemble(runs: dict[str, str], out: Path, name: str, version: str, half: bool) -> None:
+    import torch
+
     from kibun.models.assemble import assemble, load_parts, stored_dtype
     from kibun.models.build import save_bundle
 
     parts = _or_exit(lambda: load_parts(runs))
     model = _or_exit(lambda: assemble(parts, name=name, version=version))
-    _or_exit(lambda: save_bundle(model, out, dtype=stored_dtype(parts)))
+    _or_exit(lambda: save_bundle(model, out, dtype=torch.float16 if half else stored_dtype(parts)))
     tasks = ", ".join(f"{part.task} of {part.run}" for part in parts)
     _say_built(out, f"{tasks}; their trunks are bit-equal ({stored_trunk_checksum(out / WEIGHTS):.12})")
 
