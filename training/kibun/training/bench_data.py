@@ -25,6 +25,8 @@ class BenchOptions:
     learning_rate: float = 3e-3
     personality_epochs: int = 60
     world: int = 0
+    audio: bool = False  # rendered as sound and heard by a small HuBERT, in place of frames out of nowhere
+    recognition_epochs: int = 4  # audio: of the trunk's pre-training on cues
 
     def __post_init__(self) -> None:
         if self.profiles < 10:
@@ -33,6 +35,18 @@ class BenchOptions:
             raise ValueError(f"world is {self.world}, must not be negative")
 
 
+AUDIO = BenchOptions(
+    profiles=600,
+    dev_profiles=100,
+    test_profiles=150,
+    utterances=6,
+    size=64,
+    epochs=16,
+    patience=5,
+    batch=64,
+    learning_rate=2e-3,
+    audio=True,
+)
 QUICK = BenchOptions(test_profiles=300, utterances=12, epochs=10, patience=4, personality_epochs=15)
 
 

@@ -42,11 +42,11 @@ class Encoder(nn.Module):
 
 
 class Estimator(nn.Module):
-    """Encoder and emotion head: (B, T, H) frames and (B, 5) traits to (B,)."""
+    """Encoder and emotion head: (B, T, H) frames and (B, 5) traits to (B,). encoder: None for a new `Encoder`."""
 
-    def __init__(self, head: HeadName, size: int) -> None:
+    def __init__(self, head: HeadName, size: int, encoder: nn.Module | None = None) -> None:
         super().__init__()
-        self.encoder = Encoder(size)
+        self.encoder = encoder or Encoder(size)
         self.head = make_head(head, size, heads=ATTENTION_HEADS, ff=2 * size, dropout=0.0)
 
     def forward(self, frames: Tensor, traits: Tensor) -> Tensor:
@@ -75,10 +75,11 @@ def fit_head(
     options: BenchOptions,
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
+    encoder: nn.Module | None = None,
 ) -> Estimator:
     """The estimator of the best epoch on dev. `progress` is called with the share of training that is done."""
     torch.manual_seed(seed)
-    model = Estimator(head, options.size)
+    model = Estimator(head, options.size, encoder)
     shuffle = torch.Generator().manual_seed(seed)
     batches = max(1, len(train.valence) // options.batch)
     optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)

@@ -5,14 +5,18 @@ share the work. Nothing is chosen on test: dev keeps the best epoch, and the set
 """
 
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from kibun.models.conditioning import HeadName
+from kibun.training import bench_audio
 from kibun.training.bench_data import BenchOptions, Splits, draw_splits
 from kibun.training.bench_heads import Estimator, fit_head
 from kibun.training.bench_personality import by_speaker, causal_curve, fit_personality, trait_ccc
@@ -24,6 +28,7 @@ HEADS: tuple[HeadName, ...] = ("baseline", "concat", "ca", "ticn-ca")
 SIGMAS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6)  # of Table VII
 PERSONALITY_EVIDENCE = 1.0
 # How long a job takes, roughly, beside the quickest.
+TRUNK_WEIGHT = 4
 WEIGHTS = {"baseline": 1, "concat": 1, "ca": 2, "ticn-ca": 4}
 
 
@@ -66,35 +71,49 @@ def run_jobs(
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[int, Figures]:
     """Figures by seed. `progress` is called with the share of the work that came to an end."""
-    whole = sum(WEIGHTS[job.head] for job in jobs)
+    seeds = sorted({job.seed for job in jobs}) if options.audio else []
+    whole = sum(WEIGHTS[job.head] for job in jobs) + TRUNK_WEIGHT * len(seeds)
     by_seed: dict[int, Figures] = {}
-    for job, figures in _finished(jobs, options, processes):
-        by_seed.setdefault(job.seed, {}).update(figures)
-        progress(WEIGHTS[job.head] / whole)
+    with tempfile.TemporaryDirectory() as folder:
+        for _seed in _done(_prepare, [(options, seed, Path(folder)) for seed in seeds], processes):
+            progress(TRUNK_WEIGHT / whole)
+        for job, figures in _done(measure, [(job, options, Path(folder)) for job in jobs], processes):
+            by_seed.setdefault(job.seed, {}).update(figures)
+            progress(WEIGHTS[job.head] / whole)
     return by_seed
 
 
-def _finished(jobs: Sequence[Job], options: BenchOptions, processes: int) -> Iterator[tuple[Job, Figures]]:
-    if processes == 1:
+def _done(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], processes: int) -> Iterator[Any]:
+    """Results of all calls as they come, each made on one thread."""
+    if processes == 1 or not calls:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            yield from ((job, measure(job, options)) for job in jobs)
+            yield from (work(*call) for call in calls)
         finally:
             torch.set_num_threads(threads)
         return
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
-        futures = {pool.submit(measure, job, options): job for job in jobs}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        for future in as_completed([pool.submit(work, *call) for call in calls]):
+            yield future.result()
 
 
-def measure(job: Job, options: BenchOptions) -> Figures:
-    """Train one head and measure it on test."""
-    splits = draw_splits(options, job.seed, interaction=job.interaction)
+def _prepare(options: BenchOptions, seed: int, folder: Path) -> int:
+    bench_audio.prepare(options, seed, folder)
+    return seed
+
+
+def measure(job: Job, options: BenchOptions, folder: Path) -> tuple[Job, Figures]:
+    """Train one head and measure it on test. folder: where the audio of its seed was prepared, if there is audio."""
+    encoder = None
+    if options.audio:
+        splits = bench_audio.load_splits(options, job.seed, folder, interaction=job.interaction)
+        encoder = bench_audio.TailEncoder(options, job.seed, folder)
+    else:
+        splits = draw_splits(options, job.seed, interaction=job.interaction)
     if job.shuffled:
         splits = Splits(*(each.shuffled(job.seed) for each in (splits.train, splits.dev, splits.test)))
-    model = fit_head(job.head, splits.train, splits.dev, options, job.seed)
+    model = fit_head(job.head, splits.train, splits.dev, options, job.seed, encoder=encoder)
     figures = {job.name: model.ccc(splits.test)}
     if job.is_main:
         world = make_world(options.world, interaction=job.interaction)
@@ -102,23 +121,31 @@ def measure(job: Job, options: BenchOptions) -> Figures:
         prefix = "ceilings" if job.interaction else "control.ceilings"
         figures |= {f"{prefix}.{name}": value for name, value in bound.items()}
         if job.interaction:
-            figures |= _on_other_traits(model, splits, options, job.seed)
-    return figures
+            figures |= _on_other_traits(model, splits, job.seed)
+            if options.audio:
+                figures["cue_accuracy"] = bench_audio.cue_accuracy(job.seed, folder)
+            else:
+                figures |= _on_predicted_traits(model, splits, options, job.seed)
+    return job, figures
 
 
-def _on_other_traits(model: Estimator, splits: Splits, options: BenchOptions, seed: int) -> Figures:
-    """A head trained on true traits, tested on shuffled, noisy and predicted ones; personality; traits alone."""
+def _on_other_traits(model: Estimator, splits: Splits, seed: int) -> Figures:
+    """A head trained on true traits, tested on shuffled and noisy ones; traits alone."""
     test = splits.test
     figures = {"shuffled_at_test": model.ccc(test.shuffled(seed)), "traits_only": _traits_only(splits)}
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(test.traits.shape, generator=generator)  # one draw, scaled: less chance between sigmas
-    figures |= {f"noise.{sigma:g}": model.ccc(test.with_traits(test.traits + sigma * noise)) for sigma in SIGMAS}
+    return figures | {f"noise.{sigma:g}": model.ccc(test.with_traits(test.traits + sigma * noise)) for sigma in SIGMAS}
 
+
+def _on_predicted_traits(model: Estimator, splits: Splits, options: BenchOptions, seed: int) -> Figures:
+    """Personality at every setting, where traits can be heard, and valence by a head that is given these traits."""
+    test = splits.test
     heard = draw_splits(options, seed, interaction=True, evidence=PERSONALITY_EVIDENCE)  # the same scenes
     personality = fit_personality(heard.train, heard.dev, options, seed)
     predicted = personality.predict(by_speaker(heard.test))
     truth = torch.from_numpy(test.scenes.traits).float()  # (P, 5)
-    figures |= {f"personality.{name}": value for name, value in trait_ccc(predicted, truth).items()}
+    figures = {f"personality.{name}": value for name, value in trait_ccc(predicted, truth).items()}
     figures |= {f"heard.{count}": value for count, value in enumerate(causal_curve(predicted, truth), 1)}
     for name, traits in predicted.of_utterances().items():
         figures[f"predicted.{name}"] = model.ccc(test.with_traits(traits))

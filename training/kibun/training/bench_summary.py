@@ -45,7 +45,8 @@ def summarise(by_seed: Mapping[int, Figures], options: BenchOptions, seconds: fl
         for part in path:
             place = place.setdefault(part, {})
         place[last] = mean_sd(values)
-    results["predicted"] = {"none": results["baseline"], **results["predicted"], "truth": results["ticn_ca"]}
+    if "predicted" in results:
+        results["predicted"] = {"none": results["baseline"], **results["predicted"], "truth": results["ticn_ca"]}
     # What the control world says in one figure: TICN-CA beyond the better of the heads without interaction.
     results["control"] |= results["control"]["gain"]
     checked = verdicts(results, options.profiles)
@@ -96,6 +97,16 @@ def verdicts(results: Mapping[str, Any], profiles: int) -> list[Verdict]:
     ]
     nearest = min(mean(bound) - mean(head) for bound, head in bounds)
     noise = [mean(f"noise/{sigma:g}") for sigma in SIGMAS]
+    traits = []
+    if "personality" in results:
+        settings = ("personality/setting1", "personality/setting2", "personality/setting3")
+        traits = [
+            rising("PR settings 1 < 2 < 3", *settings),
+            rising("causal setting 3 between 1 and 3", settings[0], "personality/causal3", settings[2]),
+            rising(
+                "predicted traits between none and truth", "predicted/none", "predicted/setting3", "predicted/truth"
+            ),
+        ]
     return [
         Verdict("baseline + .05 < Concat", f"{baseline:.3f} + .05 < {concat:.3f}", baseline + 0.05 < concat),
         Verdict("Concat + .2 < CA", f"{concat:.3f} + .2 < {ca:.3f}", concat + 0.2 < ca),
@@ -105,9 +116,7 @@ def verdicts(results: Mapping[str, Any], profiles: int) -> list[Verdict]:
         Verdict("nobody above its ceiling", f"nearest {nearest:.3f} below", nearest >= 0),
         within("shuffled ≈ baseline", mean("shuffled") - baseline, SHUFFLED_TOLERANCE, both_sides=True),
         within("no gain of TICN-CA in the control world", mean("control/gain"), CONTROL_TOLERANCE, both_sides=False),
-        rising("PR settings 1 < 2 < 3", "personality/setting1", "personality/setting2", "personality/setting3"),
-        rising("causal setting 3 between 1 and 3", *(f"personality/{s}" for s in ("setting1", "causal3", "setting3"))),
-        rising("predicted traits between none and truth", "predicted/none", "predicted/setting3", "predicted/truth"),
+        *traits,
         Verdict(
             "noisy traits: falls all along, slowly at first",
             " > ".join(f"{value:.3f}" for value in noise),
@@ -138,9 +147,34 @@ def to_tables(payload: Mapping[str, Any]) -> list[Table]:
             ("traits only (linear, no audio)", "traits_only", "additive"),
         )
     ]
-    title = f"Valence on test, CCC: {profiles} profiles to train on, {seeds} seed{'s' if seeds > 1 else ''}, mean ± sd"
+    of = " of sound" if payload["options"]["audio"] else ""
+    title = (
+        f"Valence on test, CCC: {profiles} profiles{of} to train on, {seeds} seed{'s' if seeds > 1 else ''}, mean ± sd"
+    )
     columns = ("head", "world", "its ceiling", "control world", "its ceiling")
-    personality = [
+    noise = [Row(f"{sigma:g}", (_cell(payload["noise"][f"{sigma:g}"]),)) for sigma in SIGMAS]
+    checked = [
+        Row(each["claim"], (Cell(each["figures"]), Cell(_word(each["holds"], each["required"]))))
+        for each in payload["verdicts"]
+    ]
+    notes: tuple[str, ...] = (payload["note"],)
+    if "cue_accuracy" in payload:
+        notes += (
+            f"The frozen trunk names the cue in {payload['cue_accuracy']['mean']:.0%} of the frames of new voices.",
+        )
+    return [
+        Table(title, columns, tuple(rows), digits=3),
+        *_personality_tables(payload),
+        Table("Valence by TICN-CA given true traits + N(0, σ)", ("σ", "valence"), tuple(noise), digits=3),
+        Table("Verdicts", ("claim", "figures", "holds"), tuple(checked), notes),
+    ]
+
+
+def _personality_tables(payload: Mapping[str, Any]) -> list[Table]:
+    """Traits at every setting; none where they cannot be heard."""
+    if "personality" not in payload:
+        return []
+    rows = [
         Row("none", (Cell(None), _cell(payload["predicted"]["none"]))),
         *(
             Row(label, (_cell(payload["personality"][name]), _cell(payload["predicted"][name])))
@@ -148,22 +182,7 @@ def to_tables(payload: Mapping[str, Any]) -> list[Table]:
         ),
         Row("truth", (Cell(None), _cell(payload["predicted"]["truth"]))),
     ]
-    noise = [Row(f"{sigma:g}", (_cell(payload["noise"][f"{sigma:g}"]),)) for sigma in SIGMAS]
-    checked = [
-        Row(each["claim"], (Cell(each["figures"]), Cell(_word(each["holds"], each["required"]))))
-        for each in payload["verdicts"]
-    ]
-    return [
-        Table(title, columns, tuple(rows), digits=3),
-        Table(
-            "Traits: CCC, and valence by TICN-CA given them",
-            ("traits", "traits", "valence"),
-            tuple(personality),
-            digits=3,
-        ),
-        Table("Valence by TICN-CA given true traits + N(0, σ)", ("σ", "valence"), tuple(noise), digits=3),
-        Table("Verdicts", ("claim", "figures", "holds"), tuple(checked), (payload["note"],)),
-    ]
+    return [Table(PERSONALITY_TITLE, ("traits", "CCC of the traits", "CCC of valence"), tuple(rows), digits=3)]
 
 
 def _cell(figure: Mapping[str, Any]) -> Cell:
