@@ -309,12 +309,14 @@ def test_two_learning_rates_and_no_decay_of_biases(world: Path) -> None:
 
 def test_a_run_may_start_from_a_bundle(world: Path, tmp_path: Path) -> None:
     source = task_model(world, "mtl").kibun
+    assert source.config.trunk_sha256 is not None
     with torch.no_grad():
         for parameter in source.parameters():
             parameter.add_(0.01)
     source.save_pretrained(tmp_path / "bundle")
     start = {"model.start": str(tmp_path / "bundle")}
     model = task_model(world, "ser", **start)
+    assert model.kibun.config.trunk_sha256 == source.config.trunk_sha256
     for a, b in zip(model.kibun.trunk.parameters(), source.trunk.parameters(), strict=True):
         assert torch.equal(a, b)
     for a, b in zip(model.kibun.tail("arousal").parameters(), source.tail("arousal").parameters(), strict=True):

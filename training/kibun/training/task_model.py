@@ -146,6 +146,8 @@ def _from_bundle(source: KibunModel, config: RunConfig, name: str, settings: dic
                 hubert=of.hubert_config.to_dict(),
                 trunk_layers=of.trunk_layers,
                 do_normalize=of.do_normalize,
+                trunk_from=of.trunk_from,
+                trunk_sha256=of.trunk_sha256,
                 bundle_name=name,
                 **{**settings, "synthetic": settings["synthetic"] or of.synthetic},
             )
