@@ -4,9 +4,11 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
+
+from kibun.training.errors import fail
 
 bench_app = typer.Typer(help="Run benchmarks with known truth.", no_args_is_help=True)
 
@@ -41,9 +43,9 @@ def paper(
     Exit code 1 where a required verdict does not hold.
     """
     if quick and audio:
-        _fail("--quick and --audio exclude each other: choose one")
+        fail("--quick and --audio exclude each other: choose one")
     if as_json and as_markdown:
-        _fail("--json and --markdown exclude each other: choose one")
+        fail("--json and --markdown exclude each other: choose one")
     import dataclasses
 
     from rich.console import Console
@@ -58,9 +60,9 @@ def paper(
     try:
         options = dataclasses.replace(options, world=world, profiles=profiles or options.profiles)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     if out is not None and not out.parent.is_dir():
-        _fail(f"--out: no such folder: {out.parent}; make it first")
+        fail(f"--out: no such folder: {out.parent}; make it first")
     started = time.monotonic()
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("training", total=1.0)
@@ -73,8 +75,3 @@ def paper(
     show(to_tables(payload), as_json=as_json, as_markdown=as_markdown, payload=payload)
     if not payload["passed"]:
         raise typer.Exit(1)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)
