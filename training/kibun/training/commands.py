@@ -2,10 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from kibun.training.errors import fail
 from kibun.training.fit_commands import add_fit_commands
 from kibun.training.prepare_commands import prepare_app
 from kibun.training.world_commands import world
@@ -51,7 +52,7 @@ def speech(
             task = progress.add_task("rendering", total=utterances)
             manifest = render_corpus(out, options, jobs, lambda count: progress.advance(task, count))
     except (EspeakError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(json.dumps({"manifest": str(manifest), "utterances": utterances}) if as_json else f"wrote {manifest}")
 
 
@@ -67,7 +68,7 @@ def dialogue(
     try:
         typer.echo(f"wrote {render_dialogue(out, seed)}")
     except EspeakError as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @train_app.command()
@@ -102,10 +103,5 @@ def tiny(
     try:
         figures = train_tiny(manifest, out, work, options, name, version, (command,), start_from)
     except (ManifestError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(json.dumps(figures))
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)

@@ -1,6 +1,9 @@
-"""What is wrong with a corpus, told so that its owner can mend it."""
+"""What is wrong with a corpus, told so that its owner can mend it; and how commands say what is wrong."""
 
 from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
 
 SHOWN = 50
 
@@ -18,3 +21,9 @@ class CorpusError(ManifestError):
         more = [f"… and {count - SHOWN} more (all of them with --json)"] if count > SHOWN else []
         noun = "problem" if count == 1 else "problems"
         super().__init__("\n  ".join([f"{what}: {count} {noun}; nothing was written", *self.problems[:SHOWN], *more]))
+
+
+def fail(message: str) -> NoReturn:
+    """End a command: the message to standard error, exit code 2."""
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(2)

@@ -3,10 +3,11 @@
 import dataclasses
 import enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from kibun.training.errors import fail
 from kibun.training.experiment_commands import add_experiment_commands
 from kibun.training.plot_commands import plot_app
 
@@ -56,7 +57,7 @@ def agreement(
     try:
         result = table_one(*read_scores(tipi, ocean))
     except (LabelError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     if result.unlike:
         typer.echo(f"warning: {result.unlike} scores of {ocean} are not the mean of the raters of {tipi}", err=True)
     show([to_table(result)], as_json=as_json, as_markdown=as_markdown, payload=to_payload(result))
@@ -82,7 +83,7 @@ def correlations(
     try:
         result = correlate(load_manifest(manifest, require=()), level.value)
     except ManifestError as error:
-        _fail(str(error))
+        fail(str(error))
     tables = to_tables(result, by_gender=by is By.GENDER)
     show(tables, as_json=as_json, as_markdown=as_markdown, payload=to_payload(result))
 
@@ -112,7 +113,7 @@ def compare(
         ours, theirs = ([read_predictions(path) for path in side] for side in (first, second))
         result = compare_predictions(ours, theirs, dimension, estimate, draws=draws, seed=seed)
     except (PredictionsError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     payload = {**dataclasses.asdict(result), "stars": result.stars}
     show([to_table(result, dimension)], as_json=as_json, as_markdown=as_markdown, payload=payload)
 
@@ -122,9 +123,4 @@ add_experiment_commands(eval_app)
 
 def _one_form(as_json: bool, as_markdown: bool) -> None:
     if as_json and as_markdown:
-        _fail("--json and --markdown exclude each other: choose one")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)
+        fail("--json and --markdown exclude each other: choose one")

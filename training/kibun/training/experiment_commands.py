@@ -10,9 +10,11 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
+
+from kibun.training.errors import fail
 
 if TYPE_CHECKING:
     from kibun.training.experiment_runs import Runs
@@ -260,9 +262,9 @@ def multitask(
 def _run(common: Common, make: "Callable[[Study, Runs], Experiment]", out: Path | None = None) -> None:
     """Check, train what is missing, evaluate, print."""
     if common.as_json and common.as_markdown:
-        _fail("--json and --markdown exclude each other: choose one")
+        fail("--json and --markdown exclude each other: choose one")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _fail("a table trains its runs in one process; without torchrun, give each GPU a command with its own --seeds")
+        fail("a table trains its runs in one process; without torchrun, give each GPU a command with its own --seeds")
     from kibun.models.files import BundleError
     from kibun.training.experiment_options import as_dimensions, as_seeds
     from kibun.training.experiment_runs import Runs
@@ -291,7 +293,7 @@ def _run(common: Common, make: "Callable[[Study, Runs], Experiment]", out: Path 
         if out is not None:
             out.write_text(json.dumps(result.plain(), allow_nan=False, indent=2) + "\n", encoding="utf-8")
     except (ConfigError, ManifestError, BundleError, PredictionsError, ValueError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     tables = [report.table() for report in result.reports]
     show(tables, as_json=common.as_json, as_markdown=common.as_markdown, payload=result.plain())
 
@@ -307,8 +309,3 @@ def _list(runs: "Runs", configs: "Sequence[RunConfig]", common: Common) -> None:
     payload = {"missing": missing, "runs": [{"name": name, "state": state} for name, state in states.items()]}
     table = Table(f"Runs in {common.runs}", ("run", "state"), rows, notes)
     show([table], as_json=common.as_json, as_markdown=common.as_markdown, payload=payload)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)

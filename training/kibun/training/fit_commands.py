@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from kibun.training.errors import fail
 
 if TYPE_CHECKING:
     from kibun.training.run_config import Task
@@ -46,7 +48,7 @@ def _train(task: "Task", config: Path, out: Path, settings: list[str], as_json: 
     try:
         figures = train_run(load_config(task, config, settings), out)
     except (ConfigError, ManifestError, BundleError, PredictionsError, ValueError) as error:
-        _fail(str(error))
+        fail(str(error))
     if not figures:
         return  # another process of this run says it
     if as_json:
@@ -67,8 +69,3 @@ def _said(figures: dict[str, float | dict[str, float]]) -> list[str]:
         else:
             said.append(f"WER {value:.1%}" if name == "wer" else f"{name} CCC {value:.3f}")
     return said
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)

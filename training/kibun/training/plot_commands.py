@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
+
+from kibun.training.errors import fail
 
 plot_app = typer.Typer(help="Draw the paper's figures.", no_args_is_help=True)
 
@@ -36,7 +38,7 @@ def hexbin(
         plots.check_path(out)
         plots.save(plots.hexbin(read_predictions(predictions), dimension, estimate, title), out)
     except (plots.PlotError, PredictionsError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(f"wrote {out}")
 
 
@@ -55,9 +57,9 @@ def multitask(
         plots.check_path(out)
         plots.save(plots.multitask(json.loads(table.read_text(encoding="utf-8")), str(table)), out)
     except ValueError as error:  # JSON, encoding, and what PlotError says
-        _fail(str(error) if isinstance(error, plots.PlotError) else f"{table}: not JSON ({error})")
+        fail(str(error) if isinstance(error, plots.PlotError) else f"{table}: not JSON ({error})")
     except OSError as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(f"wrote {out}")
 
 
@@ -83,13 +85,8 @@ def heard(
             errors, measured = plots.heard_errors(read_predictions(predictions))
             drawn = plots.heard(errors, f"Error of the traits, {predictions.name}", measured)
         else:
-            _fail("give either --bundle or --predictions")
+            fail("give either --bundle or --predictions")
         plots.save(drawn, out)
     except (plots.PlotError, PredictionsError, BundleError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     typer.echo(f"wrote {out}")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)

@@ -5,9 +5,11 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from kibun.training.errors import fail
 
 if TYPE_CHECKING:
     from kibun.training.corpora import Progress, Report
@@ -111,9 +113,9 @@ def _watched(what: str, as_json: bool) -> "Iterator[Progress]":
     except CorpusError as error:
         if as_json:
             typer.echo(json.dumps({"problems": error.problems}))
-        _fail(str(error))
+        fail(str(error))
     except (ValueError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 def _show(report: "Report", as_json: bool) -> None:
@@ -143,8 +145,3 @@ def _show(report: "Report", as_json: bool) -> None:
         console.print(first, highlight=False, markup=False, soft_wrap=True)
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
+
+from kibun.training.errors import fail
 
 
 def world(
@@ -43,13 +45,8 @@ def world(
         else:
             written = write_world_features(out, options)
     except ValueError as error:
-        _fail(str(error))
+        fail(str(error))
     except OSError as error:
-        _fail(f"{error.filename or out}: cannot be written ({error.strerror}); give --out another folder")
+        fail(f"{error.filename or out}: cannot be written ({error.strerror}); give --out another folder")
     summary = {"path": str(written), "utterances": 2 * dialogues * utterances}
     typer.echo(json.dumps(summary) if as_json else f"wrote {written}")
-
-
-def _fail(message: str) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
-    raise typer.Exit(2)
