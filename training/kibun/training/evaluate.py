@@ -10,9 +10,7 @@ import numpy as np
 from kibun.models.bundle import Analysis, KibunModel, Utterance
 from kibun.models.types import TRAITS, Traits
 from kibun.training.data import Example
-from kibun.training.metrics import ccc, rmse
-
-HEARD = (1, 2, 3, 5, 8, 10, 15, 20)
+from kibun.training.metrics import HEARD, ccc, error_by_heard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +60,8 @@ def trait_ccc(heard: Sequence[Heard]) -> dict[str, float]:
 
 def expected_error(heard: Sequence[Heard], counts: Sequence[int] = HEARD) -> tuple[tuple[int, Traits], ...]:
     """(utterances heard, RMSE per trait) at conversation level, for every count that some speaker reaches."""
-    table = []
-    for count in counts:
-        there = [h for h in heard if h.count == count]
-        if there:
-            predicted = np.array([h.answer.conversation_traits for h in there])
-            truth = np.array([h.example[1].traits for h in there])
-            errors = tuple(round(rmse(predicted[:, k], truth[:, k]), 3) for k in range(5))
-            table.append((count, cast(Traits, errors)))
-    return tuple(table)
+    predicted = [h.answer.conversation_traits for h in heard]
+    return error_by_heard([h.count for h in heard], predicted, [h.example[1].traits for h in heard], counts)
 
 
 def ccc_spread(heard: Sequence[Heard], name: str, seed: int = 0, draws: int = 500) -> float:

@@ -5,6 +5,7 @@ from typing import Any
 
 from kibun.training.experiment_rows import PUBLISHED_FOR, Column
 from kibun.training.experiment_study import Study
+from kibun.training.manifest import is_generated
 
 SYNTHETIC = (
     "Generated data: the figures show that the mechanism works on this world, not what is gained on IEMOCAP or on"
@@ -14,7 +15,7 @@ SYNTHETIC = (
 
 def is_synthetic(study: Study) -> bool:
     """Whether the corpus is generated: by the settings, or by what the generator left beside the manifest."""
-    return study.emotion.synthetic or study.emotion.manifest.with_name("corpus.json").is_file()
+    return study.emotion.synthetic or is_generated(study.emotion.manifest)
 
 
 def facts(study: Study) -> dict[str, Any]:

@@ -16,7 +16,16 @@ from kibun.training.audio import SAMPLE_RATE_HZ, load_audio
 from kibun.training.errors import ManifestError
 from kibun.training.splits import SPLITS, read_splits, resolve_splits
 
-__all__ = ["SAMPLE_RATE_HZ", "SPLITS", "Item", "Manifest", "ManifestError", "load_audio", "load_manifest"]
+__all__ = [
+    "SAMPLE_RATE_HZ",
+    "SPLITS",
+    "Item",
+    "Manifest",
+    "ManifestError",
+    "is_generated",
+    "load_audio",
+    "load_manifest",
+]
 
 OPTIONAL = ("path", "split", "text", "valence", "arousal", "traits", "gender", "seconds")
 EMOTION_RANGE = (0.0, 6.0)  # 1..5 by convention, but IEMOCAP's means of raters reach 0.5 and 5.5
@@ -69,6 +78,11 @@ class Manifest:
             names = ", ".join(self.shared_speakers)
             said.append(f"dev and test share the speakers {names}: the model is chosen on voices that it is tested on")
         return said
+
+
+def is_generated(manifest: Path) -> bool:
+    """Whether the corpus is synthetic: `kibun synth` leaves corpus.json beside the manifest."""
+    return manifest.with_name("corpus.json").is_file()
 
 
 def load_manifest(path: Path, *, require: Collection[str] = ("path",), splits: str | Path | None = None) -> list[Item]:

@@ -4,9 +4,15 @@ scipy, statsmodels and jiwer are imported by the figures that need them.
 """
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from kibun.models.types import TRAITS, Traits
+
+HEARD = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50)
+"""Numbers of utterances heard that errors are told for."""
 
 
 def ccc(predicted: ArrayLike, truth: ArrayLike) -> float:
@@ -25,6 +31,27 @@ def rmse(predicted: ArrayLike, truth: ArrayLike) -> float:
     """Root mean square error, in the unit of the scores."""
     x, y = _pair(predicted, truth)
     return float(np.sqrt(np.mean((x - y) ** 2)))
+
+
+def error_by_heard(
+    heard: Sequence[int | None],
+    predicted: Sequence[Traits | None],
+    truth: Sequence[Traits | None],
+    counts: Sequence[int] = HEARD,
+) -> tuple[tuple[int, Traits], ...]:
+    """(utterances heard, RMSE of each trait, to 3 decimals) for every count that occurs in ``heard``.
+
+    ``predicted``, ``truth``: N times five traits, estimated from as many utterances as ``heard`` says. None may stand
+    only where the count is not asked for.
+    """
+    table = []
+    for count in counts:
+        rows = [row for row, number in enumerate(heard) if number == count]
+        if rows:
+            estimates, labels = (np.array([side[row] for row in rows], np.float64) for side in (predicted, truth))
+            errors = tuple(round(rmse(estimates[:, k], labels[:, k]), 3) for k in range(len(TRAITS)))
+            table.append((count, cast(Traits, errors)))
+    return tuple(table)
 
 
 def auc(high: ArrayLike, low: ArrayLike) -> float:

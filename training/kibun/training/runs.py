@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 
 from kibun.models._transformers import quiet
 from kibun.models.bundle import KibunModel
-from kibun.models.types import TRAITS, Traits
+from kibun.models.types import TRAITS
 from kibun.training.conversation_stage import Vectors, train_conversation_head
 from kibun.training.fit import Fit, transcript_error
-from kibun.training.manifest import Item, read_manifest
-from kibun.training.metrics import ccc, rmse
+from kibun.training.manifest import Item, is_generated, read_manifest
+from kibun.training.metrics import ccc, error_by_heard
 from kibun.training.predict import as_predictions, hear
 from kibun.training.predictions import Prediction, write_predictions
 from kibun.training.run_card import run_card
@@ -37,12 +37,10 @@ from kibun.training.run_folder import (
     read_log,
     settle,
 )
+from kibun.training.splits import SPLITS
 from kibun.training.task_model import TaskModel, new_task_model
 from kibun.training.trait_source import condition_traits
 from kibun.training.utterances import Utterances, make_augmentation
-
-SPLITS = ("train", "dev", "test")
-HEARD = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +66,10 @@ def train_run(config: RunConfig, folder: Path) -> dict[str, Any]:
     corpus = read_corpus(config)
     model = new_task_model(config, config.name or folder.name)
     splits = {split: _utterances(config, items, model) for split, items in corpus.items.items()}
-    training = splits["train"]
-    training.crop_samples, training.augmentation = _crop(config), make_augmentation(config.training.augment)
-    fit = Fit(model, config, training, splits["dev"], folder)
+    fit = Fit(model, config, splits["train"], splits["dev"], folder)
     fit.train_to_the_end()
     figures: dict[str, Any] = {}
     if fit.is_world_process_zero():
-        training.crop_samples = training.augmentation = None
         figures = _finish(config, folder, corpus, splits, fit.args.device)
     fit.accelerator.wait_for_everyone()
     return figures
@@ -145,17 +140,21 @@ def _differences(a: RunConfig, b: RunConfig) -> list[str]:
     return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
 
 
-def _crop(config: RunConfig) -> int | None:
-    seconds = config.training.crop_seconds
-    return None if seconds is None else round(seconds * 16_000)
-
-
 def _utterances(config: RunConfig, items: Sequence[Item], model: TaskModel) -> Utterances:
     if config.task == "ser" and model.kibun.config.conditioned:
         condition = condition_traits(items, config.traits, config.training.seed)
     else:
         condition = np.zeros((len(items), len(TRAITS)), np.float32)  # no head of this run looks at it
-    return Utterances(items, condition, min_samples=model.kibun.min_samples, seed=config.training.seed)
+    options = config.training
+    return Utterances(
+        items,
+        condition,
+        min_samples=model.kibun.min_samples,
+        seed=options.seed,
+        # Both are for training alone: who evaluates reads utterances as they are.
+        crop_seconds=options.crop_seconds,
+        augmentation=make_augmentation(options.augment),
+    )
 
 
 def _finish(
@@ -186,8 +185,13 @@ def _finish(
         if (wer := transcript_error(splits[split], heard[split])) is not None:
             figures[split]["wer"] = wer
     if model.kibun.config.supports_personality:
-        model.kibun.expected_error = expected_error(predictions["dev"])
-    model.kibun.config.synthetic |= config.synthetic or config.manifest.with_name("corpus.json").is_file()
+        told = predictions["dev"]
+        model.kibun.expected_error = error_by_heard(
+            [row.predicted.heard for row in told],
+            [row.predicted.causal_traits for row in told],
+            [row.traits for row in told],
+        )
+    model.kibun.config.synthetic |= config.synthetic or is_generated(config.manifest)
     model.kibun.card = run_card(config, model.kibun, figures, corpus.items)
     fresh = folder / (BUNDLE + PART)
     shutil.rmtree(fresh, ignore_errors=True)
@@ -221,15 +225,3 @@ def split_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
             each = {trait: ccc(estimates[:, k], truth[:, k]) for k, trait in enumerate(TRAITS)}
             figures[setting] = {**each, "mean": float(np.mean(list(each.values())))}
     return figures
-
-
-def expected_error(predictions: Sequence[Prediction], counts: Sequence[int] = HEARD) -> tuple[tuple[int, Traits], ...]:
-    """(utterances heard, RMSE per trait) of causal setting 3, for every count that some conversation reaches."""
-    table = []
-    for count in counts:
-        rows = [row for row in predictions if row.predicted.heard == count]
-        if rows:
-            estimates = np.array([row.predicted.causal_traits for row in rows])
-            truth = np.array([row.traits for row in rows])
-            table.append((count, cast(Traits, tuple(round(rmse(estimates[:, k], truth[:, k]), 3) for k in range(5)))))
-    return tuple(table)

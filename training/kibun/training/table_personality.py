@@ -13,7 +13,7 @@ from kibun.training.experiment_runs import Runs
 from kibun.training.experiment_scores import Line, Report, Result, Score
 from kibun.training.experiment_study import Study
 from kibun.training.manifest import Item
-from kibun.training.metrics import ccc, rmse
+from kibun.training.metrics import HEARD, ccc, rmse
 from kibun.training.predictions import Prediction, units_of
 from kibun.training.run_config import RunConfig
 from kibun.training.trait_source import FIELD_OF_SETTING, true_traits
@@ -86,8 +86,6 @@ class Personality:
 
     def _heard(self, found: Sequence[Sequence[Prediction]], notes: tuple[str, ...]) -> Report:
         """RMSE of causal setting 3 after 1, 2, 3, 5 … utterances, over the conversations that are as long."""
-        from kibun.training.runs import HEARD
-
         lines = []
         for count in HEARD:
             rows = [[row for row in some if row.predicted.heard == count] for some in found]

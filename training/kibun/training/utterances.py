@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, Sampler
 
 from kibun.training.audio import SAMPLE_RATE_HZ, load_audio
 from kibun.training.manifest import Item
+from kibun.training.run_config import ConfigError
 
 Key = tuple[int, int]  # (epoch, index of the utterance)
 Augmentation = Callable[[Tensor, tuple[int, ...]], Tensor]  # (N,), key -> (M,)
@@ -48,7 +49,7 @@ class Utterances(Dataset[Example]):
         self.condition = condition
         self.min_samples = min_samples
         self.seed = seed
-        self.crop_samples = None if crop_seconds is None else int(crop_seconds * SAMPLE_RATE_HZ)
+        self.crop_samples = None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE_HZ)
         self.augmentation = augmentation
         self._cache: dict[int, NDArray[np.int16]] = {}
 
@@ -149,13 +150,16 @@ class Collate:
 
 
 def make_augmentation(name: str) -> Augmentation | None:
-    """The augmentation of `training.augment`; None for "none"."""
+    """The augmentation of `training.augment`; None for "none". ConfigError where it cannot run here."""
     if name == "none":
         return None
     if name == "perturb":
         from kibun.training.perturb import Perturb, PerturbOptions
 
-        perturb = Perturb(PerturbOptions())
+        try:
+            perturb = Perturb(PerturbOptions())
+        except RuntimeError as error:  # no torchaudio
+            raise ConfigError(f"training.augment = 'perturb': {error}; or choose 'rooms'") from error
         return lambda audio, key: perturb(audio, key=key)
     from kibun.training.augment import Augment, AugmentOptions
 
