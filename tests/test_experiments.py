@@ -336,7 +336,7 @@ def test_table_eight(lab: Path) -> None:
     (report,) = found["reports"]
     assert report["columns"] == ["loso_1", "loso_2", "mean of folds", "pooled"]
     rows = rows_of(report)
-    assert list(rows) == ["baseline", "CA, true traits", "CA, setting3 traits", "traits only", "CA, shuffled traits"]
+    assert list(rows) == ["baseline", "CA, true traits", "CA, setting 3 traits", "traits only", "CA, shuffled traits"]
     scores = rows["CA, true traits"]["scores"]
     files = [lab / "runs" / scores[fold]["runs"][0] / "predictions-test.jsonl" for fold in ("loso_1", "loso_2")]
     assert [read(file)[0]["dialogue"][:5] for file in files] == ["Ses01", "Ses02"]

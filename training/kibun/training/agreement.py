@@ -18,10 +18,9 @@ from kibun.models.types import TRAITS
 from kibun.training.metrics import fleiss_kappa, icc2k, icc2k_interval, icc3k
 from kibun.training.published import AGREEMENT, AVERAGE, UNTRIMMED_ICC2K, UNTRIMMED_KAPPA
 from kibun.training.tables import Cell, Row, Table
-from kibun.training.tipi import LabelError, Profile, read_ocean, read_tipi, trait_scores
+from kibun.training.tipi import SHORT_NAMES, LabelError, Profile, read_ocean, read_tipi, trait_scores
 
 DRAWS = 2000
-SHORT = {"openness": "OP", "conscientiousness": "CO", "extraversion": "EX", "agreeableness": "AG", "neuroticism": "NE"}
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def to_table(result: TableOne) -> Table:
     bounds = [result.trimmed[name].icc2k_ci95 for name in names]
     return Table(
         "Table I: agreement of the raters on each trait",
-        ("", *(SHORT[name] for name in TRAITS), "avg"),
+        ("", *SHORT_NAMES.values(), "avg"),
         (
             row("ICC(2,k)", "icc2k"),
             Row("  95 % from", tuple(Cell(low) for low, _ in bounds)),

@@ -3,8 +3,8 @@
 import math
 
 from kibun.models.types import EMOTIONS, TRAITS
-from kibun.training.experiment_rows import LETTERS
 from kibun.training.run_config import ConfigError
+from kibun.training.tipi import SHORT_NAMES
 
 SETTINGS = {"1": "utterance", "2": "average", "3": "conversation"}
 
@@ -55,7 +55,7 @@ def as_dimensions(text: str) -> list[str]:
 
 def as_trait_sets(text: str) -> list[tuple[str, ...]]:
     """Sets of traits to condition on: "each" is five of one, "all" one of five, a name one of that trait."""
-    by_letters = {letters: trait for trait, letters in LETTERS.items()}
+    by_letters = {letters: trait for trait, letters in SHORT_NAMES.items()}
     sets: list[tuple[str, ...]] = []
     for word in as_words(text, "--traits"):
         trait = by_letters.get(word.upper(), word)

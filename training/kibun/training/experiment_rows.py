@@ -19,16 +19,10 @@ from kibun.training.manifest import Item
 from kibun.training.predictions import Prediction
 from kibun.training.run_config import ConfigError, RunConfig, TraitOptions
 from kibun.training.tables import STARS_NOTE
+from kibun.training.tipi import SHORT_NAMES
 from kibun.training.trait_source import predicted_traits, true_traits
 
 TITLES = {"baseline": "baseline", "regression": "regression", "concat": "Concat", "ca": "CA", "ticn-ca": "TICN-CA"}
-LETTERS = {
-    "openness": "OP",
-    "conscientiousness": "CO",
-    "extraversion": "EX",
-    "agreeableness": "AG",
-    "neuroticism": "NE",
-}
 PUBLISHED_FOR = ("paper", "paper_2to5")  # splits whose test half is the paper's
 
 CONTROL_NOTES = (
@@ -229,7 +223,7 @@ def check_settings(settings: Sequence[str], option: str, allowed: Sequence[str])
 def _label(head: str, condition_on: Sequence[str]) -> str:
     if head in UNCONDITIONED:
         return TITLES[head]
-    which = "all" if tuple(condition_on) == TRAITS else "+".join(LETTERS[trait] for trait in condition_on)
+    which = "all" if tuple(condition_on) == TRAITS else "+".join(SHORT_NAMES[trait] for trait in condition_on)
     return f"{TITLES[head]}, {which}"
 
 

@@ -11,11 +11,10 @@ from kibun.training.corpora import Progress, Report, Row, count, no_progress, ra
 from kibun.training.errors import ManifestError
 from kibun.training.manifest import EMOTION_RANGE, TRAIT_RANGE
 from kibun.training.splits import SPLITS, split_speakers
-from kibun.training.tipi import OCEAN_COLUMNS
+from kibun.training.tipi import OCEAN_COLUMNS, SHORT_NAMES
 from kibun.training.user_tables import CellError, TableRow, needed_text, number, read_table, text
 
 NEEDED = ("path", "speaker", "dialogue")
-SHORT_NAMES = dict(zip(TRAITS, OCEAN_COLUMNS, strict=True))
 KNOWN = {*NEEDED, "id", "text", *EMOTIONS, "gender", "split", "traits", *TRAITS, *OCEAN_COLUMNS}
 GENDERS = {"f": "female", "female": "female", "m": "male", "male": "male"}
 EMOTION_SCALE, TRAIT_SCALE = (1.0, 5.0), (1.0, 7.0)

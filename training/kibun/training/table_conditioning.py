@@ -129,7 +129,7 @@ def emotion(study: Study, runs: Runs, head: str, traits_from: Sequence[str], *, 
             entries.append(trained(study, runs, head, label=f"{TITLES[head]}, true traits", published=published))
         else:
             make = tested_with_predicted if train_with == "truth" else trained_with_predicted
-            entries.append(make(study, runs, head, TRAITS_FROM[name], f"{TITLES[head]}, {_in_words(name)}"))
+            entries.append(make(study, runs, head, TRAITS_FROM[name], f"{TITLES[head]}, {in_words(name)}"))
     entries += controls(study, runs, [head])
     with_what = {
         "truth": "Trained with true traits; predicted ones in the test only.",
@@ -218,5 +218,6 @@ def _columns(study: Study) -> tuple[Column, ...]:
     return tuple(read_column(study, place, place.dimension) for place in study.places)
 
 
-def _in_words(name: str) -> str:
+def in_words(name: str) -> str:
+    """How a label calls one of TRAITS_FROM, other than "oracle"."""
     return {"causal3": "causal setting 3"}.get(name, f"setting {name[-1]}") + " traits"

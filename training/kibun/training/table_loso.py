@@ -27,7 +27,7 @@ from kibun.training.experiment_runs import Runs
 from kibun.training.experiment_scores import Draws, Line, Report, Result, Score, score
 from kibun.training.experiment_study import Place, Study, find_splits
 from kibun.training.run_config import ConfigError, RunConfig
-from kibun.training.table_conditioning import TRAITS_FROM
+from kibun.training.table_conditioning import TRAITS_FROM, in_words
 
 FOLDS = ("loso_1", "loso_2", "loso_3", "loso_4", "loso_5")
 MEAN, POOLED = "mean of folds", "pooled"
@@ -117,7 +117,7 @@ def loso(study: Study, runs: Runs, head: str, folds: Sequence[str], traits_from:
         if name == "oracle":
             entries.append(trained(study, runs, head, label=f"{TITLES[head]}, true traits"))
         else:
-            label = f"{TITLES[head]}, {name} traits"
+            label = f"{TITLES[head]}, {in_words(name)}"
             entries.append(tested_with_predicted(study, runs, head, TRAITS_FROM[name], label))
     entries += controls(study, runs, [head])
     columns = {

@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from kibun.models.types import Traits
+from kibun.models.types import TRAITS, Traits
 
 RATERS, ITEMS = 6, 10
 LOW, HIGH = 1.0, 7.0
@@ -22,6 +22,7 @@ GENDERS = ("f", "m")
 ITEM_PAIRS = ((5, 10), (3, 8), (1, 6), (7, 2), (4, 9))
 # Columns of ocean.csv, in the order of TRAITS.
 OCEAN_COLUMNS = ("OP", "CO", "EX", "AG", "NE")
+SHORT_NAMES = dict(zip(TRAITS, OCEAN_COLUMNS, strict=True))
 
 Profile = tuple[str, str]
 
