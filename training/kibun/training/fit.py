@@ -75,6 +75,7 @@ class Fit(Trainer):
         checkpoint = last_checkpoint(self.folder)
         step = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
         lines = [line for line in read_log(self.folder) if line["step"] <= step]
+        self.accelerator.wait_for_everyone()  # all have read before one writes
         if self.is_world_process_zero():
             text = "".join(json.dumps(line) + "\n" for line in lines)
             (self.folder / LOG).write_text(text, encoding="utf-8")

@@ -19,7 +19,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from kibun.models.conditioning import HEADS
 from kibun.models.config import QUERIES
-from kibun.models.types import EMOTIONS, TRAITS
+from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS
 from kibun.training.losses import SMALLEST_CCC_BATCH
 
 Task = Literal["pr", "ser", "mtl"]
@@ -240,6 +240,12 @@ def _check(config: RunConfig) -> None:
         raise ConfigError('traits.run and traits.source = "predicted" go together: name the run of `kibun train pr`')
     if (traits.source == "noisy") != (traits.sigma > 0):
         raise ConfigError('traits.sigma (above 0) and traits.source = "noisy" go together')
+    if traits != TraitOptions() and (config.task != "ser" or model.head not in CONDITIONED):
+        what = f"model.head = {model.head!r}" if config.task == "ser" else config.task
+        heads = ", ".join(CONDITIONED)
+        raise ConfigError(
+            f"[traits] is for ser with a head that looks at traits ({heads}), not for {what}: leave it out"
+        )
     _one_of("training.schedule", training.schedule, ("linear", "cosine", "constant"))
     _one_of("training.loss", training.loss, ("mse", "ccc"))
     _one_of("training.mix", training.mix, ("sum", "convex"))
@@ -260,6 +266,9 @@ def _check(config: RunConfig) -> None:
     for name in ("learning_rate", "head_learning_rate", "conversation_learning_rate"):
         if getattr(training, name) <= 0:
             raise ConfigError(f"training.{name} is {getattr(training, name)}, must be above 0")
+    for name in ("weight_decay", "trait_weight"):
+        if getattr(training, name) < 0:
+            raise ConfigError(f"training.{name} is {getattr(training, name)}, must be 0 or more")
     for name in ("ctc_weight", "warmup"):
         if not 0 <= getattr(training, name) <= 1:
             raise ConfigError(f"training.{name} is {getattr(training, name)}, allowed are 0..1")
