@@ -11,7 +11,14 @@ import torch
 from kibun.models.bundle import KibunModel
 from kibun.models.types import TRAITS
 from kibun.training.data import Example
-from kibun.training.evaluate import analyze_causally, ccc_spread, emotion_ccc, expected_error, trait_ccc
+from kibun.training.evaluate import (
+    Heard,
+    analyze_causally,
+    ccc_spread,
+    emotion_ccc,
+    expected_error,
+    trait_ccc,
+)
 
 CARD = """\
 # {name} (version {version})
@@ -40,9 +47,7 @@ enacted traits; not a diagnosis, and no basis for a decision about anyone.
 
 | output | CCC |
 |---|---|
-| arousal | {arousal:.3f} ± {arousal_sd:.3f} |
-| valence | {valence:.3f} ± {valence_sd:.3f} |
-{trait_rows}
+{rows}
 
 ± : standard deviation over bootstrap draws of test speakers, one training run. Traits: after all that a speaker said.
 
@@ -79,10 +84,23 @@ def write_bundle(model: KibunModel, test: Sequence[Example], origin: Provenance,
             parameter.copy_(parameter.to(torch.float16))
     model.config.trained = True
     heard = analyze_causally(model, test)
-    emotion, traits = emotion_ccc(heard), trait_ccc(heard)
-    spread = {name: ccc_spread(heard, name) for name in emotion}
     model.expected_error = expected_error(heard)
-    model.card = CARD.format(
+    model.card = make_card(model, heard, origin)
+    model.save_pretrained(folder, dtype=torch.float16)
+    return {
+        "test_ccc": {name: round(value, 4) for name, value in {**emotion_ccc(heard), **trait_ccc(heard)}.items()},
+        "expected_error": [
+            {"utterance_count": count, **dict(zip(TRAITS, errors, strict=True))}
+            for count, errors in model.expected_error
+        ],
+        "bundle_bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+    }
+
+
+def make_card(model: KibunModel, heard: Sequence[Heard], origin: Provenance) -> str:
+    """The card of a model trained on a generated corpus, with its figures on held-out utterances, as served."""
+    figures = {**emotion_ccc(heard), **trait_ccc(heard)}
+    return CARD.format(
         name=model.config.bundle_name,
         version=model.config.bundle_version,
         layers=model.config.hubert_config.num_hidden_layers,
@@ -95,24 +113,10 @@ def write_bundle(model: KibunModel, test: Sequence[Example], origin: Provenance,
         corpus_seed=origin.corpus_seed,
         seed=origin.seed,
         commands="\n".join(origin.commands),
-        test_speakers=len({item.speaker for _audio, item in test}),
-        test_utterances=len(test),
-        arousal=emotion["arousal"],
-        arousal_sd=spread["arousal"],
-        valence=emotion["valence"],
-        valence_sd=spread["valence"],
-        trait_rows="\n".join(f"| {trait} | {traits[trait]:.3f} |" for trait in TRAITS),
+        test_speakers=len({h.example[1].speaker for h in heard}),
+        test_utterances=len(heard),
+        rows="\n".join(f"| {name} | {value:.3f} ± {ccc_spread(heard, name):.3f} |" for name, value in figures.items()),
     )
-    model.save_pretrained(folder, dtype=torch.float16)
-    return {
-        "test_ccc": {name: round(value, 4) for name, value in {**emotion, **traits}.items()},
-        "test_ccc_sd": {name: round(value, 4) for name, value in spread.items()},
-        "expected_error": [
-            {"utterance_count": count, **dict(zip(TRAITS, errors, strict=True))}
-            for count, errors in model.expected_error
-        ],
-        "bundle_bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
-    }
 
 
 def read_corpus_settings(manifest: Path) -> dict[str, Any]:
