@@ -24,6 +24,7 @@ from kibun.training.manifest import Item
 from kibun.training.manipulate import Cue, change_rate, change_tilt, cut_at_pauses, manipulate, shift_pitch
 from kibun.training.pairs import Change, draw_change, make_pair
 from kibun.training.recipe import train_tiny
+from kibun.training.run_config import Task, load_config
 from kibun.training.speakers import AROUSAL_WEIGHTS, PITCH_SEMITONES, RATE_OCTAVES
 from kibun.training.synth import CorpusOptions, render_corpus
 from kibun.training.tiny import new_tiny_model
@@ -263,6 +264,14 @@ def test_committed_bundle_is_small_whole_and_says_what_it_is(demo_tiny: KibunMod
     assert counts == sorted(counts)
     assert counts[0] == 1
     assert all(len(errors) == len(TRAITS) for _count, errors in demo_tiny.expected_error)
+
+
+@pytest.mark.parametrize(("task", "name"), [("pr", "pr"), ("ser", "valence"), ("ser", "arousal")])
+def test_its_runs_can_be_run_again(task: Task, name: str) -> None:
+    run = load_config(task, Path(__file__).parent.parent / "docs" / "demo-tiny" / f"{name}.toml")
+    assert run.synthetic
+    assert run.model.freeze == "trunk"
+    assert run.dimension == (None if task == "pr" else name)
 
 
 def test_level_carries_nothing(demo_tiny: KibunModel) -> None:
