@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from kibun.training import bench_data
+from kibun.training import bench_audio, bench_data
 from kibun.training.bench_commands import bench_app
 from kibun.training.bench_data import QUICK, BenchOptions, draw_splits
 from kibun.training.bench_heads import Encoder, fit_head
@@ -77,6 +77,27 @@ def test_a_head_keeps_its_best_epoch_on_dev() -> None:
 def test_figures_do_not_depend_on_the_number_of_processes() -> None:
     jobs = [job for job in jobs_for([0]) if job.head == "concat"]
     assert run_jobs(jobs, TINY, 1) == run_jobs(jobs, TINY, 2)
+
+
+def test_as_sound_every_head_hears_the_same_frozen_trunk(tmp_path: Path) -> None:
+    options = dataclasses.replace(
+        TINY, profiles=12, dev_profiles=4, test_profiles=4, utterances=3, size=32, audio=True, recognition_epochs=2
+    )
+    bench_audio.prepare(options, 0, tmp_path)
+    splits = bench_audio.load_splits(options, 0, tmp_path, interaction=True)
+    assert splits.train.frames.shape[0] == 36
+    assert splits.train.frames.shape[1] >= 58, "1.2 s at 50 frames per second"
+    control = bench_audio.load_splits(options, 0, tmp_path, interaction=False)
+    assert torch.equal(control.train.frames, splits.train.frames), "the same sounds"
+    assert not torch.equal(control.train.valence, splits.train.valence), "mean something else"
+    one, two = (bench_audio.TailEncoder(options, 0, tmp_path)(splits.test.frames) for _ in range(2))
+    assert torch.equal(one, two)
+    # Chance is one in five; two epochs on 36 utterances are enough to hear that cues differ.
+    assert bench_audio.cue_accuracy(0, tmp_path) > 0.22
+    jobs = [job for job in jobs_for([0]) if job.is_main and job.interaction]
+    figures = run_jobs(jobs, options, 1)[0]
+    assert {"ticn_ca", "ceilings.full", "noise.0.4", "cue_accuracy"} <= figures.keys()
+    assert "personality.setting1" not in figures
 
 
 def test_the_command_prints_one_object_with_every_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -155,6 +176,7 @@ def test_bad_options_are_named() -> None:
         (["--profiles", "3"], "profiles is 3, must be at least 10"),
         (["--world", "-1"], "world is -1"),
         (["--json", "--markdown"], "choose one"),
+        (["--audio"], "--quick and --audio exclude each other"),
         (["--out", "/nowhere/at/all.json"], "no such folder"),
     ):
         result = CliRunner().invoke(bench_app, ["paper", "--quick", *arguments])
