@@ -21,9 +21,7 @@ def _bench() -> None:
 @bench_app.command()
 def paper(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer utterances and epochs: minutes on two cores.")] = False,
-    audio: Annotated[
-        bool, typer.Option("--audio", help="As sound, through a small HuBERT; half an hour.")
-    ] = False,
+    audio: Annotated[bool, typer.Option("--audio", help="As sound, through a small HuBERT; half an hour.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0 on.")] = 3,
     profiles: Annotated[int | None, typer.Option(help="Speakers to train on; default 1000, as sound 600.")] = None,
     world: Annotated[int, typer.Option(help="The world: what is said means other things.")] = 0,
