@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,15 @@ from kibun.training.run_folder import read_log
 from kibun.training.runs import load_run, train_run
 
 TRAINING = {"epochs": 3, "batch": 8, "learning_rate": 1e-3, "head_learning_rate": 3e-3, "conversation_steps": 60}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are rounded by how many threads share them; bits are compared here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +220,12 @@ def test_a_killed_run_goes_on_to_the_same_result(world: Path) -> None:
     out = world / "killed"
     write_config(run, world / "killed.toml")
     command = [sys.executable, "-m", "kibun.client.main", "train", "pr", "--config", str(world / "killed.toml")]
-    process = subprocess.Popen([*command, "--out", str(out)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     deadline = time.monotonic() + 300
     while len(read_log(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
