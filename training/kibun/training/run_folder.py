@@ -1,6 +1,6 @@
 """The folder of a training run: what is where, and what it says.
 
-bundle/              KibunModel of the run's tasks, at the best dev CCC; loads and serves by itself
+bundle/              KibunModel of the run's tasks, at the best dev CCC; loads by itself
 ctc.safetensors      the CTC head that belongs to it
 config.toml          the run, whole
 log.jsonl            one line per evaluation
