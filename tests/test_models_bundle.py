@@ -86,6 +86,8 @@ def test_saved_and_loaded_every_bit_is_equal(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         (before.valence, *before.conversation_traits), (after.valence, *after.conversation_traits), atol=1e-6
     )
+    [again] = load_bundle(tmp_path).analyze([REQUEST])
+    assert (again.valence, again.conversation_traits) == (after.valence, after.conversation_traits)
 
 
 def test_transformers_auto_classes_know_bundles(bundle: Path) -> None:
