@@ -260,6 +260,10 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             if info.get(problem):
                 names = ", ".join(sorted(map(str, info[problem]))[:3])
                 raise files.BundleError(f"{pretrained_model_name_or_path}/model.safetensors: {problem}: {names} ...")
+        # Mapped from the file, weights lie wherever its header ends, and a CPU takes other kernels for what is not
+        # aligned: copied, they give the same bits as the model that was saved.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
             model.expected_error, model.card = files.read_sidecars(folder)
