@@ -32,9 +32,9 @@ def prepare(options: BenchOptions, seed: int, folder: Path) -> None:
     scenes = _scenes(options, seed, interaction=True)
     audio = [_render(each, seed, index) for index, each in enumerate(scenes)]
     model = _new_model(options.size, seed)
-    accuracy = _learn_cues(model, audio[0], scenes[0], options, seed)
+    _learn_cues(model, audio[0], scenes[0], options, seed)
     kept = {f"frames{index}": _frames(model, part).half() for index, part in enumerate(audio)}
-    kept["accuracy"] = torch.tensor([accuracy, _accuracy(model, audio[2], scenes[2])])  # on train and on test
+    kept["accuracy"] = torch.tensor(_accuracy(model, audio[2], scenes[2]))
     kept |= {f"tail.{name}": value for name, value in model.tail(TASK).state_dict().items()}
     torch.save(kept, _file(folder, seed))
 
@@ -56,7 +56,7 @@ def load_splits(options: BenchOptions, seed: int, folder: Path, *, interaction: 
 
 def cue_accuracy(seed: int, folder: Path) -> float:
     """Share of the frames of test whose cue the trunk names, by voices that it never heard."""
-    return float(torch.load(_file(folder, seed), weights_only=True)["accuracy"][1])
+    return float(torch.load(_file(folder, seed), weights_only=True)["accuracy"])
 
 
 class TailEncoder(nn.Module):
@@ -128,8 +128,8 @@ def _new_model(size: int, seed: int) -> KibunModel:
 
 def _learn_cues(
     model: KibunModel, audio: NDArray[np.float32], scenes: Scenes, options: BenchOptions, seed: int
-) -> float:
-    """Train trunk and tail to name the cue and its intensity in every frame; returns the accuracy on this audio."""
+) -> None:
+    """Train trunk and tail to name the cue and its intensity in every frame."""
     model.recogniser = nn.Linear(options.size, len(CUE_NAMES) + 1)
     steps_per_epoch = max(1, len(audio) // RECOGNITION_BATCH)
     optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=0.01)
@@ -150,7 +150,6 @@ def _learn_cues(
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    return _accuracy(model, audio, scenes)
 
 
 @torch.no_grad()
