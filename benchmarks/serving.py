@@ -26,8 +26,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from speech_like import speech_like
-
+from kibun.bench.speech_like import speech_like
 from kibun.client import AsyncClient, StreamEnded, UtteranceResult
 
 RATE = 16_000

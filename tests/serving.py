@@ -24,8 +24,8 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from speech_like import lay_out
 
+from kibun.bench.speech_like import lay_out
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1 import speech_analysis_pb2_grpc as rpc
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from kibun.bench.commands import bench_app
 from kibun.training import bench_audio, bench_data
-from kibun.training.bench_commands import bench_app
 from kibun.training.bench_data import QUICK, BenchOptions, draw_splits
 from kibun.training.bench_heads import Encoder, fit_head
 from kibun.training.bench_paper import HEADS, jobs_for, run_jobs

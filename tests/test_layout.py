@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = {"server": "server", "client": "client", "models": "models", "training": "training", "v1": "protos"}
+ROOMS = {
+    "server": "server",
+    "client": "client",
+    "models": "models",
+    "training": "training",
+    "bench": "benchmarks",
+    "v1": "protos",
+}
 
 # room: the rooms it may import
 ALLOWED_ROOMS = {
@@ -18,6 +25,7 @@ ALLOWED_ROOMS = {
     "server": {"server", "v1", "models"},
     "client": {"client", "v1"},
     "training": {"training", "models"},
+    "bench": {"bench", "training", "models", "server", "client", "v1"},
 }
 # package: the modules of the server that may import it (session and the rest are tested without any of these)
 SERVER_DOORS = {

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import soundfile
-from speech_like import lay_out
 
+from kibun.bench.speech_like import lay_out
 from kibun.client.server_process import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[1]

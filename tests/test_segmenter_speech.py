@@ -12,8 +12,8 @@ import pytest
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from speech_like import Layout, lay_out
 
+from kibun.bench.speech_like import Layout, lay_out
 from kibun.server.audio import AudioDecoder, AudioFormat, Encoding
 from kibun.server.segmenter import EndpointingOptions, EndReason, Segmenter, SegmenterEvent, Utterance
 from kibun.server.vad import SileroVad, Vad, WebRtcVad

@@ -6,10 +6,10 @@ from pathlib import Path
 import fake_iemocap
 import numpy as np
 import pytest
-from speech_like import lay_out
 from tiny_corpus import make_hubert
 from typer.testing import CliRunner, Result
 
+from kibun.bench.speech_like import lay_out
 from kibun.client import AsyncClient, PersonalityUpdate, TurnResult, UtteranceResult
 from kibun.client.server_process import ServerProcess
 from kibun.models.bundle import load_bundle

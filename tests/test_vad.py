@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 import pytest
-from speech_like import lay_out, speech_like
 
+from kibun.bench.speech_like import lay_out, speech_like
 from kibun.server import vad_silero
 from kibun.server.vad import SILERO_THRESHOLDS, SileroVad, Vad, VadName, WebRtcVad, make_vad
 

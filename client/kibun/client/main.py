@@ -44,7 +44,9 @@ COMMANDS = {
     "train": Command("kibun.training.commands", "train_app", "Prepare corpora and train models.", "train"),
     "eval": Command("kibun.training.eval_commands", "eval_app", "Compute the paper's tables.", "train"),
     "plot": Command("kibun.training.eval_commands", "plot_app", "Draw the paper's figures.", "train"),
-    "bench": Command("kibun.training.bench_commands", "bench_app", "Run benchmarks with known truth.", "train"),
+    "bench": Command(
+        "kibun.bench.commands", "bench_app", "Measure speed and exactness, and models against known truth.", "train"
+    ),
     "synth": Command("kibun.training.commands", "synth_app", "Make synthetic training data.", "train"),
     "doctor": Command("kibun.client.commands.doctor", "doctor", "Check this machine and this installation.", "cli"),
 }

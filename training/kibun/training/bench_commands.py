@@ -1,4 +1,4 @@
-"""`kibun bench …`: what the models can do on data with known truth. Heavy imports happen inside the commands."""
+"""`kibun bench paper`: what the models can do on data with known truth. Heavy imports happen inside the command."""
 
 import json
 import os
@@ -10,15 +10,7 @@ import typer
 
 from kibun.training.errors import fail
 
-bench_app = typer.Typer(help="Run benchmarks with known truth.", no_args_is_help=True)
 
-
-@bench_app.callback()
-def _bench() -> None:
-    """Run benchmarks with known truth."""
-
-
-@bench_app.command()
 def paper(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer utterances and epochs: minutes on two cores.")] = False,
     audio: Annotated[bool, typer.Option("--audio", help="As sound, through a small HuBERT; half an hour.")] = False,

@@ -73,7 +73,7 @@ def _syllable(
     cycles = phase + np.cumsum(contour) / rate
     pulses = np.diff(np.floor(cycles), prepend=np.floor(phase))  # one unit impulse per glottal closure
     noise = rng.standard_normal(length)
-    frequency = np.fft.rfftfreq(2 * length, 1 / rate)
+    frequency = np.asarray(np.fft.rfftfreq(2 * length, 1 / rate), np.float64)
     glottis = 1 / (1 + 1j * frequency / 250) ** 2 * (1 + 1j * frequency / 900)  # falls, lips radiate
     hiss = frequency**2 / (frequency**2 + 3_000**2) * np.fft.rfft(noise * np.exp(-time / 0.03), 2 * length)
     voice = np.fft.rfft(pulses + 0.02 * noise, 2 * length) * glottis
@@ -90,7 +90,7 @@ def _syllable(
 
 def _vocal_tract(frequency: npt.NDArray[np.float64], formants: npt.NDArray[np.float64]) -> npt.NDArray[np.complex128]:
     """Four resonances one after the other, (bins,)."""
-    response = np.ones(len(frequency), np.complex128)
+    response: npt.NDArray[np.complex128] = np.ones(len(frequency), np.complex128)
     for centre, bandwidth in zip(formants, _BANDWIDTHS_HZ, strict=True):
         response *= centre**2 / (centre**2 - frequency**2 + 1j * frequency * bandwidth)
     return response

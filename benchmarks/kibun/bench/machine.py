@@ -1,0 +1,59 @@
+"""The machine that figures were taken on, and how fast it multiplies matrices: the limit of every encoder."""
+
+import os
+import platform
+import statistics
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+def describe() -> dict[str, Any]:
+    """Processor, cores and versions, for the head of a report. Needs no torch unless it is imported already."""
+    import sys
+
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+    }
+    if "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        found["torch"] = torch.__version__
+        if torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+@cache
+def gemm_tflops(dtype: "torch.dtype", device: str = "cpu") -> float:
+    """TFLOP/s of one matrix product as large as this device likes them, median of several, one thread on a CPU."""
+    import torch
+
+    size = 8192 if device.startswith("cuda") else 1536
+    left = torch.randn(size, size, device=device).to(dtype)
+    right = torch.randn(size, size, device=device).to(dtype)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(9):
+            begin = time.perf_counter()
+            left @ right
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begin)
+    return 2 * size**3 / statistics.median(seconds[1:]) / 1e12
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+        flags = next(line for line in lines if line.startswith("flags")).split()
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+    extensions = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16") if flag in flags]
+    return f"{name} ({', '.join(extensions)})"

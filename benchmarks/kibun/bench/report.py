@@ -1,0 +1,46 @@
+"""What a benchmark returns, and how it is shown: a table, one JSON object, a figure."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import typer
+
+from kibun.training.tables import Table, show
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Report:
+    """payload: the object that --json prints, machine included. draw: makes the figure; needs matplotlib."""
+
+    payload: dict[str, Any]
+    tables: tuple[Table, ...]
+    draw: "Callable[[], Figure]"
+
+
+def run(measure: Callable[[], Report], *, as_json: bool, plot: Path | None) -> None:
+    """Measure, then show. A plot that could not be written is refused before anything is measured."""
+    if plot is not None:
+        from kibun.training.plots import PlotError, check_path
+
+        try:
+            check_path(plot)
+        except PlotError as error:
+            fail(f"--plot: {error}")
+        import matplotlib  # noqa: F401  (missing: said now, not after minutes of measuring)
+    report = measure()
+    if plot is not None:
+        from kibun.training.plots import save
+
+        save(report.draw(), plot)
+    show(report.tables, as_json=as_json, payload=report.payload)
+
+
+def fail(message: str) -> NoReturn:
+    """Say what is wrong with an option and how to put it right; exit code 2."""
+    typer.echo(f"kibun bench: {message}", err=True)
+    raise typer.Exit(2)
