@@ -276,6 +276,24 @@ def test_a_loaded_run_is_the_one_that_was_trained(ser: Path) -> None:
         load_run(ser / "bundle")
 
 
+def test_kept_frames_train_what_computed_ones_train(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = config(world, training__epochs=2, training__micro_batch=1, training__batch=8)
+    kept, off = world / "frames" / "kept", world / "frames" / "off"
+    figures = train_run(run, kept)
+    assert "frames of the frozen trunk: 80 utterances" in capfd.readouterr().err
+    computed = train_run(run.with_settings({"training.trunk_cache": "off"}), off)
+    assert "computed anew every epoch: training.trunk_cache is 'off'" in capfd.readouterr().err
+    assert {line["trunk"] for line in read_log(kept)} == {"kept"}
+    assert {line["trunk"] for line in read_log(off)} == {"training.trunk_cache is 'off'"}
+    for a, b in zip(read_log(kept), read_log(off), strict=True):
+        assert a["loss"] == b["loss"]
+        assert a["dev"] == pytest.approx(b["dev"], abs=1e-4)
+    assert figures["test"]["valence"] == pytest.approx(computed["test"]["valence"], abs=1e-4)
+    # Micro-batches of one utterance have no padding, which would round the trunk's sums in another order.
+    other = weights(off)
+    assert all(torch.equal(value, other[name]) for name, value in weights(kept).items())
+
+
 def test_what_cannot_be_trained_is_said_by_the_command(world: Path, tmp_path: Path) -> None:
     file = tmp_path / "x.toml"
     for text, message in (

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kibun.models.types import TRAITS
 from kibun.training.manifest import Item
 from kibun.training.predictions import Estimate, Prediction, align, read_predictions, write_predictions
-from kibun.training.run_config import RunConfig, as_dict
+from kibun.training.run_config import RunConfig, identity
 from kibun.training.run_folder import RUN_CONFIG, is_finished, predictions_file
 from kibun.training.splits import resolve_splits
 
@@ -99,15 +99,16 @@ class Runs:
         self, config: RunConfig, items: Sequence[Item], conditions: Sequence[NDArray[np.float32]]
     ) -> NDArray[np.float64]:
         from kibun.training.predict import emotion_under
-        from kibun.training.runs import load_run
+        from kibun.training.runs import keep_frames, load_run
         from kibun.training.utterances import Utterances
 
         kibun = load_run(self.folder_of(config)).kibun
         utterances = Utterances(items, conditions[0], min_samples=kibun.min_samples)
+        keep_frames(config, self.folder_of(config), kibun, [utterances])
         return emotion_under(kibun, utterances, str(config.dimension), conditions)
 
     def _digest(self, config: RunConfig) -> str:
-        content = as_dict(config)
+        content = identity(config)
         content["manifest"] = self._file(config.manifest)
         if config.splits is not None:
             content["splits"] = self._file(resolve_splits(config.splits))

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,13 +29,23 @@ from kibun.training.predict import Heard, hear, trait_estimates
 from kibun.training.run_config import RunConfig
 from kibun.training.run_folder import BUNDLE, CHECKPOINTS, CTC, LOG, PART, read_log
 from kibun.training.task_model import TaskModel
+from kibun.training.trunk_cache import why_off
 from kibun.training.utterances import BucketBatches, Collate, Utterances
 
 
 class Fit(Trainer):
     """One run; `train_to_the_end` is what to call. All processes of a run make one each."""
 
-    def __init__(self, model: TaskModel, config: RunConfig, train: Utterances, dev: Utterances, folder: Path) -> None:
+    def __init__(
+        self,
+        model: TaskModel,
+        config: RunConfig,
+        train: Utterances,
+        dev: Utterances,
+        folder: Path,
+        prepare: Callable[["Fit"], None] = lambda _fit: None,
+    ) -> None:
+        """prepare: called when the weights that training goes on from are loaded, before any audio is read."""
         self.run, self.folder, self.dev = config, folder, dev
         self.parts: dict[str, list[float]] = {}  # losses since the last evaluation
         self.evaluated = -1
@@ -64,6 +75,7 @@ class Fit(Trainer):
         arguments.eval_steps = arguments.save_steps = min(every, arguments.max_steps)
         super().__init__(model=model, args=arguments, train_dataset=train, eval_dataset=dev)
         self.add_callback(_LastStep())
+        self.add_callback(_Prepare(lambda: prepare(self)))
 
     @property
     def task_model(self) -> TaskModel:
@@ -119,6 +131,7 @@ class Fit(Trainer):
             "loss": {name: round(float(np.mean(values)), 5) for name, values in self.parts.items()},
             "dev": {name: round(value, 5) for name, value in figures.items()},
             "seconds": round(time.monotonic() - self.started, 1),
+            "trunk": why_off(self.run) or "kept",
         }
         self.parts.clear()
         before = read_log(self.folder)
@@ -188,6 +201,16 @@ class _LastStep(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_evaluate = control.should_save = True
+
+
+class _Prepare(TrainerCallback):
+    """Calls something once, when Trainer has loaded what it goes on from."""
+
+    def __init__(self, prepare: Callable[[], None]) -> None:
+        self.prepare = prepare
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.prepare()
 
 
 def dev_figures(model: TaskModel, utterances: Utterances, heard: dict[int, Heard]) -> dict[str, float]:

@@ -37,8 +37,8 @@ def hear(model: TaskModel, utterances: Utterances, indices: Sequence[int] | None
     model.train(False)
     dimension = model.run.dimension
     heard: dict[int, Heard] = {}
-    for rows, waveforms in _batches(model.kibun, utterances, indices):
-        tail = model.kibun.tail(model.task_name)(model.kibun.encode(waveforms))  # (B, T, H)
+    for rows in _batches(utterances, indices):
+        tail = model.kibun.tail(model.task_name)(utterances.encode(model.kibun, rows))  # (B, T, H)
         texts = transcripts(model.ctc(tail.hidden), tail)
         vectors: list[NDArray[np.float16] | None] = [None] * len(rows)
         if model.kibun.config.supports_personality:
@@ -63,8 +63,8 @@ def emotion_under(
     """
     model.train(False)
     estimates = np.zeros((len(conditions), len(utterances)))
-    for rows, waveforms in _batches(model, utterances, None):
-        tail: Frames = model.tail(dimension)(model.encode(waveforms))  # (B, T, H)
+    for rows in _batches(utterances, None):
+        tail: Frames = model.tail(dimension)(utterances.encode(model, rows))  # (B, T, H)
         for at, condition in enumerate(conditions):
             traits = torch.from_numpy(condition[rows]).to(tail.hidden.device)
             values = model.emotion_heads[dimension](tail, traits).clamp(*model.config.emotion_scale)
@@ -128,15 +128,12 @@ def conversations(items: Sequence[Item]) -> dict[tuple[str, str], list[int]]:
     return rows
 
 
-def _batches(
-    model: KibunModel, utterances: Utterances, indices: Sequence[int] | None
-) -> Iterator[tuple[list[int], list[Tensor]]]:
+def _batches(utterances: Utterances, indices: Sequence[int] | None) -> Iterator[list[int]]:
     wanted = list(range(len(utterances)) if indices is None else indices)
     sizes = utterances.sizes()
     wanted.sort(key=lambda index: int(sizes[index]))
     for start in range(0, len(wanted), BATCH):
-        rows = wanted[start : start + BATCH]
-        yield rows, [torch.from_numpy(utterances.read(row)).to(model.device) for row in rows]
+        yield wanted[start : start + BATCH]
 
 
 def _limited(model: KibunModel, values: Tensor) -> list[Traits]:

@@ -84,6 +84,8 @@ class TrainingOptions:
     augment: str = "none"  # "perturb": speed, noise, masks; "rooms": rooms, channels, noise, microphones
     conversation_steps: int = 600  # pr: steps of the conversation head on the cached utterance vectors
     conversation_learning_rate: float = 1e-3
+    trunk_cache: str = "auto"  # where the frozen trunk's frames are kept: a folder; "auto": beside the run's; "off"
+    trunk_cache_dtype: str = "float32"  # or "float16": half the disk, frames rounded to 11 bits
     tensorboard: bool = False
 
 
@@ -162,6 +164,10 @@ def from_dict(task: Task, content: Mapping[str, Any], folder: Path) -> RunConfig
         values["splits"] = str(folder / splits)
     if "model" in nested and (local := folder / nested["model"].start).exists():
         nested["model"] = dataclasses.replace(nested["model"], start=str(local))
+    if "training" in nested and nested["training"].trunk_cache not in ("auto", "off", ""):
+        nested["training"] = dataclasses.replace(
+            nested["training"], trunk_cache=str(folder / nested["training"].trunk_cache)
+        )
     if "traits" in nested and nested["traits"].run is not None:
         nested["traits"] = dataclasses.replace(nested["traits"], run=str(folder / nested["traits"].run))
     return RunConfig(task=task, **values, **nested)
@@ -178,6 +184,15 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     return cast(dict[str, Any], plain(dataclasses.asdict(config)))
+
+
+def identity(config: RunConfig) -> dict[str, Any]:
+    """What tells two runs apart: plain content, without what decides only where frames are kept."""
+    content = as_dict(config)
+    del content["training"]["trunk_cache"]
+    if config.training.trunk_cache_dtype == "float32":  # computed or read, the same values
+        del content["training"]["trunk_cache_dtype"]
+    return content
 
 
 def write_config(config: RunConfig, path: Path) -> None:
@@ -251,6 +266,9 @@ def _check(config: RunConfig) -> None:
     _one_of("training.mix", training.mix, ("sum", "convex"))
     _one_of("training.precision", training.precision, ("auto", "fp32", "bf16"))
     _one_of("training.augment", training.augment, ("none", "perturb", "rooms"))
+    _one_of("training.trunk_cache_dtype", training.trunk_cache_dtype, ("float32", "float16"))
+    if not training.trunk_cache:
+        raise ConfigError("training.trunk_cache is empty, allowed are 'auto', 'off' and the path of a folder")
     if training.loss == "ccc" and training.micro_batch < SMALLEST_CCC_BATCH:
         raise ConfigError(
             f"training.loss = 'ccc' needs training.micro_batch >= {SMALLEST_CCC_BATCH}, is {training.micro_batch}:"

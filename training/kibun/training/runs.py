@@ -4,8 +4,9 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from kibun.training.metrics import ccc, error_by_heard
 from kibun.training.predict import as_predictions, hear
 from kibun.training.predictions import Prediction, write_predictions
 from kibun.training.run_card import run_card
-from kibun.training.run_config import ConfigError, RunConfig, as_dict, load_config, write_config
+from kibun.training.run_config import ConfigError, RunConfig, identity, load_config, write_config
 from kibun.training.run_folder import (
     BUNDLE,
     CHECKPOINTS,
@@ -40,6 +41,7 @@ from kibun.training.run_folder import (
 from kibun.training.splits import SPLITS
 from kibun.training.task_model import TaskModel, new_task_model
 from kibun.training.trait_source import condition_traits
+from kibun.training.trunk_cache import TrunkCache, fill, root_of, why_off
 from kibun.training.utterances import Utterances, make_augmentation
 
 
@@ -66,7 +68,14 @@ def train_run(config: RunConfig, folder: Path) -> dict[str, Any]:
     corpus = read_corpus(config)
     model = new_task_model(config, config.name or folder.name)
     splits = {split: _utterances(config, items, model) for split, items in corpus.items.items()}
-    fit = Fit(model, config, splits["train"], splits["dev"], folder)
+    fit = Fit(
+        model,
+        config,
+        splits["train"],
+        splits["dev"],
+        folder,
+        lambda fit: keep_frames(config, folder, fit.task_model.kibun, list(splits.values()), fit),
+    )
     fit.train_to_the_end()
     figures: dict[str, Any] = {}
     if fit.is_world_process_zero():
@@ -117,7 +126,7 @@ def _open(config: RunConfig, folder: Path) -> None:
         if first:
             settle(folder)
         before = load_config(config.task, file)
-        if before != config:
+        if identity(before) != identity(config):
             raise ConfigError(
                 f"{folder}: holds a run with other settings ({', '.join(_differences(before, config))}):"
                 " name another folder, or remove this one"
@@ -130,13 +139,13 @@ def _open(config: RunConfig, folder: Path) -> None:
 
 
 def _differences(a: RunConfig, b: RunConfig) -> list[str]:
-    def flat(config: RunConfig) -> dict[str, Any]:
+    def flat(content: dict[str, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        for key, value in as_dict(config).items():
+        for key, value in content.items():
             values |= {f"{key}.{name}": v for name, v in value.items()} if isinstance(value, dict) else {key: value}
         return values
 
-    left, right = flat(a), flat(b)
+    left, right = flat(identity(a)), flat(identity(b))
     return sorted(key for key in left.keys() | right.keys() if left.get(key) != right.get(key))
 
 
@@ -157,11 +166,46 @@ def _utterances(config: RunConfig, items: Sequence[Item], model: TaskModel) -> U
     )
 
 
+def keep_frames(
+    config: RunConfig, run: Path, kibun: KibunModel, splits: Sequence[Utterances], fit: Fit | None = None
+) -> None:
+    """Have the frozen trunk's frames of all utterances on disk, or say why not. fit: fills with its other processes.
+
+    Raises ConfigError: the disk has too little room.
+    """
+    first = fit is None or fit.is_local_process_zero()
+    reason = why_off(config)
+    if reason is not None:
+        if first and fit is not None:
+            _say(f"frames of the trunk are computed anew every epoch: {reason}")
+        return
+    cache = TrunkCache(root_of(config, run), kibun, config.training.trunk_cache_dtype)
+    barrier: Callable[[], Any] = (lambda: None) if fit is None else fit.accelerator.wait_for_everyone
+    # Processes of one machine share its disk; those of another fill that one's.
+    share = (0, 1) if fit is None else (fit.args.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    fill(
+        cache,
+        kibun,
+        [sound for utterances in splits for sound in utterances.to_keep()],
+        share=share,
+        ready=barrier,
+        say=_say if first and fit is not None else lambda _line: None,
+    )
+    barrier()
+    for utterances in splits:
+        utterances.keep(cache)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # standard output belongs to the command
+
+
 def _finish(
     config: RunConfig, folder: Path, corpus: Corpus, splits: dict[str, Utterances], device: torch.device
 ) -> dict[str, Any]:
     """From the best weights to predictions, figures, expected error and card."""
     model = load_run(folder, device)
+    keep_frames(config, folder, model.kibun, list(splits.values()))  # a run that had nothing left to train has not
     heard = {split: hear(model, utterances) for split, utterances in splits.items()}
     if model.kibun.config.supports_personality:
         vectors = {

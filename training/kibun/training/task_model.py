@@ -24,6 +24,7 @@ from kibun.models.layers import Linear
 from kibun.training.ctc import VOCABULARY, ctc_loss
 from kibun.training.losses import ccc_loss
 from kibun.training.run_config import ConfigError, RunConfig
+from kibun.training.trunk_cache import padded
 
 SHARED_TAIL = "shared"
 
@@ -49,19 +50,22 @@ class TaskModel(nn.Module):
         condition: Tensor,
         traits: Tensor | None = None,
         emotion: Tensor | None = None,
+        frames: Sequence[Tensor] = (),
     ) -> dict[str, Tensor]:
         """Losses of one batch.
 
         Args:
             input_values: B waveforms (N_i,) at 16 kHz, ±1. Nothing is padded before the convolutions (hubert.py).
+                Empty where frames are given.
             texts: B transcripts, None where there is none.
             condition: (B, 5) traits to condition emotion on. traits, emotion: true labels (B, 5), (B,).
+            frames: B tensors (T_i, H) that the frozen trunk made of the waveforms, where they are at hand.
 
         Returns:
             "loss" and its parts "ctc", "emotion", "traits", each (), the parts detached.
         """
-        frames = self.kibun.encode(input_values)  # (B, T, H)
-        tail = self.kibun.tail(self.task_name)(frames)  # (B, T, H)
+        heard = padded(frames) if frames else self.kibun.encode(input_values)  # (B, T, H)
+        tail = self.kibun.tail(self.task_name)(heard)  # (B, T, H)
         options, loss, parts = self.run.training, tail.hidden.new_zeros(()), {}
         if emotion is not None:
             estimate = self.kibun.emotion_heads[cast(str, self.run.dimension)](tail, condition)  # (B,)

@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from kibun.models.bundle import KibunModel
+from kibun.models.hubert import Frames
 from kibun.training.audio import SAMPLE_RATE_HZ, load_audio
 from kibun.training.manifest import Item
 from kibun.training.run_config import ConfigError
+from kibun.training.trunk_cache import Sound, TrunkCache, padded
 
 Key = tuple[int, int]  # (epoch, index of the utterance)
 Augmentation = Callable[[Tensor, tuple[int, ...]], Tensor]  # (N,), key -> (M,)
@@ -25,15 +28,22 @@ MEGABATCH = 50  # batches that are sorted by length together
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One utterance for training: audio (N,) float32, its labels, and the traits it is conditioned on (5,)."""
+    """One utterance for training: its labels, the traits it is conditioned on (5,), and what is heard.
 
-    audio: Tensor
+    audio: (N,) float32; or else frames: (T, H) float32, what the frozen trunk makes of it.
+    """
+
     item: Item
     condition: NDArray[np.float32]
+    audio: Tensor | None = None
+    frames: Tensor | None = None
 
 
 class Utterances(Dataset[Example]):
-    """The utterances of a split. Audio is kept in memory as int16 once read (115 MB an hour)."""
+    """The utterances of a split. Audio is kept in memory as int16 once read (115 MB an hour).
+
+    After `keep`, examples have the frames of a frozen trunk in place of audio, and `encode` reads them.
+    """
 
     def __init__(
         self,
@@ -52,12 +62,16 @@ class Utterances(Dataset[Example]):
         self.crop_samples = None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE_HZ)
         self.augmentation = augmentation
         self._cache: dict[int, NDArray[np.int16]] = {}
+        self._sounds: list[Sound] | None = None
+        self._kept: TrunkCache | None = None
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, key: Key) -> Example:
         epoch, index = key
+        if self._kept is not None:
+            return Example(self.items[index], self.condition[index], frames=self._kept.read(self.sounds()[index]))
         audio = torch.from_numpy(self.read(index))  # (N,)
         if self.crop_samples is not None and len(audio) > self.crop_samples:
             rng = np.random.default_rng((1, self.seed, epoch, index))
@@ -65,16 +79,37 @@ class Utterances(Dataset[Example]):
             audio = audio[start : start + self.crop_samples]
         if self.augmentation is not None:
             audio = self.augmentation(audio, (self.seed, epoch, index))
-        return Example(self._long_enough(audio), self.items[index], self.condition[index])
+        return Example(self.items[index], self.condition[index], audio=self._long_enough(audio))
 
     def read(self, index: int) -> NDArray[np.float32]:
         """(N,) float32 audio of an utterance as it is, long enough for the model."""
         if index not in self._cache:
-            # Two bytes a sample: full scale is 32768, so what was recorded with 16 bits comes back bit for bit.
-            audio = np.round(load_audio(self.items[index].path) * 32768.0)
-            self._cache[index] = np.clip(audio, -32768, 32767).astype(np.int16)
-        stored = self._cache[index].astype(np.float32) / 32768.0
-        return np.pad(stored, (0, max(0, self.min_samples - len(stored))))
+            self._cache[index] = self._stored(index)
+        return self._heard(self._cache[index])
+
+    def sounds(self) -> list[Sound]:
+        """What each utterance is found by in a cache; reads all audio the first time, and keeps none of it."""
+        if self._sounds is None:
+            self._sounds = [Sound.of(self._stored(index), self.min_samples) for index in range(len(self))]
+        return self._sounds
+
+    def to_keep(self) -> list[tuple[Sound, Callable[[], Tensor]]]:
+        """What `trunk_cache.fill` asks for; audio that is read for it is not kept in memory."""
+        return [
+            (sound, lambda index=index: torch.from_numpy(self._heard(self._stored(index))))  # type: ignore[misc]
+            for index, sound in enumerate(self.sounds())
+        ]
+
+    def keep(self, cache: TrunkCache) -> None:
+        """From now on frames come from this cache, which has those of all utterances."""
+        self._kept = cache
+        self._cache.clear()
+
+    def encode(self, kibun: KibunModel, rows: Sequence[int]) -> Frames:
+        """Frames (B, T, H) of some utterances as they are, on the model's device: kept ones, else computed."""
+        if self._kept is not None:
+            return padded([self._kept.read(self.sounds()[row]).to(kibun.device) for row in rows])
+        return kibun.encode([torch.from_numpy(self.read(row)).to(kibun.device) for row in rows])
 
     def sizes(self) -> NDArray[np.int64]:
         """(N,) samples of each utterance: by the manifest where it says, else read."""
@@ -84,6 +119,15 @@ class Utterances(Dataset[Example]):
                 for index, item in enumerate(self.items)
             ]
         )
+
+    def _stored(self, index: int) -> NDArray[np.int16]:
+        # Two bytes a sample: full scale is 32768, so what was recorded with 16 bits comes back bit for bit.
+        audio = np.round(load_audio(self.items[index].path) * 32768.0)
+        return np.clip(audio, -32768, 32767).astype(np.int16)
+
+    def _heard(self, stored: NDArray[np.int16]) -> NDArray[np.float32]:
+        audio = stored.astype(np.float32) / 32768.0
+        return np.pad(audio, (0, max(0, self.min_samples - len(audio))))
 
     def _long_enough(self, audio: Tensor) -> Tensor:
         return torch.nn.functional.pad(audio, (0, max(0, self.min_samples - len(audio))))
@@ -138,7 +182,8 @@ class Collate:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         batch: dict[str, Any] = {
-            "input_values": [example.audio for example in examples],  # B x (N_i,)
+            "input_values": [example.audio for example in examples if example.audio is not None],  # B x (N_i,), or none
+            "frames": [example.frames for example in examples if example.frames is not None],  # none, or B x (T_i, H)
             "texts": [example.item.text for example in examples],
             "condition": torch.from_numpy(np.stack([example.condition for example in examples])),  # (B, 5)
         }
