@@ -1,9 +1,10 @@
 """An analyzer and a VAD that do what a test wants, for sessions without models."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,8 +19,9 @@ class LoudnessVad:
 
     frame_samples = FRAME
 
-    def is_speech(self, frame: np.ndarray) -> bool:
-        return float(np.abs(frame).max()) > 0.1
+    def decide(self, frames: np.ndarray) -> list[bool]:
+        loud: list[bool] = (np.abs(frames).max(axis=1) > 0.1).tolist()
+        return loud
 
     def reset(self) -> None:
         pass
@@ -31,10 +33,24 @@ class FakeAnalyzer:
 
     before: Callable[[Job, bool], Any] | None = None
     full: bool = False
+    stretch: float = 1.0
+    room: Literal["all", "running", "none"] = "all"  # who is admitted
+    open: set[str] = field(default_factory=set)  # streams
     finals: int = 0
     running: int = 0
     most_running: int = 0
     deadlines_s: list[float] = field(default_factory=list)
+
+    def admits(self, *, running: bool) -> bool:
+        return self.room == "all" or (self.room == "running" and running)
+
+    @contextmanager
+    def stream(self, stream_id: str) -> Iterator[None]:
+        self.open.add(stream_id)
+        try:
+            yield
+        finally:
+            self.open.remove(stream_id)
 
     async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Result:
         self.finals += final

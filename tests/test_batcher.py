@@ -1,6 +1,7 @@
 """The queue's decisions against invariants, and the batcher at work in front of a fake backend."""
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Sequence
 
@@ -12,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kibun.server.backend import BackendError, Job, ModelInfo, Result, Superseded
 from kibun.server.batcher import Batcher, JobQueue, QueueLimits, Ticket
+from kibun.server.cost import CostModel
 
 NO_HISTORY = np.zeros((0, 4), np.float16)
 LIMITS = QueueLimits(queued_s=20.0)
@@ -23,6 +25,18 @@ def make_job(seconds: float = 1.0, label: float = 0.0) -> Job:
 
 def make_ticket(number: int, deadline: float, *, stream: str = "a", final: bool = True, seconds: float = 1.0) -> Ticket:
     return Ticket(deadline, number, make_job(seconds), stream, final)
+
+
+def costing(per_audio_s: float, per_batch_s: float) -> CostModel:
+    """A model that has learnt these costs."""
+    cost = CostModel()
+    for index in range(300):
+        audio_s = 0.5 * (1 + index % 20)
+        cost.observe(audio_s, per_audio_s * audio_s + per_batch_s)
+    return cost
+
+
+COSTS = {"batching pays": costing(0.001, 1.0), "it does not": costing(0.1, 0.0), "it may": costing(0.1, 0.2)}
 
 
 # --- JobQueue --------------------------------------------------------------------------------------------------------
@@ -70,14 +84,24 @@ class QueueMachine(RuleBasedStateMachine):
         assert not self.queue.discard(ticket)
         self.finals_out += ticket.final
 
-    @rule(idle=st.integers(0, 3), spare=st.integers(0, 2), batch_s=st.sampled_from([0.0, 4.0, 100.0]))
-    def slot_falls_idle(self, idle: int, spare: int, batch_s: float) -> None:
-        slots = idle + spare
-        batch = self.queue.pop_batch(idle, slots, batch_s)
+    @rule(
+        idle=st.integers(0, 3),
+        spare=st.integers(0, 2),
+        batch_s=st.sampled_from([0.0, 4.0, 100.0]),
+        now=st.integers(-5, 15),
+        costs=st.sampled_from(sorted(COSTS)),
+    )
+    def slot_falls_idle(self, idle: int, spare: int, batch_s: float, now: int, costs: str) -> None:
+        slots, cost = idle + spare, COSTS[costs]
+        batch = self.queue.pop_batch(idle, slots, batch_s=batch_s, now=now, cost=cost)
         finals = sorted(t for t in self.queued.values() if t.final)
         lane = finals or sorted(self.queued.values())
         assert batch == lane[: len(batch)], "earliest deadlines first, finals before interims"
-        assert len(batch) <= 1 or sum(t.job.seconds for t in batch) <= batch_s
+        seconds = sum(t.job.seconds for t in batch)
+        assert len(batch) <= 1 or seconds <= batch_s
+        if batch and now + cost.expect(batch[0].job.seconds) <= batch[0].deadline:
+            assert now + cost.expect(seconds) <= batch[0].deadline, "company makes no job late"
+        assert len(batch) <= 1 or costs != "it does not"
         if finals:
             assert bool(batch) == bool(idle), "a final leaves whenever a slot is idle"
         elif lane:
@@ -108,21 +132,38 @@ TestQueue = QueueMachine.TestCase
 TestQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
+def sizes(cost: CostModel, jobs: int, *, slots: int = 1, idle: int = 1, deadline: float = 100.0) -> list[int]:
+    """How many of so many jobs of 1 s leave together, each time a slot falls idle."""
+    queue = JobQueue(QueueLimits())
+    for number in range(jobs):
+        queue.push(make_ticket(number, deadline=deadline, stream=str(number)))
+    found = []
+    while len(queue):
+        found.append(len(queue.pop_batch(idle, slots, batch_s=60.0, now=0.0, cost=cost)))
+    return found
+
+
 def test_idle_slots_share_what_is_queued() -> None:
     queue = JobQueue(LIMITS)
     for number in range(4):
-        queue.push(make_ticket(number, deadline=number, stream=str(number)))
-    assert [len(queue.pop_batch(idle, 3, 100.0)) for idle in (3, 2, 1)] == [2, 1, 1]
+        queue.push(make_ticket(number, deadline=100 + number, stream=str(number)))
+    cost = costing(0.001, 1.0)
+    assert [len(queue.pop_batch(idle, 3, batch_s=100.0, now=0.0, cost=cost)) for idle in (3, 2, 1)] == [2, 1, 1]
 
 
-def test_late_looks_at_queued_finals_only() -> None:
-    queue = JobQueue(LIMITS)
-    queue.push(make_ticket(0, deadline=1.0, final=False))
-    assert not queue.late(5.0)
-    queue.push(make_ticket(1, deadline=4.0))
-    assert (queue.late(3.9), queue.late(4.1)) == (False, True)
-    queue.pop_batch(1, 1, 0.0)
-    assert not queue.late(5.0)
+def test_jobs_go_together_where_that_shortens_the_mean_wait() -> None:
+    assert sizes(costing(0.1, 0.0), 8) == [1] * 8, "a batch saves nothing"
+    assert sizes(costing(0.001, 0.1), 8) == [8], "a batch costs as much as a job"
+    # A second job makes the first wait 0.1 s longer and saves 0.02 s for each of those behind the first.
+    assert sizes(costing(0.1, 0.02), 5) == [1] * 5
+    assert sizes(costing(0.1, 0.02), 12)[0] == 2, "much is queued: throughput counts"
+    assert sizes(costing(0.1, 0.02), 12, slots=3)[0] == 1, "but other slots work on it too"
+
+
+def test_a_batch_stops_where_its_head_would_be_late_unless_it_is_anyway() -> None:
+    cost = costing(0.01, 0.5)
+    assert sizes(cost, 8, deadline=0.545)[0] == 4
+    assert sizes(cost, 8, deadline=0.4)[0] == 8
 
 
 def simulate(load: float, seconds: float, slots: int) -> tuple[list[float], int, int]:
@@ -143,7 +184,9 @@ def simulate(load: float, seconds: float, slots: int) -> tuple[list[float], int,
             queue.push(make_ticket(number, now + 1.0, stream=str(number // 4), final=final, seconds=3.0))
         for slot in range(slots):
             idle = sum(until <= now for until in busy_until)
-            if busy_until[slot] <= now and (batch := queue.pop_batch(idle, slots, 0.0)):
+            if busy_until[slot] <= now and (
+                batch := queue.pop_batch(idle, slots, batch_s=0.0, now=now, cost=CostModel())
+            ):
                 busy_until[slot] = now + 0.3 * len(batch)
                 lateness += [busy_until[slot] - t.deadline for t in batch if t.final]
                 interims += sum(not t.final for t in batch)
@@ -227,7 +270,7 @@ def ask(
 
 async def test_idle_slots_get_work_at_once_and_the_rest_gathers() -> None:
     backend = FakeBackend(slots=2)
-    batcher = Batcher(backend)
+    batcher = Batcher(backend, cost=costing(0.001, 1.0))
     tasks = []
     for label in (1, 2, 3, 4, 5):
         tasks.append(ask(batcher, label))
@@ -328,21 +371,55 @@ async def test_cancelling_a_queued_final_makes_room() -> None:
     assert (batcher.queued, batcher.full, waiting.done()) == (1, False, False)
 
 
-async def test_full_once_a_queued_final_is_late() -> None:
+async def test_who_is_served_follows_from_how_long_a_final_would_wait() -> None:
+    """The running job is expected to take 1 s; once it is overdue, as long again as it is late."""
+    clock, backend = Clock(), FakeBackend()
+    batcher = Batcher(backend, clock=clock, cost=costing(0.1, 0.0))
+    with batcher.stream("somebody else"):
+        running = ask(batcher, 1, s=10.0)
+        await settle()
+        served = {}
+        for now in (0.2, 0.6, 1.0, 1.8, 2.5, 5.0):
+            clock.now = now
+            served[now] = (not batcher.full, batcher.admits(running=False), batcher.admits(running=True))
+        assert served == {
+            0.2: (False, True, True),
+            0.6: (True, True, True),
+            1.0: (True, True, True),
+            1.8: (False, True, True),
+            2.5: (False, False, True),
+            5.0: (False, False, False),
+        }
+        with pytest.raises(Superseded):
+            await ask(batcher, 3, final=False)
+        queued = ask(batcher, 2, s=20.0)
+        await settle()
+        assert batcher.delay_s == pytest.approx(4.0 + 2.0)
+        backend.gate.set()
+        await asyncio.gather(running, queued)
+        assert batcher.delay_s == 0.0
+    assert batcher.admits(running=False), "somebody is always served"
+
+
+async def test_streams_take_room_before_they_speak_and_silent_ones_give_it_back() -> None:
     clock = Clock()
-    backend = FakeBackend()
-    batcher = Batcher(backend, clock=clock)
-    tasks = [ask(batcher, 1, within=1.0), ask(batcher, 2, within=2.0)]
-    await settle()
-    clock.now = 1.9
-    assert not batcher.full
-    clock.now = 2.1
-    assert batcher.full
-    with pytest.raises(Superseded):
-        await ask(batcher, 3, final=False)
-    backend.gate.set()
-    await asyncio.gather(*tasks)
-    assert not batcher.full
+    batcher = Batcher(FakeBackend(slots=2), clock=clock, cost=costing(0.19, 0.0))
+    with contextlib.ExitStack() as streams:
+        admitted, full, stretch = 0, [], []
+        while batcher.admits(running=False):
+            streams.enter_context(batcher.stream(str(admitted)))
+            admitted += 1
+            full.append(batcher.full)
+            stretch.append(batcher.stretch)
+        assert admitted == 7, "new streams get 75 % of the two slots: the finals of one take 9.5 %"
+        assert full == [False] * 6 + [True], "interims are skipped before a stream is refused"
+        assert stretch == pytest.approx([1, 1, 1, 1, 1.375, 1.85, 2]), "and get rarer before that"
+        assert batcher.load == pytest.approx(0.665)
+        assert batcher.admits(running=True), "the next turn of a running conversation"
+        clock.now = 120.0
+        assert batcher.load < 0.1
+        assert batcher.admits(running=False)
+    assert batcher.load == 0.0
 
 
 async def test_an_error_of_one_job_is_its_own() -> None:

@@ -102,17 +102,44 @@ async def test_of_a_client_that_never_reads_only_its_status_remains() -> None:
         assert (await problem_of(talk.rest())).reason == "SLOW_CONSUMER", "should it read after all"
 
 
-async def test_no_admission_while_the_analyzer_is_full() -> None:
+async def test_no_admission_while_the_analyzer_has_no_room() -> None:
     async with running() as world, Talk(world.stub) as open_before:
         await open_before.send(config())
         await open_before.until("stream_started")
-        world.analyzer.full = True
+        world.analyzer.room = "none"
         told = await refused(world.stub)
         assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert told.retry_s
         assert told.quota
         await open_before.send(*SPEECH)
         assert len(finals(await open_before.finish())) == 1, "who was admitted is served"
+
+
+async def test_the_last_room_is_for_the_next_turn_of_a_running_conversation() -> None:
+    async with running() as world:
+        await converse(world.stub, [config(conversation_id="c", turn_id="t1"), *SPEECH])
+        world.analyzer.room = "running"
+        assert (await problem_of(converse(world.stub, [config()]))).reason == "OVERLOADED"
+        next_turn = [config(conversation_id="c", turn_id="t2"), *SPEECH]
+        assert len(finals(await converse(world.stub, next_turn))) == 1
+        recording = pb.AnalyzeRequest(config=config().streaming_config, audio_content=encode(spoken(0.8)))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await world.stub.Analyze(recording)
+        assert problem(caught.value).reason == "OVERLOADED"
+        recording.config.conversation_id = "c"
+        assert len((await world.stub.Analyze(recording)).utterances) == 1
+
+
+async def test_a_stream_takes_room_while_it_is_open() -> None:
+    async with running() as world:
+        async with Talk(world.stub) as talk:
+            await talk.send(config())
+            started = await talk.until("stream_started")
+            assert world.analyzer.open == {started.request_id}
+            await talk.finish()
+        assert not world.analyzer.open
+        assert (await problem_of(converse(world.stub, [config(model="none")]))).reason
+        assert not world.analyzer.open
 
 
 async def test_a_bug_is_internal_with_an_opaque_id(caplog: pytest.LogCaptureFixture) -> None:

@@ -237,6 +237,14 @@ async def test_interims_fall_due_at_exact_positions(interval: int | None, expect
     assert {u.start for u in interims} == {final.start}
 
 
+@pytest.mark.parametrize(("interval", "expected"), [(None, [16_000, 40_000]), (16_000, [16_000, 40_000, 64_000])])
+async def test_interims_stretch_under_load(interval: int | None, expected: list[int]) -> None:
+    session = World(FakeAnalyzer(stretch=1.5)).session(interims=True, interim_interval=interval, endpointing=LONG)
+    async with aclosing(session.run(slow_feed(in_blocks(said(4.4))))) as replies:
+        told = [reply async for reply in replies]
+    assert [u.end - u.start for u in events(told, Utterance) if not u.is_final] == expected
+
+
 @pytest.mark.parametrize("error", [Superseded(), BackendError("WORKER_FAILED", "died")])
 async def test_an_interim_that_is_not_computed_is_just_not_told(error: Exception) -> None:
     def refuse(job: Job, final: bool) -> None:

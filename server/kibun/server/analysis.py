@@ -65,6 +65,11 @@ class Analysis:
         """Start of the first utterance that waits for its final."""
         return self._waiting[0].start if self._waiting else None
 
+    @property
+    def interim_stretch(self) -> float:
+        """How many times further apart interims should be than on an idle server, >= 1."""
+        return self._analyzer.stretch
+
     # ---- taking work
 
     async def final(self, utterance: Utterance, turn_id: str) -> None:

@@ -7,6 +7,7 @@ job, and a crash loses nothing.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -115,7 +116,10 @@ class Backend(Protocol):
 
     @property
     def batch_s(self) -> float:
-        """Seconds of audio that one batch should carry; 0 where batching gains nothing: one job each."""
+        """Seconds of audio that one batch may carry; 0 where batching gains nothing: one job each.
+
+        An upper limit: whether a batch pays is decided by what batches were measured to cost.
+        """
         ...
 
     async def start(self) -> tuple[ModelInfo, ...]:
@@ -150,7 +154,23 @@ class Analyzer(Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether finals alone fill the queue: admit no new stream, ask for no interim."""
+        """Whether finals need the machine: ask for no interim."""
+        ...
+
+    @property
+    def stretch(self) -> float:
+        """How many times further apart interims should be than on an idle server; >= 1, grows with the load."""
+        ...
+
+    def admits(self, *, running: bool) -> bool:
+        """Whether the finals of one more stream fit beside those of the open ones.
+
+        `running`: it continues a conversation that is under way; such streams get the last of the room.
+        """
+        ...
+
+    def stream(self, stream_id: str) -> AbstractContextManager[None]:
+        """Entered while a stream is open. What it is expected to say takes room, until it ends."""
         ...
 
     async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Result:

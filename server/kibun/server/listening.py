@@ -29,6 +29,7 @@ from kibun.server.stream import Stream
 BLOCK = SAMPLE_RATE_HZ // 10  # audio is segmented in blocks of 100 ms, so that interims fall due inside big chunks
 BREATH = 10 * BLOCK  # of one message; then other streams get their turn
 FIRST_INTERIM = SAMPLE_RATE_HZ  # geometric times: 1, 2, 4, 8 s … of the utterance
+INTERIM_RATIO = 2  # of one to the next; all encodings together, final included, then cost less than three of it
 
 
 @dataclass(slots=True)
@@ -161,7 +162,8 @@ class Listener:
         due, every = None, self._options.interim_interval
         while self._segmenter.position - opened >= self._next_interim:
             due = self._next_interim
-            self._next_interim = due + every if every else due * 2
+            apart = every or due * (INTERIM_RATIO - 1)
+            self._next_interim = due + round(apart * self._analysis.interim_stretch)
         if due is not None:
             audio = self._segmenter.open_audio(opened + due)
             self._analysis.interim(

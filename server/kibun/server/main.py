@@ -128,7 +128,9 @@ class Server:
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
                 return
-            service.serve(await loading)
+            models = await loading
+            await batcher.measure(models[0])
+            service.serve(models)
             await self._announce(service)
             await self._watch(backend, stopping)
             await self._drain(service)

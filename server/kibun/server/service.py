@@ -6,7 +6,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -161,7 +161,7 @@ class SpeechAnalysis:
             )
 
         number = 0
-        async with aclosing(session.run(_domain_requests(requests))) as replies:
+        async with self._room(request_id, options), aclosing(session.run(_domain_requests(requests))) as replies:
             async for reply in replies:
                 await self._write(context, convert.response(reply, number, started))
                 number += 1
@@ -199,9 +199,8 @@ class SpeechAnalysis:
     def _admitted(self) -> Iterator[None]:
         """One of the server's stream places. Raises Failure at once when there is none."""
         self._check_serving()
-        if self._analyzer.full:
-            text = "this server is busy with the streams it has; try again later or elsewhere"
-            raise Failure(Kind.RESOURCE_EXHAUSTED, "OVERLOADED", text, retry_after_s=RETRY_AFTER_S, quota="analysis")
+        if not self._analyzer.admits(running=True):
+            raise _overloaded()
         if self._active >= self._limits.max_streams:
             raise Failure(
                 Kind.RESOURCE_EXHAUSTED,
@@ -215,6 +214,15 @@ class SpeechAnalysis:
             yield
         finally:
             self._active -= 1
+
+    @asynccontextmanager
+    async def _room(self, stream_id: str, options: events.StreamOptions) -> AsyncIterator[None]:
+        """Room for what the stream will say. Raises Failure where there is none, or only for running conversations."""
+        running = await self._store.get((options.tenant, options.conversation_id)) is not None
+        if not self._analyzer.admits(running=running):
+            raise _overloaded()
+        with self._analyzer.stream(stream_id):
+            yield
 
     def _check_serving(self) -> None:
         if self._draining:
@@ -268,7 +276,8 @@ class SpeechAnalysis:
             options = replace(options, interims=False, voice_activity_events=False)
             response = pb.AnalyzeResponse(request_id=request_id)
             session = self._session(request_id, options)
-            async with aclosing(session.run(_pieces(request.audio_content))) as replies:
+            pieces = _pieces(request.audio_content)
+            async with self._room(request_id, options), aclosing(session.run(pieces)) as replies:
                 async for reply in replies:
                     match reply.event:
                         case events.Utterance() as event:
@@ -424,6 +433,11 @@ def _empty_request() -> Failure:
 def _draining() -> Failure:
     text = "this server is stopping; connect again, and resume the turn if one was open"
     return Failure(Kind.UNAVAILABLE, "DRAINING", text, retry_after_s=RETRY_AFTER_S)
+
+
+def _overloaded() -> Failure:
+    text = "this server is busy with the streams it has; try again later or elsewhere"
+    return Failure(Kind.RESOURCE_EXHAUSTED, "OVERLOADED", text, retry_after_s=RETRY_AFTER_S, quota="analysis")
 
 
 def _no_conversation() -> Failure:
