@@ -39,8 +39,11 @@ class FakeVad:
         self._memory = memory
         self._level = 0.0
 
-    def is_speech(self, frame: Samples) -> bool:
-        assert frame.shape == (FRAME,)
+    def decide(self, frames: Samples) -> list[bool]:
+        assert frames.shape[1:] == (FRAME,)
+        return [self._is_speech(frame) for frame in frames]
+
+    def _is_speech(self, frame: Samples) -> bool:
         self._level = self._memory * self._level + (1 - self._memory) * float((frame > 0).mean())
         return self._level > 0.4
 

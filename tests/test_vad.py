@@ -30,7 +30,7 @@ VADS = [
 
 def decisions(vad: Vad, audio: Samples) -> list[bool]:
     size = vad.frame_samples
-    return [vad.is_speech(audio[i : i + size]) for i in range(0, len(audio) - size + 1, size)]
+    return vad.decide(audio[: len(audio) // size * size].reshape(-1, size))
 
 
 @pytest.mark.parametrize("make", VADS)
@@ -69,26 +69,43 @@ def test_streams_do_not_disturb_each_other(make: Callable[[], Vad]) -> None:
     one, other = make(), make()
     size, beside = one.frame_samples, []
     for i in range(0, len(speech) - size + 1, size):
-        beside.append(one.is_speech(speech[i : i + size]))
-        other.is_speech(noise[i : i + size])
+        beside += one.decide(speech[None, i : i + size])
+        other.decide(noise[None, i : i + size])
     assert beside == alone
+
+
+@pytest.mark.parametrize("make", VADS)
+def test_frames_decided_together_or_one_by_one_give_the_same(make: Callable[[], Vad]) -> None:
+    audio = lay_out([("silence", 0.4), ("speech", 0.8), ("silence", 0.6)], noise_rms=0.01, seed=3).audio
+    vad = make()
+    size, rng, by_pieces, begin = vad.frame_samples, np.random.default_rng(7), [], 0
+    while begin < len(audio) // size:
+        count = int(rng.integers(1, 9))
+        shifted = np.empty(count * size + 1, np.float32)[1:]  # another alignment of the memory
+        frames = audio[begin * size : min(begin + count, len(audio) // size) * size]
+        shifted[: len(frames)] = frames
+        by_pieces += vad.decide(shifted[: len(frames)].reshape(-1, size))
+        begin += count
+    assert by_pieces == decisions(make(), audio)
+    assert True in by_pieces
+    assert False in by_pieces
 
 
 @pytest.mark.parametrize("make", VADS)
 def test_frames_of_another_length_are_refused(make: Callable[[], Vad]) -> None:
     vad = make()
-    for samples in (0, vad.frame_samples - 1, vad.frame_samples + 1):
-        with pytest.raises(ValueError, match="frame must have shape"):
-            vad.is_speech(np.zeros(samples, np.float32))
+    for shape in ((1, 0), (1, vad.frame_samples - 1), (1, vad.frame_samples + 1), (vad.frame_samples,)):
+        with pytest.raises(ValueError, match="frames must have shape"):
+            vad.decide(np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize("make", VADS)
-def test_the_frame_is_left_as_it_was(make: Callable[[], Vad]) -> None:
+def test_the_frames_are_left_as_they_were(make: Callable[[], Vad]) -> None:
     vad = make()
-    frame = speech_like(1.0)[: vad.frame_samples] * 5  # beyond ±1, as a resampler's overshoot may be
-    before = frame.copy()
-    vad.is_speech(frame)
-    assert (frame == before).all()
+    frames = speech_like(1.0)[None, : vad.frame_samples] * 5  # beyond ±1, as a resampler's overshoot may be
+    before = frames.copy()
+    vad.decide(frames)
+    assert (frames == before).all()
 
 
 def test_aggressiveness_is_live() -> None:

@@ -69,6 +69,10 @@ class _State(Enum):
     STOPPING = "stopping"
 
 
+# Reading a member of an Enum class runs Python code: here it would be done ten times per frame.
+_QUIET, _STARTING, _SPEAKING, _STOPPING = _State
+
+
 @dataclass(frozen=True)
 class _Pause:
     """Silence within an open utterance."""
@@ -99,7 +103,7 @@ class Segmenter:
         self._speech_samples = 0
         self._run = 0  # speech up to the cursor without a break
         self._pause: _Pause | None = None
-        self._state = _State.QUIET
+        self._state = _QUIET
         # Set by _start_turn.
         self._turn_start = self._silent_since = 0
         self._turn_spoke = self._timed_out = False
@@ -120,7 +124,7 @@ class Segmenter:
     @property
     def open_start(self) -> int | None:
         """Start of the utterance that is being spoken, once it is certain to be one."""
-        return self._start if self._state in (_State.SPEAKING, _State.STOPPING) else None
+        return self._start if self._state in (_SPEAKING, _STOPPING) else None
 
     @property
     def settled(self) -> int:
@@ -145,15 +149,15 @@ class Segmenter:
             self._buffer.append(piece)
             self.position += len(piece)
             while self._cursor + self._frame <= self.position:
-                self._step(events)
+                self._read(events)
             self._buffer.drop_before(self._needed_from())
         return events
 
     def flush(self, reason: EndReason) -> list[SegmenterEvent]:
         """The turn ends at the latest sample: close the open utterance. The next turn may follow at once."""
         events: list[SegmenterEvent] = []
-        if self._state in (_State.SPEAKING, _State.STOPPING):
-            if self._state is _State.SPEAKING:
+        if self._state in (_SPEAKING, _STOPPING):
+            if self._state is _SPEAKING:
                 # The samples short of a frame are the tail of what is being said.
                 self._speech_samples += self.position - self._cursor
                 self._speech_end = self.position
@@ -163,23 +167,33 @@ class Segmenter:
         self._buffer.drop_before(self.position)
         return events
 
-    def _step(self, events: list[SegmenterEvent]) -> None:
-        """Read one frame."""
+    def _read(self, events: list[SegmenterEvent]) -> None:
+        """Read all whole frames that are there, or up to a restart: it resets the VAD, so what that decided ahead
+        is forgotten with all else.
+        """
+        frames = (self.position - self._cursor) // self._frame
+        samples = self._buffer.view(self._cursor, self._cursor + frames * self._frame)
+        for speech in self._vad.decide(samples.reshape(frames, self._frame)):
+            self._step(speech, events)
+            if self._cursor == self._origin:
+                return
+
+    def _step(self, speech: bool, events: list[SegmenterEvent]) -> None:
+        """Take the decision about the next frame."""
         start = self._cursor
-        speech = self._vad.is_speech(self._buffer.view(start, start + self._frame))
         self._cursor = end = start + self._frame
         self._run = self._run + self._frame if speech else 0
-        if self._state is _State.QUIET and speech:
-            self._state = _State.STARTING
+        if self._state is _QUIET and speech:
+            self._state = _STARTING
             self._start = max(start - self._pre_roll, self._origin)
             self._first_speech, self._speech_end, self._speech_samples = start, start, 0
-        if self._state is _State.STARTING:
+        if self._state is _STARTING:
             self._step_starting(speech, end, events)
-        elif self._state is _State.SPEAKING:
+        elif self._state is _SPEAKING:
             self._step_speaking(speech, end)
-        elif self._state is _State.STOPPING:
+        elif self._state is _STOPPING:
             self._step_stopping(speech, end, events)
-        if self._state in (_State.SPEAKING, _State.STOPPING):
+        if self._state in (_SPEAKING, _STOPPING):
             if end - self._start >= self._max_utterance:
                 self._cut(events)
         elif self._cursor > self._origin:  # otherwise an utterance has just closed: nothing was read since
@@ -189,24 +203,24 @@ class Segmenter:
         if speech:
             self._add_speech(end)
             if self._speech_samples >= self._min_speech:
-                self._state = _State.SPEAKING
+                self._state = _SPEAKING
                 self._turn_spoke = True
                 events.append(SpeechBegin(self._first_speech))
         elif end - self._speech_end >= _START_GAP_MS * _SAMPLES_PER_MS:
-            self._state = _State.QUIET
+            self._state = _QUIET
 
     def _step_speaking(self, speech: bool, end: int) -> None:
         if speech:
             self._add_speech(end)
         else:
-            self._state = _State.STOPPING
+            self._state = _STOPPING
 
     def _step_stopping(self, speech: bool, end: int, events: list[SegmenterEvent]) -> None:
         if speech and self._run >= _RESTART_MS * _SAMPLES_PER_MS:
             self._remember_pause(end - self._run)
             self._speech_samples += self._run - self._frame
             self._add_speech(end)
-            self._state = _State.SPEAKING
+            self._state = _SPEAKING
         elif end - self._run - self._speech_end >= self._end_silence:  # a run under way is not yet silence
             self._close(self._speech_end + self._hang_over, EndReason.SILENCE, events)
 
@@ -225,10 +239,10 @@ class Segmenter:
     def _cut(self, events: list[SegmenterEvent]) -> None:
         """Force an end at the longest late pause, or else exactly at the maximum."""
         limit = self._start + self._max_utterance
-        if self._state is _State.STOPPING:
+        if self._state is _STOPPING:
             self._remember_pause(limit)
         if self._pause is None:
-            self._speech_samples -= self._cursor - limit if self._state is _State.SPEAKING else 0
+            self._speech_samples -= self._cursor - limit if self._state is _SPEAKING else 0
             end = limit
         else:
             end, self._speech_samples = self._pause.middle, self._pause.speech_samples
@@ -253,14 +267,14 @@ class Segmenter:
         self._first_speech = self._speech_end = origin
         self._speech_samples = self._run = 0
         self._pause = None
-        self._state = _State.SPEAKING if after is EndReason.MAX_DURATION else _State.QUIET
+        self._state = _SPEAKING if after is EndReason.MAX_DURATION else _QUIET
 
     def _start_turn(self, position: int) -> None:
         self._turn_start = self._silent_since = position
         self._turn_spoke = self._timed_out = False
 
     def _check_timers(self, end: int, events: list[SegmenterEvent]) -> None:
-        if self._state is not _State.QUIET:
+        if self._state is not _QUIET:
             return
         if self._turn_spoke:
             if self._turn_silence is not None and end - self._silent_since >= self._turn_silence:
@@ -271,7 +285,7 @@ class Segmenter:
             self._timed_out = True
 
     def _needed_from(self) -> int:
-        if self._state is _State.QUIET:
+        if self._state is _QUIET:
             return max(self._cursor - self._pre_roll, self._origin)
         return self._start
 

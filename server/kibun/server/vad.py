@@ -35,8 +35,11 @@ class Vad(Protocol):
     def frame_samples(self) -> int:
         """Samples per frame at 16 kHz."""
 
-    def is_speech(self, frame: npt.NDArray[np.float32]) -> bool:
-        """Whether the next frame, shape (frame_samples,), values about ±1, holds speech."""
+    def decide(self, frames: npt.NDArray[np.float32]) -> list[bool]:
+        """Whether each of the next frames, shape (k, frame_samples), values about ±1, holds speech.
+
+        How the frames are divided among calls makes no difference.
+        """
 
     def reset(self) -> None:
         """Forget all audio so far."""

@@ -35,10 +35,13 @@ class SileroVad:
         self._input = np.zeros((1, self._CONTEXT_SAMPLES + self.frame_samples), np.float32)
         self._state = np.zeros((2, 1, 128), np.float32)  # (layers, batch, hidden)
 
-    def is_speech(self, frame: npt.NDArray[np.float32]) -> bool:
-        """As `Vad.is_speech`. Raises ValueError for another shape."""
-        if frame.shape != (self.frame_samples,):
-            raise ValueError(f"frame must have shape ({self.frame_samples},), not {frame.shape}")
+    def decide(self, frames: npt.NDArray[np.float32]) -> list[bool]:
+        """As `Vad.decide`. Raises ValueError for another shape."""
+        if frames.ndim != 2 or frames.shape[1] != self.frame_samples:
+            raise ValueError(f"frames must have shape (k, {self.frame_samples}), not {frames.shape}")
+        return [self._is_speech(frame) for frame in frames]
+
+    def _is_speech(self, frame: npt.NDArray[np.float32]) -> bool:
         self._input[0, self._CONTEXT_SAMPLES :] = frame
         probability, self._state = self._session.run(
             None, {"input": self._input, "state": self._state, "sr": self._rate}

@@ -35,20 +35,33 @@ class WebRtcVad:
         self._frame_ms = frame_ms
         self.reset()
 
-    def is_speech(self, frame: npt.NDArray[np.float32]) -> bool:
-        """As `Vad.is_speech`. Raises ValueError for another shape."""
+    def decide(self, frames: npt.NDArray[np.float32]) -> list[bool]:
+        """As `Vad.decide`. Raises ValueError for another shape."""
         # Checked here because webrtcvad takes any number of bytes without complaint.
-        if frame.shape != (self.frame_samples,):
-            raise ValueError(f"frame must have shape ({self.frame_samples},), not {frame.shape}")
+        if frames.ndim != 2 or frames.shape[1] != self.frame_samples:
+            raise ValueError(f"frames must have shape (k, {self.frame_samples}), not {frames.shape}")
         # Not np.dot: a BLAS may round by the memory's alignment, and so by how the stream came in pieces.
-        energy = float(np.square(frame).sum()) / self.frame_samples
-        scaled = frame * np.float32(32767.0 * self._gain.amplitude_for(energy))
-        pcm = scaled.clip(-32768.0, 32767.0, out=scaled).astype(np.int16).tobytes()
-        speech = bool(self._vad.is_speech(pcm, _SAMPLE_RATE_HZ))
-        if self._warm_up > 0:
-            self._warm_up -= self.frame_samples
-            speech = speech and energy > self._STANDS_OUT * self._gain.floor
-        return speech and self._gate.lets_pass(energy)
+        sums = np.add.reduce(np.square(frames), axis=1).tolist()
+        energies = [value / self.frame_samples for value in sums]
+        gains, audible = self._gains(energies)
+        scaled = frames * gains[:, None]
+        np.minimum(np.maximum(scaled, -32768.0, out=scaled), 32767.0, out=scaled)
+        pcm, size = scaled.astype(np.int16).tobytes(), 2 * self.frame_samples
+        decisions = []
+        for number, energy in enumerate(energies):
+            speech = self._vad.is_speech(pcm[number * size : (number + 1) * size], _SAMPLE_RATE_HZ)
+            decisions.append(bool(speech and audible[number] and self._gate.lets_pass(energy)))
+        return decisions
+
+    def _gains(self, energies: list[float]) -> tuple[npt.NDArray[np.float32], list[bool]]:
+        """Factors to 16-bit samples, (k,), and which frames may be speech as far as the warm-up goes."""
+        gains, audible = [], []
+        for energy in energies:
+            gains.append(32767.0 * self._gain.amplitude_for(energy))
+            audible.append(self._warm_up <= 0 or energy > self._STANDS_OUT * self._gain.floor)
+            if self._warm_up > 0:
+                self._warm_up -= self.frame_samples
+        return np.array(gains, np.float32), audible
 
     def reset(self) -> None:
         """Forget all audio so far."""
