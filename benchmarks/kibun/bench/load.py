@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,7 @@ from kibun.client.status import error_from_rpc
 from kibun.v1 import speech_analysis_pb2 as pb
 
 CHUNK = RATE_HZ // 10  # samples of a message
+AHEAD = 2  # turns of a stream that are sent before the first of them is answered
 METHOD = "/kibun.v1.SpeechAnalysisService/StreamingAnalyze"
 
 _AUDIO = pb.AudioConfig(encoding=pb.AUDIO_ENCODING_LINEAR16, sample_rate_hertz=RATE_HZ)
@@ -48,10 +50,13 @@ class Heard:
     without_retry_info: int = 0  # of the refusals
     lost: list[str] = field(default_factory=list)  # why admitted utterances got no final
     late_ms: list[float] = field(default_factory=list)  # how late each message was sent: the clients' own fault
+    streams: int = 0  # admitted to push over
+    last_at: float = 0.0  # when the last final came
     seconds: float = 0.0
 
     def take(self, index: int, reply: Any, *, first: bool) -> None:
         """Note a final."""
+        self.last_at = time.perf_counter()
         result = reply.utterance_result
         self.finals.append((index, round(result.analyzed_duration.ToTimedelta().total_seconds() * RATE_HZ)))
         if first:
@@ -81,31 +86,45 @@ class Clients:
     # ---- as fast as the server takes it
 
     async def push(self, order: Sequence[int], streams: int) -> Heard:
-        """Send utterances in this order over so many streams, each the next as soon as its last one is answered."""
+        """Send utterances in this order over so many streams, or as many as are admitted, each as fast as it can."""
         heard, turns = Heard(), iter(order)
-        calls = [self._call() for _ in range(streams)]
-        for call in calls:
-            await call.write(_CONFIG)
-            await call.read()  # StreamStarted: opening is not what is measured here
+        calls: list[Any] = []
+        for _ in range(streams):
+            call = self._call()
+            try:
+                await call.write(_CONFIG)
+                await call.read()  # StreamStarted: opening is not what is measured here
+            except grpc.aio.AioRpcError:
+                if not calls:
+                    raise
+                break  # those that are open suffice to keep the worker busy
+            calls.append(call)
+        heard.streams = len(calls)
         begin = time.perf_counter()
-        await asyncio.gather(*(self._push_all(call, turns, heard) for call in calls))
-        heard.seconds = time.perf_counter() - begin
-        for call in calls:
-            await call.done_writing()
-            while await call.read() is not grpc.aio.EOF:
-                pass
+        await asyncio.gather(*(self._push(call, turns, heard) for call in calls))
+        heard.seconds = heard.last_at - begin
         return heard
 
-    async def _push_all(self, call: Any, turns: Iterator[int], heard: Heard) -> None:
-        first = True
-        for index in turns:
-            for message in self._messages[index]:
-                await call.write(message)
-            await call.write(_END_OF_TURN)
-            while not (reply := await call.read()).HasField("turn_result"):
-                if reply.HasField("utterance_result"):
-                    heard.take(index, reply, first=first)
-            first = False
+    async def _push(self, call: Any, turns: Iterator[int], heard: Heard) -> None:
+        ahead, sent = asyncio.Semaphore(AHEAD), deque[int]()
+
+        async def send() -> None:
+            while await ahead.acquire() and (index := next(turns, None)) is not None:
+                sent.append(index)
+                for message in self._messages[index]:
+                    await call.write(message)
+                await call.write(_END_OF_TURN)
+            await call.done_writing()
+
+        sending, first = asyncio.create_task(send()), True
+        while (reply := await call.read()) is not grpc.aio.EOF:
+            if reply.HasField("utterance_result"):
+                heard.take(sent[0], reply, first=first)
+                first = False
+            elif reply.HasField("turn_result"):
+                sent.popleft()
+                ahead.release()
+        await sending
 
     # ---- at the pace of speech
 
@@ -116,7 +135,7 @@ class Clients:
         """
         heard, begin = Heard(), time.perf_counter() + 0.1
         await asyncio.gather(*(self._speak(index, begin + starts_s, heard) for index, starts_s in arrivals))
-        heard.seconds = time.perf_counter() - begin
+        heard.seconds = heard.last_at - begin
         return heard
 
     async def _speak(self, index: int, starts_at: float, heard: Heard) -> None:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 BASE = "base size, random"
 TINY = "demo-tiny"
-LOADS = (0.2, 0.6, 0.9)
+CALM = 0.6
+LOADS = (0.2, CALM, 0.9)
 OVERLOAD = 3.0
 LATENCY_BOUND = 1.5  # of the p95 at 60 % load, for what is admitted under overload
 # Counted, not measured: one HuBERT-base per second of audio, times trunk and three tails against one whole encoder.
@@ -48,12 +49,12 @@ class Plan:
     longest_s: float  # the shortest has 0.8 s
     rounds: int  # of bare and served in turn
     phase_s: float  # that bare or served takes, roughly; a whole number of passes over the utterances, at least one
-    load_s: float  # in which the utterances of one load end
+    load_s: float  # in which the utterances of 60 % load or of overload end; half of it for the other loads
     starts: int
 
 
 FULL = Plan(utterances=16, longest_s=8.5, rounds=3, phase_s=8.0, load_s=40.0, starts=2)
-QUICK = Plan(utterances=6, longest_s=2.5, rounds=2, phase_s=1.0, load_s=3.0, starts=1)
+QUICK = Plan(utterances=6, longest_s=2.0, rounds=2, phase_s=1.0, load_s=4.0, starts=1)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Throughput:
     audio_s: float  # of one round
     utterances: int
     threads: int
+    streams: int  # admitted, of four for each thread
     bare: float  # audio seconds per second
     served: float
     served_over_bare: float
@@ -122,7 +124,7 @@ def measure(model: str | None = None, *, quick: bool = False, seconds: float | N
     """Measure a bundle, and demo-tiny's start and throughput beside it.
 
     model: path or name; None: HuBERT-base's size with three tails and random weights.
-    seconds: in which the utterances of one load end; None: 40, quick 3.
+    seconds: in which the utterances of 60 % load or overload end, half of it for the others; None: 40, quick 4.
     Raises ChildError, ServerStartError or MeasurementError.
     """
     plan = QUICK if quick else FULL
@@ -176,7 +178,7 @@ class _Bench:
 
     def _throughput(self, server: ServerProcess, clients: Child, threads: int) -> Throughput:
         order = self._order(threads)
-        streams = 4 * threads
+        streams = 4 * threads  # some are queued while others push
         clients.ask("push", order=order[:threads], streams=threads)  # not counted: memory, kernels
         audio_s = sum(self._lengths_s[index] for index in order)
         processes = {"front": [server.pid], "worker": children(server.pid), "client": [clients.pid]}
@@ -190,6 +192,7 @@ class _Bench:
             self._check_whole(order, served["finals"])
             max_diff = max(max_diff, _difference(bare["estimates"], served["first_turns"]))
             times = {"bare_s": bare["seconds"], "served_s": served["seconds"], "bare": bare["cpu_s"]}
+            times["streams"] = served["streams"]
             rounds.append(times | used)
         median = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
         ratios = tuple(one["bare_s"] / one["served_s"] for one in rounds)
@@ -197,6 +200,7 @@ class _Bench:
             audio_s=audio_s,
             utterances=len(order),
             threads=threads,
+            streams=round(median["streams"]),
             bare=audio_s / median["bare_s"],
             served=audio_s / median["served_s"],
             served_over_bare=statistics.median(ratios),
@@ -212,7 +216,6 @@ class _Bench:
         """As many passes over the utterances as fill a phase, in random order, short ones last: all end together."""
         by_length = sorted(range(len(self._lengths_s)), key=lambda index: self._lengths_s[index])
         probe = [by_length[len(by_length) // 2]] * (2 * threads)
-        self._bare.ask("run", order=probe)  # not counted: memory, kernels
         speed = sum(self._lengths_s[index] for index in probe) / self._bare.ask("run", order=probe)["seconds"]
         passes = max(1, round(self._plan.phase_s * speed / sum(self._lengths_s)))
         every = sorted(by_length * passes, key=lambda index: self._lengths_s[index])
@@ -235,13 +238,14 @@ class _Bench:
         """Of each load, one after the other. capacity: audio seconds per second that load 1 stands for."""
         found = []
         for load in (*LOADS, OVERLOAD):
-            arrivals = schedule(self._lengths_s, load * capacity, self._plan.load_s, seed=round(100 * load))
+            seconds = self._plan.load_s if load in (CALM, OVERLOAD) else self._plan.load_s / 2
+            arrivals = schedule(self._lengths_s, load * capacity, seconds, seed=round(100 * load))
             found.append(_latency(load, len(arrivals), clients.ask("speak", arrivals=arrivals)))
         return tuple(found)
 
 
 def schedule(lengths_s: Sequence[float], audio_s_per_s: float, seconds: float, *, seed: int) -> list[tuple[int, float]]:
-    """(utterance, second at which it begins, from 0), so that the ends come as a Poisson process within `seconds`.
+    """(utterance, second at which it begins, the first at 0); the ends are a Poisson process `seconds` long.
 
     The audio comes to what was asked for, as near as whole utterances allow (at least one): given how many there are,
     the times of a Poisson process are independent and uniform. Utterances are drawn at random.
@@ -253,9 +257,10 @@ def schedule(lengths_s: Sequence[float], audio_s_per_s: float, seconds: float, *
         missing -= lengths_s[drawn[-1]]
     if len(drawn) > 1 and -missing > lengths_s[drawn[-1]] / 2:
         drawn.pop()
-    ends = max(lengths_s) + random.uniform(0.0, seconds, len(drawn))
-    begins = [(index, float(end) - lengths_s[index]) for index, end in zip(drawn, ends, strict=True)]
-    return sorted(begins, key=lambda arrival: arrival[1])
+    ends = random.uniform(0.0, seconds, len(drawn))
+    begins = [float(end) - lengths_s[index] for index, end in zip(drawn, ends, strict=True)]
+    arrivals = [(index, begin - min(begins)) for index, begin in zip(drawn, begins, strict=True)]
+    return sorted(arrivals, key=lambda arrival: arrival[1])
 
 
 def _latency(load: float, offered: int, heard: dict[str, Any]) -> Latency:
@@ -298,7 +303,7 @@ def _difference(bare: dict[str, Any], served: dict[str, Any]) -> float:
 def _report(models: Sequence[Measured], machine: dict[str, Any], *, counted: bool) -> Report:
     main = models[0]
     latency_of = {latency.load: latency for latency in main.latencies}
-    calm, over = latency_of[0.6], latency_of[OVERLOAD]
+    calm, over = latency_of[CALM], latency_of[OVERLOAD]
     ratio = over.p95 / calm.p95 if over.p95 is not None and calm.p95 is not None else None
     rows = {one.name: asdict(one.throughput) | {"audio_s_per_core_s": one.throughput.per_core} for one in models}
     if counted:
@@ -345,7 +350,7 @@ def _throughput_table(models: Sequence[Measured], machine: dict[str, Any], *, co
         rows.append(Row(one.name, (*map(Cell, cells), Cell(f"{found.max_diff:.1e}"))))
     main = models[0].throughput
     notes = (
-        f"{main.threads} inference threads, {4 * main.threads} streams, {main.utterances} utterances of"
+        f"{main.threads} inference threads, {main.streams} streams, {main.utterances} utterances of"
         f" {main.audio_s:.0f} s in all, {len(main.rounds)} rounds in turn; the target is a ratio of at least 0.95",
         f"GFLOP/s: {GFLOP_PER_AUDIO_S:.1f} GFLOP per second of audio are counted (one HuBERT-base 14.3, trunk and three"
         " tails 1.57 of it), the time is measured",
@@ -375,7 +380,7 @@ def _cpu_table(models: Sequence[Measured]) -> Table:
 
 def _latency_table(main: Measured, ratio: float | None) -> Table:
     rows = []
-    calm = next(latency.p95 for latency in main.latencies if latency.load == 0.6)
+    calm = next(latency.p95 for latency in main.latencies if latency.load == CALM)
     for one in main.latencies:
         counts = (one.offered, one.finals, one.refused, one.lost)
         relative = one.p95 / calm if one.p95 is not None and calm is not None else None
@@ -414,6 +419,7 @@ def _start_table(models: Sequence[Measured]) -> Table:
 def draw(main: Measured) -> Figure:
     """Percentiles of the final latency against the load, with the bound under overload."""
     import matplotlib
+    from matplotlib.ticker import LogLocator
 
     from kibun.training.plots import _COLOURS, _MARKERS, _STYLE, _canvas
 
@@ -425,11 +431,14 @@ def draw(main: Measured) -> Figure:
             heights = [math.nan if value is None else value for value in values]
             look: Any = {"color": _COLOURS[number], "marker": _MARKERS[number], "markersize": 8, "linewidth": 1.6}
             axes.plot(places, heights, label=name, **look)
-        calm = next(latency.p95 for latency in main.latencies if latency.load == 0.6)
+        calm = next(latency.p95 for latency in main.latencies if latency.load == CALM)
         if calm is not None:
             label = f"{LATENCY_BOUND} × p95 at 60 %"
             axes.axhline(LATENCY_BOUND * calm, color="black", linestyle="--", linewidth=1.2, label=label)
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+        axes.yaxis.set_minor_formatter("{x:g}")
         axes.set_xticks(places, [_tick(latency) for latency in main.latencies])
         axes.set(xlabel="offered load, share of the measured capacity", ylabel="final latency beyond end_of_turn (ms)")
         axes.set_title(f"Final latency under load, {main.name}", loc="left")
