@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kibun.models.config import KibunConfig
 from kibun.models.personality import round_to_stored
 from kibun.models.types import TRAITS, Analysis, ConditionSource, Traits, Utterance
 
-if TYPE_CHECKING:
-    from kibun.models.model import KibunModel
+
+class Model(Protocol):
+    """What `analyze` runs: a `KibunModel`, or a `PackedModel`; each has its own kind of frames."""
+
+    @property
+    def config(self) -> KibunConfig: ...
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def training(self) -> bool: ...
+    @property
+    def batches(self) -> bool:
+        """Whether utterances of mixed lengths cost no more together than alone."""
+        ...
+
+    @property
+    def min_samples(self) -> int: ...
+    @property
+    def vector_size(self) -> int: ...
+    def encode(self, waveforms: Sequence[Tensor]) -> Any: ...
+    def personality_frames(self, waveforms: Sequence[Tensor], frames: Any) -> Any: ...
+    def vectors(self, frames: Any) -> Tensor: ...
+    def utterance_traits(self, vectors: Tensor) -> Tensor: ...
+    def conversation_traits(self, vectors: Tensor) -> Tensor: ...
+    def emotion(self, frames: Any, traits: Tensor | None) -> dict[str, Tensor]: ...
 
 
 class NonFiniteError(ArithmeticError):
@@ -21,7 +45,7 @@ class NonFiniteError(ArithmeticError):
 
 
 @torch.inference_mode()
-def analyze(model: KibunModel, requests: Sequence[Utterance]) -> list[Analysis]:
+def analyze(model: Model, requests: Sequence[Utterance]) -> list[Analysis]:
     """Estimate traits and emotion of each utterance; they may belong to different speakers.
 
     Estimates are limited to their scales here, not in training, and emotion is conditioned on the limited traits: those
@@ -41,15 +65,15 @@ def analyze(model: KibunModel, requests: Sequence[Utterance]) -> list[Analysis]:
     return [analysis for batch in _batches(model, requests) for analysis in _analyze_batch(model, batch)]
 
 
-def _batches(model: KibunModel, requests: Sequence[Utterance]) -> Iterator[Sequence[Utterance]]:
-    """One by one on a CPU, where padding mixed lengths costs more than batching gains; else all at once."""
-    if model.device.type == "cpu":
+def _batches(model: Model, requests: Sequence[Utterance]) -> Iterator[Sequence[Utterance]]:
+    """One by one where padding mixed lengths costs more than batching gains; else all at once."""
+    if not model.batches:
         yield from ([request] for request in requests)
     elif requests:
         yield requests
 
 
-def _analyze_batch(model: KibunModel, requests: Sequence[Utterance]) -> list[Analysis]:
+def _analyze_batch(model: Model, requests: Sequence[Utterance]) -> list[Analysis]:
     # Copies, because torch warns of arrays that it may not write to, as those in shared memory are.
     waveforms = [torch.from_numpy(request.audio.copy()).to(model.device) for request in requests]
     frames = model.encode(waveforms)  # (B, T, H)
@@ -74,7 +98,7 @@ def _analyze_batch(model: KibunModel, requests: Sequence[Utterance]) -> list[Ana
     return [Analysis(**estimate) for estimate in estimates]
 
 
-def _personality(model: KibunModel, request: Utterance, vector: Tensor) -> dict[str, Any]:
+def _personality(model: Model, request: Utterance, vector: Tensor) -> dict[str, Any]:
     """Settings 1 to 3 from the vector as it will be kept, and those of the history."""
     vector = round_to_stored(vector)  # (H,)
     history = torch.from_numpy(np.asarray(request.history, np.float32)).to(vector)
@@ -88,7 +112,7 @@ def _personality(model: KibunModel, request: Utterance, vector: Tensor) -> dict[
     }
 
 
-def _condition(model: KibunModel, request: Utterance, estimate: dict[str, Any]) -> dict[str, Any]:
+def _condition(model: Model, request: Utterance, estimate: dict[str, Any]) -> dict[str, Any]:
     """The traits that emotion is conditioned on: the given ones, else what the configuration names."""
     if not (request.emotion and model.config.conditioned):
         return {}
@@ -98,7 +122,7 @@ def _condition(model: KibunModel, request: Utterance, estimate: dict[str, Any]) 
     return {"condition_traits": estimate[f"{source}_traits"], "condition_source": source}
 
 
-def _traits(model: KibunModel, values: Tensor) -> Traits:
+def _traits(model: Model, values: Tensor) -> Traits:
     limited = _finite(values, "the traits").clamp(*model.config.trait_scale)
     return cast(Traits, tuple(limited.tolist()))
 
@@ -109,7 +133,7 @@ def _finite(values: Tensor, what: str) -> Tensor:
     return values
 
 
-def _check(model: KibunModel, index: int, request: Utterance) -> None:
+def _check(model: Model, index: int, request: Utterance) -> None:
     where, audio, history = f"utterance {index}", request.audio, request.history
     if audio.ndim != 1 or audio.dtype != np.float32:
         raise ValueError(f"{where}: audio is {audio.dtype} {audio.shape}, it has to be float32 (samples,), mono 16 kHz")

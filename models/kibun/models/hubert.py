@@ -34,6 +34,8 @@ _ARCHITECTURE = (
     *("layer_norm_eps", "do_stable_layer_norm"),
 )
 
+NORMALISATION_EPSILON = 1e-7  # as transformers' Wav2Vec2FeatureExtractor
+
 
 @dataclass(frozen=True)
 class Frames:
@@ -143,6 +145,15 @@ class Tail(nn.Module):
         self.layers.load_state_dict(last.state_dict())
         if self.layer_norm is not None:
             self.layer_norm.load_state_dict(hubert.encoder.layer_norm.state_dict())
+
+
+def normalised(waveform: Tensor, normalise: bool) -> Tensor:
+    """Zero mean and unit variance over the utterance, where the checkpoint was trained so; (N,) -> (N,)."""
+    if not normalise:
+        return waveform
+    wide = waveform.double()  # squares of large samples do not fit into float32
+    variance, mean = torch.var_mean(wide, correction=0)
+    return ((wide - mean) / torch.sqrt(variance + NORMALISATION_EPSILON)).to(waveform.dtype)
 
 
 def architecture(config: HubertConfig) -> dict[str, Any]:

@@ -24,21 +24,10 @@ from kibun.models._transformers import ModelOutput, PreTrainedModel
 from kibun.models.analysis import analyze
 from kibun.models.conditioning import HeadName, Query, make_head
 from kibun.models.config import KibunConfig
-from kibun.models.hubert import Frames, Tail, Trunk
+from kibun.models.hubert import Frames, Tail, Trunk, normalised
 from kibun.models.layers import Linear
 from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
 from kibun.models.types import Analysis, Utterance
-
-NORMALISATION_EPSILON = 1e-7  # as transformers' Wav2Vec2FeatureExtractor
-
-
-def normalised(waveform: Tensor, normalise: bool) -> Tensor:
-    """Zero mean and unit variance over the utterance, where the checkpoint was trained so; (N,) -> (N,)."""
-    if not normalise:
-        return waveform
-    wide = waveform.double()  # squares of large samples do not fit into float32
-    variance, mean = torch.var_mean(wide, correction=0)
-    return ((wide - mean) / torch.sqrt(variance + NORMALISATION_EPSILON)).to(waveform.dtype)
 
 
 @dataclass
@@ -212,6 +201,11 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     def vector_size(self) -> int:
         """D of the utterance vectors; 0 for a model without personality."""
         return self.config.personality_hubert_config.hidden_size if self.config.supports_personality else 0
+
+    @property
+    def batches(self) -> bool:
+        """Whether several utterances are encoded together: on a CPU padding costs more than that gains."""
+        return self.device.type != "cpu"
 
     def analyze(self, requests: Sequence[Utterance]) -> list[Analysis]:
         """Estimate traits and emotion of each utterance; see `kibun.models.analysis.analyze`."""

@@ -1,0 +1,405 @@
+"""The encoder as it is served: the same arithmetic as `hubert`, laid out for speed. For inference only.
+
+What differs from the modules that are trained, and why:
+
+- *Packed*: frames of all utterances of a batch lie one after the other, (N, H) with N = T_1 + … + T_B. Nothing is
+  padded, so nothing is computed in vain, and no mask is needed. Linear layers see rows; attention and convolutions see
+  one utterance at a time.
+- *Tiled*: rows go through in tiles of a few fixed heights (`HEIGHTS`), the last one filled up. oneDNN compiles a
+  kernel for every shape that it meets (1.4 ms and 0.8 MB each, measured) and keeps a thousand of them; fixed heights
+  leave some sixty. Intermediate values stay in cache.
+- *Prepacked*: weights lie as oneDNN's kernels read them, query, key and value as one matrix, the activation and the
+  bias done while a tile is in registers. These kernels give a row the same bits whatever stands above and below it, so
+  an utterance gives the same bits alone and in any batch.
+- *Folded*: the first convolution's GroupNorm over time is an affine map per utterance and channel that follows from the
+  mean and the covariance of the waveform's windows (`_Front`); the weight norm of the positional convolution is applied
+  once.
+
+Precision: float32 or bfloat16 matrix products. The residual stream, normalisations and means are float32 in both.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kibun.models.hubert import Frames, Tail, Trunk
+
+HEIGHTS = (256, 192, 128, 96, 64, 48, 32, 24, 16, 8)
+"""Rows of a tile. Two at the least: for a single row oneDNN takes other kernels, whose last bit may differ."""
+
+FRONT_HEIGHTS = HEIGHTS[4:]
+"""Frames of a tile of the front, whose first convolution makes 64 rows for each: 64 frames are 8 MB of them in float32.
+The next greater heights gain nothing, 256 costs 15 % (measured): the values no longer stay in cache."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Encoder frames of B utterances, one after the other.
+
+    hidden: (T_1 + … + T_B, H) float32. lengths: T_1 … T_B, each at least 1.
+    """
+
+    hidden: Tensor
+    lengths: tuple[int, ...]
+
+    def rows(self, indices: Sequence[int]) -> "Packed":
+        """Some of the utterances, in the order of `indices`."""
+        if list(indices) == list(range(len(self.lengths))):
+            return self
+        parts = torch.split(self.hidden, list(self.lengths))
+        return Packed(torch.cat([parts[index] for index in indices]), tuple(self.lengths[index] for index in indices))
+
+    def parts(self) -> list[Frames]:
+        """As heads take them: each utterance by itself on a CPU, all of them padded together elsewhere."""
+        split = torch.split(self.hidden, list(self.lengths))
+        if self.hidden.device.type == "cpu":
+            return [Frames(part[None], (len(part),)) for part in split]
+        return [Frames(nn.utils.rnn.pad_sequence(list(split), batch_first=True), self.lengths)]
+
+    def mean(self) -> Tensor:
+        """Mean over each utterance's frames, (B, H)."""
+        return torch.cat([part.mean() for part in self.parts()])
+
+
+class PackedTrunk(nn.Module):
+    """`hubert.Trunk`, packed."""
+
+    def __init__(self, trunk: Trunk, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.front = _Front(trunk, dtype)
+        self.layers = nn.ModuleList([_Layer(layer, dtype) for layer in trunk.layers])
+
+    def forward(self, waveforms: Sequence[Tensor]) -> Packed:
+        """Encode B normalised waveforms (N_i,), 16 kHz, each at least as long as the receptive field."""
+        fronts = [self.front(waveform) for waveform in waveforms]
+        frames = Packed(torch.cat(fronts), tuple(len(front) for front in fronts))
+        return _run(self.layers, frames)
+
+
+class PackedTail(nn.Module):
+    """`hubert.Tail`, packed."""
+
+    def __init__(self, tail: Tail, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([_Layer(layer, dtype) for layer in tail.layers])
+        self.layer_norm = tail.layer_norm
+
+    def forward(self, frames: Packed) -> Packed:
+        """The trunk's frames to this task's."""
+        frames = _run(self.layers, frames)
+        return frames if self.layer_norm is None else Packed(self.layer_norm(frames.hidden), frames.lengths)
+
+
+class PackedLinear(nn.Module):
+    """One or more Linears of the same input, prepacked: (n, K) to (n, N) in the precision of its weights.
+
+    gelu: apply it to the result (the exact one, by the error function).
+    """
+
+    def __init__(self, *linears: nn.Linear | tuple[Tensor, Tensor | None], dtype: torch.dtype, gelu: bool = False):
+        super().__init__()
+        pairs = [(linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear for linear in linears]
+        weight = torch.cat([weight.detach() for weight, _ in pairs]).to(dtype)  # (N, K)
+        biases = [bias for _, bias in pairs if bias is not None]
+        self.in_features, self.out_features = weight.shape[1], weight.shape[0]
+        self.dtype, self.gelu = dtype, gelu
+        self.bias = torch.cat([bias.detach() for bias in biases]).to(dtype) if biases else None  # (N,)
+        self.prepacked = _prepacks(weight)
+        # Not a buffer: a prepacked tensor can be neither moved nor saved.
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.prepacked else weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.dtype)
+        if not self.prepacked:
+            y = F.linear(x, self.weight, self.bias)
+            return F.gelu(y) if self.gelu else y
+        name, how = ("gelu", "none") if self.gelu else ("none", "")
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], how))
+
+
+class HeadLinear(nn.Module):
+    """A PackedLinear in the place of a head's Linear: (…, K) to (…, N) in the input's precision, by tiles."""
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.packed = PackedLinear(linear, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _by_tiles(self.packed, x.reshape(-1, x.shape[-1]))
+        return y.to(x.dtype).view(*x.shape[:-1], -1)
+
+
+class _Layer(nn.Module):
+    """One Transformer layer, of either order of its LayerNorms."""
+
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        attention, feed_forward = layer.attention, layer.feed_forward
+        self.norm_first = "Stable" in type(layer).__name__
+        self.heads = attention.num_heads
+        self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj, dtype=dtype)
+        self.out = PackedLinear(attention.out_proj, dtype=dtype)
+        fused = _is_gelu(feed_forward.intermediate_act_fn)
+        self.up = PackedLinear(feed_forward.intermediate_dense, dtype=dtype, gelu=fused)
+        self.act: nn.Module = nn.Identity() if fused else feed_forward.intermediate_act_fn
+        self.down = PackedLinear(feed_forward.output_dense, dtype=dtype)
+        self.attention_norm, self.final_norm = layer.layer_norm, layer.final_layer_norm
+        self.adapter = getattr(layer, "adapter_layer", None)
+
+    def forward(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
+        """(N, H) to (N, H)."""
+        mixed = _attend(_by_tiles(self._before, hidden), lengths, self.heads)  # (N, H)
+        return _by_tiles(self._after, mixed, hidden)
+
+    def _before(self, hidden: Tensor) -> Tensor:
+        return cast(Tensor, self.qkv(self.attention_norm(hidden) if self.norm_first else hidden))  # (n, 3 H)
+
+    def _after(self, mixed: Tensor, hidden: Tensor) -> Tensor:
+        hidden = hidden + self.out(mixed)
+        if self.norm_first:
+            hidden = hidden + self.down(self.act(self.up(self.final_norm(hidden))))
+            return hidden if self.adapter is None else hidden + self.adapter(hidden)
+        hidden = self.attention_norm(hidden)
+        return cast(Tensor, self.final_norm(hidden + self.down(self.act(self.up(hidden)))))
+
+
+def _run(layers: nn.ModuleList, frames: Packed) -> Packed:
+    hidden = frames.hidden
+    for layer in layers:
+        hidden = layer(hidden, frames.lengths)  # (N, H)
+    return Packed(hidden, frames.lengths)
+
+
+def _attend(qkv: Tensor, lengths: Sequence[int], heads: int) -> Tensor:
+    """Self-attention within each utterance: (N, 3 H) to (N, H). One by one on a CPU, elsewhere all at once."""
+    parts = torch.split(qkv, list(lengths))
+    if len(parts) == 1 or qkv.device.type == "cpu":
+        return torch.cat([_attention(part[None], None, heads)[0] for part in parts])
+    padded = nn.utils.rnn.pad_sequence(list(parts), batch_first=True)  # (B, T, 3 H)
+    counts = torch.tensor(lengths, device=qkv.device)
+    mask = torch.arange(padded.shape[1], device=qkv.device) < counts[:, None]  # (B, T)
+    return _attention(padded, mask, heads)[mask]
+
+
+def _attention(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
+    """(B, T, 3 H) to (B, T, H); mask (B, T) True where a frame is real."""
+    batch, length, _ = qkv.shape
+    q, k, v = qkv.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, T, H / heads)
+    allowed = None if mask is None else mask[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
+
+
+def tiles(rows: int, heights: Sequence[int] = HEIGHTS) -> Iterator[tuple[int, int, int]]:
+    """Cut rows into tiles: (first row, how many, height); only the last tile has fewer rows than its height.
+
+    As few tiles as waste allows: a height that the rest fills to 7/8 takes all of it. heights: falling.
+    """
+    start = 0
+    while start < rows:
+        rest = rows - start
+        above = min((height for height in heights if height >= rest), default=None)
+        if above is not None and (8 * rest >= 7 * above or above == heights[-1]):
+            yield start, rest, above
+            return
+        height = next(height for height in heights if height <= rest)
+        yield start, height, height
+        start += height
+
+
+def _by_tiles(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """Apply a function of rows, (n, …) each, to (N, …) tensors. All at once where shapes cost nothing."""
+    rows = len(tensors[0])
+    if tensors[0].device.type != "cpu":
+        return function(*tensors)
+    out: Tensor | None = None
+    for start, count, height in tiles(rows):
+        result = function(*(_filled(tensor[start : start + count], height) for tensor in tensors))
+        if count == rows:
+            return result[:count]
+        if out is None:
+            out = result.new_empty(rows, *result.shape[1:])
+        out[start : start + count] = result[:count]
+    assert out is not None
+    return out
+
+
+def _filled(rows: Tensor, height: int) -> Tensor:
+    return rows if len(rows) == height else F.pad(rows, (0, 0, 0, height - len(rows)))
+
+
+class _Front(nn.Module):
+    """Waveform to the first Transformer layer's input: convolutions, projection, positional convolution."""
+
+    def __init__(self, trunk: Trunk, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        extractor: Any = trunk.feature_extractor
+        first, *others = extractor.conv_layers
+        self.first = _FirstConvolution(first, dtype)
+        self.convolutions = nn.ModuleList([_Convolution(layer, dtype) for layer in others])
+        self.shape = [(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in extractor.conv_layers]
+        projection: Any = trunk.feature_projection
+        self.projection_norm = projection.layer_norm if projection.feat_proj_layer_norm else nn.Identity()
+        self.projection = PackedLinear(projection.projection, dtype=dtype)
+        self.position = _PositionalConvolution(trunk.pos_conv_embed, dtype)
+        self.layer_norm = trunk.layer_norm or nn.Identity()
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """(N,) to (T, H)."""
+        first = self.first.folded(waveform)
+        count = self._frames(len(waveform))
+        features = []
+        for start, real, height in _front_tiles(count, waveform.device):
+            rows = first(self._piece(waveform, start, height))  # (…, C)
+            for convolution in self.convolutions:
+                rows = convolution(rows)
+            features.append(self.projection(self.projection_norm(rows.float()))[:real])  # (n, H)
+        hidden = torch.cat(features).float()  # (T, H)
+        return cast(Tensor, self.layer_norm(hidden + self.position(hidden)))
+
+    def _frames(self, samples: int) -> int:
+        count = samples
+        for kernel, stride in self.shape:
+            count = (count - kernel) // stride + 1
+        return count
+
+    def _piece(self, waveform: Tensor, start: int, height: int) -> Tensor:
+        """The samples that `height` frames from frame `start` on look at; beyond the end zeros."""
+        samples, hop = height, 1
+        for kernel, stride in reversed(self.shape):
+            samples = (samples - 1) * stride + kernel
+            hop *= stride
+        piece = waveform[start * hop : start * hop + samples]
+        return F.pad(piece, (0, samples - len(piece)))
+
+
+def _front_tiles(rows: int, device: torch.device) -> Iterator[tuple[int, int, int]]:
+    return tiles(rows, FRONT_HEIGHTS) if device.type == "cpu" else iter([(0, rows, rows)])
+
+
+class _Convolution(nn.Module):
+    """A convolution over time as a product of windows and weights, channels last."""
+
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        conv = layer.conv
+        (self.kernel,), (self.stride,) = conv.kernel_size, conv.stride
+        weight = conv.weight.permute(0, 2, 1).flatten(1)  # (C_out, C_in, k) -> (C_out, k C_in)
+        self.norm = getattr(layer, "layer_norm", None)
+        fused = self.norm is None and _is_gelu(layer.activation)
+        self.product = PackedLinear((weight, conv.bias), dtype=dtype, gelu=fused)
+        self.act: nn.Module = nn.Identity() if fused else layer.activation
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(n, C_in) to (m, C_out), m = (n - kernel) // stride + 1."""
+        y = self.product(_windows(rows, self.kernel, self.stride))
+        if self.norm is not None:
+            y = self.norm(y.float())
+        return cast(Tensor, self.act(y))
+
+
+class _FirstConvolution(nn.Module):
+    """The convolution that reads the waveform, in float32: ten samples a window, next to nothing of the whole cost."""
+
+    def __init__(self, layer: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        conv = layer.conv
+        (self.kernel,), (self.stride,) = conv.kernel_size, conv.stride
+        self.dtype = dtype
+        self.weight, self.bias = conv.weight.detach()[:, 0], conv.bias  # (C, k), (C,) or None
+        self.norm, self.act = layer.layer_norm, layer.activation
+
+    def folded(self, waveform: Tensor) -> Callable[[Tensor], Tensor]:
+        """The layer for pieces of this waveform, (n,) to (m, C).
+
+        GroupNorm with a group per channel wants each channel's mean and variance over time. The channel is w · u + b of
+        a window u, so these are w · mean(u) + b and w' cov(u) w: no pass over the channels is needed. In float64, since
+        windows of a waveform are nearly collinear.
+        """
+        weight, bias = self.weight, self.bias
+        if isinstance(self.norm, nn.GroupNorm):
+            windows = waveform.double().unfold(0, self.kernel, self.stride)  # (T, k)
+            mean = windows.mean(dim=0)  # (k,)
+            centred = windows - mean
+            covariance = centred.T @ centred / len(windows)  # (k, k)
+            wide = weight.double()
+            variance = ((wide @ covariance) * wide).sum(dim=1)  # (C,)
+            scale = self.norm.weight.double() / torch.sqrt(variance + self.norm.eps)
+            weight = (wide * scale[:, None]).float()
+            bias = (self.norm.bias.double() - (wide @ mean) * scale).float()  # its own bias falls out with the mean
+
+        def convolve(piece: Tensor) -> Tensor:
+            y = F.linear(piece.unfold(0, self.kernel, self.stride), weight, bias)  # (m, C)
+            if isinstance(self.norm, nn.LayerNorm):
+                y = self.norm(y)
+            return cast(Tensor, self.act(y)).to(self.dtype)
+
+        return convolve
+
+
+class _PositionalConvolution(nn.Module):
+    """The grouped convolution over 128 frames that tells where a frame stands; zeros beyond both ends."""
+
+    def __init__(self, embedding: Any, dtype: torch.dtype) -> None:
+        super().__init__()
+        conv = embedding.conv
+        self.norm, self.act = embedding.batch_norm, embedding.activation
+        (self.kernel,), self.groups = conv.kernel_size, conv.groups
+        self.dtype = dtype
+        self.bias = conv.bias.detach().to(dtype)
+        self.weight = conv.weight.detach().to(dtype)[:, :, None, :]  # (H, H / groups, 1, k)
+        self.prepacked = _prepacks(self.weight)
+        if self.prepacked:
+            shape = [1, conv.in_channels, 1, FRONT_HEIGHTS[0] + self.kernel - 1]
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+                self.weight, [0, 0], [1, 1], [1, 1], self.groups, shape
+            )
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(T, H) to (T, H)."""
+        count = len(hidden)
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        tall = list(_front_tiles(count, hidden.device))
+        end = tall[-1][0] + tall[-1][2]
+        before = self.kernel // 2
+        padded = F.pad(hidden.to(self.dtype), (0, 0, before, end - count + self.kernel - 1 - before))
+        pieces = []
+        for start, real, height in tall:
+            piece = padded[start : start + height + self.kernel - 1]  # (n + k - 1, H)
+            pieces.append(self._convolve(piece.T[None, :, None, :])[0, :, 0, :real].T)
+        return cast(Tensor, self.act(torch.cat(pieces).float()))
+
+    def _convolve(self, image: Tensor) -> Tensor:
+        """(1, H, 1, n + k - 1), channels last, to (1, H, 1, n)."""
+        if not self.prepacked:
+            return F.conv2d(image, self.weight, self.bias, groups=self.groups)
+        return cast(
+            Tensor,
+            torch.ops.mkldnn._convolution_pointwise(
+                image, self.weight, self.bias, [0, 0], [1, 1], [1, 1], self.groups, "none", [], ""
+            ),
+        )
+
+
+def _windows(rows: Tensor, kernel: int, stride: int) -> Tensor:
+    """(n, C) to (m, kernel C): what a convolution looks at. No copy where windows do not overlap."""
+    count, channels = (len(rows) - kernel) // stride + 1, rows.shape[1]
+    if kernel == stride:
+        return rows[: count * stride].reshape(count, kernel * channels)
+    return rows.as_strided((count, kernel * channels), (stride * channels, 1)).contiguous()
+
+
+def _prepacks(weight: Tensor) -> bool:
+    """Whether oneDNN has kernels for this weight here. They are what torch.compile uses, and not public: checked."""
+    if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return weight.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _is_gelu(act: nn.Module) -> bool:
+    return isinstance(act, nn.GELU) or type(act).__name__ == "GELUActivation"

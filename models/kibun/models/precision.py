@@ -1,0 +1,135 @@
+"""Whether a bundle is served in float32 or bfloat16: by what this machine is faster in, and what the bundle bears."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from kibun.models.analysis import NonFiniteError
+from kibun.models.config import KibunConfig
+from kibun.models.model import KibunModel
+from kibun.models.packed import HEIGHTS, PackedLinear
+from kibun.models.packed_model import PackedModel
+from kibun.models.types import Analysis, Utterance
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+MAX_ERROR = 0.05
+"""Points by which an estimate in bfloat16 may differ from float32: 1 % of the trait scale. The error of a good model
+against its labels is ten times that."""
+
+MIN_GAIN = 1.3
+"""How much faster matrix products must be for it. Measured: 2 on a Zen 4, more with AMX, 0.8 on a Xeon without it, 0.1
+on a CPU without bfloat16: a clear case everywhere, so that a busy machine decides as an idle one does."""
+
+MIN_SIZE = 256
+"""Hidden size from which on it is tried: a small model spends its time elsewhere, and its case would not be clear."""
+
+
+def packed_for(load: Callable[[], KibunModel], wanted: Precision, device: str = "cpu") -> tuple[PackedModel, str]:
+    """Load a model and put it into its served form, in the precision that is wanted.
+
+    "auto" takes bfloat16 for a model of MIN_SIZE on a GPU, or where it is at least MIN_GAIN times as fast on this CPU
+    (timed now), if the estimates of two made-up utterances then differ by at most MAX_ERROR; else float32.
+
+    Args:
+        load: reads the model, on the CPU; called a second time where bfloat16 is tried and found wanting.
+        device: as torch names it.
+
+    Returns:
+        The model, and the reason for its precision, for the operator.
+
+    Raises:
+        NonFiniteError: bfloat16 was asked for, and the model makes NaN or infinity in it.
+    """
+    model = _load(load, device)
+    if wanted == "fp32":
+        return PackedModel(model, torch.float32), "float32, as asked for"
+    if wanted == "auto" and model.config.hubert_config.hidden_size < MIN_SIZE:
+        return PackedModel(model, torch.float32), "float32: too small for bfloat16 to pay"
+    gain = "a GPU"
+    if device == "cpu":
+        faster = bfloat16_gain(model.config)
+        gain = f"{faster:.1f} times as fast here"
+        if wanted == "auto" and faster < MIN_GAIN:
+            return PackedModel(model, torch.float32), f"float32: bfloat16 is {gain}"
+    expected = check_estimates(model)
+    packed = PackedModel(model, torch.bfloat16)
+    try:
+        error = largest_difference(expected, check_estimates(packed))
+    except NonFiniteError:
+        if wanted == "bf16":
+            raise
+        error = float("inf")
+    differ = f"check estimates differ by {error:.4f} points"
+    if wanted == "auto" and error > MAX_ERROR:
+        del packed
+        return PackedModel(_load(load, device), torch.float32), f"float32: in bfloat16, {differ}, above {MAX_ERROR:g}"
+    return packed, f"bfloat16: {gain}, {differ}"
+
+
+def bfloat16_gain(config: KibunConfig) -> float:
+    """How many times faster the model's commonest matrix product is in bfloat16 on this CPU, timed now (0.1 s)."""
+    hubert = config.hubert_config
+    linear = nn.Linear(hubert.hidden_size, hubert.intermediate_size)
+    rows = torch.randn(HEIGHTS[0], hubert.hidden_size)
+    times = {}
+    with torch.inference_mode():
+        for dtype in (torch.float32, torch.bfloat16):
+            product, x = PackedLinear(linear, dtype=dtype), rows.to(dtype)
+            product(x)
+            times[dtype] = min(_seconds(lambda: product(x)) for _ in range(5))  # noqa: B023 (called here)
+    return times[torch.float32] / times[torch.bfloat16]
+
+
+def check_estimates(model: KibunModel | PackedModel) -> list[Analysis]:
+    """What a model says of two made-up utterances, the second in the light of the first."""
+    given = None if model.config.supports_personality else (4.0, 4.0, 4.0, 4.0, 4.0)
+    first, second = (
+        Utterance(_voice(seconds, f0), np.zeros((0, model.vector_size), np.float16), given)
+        for seconds, f0 in ((1.0, 120.0), (1.5, 210.0))
+    )
+    (before,) = model.analyze([first])
+    return [before, *model.analyze([replace(second, history=before.vector[None])])]
+
+
+def largest_difference(expected: Sequence[Analysis], actual: Sequence[Analysis]) -> float:
+    """The largest difference between two models' estimates of the same utterances, in points of their scales."""
+    return max(
+        abs(a - b)
+        for one, other in zip(expected, actual, strict=True)
+        for a, b in zip(_numbers(one), _numbers(other), strict=True)
+    )
+
+
+def _numbers(analysis: Analysis) -> list[float]:
+    groups = (analysis.utterance_traits, analysis.average_traits, analysis.conversation_traits)
+    numbers = [value for group in groups if group is not None for value in group]
+    return numbers + [value for value in (analysis.valence, analysis.arousal) if value is not None]
+
+
+def _load(load: Callable[[], KibunModel], device: str) -> KibunModel:
+    return nn.Module.to(load(), device)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def _voice(seconds: float, f0: float) -> NDArray[np.float32]:
+    """A vowel with syllables, vibrato and breath, (N,), 16 kHz: not speech, but neither silence nor noise."""
+    time_s = np.arange(round(16_000 * seconds)) / 16_000
+    phase = 2 * np.pi * f0 * (time_s - 0.03 * np.cos(2 * np.pi * 3 * time_s) / (6 * np.pi))
+    harmonics = range(1, int(4_000 / f0))
+    formants = {k: sum(1 / (1 + ((k * f0 - centre) / 150) ** 2) for centre in (600, 1_200, 2_500)) for k in harmonics}
+    voiced = sum(formants[k] * np.sin(k * phase) for k in harmonics)
+    breath = np.random.default_rng(0).standard_normal(len(time_s))
+    sound = (0.15 + np.sin(2 * np.pi * 2 * time_s) ** 2) * (voiced + 0.05 * breath)
+    return np.asarray(0.3 * sound / np.abs(sound).max(), np.float32)
