@@ -180,7 +180,8 @@ async def test_a_real_bundle_answers_through_the_worker_as_it_does_in_process(bu
     try:
         assert (info.name, info.version, info.vector_size, info.min_samples) == ("tiny", "7", 16, 400)
         assert (info.trained, info.supports_emotion, info.supports_personality) == (False, True, True)
-        assert (backend.slots, backend.batch_s, backend.devices) == (2, 0.0, ("cpu",))
+        assert (backend.slots, backend.batch_s, backend.devices) == (2, worker.CPU_BATCH_S, ("cpu",))
+        assert info.precision == "float32: too small for bfloat16 to pay"
         rng = np.random.default_rng(0)
         jobs = [
             Job("tiny", rng.normal(0, 0.1, samples).astype(np.float32), np.zeros((0, 16), np.float16), given)
@@ -249,7 +250,8 @@ def test_weights_that_are_not_finite_are_an_error_of_the_job(bundle: Path) -> No
     (model,) = loaded.models
     assert loaded.slots == worker.usable_cores() >= 1
     with torch.no_grad():
-        next(model._bundle.emotion_heads.parameters()).fill_(float("nan"))  # type: ignore[attr-defined]
+        for weight in model._bundle._emotion_heads["valence"].parameters():  # type: ignore[attr-defined]
+            weight.fill_(float("nan"))
     with pytest.raises(BackendError, match="warm-up inference failed"):
         BatchRunner([model]).warm_up()
     (outcome,) = BatchRunner([model]).run([Job("tiny", np.zeros(8000, np.float32), np.zeros((0, 16), np.float16))])
@@ -267,7 +269,7 @@ def test_a_lost_device_ends_the_worker_and_is_no_fault_of_a_job(bundle: Path) ->
     def lose(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    model._bundle.trunk.register_forward_pre_hook(lose)  # type: ignore[attr-defined]
+    model._bundle._trunk.register_forward_pre_hook(lose)  # type: ignore[attr-defined]
     with pytest.raises(DeviceLost):
         BatchRunner([model]).run([Job("tiny", np.zeros(8000, np.float32), np.zeros((0, 16), np.float16))])
 
@@ -291,3 +293,14 @@ def test_out_of_memory_is_answered_with_smaller_batches(bundle: Path) -> None:
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def test_precision_is_obeyed_and_said(bundle: Path) -> None:
+    from dataclasses import replace
+
+    (model,) = worker.load_models(replace(options(bundle), precision="bf16")).models
+    assert model.info.precision.startswith("bfloat16: ")
+    (outcome,) = BatchRunner([model]).run([Job("tiny", np.zeros(8000, np.float32), np.zeros((0, 16), np.float16))])
+    assert isinstance(outcome, Result)
+    (model,) = worker.load_models(replace(options(bundle), precision="fp32")).models
+    assert model.info.precision == "float32, as asked for"

@@ -239,13 +239,15 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Read a bundle folder or hub id as transformers does, as float32 and from safetensors unless told otherwise.
 
+        `mapped`: leave the weights where the file is mapped, at the cost of the last bit.
+
         Checksums are not looked at and untrained models not refused: `kibun.models.bundle.load_bundle` does both.
 
         Raises:
             BundleError: the file of weights lacks some, or has some that do not belong to the configuration.
         """
         kwargs.setdefault("dtype", torch.float32)
-        wants_info = kwargs.pop("output_loading_info", False)
+        wants_info, mapped = kwargs.pop("output_loading_info", False), kwargs.pop("mapped", False)
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, **kwargs, use_safetensors=True, output_loading_info=True
         )
@@ -256,8 +258,8 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
                 raise files.BundleError(f"{pretrained_model_name_or_path}/model.safetensors: {problem}: {names} ...")
         # Mapped from the file, weights lie wherever its header ends, and a CPU takes other kernels for what is not
         # aligned: copied, they give the same bits as the model that was saved.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
+        if not mapped:
+            own_weights(model)
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
             model.expected_error, model.card = files.read_sidecars(folder)
@@ -276,6 +278,12 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
                 nn.init.zeros_(module.bias)
         else:
             super()._init_weights(module)  # type: ignore[no-untyped-call]
+
+
+def own_weights(module: nn.Module) -> None:
+    """Copy each weight of a module into memory of its own."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _convert(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -310,7 +310,8 @@ class _FirstConvolution(nn.Module):
         conv = layer.conv
         (self.kernel,), (self.stride,) = conv.kernel_size, conv.stride
         self.dtype = dtype
-        self.weight, self.bias = conv.weight.detach()[:, 0], conv.bias  # (C, k), (C,) or None
+        self.weight = conv.weight.detach()[:, 0].clone()  # (C, k)
+        self.bias = conv.bias  # (C,) or None
         self.norm, self.act = layer.layer_norm, layer.activation
 
     def folded(self, waveform: Tensor) -> Callable[[Tensor], Tensor]:
@@ -350,8 +351,8 @@ class _PositionalConvolution(nn.Module):
         self.norm, self.act = embedding.batch_norm, embedding.activation
         (self.kernel,), self.groups = conv.kernel_size, conv.groups
         self.dtype = dtype
-        self.bias = conv.bias.detach().to(dtype)
-        self.weight = conv.weight.detach().to(dtype)[:, :, None, :]  # (H, H / groups, 1, k)
+        self.bias = conv.bias.detach().to(dtype, copy=True)
+        self.weight = conv.weight.detach().to(dtype, copy=True)[:, :, None, :]  # (H, H / groups, 1, k)
         self.prepacked = _prepacks(self.weight)
         if self.prepacked:
             shape = [1, conv.in_channels, 1, FRONT_HEIGHTS[0] + self.kernel - 1]

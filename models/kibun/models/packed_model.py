@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kibun.models.analysis import analyze
 from kibun.models.hubert import Frames, Tail, normalised
 from kibun.models.layers import ScaleLinear
-from kibun.models.model import KibunModel
+from kibun.models.model import KibunModel, own_weights
 from kibun.models.packed import HeadLinear, Packed, PackedTail, PackedTrunk
 from kibun.models.types import Analysis, Utterance
 
@@ -49,6 +49,11 @@ class PackedModel:
             del model.tails[name]
         self._emotion_heads = {name: _pack_head(head, dtype) for name, head in model.emotion_heads.items()}
         self.utterance_traits, self.conversation_traits = model.utterance_traits, model.conversation_traits
+        # What was not packed may still lie in the mapped file of a bundle.
+        parts = (self._trunk, self._personality_trunk, *self._tails.values(), *self._emotion_heads.values(), model)
+        for part in parts:
+            if part is not None:
+                own_weights(part)
 
     def analyze(self, requests: Sequence[Utterance]) -> list[Analysis]:
         """Estimate traits and emotion of each utterance; see `kibun.models.analysis.analyze`."""

@@ -70,6 +70,7 @@ class ModelInfo:
     synthetic: bool = False  # trained on generated speech: says nothing of people
     trained: bool = True
     emotions: tuple[str, ...] = ("valence", "arousal")  # dimensions that it estimates; one alone is no emotion
+    precision: str = ""  # that it runs in, and why, in words for the operator
     conditioned: bool = True  # emotion is conditioned on traits, given or its own
     emotion_rescaled_from: tuple[float, float] | None = None  # scale of the labels, where it was not 1..5
     # (utterance count, root-mean-square error per trait with that much evidence), by rising count; None: unknown

@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from kibun.server.backend import BackendError, Job, ModelInfo, Result
 from kibun.server.process import EXIT_GRACE_S, WorkerDied, WorkerProcess
@@ -60,6 +60,7 @@ class LocalBackend:
         device: str | Sequence[str] = "auto",
         threads: int | None = None,
         allow_untrained: bool = False,
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
         loader: str = "kibun.server.worker:load_models",
         times: WorkerTimes | None = None,
     ) -> None:
@@ -68,6 +69,7 @@ class LocalBackend:
         models: paths or names of bundles, the default first.
         device: auto, cpu, cuda or cuda:N; several devices get a worker each.
         threads: inference threads per worker; None: one per usable core on a CPU.
+        precision: of matrix products; see kibun.models.precision.
         loader: what the worker calls to load, "module:function" (see runner.Loader).
         """
         devices = [device] if isinstance(device, str) else list(device)
@@ -80,6 +82,7 @@ class LocalBackend:
                     device=name,
                     threads=threads,
                     allow_untrained=allow_untrained,
+                    precision=precision,
                     import_path=tuple(sys.path),
                     log_level=logging.getLogger().getEffectiveLevel(),
                 )

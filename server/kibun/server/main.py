@@ -67,6 +67,7 @@ class Settings:
     device: str = "auto"
     threads: int | None = None
     allow_untrained: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     vad: VadName = "webrtc"
     token_file: Path | None = None
     tls_cert: Path | None = None
@@ -114,6 +115,7 @@ class Server:
             device=settings.device,
             threads=settings.threads,
             allow_untrained=settings.allow_untrained,
+            precision=settings.precision,
             loader=settings.loader,
         )
         loading = asyncio.create_task(backend.start())  # before anything of gRPC exists in this process
@@ -222,6 +224,8 @@ class Server:
         await self._set_health(serving=True)
         print(f"kibun: serving on {self.settings.host}:{self.port}", file=sys.stderr)
         for model in service.models:
+            if model.precision:
+                print(f"kibun: {model.name} runs in {model.precision}", file=sys.stderr)
             if model.synthetic:
                 print(
                     f"kibun: {model.name} was trained on generated speech: for trying the software; "
@@ -304,6 +308,10 @@ def serve(
     device: Annotated[str, typer.Option(envvar="KIBUN_DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="Inference threads; default: one per core.", min=1)] = None,
     allow_untrained: Annotated[bool, typer.Option(help="Serve a bundle whose heads were never trained.")] = False,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"],
+        typer.Option(help="Of matrix products; auto: bf16 where it is faster here and the bundle bears it."),
+    ] = "auto",
     vad: Annotated[Literal["webrtc", "silero"], typer.Option(help="Voice activity detector.")] = "webrtc",
     max_streams: Annotated[int, typer.Option(envvar="KIBUN_MAX_STREAMS", help="Streams at a time.", min=1)] = 256,
     max_stream_seconds: Annotated[float, typer.Option(help="Audio that one stream may carry.", min=1)] = 4 * 3600.0,
@@ -341,6 +349,7 @@ def serve(
             device=device,
             threads=threads,
             allow_untrained=allow_untrained,
+            precision=precision,
             vad=vad,
             token_file=token_file,
             tls_cert=tls_cert,

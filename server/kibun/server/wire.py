@@ -10,7 +10,7 @@ import pickle
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from kibun.server.backend import BackendError, Job, ModelInfo, Result
 
@@ -24,6 +24,7 @@ class LoadOptions:
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: int | None = None  # inference threads; None: one per usable core on a CPU
     allow_untrained: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     import_path: tuple[str, ...] = ()  # the server's sys.path, for loaders that are not installed
     log_level: int = 20  # as in logging
 

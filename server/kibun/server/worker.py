@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -36,12 +37,12 @@ from kibun.server.wire import (
 )
 
 if TYPE_CHECKING:
-    from kibun.models.bundle import KibunModel
+    from kibun.models.packed_model import PackedModel
 
 CANNOT_GO_ON = 70
 """Exit code after an error that is no job's fault."""
 
-CPU_BATCH_S = 0.0  # a CPU runs the utterances of a batch one after the other: each had better be answered when done
+CPU_BATCH_S = 30.0  # packed, mixed lengths cost nothing; whether a batch is worth its wait the batcher decides
 CUDA_BATCH_S = 60.0  # a guess, as is the next: no GPU has been measured yet
 CUDA_THREADS = 2  # one prepares a batch while the other's runs
 
@@ -144,16 +145,22 @@ def load_models(options: LoadOptions) -> LoadedModels:
     try:
         import torch
 
+        from kibun.models.analysis import NonFiniteError
         from kibun.models.bundle import BundleError, load_bundle
+        from kibun.models.precision import packed_for
     except ImportError as error:
         raise BackendError("LOAD_FAILED", f"cannot import {error.name}: pip install 'kibun[server]'") from error
     torch.set_num_threads(1)
     device = _choose_device(options.device)
-    try:
-        bundles = [load_bundle(name, allow_untrained=options.allow_untrained) for name in options.models]
-    except BundleError as error:
-        raise BackendError("LOAD_FAILED", str(error)) from error
-    models = [BundleModel(bundle, device) for bundle in bundles]
+    models = []
+    for name in options.models:
+        load = partial(load_bundle, name, allow_untrained=options.allow_untrained, mapped=True)
+        try:
+            models.append(BundleModel(*packed_for(load, options.precision, device)))
+        except BundleError as error:
+            raise BackendError("LOAD_FAILED", str(error)) from error
+        except NonFiniteError as error:
+            raise BackendError("LOAD_FAILED", f"{name}: {error}; try --precision fp32") from error
     if device == "cpu":
         return LoadedModels(models, options.threads or usable_cores(), CPU_BATCH_S, device)
     return LoadedModels(models, options.threads or CUDA_THREADS, CUDA_BATCH_S, device)
@@ -162,14 +169,11 @@ def load_models(options: LoadOptions) -> LoadedModels:
 class BundleModel:
     """A bundle behind runner.Model: any number of threads may call `analyze`, none of them writes the weights."""
 
-    def __init__(self, bundle: "KibunModel", device: str) -> None:
-        import torch
-
+    def __init__(self, bundle: "PackedModel", precision: str) -> None:
+        """precision: that it runs in, and why, in words."""
         from kibun.models.types import EMOTIONS
 
         self._bundle = bundle
-        torch.nn.Module.to(bundle, device)
-        self._bundle.requires_grad_(False)
         config, rescaled = bundle.config, bundle.config.emotion_rescaled_from
         self.info = ModelInfo(
             name=config.bundle_name,
@@ -182,6 +186,7 @@ class BundleModel:
             synthetic=config.synthetic,
             trained=config.trained,
             emotions=config.emotions,
+            precision=precision,
             conditioned=config.conditioned,
             emotion_rescaled_from=(rescaled[0], rescaled[1]) if rescaled else None,
             expected_error=bundle.expected_error,
