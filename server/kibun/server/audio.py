@@ -140,9 +140,11 @@ class AudioDecoder:
             raise RuntimeError("decoder was flushed: make a new one for new audio")
         size = self.format.sample_bytes
         before = len(self._held)
-        self._held += payload
-        held = len(self._held)
+        held = before + len(payload)
         self.received_samples += held // size - before // size
+        if before == 0 and self._header_checked and held >= self._batch_bytes and held % size == 0:
+            return self._resample(self._samples(payload), last=False)  # nothing to hold
+        self._held += payload
         if not self._header_checked and held >= _HEADER_BYTES:
             self._refuse_header()
         if held < self._batch_bytes:
@@ -181,6 +183,10 @@ class AudioDecoder:
         whole = len(self._held) // size * size
         raw = bytes(self._held[:whole])
         del self._held[:whole]
+        return self._samples(raw)
+
+    def _samples(self, raw: bytes) -> FloatArray:
+        """Whole samples as float32 in ±1."""
         encoding = self.format.encoding
         if encoding == "linear16":
             samples = np.frombuffer(raw, "<i2").astype(np.float32)

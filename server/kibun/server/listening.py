@@ -6,8 +6,9 @@ Positions are samples of the analysis clock. The wall clock serves the idle time
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from kibun.server.analysis import Analysis
 from kibun.server.audio import SAMPLE_RATE_HZ, AudioDecoder, AudioError
@@ -25,6 +26,8 @@ from kibun.server.events import Audio, Request, Speech, SpeechType, Warn
 from kibun.server.pace import RateWatch
 from kibun.server.segmenter import Segmenter
 from kibun.server.stream import Stream
+
+T = TypeVar("T")
 
 BLOCK = SAMPLE_RATE_HZ // 10  # audio is segmented in blocks of 100 ms, so that interims fall due inside big chunks
 BREATH = 10 * BLOCK  # of one message; then other streams get their turn
@@ -44,6 +47,44 @@ class _OpenTurn:
     asked: bool
     due: bool = False
     began: bool = False
+
+
+class _IdleTimer:
+    """Waits with a timeout each, as `asyncio.timeout` gives, but with one timer for all of them: to start and stop one
+    per message costs more than the message. Made and used in one task.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waiting_since: float | None = None
+        self._expired = False
+        self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(seconds, self._check)
+
+    async def wait(self, awaitable: Awaitable[T]) -> T:
+        """Raises TimeoutError."""
+        self._waiting_since = self._loop.time()
+        try:
+            return await awaitable
+        except asyncio.CancelledError:
+            if self._expired and self._task is not None and self._task.uncancel() == 0:
+                raise TimeoutError from None
+            raise
+        finally:
+            self._waiting_since = None
+
+    def close(self) -> None:
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        since = self._loop.time() if self._waiting_since is None else self._waiting_since
+        left_s = since + self._seconds - self._loop.time()
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._check)
+        elif self._task is not None:
+            self._expired = True
+            self._task.cancel()
 
 
 class Listener:
@@ -84,10 +125,11 @@ class Listener:
         Returns the failure to end the stream with, where all that was heard shall be answered before it.
         Raises Failure where the stream cannot go on.
         """
+        idle = _IdleTimer(self._limits.idle_timeout_s)
         try:
             while True:
                 try:
-                    request = await self._next_request(requests)
+                    request = await self._next_request(requests, idle)
                 except TimeoutError:
                     return self._idle_timeout()
                 if request is None:
@@ -102,12 +144,13 @@ class Listener:
                     await self._client_end_of_turn(request.next_turn_id)
         except AudioError as error:
             raise invalid(error.reason, error.field, str(error)) from error
+        finally:
+            idle.close()
 
-    async def _next_request(self, requests: AsyncIterator[Request]) -> Request | None:
+    async def _next_request(self, requests: AsyncIterator[Request], idle: _IdleTimer) -> Request | None:
         self._stream.live.awaits_client(True)
         try:
-            async with asyncio.timeout(self._limits.idle_timeout_s):
-                return await anext(requests, None)
+            return await idle.wait(anext(requests, None))
         finally:
             self._stream.live.awaits_client(False)
 
@@ -119,8 +162,9 @@ class Listener:
         for begin in range(0, len(samples), BLOCK):
             block = samples[begin : begin + BLOCK]
             self.received += len(block)
-            await self._segment(self._segmenter.push(block))
-            await self._consider_interim()
+            if found := self._segmenter.push(block):
+                await self._segment(found)
+            self._consider_interim()
             if begin % BREATH == BREATH - BLOCK:
                 await asyncio.sleep(0)
         await self._check_pace()
@@ -155,7 +199,7 @@ class Listener:
                     await self._close_turn(EndReason.SILENCE, position)
                     self._set_turn(self._new_turn_id(), asked=False)
 
-    async def _consider_interim(self) -> None:
+    def _consider_interim(self) -> None:
         opened = self._segmenter.open_start
         if not self._options.interims or opened is None:
             return

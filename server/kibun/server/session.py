@@ -132,15 +132,9 @@ class Session:
 
     async def _next_event(self) -> Event:
         """The next event from the outbox. Raises what ends the stream."""
-        if self._outbox.empty() and not self._ended.done():
-            get = asyncio.ensure_future(self._outbox.get())
-            try:
-                await asyncio.wait((get, self._ended), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                get.cancel()
-            item = self._ended.result() if self._ended.done() else get.result()
-        else:
-            item = self._ended.result() if self._ended.done() else self._outbox.get_nowait()
+        item = self._ended.result() if self._ended.done() else await self._outbox.get()
+        if self._ended.done():  # meanwhile
+            item = self._ended.result()
         if isinstance(item, Exception):
             raise item
         return item
@@ -176,6 +170,8 @@ class Session:
         """Ends the stream at once, whatever is queued."""
         if not self._ended.done():
             self._ended.set_result(failure)
+            with suppress(asyncio.QueueFull):  # an empty outbox may be waited for; what lies in it is not looked at
+                self._outbox.put_nowait(failure)
 
     def _warn(self, warning: Warn) -> None:
         """A reader too slow to have room for it misses it."""
