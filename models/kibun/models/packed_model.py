@@ -1,5 +1,9 @@
 """The whole model in the form that is served: `packed`'s trunk and tails, the heads as they are."""
 
+import ctypes
+import gc
+import mmap
+import sys
 from collections.abc import Sequence
 from typing import cast
 
@@ -12,6 +16,8 @@ from kibun.models.layers import ScaleLinear
 from kibun.models.model import KibunModel, own_weights
 from kibun.models.packed import HeadLinear, Packed, PackedTail, PackedTrunk
 from kibun.models.types import Analysis, Utterance
+
+_MADV_PAGEOUT = 21  # Linux 5.4
 
 
 class PackedModel:
@@ -38,14 +44,17 @@ class PackedModel:
         self.expected_error, self.card = model.expected_error, model.card
         self.min_samples, self.vector_size = model.min_samples, model.vector_size
         self._trunk = PackedTrunk(model.trunk, dtype)
+        _page_out(model.trunk)
         del model.trunk
         self._personality_trunk: PackedTrunk | None = None
         if model.personality_trunk is not None:
             self._personality_trunk = PackedTrunk(model.personality_trunk, dtype)
+            _page_out(model.personality_trunk)
             model.personality_trunk = None
         self._tails: dict[str, PackedTail] = {}
         for name in list(model.tails):
             self._tails[name] = PackedTail(cast(Tail, model.tails[name]), dtype)
+            _page_out(model.tails[name])
             del model.tails[name]
         self._emotion_heads = {name: _pack_head(head, dtype) for name, head in model.emotion_heads.items()}
         self.utterance_traits, self.conversation_traits = model.utterance_traits, model.conversation_traits
@@ -54,6 +63,7 @@ class PackedModel:
         for part in parts:
             if part is not None:
                 own_weights(part)
+        gc.collect()  # a convolution with weight norm refers to itself, and each weight holds the whole mapped file
 
     def analyze(self, requests: Sequence[Utterance]) -> list[Analysis]:
         """Estimate traits and emotion of each utterance; see `kibun.models.analysis.analyze`."""
@@ -93,6 +103,19 @@ class PackedModel:
 
     def _encode(self, trunk: PackedTrunk, waveforms: Sequence[Tensor], normalise: bool) -> Packed:
         return cast(Packed, trunk([normalised(waveform, normalise) for waveform in waveforms]))
+
+
+def _page_out(part: nn.Module) -> None:
+    """Let go of the memory of weights that are packed now, where they are pages of a mapped file (Linux only)."""
+    if sys.platform != "linux":
+        return
+    libc, page = ctypes.CDLL(None), mmap.PAGESIZE
+    for weight in part.parameters():
+        first = -(-weight.data_ptr() // page) * page
+        size = (weight.data_ptr() + weight.nbytes - first) // page * page
+        if weight.device.type == "cpu" and size > 0:
+            # Clean pages of a file are read again if need be; other pages keep what they hold. An old kernel refuses.
+            libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_PAGEOUT)
 
 
 def _pack_head(head: nn.Module, dtype: torch.dtype) -> nn.Module:
