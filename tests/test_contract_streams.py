@@ -248,7 +248,7 @@ async def test_an_odd_byte_is_carried_over_and_the_last_one_named(stub: Stub) ->
 
 
 @pytest.mark.parametrize(
-    ("interval_s", "expected_s"), [(None, [1, 2, 4]), (0.75, [0.75, 1.5, 2.25, 3.0, 3.75])], ids=["geometric", "fixed"]
+    ("interval_s", "expected_s"), [(None, [1, 2.5]), (0.75, [0.75, 1.5, 2.25, 3.0, 3.75])], ids=["geometric", "fixed"]
 )
 async def test_interims_come_when_due_and_before_their_final(
     stub: Stub, interval_s: float | None, expected_s: list[float]

@@ -1,7 +1,7 @@
 """`kibun bench …`. Each command measures in a module of its own, imported only when it runs."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -30,6 +30,9 @@ def serve(
     model: Annotated[
         str | None, typer.Option(help="Bundle to measure; default: HuBERT-base's size, random weights.")
     ] = None,
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], typer.Option(help="As of kibun serve; for the bare loop too.")
+    ] = "auto",
     seconds: Annotated[
         float | None, typer.Option(help="Seconds of each load: more finals, steadier percentiles.", min=1)
     ] = None,
@@ -48,9 +51,72 @@ def serve(
     try:
         if model is not None:
             resolve_bundle(model)
-        report.run(lambda: serve.measure(model, quick=quick, seconds=seconds), as_json=as_json, plot=plot)
+        report.run(
+            lambda: serve.measure(model, precision=precision, quick=quick, seconds=seconds), as_json=as_json, plot=plot
+        )
     except BundleError as error:
         report.fail(f"--model: {error}")
     except (ChildError, ServerStartError, serve.MeasurementError) as error:
         typer.echo(f"kibun bench serve: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@bench_app.command()
+def encoder(
+    quick: Quick = False,
+    as_json: Json = False,
+    plot: Plot = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+) -> None:
+    """The encoder against three full HubertModels in fp32, by length of the utterance; batches; threads.
+
+    HuBERT-base's size, random weights. --json: ratio_fp32, ratio_bf16 (medians at 5 s), max_diff_fp32 (of any frame
+    from the HubertModels), batched_diff_fp32 (together against alone), pooled_error_bf16, lengths, batch, threads,
+    gemm_tflops (this machine's peak), machine.
+    """
+    import torch
+
+    from kibun.bench import encoder, report
+
+    if device != "cpu" and not torch.cuda.is_available():
+        report.fail(f"--device {device}: this machine has no CUDA device; use cpu")
+    report.run(lambda: encoder.measure(quick=quick, device=device), as_json=as_json, plot=plot)
+
+
+@bench_app.command()
+def training(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> None:
+    """Training with a frozen trunk's frames kept on disk and batches by length, against the plain loop.
+
+    --json: ratio (both together), ratio_kept, ratio_by_length, ratio_evaluation, ratio_whole_run (filling included),
+    hours_per_hour, filling_hours_per_hour, kept_bytes_per_audio_s, loss_difference, machine; of HuBERT-base's size,
+    with --quick of a small one. sizes: the same of each size measured.
+    """
+    from kibun.bench import report, training
+
+    report.run(lambda: training.measure(quick=quick), as_json=as_json, plot=plot)
+
+
+@bench_app.command()
+def conversation(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> None:
+    """What a turn costs late in a conversation beside its first, and what a conversation weighs.
+
+    --json: turn100_over_turn1, naive_turn100_over_turn1 (all earlier utterances encoded anew, counted),
+    bytes_per_conversation (of 100 utterances; bytes_counted are those of its vectors), turns, machine; of HuBERT-base's
+    size with random weights. models: the same of it and of demo-tiny.
+    """
+    from kibun.bench import conversation, report
+
+    report.run(lambda: conversation.measure(quick=quick), as_json=as_json, plot=plot)
+
+
+@bench_app.command()
+def interim(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> None:
+    """What interims cost beside the final, by schedule, and how near the final an early estimate is.
+
+    --json: encoding_factor (time of all encodings of an utterance, final included, over one; the worst over lengths,
+    default schedule), encoding_factor_counted (in audio instead of time), schedules, error_by_share, error_by_seconds,
+    error_unheard, machine.
+    """
+    from kibun.bench import interim, report
+
+    report.run(lambda: interim.measure(quick=quick), as_json=as_json, plot=plot)

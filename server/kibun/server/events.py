@@ -34,7 +34,7 @@ class StreamOptions:
     emotion: bool = True
     personality: bool = True
     interims: bool = False
-    interim_interval: int | None = None  # samples; None: geometric times 1, 2, 4, 8 s …
+    interim_interval: int | None = None  # samples; None: geometric times 1, 2.5, 6.25, 15.6 s
     voice_activity_events: bool = False
     require_existing: bool = False
     given_traits: Traits | None = None  # None: those that the participant was given before, if any

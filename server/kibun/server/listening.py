@@ -31,8 +31,8 @@ T = TypeVar("T")
 
 BLOCK = SAMPLE_RATE_HZ // 10  # audio is segmented in blocks of 100 ms, so that interims fall due inside big chunks
 BREATH = 10 * BLOCK  # of one message; then other streams get their turn
-FIRST_INTERIM = SAMPLE_RATE_HZ  # geometric times: 1, 2, 4, 8 s … of the utterance
-INTERIM_RATIO = 2  # of one to the next; all encodings together, final included, then cost less than three of it
+FIRST_INTERIM = SAMPLE_RATE_HZ  # geometric times: 1, 2.5, 6.25, 15.6 s of the utterance
+INTERIM_RATIO = 2.5  # of one time to the next: all encodings, final included, then cost less than three of the final
 
 
 @dataclass(slots=True)
