@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 import stub_model
 
+from kibun.server import process
+from kibun.server.arena import Arena
 from kibun.server.backend import BackendError, Job, Result
 from kibun.server.batcher import Batcher
 from kibun.server.local import LocalBackend, WorkerTimes
@@ -65,6 +67,17 @@ async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
             await asyncio.sleep(0.01)
 
 
+def arenas(backend: LocalBackend) -> list[Arena]:
+    """Of the living workers."""
+    workers = [device.worker for device in backend._devices if device.worker is not None]
+    return [worker._arena for worker in workers if worker._arena is not None]
+
+
+def mapped() -> int:
+    """Arenas that this process has mapped."""
+    return Path("/proc/self/maps").read_text().count("kibun-audio")
+
+
 # --- in good health --------------------------------------------------------------------------------------------------
 
 
@@ -89,6 +102,46 @@ async def test_answers_come_in_the_order_of_the_jobs() -> None:
         outcomes = await backend.infer(jobs)
     assert [arousal(outcome) for outcome in outcomes] == pytest.approx([1 + 4 * level for level in levels])
     assert [int(outcome.vector[0]) for outcome in outcomes if isinstance(outcome, Result)] == [2] * 4
+
+
+@pytest.mark.parametrize("arena_bytes", [None, 8192])
+async def test_without_room_in_shared_memory_audio_goes_through_the_pipe(
+    arena_bytes: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "_make_arena", lambda: None if arena_bytes is None else Arena(arena_bytes))
+    async with running() as backend:
+        outcomes = await backend.infer([job(0.1), job(0.3, seconds=12.0, heard=2)])
+        (short,) = await backend.infer([job(0.7, seconds=0.05)])  # finds room, where there is an arena
+        assert len(arenas(backend)) == (arena_bytes is not None)
+        assert [arena.used for arena in arenas(backend)] == [0] * len(arenas(backend))
+    assert [arousal(outcome) for outcome in (*outcomes, short)] == pytest.approx([1.4, 2.2, 3.8])
+
+
+async def test_shared_memory_is_kept_until_the_worker_has_answered_and_then_free_again() -> None:
+    before = mapped()
+    async with running("stub?slots=2", device=["cpu", "cpu"]) as backend:
+        assert mapped() == before + 2
+        slow = asyncio.create_task(backend.infer([job(stub_model.SLOW)]))
+        await until(lambda: any(arena.used for arena in arenas(backend)))
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        assert any(arena.used for arena in arenas(backend)), "the worker still reads it"
+        outcomes = await asyncio.gather(*(backend.infer([job(n / 41)]) for n in range(1, 9)))
+        assert [arousal(o) for (o,) in outcomes] == pytest.approx([1 + 4 * n / 41 for n in range(1, 9)])
+        await until(lambda: not any(arena.used for arena in arenas(backend)))
+    assert mapped() == before
+
+
+async def test_shared_memory_of_a_killed_worker_is_given_back() -> None:
+    before = mapped()
+    async with running() as backend:
+        (poison,) = await backend.infer([job(stub_model.POISON)])
+        assert reason(poison) == "WORKER_FAILED"
+        (outcome,) = await backend.infer([job(0.1)])
+        assert arousal(outcome) == pytest.approx(1.4)
+        await until(lambda: backend.ready() and mapped() == before + 1)
+        assert [arena.used for arena in arenas(backend)] == [0]
+    assert mapped() == before
 
 
 async def test_slots_run_side_by_side() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kibun.server import wire, worker
+from kibun.server.arena import Arena, Block, attach
 from kibun.server.backend import BackendError, Job, Result
 from kibun.server.local import LocalBackend
 from kibun.server.runner import BatchRunner
@@ -41,7 +42,7 @@ def a_batch() -> wire.Batch:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 9000))
 def test_messages_survive_a_pipe_that_splits_them_anywhere(step: int) -> None:
-    frame = b"".join(wire.encode(a_batch()))
+    frame = b"".join(wire.encode(a_batch()).pieces)
     batch = wire.read_message_blocking(Drip(frame, step))  # type: ignore[arg-type]
 
     async def read_in_server() -> wire.Batch:
@@ -65,7 +66,7 @@ def test_messages_survive_a_pipe_that_splits_them_anywhere(step: int) -> None:
 
 
 def test_end_of_file_inside_a_message_is_end_of_file() -> None:
-    frame = b"".join(wire.encode(a_batch()))
+    frame = b"".join(wire.encode(a_batch()).pieces)
     for length in (0, 2, 11, len(frame) - 1):
         with pytest.raises(EOFError):
             wire.read_message_blocking(Drip(frame[:length], 1 << 16))  # type: ignore[arg-type]
@@ -73,11 +74,61 @@ def test_end_of_file_inside_a_message_is_end_of_file() -> None:
 
 def test_audio_is_not_copied_into_the_frame() -> None:
     audio = np.zeros(160_000, np.float32)
-    pieces = wire.encode(wire.Batch(1, (Job("a", audio, np.zeros((0, 4), np.float16)),)))
+    pieces = wire.encode(wire.Batch(1, (Job("a", audio, np.zeros((0, 4), np.float16)),))).pieces
     assert any(
         np.shares_memory(np.frombuffer(piece, np.uint8), audio) for piece in pieces if len(piece) == audio.nbytes
     )
     assert sum(len(piece) for piece in pieces) < audio.nbytes + 1000
+
+
+def test_what_lies_in_shared_memory_is_neither_sent_nor_copied() -> None:
+    arena = Arena()
+    shared = attach(os.dup(arena.fd))
+    frames = [wire.encode(a_batch(), arena) for _ in range(2)]
+    assert all(len(b"".join(frame.pieces)) < 1000 + a_batch().jobs[1].audio.nbytes for frame in frames)
+    for frame in frames:
+        batch = wire.read_message_blocking(io.BytesIO(b"".join(frame.pieces)), shared)
+        for sent, received in zip(a_batch().jobs, batch.jobs, strict=True):
+            np.testing.assert_array_equal(received.audio, sent.audio)
+            np.testing.assert_array_equal(received.history, sent.history)
+        assert np.shares_memory(batch.jobs[0].audio, np.frombuffer(shared, np.uint8))
+        assert batch.jobs[0].audio.flags.writeable, "torch asks for writable memory"
+    for frame in frames:
+        assert frame.block is not None
+        arena.free(frame.block)
+    assert arena.used == 0
+    arena.close()
+
+
+def test_where_the_arena_is_full_a_message_goes_whole() -> None:
+    arena = Arena(4096)
+    frame = wire.encode(a_batch(), arena)
+    assert frame.block is None
+    assert arena.used == 0
+    batch = wire.read_message_blocking(io.BytesIO(b"".join(frame.pieces)), attach(os.dup(arena.fd)))
+    np.testing.assert_array_equal(batch.jobs[0].audio, a_batch().jobs[0].audio)
+    arena.close()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(1, 3000), min_size=1, max_size=3), st.integers(0, 5)), max_size=40))
+def test_blocks_never_overlap_and_leave_no_gap(steps: list[tuple[list[int], int]]) -> None:
+    arena, held = Arena(8192), list[tuple[Block, list[bytes]]]()
+    shared = attach(os.dup(arena.fd))
+    for number, (sizes, release) in enumerate(steps):
+        contents = [bytes([number % 251]) * size for size in sizes]
+        block = arena.put([memoryview(content) for content in contents])
+        if block is not None:
+            held.append((block, contents))
+        for kept, filled in held:
+            assert [shared[at : at + len(c)] for at, c in zip(kept.offsets, filled, strict=True)] == filled
+        if held and release < len(held):
+            arena.free(held.pop(release)[0])
+    for kept, _ in held:
+        arena.free(kept)
+    assert arena.used == 0
+    assert arena.put([memoryview(bytes(8192))]) is not None, "all of it is one piece again"
+    arena.close()
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

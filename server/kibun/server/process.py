@@ -1,7 +1,8 @@
 """The server's handle of one worker process: spawn it, wait until it is ready, hand it batches, notice its death.
 
 Everything happens on the event loop; nothing blocks it. Requests go to the worker's stdin, answers come from its
-stdout, so either side's death is the other's end of file, at once. The worker leads a process group of its own:
+stdout, so either side's death is the other's end of file, at once. Audio lies in memory shared with the worker, see
+`arena`; where there is none or it is full, audio goes the way of the rest. The worker leads a process group of its own:
 Ctrl-C in a terminal does not reach it. It is a plain subprocess and not one of multiprocessing's, as that would run
 the main module of the embedding program again.
 """
@@ -11,10 +12,11 @@ import contextlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from kibun.server.arena import Arena, Block
 from kibun.server.backend import BackendError, Job, Result
-from kibun.server.wire import Answers, Batch, LoadFailed, LoadOptions, Ready, encode, read_message
+from kibun.server.wire import Answers, Batch, Frame, LoadFailed, LoadOptions, Ready, encode, read_message
 
 _log = logging.getLogger(__name__)
 
@@ -34,13 +36,15 @@ class WorkerDied(Exception):
 class _Pending:
     future: asyncio.Future[list[Result | BackendError]]
     deadline: asyncio.TimerHandle
+    block: Block | None  # of the arena; the worker may read it until it has answered
 
 
 class WorkerProcess:
     """One life of one worker; made by `spawn`, never restarted."""
 
-    def __init__(self, process: asyncio.subprocess.Process, on_change: Callable[[], None]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, arena: Arena | None, on_change: Callable[[], None]) -> None:
         self._process = process
+        self._arena = arena
         self._on_change = on_change
         self._pending: dict[int, _Pending] = {}
         self._batches = 0
@@ -55,16 +59,22 @@ class WorkerProcess:
         `on_change` is called after each answer and after the worker's death.
         Raises BackendError LOAD_FAILED with the worker's own message.
         """
+        arena = _make_arena()
+        fds = () if arena is None else (arena.fd,)
         try:
             process = await asyncio.create_subprocess_exec(
-                *_COMMAND, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, process_group=0
+                *_COMMAND, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, process_group=0, pass_fds=fds
             )
-        except OSError as error:
-            raise BackendError("LOAD_FAILED", f"cannot start a process: {error}") from error
-        worker = cls(process, on_change)
+        except BaseException as error:
+            if arena is not None:
+                arena.close()
+            if isinstance(error, OSError):
+                raise BackendError("LOAD_FAILED", f"cannot start a process: {error}") from error
+            raise
+        worker = cls(process, arena, on_change)
         try:
             async with asyncio.timeout(timeout_s):
-                worker._send(options)
+                worker._send(encode(replace(options, arena_fd=None if arena is None else arena.fd)))
                 worker.info = await worker._handshake()
         except TimeoutError:
             raise BackendError("LOAD_FAILED", f"the worker was not ready within {timeout_s:g} s") from None
@@ -103,9 +113,11 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         self._batches += 1
         number = self._batches
-        pending = _Pending(loop.create_future(), loop.call_later(timeout_s, self._kill_late, number, timeout_s))
+        frame = encode(Batch(number, tuple(jobs)), self._arena)
+        deadline = loop.call_later(timeout_s, self._kill_late, number, timeout_s)
+        pending = _Pending(loop.create_future(), deadline, frame.block)
         self._pending[number] = pending
-        self._send(Batch(number, tuple(jobs)))
+        self._send(frame)
         return await pending.future
 
     async def close(self, *, grace_s: float) -> None:
@@ -127,10 +139,10 @@ class WorkerProcess:
         assert self._process.stdout is not None
         return self._process.stdout
 
-    def _send(self, message: object) -> None:
+    def _send(self, frame: Frame) -> None:
         # No drain(): what is unsent is bounded by the batches in flight. Writing to a dead worker is noticed as
         # the end of its stdout.
-        self._stdin.writelines(encode(message))
+        self._stdin.writelines(frame.pieces)
 
     async def _handshake(self) -> Ready:
         try:
@@ -149,6 +161,8 @@ class WorkerProcess:
                 answers: Answers = await read_message(self._stdout)
                 pending = self._pending.pop(answers.number)
                 pending.deadline.cancel()
+                if self._arena is not None and pending.block is not None:
+                    self._arena.free(pending.block)
                 if not pending.future.done():  # done: cancelled by its caller
                     pending.future.set_result(list(answers.results))
                 self._on_change()
@@ -167,6 +181,8 @@ class WorkerProcess:
         except TimeoutError:
             self._kill()
             await self._process.wait()
+        if self._arena is not None:
+            self._arena.close()
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -186,3 +202,11 @@ class WorkerProcess:
     def _kill_late(self, number: int, timeout_s: float) -> None:
         _log.error("worker %d: batch %d not answered within %.1f s; killed", self.pid, number, timeout_s)
         self._kill()
+
+
+def _make_arena() -> Arena | None:
+    try:
+        return Arena()
+    except OSError as error:
+        _log.info("audio goes through a pipe, not shared memory: %s", error)
+        return None

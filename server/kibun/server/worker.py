@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from kibun.server.arena import attach
 from kibun.server.backend import BackendError, Job, ModelInfo, Result
 from kibun.server.runner import BatchRunner, DeviceLost, LoadedModels, Loader
 from kibun.server.wire import (
@@ -99,10 +100,11 @@ def _serve(options: LoadOptions, requests: BinaryIO, answers: BinaryIO) -> None:
         _log.exception("loading failed")
         send(LoadFailed(f"unexpected {type(error).__name__} while loading: {error}"))
         return
+    arena = None if options.arena_fd is None else attach(options.arena_fd)
     infos = tuple(model.info for model in loaded.models)
     send(Ready(infos, loaded.slots, loaded.batch_s, loaded.device))
     while True:
-        batch: Batch = read_message_blocking(requests)
+        batch: Batch = read_message_blocking(requests, arena)
         pool.submit(_answer, runner, batch, send)
 
 
@@ -127,7 +129,7 @@ class _Sender:
 
     def __call__(self, message: object) -> None:
         with self._lock:
-            for piece in encode(message):
+            for piece in encode(message).pieces:
                 view = memoryview(piece).cast("B")
                 while view:
                     view = view[self._stream.write(view) :]
