@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import stub_model
 
-from kibun.server import process
-from kibun.server.arena import Arena
+from kibun.server.arena import ARENA_BYTES, Arena
 from kibun.server.backend import BackendError, Job, Result
 from kibun.server.batcher import Batcher
 from kibun.server.local import LocalBackend, WorkerTimes
@@ -26,9 +25,11 @@ PATIENT = WorkerTimes(start_s=20, batch_s=30, queue_s=10, close_s=1, backoff_fir
 
 @asynccontextmanager
 async def running(
-    *models: str, times: WorkerTimes = PATIENT, device: str | list[str] = "cpu"
+    *models: str, times: WorkerTimes = PATIENT, device: str | list[str] = "cpu", arena_bytes: int = ARENA_BYTES
 ) -> AsyncIterator[LocalBackend]:
-    backend = LocalBackend(models or ["stub"], loader="stub_model:load", times=times, device=device)
+    backend = LocalBackend(
+        models or ["stub"], loader="stub_model:load", times=times, device=device, arena_bytes=arena_bytes
+    )
     await backend.start()
     try:
         yield backend
@@ -104,15 +105,12 @@ async def test_answers_come_in_the_order_of_the_jobs() -> None:
     assert [int(outcome.vector[0]) for outcome in outcomes if isinstance(outcome, Result)] == [2] * 4
 
 
-@pytest.mark.parametrize("arena_bytes", [None, 8192])
-async def test_without_room_in_shared_memory_audio_goes_through_the_pipe(
-    arena_bytes: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "_make_arena", lambda: None if arena_bytes is None else Arena(arena_bytes))
-    async with running() as backend:
+@pytest.mark.parametrize("arena_bytes", [0, 8192])
+async def test_without_room_in_shared_memory_audio_goes_through_the_pipe(arena_bytes: int) -> None:
+    async with running(arena_bytes=arena_bytes) as backend:
         outcomes = await backend.infer([job(0.1), job(0.3, seconds=12.0, heard=2)])
         (short,) = await backend.infer([job(0.7, seconds=0.05)])  # finds room, where there is an arena
-        assert len(arenas(backend)) == (arena_bytes is not None)
+        assert len(arenas(backend)) == (arena_bytes > 0)
         assert [arena.used for arena in arenas(backend)] == [0] * len(arenas(backend))
     assert [arousal(outcome) for outcome in (*outcomes, short)] == pytest.approx([1.4, 2.2, 3.8])
 

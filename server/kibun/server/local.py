@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from kibun.server.arena import ARENA_BYTES
 from kibun.server.backend import BackendError, Job, ModelInfo, Result
 from kibun.server.process import EXIT_GRACE_S, WorkerDied, WorkerProcess
 from kibun.server.wire import LoadOptions
@@ -63,6 +64,7 @@ class LocalBackend:
         precision: Literal["auto", "fp32", "bf16"] = "auto",
         loader: str = "kibun.server.worker:load_models",
         times: WorkerTimes | None = None,
+        arena_bytes: int = ARENA_BYTES,
     ) -> None:
         """Describe the workers; `start` starts them.
 
@@ -71,9 +73,11 @@ class LocalBackend:
         threads: inference threads per worker; None: one per usable core on a CPU.
         precision: of matrix products; see kibun.models.precision.
         loader: what the worker calls to load, "module:function" (see runner.Loader).
+        arena_bytes: memory shared with each worker for audio; 0: all of it goes through a pipe.
         """
         devices = [device] if isinstance(device, str) else list(device)
         self._times = times or WorkerTimes()
+        self._arena_bytes = arena_bytes
         self._devices = [
             _Device(
                 LoadOptions(
@@ -258,7 +262,10 @@ class LocalBackend:
 
     async def _spawn(self, device: _Device) -> None:
         device.worker = await WorkerProcess.spawn(
-            device.options, timeout_s=self._times.start_s, on_change=self._announce
+            device.options,
+            timeout_s=self._times.start_s,
+            on_change=self._announce,
+            arena_bytes=self._arena_bytes,
         )
         _log.info("worker %d is ready on %s", device.worker.pid, device.worker.info.device)
         self._announce()

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kibun.server.arena import Arena, Block
+from kibun.server.arena import ARENA_BYTES, Arena, Block
 from kibun.server.backend import BackendError, Job, Result
 from kibun.server.wire import Answers, Batch, Frame, LoadFailed, LoadOptions, Ready, encode, read_message
 
@@ -53,13 +53,15 @@ class WorkerProcess:
         self.alive = True
 
     @classmethod
-    async def spawn(cls, options: LoadOptions, *, timeout_s: float, on_change: Callable[[], None]) -> "WorkerProcess":
+    async def spawn(
+        cls, options: LoadOptions, *, timeout_s: float, on_change: Callable[[], None], arena_bytes: int = ARENA_BYTES
+    ) -> "WorkerProcess":
         """Start a process and wait for its handshake.
 
-        `on_change` is called after each answer and after the worker's death.
+        `on_change` is called after each answer and after the worker's death. `arena_bytes`: shared memory, or 0.
         Raises BackendError LOAD_FAILED with the worker's own message.
         """
-        arena = _make_arena()
+        arena = _make_arena(arena_bytes)
         fds = () if arena is None else (arena.fd,)
         try:
             process = await asyncio.create_subprocess_exec(
@@ -204,9 +206,9 @@ class WorkerProcess:
         self._kill()
 
 
-def _make_arena() -> Arena | None:
+def _make_arena(size: int) -> Arena | None:
     try:
-        return Arena()
+        return Arena(size) if size else None
     except OSError as error:
         _log.info("audio goes through a pipe, not shared memory: %s", error)
         return None
