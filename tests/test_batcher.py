@@ -401,6 +401,27 @@ async def test_who_is_served_follows_from_how_long_a_final_would_wait() -> None:
     assert batcher.admits(running=False), "somebody is always served"
 
 
+@pytest.mark.parametrize("failure", [None, BackendError("WORKER_FAILED", "died"), "one job"])
+async def test_costs_are_measured_before_any_stream_comes(failure: BackendError | str | None) -> None:
+    clock = Clock()
+
+    class Timed(FakeBackend):
+        async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+            clock.now += 0.01 * sum(job.seconds for job in jobs) + 0.2
+            if isinstance(failure, BackendError):
+                raise failure
+            answer = BackendError("MODEL_FAILED", "raised") if failure else Result(np.zeros(4, np.float16))
+            return [answer] * len(jobs)
+
+    cost = CostModel()
+    await Batcher(Timed(), clock=clock, cost=cost).measure(ModelInfo("stub", "1", 4))
+    if failure is None:
+        assert cost.expect(1.0) == pytest.approx(0.21, rel=0.05)
+        assert cost.per_batch_s == pytest.approx(0.2, rel=0.1)
+    else:
+        assert cost.expect(1.0) == CostModel().expect(1.0), "what failed tells nothing"
+
+
 async def test_streams_take_room_before_they_speak_and_silent_ones_give_it_back() -> None:
     clock = Clock()
     batcher = Batcher(FakeBackend(slots=2), clock=clock, cost=costing(0.19, 0.0))

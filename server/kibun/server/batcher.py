@@ -218,7 +218,9 @@ class Batcher:
                 job, times_s = Job(model.name, audio, history, given), []
                 for _ in range(2):  # either may be delayed by whatever else starts now
                     began = self._clock()
-                    await self._backend.infer([job])
+                    (outcome,) = await self._backend.infer([job])
+                    if isinstance(outcome, BackendError):
+                        raise outcome
                     times_s.append(self._clock() - began)
                 self._cost.observe(job.seconds, min(times_s))
 
