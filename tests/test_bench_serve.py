@@ -44,8 +44,10 @@ def test_material_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_served_and_bare_analyse_the_same_and_alike(demo_server: ServerProcess) -> None:
     order = [0, 1, 2, 1, 0, 2]
     served = Clients(demo_server.target, UTTERANCES).handle("push", order=order, streams=3)
+    idle = Clients(demo_server.target, UTTERANCES).handle("push", order=[0], streams=2)
+    assert (idle["streams"], idle["finals"]) == (2, [(0, LENGTHS[0])])
     bare = Bare(UTTERANCES)
-    assert bare.handle("load", model="demo-tiny")["threads"] >= 1
+    assert bare.handle("load", model="demo-tiny", precision="fp32")["threads"] >= 1
     estimates = bare.handle("run", order=order)["estimates"]
     assert sorted(served["finals"]) == sorted((index, LENGTHS[index]) for index in order)
     assert set(served["first_turns"]) <= set(estimates) == {0, 1, 2}
@@ -73,7 +75,7 @@ def _heard(**what: Any) -> dict[str, Any]:
 
 def _measured(latencies: tuple[Latency, ...]) -> Measured:
     throughput = Throughput(10.0, 5, 2, 8, 6.0, 5.7, 0.95, (0.94, 0.95, 0.96), 0.3, 0.3, 0.02, 0.01, 0.0)
-    return Measured("a model", Start(5.0, 70.0, 900.0), throughput, latencies)
+    return Measured("a model", "cpu", "fp32", Start(5.0, 70.0, 900.0), throughput, latencies)
 
 
 def test_report_gives_the_figures_at_60_percent_and_under_overload() -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,6 +21,8 @@ from kibun.server.backend import Job
 from kibun.server.runner import LoadedModels
 from kibun.server.wire import LoadOptions
 from kibun.server.worker import load_models
+
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 def base_size(folder: str) -> dict[str, Any]:
@@ -66,12 +68,13 @@ class Bare:
         }
         return actions[what](**details)
 
-    def load(self, model: str) -> dict[str, Any]:
-        """As the worker of `kibun serve --allow-untrained` loads it."""
-        options = LoadOptions(loader="", models=(model,), allow_untrained=True)
+    def load(self, model: str, precision: Precision) -> dict[str, Any]:
+        """As the worker of `kibun serve --allow-untrained --precision PRECISION` loads it."""
+        options = LoadOptions(loader="", models=(model,), allow_untrained=True, precision=precision)
         self._loaded = None  # the memory of the last one
         self._loaded = load_models(options)
-        return {"threads": self._loaded.slots, "device": self._loaded.device}
+        info = self._loaded.models[0].info
+        return {"threads": self._loaded.slots, "device": self._loaded.device, "precision": info.precision}
 
     def run(self, order: list[int]) -> dict[str, Any]:
         """Analyse utterances in this order. Returns seconds, CPU seconds, and [valence, arousal] of each utterance."""

@@ -121,7 +121,7 @@ class Clients:
             if reply.HasField("utterance_result"):
                 heard.take(sent[0], reply, first=first)
                 first = False
-            elif reply.HasField("turn_result"):
+            elif reply.HasField("turn_result") and sent:  # a stream that came too late for work gets an empty turn
                 sent.popleft()
                 ahead.release()
         await sending

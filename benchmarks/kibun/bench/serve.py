@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kibun.bench import material
+from kibun.bench.bare import Precision
 from kibun.bench.child import Child, children, cpu_seconds, peak_mb
 from kibun.bench.report import Report
 from kibun.client.server_process import ServerProcess
@@ -53,7 +54,7 @@ class Plan:
     starts: int
 
 
-FULL = Plan(utterances=16, longest_s=8.5, rounds=3, phase_s=8.0, load_s=40.0, starts=2)
+FULL = Plan(utterances=16, longest_s=8.5, rounds=3, phase_s=5.0, load_s=40.0, starts=2)
 QUICK = Plan(utterances=6, longest_s=2.0, rounds=2, phase_s=1.0, load_s=4.0, starts=1)
 
 
@@ -115,15 +116,20 @@ class Measured:
     """All of one model."""
 
     name: str
+    device: str
+    precision: str  # and why
     start: Start
     throughput: Throughput
     latencies: tuple[Latency, ...]  # LOADS and OVERLOAD, or none
 
 
-def measure(model: str | None = None, *, quick: bool = False, seconds: float | None = None) -> Report:
+def measure(
+    model: str | None = None, *, precision: Precision = "auto", quick: bool = False, seconds: float | None = None
+) -> Report:
     """Measure a bundle, and demo-tiny's start and throughput beside it.
 
     model: path or name; None: HuBERT-base's size with three tails and random weights.
+    precision: as of `kibun serve`, for the bare loop too.
     seconds: in which the utterances of 60 % load or overload end, half of it for the others; None: 40, quick 4.
     Raises ChildError, ServerStartError or MeasurementError.
     """
@@ -137,7 +143,7 @@ def measure(model: str | None = None, *, quick: bool = False, seconds: float | N
             machine = bare.ask("describe")
             if model is None:
                 bare.ask("base_size", folder=str(bundle))
-            bench = _Bench(plan, [len(pcm) / material.RATE_HZ for pcm in utterances], stored, bare)
+            bench = _Bench(plan, precision, [len(pcm) / material.RATE_HZ for pcm in utterances], stored, bare)
             main = bench.model(model or BASE, model or str(bundle), latency=True)
             beside = [] if model == TINY else [bench.model(TINY, TINY, latency=False)]
     return _report([main, *beside], machine, counted=model is None)
@@ -146,27 +152,28 @@ def measure(model: str | None = None, *, quick: bool = False, seconds: float | N
 class _Bench:
     """The plan, the utterances and the bare loop, for one model after the other."""
 
-    def __init__(self, plan: Plan, lengths_s: Sequence[float], stored: Path, bare: Child) -> None:
+    def __init__(self, plan: Plan, precision: Precision, lengths_s: Sequence[float], stored: Path, bare: Child) -> None:
         self._plan = plan
+        self._precision = precision
         self._lengths_s = lengths_s
         self._stored = stored
         self._bare = bare
 
     def model(self, name: str, bundle: str, *, latency: bool) -> Measured:
-        threads: int = self._bare.ask("load", model=bundle)["threads"]
+        loaded = self._bare.ask("load", model=bundle, precision=self._precision)
         server, serving_after_s = self._started(bundle)
         with server, Child("kibun.bench.load", server.target, str(self._stored)) as clients:
-            throughput = self._throughput(server, clients, threads)
+            throughput = self._throughput(server, clients, loaded["threads"])
             latencies = self._latencies(clients, throughput.served) if latency else ()
             workers = children(server.pid)
             start = Start(serving_after_s, peak_mb(server.pid), sum(map(peak_mb, workers)))
-        return Measured(name, start, throughput, latencies)
+        return Measured(name, loaded["device"], loaded["precision"], start, throughput, latencies)
 
     def _started(self, bundle: str) -> tuple[ServerProcess, float]:
         """A server that serves, and the median time that took."""
         seconds = []
         while True:
-            server = ServerProcess(bundle, ["--allow-untrained"])
+            server = ServerProcess(bundle, ["--allow-untrained", "--precision", self._precision])
             begin = time.perf_counter()
             server.start()
             seconds.append(time.perf_counter() - begin)
@@ -311,6 +318,8 @@ def _report(models: Sequence[Measured], machine: dict[str, Any], *, counted: boo
     payload = {
         "machine": machine,
         "model": main.name,
+        "device": main.device,
+        "precision": main.precision,
         "served_over_bare": main.throughput.served_over_bare,
         "final_latency_ms": {"p50": calm.p50, "p95": calm.p95, "p99": calm.p99},
         "refused": over.refused / over.offered,
@@ -346,12 +355,13 @@ def _throughput_table(models: Sequence[Measured], machine: dict[str, Any], *, co
         found = one.throughput
         limit = _limit(found, machine) if counted and one is models[0] else {}
         cells: list[float | None] = [found.bare, found.served, found.served_over_bare, found.per_core]
-        cells += [limit.get("gflops_per_core"), limit.get("share_of_gemm_fp32")]
+        cells += [limit.get("gflops_per_core"), limit.get("share_of_gemm_fp32"), limit.get("share_of_gemm_bf16")]
         rows.append(Row(one.name, (*map(Cell, cells), Cell(f"{found.max_diff:.1e}"))))
     main = models[0].throughput
     notes = (
         f"{main.threads} inference threads, {main.streams} streams, {main.utterances} utterances of"
         f" {main.audio_s:.0f} s in all, {len(main.rounds)} rounds in turn; the target is a ratio of at least 0.95",
+        *(f"{one.name} on {one.device}: {one.precision}" for one in models),
         f"GFLOP/s: {GFLOP_PER_AUDIO_S:.1f} GFLOP per second of audio are counted (one HuBERT-base 14.3, trunk and three"
         " tails 1.57 of it), the time is measured",
         f"one thread's largest matrix product: {1000 * machine['gemm_tflops_fp32']:.0f} GFLOP/s fp32,"
@@ -359,7 +369,9 @@ def _throughput_table(models: Sequence[Measured], machine: dict[str, Any], *, co
         "difference: largest of valence and arousal between bare and served",
     )
     columns = ("audio seconds per second", "bare", "served", "served / bare", "bare, per core", "GFLOP/s per core")
-    return Table("Served against bare", (*columns, "of fp32 product", "difference"), tuple(rows), notes)
+    return Table(
+        "Served against bare", (*columns, "of fp32 product", "of bf16 product", "difference"), tuple(rows), notes
+    )
 
 
 def _cpu_table(models: Sequence[Measured]) -> Table:
