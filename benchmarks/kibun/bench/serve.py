@@ -118,6 +118,7 @@ class Measured:
     name: str
     device: str
     precision: str  # and why
+    longest_s: float  # of the utterances
     start: Start
     throughput: Throughput
     latencies: tuple[Latency, ...]  # LOADS and OVERLOAD, or none
@@ -167,7 +168,7 @@ class _Bench:
             latencies = self._latencies(clients, throughput.served) if latency else ()
             workers = children(server.pid)
             start = Start(serving_after_s, peak_mb(server.pid), sum(map(peak_mb, workers)))
-        return Measured(name, loaded["device"], loaded["precision"], start, throughput, latencies)
+        return Measured(name, loaded["device"], loaded["precision"], max(self._lengths_s), start, throughput, latencies)
 
     def _started(self, bundle: str) -> tuple[ServerProcess, float]:
         """A server that serves, and the median time that took."""
@@ -403,6 +404,8 @@ def _latency_table(main: Measured, ratio: float | None) -> Table:
         f"load: audio offered, of the {main.throughput.served:.1f} s per second served above; spoken at the pace of"
         " speech, a stream each, ends as a Poisson process, whatever has become of the others",
         "latency: from when end_of_turn was due, the clients' own lateness included, to the final's arrival, ms",
+        f"at the bare loop's pace the longest utterance, {main.longest_s:.1f} s, takes"
+        f" {1000 * main.longest_s / main.throughput.per_core:.0f} ms on its thread",
     ]
     if ratio is not None:
         notes.append(
