@@ -88,7 +88,7 @@ def training(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> 
     """Training with a frozen trunk's frames kept on disk and batches by length, against the plain loop.
 
     --json: ratio (both together), ratio_kept, ratio_by_length, ratio_evaluation, ratio_whole_run (filling included),
-    hours_per_hour, filling_hours_per_hour, kept_bytes_per_audio_s, loss_difference, machine; of HuBERT-base's size,
+    filling_over_plain_epoch, hours_per_hour, kept_bytes_per_audio_s, loss_difference, machine; of HuBERT-base's size,
     with --quick of a small one. sizes: the same of each size measured.
     """
     from kibun.bench import report, training
