@@ -120,3 +120,28 @@ def interim(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> N
     from kibun.bench import interim, report
 
     report.run(lambda: interim.measure(quick=quick), as_json=as_json, plot=plot)
+
+
+@bench_app.command()
+def front(
+    quick: Quick = False,
+    as_json: Json = False,
+    plot: Plot = None,
+    streams: Annotated[int | None, typer.Option(help="Streams at a time to each of two servers.", min=1)] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds of each window.", min=1)] = None,
+) -> None:
+    """CPU of the server's own process per live stream at 8, 16 and 48 kHz, beside an empty gRPC handler.
+
+    Linux only. --json: core_share_per_stream (cores, at 16 kHz), us_per_chunk (of 100 ms), empty_us_per_chunk (of the
+    empty handler), ratio_to_empty, rates (the same of each rate), loop_lag_ms (p50, p99, max of the event loop under
+    load), loop_lag_idle_ms, handover (an utterance to the worker through shared memory and through a pipe), machine.
+    """
+    from kibun.bench import front, report
+    from kibun.bench.child import ChildError
+    from kibun.client.server_process import ServerStartError
+
+    try:
+        report.run(lambda: front.measure(quick=quick, streams=streams, seconds=seconds), as_json=as_json, plot=plot)
+    except (ChildError, ServerStartError) as error:
+        typer.echo(f"kibun bench front: {error}", err=True)
+        raise typer.Exit(1) from error
