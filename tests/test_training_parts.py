@@ -499,7 +499,7 @@ def test_an_interrupted_write_leaves_nothing(world: Path, tmp_path: Path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("kibun.training.trunk_cache.os.fsync", full)
-    with pytest.raises(ConfigError, match="No space left on device; free some"):
+    with pytest.raises(ConfigError, match="No space left on device; make room"):
         fill(cache, kibun, utterances.to_keep())
     assert not list(cache.folder.iterdir())
 
@@ -515,6 +515,13 @@ def test_a_disk_with_too_little_room_is_said_before_anything_is_computed(
     with pytest.raises(ConfigError, match=r"5 utterances need .* the disk has .*training\.trunk_cache = 'off'"):
         fill(cache, kibun, utterances.to_keep())
     assert not list(cache.folder.iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_said(world: Path, tmp_path: Path) -> None:
+    kibun, utterances = task_model(world, "ser").kibun, some_utterances(world, 1)
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(ConfigError, match=r"trunk_cache: .*/file/.* cannot be made \(Not a directory\); make room"):
+        fill(TrunkCache(tmp_path / "file", kibun), kibun, utterances.to_keep())
 
 
 def test_frames_that_do_not_fit_are_refused(world: Path, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def fill(
         say: is told how much disk the entries take.
 
     Raises:
-        ConfigError: there is too little room on the disk; nothing was written.
+        ConfigError: there is too little room on the disk, or no folder can be made; nothing was written.
     """
     missing = list({sound: wave for sound, wave in sounds if not cache.has(sound)}.items())
     _make_room(cache, {sound for sound, _ in sounds}, {sound for sound, _ in missing}, say)
@@ -170,14 +170,17 @@ def why_off(config: RunConfig) -> str | None:
 
 
 _FIX = (
-    'free some, name a folder on another disk (training.trunk_cache = "/disk/folder"), halve what is kept'
+    'make room, name a folder on another disk (training.trunk_cache = "/disk/folder"), halve what is kept'
     " (training.trunk_cache_dtype = 'float16'), or compute the frames every epoch (training.trunk_cache = 'off')"
 )
 
 
 def _make_room(cache: TrunkCache, wanted: set[Sound], missing: set[Sound], say: Callable[[str], None]) -> None:
     """Say what the cache will take; ConfigError where the disk has less."""
-    cache.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"training.trunk_cache: {cache.folder} cannot be made ({error.strerror}); {_FIX}") from error
     for left in cache.folder.glob(f"*{PART}"):
         try:
             if time.time() - left.stat().st_mtime > PART_LIFE_S:
