@@ -12,6 +12,7 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -99,13 +100,18 @@ class Costs:
         sums = [sum(times) for times in zip(finals, *interims, strict=True)]
         return float(statistics.median(whole / final for whole, final in zip(sums, finals, strict=True)))
 
+    @cached_property
+    def line(self) -> tuple[float, float]:
+        """Seconds per second of audio and seconds per encoding: least squares of the relative error of the medians."""
+        lengths = np.array(list(self.rounds))
+        times = np.array([statistics.median(taken) for taken in self.rounds.values()])
+        slope, fixed = np.polyfit(lengths, times, 1, w=1 / times)
+        return float(slope), float(fixed)
+
     def expected_s(self, audio_s: float) -> float:
-        """Between measured lengths, a straight line; beyond them, the outermost two's."""
-        lengths = sorted(self.rounds)
-        times = [statistics.median(self.rounds[length]) for length in lengths]
-        index = min(max(int(np.searchsorted(lengths, audio_s)), 1), len(lengths) - 1)
-        slope = (times[index] - times[index - 1]) / (lengths[index] - lengths[index - 1])
-        return times[index] + slope * (audio_s - lengths[index])
+        """Seconds of one encoding on that line."""
+        per_audio_s, per_encoding_s = self.line
+        return per_audio_s * audio_s + per_encoding_s
 
     def factor(self, schedule: Schedule, length_s: float) -> float:
         """Expected time of all encodings over that of the final."""
@@ -142,6 +148,8 @@ def measure(*, quick: bool) -> Report:
         "encoding_factor_doubling": max(other.values()),
         "encoding_factor_counted": max(counted_factor(DEFAULT, length) for length in DEFAULT.worst_s()),
         "encoding_s": {f"{length:g}": statistics.median(times) for length, times in sorted(costs.rounds.items())},
+        "seconds_per_audio_s": costs.line[0],
+        "seconds_per_encoding": costs.line[1],
         "schedules": [_schedule_as_json(schedule, costs) for schedule in SCHEDULES],
         "error_by_share": {f"{share:g}": vars(error) for share, error in by_share.items()},
         "error_by_seconds": {f"{heard:g}": vars(error) for heard, error in by_seconds.items()},
@@ -151,7 +159,7 @@ def measure(*, quick: bool) -> Report:
     }
     tables = (
         *(_worst_table(schedule, found, precision) for schedule, found in ((DEFAULT, worst), (OTHER, other))),
-        _schedule_table(payload["schedules"]),
+        _schedule_table(payload["schedules"], costs),
         _error_table("Error against the share heard", "share", by_share, spread),
         _error_table("Error against the seconds heard", "seconds", by_seconds, spread),
     )
@@ -265,7 +273,7 @@ def _worst_table(schedule: Schedule, worst: Mapping[float, float], precision: st
     )
 
 
-def _schedule_table(schedules: Sequence[Mapping[str, Any]]) -> Table:
+def _schedule_table(schedules: Sequence[Mapping[str, Any]], costs: Costs) -> Table:
     names = ("worst_counted", "worst", "mean", "at_10_s", "last_heard")
     rows = [Row(entry["schedule"], tuple(Cell(entry[name]) for name in names)) for entry in schedules]
     return Table(
@@ -273,8 +281,8 @@ def _schedule_table(schedules: Sequence[Mapping[str, Any]]) -> Table:
         ("interims", "worst, counted", "worst", "mean", "at 10 s", "heard by the last"),
         tuple(rows),
         (
-            f"Worst of all lengths up to {LONGEST_S:g} s; counted in audio, the rest from the measured encodings by"
-            " straight lines between them.",
+            f"Worst of all lengths up to {LONGEST_S:g} s; counted in audio, the rest in time, by the straight line"
+            f" through what was measured: {costs.line[0]:.3f} s per second of audio and {costs.line[1]:.3f} s each.",
             "Mean over lengths from 0.8 to 15 s, evenly spread on a log scale.",
             "Heard by the last: share of an utterance that its last interim had heard, mean over the same lengths.",
         ),
@@ -309,7 +317,7 @@ def _draw(costs: Costs, by_share: Mapping[float, Errors], spread: Errors) -> Fig
     from kibun.training.plots import _COLOURS, _MARKERS, _STYLE
 
     with matplotlib.rc_context(_STYLE):
-        drawn = Figure(figsize=(12.6, 4.8), layout="constrained")
+        drawn = Figure(figsize=(12.6, 5.6), layout="constrained")
         cost, error = drawn.subplots(1, 2)
         lengths = np.arange(0.5, LONGEST_S + 0.01, 0.05)
         shown = [Schedule(0.5), Schedule(1.0), *(s for s in SCHEDULES if s.first_s == 1 and s.ratio in (2.0, 4.0))]
@@ -321,7 +329,7 @@ def _draw(costs: Costs, by_share: Mapping[float, Errors], spread: Errors) -> Fig
         cost.axhline(LIMIT, color=_COLOURS[5], linewidth=1.2, linestyle=":", label=f"limit: {LIMIT:g}")
         cost.set(xlabel="length of the utterance (s)", ylabel="time of all encodings / of one", ylim=(0, 12))
         cost.set_title("What interims cost, final included", loc="left")
-        cost.legend(loc="upper left", frameon=False, fontsize=11)
+        cost.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=11)
         shares = [0.0, *(100 * share for share in by_share), 100.0]
         for index, kind in enumerate(("valence", "arousal", "traits")):
             unheard = getattr(spread, kind)
@@ -331,5 +339,5 @@ def _draw(costs: Costs, by_share: Mapping[float, Errors], spread: Errors) -> Fig
         error.axvline(100 / DEFAULT.ratio, color="black", linewidth=1.2, linestyle=":", label="least heard, default")
         error.set(xlabel="share of the utterance heard (%)", ylabel="error / error of an unheard guess", ylim=(0, None))
         error.set_title(f"demo-tiny, {spread.utterances} utterances (synthetic)", loc="left")
-        error.legend(loc="upper right", frameon=False, fontsize=11)
+        error.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=11)
     return drawn
