@@ -79,7 +79,7 @@ class TrunkCache:
         """Whether its entry is there, whole."""
         try:
             return self.file(sound).stat().st_size == self.size(sound)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def read(self, sound: Sound) -> Tensor:
