@@ -29,7 +29,7 @@ from kibun.server.stream import Stream
 
 T = TypeVar("T")
 
-BLOCK = SAMPLE_RATE_HZ // 10  # audio is segmented in blocks of 100 ms, so that interims fall due inside big chunks
+BLOCK = SAMPLE_RATE_HZ // 10  # audio is segmented in blocks of 100 to 200 ms: interims fall due inside big chunks
 BREATH = 10 * BLOCK  # of one message; then other streams get their turn
 FIRST_INTERIM = SAMPLE_RATE_HZ  # geometric times: 1, 2.5, 6.25, 15.6 s of the utterance
 INTERIM_RATIO = 2.5  # of one time to the next: all encodings, final included, then cost less than three of the final
@@ -159,8 +159,9 @@ class Listener:
     async def _hear(self, payload: bytes) -> None:
         samples = self._decoder.decode(payload)
         self._turn.due |= self._turn.asked
-        for begin in range(0, len(samples), BLOCK):
-            block = samples[begin : begin + BLOCK]
+        # What is short of two blocks is one: a resampler gives a little more than 100 ms for many a message of 100 ms.
+        for begin in range(0, max(len(samples) - BLOCK + 1, 1), BLOCK):
+            block = samples[begin : begin + BLOCK if len(samples) - begin >= 2 * BLOCK else len(samples)]
             self.received += len(block)
             if found := self._segmenter.push(block):
                 await self._segment(found)
