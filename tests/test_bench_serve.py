@@ -74,7 +74,7 @@ def _heard(**what: Any) -> dict[str, Any]:
 
 
 def _measured(latencies: tuple[Latency, ...]) -> Measured:
-    throughput = Throughput(10.0, 5, 2, 8, 6.0, 5.7, 0.95, (0.94, 0.95, 0.96), 0.3, 0.3, 0.02, 0.01, 0.0)
+    throughput = Throughput(10.0, 5, 2, 8, 6.0, 5.7, 0.95, (0.94, 0.95, 0.96), 0.3, 0.3, 0.02, 0.01, 0.91, 0.0)
     return Measured("a model", "cpu", "fp32", 8.5, Start(5.0, 70.0, 900.0), throughput, latencies)
 
 
