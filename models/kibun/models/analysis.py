@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kibun.models.config import KibunConfig
@@ -74,8 +75,7 @@ def _batches(model: Model, requests: Sequence[Utterance]) -> Iterator[Sequence[U
 
 
 def _analyze_batch(model: Model, requests: Sequence[Utterance]) -> list[Analysis]:
-    # Copies, because torch warns of arrays that it may not write to, as those in shared memory are.
-    waveforms = [torch.from_numpy(request.audio.copy()).to(model.device) for request in requests]
+    waveforms = [_on_device(request.audio, model.device) for request in requests]
     frames = model.encode(waveforms)  # (B, T, H)
     estimates: list[dict[str, Any]] = [{"vector": np.zeros(0, np.float16)} for _ in requests]
     if model.config.supports_personality:
@@ -96,6 +96,15 @@ def _analyze_batch(model: Model, requests: Sequence[Utterance]) -> list[Analysis
             for row, value in zip(wanted, limited.tolist(), strict=True):
                 estimates[row][name] = value
     return [Analysis(**estimate) for estimate in estimates]
+
+
+def _on_device(audio: NDArray[np.float32], device: torch.device) -> Tensor:
+    """A copy, (N,), as torch warns of arrays that it may not write to, such as those in shared memory.
+
+    For a GPU in pinned memory, so that the transfer of one batch runs beside the arithmetic of another.
+    """
+    waveform = torch.from_numpy(audio.copy())
+    return waveform if device.type == "cpu" else waveform.pin_memory().to(device, non_blocking=True)
 
 
 def _personality(model: Model, request: Utterance, vector: Tensor) -> dict[str, Any]:

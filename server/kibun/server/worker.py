@@ -20,9 +20,10 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kibun.server.arena import attach
 from kibun.server.backend import BackendError, Job, ModelInfo, Result
@@ -176,6 +177,7 @@ class BundleModel:
         from kibun.models.types import EMOTIONS
 
         self._bundle = bundle
+        self._streams = threading.local()
         config, rescaled = bundle.config, bundle.config.emotion_rescaled_from
         self.info = ModelInfo(
             name=config.bundle_name,
@@ -210,9 +212,10 @@ class BundleModel:
 
         torch.set_num_threads(1)  # a setting of each thread
         try:
-            analyses = self._bundle.analyze(
-                [Utterance(j.audio, j.history, j.given_traits, j.emotion, j.personality) for j in jobs]
-            )
+            with self._own_stream():
+                analyses = self._bundle.analyze(
+                    [Utterance(j.audio, j.history, j.given_traits, j.emotion, j.personality) for j in jobs]
+                )
         except NonFiniteError as error:
             raise BackendError("MODEL_NONFINITE", str(error)) from error
         except ValueError as error:
@@ -232,6 +235,17 @@ class BundleModel:
             )
             for analysis in analyses
         ]
+
+    def _own_stream(self) -> AbstractContextManager[Any]:
+        """On a GPU a queue of kernels for each inference thread, so that batches of two threads overlap."""
+        import torch
+
+        if self._bundle.device.type == "cpu":
+            return nullcontext()
+        if not hasattr(self._streams, "own"):
+            torch.cuda.synchronize(self._bundle.device)  # the weights are there
+            self._streams.own = torch.cuda.Stream(self._bundle.device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._streams.own)
 
 
 def _choose_device(wanted: str) -> str:
