@@ -329,12 +329,12 @@ def _tables(payload: dict[str, Any]) -> tuple[Table, ...]:
 def _draw(payload: dict[str, Any]) -> "Figure":
     import matplotlib
 
-    from kibun.training.plots import _COLOURS, _MARKERS, _STYLE, _canvas
+    from kibun.training.plots import COLOURS, MARKERS, STYLE, canvas
 
     rows = payload["lengths"]
-    with matplotlib.rc_context(_STYLE):
-        drawn, axes = _canvas((7.2, 4.8))
-        for name, colour, marker in zip((PAPER, PLAIN, FP32, BF16), _COLOURS, _MARKERS, strict=False):
+    with matplotlib.rc_context(STYLE):
+        drawn, axes = canvas((7.2, 4.8))
+        for name, colour, marker in zip((PAPER, PLAIN, FP32, BF16), COLOURS, MARKERS, strict=False):
             if name not in rows[0]["ms"]:
                 continue
             lengths = [row["audio_s"] for row in rows]

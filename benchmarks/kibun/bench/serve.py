@@ -440,15 +440,15 @@ def draw(main: Measured) -> Figure:
     import matplotlib
     from matplotlib.ticker import LogLocator
 
-    from kibun.training.plots import _COLOURS, _MARKERS, _STYLE, _canvas
+    from kibun.training.plots import COLOURS, MARKERS, STYLE, canvas
 
-    with matplotlib.rc_context(_STYLE):
-        drawn, axes = _canvas((7.2, 4.8))
+    with matplotlib.rc_context(STYLE):
+        drawn, axes = canvas((7.2, 4.8))
         places = np.arange(len(main.latencies))
         for number, name in enumerate(("p50", "p95", "p99")):
             values = [getattr(latency, name) for latency in main.latencies]
             heights = [math.nan if value is None else value for value in values]
-            look: Any = {"color": _COLOURS[number], "marker": _MARKERS[number], "markersize": 8, "linewidth": 1.6}
+            look: Any = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 8, "linewidth": 1.6}
             axes.plot(places, heights, label=name, **look)
         calm = next(latency.p95 for latency in main.latencies if latency.load == CALM)
         if calm is not None:

@@ -237,10 +237,10 @@ def _draw(results: Sequence[Measured]) -> Figure:
     """Time of one epoch by way, as a share of the plain loop's."""
     import matplotlib
 
-    from kibun.training.plots import _COLOURS, _STYLE, _canvas
+    from kibun.training.plots import COLOURS, STYLE, canvas
 
-    with matplotlib.rc_context(_STYLE):
-        drawn, axes = _canvas((12.0, 4.8))
+    with matplotlib.rc_context(STYLE):
+        drawn, axes = canvas((12.0, 4.8))
         width = 0.8 / len(results)
         for number, result in enumerate(results):
             shares = [100 / result.ratio(what, PLAIN) for what in result.times]
@@ -249,7 +249,7 @@ def _draw(results: Sequence[Measured]) -> Figure:
                 places,
                 shares,
                 width * 0.94,
-                color=_COLOURS[number],
+                color=COLOURS[number],
                 edgecolor="black",
                 hatch=("", "//")[number],
                 label=result.size,

@@ -24,10 +24,10 @@ FORMATS = ("png", "svg", "pdf")
 _SCALE = {"valence": (1.0, 5.0), "arousal": (1.0, 5.0), **dict.fromkeys(TRAITS, (1.0, 7.0))}
 
 # Okabe & Ito 2008: told apart with any colour vision; lines differ in marker and dash besides.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+MARKERS = ("o", "s", "^", "D", "v")
 _ROUND = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
-_MARKERS = ("o", "s", "^", "D", "v")
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 12,
     "axes.titlesize": 13,
     "axes.spines.top": False,
@@ -49,7 +49,7 @@ def _in_style(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
     def styled(*arguments: P.args, **options: P.kwargs) -> "Figure":
         import matplotlib
 
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(STYLE):
             return draw(*arguments, **options)
 
     return styled
@@ -71,7 +71,7 @@ def save(figure: "Figure", path: Path) -> None:
     check_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     dates: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(path, dpi=200, metadata=dates.get(path.suffix.lower()))
 
 
@@ -100,7 +100,7 @@ def hexbin(predictions: Sequence[Prediction], figure: str, field: str | None = N
         slope, offset = np.polyfit(truth, predicted, 1)
         ends = np.array([truth.min(), truth.max()])
         axes.plot(ends, slope * ends + offset, color="white", linewidth=5)
-        axes.plot(ends, slope * ends + offset, color=_COLOURS[5], linewidth=2.5, label=f"regression, slope {slope:.2f}")
+        axes.plot(ends, slope * ends + offset, color=COLOURS[5], linewidth=2.5, label=f"regression, slope {slope:.2f}")
     axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"true {figure}", ylabel=f"predicted {figure}")
     heading = f"{title or figure}: CCC {ccc(predicted, truth):.3f}, {truth.size} {units}"
     axes.set_title(heading, loc="left")
@@ -120,7 +120,7 @@ def multitask(results: Mapping[str, Any], where: str = "results") -> "Figure":
     traits, any of them; sd may be null. Raises PlotError for anything else.
     """
     heights, errors, names = _bars(results, where)
-    drawn, axes = _canvas((1.6 + 1.45 * len(names), 4.6))
+    drawn, axes = canvas((1.6 + 1.45 * len(names), 4.6))
     width = 0.38
     for index, (label, kind) in enumerate((("one model per task", "single"), ("one model for all", "multitask"))):
         places = np.arange(len(names)) + (index - 0.5) * width
@@ -130,7 +130,7 @@ def multitask(results: Mapping[str, Any], where: str = "results") -> "Figure":
             width * 0.94,
             yerr=errors[kind],
             capsize=4,
-            color=_COLOURS[index],
+            color=COLOURS[index],
             edgecolor="black",
             hatch=("", "//")[index],
             label=label,
@@ -169,9 +169,9 @@ def heard(
     counts = [count for count, _ in errors]
     table = np.array([values for _, values in errors], dtype=np.float64)  # (counts, 5)
     ticks = _ticks(counts)
-    drawn, axes = _canvas((7.2, 4.8))
+    drawn, axes = canvas((7.2, 4.8))
     for index, trait in enumerate(TRAITS):
-        look: Any = {"color": _COLOURS[index], "marker": _MARKERS[index], "linewidth": 1.6, "markersize": 7}
+        look: Any = {"color": COLOURS[index], "marker": MARKERS[index], "linewidth": 1.6, "markersize": 7}
         axes.plot(counts, table[:, index], **look, markevery=[counts.index(tick) for tick in ticks], label=trait)
     axes.plot(counts, table.mean(axis=1), color="black", linestyle="--", linewidth=2.2, label="mean of the five")
     axes.set(xlabel="utterances heard", ylabel="root mean square error (scale 1 to 7)")
@@ -208,7 +208,7 @@ def heard_errors(predictions: Sequence[Prediction]) -> tuple[list[tuple[int, lis
     return errors, {count: len(pairs) for count, pairs in by_count.items()}
 
 
-def _canvas(size_inches: tuple[float, float]) -> tuple["Figure", Any]:
+def canvas(size_inches: tuple[float, float]) -> tuple["Figure", Any]:
     """A figure with one pair of axes."""
     from matplotlib.figure import Figure
 
