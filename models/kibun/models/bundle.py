@@ -12,19 +12,23 @@ AutoConfig.register(KibunConfig.model_type, KibunConfig, exist_ok=True)
 AutoModel.register(KibunConfig, KibunModel, exist_ok=True)
 
 
-def load_bundle(path_or_name: str | Path, *, allow_untrained: bool = False, mapped: bool = False) -> KibunModel:
+def load_bundle(
+    path_or_name: str | Path, *, allow_untrained: bool = False, mapped: bool = False, verified: bool = False
+) -> KibunModel:
     """Load a bundle, on the CPU, in float32 and evaluation mode, after checking every file of it.
 
     Args:
         path_or_name: a bundle folder, or the name of a bundle that comes with kibun (`bundle_names`).
         allow_untrained: accept a bundle whose heads are random.
         mapped: leave the weights where the file is mapped, for a caller that copies them anyway.
+        verified: the caller has just called `files.verify` itself.
 
     Raises:
         BundleError: it does not exist, a file is damaged, missing or unsafe, or it is untrained.
     """
     folder = resolve_bundle(path_or_name)
-    verify(folder)
+    if not verified:
+        verify(folder)
     try:
         with quiet():
             model: KibunModel = KibunModel.from_pretrained(folder, mapped=mapped)

@@ -25,6 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from kibun.models.files import BundleError, resolve_bundle, verify
 from kibun.server.arena import attach
 from kibun.server.backend import BackendError, Job, ModelInfo, Result
 from kibun.server.runner import BatchRunner, DeviceLost, LoadedModels, Loader
@@ -141,6 +142,10 @@ def load_models(options: LoadOptions) -> LoadedModels:
 
     Raises BackendError LOAD_FAILED naming the file, the device or the missing package.
     """
+    # Two seconds of imports leave the other cores idle: checksums are taken there meanwhile.
+    checker = ThreadPoolExecutor(1)
+    checks = [checker.submit(_verify, name) for name in options.models]
+    checker.shutdown(wait=False)
     # Read while torch and transformers are imported.
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"  # a worker loads files that are here, and asks nobody for others
@@ -149,16 +154,17 @@ def load_models(options: LoadOptions) -> LoadedModels:
         import torch
 
         from kibun.models.analysis import NonFiniteError
-        from kibun.models.bundle import BundleError, load_bundle
+        from kibun.models.bundle import load_bundle
         from kibun.models.precision import packed_for
     except ImportError as error:
         raise BackendError("LOAD_FAILED", f"cannot import {error.name}: pip install 'kibun[server]'") from error
     torch.set_num_threads(1)
     device = _choose_device(options.device)
     models = []
-    for name in options.models:
-        load = partial(load_bundle, name, allow_untrained=options.allow_untrained, mapped=True)
+    for name, check in zip(options.models, checks, strict=True):
+        load = partial(load_bundle, name, allow_untrained=options.allow_untrained, mapped=True, verified=True)
         try:
+            check.result()
             models.append(BundleModel(*packed_for(load, options.precision, device)))
         except BundleError as error:
             raise BackendError("LOAD_FAILED", str(error)) from error
@@ -167,6 +173,10 @@ def load_models(options: LoadOptions) -> LoadedModels:
     if device == "cpu":
         return LoadedModels(models, options.threads or usable_cores(), CPU_BATCH_S, device)
     return LoadedModels(models, options.threads or CUDA_THREADS, CUDA_BATCH_S, device)
+
+
+def _verify(name: str) -> None:
+    verify(resolve_bundle(name))
 
 
 class BundleModel:
