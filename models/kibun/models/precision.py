@@ -92,7 +92,7 @@ def check_estimates(model: KibunModel | PackedModel) -> list[Analysis]:
     given = None if model.config.supports_personality else (4.0, 4.0, 4.0, 4.0, 4.0)
     first, second = (
         Utterance(_voice(seconds, f0), np.zeros((0, model.vector_size), np.float16), given)
-        for seconds, f0 in ((1.0, 120.0), (1.5, 210.0))
+        for seconds, f0 in ((0.7, 120.0), (1.0, 210.0))
     )
     (before,) = model.analyze([first])
     return [before, *model.analyze([replace(second, history=before.vector[None])])]

@@ -12,6 +12,7 @@ stdin does: the server closed it or died. It ignores SIGINT and SIGTERM, as only
 """
 
 import faulthandler
+import gc
 import importlib
 import logging
 import os
@@ -158,7 +159,8 @@ def load_models(options: LoadOptions) -> LoadedModels:
         from kibun.models.precision import packed_for
     except ImportError as error:
         raise BackendError("LOAD_FAILED", f"cannot import {error.name}: pip install 'kibun[server]'") from error
-    torch.set_num_threads(1)
+    gc.freeze()  # what was imported stays: no later collection need look at it
+    torch.set_num_threads(usable_cores())  # while loading; inference threads have one each
     device = _choose_device(options.device)
     models = []
     for name, check in zip(options.models, checks, strict=True):
@@ -170,6 +172,7 @@ def load_models(options: LoadOptions) -> LoadedModels:
             raise BackendError("LOAD_FAILED", str(error)) from error
         except NonFiniteError as error:
             raise BackendError("LOAD_FAILED", f"{name}: {error}; try --precision fp32") from error
+    torch.set_num_threads(1)
     if device == "cpu":
         return LoadedModels(models, options.threads or usable_cores(), CPU_BATCH_S, device)
     return LoadedModels(models, options.threads or CUDA_THREADS, CUDA_BATCH_S, device)
