@@ -54,8 +54,8 @@ class Plan:
     starts: int
 
 
-FULL = Plan(utterances=10, longest_s=8.5, rounds=5, phase_s=4.0, load_s=40.0, starts=2)
-QUICK = Plan(utterances=6, longest_s=2.0, rounds=2, phase_s=1.0, load_s=4.0, starts=1)
+FULL = Plan(utterances=10, longest_s=8.5, rounds=5, phase_s=8.0, load_s=40.0, starts=2)
+QUICK = Plan(utterances=6, longest_s=2.0, rounds=3, phase_s=2.0, load_s=4.0, starts=1)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Measured:
 def measure(
     model: str | None = None, *, precision: Precision = "auto", quick: bool = False, seconds: float | None = None
 ) -> Report:
-    """Measure a bundle, and demo-tiny's start and throughput beside it.
+    """Measure a bundle, and, unless quick, demo-tiny's start and throughput beside it.
 
     model: path or name; None: HuBERT-base's size with three tails and random weights.
     precision: as of `kibun serve`, for the bare loop too.
@@ -147,7 +147,7 @@ def measure(
                 bare.ask("base_size", folder=str(bundle))
             bench = _Bench(plan, precision, [len(pcm) / material.RATE_HZ for pcm in utterances], stored, bare)
             main = bench.model(model or BASE, model or str(bundle), latency=True)
-            beside = [] if model == TINY else [bench.model(TINY, TINY, latency=False)]
+            beside = [] if quick or model == TINY else [bench.model(TINY, TINY, latency=False)]
     return _report([main, *beside], machine, counted=model is None)
 
 
