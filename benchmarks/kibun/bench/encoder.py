@@ -55,7 +55,7 @@ def measure(*, quick: bool = False, device: str = "cpu", config: HubertConfig | 
     lengths, rounds = ((1.0, 5.0), 3) if quick else ((1.0, 3.0, 5.0, 10.0, 20.0), 3)
     with torch.inference_mode():
         rows = [measure_length(models, seconds, rounds, device, quick=quick) for seconds in lengths]
-        sounds = material.utterances(4, 0.8, 2.0) if quick else material.utterances(12, 0.8, 8.5)
+        sounds = material.utterances(3, 0.8, 1.6) if quick else material.utterances(12, 0.8, 8.5)
         batch = measure_batches(models, sounds, 1 if quick else 2, device, quick=quick)
         threads = {} if quick or device != "cpu" else measure_threads(models.packed[FP32], sounds, rounds=3)
     peaks = {name: machine.gemm_tflops(dtype, device) for name, dtype in _PRECISIONS.items()}
