@@ -55,7 +55,7 @@ class Plan:
 
 
 FULL = Plan(utterances=10, longest_s=8.5, rounds=5, phase_s=8.0, load_s=40.0, starts=2)
-QUICK = Plan(utterances=6, longest_s=2.0, rounds=3, phase_s=2.0, load_s=4.0, starts=1)
+QUICK = Plan(utterances=6, longest_s=2.0, rounds=3, phase_s=3.0, load_s=4.0, starts=1)
 
 
 @dataclass(frozen=True)
