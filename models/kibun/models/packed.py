@@ -106,7 +106,6 @@ class PackedLinear(nn.Module):
         pairs = [(linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear for linear in linears]
         weight = torch.cat([weight.detach() for weight, _ in pairs]).to(dtype)  # (N, K)
         biases = [bias for _, bias in pairs if bias is not None]
-        self.in_features, self.out_features = weight.shape[1], weight.shape[0]
         self.dtype, self.gelu = dtype, gelu
         self.bias = torch.cat([bias.detach() for bias in biases]).to(dtype) if biases else None  # (N,)
         self.prepacked = _prepacks(weight)
