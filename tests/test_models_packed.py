@@ -218,28 +218,25 @@ def test_float32_is_obeyed_and_a_small_model_stays_in_it() -> None:
     assert len(calls) == 2
 
 
-def test_auto_takes_bfloat16_where_it_is_faster_and_near_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("max_error", "dtype", "loads", "said"),
+    [
+        pytest.param(2.0, torch.bfloat16, 1, "bfloat16: 2.0 times as fast here, check estimates differ by", id="near"),
+        pytest.param(0.0, torch.float32, 2, "float32: in bfloat16, check estimates differ by", id="too-far"),
+    ],
+)
+def test_auto_takes_bfloat16_where_it_is_faster_and_near_enough(
+    monkeypatch: pytest.MonkeyPatch, max_error: float, dtype: torch.dtype, loads: int, said: str
+) -> None:
     monkeypatch.setattr(precision, "MIN_SIZE", 0)
     monkeypatch.setattr(precision, "bfloat16_gain", lambda config: 2.0)
-    monkeypatch.setattr(precision, "MAX_ERROR", 2.0)
+    monkeypatch.setattr(precision, "MAX_ERROR", max_error)
     load, calls = counted(tiny)
     model, reason = precision.packed_for(load, "auto")
-    assert model.dtype == torch.bfloat16
-    assert reason.startswith("bfloat16: 2.0 times as fast here, check estimates differ by 0.")
-    assert len(calls) == 1
-
-
-def test_auto_goes_back_to_float32_where_estimates_differ_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision, "MIN_SIZE", 0)
-    monkeypatch.setattr(precision, "bfloat16_gain", lambda config: 2.0)
-    monkeypatch.setattr(precision, "MAX_ERROR", 0.0)
-    load, calls = counted(tiny)
-    model, reason = precision.packed_for(load, "auto")
-    assert model.dtype == torch.float32
-    assert "above 0" in reason
-    assert len(calls) == 2
-    expected = precision.check_estimates(tiny())
-    assert precision.largest_difference(expected, precision.check_estimates(model)) < 1e-3
+    assert (model.dtype, len(calls)) == (dtype, loads)
+    assert reason.startswith(said)
+    difference = precision.largest_difference(precision.check_estimates(tiny()), precision.check_estimates(model))
+    assert difference < (1e-3 if dtype == torch.float32 else 2.0)
 
 
 def test_auto_stays_in_float32_where_bfloat16_is_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -315,32 +315,27 @@ def _table(measured: Measured) -> Table:
 
 def _draw(results: Sequence[Measured]) -> Figure:
     """Cost of a turn over the first one's, against its number."""
-    import matplotlib
+    from kibun.training.plots import COLOURS, MARKERS, canvas
 
-    from kibun.training.plots import COLOURS, MARKERS, STYLE, canvas
-
-    with matplotlib.rc_context(STYLE):
-        drawn, axes = canvas((7.2, 4.8))
-        for number, result in enumerate(results):
-            turns = list(result.turns)
-            look: Any = {"color": COLOURS[number], "marker": MARKERS[number], "linewidth": 1.8, "markersize": 7}
-            axes.plot(turns, [result.over_first(turn) for turn in turns], label=result.name, **look)
-        naive = results[-1]
-        axes.plot(
-            list(naive.turns),
-            [naive.naive_over_first(turn) for turn in naive.turns],
-            color="black",
-            linestyle="--",
-            linewidth=1.8,
-            label=f"encoding all anew ({naive.name}, counted): {naive.naive_over_first(100):.0f} at turn 100",
-        )
-        axes.axhline(1.05, color=COLOURS[5], linewidth=1.2, linestyle=":", label="target at turn 100: 1.05")
-        axes.set_xscale("log")
-        axes.set_xticks(list(naive.turns), [str(turn) for turn in naive.turns])
-        axes.minorticks_off()
-        axes.set(
-            xlabel="turn of the conversation (log scale)", ylabel="time of the turn / time of turn 1", ylim=(0.9, 1.7)
-        )
-        axes.set_title("What a turn costs late in a conversation", loc="left")
-        axes.legend(loc="upper left", frameon=False, fontsize=11)
+    drawn, axes = canvas((7.2, 4.8))
+    for number, result in enumerate(results):
+        turns = list(result.turns)
+        look: Any = {"color": COLOURS[number], "marker": MARKERS[number], "linewidth": 1.8, "markersize": 7}
+        axes.plot(turns, [result.over_first(turn) for turn in turns], label=result.name, **look)
+    naive = results[-1]
+    axes.plot(
+        list(naive.turns),
+        [naive.naive_over_first(turn) for turn in naive.turns],
+        color="black",
+        linestyle="--",
+        linewidth=1.8,
+        label=f"encoding all anew ({naive.name}, counted): {naive.naive_over_first(100):.0f} at turn 100",
+    )
+    axes.axhline(1.05, color=COLOURS[5], linewidth=1.2, linestyle=":", label="target at turn 100: 1.05")
+    axes.set_xscale("log")
+    axes.set_xticks(list(naive.turns), [str(turn) for turn in naive.turns])
+    axes.minorticks_off()
+    axes.set(xlabel="turn of the conversation (log scale)", ylabel="time of the turn / time of turn 1", ylim=(0.9, 1.7))
+    axes.set_title("What a turn costs late in a conversation", loc="left")
+    axes.legend(loc="upper left", frameon=False, fontsize=11)
     return drawn

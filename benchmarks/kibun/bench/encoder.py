@@ -343,24 +343,21 @@ def _tables(payload: dict[str, Any]) -> tuple[Table, ...]:
 
 
 def _draw(payload: dict[str, Any]) -> "Figure":
-    import matplotlib
-
-    from kibun.training.plots import COLOURS, MARKERS, STYLE, canvas
+    from kibun.training.plots import COLOURS, MARKERS, canvas
 
     rows = payload["lengths"]
-    with matplotlib.rc_context(STYLE):
-        drawn, axes = canvas((7.2, 4.8))
-        for name, colour, marker in zip((PAPER, PLAIN, FP32, BF16), COLOURS, MARKERS, strict=False):
-            if name not in rows[0]["ms"]:
-                continue
-            lengths = [row["audio_s"] for row in rows]
-            axes.plot(lengths, [row["audio_s_per_s"][name] for row in rows], marker, ls="-", color=colour, label=name)
-        axes.set_xscale("log")
-        axes.set_xticks([row["audio_s"] for row in rows], [f"{row['audio_s']:g}" for row in rows])
-        axes.minorticks_off()
-        axes.set_ylim(bottom=0)
-        axes.set_xlabel("length of the utterance (s)")
-        axes.set_ylabel("audio seconds per second, one thread")
-        axes.set_title("Personality, valence and arousal of one utterance")
-        axes.legend(frameon=False)
+    drawn, axes = canvas((7.2, 4.8))
+    for name, colour, marker in zip((PAPER, PLAIN, FP32, BF16), COLOURS, MARKERS, strict=False):
+        if name not in rows[0]["ms"]:
+            continue
+        lengths = [row["audio_s"] for row in rows]
+        axes.plot(lengths, [row["audio_s_per_s"][name] for row in rows], marker, ls="-", color=colour, label=name)
+    axes.set_xscale("log")
+    axes.set_xticks([row["audio_s"] for row in rows], [f"{row['audio_s']:g}" for row in rows])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("length of the utterance (s)")
+    axes.set_ylabel("audio seconds per second, one thread")
+    axes.set_title("Personality, valence and arousal of one utterance")
+    axes.legend(frameon=False)
     return drawn

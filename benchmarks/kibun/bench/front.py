@@ -218,24 +218,21 @@ def _handover_table(handovers: dict[str, Handover], ratios: dict[str, float]) ->
 
 def draw(costs: Sequence[Cost]) -> Figure:
     """CPU per stream by sample rate: what receiving costs in any case, and what is kibun's own."""
-    import matplotlib
+    from kibun.training.plots import COLOURS, canvas
 
-    from kibun.training.plots import COLOURS, STYLE, canvas
-
-    with matplotlib.rc_context(STYLE):
-        drawn, axes = canvas((9.0, 4.4))
-        places = np.arange(len(costs))
-        empty = np.array([cost.empty_us_per_chunk for cost in costs])
-        whole = np.array([cost.us_per_chunk for cost in costs])
-        axes.bar(places, empty, 0.55, color=COLOURS[0], edgecolor="black", label="gRPC with an empty handler")
-        own = np.maximum(whole - empty, 0)
-        label = "decoding, detection, segments, results"
-        axes.bar(places, own, 0.55, bottom=empty, color=COLOURS[1], edgecolor="black", hatch="//", label=label)
-        bound = 1e6 * CHUNK_S * BOUND
-        axes.axhline(bound, color="black", linestyle="--", linewidth=1.2, label=f"{100 * BOUND:g} % of a core")
-        axes.set_xticks(places, [f"{cost.rate_hz / 1000:g} kHz" for cost in costs])
-        axes.set(xlabel="sample rate of the stream", ylabel="CPU per message of 100 ms (µs)")
-        axes.set_ylim(0, 1.1 * max(bound, float(whole.max())))
-        axes.set_title("What a live stream costs the server", loc="left")
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
+    drawn, axes = canvas((9.0, 4.4))
+    places = np.arange(len(costs))
+    empty = np.array([cost.empty_us_per_chunk for cost in costs])
+    whole = np.array([cost.us_per_chunk for cost in costs])
+    axes.bar(places, empty, 0.55, color=COLOURS[0], edgecolor="black", label="gRPC with an empty handler")
+    own = np.maximum(whole - empty, 0)
+    label = "decoding, detection, segments, results"
+    axes.bar(places, own, 0.55, bottom=empty, color=COLOURS[1], edgecolor="black", hatch="//", label=label)
+    bound = 1e6 * CHUNK_S * BOUND
+    axes.axhline(bound, color="black", linestyle="--", linewidth=1.2, label=f"{100 * BOUND:g} % of a core")
+    axes.set_xticks(places, [f"{cost.rate_hz / 1000:g} kHz" for cost in costs])
+    axes.set(xlabel="sample rate of the stream", ylabel="CPU per message of 100 ms (µs)")
+    axes.set_ylim(0, 1.1 * max(bound, float(whole.max())))
+    axes.set_title("What a live stream costs the server", loc="left")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
     return drawn

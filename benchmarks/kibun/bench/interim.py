@@ -311,33 +311,31 @@ def _error_table(title: str, unit: str, errors: Mapping[float, Errors], spread: 
 
 def _draw(costs: Costs, by_share: Mapping[float, Errors], spread: Errors) -> Figure:
     """Left, cost against the length of the utterance; right, error against the share heard."""
-    import matplotlib
     from matplotlib.figure import Figure
 
-    from kibun.training.plots import COLOURS, MARKERS, STYLE
+    from kibun.training.plots import COLOURS, MARKERS
 
-    with matplotlib.rc_context(STYLE):
-        drawn = Figure(figsize=(12.6, 5.6), layout="constrained")
-        cost, error = drawn.subplots(1, 2)
-        lengths = np.arange(0.5, LONGEST_S + 0.01, 0.05)
-        shown = [Schedule(0.5), Schedule(1.0), *(s for s in SCHEDULES if s.first_s == 1 and s.ratio in (2.0, 4.0))]
-        for index, schedule in enumerate([*(s for s in shown if s != DEFAULT), DEFAULT]):
-            factors = [costs.factor(schedule, float(length)) for length in lengths]
-            default = schedule == DEFAULT
-            look: Any = {"color": "black" if default else COLOURS[index], "linewidth": 2.4 if default else 1.5}
-            cost.plot(lengths, factors, label=schedule.name, **look)
-        cost.axhline(LIMIT, color=COLOURS[5], linewidth=1.2, linestyle=":", label=f"limit: {LIMIT:g}")
-        cost.set(xlabel="length of the utterance (s)", ylabel="time of all encodings / of one", ylim=(0, 12))
-        cost.set_title("What interims cost, final included", loc="left")
-        cost.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=11)
-        shares = [0.0, *(100 * share for share in by_share), 100.0]
-        for index, kind in enumerate(("valence", "arousal", "traits")):
-            unheard = getattr(spread, kind)
-            ratios = [1.0, *(getattr(errors, kind) / unheard for errors in by_share.values()), 0.0]
-            look = {"color": COLOURS[index], "marker": MARKERS[index], "linewidth": 1.6, "markersize": 7}
-            error.plot(shares, ratios, label=kind, **look)
-        error.axvline(100 / DEFAULT.ratio, color="black", linewidth=1.2, linestyle=":", label="least heard, default")
-        error.set(xlabel="share of the utterance heard (%)", ylabel="error / error of an unheard guess", ylim=(0, None))
-        error.set_title(f"demo-tiny, {spread.utterances} utterances (synthetic)", loc="left")
-        error.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=11)
+    drawn = Figure(figsize=(12.6, 5.6), layout="constrained")
+    cost, error = drawn.subplots(1, 2)
+    lengths = np.arange(0.5, LONGEST_S + 0.01, 0.05)
+    shown = [Schedule(0.5), Schedule(1.0), *(s for s in SCHEDULES if s.first_s == 1 and s.ratio in (2.0, 4.0))]
+    for index, schedule in enumerate([*(s for s in shown if s != DEFAULT), DEFAULT]):
+        factors = [costs.factor(schedule, float(length)) for length in lengths]
+        default = schedule == DEFAULT
+        look: Any = {"color": "black" if default else COLOURS[index], "linewidth": 2.4 if default else 1.5}
+        cost.plot(lengths, factors, label=schedule.name, **look)
+    cost.axhline(LIMIT, color=COLOURS[5], linewidth=1.2, linestyle=":", label=f"limit: {LIMIT:g}")
+    cost.set(xlabel="length of the utterance (s)", ylabel="time of all encodings / of one", ylim=(0, 12))
+    cost.set_title("What interims cost, final included", loc="left")
+    cost.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=11)
+    shares = [0.0, *(100 * share for share in by_share), 100.0]
+    for index, kind in enumerate(("valence", "arousal", "traits")):
+        unheard = getattr(spread, kind)
+        ratios = [1.0, *(getattr(errors, kind) / unheard for errors in by_share.values()), 0.0]
+        look = {"color": COLOURS[index], "marker": MARKERS[index], "linewidth": 1.6, "markersize": 7}
+        error.plot(shares, ratios, label=kind, **look)
+    error.axvline(100 / DEFAULT.ratio, color="black", linewidth=1.2, linestyle=":", label="least heard, default")
+    error.set(xlabel="share of the utterance heard (%)", ylabel="error / error of an unheard guess", ylim=(0, None))
+    error.set_title(f"demo-tiny, {spread.utterances} utterances (synthetic)", loc="left")
+    error.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=11)
     return drawn

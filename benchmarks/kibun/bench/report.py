@@ -25,18 +25,17 @@ class Report:
 def run(measure: Callable[[], Report], *, as_json: bool, plot: Path | None) -> None:
     """Measure, then show. A plot that could not be written is refused before anything is measured."""
     if plot is not None:
-        from kibun.training.plots import PlotError, check_path
+        from kibun.training.plots import STYLE, PlotError, check_path, save
 
         try:
             check_path(plot)
         except PlotError as error:
             fail(f"--plot: {error}")
-        import matplotlib  # noqa: F401  (missing: said now, not after minutes of measuring)
+        import matplotlib  # missing: said now, not after minutes of measuring
     report = measure()
     if plot is not None:
-        from kibun.training.plots import save
-
-        save(report.draw(), plot)
+        with matplotlib.rc_context(STYLE):  # text takes its size when it is made
+            save(report.draw(), plot)
     show(report.tables, as_json=as_json, payload=report.payload)
 
 

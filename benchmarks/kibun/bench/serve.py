@@ -437,31 +437,29 @@ def _start_table(models: Sequence[Measured]) -> Table:
 
 def draw(main: Measured) -> Figure:
     """Percentiles of the final latency against the load, with the bound under overload."""
-    import matplotlib
     from matplotlib.ticker import LogLocator
 
-    from kibun.training.plots import COLOURS, MARKERS, STYLE, canvas
+    from kibun.training.plots import COLOURS, MARKERS, canvas
 
-    with matplotlib.rc_context(STYLE):
-        drawn, axes = canvas((7.2, 4.8))
-        places = np.arange(len(main.latencies))
-        for number, name in enumerate(("p50", "p95", "p99")):
-            values = [getattr(latency, name) for latency in main.latencies]
-            heights = [math.nan if value is None else value for value in values]
-            look: Any = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 8, "linewidth": 1.6}
-            axes.plot(places, heights, label=name, **look)
-        calm = next(latency.p95 for latency in main.latencies if latency.load == CALM)
-        if calm is not None:
-            label = f"{LATENCY_BOUND} × p95 at 60 %"
-            axes.axhline(LATENCY_BOUND * calm, color="black", linestyle="--", linewidth=1.2, label=label)
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-        axes.yaxis.set_minor_formatter("{x:g}")
-        axes.set_xticks(places, [_tick(latency) for latency in main.latencies])
-        axes.set(xlabel="offered load, share of the measured capacity", ylabel="final latency beyond end_of_turn (ms)")
-        axes.set_title(f"Final latency under load, {main.name}", loc="left")
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
+    drawn, axes = canvas((7.2, 4.8))
+    places = np.arange(len(main.latencies))
+    for number, name in enumerate(("p50", "p95", "p99")):
+        values = [getattr(latency, name) for latency in main.latencies]
+        heights = [math.nan if value is None else value for value in values]
+        look: Any = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 8, "linewidth": 1.6}
+        axes.plot(places, heights, label=name, **look)
+    calm = next(latency.p95 for latency in main.latencies if latency.load == CALM)
+    if calm is not None:
+        label = f"{LATENCY_BOUND} × p95 at 60 %"
+        axes.axhline(LATENCY_BOUND * calm, color="black", linestyle="--", linewidth=1.2, label=label)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.yaxis.set_minor_formatter("{x:g}")
+    axes.set_xticks(places, [_tick(latency) for latency in main.latencies])
+    axes.set(xlabel="offered load, share of the measured capacity", ylabel="final latency beyond end_of_turn (ms)")
+    axes.set_title(f"Final latency under load, {main.name}", loc="left")
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
     return drawn
 
 

@@ -235,31 +235,28 @@ def _table(measured: Measured) -> Table:
 
 def _draw(results: Sequence[Measured]) -> Figure:
     """Time of one epoch by way, as a share of the plain loop's."""
-    import matplotlib
+    from kibun.training.plots import COLOURS, canvas
 
-    from kibun.training.plots import COLOURS, STYLE, canvas
-
-    with matplotlib.rc_context(STYLE):
-        drawn, axes = canvas((12.0, 4.8))
-        width = 0.8 / len(results)
-        for number, result in enumerate(results):
-            shares = [100 / result.ratio(what, PLAIN) for what in result.times]
-            places = np.arange(len(shares)) + (number - (len(results) - 1) / 2) * width
-            bars = axes.bar(
-                places,
-                shares,
-                width * 0.94,
-                color=COLOURS[number],
-                edgecolor="black",
-                hatch=("", "//")[number],
-                label=result.size,
-            )
-            axes.bar_label(bars, [f"{share:.0f}" for share in shares], padding=2, fontsize=10)
-        axes.set_xticks(np.arange(len(results[0].times)), [_folded(what) for what in results[0].times], fontsize=10)
-        axes.set_ylabel("time (% of an epoch of the plain loop)")
-        axes.set_title("Training with a frozen trunk", loc="left")
-        axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
-        axes.legend(loc="upper right", frameon=False, ncols=2, title="model")
+    drawn, axes = canvas((12.0, 4.8))
+    width = 0.8 / len(results)
+    for number, result in enumerate(results):
+        shares = [100 / result.ratio(what, PLAIN) for what in result.times]
+        places = np.arange(len(shares)) + (number - (len(results) - 1) / 2) * width
+        bars = axes.bar(
+            places,
+            shares,
+            width * 0.94,
+            color=COLOURS[number],
+            edgecolor="black",
+            hatch=("", "//")[number],
+            label=result.size,
+        )
+        axes.bar_label(bars, [f"{share:.0f}" for share in shares], padding=2, fontsize=10)
+    axes.set_xticks(np.arange(len(results[0].times)), [_folded(what) for what in results[0].times], fontsize=10)
+    axes.set_ylabel("time (% of an epoch of the plain loop)")
+    axes.set_title("Training with a frozen trunk", loc="left")
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
+    axes.legend(loc="upper right", frameon=False, ncols=2, title="model")
     return drawn
 
 

@@ -59,7 +59,7 @@ class PackedModel:
         self._emotion_heads = {name: _pack_head(head, dtype) for name, head in model.emotion_heads.items()}
         self.utterance_traits, self.conversation_traits = model.utterance_traits, model.conversation_traits
         # What was not packed may still lie in the mapped file of a bundle.
-        parts = (self._trunk, self._personality_trunk, *self._tails.values(), *self._emotion_heads.values(), model)
+        parts = (self._trunk, self._personality_trunk, *self._tails.values(), model)
         for part in parts:
             if part is not None:
                 own_weights(part)
