@@ -36,8 +36,8 @@ from serving import (
     spoken,
 )
 
-from kibun.server import main
-from kibun.server.main import Settings, StartError
+from kibun.server import serving
+from kibun.server.settings import Settings, StartError
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 
@@ -149,7 +149,7 @@ def test_unusable_files_and_options_are_named(settings: dict[str, Any], named: s
 
 
 async def serve_until_stopped(settings: Settings) -> None:
-    await main.Server(settings).run()
+    await serving.Server(settings).run()
 
 
 async def test_serving_on_ipv6(tmp_path: Path) -> None:

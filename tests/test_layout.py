@@ -29,15 +29,15 @@ ALLOWED_ROOMS = {
 }
 # package: the modules of the server that may import it (session and the rest are tested without any of these)
 SERVER_DOORS = {
-    "grpc": {"service", "main"},
+    "grpc": {"service", "serving"},
     "grpc_status": {"service"},
-    "grpc_health": {"main"},
-    "grpc_reflection": {"main"},
+    "grpc_health": {"serving"},
+    "grpc_reflection": {"serving"},
     "google": {"service", "convert", "status"},
-    "kibun.v1": {"service", "convert", "main"},
-    "torch": {"worker", "main"},
+    "kibun.v1": {"service", "convert"},
+    "torch": {"worker"},
     "transformers": {"worker"},
-    "kibun.models": {"worker", "main"},
+    "kibun.models": {"worker", "serving"},
     "typer": {"main"},
 }
 

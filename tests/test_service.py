@@ -15,8 +15,8 @@ from kibun.server import events
 from kibun.server.auth import Authenticator
 from kibun.server.backend import ModelInfo
 from kibun.server.endpointing import EndpointingOptions
-from kibun.server.main import GRPC_OPTIONS
 from kibun.server.service import ServiceLimits, SpeechAnalysis
+from kibun.server.serving import GRPC_OPTIONS
 from kibun.server.store import MemoryStore
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub

@@ -19,7 +19,8 @@ import grpc
 import grpc.aio
 
 from kibun.bench.child import answer
-from kibun.server.main import GRPC_OPTIONS, Server, Settings
+from kibun.server.serving import GRPC_OPTIONS, Server
+from kibun.server.settings import Settings
 
 METHOD = "/kibun.bench.Empty/Read"
 STUB_LOADER = "kibun.bench.stub_model:load"

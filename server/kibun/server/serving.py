@@ -1,0 +1,237 @@
+"""One server process: builds the server out of its parts, runs it, stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from kibun.models.files import BundleError, resolve_bundle
+from kibun.server.auth import Authenticator, TokenFileError
+from kibun.server.backend import BackendError
+from kibun.server.batcher import Batcher
+from kibun.server.capability import notice
+from kibun.server.local import LocalBackend
+from kibun.server.service import MAX_ANALYZE_BYTES, SERVICE, SpeechAnalysis
+from kibun.server.settings import REAL_LOADER, Settings, StartError
+from kibun.server.store import MemoryStore
+from kibun.server.vad import make_vad
+
+log = logging.getLogger(__name__)
+
+GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.so_reuseport", 0),  # two servers on one port would share its streams without a word
+    ("grpc.http2.bdp_probe", 0),  # with lookahead: a stalled server holds 2 s of audio, not 130 s
+    ("grpc.http2.lookahead_bytes", 65_536),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # without it a frozen peer is noticed after a minute
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_connection_age_ms", 3_600_000),
+    ("grpc.max_connection_age_grace_ms", 3_600_000),  # above the longest turn
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.max_concurrent_streams", 100_000),  # admission is ours: gRPC's would queue on the client, unseen
+    ("grpc.max_receive_message_length", MAX_ANALYZE_BYTES + 65_536),
+    ("grpc.max_metadata_size", 16_384),
+)
+LAST_WORDS_S = 0.5  # for statuses on their way out when the server stops
+
+
+class Server:
+    """One process: gRPC in front, a worker process behind. `run` returns once it has stopped."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.port = 0
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._store = MemoryStore()
+        self._health = health.aio.HealthServicer()
+
+    async def run(self) -> None:
+        """Serves until stopped. Raises StartError where it cannot."""
+        settings = self.settings
+        self._load_vad()
+        authenticator, credentials = self._authenticator(), self._credentials()
+        self._find_models()
+        backend = LocalBackend(
+            settings.models,
+            device=settings.device,
+            threads=settings.threads,
+            allow_untrained=settings.allow_untrained,
+            precision=settings.precision,
+            loader=settings.loader,
+        )
+        loading = asyncio.create_task(backend.start())  # before anything of gRPC exists in this process
+        await asyncio.sleep(0)
+        self._handle_signals()
+        batcher = Batcher(backend)
+        service = self._service(batcher, authenticator)
+        server = grpc.aio.server(options=GRPC_OPTIONS)
+        stopping = asyncio.create_task(self._stop.wait())
+        try:
+            await self._listen(server, service, credentials)
+            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done():
+                return
+            models = await loading
+            await batcher.measure(models[0])
+            service.serve(models)
+            await self._announce(service)
+            await self._watch(backend, stopping)
+            await self._drain(service)
+        except BackendError as error:
+            raise StartError(error.message) from error
+        finally:
+            stopping.cancel()
+            loading.cancel()
+            await server.stop(grace=LAST_WORDS_S)
+            batcher.close()
+            await backend.close()
+            await asyncio.gather(loading, stopping, return_exceptions=True)
+
+    def stop(self) -> None:
+        """The first call drains, the second stops at once."""
+        (self._stop_now if self._stop.is_set() else self._stop).set()
+
+    # ---- starting
+
+    def _find_models(self) -> None:
+        """Says in no time what the worker would only find out after having imported torch."""
+        if self.settings.loader == REAL_LOADER:
+            try:
+                for model in self.settings.models:
+                    resolve_bundle(model)
+            except BundleError as error:
+                raise StartError(str(error)) from error
+
+    def _load_vad(self) -> None:
+        try:
+            make_vad(self.settings.vad, self.settings.endpointing.vad_aggressiveness)
+        except ModuleNotFoundError as error:
+            raise StartError(str(error)) from error
+
+    def _authenticator(self) -> Authenticator:
+        token_file = self.settings.token_file
+        try:
+            return Authenticator.from_file(token_file) if token_file else Authenticator()
+        except TokenFileError as error:
+            raise StartError(str(error)) from error
+
+    def _service(self, batcher: Batcher, authenticator: Authenticator) -> SpeechAnalysis:
+        settings = self.settings
+        return SpeechAnalysis(
+            analyzer=batcher,
+            store=self._store,
+            make_vad=lambda aggressiveness: make_vad(settings.vad, aggressiveness),
+            endpointing=settings.endpointing,
+            authenticator=authenticator,
+            limits=settings.limits,
+            stream_limits=settings.stream_limits,
+        )
+
+    async def _listen(
+        self, server: grpc.aio.Server, service: SpeechAnalysis, credentials: grpc.ServerCredentials | None
+    ) -> None:
+        """Answers from now on, with UNAVAILABLE LOADING until the models are ready."""
+        server.add_generic_rpc_handlers((service.handler(),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        await self._set_health(serving=False)
+        if self.settings.reflection:
+            reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
+        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
+        address = f"{host}:{self.settings.port}"
+        try:
+            if credentials is None:
+                self.port = server.add_insecure_port(address)
+            else:
+                self.port = server.add_secure_port(address, credentials)
+        except RuntimeError as error:
+            causes = "is the port taken (--port 0 picks a free one), or the host not this machine's"
+            if credentials is not None:
+                causes += f", or do {self.settings.tls_cert} and {self.settings.tls_key} not belong together"
+            raise StartError(f"cannot listen on {address}: {causes}?") from error
+        await server.start()
+
+    def _credentials(self) -> grpc.ServerCredentials | None:
+        settings = self.settings
+        if settings.tls_cert is None or settings.tls_key is None:
+            return None
+        try:
+            pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+            client_ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
+        except OSError as error:
+            raise StartError(f"{error.filename}: {error.strerror}") from error
+        return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+
+    async def _announce(self, service: SpeechAnalysis) -> None:
+        await self._set_health(serving=True)
+        print(f"kibun: serving on {self.settings.host}:{self.port}", file=sys.stderr)
+        for model in service.models:
+            if model.precision:
+                print(f"kibun: {model.name} runs in {model.precision}", file=sys.stderr)
+            if model.synthetic:
+                print(
+                    f"kibun: {model.name} was trained on generated speech: for trying the software; "
+                    "it says nothing of people",
+                    file=sys.stderr,
+                )
+            if text := notice(model):
+                print(f"kibun: {model.name}: {text}", file=sys.stderr)
+            if not model.trained:
+                print(f"kibun: {model.name} is not trained: its estimates mean nothing", file=sys.stderr)
+        sys.stderr.flush()
+        if self.settings.port_file:
+            partial = self.settings.port_file.with_suffix(".part")
+            try:
+                partial.write_text(f"{self.port}\n")
+                partial.replace(self.settings.port_file)  # whoever waits for the file sees it whole
+            except OSError as error:
+                raise StartError(f"--port-file {self.settings.port_file}: {error.strerror}") from error
+
+    # ---- running
+
+    async def _watch(self, backend: LocalBackend, stopping: asyncio.Task[bool]) -> None:
+        """Health follows the worker, expired conversations are erased, until the server is asked to stop."""
+        serving = True
+        ticks = 0
+        while not stopping.done():
+            await asyncio.wait((stopping,), timeout=0.25)
+            if backend.ready() is not serving:
+                serving = backend.ready()
+                await self._set_health(serving=serving)
+            ticks += 1
+            if ticks % 120 == 0:
+                self._store.sweep()
+
+    async def _set_health(self, *, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse.ServingStatus
+        for name in ("", SERVICE):
+            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+
+    async def _drain(self, service: SpeechAnalysis) -> None:
+        """Health off, clients told, open streams get their grace."""
+        await self._set_health(serving=False)
+        service.drain()
+        hurry = asyncio.create_task(self._stop_now.wait())
+        try:
+            async with asyncio.timeout(self.settings.grace_s):
+                while service.active_streams and not hurry.done():
+                    await asyncio.wait((hurry,), timeout=0.05)
+        except TimeoutError:
+            log.warning("%d streams were still open after the grace period", service.active_streams)
+        finally:
+            hurry.cancel()
+            service.end_streams()
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)

@@ -1,0 +1,63 @@
+"""What `kibun serve` may be asked for, and what it refuses before anything starts."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from kibun.server.endpointing import EndpointingOptions
+from kibun.server.events import Limits
+from kibun.server.service import ServiceLimits
+from kibun.server.vad import VadName
+
+REAL_LOADER = "kibun.server.worker:load_models"
+
+
+class StartError(Exception):
+    """The server cannot start; the text names the file, port or option and the fix."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What `kibun serve` was asked for. Every field is an option of the command."""
+
+    models: tuple[str, ...]
+    host: str = "127.0.0.1"
+    port: int = 50051
+    port_file: Path | None = None
+    device: str = "auto"
+    threads: int | None = None
+    allow_untrained: bool = False
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    vad: VadName = "webrtc"
+    token_file: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
+    insecure: bool = False
+    reflection: bool = False
+    grace_s: float = 30.0
+    loader: str = REAL_LOADER
+    limits: ServiceLimits = field(default_factory=ServiceLimits)
+    stream_limits: Limits = field(default_factory=Limits)
+    endpointing: EndpointingOptions = field(default_factory=EndpointingOptions)
+
+    def __post_init__(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise StartError("--tls-cert and --tls-key belong together: give both")
+        if self.tls_client_ca and not self.tls_cert:
+            raise StartError("--tls-client-ca needs --tls-cert and --tls-key")
+        if not self.insecure and self.tls_cert is None and not _is_loopback(self.host):
+            raise StartError(
+                f"{self.host} can be reached from other machines, and without TLS everybody on the way hears the "
+                "audio: give --tls-cert and --tls-key, or --insecure where something in front encrypts"
+            )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
