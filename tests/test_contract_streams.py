@@ -475,6 +475,20 @@ async def test_silence_that_ends_a_turn_is_counted_across_a_lost_connection(stub
     assert turn.end_reason == pb.END_REASON_SILENCE
 
 
+@pytest.mark.parametrize("answered", [0, 1])
+async def test_a_result_lost_on_its_way_is_given_again(stub: Stub, answered: int) -> None:
+    """The server has written everything; the client got only so many finals and comes back for the rest."""
+    name, audio = f"lost-{answered}", dialogue()
+    whole = await undisturbed(stub, name)
+    offset = [0, *(samples(u.end_offset) for u in finals(whole))][answered]
+    again = config(conversation_id=name, turn_id="t", audio_start_offset=seconds(offset / RATE_HZ), resume_turn=True)
+    resumed = await converse(stub, [again, *chunks(encode(audio[offset:]))])
+    assert finals(resumed) == finals(whole)[answered:]
+    assert of_kind(resumed, "turn_result") == of_kind(whole, "turn_result")
+    (participant,) = resumed[-1].stream_ended.conversation.participants
+    assert participant == whole[-1].stream_ended.conversation.participants[0], "nothing counted twice"
+
+
 async def test_resuming_earlier_replaces_what_came_after(stub: Stub) -> None:
     audio = dialogue()
     async with Talk(stub) as talk:

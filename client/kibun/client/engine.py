@@ -207,7 +207,7 @@ class StreamEngine:
 
     def _config_for_resume(self) -> StreamConfig:
         start_s = self._buffer.start / self.config.bytes_per_second
-        config = replace(self.config, audio_start_offset_s=self._first_offset_s + start_s)
+        config = replace(self.config, audio_start_offset_s=self._first_offset_s + start_s, resume_turn=True)
         if self.started is None:
             return config
         # The same turn again, also where the server had made up the ids.

@@ -97,6 +97,8 @@ class StreamConfig:
     audio_start_offset_s: float = 0.0
     # Wall-clock time of the first sample (timezone-aware), if known.
     audio_start_time: datetime | None = None
+    # The turn's connection was lost, maybe together with its result: answer it once more rather than refuse it.
+    resume_turn: bool = False
     # How long the server keeps the conversation after its last stream; None: the server's default.
     conversation_ttl_s: float | None = None
 
@@ -128,6 +130,7 @@ class StreamConfig:
             given_personality=None if self.given_personality is None else self.given_personality.to_proto(),
             audio_start_offset=_duration_s(self.audio_start_offset_s),
             audio_start_time=_timestamp(self.audio_start_time),
+            resume_turn=self.resume_turn,
             conversation_ttl=None if self.conversation_ttl_s is None else _duration_s(self.conversation_ttl_s),
         )
 

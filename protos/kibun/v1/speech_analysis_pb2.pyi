@@ -88,7 +88,7 @@ class AnalysisFeatures(_message.Message):
     def __init__(self, disable_emotion: bool = ..., disable_personality: bool = ..., interim_results: bool = ..., interim_interval: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., enable_voice_activity_events: bool = ...) -> None: ...
 
 class StreamingAnalyzeConfig(_message.Message):
-    __slots__ = ("audio_config", "conversation_id", "participant_id", "turn_id", "features", "endpointing_config", "model", "require_existing_conversation", "given_personality", "audio_start_offset", "audio_start_time", "conversation_ttl")
+    __slots__ = ("audio_config", "conversation_id", "participant_id", "turn_id", "features", "endpointing_config", "model", "require_existing_conversation", "given_personality", "audio_start_offset", "audio_start_time", "conversation_ttl", "resume_turn")
     AUDIO_CONFIG_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_ID_FIELD_NUMBER: _ClassVar[int]
     PARTICIPANT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -101,6 +101,7 @@ class StreamingAnalyzeConfig(_message.Message):
     AUDIO_START_OFFSET_FIELD_NUMBER: _ClassVar[int]
     AUDIO_START_TIME_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_TTL_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TURN_FIELD_NUMBER: _ClassVar[int]
     audio_config: AudioConfig
     conversation_id: str
     participant_id: str
@@ -113,7 +114,8 @@ class StreamingAnalyzeConfig(_message.Message):
     audio_start_offset: _duration_pb2.Duration
     audio_start_time: _timestamp_pb2.Timestamp
     conversation_ttl: _duration_pb2.Duration
-    def __init__(self, audio_config: _Optional[_Union[AudioConfig, _Mapping]] = ..., conversation_id: _Optional[str] = ..., participant_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., features: _Optional[_Union[AnalysisFeatures, _Mapping]] = ..., endpointing_config: _Optional[_Union[EndpointingConfig, _Mapping]] = ..., model: _Optional[str] = ..., require_existing_conversation: bool = ..., given_personality: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., audio_start_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., audio_start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., conversation_ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    resume_turn: bool
+    def __init__(self, audio_config: _Optional[_Union[AudioConfig, _Mapping]] = ..., conversation_id: _Optional[str] = ..., participant_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., features: _Optional[_Union[AnalysisFeatures, _Mapping]] = ..., endpointing_config: _Optional[_Union[EndpointingConfig, _Mapping]] = ..., model: _Optional[str] = ..., require_existing_conversation: bool = ..., given_personality: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., audio_start_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., audio_start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., conversation_ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., resume_turn: bool = ...) -> None: ...
 
 class EndOfTurn(_message.Message):
     __slots__ = ("next_turn_id",)

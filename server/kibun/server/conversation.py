@@ -104,12 +104,13 @@ def add_utterance(participant: Participant, record: UtteranceRecord) -> Particip
 
 
 def reopen_turn(participant: Participant, turn_id: str, offset: int) -> Participant:
-    """Forgets the turn's records that start at or after `offset`: a client will send that audio again.
+    """Forgets the turn's records that start at or after `offset`, and its result: a client will send that audio again.
 
     A turn opened at offset 0 thus starts anew; records of other turns stand.
     """
     kept = tuple(r for r in participant.records if r.turn_id != turn_id or r.start < offset)
-    return replace(participant, records=kept)
+    unfinished = tuple(t for t in participant.finished_turns if t != turn_id)
+    return replace(participant, records=kept, finished_turns=unfinished)
 
 
 def finish_turn(participant: Participant, turn_id: str) -> Participant:

@@ -111,6 +111,7 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
         require_existing=config.require_existing_conversation,
         given_traits=given,
         start_offset=round(start_offset * SAMPLE_RATE_HZ),
+        resumes=config.resume_turn,
         ttl_s=ttl_s,
         ttl_asked=config.HasField("conversation_ttl"),
         warnings=warnings,

@@ -108,11 +108,12 @@ class HeldConversation:
         if conversation.model != self._model.name:
             text = f"this conversation began with model {conversation.model!r}; ask for that one, or begin another"
             raise Failure(Kind.FAILED_PRECONDITION, "MODEL_MISMATCH", text)
-        _check_unfinished(conversation.participant(self._options.participant_id), self._options.turn_id)
+        if not self._options.resumes:
+            _check_unfinished(conversation.participant(self._options.participant_id), self._options.turn_id)
         return conversation
 
 
 def _check_unfinished(participant: Participant, turn_id: str) -> None:
     if turn_id in participant.finished_turns:
-        text = f"turn {turn_id!r} already has its result; give the next turn a new turn_id"
+        text = f"turn {turn_id!r} already has its result: give the next turn a new turn_id, or set resume_turn"
         raise Failure(Kind.ALREADY_EXISTS, "TURN_FINISHED", text)
