@@ -189,6 +189,19 @@ def test_impossible_floats_are_refused(bad: float, reason: str, position: int) -
         assert (caught.value.reason, caught.value.field) == (reason, "audio_content")
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "reason"),
+    [(1e30, np.nan, "AUDIO_OUT_OF_RANGE"), (np.inf, -9.0, "NON_FINITE_AUDIO"), (np.nan, 1e30, "NON_FINITE_AUDIO")],
+)
+def test_the_first_impossible_float_decides_in_any_split(first: float, second: float, reason: str) -> None:
+    samples = np.zeros(1_000, "<f4")
+    samples[[100, 700]] = first, second
+    for sizes in ([4_000], [7], [2_000]):
+        with pytest.raises(AudioError) as caught:
+            decode_in(AudioDecoder(AudioFormat("float32", 16_000)), split(samples.tobytes(), sizes))
+        assert caught.value.reason == reason
+
+
 def test_floats_a_little_too_loud_are_clipped_and_counted() -> None:
     samples = np.array([0.5, 1.0, 1.2, -MAX_FLOAT_MAGNITUDE, -1.0, 0.0] * 100, "<f4")
     decoder = AudioDecoder(AudioFormat("float32", 16_000))

@@ -245,6 +245,20 @@ def test_endless_speech_is_cut_without_a_gap() -> None:
     assert [type(e) for e in events if not isinstance(e, Utterance)] == [SpeechBegin, SpeechEnd]
 
 
+@pytest.mark.parametrize("end", ["silence", "flush in speech", "flush in a pause"])
+def test_no_utterance_is_longer_than_the_longest_not_even_by_part_of_a_frame(end: str) -> None:
+    options = EndpointingOptions(max_utterance_ms=1_000, utterance_end_silence_ms=300, pre_roll_ms=30)
+    segmenter = Segmenter(options, FakeVad())
+    spoken = 960 if end == "flush in speech" else 680 if end == "silence" else 800
+    audio = ms((False, 100), (True, spoken), (False, 980 - spoken))  # starts at 70 ms: the maximum is at 1,070
+    events = segmenter.push(audio if end == "silence" else audio[: 1_079 * MS])
+    events += segmenter.flush(EndReason.HALF_CLOSE)
+    (utterance,) = utterances(events)
+    assert (utterance.start, utterance.end) == (70 * MS, 1_070 * MS)
+    assert utterance.reason is (EndReason.SILENCE if end == "silence" else EndReason.HALF_CLOSE)
+    assert utterance.speech_samples == (970 if end == "flush in speech" else spoken) * MS
+
+
 def test_a_forced_cut_prefers_the_longest_late_pause() -> None:
     pauses = ms((True, 600), (False, 300), (True, 700), (False, 100), (True, 100), (False, 60), (True, 900))
     first, second, *_ = utterances(run(pauses, OPTIONS))

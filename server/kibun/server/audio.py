@@ -203,21 +203,27 @@ class AudioDecoder:
         peak = max(float(samples.max()), -float(samples.min()))  # a NaN makes both NaN
         if peak <= 1.0:
             return samples
-        if not np.isfinite(peak):
-            raise AudioError(
+        absurd = ~(np.abs(samples) <= MAX_FLOAT_MAGNITUDE)  # also where it is NaN
+        if absurd.any():
+            raise self._absurd(float(np.abs(samples[absurd.argmax()])))
+        self.clipped_samples += int(np.count_nonzero(np.abs(samples) > 1.0))
+        return np.clip(samples, -1.0, 1.0)
+
+    @staticmethod
+    def _absurd(magnitude: float) -> AudioError:
+        """For the first such sample: which came first does not depend on how the bytes were split."""
+        if not np.isfinite(magnitude):
+            return AudioError(
                 "NON_FINITE_AUDIO",
                 "audio_content",
                 "audio contains NaN or infinite samples; float32 samples must be finite, little-endian, within ±1",
             )
-        if peak > MAX_FLOAT_MAGNITUDE:
-            raise AudioError(
-                "AUDIO_OUT_OF_RANGE",
-                "audio_content",
-                f"audio contains a sample of magnitude {peak:g}; float32 samples must lie within ±1 (up to "
-                f"±{MAX_FLOAT_MAGNITUDE:g} is clipped): divide 16-bit integers by 32768",
-            )
-        self.clipped_samples += int(np.count_nonzero(np.abs(samples) > 1.0))
-        return np.clip(samples, -1.0, 1.0)
+        return AudioError(
+            "AUDIO_OUT_OF_RANGE",
+            "audio_content",
+            f"audio contains a sample of magnitude {magnitude:g}; float32 samples must lie within ±1 (up to "
+            f"±{MAX_FLOAT_MAGNITUDE:g} is clipped): divide 16-bit integers by 32768",
+        )
 
     def _resample(self, samples: FloatArray, *, last: bool) -> FloatArray:
         if self._resampler is None:

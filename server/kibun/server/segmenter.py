@@ -159,8 +159,8 @@ class Segmenter:
         if self._state in (_SPEAKING, _STOPPING):
             if self._state is _SPEAKING:
                 # The samples short of a frame are the tail of what is being said.
-                self._speech_samples += self.position - self._cursor
-                self._speech_end = self.position
+                self._speech_end = min(self.position, self._start + self._max_utterance)
+                self._speech_samples += self._speech_end - self._cursor
             self._close(min(self._speech_end + self._hang_over, self.position), reason, events)
         self._start_turn(self.position)
         self._restart(self.position, None)
@@ -250,6 +250,7 @@ class Segmenter:
         self._restart(end, EndReason.MAX_DURATION)
 
     def _close(self, end: int, reason: EndReason, events: list[SegmenterEvent]) -> None:
+        end = min(end, self._start + self._max_utterance)  # it may have been reached within this very frame
         events.append(SpeechEnd(self._speech_end))
         self._silent_since = self._speech_end
         if self._speech_samples > 0:  # none: nothing was said after a forced cut
