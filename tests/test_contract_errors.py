@@ -45,7 +45,7 @@ def server() -> Iterator[Server]:
     with serve() as running:
         yield running
         log = running.log.read_text()
-        failed = re.findall(r"ERROR:kibun.server.service:request-\w+ failed", log)
+        failed = re.findall(r"ERROR:kibun.server.gate:request-\w+ failed", log)
         assert len(failed) == log.count("\nkibun.server.backend.BackendError: "), "all else was foreseen"
         assert "never retrieved" not in log
         assert "never awaited" not in log

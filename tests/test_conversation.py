@@ -1,8 +1,6 @@
 """What is known of a conversation, how long it is kept, and what estimates are made of it."""
 
-import hashlib
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kibun.server import convert, estimates
-from kibun.server.auth import ANYONE, Authenticator, TokenFileError
 from kibun.server.backend import ModelInfo, Result, Traits
 from kibun.server.conversation import (
     MAX_FINISHED_TURNS,
@@ -24,7 +21,6 @@ from kibun.server.conversation import (
     weighted_emotion,
 )
 from kibun.server.endpointing import EndReason
-from kibun.server.errors import Failure
 from kibun.server.store import MemoryStore
 
 KEY = ("tenant", "c")
@@ -205,36 +201,3 @@ async def test_tenants_have_conversations_of_their_own(store: MemoryStore) -> No
     assert await store.get(("another", "c")) is None
     assert not await store.delete(("another", "c"))
     assert await store.get(KEY)
-
-
-# ---- who calls
-
-
-def digest(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def test_without_tokens_everybody_is_one_tenant() -> None:
-    assert Authenticator().tenant(None) == Authenticator().tenant("Bearer x") == ANYONE
-
-
-def test_tokens_of_one_tenant_may_be_several(tmp_path: Path) -> None:
-    path = tmp_path / "tokens"
-    path.write_text(f"# comment\n\nacme {digest('a')}  # old\nacme {digest('b')}\nother {digest('c')}\n")
-    authenticator = Authenticator.from_file(path)
-    assert [authenticator.tenant(f"{scheme} {t}") for scheme, t in (("Bearer", "a"), ("bearer", "b"))] == ["acme"] * 2
-    assert authenticator.tenant("Bearer c") == "other"
-    for wrong in (None, "", "Bearer", "Bearer ", f"Bearer {digest('a')}", "a", "Basic a", "Bearer a b"):
-        with pytest.raises(Failure, match="valid token"):
-            authenticator.tenant(wrong)
-
-
-@pytest.mark.parametrize(
-    "line", ["acme", "acme secret", f"ac/me {digest('a')}", f"acme {digest('a')} x", "acme " + "A" * 64]
-)
-def test_a_bad_line_is_named_and_not_quoted(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "tokens"
-    path.write_text(f"acme {digest('a')}\n{line}\n")
-    with pytest.raises(TokenFileError, match=r"tokens:2: expected") as caught:
-        Authenticator.from_file(path)
-    assert line not in str(caught.value)

@@ -29,8 +29,8 @@ ALLOWED_ROOMS = {
 }
 # package: the modules of the server that may import it (session and the rest are tested without any of these)
 SERVER_DOORS = {
-    "grpc": {"service", "serving"},
-    "grpc_status": {"service"},
+    "grpc": {"service", "gate", "serving"},
+    "grpc_status": {"gate"},
     "grpc_health": {"serving"},
     "grpc_reflection": {"serving"},
     "google": {"service", "convert", "status"},

@@ -47,7 +47,7 @@ async def running(
         limits=ServiceLimits(**limits),
         stream_limits=events.Limits(),
     )
-    server = grpc.aio.server(options=GRPC_OPTIONS)
+    server = grpc.aio.server(interceptors=[served.gate], options=GRPC_OPTIONS)
     server.add_generic_rpc_handlers((served.handler(),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()

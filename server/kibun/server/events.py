@@ -14,6 +14,7 @@ from kibun.server.audio import AudioFormat
 from kibun.server.backend import ConditionSource, ModelInfo, Traits
 from kibun.server.conversation import Conversation
 from kibun.server.endpointing import EndpointingOptions, EndReason
+from kibun.server.errors import Failure
 
 SpeechType = Literal["activity_begin", "activity_end", "turn_start", "turn_end", "no_speech_timeout"]
 
@@ -53,6 +54,7 @@ class Limits:
     warn_before_end_s: float = 60.0
     idle_timeout_s: float = 600.0
     max_backlog_s: float = 60.0  # audio of finished utterances that may wait for analysis
+    max_messages_per_s: float = 1000.0  # more are read no faster: small chunks cost as much as large ones
     backlog_timeout_s: float = 30.0  # a stream that makes no room for this long is ended
 
 
@@ -70,7 +72,14 @@ class EndOfTurn:
     next_turn_id: str = ""
 
 
-Request = Audio | EndOfTurn
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What came must not be heard: the stream ends with `failure`, once what was heard before it is answered."""
+
+    failure: Failure
+
+
+Request = Audio | EndOfTurn | Refused
 
 # ---- out
 

@@ -22,8 +22,8 @@ from kibun.server.endpointing import (
     Utterance,
 )
 from kibun.server.errors import Failure, Kind, invalid
-from kibun.server.events import Audio, Request, Speech, SpeechType, Warn
-from kibun.server.pace import RateWatch
+from kibun.server.events import Audio, Refused, Request, Speech, SpeechType, Warn
+from kibun.server.pace import MessagePace, RateWatch
 from kibun.server.segmenter import Segmenter
 from kibun.server.stream import Stream
 
@@ -111,6 +111,7 @@ class Listener:
         self._decoder = AudioDecoder(stream.options.audio)
         self._turn = _OpenTurn(stream.options.turn_id, asked=True, due=True)
         self._pace = RateWatch(stream.options.audio.sample_rate_hz)
+        self._message_pace = MessagePace(self._limits.max_messages_per_s)
         self._end_announced = False
         self._next_interim = 0  # samples of the open utterance
 
@@ -135,6 +136,8 @@ class Listener:
                 if request is None:
                     await self._end_turn(EndReason.HALF_CLOSE)
                     return None
+                if isinstance(request, Refused):
+                    return request.failure
                 if isinstance(request, Audio):
                     await self._hear(request.payload)
                     if self._left_s < 0:
@@ -142,6 +145,8 @@ class Listener:
                         return self._too_long()
                 else:
                     await self._client_end_of_turn(request.next_turn_id)
+                if (wait_s := self._message_pace.wait_s(self._clock())) > 0:
+                    await asyncio.sleep(wait_s)
         except AudioError as error:
             raise invalid(error.reason, error.field, str(error)) from error
         finally:

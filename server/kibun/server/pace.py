@@ -1,6 +1,6 @@
-"""Notices audio that is labelled with the wrong sample rate, by how fast it arrives.
+"""Messages against the wall clock: how fast they may come, and whether their audio is labelled with a wrong rate.
 
-The only place where audio meets the wall clock, and only ever for a warning.
+The only place where audio meets the wall clock; it never changes a result.
 """
 
 from __future__ import annotations
@@ -37,3 +37,22 @@ class RateWatch:
                 self._done = True
                 return true_hz
         return None
+
+
+BURST_S = 2.0  # of messages that may come at once
+
+
+class MessagePace:
+    """Spreads what comes faster than so many messages per second: it is read later, and the transport slows the client.
+
+    A message costs the server about as much with one byte of audio in it as with a second of it.
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self._apart_s = 1 / per_second
+        self._due = float("-inf")
+
+    def wait_s(self, now: float) -> float:
+        """Call per message: seconds to wait before the next one is read, mostly 0."""
+        self._due = max(self._due, now - BURST_S) + self._apart_s
+        return max(self._due - now, 0.0)

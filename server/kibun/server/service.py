@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
-from grpc_status import rpc_status
+from google.protobuf.message import Message
 
 from kibun.server import __version__, capability, convert, events
 from kibun.server.audio import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ, SAMPLE_RATE_HZ
 from kibun.server.auth import Authenticator
-from kibun.server.backend import Analyzer, BackendError, ModelInfo
+from kibun.server.backend import Analyzer, ModelInfo
 from kibun.server.conversation import Conversation
 from kibun.server.endpointing import EndpointingOptions
 from kibun.server.errors import Failure, Kind, invalid
+from kibun.server.gate import Context, Gate, Handler, current_call
 from kibun.server.live import LiveStreams
+from kibun.server.quota import RETRY_AFTER_S, Account, Quotas, TenantLimits
 from kibun.server.session import Session
-from kibun.server.status import status_of
 from kibun.server.store import ConversationStore
 from kibun.server.vad import Vad
 from kibun.v1 import speech_analysis_pb2 as pb
@@ -31,15 +30,12 @@ from kibun.v1 import speech_analysis_pb2 as pb
 SERVICE = "kibun.v1.SpeechAnalysisService"
 MAX_AUDIO_CONTENT_BYTES = 256 * 1024
 MAX_ANALYZE_BYTES = 16 * 1024 * 1024
-RETRY_AFTER_S = 1.0
 GOING_AWAY = events.Warn(
     "GOING_AWAY", "this server is stopping: finish the turn and open the next stream on another connection"
 )
 
-log = logging.getLogger(__name__)
-Context: TypeAlias = grpc.aio.ServicerContext
 M = TypeVar("M", bound=Message)
-UnaryMethod: TypeAlias = Callable[[Any, str, str], Awaitable[Message]]  # request, tenant, request id
+Method: TypeAlias = Callable[[Any, str], Awaitable[Message]]  # request, tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +46,7 @@ class ServiceLimits:
     config_timeout_s: float = 10.0
     slow_reader_timeout_s: float = 10.0
     conversation_ttl_s: float = 1800.0
+    tenant: TenantLimits = field(default_factory=TenantLimits)  # of each tenant without limits of its own
 
 
 class SpeechAnalysis:
@@ -73,17 +70,18 @@ class SpeechAnalysis:
         self._store = store
         self._make_vad = make_vad
         self._endpointing = endpointing
-        self._authenticator = authenticator
         self._limits = limits
         self._stream_limits = stream_limits
         self._live = LiveStreams()
         self._models: tuple[ModelInfo, ...] = ()
         self._draining = False
-        self._active = 0
+        self._quotas = Quotas(limits.max_streams, lambda tenant: authenticator.limits(tenant, limits.tenant))
+        self.gate = Gate(SERVICE, authenticator, self._quotas, self._check_admission)
+        """An interceptor that the gRPC server must be given."""
 
     @property
     def active_streams(self) -> int:
-        return self._active
+        return self._quotas.active
 
     @property
     def models(self) -> tuple[ModelInfo, ...]:
@@ -103,50 +101,35 @@ class SpeechAnalysis:
         self._live.end_all(_draining())
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """For `server.add_generic_rpc_handlers`. Not protoc's registration: that one answers a malformed message
-        with the parser's text.
+        """For `server.add_generic_rpc_handlers`, together with `gate`.
+
+        Not protoc's registration: that one answers a malformed message with the parser's text. All methods are of kind
+        stream-stream, which a caller cannot tell: so even a large request is read only once its call was let in.
         """
-        unary: dict[str, tuple[UnaryMethod, type[Message]]] = {
+        single: dict[str, tuple[Method, type[Message]]] = {
             "Analyze": (self._analyze, pb.AnalyzeRequest),
             "GetConversation": (self._get, pb.GetConversationRequest),
             "CompleteConversation": (self._complete, pb.CompleteConversationRequest),
             "DeleteConversation": (self._delete, pb.DeleteConversationRequest),
             "GetServiceInfo": (self._info, pb.GetServiceInfoRequest),
         }
-        methods = {
-            name: grpc.unary_unary_rpc_method_handler(
-                self._unary(method), request_deserializer=_parser(kind), response_serializer=_serialize
-            )
-            for name, (method, kind) in unary.items()
-        }
-        methods["StreamingAnalyze"] = grpc.stream_stream_rpc_method_handler(
-            self._streaming_analyze,
-            request_deserializer=_parser(pb.StreamingAnalyzeRequest),
-            response_serializer=_serialize,
-        )
+        methods = {name: _method(self._single(method), kind) for name, (method, kind) in single.items()}
+        methods["StreamingAnalyze"] = _method(self._streaming_analyze, pb.StreamingAnalyzeRequest)
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     # ---- streams
 
     async def _streaming_analyze(self, requests: AsyncIterator[Any], context: Context) -> None:
-        request_id = _new_id("request")
-        try:
-            tenant = self._tenant(context)
-            with self._admitted():
-                await self._run_stream(requests, context, tenant, request_id)
-        except Exception as error:
-            await _abort(context, error, request_id)
-
-    async def _run_stream(self, requests: AsyncIterator[Any], context: Context, tenant: str, request_id: str) -> None:
+        call = current_call()
         config = await self._first_config(requests)
         self._check_serving()  # that took a while
-        options = convert.stream_options(config, tenant=tenant, defaults=self._defaults())
-        session = self._session(request_id, options)
+        options = convert.stream_options(config, tenant=call.tenant, defaults=self._defaults())
+        session = self._session(call.request_id, options)
 
         def started(event: events.Started) -> pb.StreamStarted:
             model = convert.model_named(options.model, self._models)
             return pb.StreamStarted(
-                request_id=request_id,
+                request_id=call.request_id,
                 conversation_id=options.conversation_id,
                 participant_id=options.participant_id,
                 turn_id=event.turn_id,
@@ -160,23 +143,19 @@ class SpeechAnalysis:
                 synthetic_model=model.synthetic,
             )
 
+        assert call.account is not None  # a stream takes a place
+        heard = _domain_requests(requests, options, call.account)
         number = 0
-        async with self._room(request_id, options), aclosing(session.run(_domain_requests(requests))) as replies:
+        async with self._room(call.request_id, options), aclosing(session.run(heard)) as replies:
             async for reply in replies:
                 await self._write(context, convert.response(reply, number, started))
                 number += 1
 
     async def _first_config(self, requests: AsyncIterator[Any]) -> pb.StreamingAnalyzeConfig:
-        timeout_s = self._limits.config_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s):
-                message = await anext(requests, None)
-        except TimeoutError:
-            text = f"no streaming_config came within {timeout_s:g} s; send it first"
-            raise Failure(Kind.DEADLINE_EXCEEDED, "CONFIG_TIMEOUT", text) from None
+        message = await self._first(requests, "streaming_config")
         if message is None:
             raise invalid("EMPTY_STREAM", "streaming_request", "the stream held nothing; send streaming_config first")
-        kind = _checked(message).WhichOneof("streaming_request")
+        kind = message.WhichOneof("streaming_request")
         if kind is None:
             raise _empty_request()
         if kind != "streaming_config":
@@ -184,7 +163,18 @@ class SpeechAnalysis:
         config: pb.StreamingAnalyzeConfig = message.streaming_config
         return config
 
-    async def _write(self, context: Context, message: pb.StreamingAnalyzeResponse) -> None:
+    async def _first(self, requests: AsyncIterator[Any], what: str) -> Any:
+        """The first message of a call, None where there is none. Raises Failure where it does not come in time."""
+        timeout_s = self._limits.config_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await anext(requests, None)
+        except TimeoutError:
+            text = f"{what} did not come within {timeout_s:g} s; send it first"
+            raise Failure(Kind.DEADLINE_EXCEEDED, "CONFIG_TIMEOUT", text) from None
+        return None if message is None else _checked(message)
+
+    async def _write(self, context: Context, message: Message) -> None:
         timeout_s = self._limits.slow_reader_timeout_s
         try:
             async with asyncio.timeout(timeout_s):
@@ -195,25 +185,11 @@ class SpeechAnalysis:
                 Kind.RESOURCE_EXHAUSTED, "SLOW_CONSUMER", text, retry_after_s=RETRY_AFTER_S, quota="unread results"
             ) from None
 
-    @contextmanager
-    def _admitted(self) -> Iterator[None]:
-        """One of the server's stream places. Raises Failure at once when there is none."""
+    def _check_admission(self, takes_place: bool) -> None:
+        """Raises Failure at once where no such call is taken now."""
         self._check_serving()
-        if not self._analyzer.admits(running=True):
+        if takes_place and not self._analyzer.admits(running=True):
             raise _overloaded()
-        if self._active >= self._limits.max_streams:
-            raise Failure(
-                Kind.RESOURCE_EXHAUSTED,
-                "TOO_MANY_STREAMS",
-                f"this server analyses {self._limits.max_streams} streams at a time; try again later or elsewhere",
-                retry_after_s=RETRY_AFTER_S,
-                quota="concurrent streams",
-            )
-        self._active += 1
-        try:
-            yield
-        finally:
-            self._active -= 1
 
     @asynccontextmanager
     async def _room(self, stream_id: str, options: events.StreamOptions) -> AsyncIterator[None]:
@@ -249,56 +225,56 @@ class SpeechAnalysis:
 
     # ---- single calls
 
-    def _unary(self, method: UnaryMethod) -> Callable[[Any, Context], Awaitable[Any]]:
-        async def handle(request: Any, context: Context) -> Any:
-            request_id = _new_id("request")
-            try:
-                tenant = self._tenant(context)
-                self._check_serving()
-                return await method(_checked(request), tenant, request_id)
-            except Exception as error:
-                return await _abort(context, error, request_id)
+    def _single(self, method: Method) -> Handler:
+        """One request, one response."""
+
+        async def handle(requests: AsyncIterator[Any], context: Context) -> None:
+            request = await self._first(requests, "the request")
+            if request is None:
+                raise invalid("EMPTY_REQUEST", "request", "the call held no message; send one request")
+            await self._write(context, await method(request, current_call().tenant))
 
         return handle
 
-    async def _analyze(self, request: pb.AnalyzeRequest, tenant: str, request_id: str) -> pb.AnalyzeResponse:
+    async def _analyze(self, request: pb.AnalyzeRequest, tenant: str) -> pb.AnalyzeResponse:
         """The whole recording as one turn, through the same session as a stream."""
-        with self._admitted():
-            if not request.HasField("config"):
-                raise invalid("CONFIG_REQUIRED_FIRST", "config", "config is required")
-            if not 0 < len(request.audio_content) <= MAX_ANALYZE_BYTES:
-                text = f"audio_content must hold 1 to {MAX_ANALYZE_BYTES} bytes; stream longer audio"
-                raise invalid("AUDIO_CONTENT_SIZE", "audio_content", text)
-            if request.config.endpointing_config.HasField("end_of_turn_silence"):
-                field = "endpointing_config.end_of_turn_silence"
-                raise invalid("INVALID_ENDPOINTING", field, "Analyze takes one turn; stream audio of several")
-            options = convert.stream_options(request.config, tenant=tenant, defaults=self._defaults())
-            options = replace(options, interims=False, voice_activity_events=False)
-            response = pb.AnalyzeResponse(request_id=request_id)
-            session = self._session(request_id, options)
-            pieces = _pieces(request.audio_content)
-            async with self._room(request_id, options), aclosing(session.run(pieces)) as replies:
-                async for reply in replies:
-                    match reply.event:
-                        case events.Utterance() as event:
-                            response.utterances.append(convert.utterance(event))
-                        case events.Warn() as event:
-                            response.warnings.append(convert.warning(event))
-                        case events.Turn() as event:
-                            response.turn_result.CopyFrom(convert.turn(event))
-                        case events.Ended() as event:
-                            response.conversation.CopyFrom(convert.conversation(event.conversation, event.model))
-            return response
+        if not request.HasField("config"):
+            raise invalid("CONFIG_REQUIRED_FIRST", "config", "config is required")
+        if not 0 < len(request.audio_content) <= MAX_ANALYZE_BYTES:
+            text = f"audio_content must hold 1 to {MAX_ANALYZE_BYTES} bytes; stream longer audio"
+            raise invalid("AUDIO_CONTENT_SIZE", "audio_content", text)
+        if request.config.endpointing_config.HasField("end_of_turn_silence"):
+            field = "endpointing_config.end_of_turn_silence"
+            raise invalid("INVALID_ENDPOINTING", field, "Analyze takes one turn; stream audio of several")
+        call = current_call()
+        options = convert.stream_options(request.config, tenant=tenant, defaults=self._defaults())
+        options = replace(options, interims=False, voice_activity_events=False)
+        assert call.account is not None  # it takes a place
+        if failure := call.account.charge(_seconds(request.audio_content, options)):
+            raise failure
+        response = pb.AnalyzeResponse(request_id=call.request_id)
+        session = self._session(call.request_id, options)
+        pieces = _pieces(request.audio_content)
+        async with self._room(call.request_id, options), aclosing(session.run(pieces)) as replies:
+            async for reply in replies:
+                match reply.event:
+                    case events.Utterance() as event:
+                        response.utterances.append(convert.utterance(event))
+                    case events.Warn() as event:
+                        response.warnings.append(convert.warning(event))
+                    case events.Turn() as event:
+                        response.turn_result.CopyFrom(convert.turn(event))
+                    case events.Ended() as event:
+                        response.conversation.CopyFrom(convert.conversation(event.conversation, event.model))
+        return response
 
-    async def _get(self, request: pb.GetConversationRequest, tenant: str, _: str) -> pb.GetConversationResponse:
+    async def _get(self, request: pb.GetConversationRequest, tenant: str) -> pb.GetConversationResponse:
         conversation = await self._store.get(_key(request, tenant))
         if conversation is None:
             raise _no_conversation()
         return pb.GetConversationResponse(conversation=self._wire(conversation))
 
-    async def _complete(
-        self, request: pb.CompleteConversationRequest, tenant: str, _: str
-    ) -> pb.CompleteConversationResponse:
+    async def _complete(self, request: pb.CompleteConversationRequest, tenant: str) -> pb.CompleteConversationResponse:
         def complete(conversation: Conversation | None) -> Conversation:
             if conversation is None:
                 raise _no_conversation()
@@ -307,16 +283,14 @@ class SpeechAnalysis:
         conversation = await self._store.update(_key(request, tenant), complete)
         return pb.CompleteConversationResponse(conversation=self._wire(conversation))
 
-    async def _delete(
-        self, request: pb.DeleteConversationRequest, tenant: str, _: str
-    ) -> pb.DeleteConversationResponse:
+    async def _delete(self, request: pb.DeleteConversationRequest, tenant: str) -> pb.DeleteConversationResponse:
         key = _key(request, tenant)
         self._live.end_conversation(key, Failure(Kind.ABORTED, "CONVERSATION_DELETED", "the conversation was deleted"))
         if not await self._store.delete(key) and not request.allow_missing:
             raise _no_conversation()
         return pb.DeleteConversationResponse()
 
-    async def _info(self, request: pb.GetServiceInfoRequest, tenant: str, _: str) -> pb.GetServiceInfoResponse:
+    async def _info(self, request: pb.GetServiceInfoRequest, tenant: str) -> pb.GetServiceInfoResponse:
         info = pb.GetServiceInfoResponse
         emotion_scales = [info.Scale(dimension=d, min=1, max=5, neutral=3) for d in ("valence", "arousal")]
         trait_scales = [info.Scale(dimension=d, min=1, max=7, neutral=4) for d in convert.TRAIT_NAMES]
@@ -345,18 +319,13 @@ class SpeechAnalysis:
             max_stream_duration=convert.duration_of(self._stream_limits.max_stream_s),
             idle_timeout=convert.duration_of(self._stream_limits.idle_timeout_s),
             max_concurrent_streams=self._limits.max_streams,
-            active_stream_count=self._active,
+            active_stream_count=self._quotas.active,
             default_endpointing_config=convert.endpointing_config(self._endpointing),
         )
 
     def _wire(self, conversation: Conversation) -> pb.Conversation:
         models = {m.name: m for m in self._models}
         return convert.conversation(conversation, models.get(conversation.model))
-
-    def _tenant(self, context: Context) -> str:
-        metadata = dict(context.invocation_metadata() or ())
-        authorization = metadata.get("authorization")
-        return self._authenticator.tenant(authorization if isinstance(authorization, str) else None)
 
 
 # ---- requests
@@ -370,7 +339,7 @@ def _parser(kind: type[M]) -> Callable[[bytes], M | _Malformed]:
     def parse(data: bytes) -> M | _Malformed:
         try:
             return kind.FromString(data)
-        except DecodeError:
+        except Exception:  # whatever the parser makes of it: gRPC would answer UNKNOWN, with the exception's text
             return _Malformed()
 
     return parse
@@ -386,12 +355,24 @@ def _serialize(message: Message) -> bytes:
     return message.SerializeToString()
 
 
-async def _domain_requests(requests: AsyncIterator[Any]) -> AsyncIterator[events.Request]:
-    """What follows the config, as domain values."""
+def _method(handler: Handler, request: type[Message]) -> grpc.RpcMethodHandler:
+    return grpc.stream_stream_rpc_method_handler(
+        handler, request_deserializer=_parser(request), response_serializer=_serialize
+    )
+
+
+async def _domain_requests(
+    requests: AsyncIterator[Any], options: events.StreamOptions, account: Account
+) -> AsyncIterator[events.Request]:
+    """What follows the config, as domain values, charged to the tenant's account."""
     async for message in requests:
-        match _checked(message).WhichOneof("streaming_request"):
+        kind = _checked(message).WhichOneof("streaming_request")
+        payload = message.audio_content
+        if failure := account.charge(_seconds(payload, options)):
+            yield events.Refused(failure)
+            return
+        match kind:
             case "audio_content":
-                payload = message.audio_content
                 if len(payload) > MAX_AUDIO_CONTENT_BYTES:
                     text = f"audio_content may hold {MAX_AUDIO_CONTENT_BYTES} bytes, not {len(payload)}; split it"
                     raise invalid("AUDIO_CONTENT_TOO_LARGE", "audio_content", text)
@@ -404,6 +385,10 @@ async def _domain_requests(requests: AsyncIterator[Any]) -> AsyncIterator[events
                 raise invalid("CONFIG_REPEATED", "streaming_config", text)
             case _:
                 raise _empty_request()
+
+
+def _seconds(payload: bytes, options: events.StreamOptions) -> float:
+    return len(payload) / (options.audio.sample_bytes * options.audio.sample_rate_hz)
 
 
 async def _pieces(payload: bytes) -> AsyncIterator[events.Request]:
@@ -442,20 +427,3 @@ def _overloaded() -> Failure:
 
 def _no_conversation() -> Failure:
     return Failure(Kind.NOT_FOUND, "CONVERSATION_NOT_FOUND", "no such conversation, or it has expired")
-
-
-async def _abort(context: Context, error: Exception, request_id: str) -> None:
-    """Ends the call with a status; does not return."""
-    if isinstance(error, grpc.aio.AbortError):
-        raise error
-    status = rpc_status.to_status(status_of(_failure(error, request_id), request_id))
-    await context.abort(status.code, status.details, status.trailing_metadata)
-
-
-def _failure(error: Exception, request_id: str) -> Failure:
-    if isinstance(error, Failure):
-        return error
-    log.error("%s failed", request_id, exc_info=error)
-    reason = error.reason if isinstance(error, BackendError) else "INTERNAL"
-    text = f"the server failed; try again, and if that fails too, its log tells more under {request_id}"
-    return Failure(Kind.INTERNAL, reason, text)

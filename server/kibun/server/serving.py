@@ -39,7 +39,8 @@ GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.server_handshake_timeout_ms", 5_000),
     ("grpc.max_concurrent_streams", 100_000),  # admission is ours: gRPC's would queue on the client, unseen
     ("grpc.max_receive_message_length", MAX_ANALYZE_BYTES + 65_536),
-    ("grpc.max_metadata_size", 16_384),
+    ("grpc.max_metadata_size", 65_536),  # what is more than the gate allows gets its reason up to here
+    ("grpc.absolute_max_metadata_size", 65_536),
 )
 LAST_WORDS_S = 0.5  # for statuses on their way out when the server stops
 
@@ -74,7 +75,7 @@ class Server:
         self._handle_signals()
         batcher = Batcher(backend)
         service = self._service(batcher, authenticator)
-        server = grpc.aio.server(options=GRPC_OPTIONS)
+        server = grpc.aio.server(interceptors=[service.gate], options=GRPC_OPTIONS)
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await self._listen(server, service, credentials)
@@ -121,7 +122,7 @@ class Server:
     def _authenticator(self) -> Authenticator:
         token_file = self.settings.token_file
         try:
-            return Authenticator.from_file(token_file) if token_file else Authenticator()
+            return Authenticator(token_file)
         except TokenFileError as error:
             raise StartError(str(error)) from error
 

@@ -1,0 +1,161 @@
+"""Before every call of the service: who calls, whether there is room, and what any failure looks like to the client.
+
+An interceptor, so that nothing of a call is read before it was let in, while health goes past it and always answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import grpc
+from grpc_status import rpc_status
+
+from kibun.server.auth import TENANT, Authenticator, unauthenticated
+from kibun.server.backend import BackendError
+from kibun.server.errors import Failure, Kind, invalid
+from kibun.server.quota import Account, Quotas
+from kibun.server.status import status_of
+
+MAX_METADATA_BYTES = 16_384
+MAX_METADATA_ENTRIES = 64
+ENTRY_OVERHEAD_BYTES = 32  # as HTTP/2 counts (RFC 9113, 6.5.2)
+TAKE_A_PLACE = ("StreamingAnalyze", "Analyze")
+
+Context: TypeAlias = grpc.aio.ServicerContext
+Handler: TypeAlias = Callable[[AsyncIterator[Any], Context], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call under way. `account` is set where the call takes one of the server's places."""
+
+    method: str
+    request_id: str = field(default_factory=lambda: f"request-{uuid.uuid4().hex[:16]}")
+    tenant: str = ""
+    account: Account | None = None
+    token: str | None = None  # its digest
+    task: asyncio.Task[Any] | None = None
+    revoked: bool = False
+    began: float = field(default_factory=time.monotonic)
+
+
+_call: ContextVar[Call] = ContextVar("call")
+
+
+def current_call() -> Call:
+    """The call that this code runs for. Raises LookupError outside of one."""
+    return _call.get()
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Guards the methods of one service; all of them must be handlers of kind stream-stream.
+
+    `check(takes_place)` raises Failure while the service takes no such calls.
+    """
+
+    def __init__(
+        self, service: str, authenticator: Authenticator, quotas: Quotas, check: Callable[[bool], None]
+    ) -> None:
+        self._prefix = f"/{service}/"
+        self._authenticator = authenticator
+        self._quotas = quotas
+        self._check = check
+        self._calls: set[Call] = set()
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        handler = await continuation(handler_call_details)
+        method: str = handler_call_details.method
+        if handler is None or not method.startswith(self._prefix):
+            return handler
+        return grpc.stream_stream_rpc_method_handler(
+            self._guarded(method.removeprefix(self._prefix), handler.stream_stream),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def end_revoked(self) -> None:
+        """Ends the calls whose token has expired or was taken out of the file."""
+        for call in self._calls:
+            if not call.revoked and not self._authenticator.valid(call.token):
+                call.revoked = True
+                if call.task is not None:
+                    call.task.cancel()
+
+    def _guarded(self, method: str, handler: Handler) -> Handler:
+        async def handle(requests: AsyncIterator[Any], context: Context) -> None:
+            call = Call(method, task=asyncio.current_task())
+            _call.set(call)
+            self._calls.add(call)
+            try:
+                await self._let_in(call, handler, requests, context)
+            except asyncio.CancelledError:
+                if not call.revoked or call.task is None:
+                    raise
+                call.task.uncancel()
+                await _abort(context, unauthenticated(), call.request_id)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await _abort(context, _failure(error, call.request_id), call.request_id)
+            finally:
+                self._calls.discard(call)
+
+        return handle
+
+    async def _let_in(self, call: Call, handler: Handler, requests: AsyncIterator[Any], context: Context) -> None:
+        takes_place = call.method in TAKE_A_PLACE
+        with ExitStack() as stack:
+            self._identify(call, context)
+            self._check(takes_place)
+            if takes_place:
+                call.account = stack.enter_context(self._quotas.stream(call.tenant))
+            await handler(requests, context)
+
+    def _identify(self, call: Call, context: Context) -> None:
+        """Raises Failure for metadata that is too much, or proves nothing."""
+        metadata = context.invocation_metadata() or ()
+        size = sum(len(key) + len(value) + ENTRY_OVERHEAD_BYTES for key, value in metadata)
+        if size > MAX_METADATA_BYTES or len(metadata) > MAX_METADATA_ENTRIES:
+            text = f"metadata may hold {MAX_METADATA_ENTRIES} entries and {MAX_METADATA_BYTES} bytes in all; send less"
+            raise invalid("METADATA_TOO_LARGE", "metadata", text)
+        authorization = dict(metadata).get("authorization")
+        call.token = self._authenticator.digest(authorization if isinstance(authorization, str) else None)
+        call.tenant = self._authenticator.tenant(call.token)
+        if self._authenticator.open:
+            call.tenant = _certified_tenant(context) or call.tenant
+
+
+def _certified_tenant(context: Context) -> str:
+    """Whom the client's certificate names, by common name or else alternative name; "" without a certificate."""
+    properties = context.auth_context() or {}
+    names = properties.get("x509_common_name") or properties.get("x509_subject_alternative_name")
+    name = next(iter(names or ()), b"")
+    text = name.decode("ascii", "replace")
+    # What cannot be a tenant's name as it is gets one of its own, not one that another certificate could ask for.
+    return text if TENANT.match(text) else f"certificate-{hashlib.sha256(name).hexdigest()[:32]}" if name else ""
+
+
+def _failure(error: Exception, request_id: str) -> Failure:
+    if isinstance(error, Failure):
+        return error
+    log.error("%s failed", request_id, exc_info=error)
+    reason = error.reason if isinstance(error, BackendError) else "INTERNAL"
+    text = f"the server failed; try again, and if that fails too, its log tells more under {request_id}"
+    return Failure(Kind.INTERNAL, reason, text)
+
+
+async def _abort(context: Context, failure: Failure, request_id: str) -> None:
+    """Ends the call with a status; does not return."""
+    status = rpc_status.to_status(status_of(failure, request_id))
+    await context.abort(status.code, status.details, status.trailing_metadata)
