@@ -5,31 +5,51 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from kibun.server.backend import ModelInfo
 from kibun.server.capability import check_traits
 from kibun.server.conversation import Conversation, Participant, UtteranceRecord, finish_turn, reopen_turn
 from kibun.server.errors import Failure, Kind
-from kibun.server.events import StreamOptions
+from kibun.server.events import StreamOptions, Warn
+from kibun.server.live import LiveStream
 from kibun.server.store import ConversationStore
+
+STORE_UNAVAILABLE = Warn(
+    "STORE_UNAVAILABLE",
+    "the conversation store cannot be reached: this server goes on with what it knows of the conversation, and stores "
+    "what is said once it can",
+)
+STORE_RECOVERED = Warn("STORE_RECOVERED", "the conversation store is back and has all that was said")
+
+
+class _InUse(Exception):
+    """Leaves a conversation as it is."""
 
 
 class HeldConversation:
-    """What a stream knows of its conversation and of its own participant in it.
+    """What a stream knows of its conversation and of its own participant in it; the store's `Holder`.
 
     A stream goes on from what it last saw where the store loses the conversation. Once `ended` has a failure
     (deleted, superseded) nothing more is stored: what is still under way must not bring anything back.
     """
 
     def __init__(
-        self, options: StreamOptions, model: ModelInfo, store: ConversationStore, ended: asyncio.Future[Exception]
+        self,
+        options: StreamOptions,
+        model: ModelInfo,
+        store: ConversationStore,
+        ended: asyncio.Future[Exception],
+        live: LiveStream,
     ) -> None:
         self._options = options
         self._model = model
         self._store = store
         self._ended = ended
+        self._live: LiveStream | None = live  # until the stream leaves
         self._key = (options.tenant, options.conversation_id)
+        self._entering = False
         self._seen: Conversation | None = None
 
     async def enter(self) -> bool:
@@ -47,8 +67,33 @@ class HeldConversation:
             ttl_s = self._options.ttl_s if self._options.ttl_asked else conversation.ttl_s
             return replace(conversation, ttl_s=ttl_s).with_participant(replace(reopened, given_traits=given))
 
-        self._seen = await self._store.update(self._key, enter)
+        self._entering = True
+        try:
+            self._seen = await self._store.update(self._key, enter, self)
+        except Exception:
+            self._entering = False
+            raise
         return created
+
+    async def leave(self, alone: Callable[[], bool]) -> None:
+        """The stream has ended. A conversation in which nothing was said or given leaves nothing behind, once its last
+        stream has left: `alone` tells whether no other stream of it is open on this server. One on another server
+        that has yet to say something brings it back when it does.
+        """
+        self._live = None
+        if not self._entering or (self._seen is not None and not _is_blank(self._seen)):
+            return
+        with suppress(Failure, _InUse):
+            found = await self._store.get(self._key, self)
+
+            def erase(conversation: Conversation | None) -> None:
+                same = conversation is found or (
+                    conversation and found and conversation.update_time == found.update_time
+                )
+                if found is None or not same or not _is_blank(found) or not alone():
+                    raise _InUse
+
+            await self._store.update(self._key, erase, self)
 
     @property
     def conversation(self) -> Conversation:
@@ -58,6 +103,26 @@ class HeldConversation:
     @property
     def participant(self) -> Participant:
         return self.conversation.participant(self._options.participant_id)
+
+    # ---- as the store's Holder
+
+    @property
+    def held(self) -> Conversation | None:
+        return self._seen
+
+    def check(self) -> None:
+        if self._live is not None and self._ended.done():
+            raise self._ended.result()
+
+    def behind(self, is_behind: bool) -> None:
+        if self._live is not None:
+            self._live.warn(STORE_UNAVAILABLE if is_behind else STORE_RECOVERED)
+
+    def reject(self, failure: Failure) -> None:
+        if self._live is not None:
+            self._live.end(failure)
+
+    # ---- while the stream runs
 
     def resumed_after(self) -> UtteranceRecord | None:
         """The utterance at whose end the stream begins, if it resumes its turn there."""
@@ -69,19 +134,17 @@ class HeldConversation:
 
     async def refresh(self) -> None:
         """Sees what other streams have added."""
-        self._seen = await self._store.get(self._key) or self._seen
+        self._seen = await self._store.get(self._key, self) or self._seen
 
     async def update(self, change: Callable[[Participant], Participant]) -> None:
         """Changes the participant in the store. Raises the failure that ended the stream, if one did."""
-        if self._ended.done():
-            raise self._ended.result()
-        held = self.conversation
+        participant_id = self._options.participant_id
 
         def apply(conversation: Conversation | None) -> Conversation:
-            base = conversation or held
-            return base.with_participant(change(base.participant(self._options.participant_id)))
+            assert conversation is not None  # at least what is held
+            return conversation.with_participant(change(conversation.participant(participant_id)))
 
-        self._seen = await self._store.update(self._key, apply)
+        self._seen = await self._store.update(self._key, apply, self)
 
     async def finish_turn(self, turn_id: str) -> None:
         await self.update(lambda participant: finish_turn(participant, turn_id))
@@ -111,6 +174,11 @@ class HeldConversation:
         if not self._options.resumes:
             _check_unfinished(conversation.participant(self._options.participant_id), self._options.turn_id)
         return conversation
+
+
+def _is_blank(conversation: Conversation) -> bool:
+    people = conversation.participants.values()
+    return not conversation.completed and not any(p.records or p.finished_turns or p.given_traits for p in people)
 
 
 def _check_unfinished(participant: Participant, turn_id: str) -> None:

@@ -118,6 +118,10 @@ class LiveStreams:
                 return
             await earlier.caught_up()
 
+    def has(self, conversation: tuple[str, str]) -> bool:
+        """Whether a stream of (tenant, conversation id) is open."""
+        return conversation in self._streams
+
     def end_conversation(self, conversation: tuple[str, str], failure: Failure) -> None:
         """Ends the streams of (tenant, conversation id)."""
         for stream in tuple(self._streams.get(conversation, ())):

@@ -50,7 +50,6 @@ class Session:
         # A result and not an exception of this future, so that nobody has to have looked at it.
         self._ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._outbox: asyncio.Queue[Event | Exception] = asyncio.Queue(OUTBOX)
-        self._held = HeldConversation(options, model, store, self._ended)
         self._streams = live
         self._live = LiveStream(
             options.tenant,
@@ -60,6 +59,7 @@ class Session:
             end=self._end,
             warn=self._warn,
         )
+        self._held = HeldConversation(options, model, store, self._ended, self._live)
         self._stream = Stream(request_id, options, limits, model, self._held, self._live, live, self._outbox)
         self._make_vad = make_vad
         self._new_turn_id = new_turn_id
@@ -74,13 +74,13 @@ class Session:
         Raises Failure where the stream cannot go on, and whatever else went wrong. Must be closed (`aclosing`);
         closing it early drops all that is still queued.
         """
-        created = await self._held.enter()
-        started = self._started(created)
-        for warning in self._stream.options.warnings:
-            self._warn(warning)
-        listener = self._listener()
-        self._streams.add(self._live)
         try:
+            created = await self._held.enter()
+            started = self._started(created)
+            for warning in self._stream.options.warnings:
+                self._warn(warning)
+            listener = self._listener()
+            self._streams.add(self._live)
             for task in (self._listen(listener, requests), self._analyse(listener), self._held.keep_alive()):
                 self._spawn(task)
             yield Reply(started, 0, 0)
@@ -98,6 +98,7 @@ class Session:
             for running in self._tasks:
                 running.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._held.leave(alone=lambda: not self._streams.has(self._live.conversation))
 
     # ---- tasks
 
