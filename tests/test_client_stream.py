@@ -316,6 +316,54 @@ async def test_a_final_makes_the_count_of_attempts_start_again(client, service):
     assert len(service.connections) == 8
 
 
+async def test_a_server_that_is_full_when_a_turn_comes_back_is_waited_for(client, service):
+    """Its places may be taken by the very streams that were lost."""
+
+    def fault(number: int, connection: Connection) -> str | None:
+        if number == 1:
+            return "lose" if len(connection.audio) >= 1.5 * SECOND else None
+        return "full" if number <= QUICK.max_attempts + 2 else None
+
+    service.fault = fault
+    async with client.conversation().turn("t") as turn:
+        turn.feed([noise(2.5)])
+        events = [event async for event in turn]
+    assert [event.start_s for event in events if isinstance(event, UtteranceResult)] == [0.0, 1.0]
+    assert [connection.config.resume_turn for connection in service.connections] == [False, *[True] * 6]
+
+
+async def test_a_turn_that_was_never_accepted_is_not_resumed(client, service):
+    service.fault = lambda number, connection: "lose" if number == 1 else None
+    async with client.conversation().turn("t"):
+        pass
+    assert [connection.config.resume_turn for connection in service.connections] == [False, False]
+
+
+async def test_a_server_that_was_there_before_is_waited_for(client, service):
+    async with client.conversation().turn():
+        pass
+    service.fault = lambda number, connection: "lose" if number < 3 * QUICK.max_attempts else None
+    async with client.conversation().turn():
+        pass
+    assert len(service.connections) == 3 * QUICK.max_attempts
+
+
+async def test_a_server_that_refuses_leaves_turns_to_the_others_of_its_name():
+    leaving, staying = ScriptedService(), ScriptedService()
+    leaving.fault = lambda number, connection: "lose"
+    async with (
+        serving(leaving) as first,
+        serving(staying) as second,
+        AsyncClient(f"ipv4:{first},{second}", retry=QUICK) as client,
+    ):
+        for number in range(1, 5):
+            async with client.conversation().turn() as turn:
+                await turn.push(noise(1.0))
+                assert (await turn.result()).utterance_count == 1
+            assert len(staying.connections) == number
+    assert leaving.connections, "turns are spread over the servers"
+
+
 async def test_a_replay_buffer_that_is_too_small_is_an_error(service):
     service.fault = lambda number, connection: "lose" if len(connection.audio) >= 0.9 * SECOND else None
     policy = RetryPolicy(initial_backoff_s=0.01, replay_limit_s=0.5)

@@ -153,6 +153,9 @@ def test_transport_failures_are_explained():
     assert "root_certificates" in explain_unavailable("Ssl handshake failed: CERTIFICATE_VERIFY_FAILED", "h:1")
     assert "kibun serve" in explain_unavailable("failed to connect to all addresses", "h:1")
     assert "tls=True" in explain_unavailable("failed to connect to all addresses; last error: Socket closed", "h:1")
+    several = "connections to all backends failing; last error: UNAVAILABLE: ipv4:1.2.3.4:1: "
+    assert "kibun serve" in explain_unavailable(several + "Failed to connect to remote host", "h:1")
+    assert "tls=True" in explain_unavailable(several + "Socket closed", "h:1")
     assert "was lost" in explain_unavailable("Socket closed", "h:1")
 
 
@@ -165,9 +168,8 @@ def test_error_says_reason_and_request():
 
 
 def test_backoffs_grow_to_their_limit():
-    policy = RetryPolicy(max_attempts=5, initial_backoff_s=0.5, backoff_multiplier=3, max_backoff_s=4)
-    assert policy.backoffs() == [0.5, 1.5, 4, 4]
-    assert RetryPolicy(max_attempts=1).backoffs() == []
+    policy = RetryPolicy(initial_backoff_s=0.5, backoff_multiplier=3, max_backoff_s=4)
+    assert [policy.backoff_s(failures) for failures in (0, 1, 2, 3, 10_000)] == [0.5, 1.5, 4, 4, 4]
 
 
 @given(

@@ -10,8 +10,10 @@ import grpc
 from kibun.client.errors import ErrorDetails, InvalidRequestError
 
 # Keepalive finds a frozen server within 25 s; without ping_timeout beside it, it takes a minute. Retries of gRPC are
-# off because a stream can only be resumed with the audio that the SDK keeps (see `turn`).
-CHANNEL_OPTIONS: tuple[tuple[str, int], ...] = (
+# off because a stream can only be resumed with the audio that the SDK keeps (see `turn`). Calls take turns among the
+# addresses of a name, so that one refused by a server that drains goes to another at its next attempt.
+CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),

@@ -8,7 +8,7 @@ import asyncio
 import random
 from dataclasses import replace
 
-from kibun.client.errors import ErrorDetails, InternalError, KibunError, TurnEndedError, UnavailableError
+from kibun.client.errors import ErrorDetails, InternalError, KibunError, TurnEndedError
 from kibun.client.events import (
     Event,
     SpeechEvent,
@@ -19,6 +19,7 @@ from kibun.client.events import (
     event_from_response,
 )
 from kibun.client.options import BYTES_PER_SAMPLE, RetryPolicy, StreamConfig
+from kibun.client.patience import Patience, may_retry
 from kibun.client.replay import EndOfTurn, ReplayBuffer
 from kibun.client.transport import StreamCall, Transport
 from kibun.v1 import speech_analysis_pb2 as pb
@@ -45,7 +46,8 @@ class StreamEngine:
         # None at the end marks that nothing more will come.
         self.events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._transport = transport
-        self._retry = retry
+        self._patience = Patience(retry)
+        self._accepted_at: float | None = None  # the present call, on the loop's clock
         self._single_turn = single_turn
         self._first_offset_s = config.audio_start_offset_s
         self._buffer = ReplayBuffer(round(retry.replay_limit_s * config.bytes_per_second))
@@ -53,7 +55,6 @@ class StreamEngine:
         self._input_closed = False
         self._something_to_send = asyncio.Event()
         self._room = asyncio.Event()
-        self._final_count = 0
         self._reconnects = 0
         self._task: asyncio.Task[None] | None = None
 
@@ -113,20 +114,23 @@ class StreamEngine:
             self.events.put_nowait(None)
 
     async def _run_attempts(self) -> None:
-        backoffs = self._retry.backoffs()
-        failures = 0
+        loop = asyncio.get_running_loop()
         while True:
-            finals = self._final_count
+            self._accepted_at = None
+            known, resumes = self._transport.was_accepted, self.started is not None
             try:
                 return await self._attempt()
-            except UnavailableError as error:
+            except KibunError as error:
+                if not may_retry(error, accepted=self._accepted_at is not None, resumes=resumes):
+                    raise
                 if self._is_complete():
                     return None
-                failures = 1 if self._final_count > finals else failures + 1
-                if failures >= self._retry.max_attempts:
+                pause_s = self._patience.pause_s(error, now=loop.time(), accepted_at=self._accepted_at, known=known)
+                if pause_s is None:
                     raise
                 self._buffer.rewind()
-                await asyncio.sleep(self._wait_s(backoffs[failures - 1], error))
+            # Spread, so that the clients of a restarted server don't all come back at once.
+            await asyncio.sleep(pause_s * random.uniform(1.0, 1.25))
             self._reconnects += 1
             self.config = self._config_for_resume()
 
@@ -184,8 +188,10 @@ class StreamEngine:
             case StreamStarted():
                 self.started = event
                 self.opened.set()
+                self._accepted_at = asyncio.get_running_loop().time()
+                self._transport.was_accepted = True
             case UtteranceResult(is_final=True):
-                self._final_count += 1
+                self._patience.progressed()
                 self._buffer.release(self._position(event.end_s))
             case TurnResult() if self.turn_result is None:
                 self.turn_result = event
@@ -207,21 +213,17 @@ class StreamEngine:
 
     def _config_for_resume(self) -> StreamConfig:
         start_s = self._buffer.start / self.config.bytes_per_second
-        config = replace(self.config, audio_start_offset_s=self._first_offset_s + start_s, resume_turn=True)
+        config = replace(self.config, audio_start_offset_s=self._first_offset_s + start_s)
         if self.started is None:
             return config
-        # The same turn again, also where the server had made up the ids.
-        return replace(config, conversation_id=self.started.conversation_id, turn_id=self.started.turn_id)
+        # The same turn again, also where the server had made up the ids; its result may have been lost on the way.
+        ids = (self.started.conversation_id, self.started.turn_id)
+        return replace(config, conversation_id=ids[0], turn_id=ids[1], resume_turn=True)
 
     def _position(self, time_s: float) -> int:
         """Bytes of audio before `time_s`, rounded down to a whole sample."""
         samples = int((time_s - self._first_offset_s) * self.config.sample_rate_hz + 1e-3)
         return samples * BYTES_PER_SAMPLE[self.config.encoding]
-
-    def _wait_s(self, backoff_s: float, error: KibunError) -> float:
-        wished_s = min(error.retry_after_s or 0.0, self._retry.max_backoff_s)
-        # Spread, so that the clients of a restarted server don't all come back at once.
-        return max(backoff_s, wished_s) * random.uniform(1.0, 1.25)
 
 
 def _request(item: bytes | EndOfTurn) -> pb.StreamingAnalyzeRequest:

@@ -1,6 +1,5 @@
 """Options of a stream as immutable values, and how they are written into the request."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, get_args
@@ -139,20 +138,24 @@ class StreamConfig:
 class RetryPolicy:
     """What a turn does when the connection is lost (UNAVAILABLE): reopen, replay what has no final yet."""
 
-    # Attempts in a row without a new final before the error is raised; 1: never reconnect.
+    # Connections in a row that may be lost without a new final before the error is raised, those apart that stood for
+    # ten seconds; to a server that was never reached, attempts to reach it. 1: never reconnect.
     max_attempts: int = 5
+    # How long to look for a server that was there before, or that is loading, draining or full: one that restarts, or
+    # another one at the same address.
+    give_up_after_s: float = 60.0
+    # Pauses between attempts grow from the first to the longest, and by chance by up to a quarter more. A server that
+    # says when to come back (RetryInfo) is heeded up to the longest.
     initial_backoff_s: float = 0.2
     backoff_multiplier: float = 2.0
-    max_backoff_s: float = 5.0
+    max_backoff_s: float = 2.0
     # Audio without a final that a turn keeps for replay; a loss with more than that raises an error.
     replay_limit_s: float = 120.0
 
-    def backoffs(self) -> Sequence[float]:
-        """Seconds to wait before each further attempt."""
-        return [
-            min(self.initial_backoff_s * self.backoff_multiplier**attempt, self.max_backoff_s)
-            for attempt in range(self.max_attempts - 1)
-        ]
+    def backoff_s(self, failures: int) -> float:
+        """Seconds to wait after an attempt that failed, `failures` in a row before it."""
+        # The exponent is bounded, as the power would overflow.
+        return min(self.initial_backoff_s * self.backoff_multiplier ** min(failures, 30), self.max_backoff_s)
 
 
 def _duration_ms(value: int | None) -> Duration | None:

@@ -71,12 +71,14 @@ def explain_unavailable(text: str, target: str) -> str:
             f"no TLS connection to {target}: check that the server uses TLS and that root_certificates holds the "
             f"authority that signed its certificate ({text})"
         )
-    if "failed to connect" in lowered and any(word in lowered for word in ("socket closed", "reset")):
+    # gRPC's words for one address of which none answers, and for several.
+    not_connected = any(words in lowered for words in ("failed to connect", "connections to all backends failing"))
+    if not_connected and any(word in lowered for word in ("socket closed", "reset")):
         return (
             f"something listens at {target} but hangs up: if the server uses TLS, pass tls=True or root_certificates "
             f"(on the command line --tls or --ca) ({text})"
         )
-    if any(word in lowered for word in ("refused", "failed to connect", "name resolution", "dns", "timeout")):
+    if not_connected or any(word in lowered for word in ("refused", "name resolution", "dns", "timeout")):
         return (
             f"cannot reach {target}: start a server there with `kibun serve`, or check host, port and firewall ({text})"
         )

@@ -24,6 +24,8 @@ class Transport:
 
     def __init__(self, target: str, credentials: Credentials) -> None:
         self.target = target
+        # A stream was accepted over this channel: there is a server, though it may be gone for a while.
+        self.was_accepted = False
         self.channel = open_channel(target, credentials)
         self._metadata = call_metadata(credentials)
         self.stub = SpeechAnalysisServiceStub(self.channel)  # type: ignore[no-untyped-call]
