@@ -61,8 +61,9 @@ class Server:
         return found["Threads"], found["VmRSS"] * 1024
 
 
-def command(*arguments: str, model: str = "stub") -> list[str]:
-    return [sys.executable, "-c", SERVE, "serve", "--model", model, "--loader", "stub_model:load", *arguments]
+def command(*arguments: str, model: str = "stub", prelude: str = "") -> list[str]:
+    program = f"{prelude}\n{SERVE}"
+    return [sys.executable, "-c", program, "serve", "--model", model, "--loader", "stub_model:load", *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -71,16 +72,19 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def serve(*arguments: str, model: str = "stub", wait: bool = True, port: int = 0) -> Iterator[Server]:
+def serve(
+    *arguments: str, model: str = "stub", wait: bool = True, port: int = 0, prelude: str = ""
+) -> Iterator[Server]:
     """Runs `kibun serve --model MODEL ARGUMENTS…` with stub models, killed at the end.
 
-    `wait` False: wait only until it answers, not until it serves; `port` must be given then.
+    `wait` False: wait only until it answers, not until it serves; `port` must be given then. `prelude`: Python that
+    the server's process runs first, to make a part of it faulty.
     """
     with tempfile.TemporaryDirectory() as folder:
         port_file, log = Path(folder) / "port", Path(folder) / "log"
         with log.open("wb") as stderr:
             process = subprocess.Popen(
-                command("--port", str(port), "--port-file", str(port_file), *arguments, model=model),
+                command("--port", str(port), "--port-file", str(port_file), *arguments, model=model, prelude=prelude),
                 env=environment(),
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -93,6 +97,17 @@ def serve(*arguments: str, model: str = "stub", wait: bool = True, port: int = 0
             finally:
                 process.kill()
                 process.wait()
+
+
+def workers_of(server: Server) -> list[int]:
+    """Process ids of its workers."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+            if parent == server.process.pid and b"kibun.server.worker" in (stat.parent / "cmdline").read_bytes():
+                found.append(int(stat.parent.name))
+    return found
 
 
 def _listens(port: int) -> bool:

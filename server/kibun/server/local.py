@@ -32,7 +32,7 @@ class WorkerTimes:
     batch_s: float = 10.0  # until a batch is answered, plus the next for each second of its audio
     batch_s_per_audio_s: float = 2.0  # ten times what a hubert-base-size model takes on one slow core
     queue_s: float = 60.0  # a batch waits for a living worker
-    close_s: float = 2.0  # a worker ends by itself
+    close_s: float = 0.5  # a worker ends by itself
     backoff_first_s: float = 0.1  # before the second respawn in a row; the first is immediate, then it doubles
     backoff_max_s: float = 10.0
     stable_s: float = 30.0  # a worker that lived this long starts a new row

@@ -6,16 +6,20 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
 import typer
 
 from kibun.server.events import Limits
+from kibun.server.local import WorkerTimes
 from kibun.server.service import ServiceLimits
 from kibun.server.serving import Server
 from kibun.server.settings import REAL_LOADER, Settings, StartError
+from kibun.server.watchdog import WatchdogTimes
 
+LAST_RESORT_S = 0.5
 HOW_TO_GET_A_MODEL = """kibun serve needs a model:
   --model demo-tiny    comes with kibun, trained on generated speech, for trying the software
   --model DIR          a bundle; `kibun models build --help` tells how to make one"""
@@ -57,9 +61,17 @@ def serve(
     insecure: Annotated[bool, typer.Option(help="Listen on a public address without TLS.")] = False,
     with_reflection: Annotated[bool, typer.Option("--reflection", help="Offer gRPC server reflection.")] = False,
     grace: Annotated[float, typer.Option(help="Seconds that open streams get on SIGTERM.", min=0)] = 30.0,
+    worker_deadline: Annotated[float, typer.Option(hidden=True, min=0.1)] = WorkerTimes.batch_s,
+    watchdog_exit: Annotated[float, typer.Option(hidden=True, min=0.1)] = WatchdogTimes.exit_after_s,
     loader: Annotated[str, typer.Option(hidden=True)] = REAL_LOADER,
 ) -> None:
-    """Run the analysis server."""
+    """Run the analysis server.
+
+    SIGTERM and SIGINT drain it: open streams get --grace to end; the second signal stops it at once.
+
+    Exit codes: 0 it was stopped by a signal; 1 it could not start, stderr says why; 2 an option is not allowed; 70 its
+    event loop was blocked for 10 s. After 70, and after being killed, it is to be started again.
+    """
     logging.basicConfig(level=os.environ.get("KIBUN_LOG", "WARNING"), stream=sys.stderr)
     if not model:
         _exit(HOW_TO_GET_A_MODEL)
@@ -82,6 +94,8 @@ def serve(
             reflection=with_reflection,
             grace_s=grace,
             loader=loader,
+            worker_times=WorkerTimes(batch_s=worker_deadline),
+            watchdog=WatchdogTimes(exit_after_s=watchdog_exit),
             limits=ServiceLimits(max_streams, config_timeout, slow_reader_timeout, conversation_ttl),
             stream_limits=Limits(
                 max_stream_s=max_stream_seconds,
@@ -97,6 +111,10 @@ def serve(
 
 async def _serve(settings: Settings) -> None:
     await Server(settings).run()
+    # All is closed. A thread that hangs (in a look-up of a name, say) must not keep the process.
+    last_resort = threading.Timer(LAST_RESORT_S, os._exit, (0,))
+    last_resort.daemon = True
+    last_resort.start()
 
 
 def _exit(text: str) -> NoReturn:

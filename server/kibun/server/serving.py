@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import sys
+from collections.abc import Awaitable
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -13,7 +14,7 @@ from grpc_reflection.v1alpha import reflection
 
 from kibun.models.files import BundleError, resolve_bundle
 from kibun.server.auth import Authenticator, TokenFileError
-from kibun.server.backend import BackendError
+from kibun.server.backend import BackendError, ModelInfo
 from kibun.server.batcher import Batcher
 from kibun.server.capability import notice
 from kibun.server.local import LocalBackend
@@ -21,6 +22,7 @@ from kibun.server.service import MAX_ANALYZE_BYTES, SERVICE, SpeechAnalysis
 from kibun.server.settings import REAL_LOADER, Settings, StartError
 from kibun.server.store import MemoryStore
 from kibun.server.vad import make_vad
+from kibun.server.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.absolute_max_metadata_size", 65_536),
 )
 LAST_WORDS_S = 0.5  # for statuses on their way out when the server stops
+STOP_S = 1.2  # the longest that stopping may take, whatever hangs
 
 
 class Server:
@@ -55,10 +58,12 @@ class Server:
         self._stop_now = asyncio.Event()
         self._store = MemoryStore()
         self._health = health.aio.HealthServicer()
+        self._watchdog = Watchdog(settings.watchdog)
 
     async def run(self) -> None:
         """Serves until stopped. Raises StartError where it cannot."""
         settings = self.settings
+        self._handle_signals()
         self._load_vad()
         authenticator, credentials = self._authenticator(), self._credentials()
         self._find_models()
@@ -69,22 +74,21 @@ class Server:
             allow_untrained=settings.allow_untrained,
             precision=settings.precision,
             loader=settings.loader,
+            times=settings.worker_times,
         )
-        loading = asyncio.create_task(backend.start())  # before anything of gRPC exists in this process
-        await asyncio.sleep(0)
-        self._handle_signals()
         batcher = Batcher(backend)
+        loading = asyncio.create_task(_load(backend, batcher))  # before anything of gRPC exists in this process
+        await asyncio.sleep(0)
         service = self._service(batcher, authenticator)
         server = grpc.aio.server(interceptors=[service.gate], options=GRPC_OPTIONS)
         stopping = asyncio.create_task(self._stop.wait())
         try:
             await self._listen(server, service, credentials)
+            self._watchdog.start()
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
                 return
-            models = await loading
-            await batcher.measure(models[0])
-            service.serve(models)
+            service.serve(loading.result())
             await self._announce(service)
             await self._watch(backend, stopping)
             await self._drain(service)
@@ -93,10 +97,9 @@ class Server:
         finally:
             stopping.cancel()
             loading.cancel()
-            await server.stop(grace=LAST_WORDS_S)
             batcher.close()
-            await backend.close()
-            await asyncio.gather(loading, stopping, return_exceptions=True)
+            await _at_most(STOP_S, server.stop(grace=LAST_WORDS_S), backend.close(), loading)
+            self._watchdog.stop()
 
     def stop(self) -> None:
         """The first call drains, the second stops at once."""
@@ -200,13 +203,14 @@ class Server:
     # ---- running
 
     async def _watch(self, backend: LocalBackend, stopping: asyncio.Task[bool]) -> None:
-        """Health follows the worker, expired conversations are erased, until the server is asked to stop."""
+        """Health follows the workers and the event loop, expired conversations are erased, until asked to stop."""
         serving = True
         ticks = 0
         while not stopping.done():
             await asyncio.wait((stopping,), timeout=0.25)
-            if backend.ready() is not serving:
-                serving = backend.ready()
+            healthy = backend.ready() and not self._watchdog.blocked
+            if healthy is not serving:
+                serving = healthy
                 await self._set_health(serving=serving)
             ticks += 1
             if ticks % 120 == 0:
@@ -236,3 +240,27 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+
+
+async def _load(backend: LocalBackend, batcher: Batcher) -> tuple[ModelInfo, ...]:
+    """The models, once a worker serves them and their cost is known. Raises BackendError."""
+    models = await backend.start()
+    await batcher.measure(models[0])
+    return models
+
+
+async def _at_most(seconds: float, *work: Awaitable[object]) -> None:
+    """Waits for all of it, but no longer than this; what it raises is logged."""
+    tasks = {asyncio.ensure_future(each) for each in work}
+    done, hanging = await asyncio.wait(tasks, timeout=seconds)
+    for task in hanging:
+        task.cancel()
+    if hanging:
+        log.warning("stopped without waiting longer for %s", ", ".join(sorted(map(_name, hanging))))
+    for task in done:
+        if not task.cancelled() and (error := task.exception()) and not isinstance(error, BackendError):
+            log.error("while stopping: %s", _name(task), exc_info=error)
+
+
+def _name(task: asyncio.Future[object]) -> str:
+    return str(getattr(task.get_coro(), "__qualname__", task)) if isinstance(task, asyncio.Task) else repr(task)

@@ -9,8 +9,10 @@ from typing import Literal
 
 from kibun.server.endpointing import EndpointingOptions
 from kibun.server.events import Limits
+from kibun.server.local import WorkerTimes
 from kibun.server.service import ServiceLimits
 from kibun.server.vad import VadName
+from kibun.server.watchdog import WatchdogTimes
 
 REAL_LOADER = "kibun.server.worker:load_models"
 
@@ -43,6 +45,8 @@ class Settings:
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     stream_limits: Limits = field(default_factory=Limits)
     endpointing: EndpointingOptions = field(default_factory=EndpointingOptions)
+    worker_times: WorkerTimes = field(default_factory=WorkerTimes)
+    watchdog: WatchdogTimes = field(default_factory=WatchdogTimes)
 
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
