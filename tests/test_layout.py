@@ -29,7 +29,7 @@ ALLOWED_ROOMS = {
 }
 # package: the modules of the server that may import it (session and the rest are tested without any of these)
 SERVER_DOORS = {
-    "grpc": {"service", "gate", "serving"},
+    "grpc": {"service", "gate", "tls", "serving"},
     "grpc_status": {"gate"},
     "grpc_health": {"serving"},
     "grpc_reflection": {"serving"},
@@ -39,6 +39,8 @@ SERVER_DOORS = {
     "transformers": {"worker"},
     "kibun.models": {"worker", "serving"},
     "typer": {"main"},
+    "prometheus_client": {"exporter"},
+    "opentelemetry": {"tracing"},
 }
 
 
