@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextlib import suppress
 from dataclasses import dataclass
 
 from kibun.server import estimates, events
@@ -78,6 +77,7 @@ class Analysis:
         Raises Failure AUDIO_BACKLOG where no room comes about.
         """
         self._drop_interim()
+        self._stream.telemetry.utterance_ended()
         await self._make_room()
         self._waiting.append(utterance)
         await self._put(_Final(utterance, turn_id))
@@ -93,13 +93,16 @@ class Analysis:
     def interim(self, utterance: Utterance, turn_id: str) -> None:
         """Estimates the open utterance as far as it goes, unless finals wait: those come first."""
         if self._waiting or self._analyzer.full:
+            self._stream.telemetry.dropped_interim("busy")
             return
         self._drop_interim()
         self._interim = self._spawn(self._answer_interim(utterance, turn_id))
 
     def _drop_interim(self) -> None:
-        if self._interim is not None:
+        if self._interim is not None and not self._interim.done():
             self._interim.cancel()
+            self._stream.telemetry.dropped_interim("superseded")
+        self._interim = None
 
     async def _put(self, work: _Final | _TurnEnd) -> None:
         self._stream.live.work(1)
@@ -134,10 +137,17 @@ class Analysis:
             self._stream.live.work(-1)
 
     async def _answer_interim(self, utterance: Utterance, turn_id: str) -> None:
-        known, outbox = self._stream.held.participant, self._stream.outbox
-        with suppress(Superseded, BackendError, Failure):  # the final tells the client of a lasting fault
+        known, outbox, telemetry = self._stream.held.participant, self._stream.outbox, self._stream.telemetry
+        try:
             result = await self._submit(utterance, known, final=False)
-            if not outbox.full():  # a slow reader misses interims, never finals
+        except Superseded:
+            telemetry.dropped_interim("busy")
+        except (BackendError, Failure):  # the final tells the client of a lasting fault
+            telemetry.dropped_interim("failed")
+        else:
+            if outbox.full():  # a slow reader misses interims, never finals
+                telemetry.dropped_interim("slow_reader")
+            else:
                 outbox.put_nowait(self._event(utterance, turn_id, result, known, is_final=False))
 
     async def _answer_final(self, utterance: Utterance, turn_id: str) -> None:
@@ -181,6 +191,9 @@ class Analysis:
             if error.reason == "UNAVAILABLE":
                 message = "the server is stopping; resume the turn on another connection"
                 raise Failure(Kind.UNAVAILABLE, "DRAINING", message, retry_after_s=1.0) from error
+            if error.reason == "NO_WORKER":
+                message = "this server cannot analyse for now; resume the turn on another connection"
+                raise Failure(Kind.UNAVAILABLE, "NO_WORKER", message, retry_after_s=1.0) from error
             raise
 
     def _event(

@@ -29,6 +29,7 @@ from kibun.server import admission
 from kibun.server.admission import Level, SpeechLoad
 from kibun.server.backend import SAMPLE_RATE_HZ, Backend, BackendError, Job, ModelInfo, Result, Superseded
 from kibun.server.cost import CostModel
+from kibun.server.telemetry import Telemetry
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Ticket:
     job: Job = field(compare=False)
     stream_id: str = field(compare=False)
     final: bool = field(compare=False)
+    queued: float = field(compare=False, default=0.0)  # when, on the same clock
 
 
 class JobQueue:
@@ -150,11 +152,13 @@ class Batcher:
         limits: QueueLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
         cost: CostModel | None = None,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._backend = backend
         self._queue = JobQueue(limits or QueueLimits())
         self._clock = clock
         self._cost = cost or CostModel()
+        self._telemetry = telemetry or Telemetry()
         self._speech = SpeechLoad()
         self._numbers = itertools.count()
         self._futures: dict[int, asyncio.Future[Result]] = {}  # by ticket number; queued and running
@@ -235,7 +239,7 @@ class Batcher:
         """See backend.Analyzer.submit. A job that has left the queue is computed even if its caller is gone."""
         now = self._clock()
         deadline = now + deadline_s
-        ticket = Ticket(deadline, next(self._numbers), job, stream_id, final)
+        ticket = Ticket(deadline, next(self._numbers), job, stream_id, final, now)
         if final:
             self._speech.spoke(stream_id, job.seconds, now)
             async with self._entry:
@@ -299,7 +303,7 @@ class Batcher:
 
     async def _run(self, batch: list[Ticket]) -> None:
         try:
-            outcomes = await self._infer([ticket.job for ticket in batch])
+            outcomes = await self._infer(batch)
         except BackendError as error:
             self._fail(batch, error)
             return
@@ -312,12 +316,14 @@ class Batcher:
             elif (future := self._waiting(ticket)) is not None:
                 future.set_result(outcome)
 
-    async def _infer(self, jobs: list[Job]) -> list[Result | BackendError]:
+    async def _infer(self, batch: list[Ticket]) -> list[Result | BackendError]:
         """Run a batch and learn from the time it took, unless a job failed: nobody knows what ran then."""
         began = self._clock()
-        outcomes = await self._backend.infer(jobs)
+        outcomes = await self._backend.infer([ticket.job for ticket in batch])
+        answered = self._clock()
         if not any(isinstance(outcome, BackendError) for outcome in outcomes):
-            self._cost.observe(sum(job.seconds for job in jobs), self._clock() - began)
+            self._cost.observe(_seconds(batch), answered - began)
+        self._telemetry.ran([(t.stream_id, t.final, t.queued) for t in batch], began, answered)
         return outcomes
 
     def _done(self, task: asyncio.Task[None]) -> None:

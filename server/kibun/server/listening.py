@@ -168,6 +168,7 @@ class Listener:
         for begin in range(0, max(len(samples) - BLOCK + 1, 1), BLOCK):
             block = samples[begin : begin + BLOCK if len(samples) - begin >= 2 * BLOCK else len(samples)]
             self.received += len(block)
+            self._stream.telemetry.received(len(block))
             if found := self._segmenter.push(block):
                 await self._segment(found)
             self._consider_interim()
@@ -180,6 +181,7 @@ class Listener:
         """The resampler's tail. The next turn gets a decoder of its own: its audio owes nothing to this turn's."""
         tail = self._decoder.flush()
         self.received += len(tail)
+        self._stream.telemetry.received(len(tail))
         await self._segment(self._segmenter.push(tail))
         if self._decoder.pending_bytes:
             message = f"the audio ended within a sample; its last {self._decoder.pending_bytes} bytes were ignored"

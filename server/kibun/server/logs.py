@@ -20,7 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Literal
 
 Format = Literal["text", "json"]
@@ -176,12 +176,12 @@ def _is_literal(record: logging.LogRecord) -> bool:
     """Whether the record's text is a constant in the code of the function that logged it."""
     if type(record.msg) is not str:
         return False
-    frame = sys._getframe()
-    while frame is not None:  # type: ignore[redundant-expr]
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
         code = frame.f_code
         if code.co_name == record.funcName and code.co_filename == record.pathname:
             return record.msg in code.co_consts
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return False
 
 

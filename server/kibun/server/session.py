@@ -15,13 +15,14 @@ from contextlib import suppress
 from kibun.server.analysis import Analysis
 from kibun.server.backend import Analyzer, ModelInfo
 from kibun.server.errors import Failure
-from kibun.server.events import Ended, Event, Limits, Reply, Request, Started, StreamOptions, Turn, Warn
+from kibun.server.events import Ended, Event, Limits, Reply, Request, Started, StreamOptions, Turn, Utterance, Warn
 from kibun.server.held import HeldConversation
 from kibun.server.listening import Listener
 from kibun.server.live import LiveStream, LiveStreams
 from kibun.server.segmenter import Segmenter
 from kibun.server.store import ConversationStore
 from kibun.server.stream import Stream
+from kibun.server.telemetry import CallTelemetry
 from kibun.server.vad import Vad
 
 OUTBOX = 64  # replies waiting for a slow reader
@@ -46,6 +47,7 @@ class Session:
         new_turn_id: Callable[[], str],
         limits: Limits,
         clock: Callable[[], float] = time.monotonic,
+        telemetry: CallTelemetry | None = None,
     ) -> None:
         # A result and not an exception of this future, so that nobody has to have looked at it.
         self._ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
@@ -60,7 +62,10 @@ class Session:
             warn=self._warn,
         )
         self._held = HeldConversation(options, model, store, self._ended, self._live)
-        self._stream = Stream(request_id, options, limits, model, self._held, self._live, live, self._outbox)
+        self._telemetry = telemetry or CallTelemetry.unwatched()
+        self._stream = Stream(
+            request_id, options, limits, model, self._held, self._live, live, self._outbox, self._telemetry
+        )
         self._make_vad = make_vad
         self._new_turn_id = new_turn_id
         self._clock = clock
@@ -87,6 +92,8 @@ class Session:
             while True:
                 event = await self._next_event()
                 yield self._reply(event, listener)
+                if isinstance(event, Utterance):
+                    self._telemetry.wrote(final=event.is_final, speech_samples=event.analyzed)
                 if isinstance(event, Turn):  # finished only now that its result was written
                     await self._held.finish_turn(event.turn_id)
                     self._live.turn_ids.discard(event.turn_id)

@@ -9,6 +9,7 @@ from kibun.server.backend import ModelInfo
 from kibun.server.events import Event, Limits, StreamOptions
 from kibun.server.held import HeldConversation
 from kibun.server.live import LiveStream, LiveStreams
+from kibun.server.telemetry import CallTelemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,3 +28,4 @@ class Stream:
     live: LiveStream
     streams: LiveStreams
     outbox: asyncio.Queue[Event | Exception]
+    telemetry: CallTelemetry

@@ -123,8 +123,12 @@ class CallTelemetry:
         """A final will come of it."""
         self._heard.append(time.monotonic())
 
-    def wrote_final(self, speech_samples: int) -> None:
-        """The client was sent the final of the earliest utterance that had none, made from so many samples."""
+    def wrote(self, *, final: bool, speech_samples: int) -> None:
+        """The client was sent a result, made from so many samples. Finals come in the order of `utterance_ended`."""
+        if not final:
+            self.interims += 1
+            self._metrics.utterances["interim"] += 1
+            return
         now = time.monotonic()
         heard = self._heard.popleft() if self._heard else now
         self.finals += 1
@@ -134,10 +138,6 @@ class CallTelemetry:
         self._metrics.final_latency.observe(now - heard)
         if self._trace is not None and speech_samples:
             self._trace.final(FinalTimes(heard, *self.ran, now))
-
-    def wrote_interim(self) -> None:
-        self.interims += 1
-        self._metrics.utterances["interim"] += 1
 
     def dropped_interim(self, cause: DropCause) -> None:
         self._metrics.interims_dropped[cause] += 1
