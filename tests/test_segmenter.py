@@ -259,6 +259,18 @@ def test_no_utterance_is_longer_than_the_longest_not_even_by_part_of_a_frame(end
     assert utterance.speech_samples == (970 if end == "flush in speech" else spoken) * MS
 
 
+def test_speech_that_takes_longer_than_the_longest_utterance_to_be_certain_of() -> None:
+    """What was cut off counts for the next; a pre-roll that fills the longest utterance is none."""
+    stutter = ms((False, 1_000), *[(True, 60), (False, 40)] * 30, (False, 1_000))
+    for pre_roll_ms in (0, 1_000):
+        options = EndpointingOptions(max_utterance_ms=1_000, min_speech_ms=1_000, pre_roll_ms=pre_roll_ms)
+        found = utterances(run(stutter, options))
+        assert found[0].start == 1_000 * MS
+        assert found[0].speech_samples == 600 * MS
+        assert all(0 < u.speech_samples <= u.end - u.start for u in found)
+        assert all(a.end == b.start for a, b in pairwise(found))
+
+
 def test_a_forced_cut_prefers_the_longest_late_pause() -> None:
     pauses = ms((True, 600), (False, 300), (True, 700), (False, 100), (True, 100), (False, 60), (True, 900))
     first, second, *_ = utterances(run(pauses, OPTIONS))

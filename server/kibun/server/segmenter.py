@@ -100,7 +100,7 @@ class Segmenter:
         self._frame = vad.frame_samples
         # Set by _restart: where reading began, the next frame, the open or possible utterance, its speech.
         self._origin = self._cursor = self._start = self._first_speech = self._speech_end = 0
-        self._speech_samples = 0
+        self._speech_samples = self._speech_to_limit = 0  # all of it; what the longest utterance can hold
         self._run = 0  # speech up to the cursor without a break
         self._pause: _Pause | None = None
         self._state = _QUIET
@@ -186,7 +186,8 @@ class Segmenter:
         if self._state is _QUIET and speech:
             self._state = _STARTING
             self._start = max(start - self._pre_roll, self._origin)
-            self._first_speech, self._speech_end, self._speech_samples = start, start, 0
+            self._first_speech, self._speech_end = start, start
+            self._speech_samples = self._speech_to_limit = 0
         if self._state is _STARTING:
             self._step_starting(speech, end, events)
         elif self._state is _SPEAKING:
@@ -201,7 +202,7 @@ class Segmenter:
 
     def _step_starting(self, speech: bool, end: int, events: list[SegmenterEvent]) -> None:
         if speech:
-            self._add_speech(end)
+            self._add_speech(self._frame, end)
             if self._speech_samples >= self._min_speech:
                 self._state = _SPEAKING
                 self._turn_spoke = True
@@ -211,21 +212,21 @@ class Segmenter:
 
     def _step_speaking(self, speech: bool, end: int) -> None:
         if speech:
-            self._add_speech(end)
+            self._add_speech(self._frame, end)
         else:
             self._state = _STOPPING
 
     def _step_stopping(self, speech: bool, end: int, events: list[SegmenterEvent]) -> None:
         if speech and self._run >= _RESTART_MS * _SAMPLES_PER_MS:
             self._remember_pause(end - self._run)
-            self._speech_samples += self._run - self._frame
-            self._add_speech(end)
+            self._add_speech(self._run, end)
             self._state = _SPEAKING
         elif end - self._run - self._speech_end >= self._end_silence:  # a run under way is not yet silence
             self._close(self._speech_end + self._hang_over, EndReason.SILENCE, events)
 
-    def _add_speech(self, end: int) -> None:
-        self._speech_samples += self._frame
+    def _add_speech(self, samples: int, end: int) -> None:
+        self._speech_samples += samples
+        self._speech_to_limit += max(min(samples, self._start + self._max_utterance - end + samples), 0)
         self._speech_end = end
 
     def _remember_pause(self, end: int) -> None:
@@ -241,12 +242,11 @@ class Segmenter:
         limit = self._start + self._max_utterance
         if self._state is _STOPPING:
             self._remember_pause(limit)
-        if self._pause is None:
-            self._speech_samples -= self._cursor - limit if self._state is _SPEAKING else 0
-            end = limit
-        else:
+        end, self._speech_samples = limit, self._speech_to_limit  # it may have taken long to be certain of the speech
+        if self._pause is not None:
             end, self._speech_samples = self._pause.middle, self._pause.speech_samples
-        self._emit(end, EndReason.MAX_DURATION, events)
+        if self._speech_samples > 0:  # none: the pre-roll fills it
+            self._emit(end, EndReason.MAX_DURATION, events)
         self._restart(end, EndReason.MAX_DURATION)
 
     def _close(self, end: int, reason: EndReason, events: list[SegmenterEvent]) -> None:
@@ -266,7 +266,7 @@ class Segmenter:
         self._vad.reset()
         self._cursor = self._origin = self._start = origin
         self._first_speech = self._speech_end = origin
-        self._speech_samples = self._run = 0
+        self._speech_samples = self._speech_to_limit = self._run = 0
         self._pause = None
         self._state = _SPEAKING if after is EndReason.MAX_DURATION else _QUIET
 
