@@ -85,7 +85,8 @@ class ModelInfo:
 class BackendError(Exception):
     """A job (or the start of the backend) failed for good; it has been retried where that could help.
 
-    Reasons: `WORKER_FAILED` (the worker died or hung on both attempts), `MODEL_NONFINITE` (the model gave
+    Reasons: `WORKER_FAILED` (the worker died or hung on both attempts), `NO_WORKER` (none could be started for a
+    long time; another server may have one), `MODEL_NONFINITE` (the model gave
     NaN or infinity), `MODEL_FAILED` (the model raised), `UNKNOWN_MODEL`, `INVALID_JOB` (shape, dtype or
     length of the audio or history), `LOAD_FAILED` (no worker could be started), `UNAVAILABLE` (not
     started, draining or closed).

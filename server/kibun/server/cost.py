@@ -35,9 +35,14 @@ class CostModel:
         """Seconds that each second of audio adds; >= 0."""
         return max(self._y - self.per_batch_s * self._x, 0.0)
 
+    @property
+    def trusted(self) -> bool:
+        """Whether enough was seen to expect anything."""
+        return self._seen >= TRUSTED
+
     def observe(self, audio_s: float, took_s: float) -> None:
         """Learn that a batch with `audio_s` (> 0) seconds of audio took `took_s` seconds."""
-        if self._seen >= TRUSTED:
+        if self.trusted:
             expected_s = self.expect(audio_s)
             took_s = min(max(took_s, expected_s / 2), 2 * max(expected_s, TICK_S))
         self._seen += 1

@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
+from kibun.server import logs
 from kibun.server.arena import ARENA_BYTES
 from kibun.server.backend import BackendError, Job, ModelInfo, Result
+from kibun.server.cost import CostModel
 from kibun.server.process import EXIT_GRACE_S, WorkerDied, WorkerProcess
 from kibun.server.wire import LoadOptions
 
@@ -31,6 +33,8 @@ class WorkerTimes:
     start_s: float = 300.0  # until a worker is ready
     batch_s: float = 10.0  # until a batch is answered, plus the next for each second of its audio
     batch_s_per_audio_s: float = 2.0  # ten times what a hubert-base-size model takes on one slow core
+    hasty: float = 20.0  # times as long as batches were measured to take: a first attempt need not get more, …
+    hasty_s: float = 3.0  # … unless that is less than this
     queue_s: float = 60.0  # a batch waits for a living worker
     close_s: float = 0.5  # a worker ends by itself
     backoff_first_s: float = 0.1  # before the second respawn in a row; the first is immediate, then it doubles
@@ -89,6 +93,7 @@ class LocalBackend:
                     precision=precision,
                     import_path=tuple(sys.path),
                     log_level=logging.getLogger().getEffectiveLevel(),
+                    log_format=logs.chosen(),
                 )
             )
             for name in devices
@@ -97,6 +102,7 @@ class LocalBackend:
         """Workers started in place of dead ones so far."""
         self._slots = 0
         self._batch_s = 0.0
+        self._cost = CostModel()
         self._keepers: list[asyncio.Task[None]] = []
         self._calls = 0  # infer calls under way
         self._first_turn, self._second_turn = asyncio.Lock(), asyncio.Lock()
@@ -150,7 +156,8 @@ class LocalBackend:
     async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
         """Analyse a batch on the least busy worker; see Backend.infer.
 
-        A job whose worker died or hung on both attempts is answered with BackendError WORKER_FAILED.
+        A job whose worker died or hung on both attempts is answered with BackendError WORKER_FAILED, one that no
+        worker could be found for with NO_WORKER.
         """
         if not self._accepting:
             raise BackendError("UNAVAILABLE", "the backend is not running")
@@ -182,7 +189,7 @@ class LocalBackend:
 
     async def _first_attempt(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
         device = await self._wait_for_worker(self._first_turn, self._least_busy)
-        return await self._run(device, jobs)
+        return await self._run(device, jobs, self._first_deadline_s(jobs))
 
     async def _second_attempts(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
         outcomes = []
@@ -202,7 +209,7 @@ class LocalBackend:
             return error
         device.reserved = True
         try:
-            (outcome,) = await self._run(device, [job])
+            (outcome,) = await self._run(device, [job], self._deadline_s([job]))
         except WorkerDied:
             if self._closed:
                 return BackendError("UNAVAILABLE", "the backend was closed")
@@ -211,11 +218,25 @@ class LocalBackend:
             device.reserved = False
         return outcome
 
-    async def _run(self, device: _Device, jobs: Sequence[Job]) -> list[Result | BackendError]:
+    async def _run(self, device: _Device, jobs: Sequence[Job], timeout_s: float) -> list[Result | BackendError]:
         assert device.worker is not None
-        seconds = sum(job.seconds for job in jobs)
-        timeout_s = self._times.batch_s + self._times.batch_s_per_audio_s * seconds
-        return await device.worker.infer(jobs, timeout_s=timeout_s)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        outcomes = await device.worker.infer(jobs, timeout_s=timeout_s)
+        if not any(isinstance(outcome, BackendError) for outcome in outcomes):
+            self._cost.observe(_seconds(jobs), loop.time() - began)
+        return outcomes
+
+    def _deadline_s(self, jobs: Sequence[Job]) -> float:
+        """The longest that a batch may take on the slowest machine that is of use."""
+        return self._times.batch_s + self._times.batch_s_per_audio_s * _seconds(jobs)
+
+    def _first_deadline_s(self, jobs: Sequence[Job]) -> float:
+        """Shorter once it is known what batches cost here: who is given up too early has the second attempt."""
+        if not self._cost.trusted:
+            return self._deadline_s(jobs)
+        hasty_s = max(self._times.hasty_s, self._times.hasty * self._cost.expect(_seconds(jobs)))
+        return min(hasty_s, self._deadline_s(jobs))
 
     def _least_busy(self) -> _Device | None:
         """Find a worker with a free slot. None while there is none, or while suspects come first."""
@@ -245,7 +266,7 @@ class LocalBackend:
             async with asyncio.timeout(self._times.queue_s), turn:
                 return await self._wait_for(find)
         except TimeoutError:
-            raise BackendError("WORKER_FAILED", f"no worker was free within {self._times.queue_s:g} s") from None
+            raise BackendError("NO_WORKER", f"no worker was free within {self._times.queue_s:g} s") from None
 
     async def _wait_for(self, find: Callable[[], T | None]) -> T:
         """Wait until `find` finds something; it is asked again after every change."""
@@ -294,3 +315,7 @@ class LocalBackend:
             except Exception:  # whatever it is, giving up would leave the server without a worker for good
                 _log.exception("a worker could not be started again")
             ready_at = loop.time()
+
+
+def _seconds(jobs: Sequence[Job]) -> float:
+    return sum(job.seconds for job in jobs)

@@ -24,6 +24,10 @@ _log = logging.getLogger(__name__)
 _COMMAND = (sys.executable, "-P", "-c", "from kibun.server.worker import main; main()")
 
 
+OVERSLEPT_S = 0.25
+"""A deadline that is noticed so much later was not kept by this process either: it was suspended, or its loop blocked.
+The answer may lie in the pipe, or the worker was suspended too."""
+
 EXIT_GRACE_S = 0.5
 """A process that ends by itself is gone by then. Killing it meanwhile could lose its exit code (asyncio reaps once)."""
 
@@ -116,8 +120,7 @@ class WorkerProcess:
         self._batches += 1
         number = self._batches
         frame = encode(Batch(number, tuple(jobs)), self._arena)
-        deadline = loop.call_later(timeout_s, self._kill_late, number, timeout_s)
-        pending = _Pending(loop.create_future(), deadline, frame.block)
+        pending = _Pending(loop.create_future(), self._deadline(number, timeout_s), frame.block)
         self._pending[number] = pending
         self._send(frame)
         return await pending.future
@@ -201,7 +204,14 @@ class WorkerProcess:
         self._pending.clear()
         self._on_change()
 
-    def _kill_late(self, number: int, timeout_s: float) -> None:
+    def _deadline(self, number: int, timeout_s: float) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        return loop.call_at(loop.time() + timeout_s, self._late, number, timeout_s, loop.time() + timeout_s)
+
+    def _late(self, number: int, timeout_s: float, due: float) -> None:
+        if asyncio.get_running_loop().time() - due > OVERSLEPT_S:
+            self._pending[number].deadline = self._deadline(number, timeout_s)
+            return
         _log.error("worker %d: batch %d not answered within %.1f s; killed", self.pid, number, timeout_s)
         self._kill()
 
