@@ -65,7 +65,7 @@ class KibunCollector(Collector):
             ("method", "code", "reason"),
             metrics.calls,
         )
-        text = "Calls turned away before anything was done for them."
+        text = "Calls turned away before any audio: no valid token, no room, or not ready."
         yield _counter("kibun_refusals", text, ("reason",), metrics.refusals)
         text = "Seconds of audio received."
         yield CounterMetricFamily("kibun_audio_received_seconds", text, metrics.audio_samples / SAMPLE_RATE_HZ)

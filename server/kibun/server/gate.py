@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ from kibun.server.backend import BackendError
 from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.quota import Account, Quotas
 from kibun.server.status import status_of
+from kibun.server.telemetry import CallTelemetry, Telemetry
 
 MAX_METADATA_BYTES = 16_384
 MAX_METADATA_ENTRIES = 64
@@ -47,7 +47,7 @@ class Call:
     token: str | None = None  # its digest
     task: asyncio.Task[Any] | None = None
     revoked: bool = False
-    began: float = field(default_factory=time.monotonic)
+    telemetry: CallTelemetry = field(default_factory=CallTelemetry.unwatched)
 
 
 _call: ContextVar[Call] = ContextVar("call")
@@ -65,12 +65,18 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """
 
     def __init__(
-        self, service: str, authenticator: Authenticator, quotas: Quotas, check: Callable[[bool], None]
+        self,
+        service: str,
+        authenticator: Authenticator,
+        quotas: Quotas,
+        check: Callable[[bool], None],
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._prefix = f"/{service}/"
         self._authenticator = authenticator
         self._quotas = quotas
         self._check = check
+        self._telemetry = telemetry or Telemetry()
         self._calls: set[Call] = set()
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
@@ -97,19 +103,22 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             call = Call(method, task=asyncio.current_task())
             _call.set(call)
             self._calls.add(call)
+            call.telemetry = self._telemetry.begin(method, call.request_id, _header(context, "traceparent"))
             try:
                 await self._let_in(call, handler, requests, context)
+                call.telemetry.end("OK")
             except asyncio.CancelledError:
                 if not call.revoked or call.task is None:
                     raise
                 call.task.uncancel()
-                await _abort(context, unauthenticated(), call.request_id)
+                await _abort(context, unauthenticated(), call)
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
-                await _abort(context, _failure(error, call.request_id), call.request_id)
+                await _abort(context, _failure(error, call.request_id), call)
             finally:
                 self._calls.discard(call)
+                call.telemetry.end("CANCELLED")  # unless it has ended otherwise
 
         return handle
 
@@ -129,11 +138,16 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if size > MAX_METADATA_BYTES or len(metadata) > MAX_METADATA_ENTRIES:
             text = f"metadata may hold {MAX_METADATA_ENTRIES} entries and {MAX_METADATA_BYTES} bytes in all; send less"
             raise invalid("METADATA_TOO_LARGE", "metadata", text)
-        authorization = dict(metadata).get("authorization")
-        call.token = self._authenticator.digest(authorization if isinstance(authorization, str) else None)
+        call.token = self._authenticator.digest(_header(context, "authorization"))
         call.tenant = self._authenticator.tenant(call.token)
         if self._authenticator.open:
             call.tenant = _certified_tenant(context) or call.tenant
+        call.telemetry.tenant = call.tenant
+
+
+def _header(context: Context, name: str) -> str | None:
+    value = dict(context.invocation_metadata() or ()).get(name)
+    return value if isinstance(value, str) else None
 
 
 def _certified_tenant(context: Context) -> str:
@@ -149,13 +163,14 @@ def _certified_tenant(context: Context) -> str:
 def _failure(error: Exception, request_id: str) -> Failure:
     if isinstance(error, Failure):
         return error
-    log.error("%s failed", request_id, exc_info=error)
     reason = error.reason if isinstance(error, BackendError) else "INTERNAL"
+    log.error("a call failed", extra={"request_id": request_id, "reason": reason}, exc_info=error)
     text = f"the server failed; try again, and if that fails too, its log tells more under {request_id}"
     return Failure(Kind.INTERNAL, reason, text)
 
 
-async def _abort(context: Context, failure: Failure, request_id: str) -> None:
+async def _abort(context: Context, failure: Failure, call: Call) -> None:
     """Ends the call with a status; does not return."""
-    status = rpc_status.to_status(status_of(failure, request_id))
+    call.telemetry.end(failure.kind.value, failure.reason)
+    status = rpc_status.to_status(status_of(failure, call.request_id))
     await context.abort(status.code, status.details, status.trailing_metadata)

@@ -66,7 +66,7 @@ class Metrics:
         self.calls[method, code, self._bounded(reason) if reason else ""] += 1
 
     def refused(self, reason: str) -> None:
-        """A call was turned away before anything was done for it."""
+        """A call was turned away before any audio: no valid token, no room, or not ready."""
         self.refusals[self._bounded(reason)] += 1
 
     def batch_ran(self, jobs: int, took_s: float) -> None:

@@ -27,6 +27,7 @@ METHODS = (
     "GetServiceInfo",
 )
 OTHER_METHOD = "Other"
+REFUSALS = ("UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")  # when they come before any audio
 STREAM = METHODS[0]
 
 DropCause = Literal["superseded", "busy", "failed", "slow_reader"]
@@ -142,16 +143,14 @@ class CallTelemetry:
     def dropped_interim(self, cause: DropCause) -> None:
         self._metrics.interims_dropped[cause] += 1
 
-    def refused(self, reason: str) -> None:
-        """The call is turned away before anything is done for it. `end` comes all the same."""
-        self._metrics.refused(reason)
-
     def end(self, code: str, reason: str = "") -> None:
         """Once it is over; `code` is gRPC's. Does nothing the second time."""
         if self._ended:
             return
         self._ended = True
         self._metrics.call_ended(self.method, code, reason)
+        if code in REFUSALS and not self.audio_samples:
+            self._metrics.refused(reason)
         if self._on_end is not None:
             self._on_end(self)
         fields: dict[str, object] = {

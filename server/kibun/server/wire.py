@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 from kibun.server.arena import Arena, Block
 from kibun.server.backend import BackendError, Job, ModelInfo, Result
+from kibun.server.logs import Format
 
 IN_FRAME = 2**64 - 1
 """Place of a part that follows in the frame itself."""
@@ -32,6 +33,7 @@ class LoadOptions:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     import_path: tuple[str, ...] = ()  # the server's sys.path, for loaders that are not installed
     log_level: int = 20  # as in logging
+    log_format: Format = "text"
     arena_fd: int | None = None  # the worker's arena, set by whoever spawns it; None: there is none
 
 

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kibun.models.files import BundleError, resolve_bundle, verify
+from kibun.server import logs
 from kibun.server.arena import attach
 from kibun.server.backend import BackendError, Job, ModelInfo, Result
 from kibun.server.runner import BatchRunner, DeviceLost, LoadedModels, Loader
@@ -61,7 +62,7 @@ def main() -> None:
     requests, answers = _take_over_stdio()
     try:
         options = read_message_blocking(requests)
-        logging.basicConfig(level=options.log_level, stream=sys.stderr)
+        logs.configure(options.log_level, options.log_format)
         sys.path.extend(entry for entry in options.import_path if entry not in sys.path)
         _serve(options, requests, answers)
         code = 0
