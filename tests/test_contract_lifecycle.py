@@ -1,9 +1,7 @@
 """Start, health, credentials, clients that vanish, drain and stop: a real server process from outside."""
 
 import asyncio
-import datetime
 import hashlib
-import ipaddress
 import os
 import re
 import socket
@@ -16,6 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
+from certificates import make_certificates
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from serving import (
@@ -409,40 +408,6 @@ async def test_reflection_lists_the_service(guarded: Server) -> None:
 
 
 # ---- TLS
-
-
-def make_certificates(folder: Path) -> None:
-    """ca.pem, and server.pem/.key and client.pem/.key signed by it."""
-    pytest.importorskip("cryptography", reason="needs cryptography, as in the extra dev")
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-    from cryptography.x509.oid import NameOID
-
-    now = datetime.datetime.now(datetime.UTC)
-    ca_name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test CA")])
-    ca_key = ec.generate_private_key(ec.SECP256R1())
-    for who in ("ca", "server", "client"):
-        key = ca_key if who == "ca" else ec.generate_private_key(ec.SECP256R1())
-        name = ca_name if who == "ca" else x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, who)])
-        address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
-        certificate = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(ca_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(address, critical=False)
-            .add_extension(x509.BasicConstraints(ca=who == "ca", path_length=None), critical=True)
-            .sign(ca_key, hashes.SHA256())
-        )
-        (folder / f"{who}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-        private = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        (folder / f"{who}.key").write_bytes(private)
 
 
 async def test_tls_and_client_certificates(tmp_path: Path) -> None:

@@ -124,16 +124,18 @@ class Authenticator:
         self._clock = clock
         self._file = None if path is None else read_tokens(path)
 
+    def __str__(self) -> str:
+        return f"{len(self._file.tokens) if self._file else 0} tokens"
+
     @property
     def open(self) -> bool:
         """Whether no token is asked for."""
         return self._file is None
 
-    def reload(self) -> int:
-        """Reads the file again; how many tokens there are now. Raises TokenFileError, and the old ones stay."""
+    def reload(self) -> None:
+        """Reads the file again. Raises TokenFileError, and the old tokens stay."""
         if self._path is not None:
             self._file = read_tokens(self._path)
-        return len(self._file.tokens) if self._file else 0
 
     def digest(self, authorization: str | None) -> str | None:
         """Which token an `authorization` header's value presents; None on an open server.

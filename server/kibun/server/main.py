@@ -14,6 +14,7 @@ import typer
 
 from kibun.server.events import Limits
 from kibun.server.local import WorkerTimes
+from kibun.server.quota import TenantLimits
 from kibun.server.service import ServiceLimits
 from kibun.server.serving import Server
 from kibun.server.settings import REAL_LOADER, Settings, StartError
@@ -52,9 +53,22 @@ def serve(
         float, typer.Option(help="Seconds without progress on a full backlog that end a stream.", min=0.1)
     ] = 30.0,
     conversation_ttl: Annotated[float, typer.Option(help="Seconds to keep a conversation.", min=1)] = 1800.0,
+    max_message_rate: Annotated[
+        float, typer.Option(help="Messages per second that are read of one stream; more wait.", min=1)
+    ] = 1000.0,
     token_file: Annotated[
-        Path | None, typer.Option(envvar="KIBUN_TOKEN_FILE", help="Lines of TENANT SHA256-OF-TOKEN.")
+        Path | None,
+        typer.Option(
+            envvar="KIBUN_TOKEN_FILE",
+            help="Lines of TENANT SHA256-OF-TOKEN [streams=N] [audio_s_per_minute=N] [messages_per_s=N] [expires=TIME]."
+            " SIGHUP reads it and the TLS files again.",
+        ),
     ] = None,
+    tenant_streams: Annotated[int | None, typer.Option(help="Streams at a time of each tenant.", min=1)] = None,
+    tenant_audio: Annotated[
+        float | None, typer.Option(help="Seconds of audio per minute of each tenant.", min=1)
+    ] = None,
+    tenant_messages: Annotated[float | None, typer.Option(help="Messages per second of each tenant.", min=1)] = None,
     tls_cert: Annotated[Path | None, typer.Option(envvar="KIBUN_TLS_CERT", help="Certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(envvar="KIBUN_TLS_KEY", help="Its private key, PEM.")] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help="Demand client certificates of this CA, PEM.")] = None,
@@ -94,12 +108,19 @@ def serve(
             reflection=with_reflection,
             grace_s=grace,
             loader=loader,
-            worker_times=WorkerTimes(batch_s=worker_deadline),
+            worker_times=WorkerTimes(batch_s=worker_deadline, batch_s_per_audio_s=worker_deadline / 5),
             watchdog=WatchdogTimes(exit_after_s=watchdog_exit),
-            limits=ServiceLimits(max_streams, config_timeout, slow_reader_timeout, conversation_ttl),
+            limits=ServiceLimits(
+                max_streams,
+                config_timeout,
+                slow_reader_timeout,
+                conversation_ttl,
+                TenantLimits(tenant_streams, tenant_audio, tenant_messages),
+            ),
             stream_limits=Limits(
                 max_stream_s=max_stream_seconds,
                 idle_timeout_s=idle_timeout,
+                max_messages_per_s=max_message_rate,
                 max_backlog_s=max_backlog,
                 backlog_timeout_s=backlog_timeout,
             ),

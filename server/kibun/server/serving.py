@@ -21,6 +21,7 @@ from kibun.server.local import LocalBackend
 from kibun.server.service import MAX_ANALYZE_BYTES, SERVICE, SpeechAnalysis
 from kibun.server.settings import REAL_LOADER, Settings, StartError
 from kibun.server.store import MemoryStore
+from kibun.server.tls import Certificates
 from kibun.server.vad import make_vad
 from kibun.server.watchdog import Watchdog
 
@@ -58,6 +59,8 @@ class Server:
         self._stop_now = asyncio.Event()
         self._store = MemoryStore()
         self._health = health.aio.HealthServicer()
+        self._authenticator = self._read_tokens()
+        self._certificates = self._read_certificates()
         self._watchdog = Watchdog(settings.watchdog)
 
     async def run(self) -> None:
@@ -65,7 +68,7 @@ class Server:
         settings = self.settings
         self._handle_signals()
         self._load_vad()
-        authenticator, credentials = self._authenticator(), self._credentials()
+        credentials = self._certificates.credentials() if self._certificates else None
         self._find_models()
         backend = LocalBackend(
             settings.models,
@@ -79,7 +82,7 @@ class Server:
         batcher = Batcher(backend)
         loading = asyncio.create_task(_load(backend, batcher))  # before anything of gRPC exists in this process
         await asyncio.sleep(0)
-        service = self._service(batcher, authenticator)
+        service = self._service(batcher)
         server = grpc.aio.server(interceptors=[service.gate], options=GRPC_OPTIONS)
         stopping = asyncio.create_task(self._stop.wait())
         try:
@@ -90,7 +93,7 @@ class Server:
                 return
             service.serve(loading.result())
             await self._announce(service)
-            await self._watch(backend, stopping)
+            await self._watch(backend, service, stopping)
             await self._drain(service)
         except BackendError as error:
             raise StartError(error.message) from error
@@ -122,21 +125,20 @@ class Server:
         except ModuleNotFoundError as error:
             raise StartError(str(error)) from error
 
-    def _authenticator(self) -> Authenticator:
-        token_file = self.settings.token_file
+    def _read_tokens(self) -> Authenticator:
         try:
-            return Authenticator(token_file)
+            return Authenticator(self.settings.token_file)
         except TokenFileError as error:
             raise StartError(str(error)) from error
 
-    def _service(self, batcher: Batcher, authenticator: Authenticator) -> SpeechAnalysis:
+    def _service(self, batcher: Batcher) -> SpeechAnalysis:
         settings = self.settings
         return SpeechAnalysis(
             analyzer=batcher,
             store=self._store,
             make_vad=lambda aggressiveness: make_vad(settings.vad, aggressiveness),
             endpointing=settings.endpointing,
-            authenticator=authenticator,
+            authenticator=self._authenticator,
             limits=settings.limits,
             stream_limits=settings.stream_limits,
         )
@@ -159,21 +161,15 @@ class Server:
                 self.port = server.add_secure_port(address, credentials)
         except RuntimeError as error:
             causes = "is the port taken (--port 0 picks a free one), or the host not this machine's"
-            if credentials is not None:
-                causes += f", or do {self.settings.tls_cert} and {self.settings.tls_key} not belong together"
             raise StartError(f"cannot listen on {address}: {causes}?") from error
         await server.start()
 
-    def _credentials(self) -> grpc.ServerCredentials | None:
+    def _read_certificates(self) -> Certificates | None:
+        """None: without TLS."""
         settings = self.settings
         if settings.tls_cert is None or settings.tls_key is None:
             return None
-        try:
-            pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
-            client_ca = settings.tls_client_ca.read_bytes() if settings.tls_client_ca else None
-        except OSError as error:
-            raise StartError(f"{error.filename}: {error.strerror}") from error
-        return grpc.ssl_server_credentials([pair], client_ca, require_client_auth=client_ca is not None)
+        return Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
 
     async def _announce(self, service: SpeechAnalysis) -> None:
         await self._set_health(serving=True)
@@ -202,8 +198,8 @@ class Server:
 
     # ---- running
 
-    async def _watch(self, backend: LocalBackend, stopping: asyncio.Task[bool]) -> None:
-        """Health follows the workers and the event loop, expired conversations are erased, until asked to stop."""
+    async def _watch(self, backend: LocalBackend, service: SpeechAnalysis, stopping: asyncio.Task[bool]) -> None:
+        """Health follows the workers and the event loop, what has expired is erased and ended, until asked to stop."""
         serving = True
         ticks = 0
         while not stopping.done():
@@ -213,6 +209,8 @@ class Server:
                 serving = healthy
                 await self._set_health(serving=serving)
             ticks += 1
+            if ticks % 4 == 0:
+                service.gate.end_revoked()
             if ticks % 120 == 0:
                 self._store.sweep()
 
@@ -240,6 +238,17 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+
+    def _reload(self) -> None:
+        """Reads tokens and certificates again. What cannot be used is named in the log, and the old ones stay."""
+        for source in (self._authenticator, self._certificates):
+            if source is not None:
+                try:
+                    source.reload()
+                    log.warning("read again: %s", source)
+                except (TokenFileError, StartError) as error:
+                    log.error("not read again, what was read before stays in force: %s", error)
 
 
 async def _load(backend: LocalBackend, batcher: Batcher) -> tuple[ModelInfo, ...]:
