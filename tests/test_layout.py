@@ -39,6 +39,7 @@ SERVER_DOORS = {
     "transformers": {"worker"},
     "kibun.models": {"worker", "serving"},
     "typer": {"main"},
+    "redis": {"redis_link"},
     "prometheus_client": {"exporter"},
     "opentelemetry": {"tracing"},
 }

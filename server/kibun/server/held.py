@@ -171,7 +171,7 @@ class HeldConversation:
         if conversation.model != self._model.name:
             text = f"this conversation began with model {conversation.model!r}; ask for that one, or begin another"
             raise Failure(Kind.FAILED_PRECONDITION, "MODEL_MISMATCH", text)
-        if not self._options.resumes:
+        if not self._options.resumes and self._seen is None:  # once entered, it may have been this stream
             _check_unfinished(conversation.participant(self._options.participant_id), self._options.turn_id)
         return conversation
 

@@ -34,6 +34,7 @@ class Settings:
     allow_untrained: bool = False
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     vad: VadName = "webrtc"
+    store: str = field(default="memory", repr=False)  # an address may hold a password
     token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None

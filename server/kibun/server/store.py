@@ -54,6 +54,9 @@ class ConversationStore(Protocol):
     Failure CONVERSATION_DELETED.
     """
 
+    def __len__(self) -> int:
+        """Conversations in this process's memory, until the next sweep."""
+
     async def get(self, key: Key, holder: Holder | None = None) -> Conversation | None:
         """The conversation, None when unknown or expired."""
 
@@ -88,7 +91,6 @@ class MemoryStore:
         self._conversations: dict[Key, Conversation] = {}
 
     def __len__(self) -> int:
-        """Conversations in memory, expired ones included until the next sweep."""
         return len(self._conversations)
 
     async def get(self, key: Key, holder: Holder | None = None) -> Conversation | None:

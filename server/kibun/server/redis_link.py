@@ -1,0 +1,159 @@
+"""The connection to Redis or Valkey: its address, its time limits, its errors. The only module that knows `redis`.
+
+Needs the extra `redis`. An address may hold a password: none of it but host, port and database is ever shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, ConnectionError, NoScriptError, RedisError, ResponseError
+
+from kibun.server.store import StoreUnavailable
+
+TIMEOUT_S = 1.0  # of one command, connecting included
+MAX_CONNECTIONS = 64
+PREFIX = "kibun"
+PORT = 6379
+
+_CONNECTIONS = {"redis": Connection, "rediss": SSLConnection, "unix": UnixDomainSocketConnection}
+_SSL_OPTIONS = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
+_OPTIONS = ("db", "prefix", "username", "password")
+
+
+class AddressError(ValueError):
+    """An address that cannot be right; the text shows nothing of it."""
+
+
+class LinkError(Exception):
+    """Why the server cannot be used; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the server is; `settings` are the connection's and hold secrets. `prefix`: what all our keys begin with."""
+
+    scheme: str
+    place: str  # for people
+    prefix: str
+    settings: dict[str, Any] = field(repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Address:
+        """`redis://[user:password@]host[:port][/db][?option=value…]`, `rediss://…` or `unix://[…@]/path[?…]`.
+
+        Raises AddressError.
+        """
+        try:
+            parts = urlsplit(url)
+            port, host = parts.port, parts.hostname
+            options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
+        except ValueError:
+            raise _malformed() from None  # the cause quotes the address
+        if parts.scheme not in _CONNECTIONS:
+            raise AddressError("give memory, or an address that begins with redis://, rediss:// (TLS) or unix://")
+        allowed = _OPTIONS + (_SSL_OPTIONS if parts.scheme == "rediss" else ())
+        if parts.fragment or not set(options) <= set(allowed):
+            raise _malformed(f"; options after ? are {', '.join(allowed)}")
+        settings: dict[str, Any] = {name: options[name] for name in _SSL_OPTIONS if name in options}
+        if "ssl_check_hostname" in settings:
+            settings["ssl_check_hostname"] = settings["ssl_check_hostname"].lower() not in ("false", "no", "0")
+        given = {"username": parts.username, "password": parts.password}
+        settings |= {name: options.get(name) or unquote(text or "") or None for name, text in given.items()}
+        db = options.get("db", "0")
+        if parts.scheme == "unix":
+            settings["path"] = unquote(parts.path)
+            place = f"unix://{settings['path']}"
+            if not parts.path or host:
+                raise _malformed("; a socket is unix:///path/to/socket")
+        else:
+            db = parts.path.strip("/") or db
+            settings |= {"host": host or "localhost", "port": port or PORT}
+            place = f"{parts.scheme}://{settings['host']}:{settings['port']}"
+        if not re.fullmatch(r"\d{1,6}", db):
+            raise _malformed("; a database is a number")
+        prefix = options.get("prefix", PREFIX)
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", prefix):
+            raise AddressError("prefix may hold 1 to 64 letters, digits, '_', '.' and '-'")
+        return cls(parts.scheme, place, prefix, {**settings, "db": int(db)})
+
+
+def _malformed(more: str = "") -> AddressError:
+    text = "not an address that can be read; in a user name or password write special characters as %23 and the like"
+    return AddressError(text + more)
+
+
+class Script:
+    """A Lua script and the name that the server gives it."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+class RedisLink:
+    """Commands to one server, each with a time limit. All raise StoreUnavailable, whatever is wrong over there."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        pool = BlockingConnectionPool(
+            max_connections=MAX_CONNECTIONS,
+            timeout=TIMEOUT_S,
+            connection_class=_CONNECTIONS[address.scheme],
+            socket_timeout=TIMEOUT_S,
+            socket_connect_timeout=TIMEOUT_S,
+            retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),  # a pooled connection may be long gone
+            protocol=2,
+            lib_name=None,  # no CLIENT SETINFO: one permission less
+            lib_version=None,
+            **address.settings,
+        )
+        self._client = Redis(connection_pool=pool)
+        self._execute: Callable[..., Awaitable[Any]] = self._client.execute_command
+
+    async def attempt(self, *command: str | bytes | int) -> None:
+        """A command at the start, when there is somebody to read what is wrong. Raises LinkError."""
+        place = self.address.place
+        try:
+            async with asyncio.timeout(5 * TIMEOUT_S):
+                await self._execute(*command)
+        except AuthenticationError as error:
+            raise LinkError(f"{place} refused the user name or password of the address, or wants one") from error
+        except ResponseError as error:
+            raise LinkError(f"{place} says: {error}") from error
+        except (RedisError, OSError, TimeoutError) as error:
+            text = f"no Redis or Valkey answers at {place}: start it, or correct the address"
+            if self.address.scheme == "rediss":
+                text += "; does its port speak TLS, with a certificate of ssl_ca_certs that names this host?"
+            raise LinkError(text) from error
+
+    async def call(self, *command: str | bytes | int) -> Any:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                return await self._execute(*command)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailable from error
+
+    async def run(self, script: Script, key: str, *arguments: str | bytes | int) -> Any:
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                try:
+                    return await self._execute("EVALSHA", script.sha, 1, key, *arguments)
+                except NoScriptError:  # the server was started anew
+                    return await self._execute("EVAL", script.source, 1, key, *arguments)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreUnavailable from error
+
+    async def close(self) -> None:
+        await self._client.aclose()
+        await self._client.connection_pool.disconnect()

@@ -1,0 +1,35 @@
+"""`--store`: the conversation store that the operator asked for."""
+
+from __future__ import annotations
+
+from kibun.server.settings import StartError
+from kibun.server.store import ConversationStore, MemoryStore
+
+MEMORY = "memory"
+
+
+async def open_store(address: str) -> ConversationStore:
+    """`memory`, or where a Redis or Valkey is. Raises StartError, which shows no password.
+
+    A server that cannot reach its store at the start does not start: most likely the address is wrong, and it would
+    hold conversations that no other server sees. One that loses its store later goes on.
+    """
+    if address == MEMORY:
+        return MemoryStore()
+    try:
+        from kibun.server.redis_link import Address, AddressError, LinkError, RedisLink
+        from kibun.server.store_redis import RedisStore
+        from kibun.server.store_resilient import ResilientStore
+    except ModuleNotFoundError as error:
+        raise StartError("--store needs a package for that: pip install 'kibun[redis]'") from error
+    try:
+        link = RedisLink(Address.parse(address))
+    except (AddressError, OSError) as error:  # OSError: of a certificate's file
+        raise StartError(f"--store: {error}") from None
+    store = RedisStore(link)
+    try:
+        await store.first_contact()
+    except LinkError as error:
+        await link.close()
+        raise StartError(f"--store: {error}") from None
+    return ResilientStore(store)
