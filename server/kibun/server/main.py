@@ -56,6 +56,14 @@ def serve(
     max_message_rate: Annotated[
         float, typer.Option(help="Messages per second that are read of one stream; more wait.", min=1)
     ] = 1000.0,
+    store: Annotated[
+        str,
+        typer.Option(
+            envvar="KIBUN_STORE",
+            metavar="memory|URL",
+            help="Where conversations are kept: redis://, rediss:// or unix:// for several servers (docs/store.md).",
+        ),
+    ] = "memory",
     token_file: Annotated[
         Path | None,
         typer.Option(
@@ -100,6 +108,7 @@ def serve(
             allow_untrained=allow_untrained,
             precision=precision,
             vad=vad,
+            store=store,
             token_file=token_file,
             tls_cert=tls_cert,
             tls_key=tls_key,

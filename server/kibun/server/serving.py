@@ -20,7 +20,8 @@ from kibun.server.capability import notice
 from kibun.server.local import LocalBackend
 from kibun.server.service import MAX_ANALYZE_BYTES, SERVICE, SpeechAnalysis
 from kibun.server.settings import REAL_LOADER, Settings, StartError
-from kibun.server.store import MemoryStore
+from kibun.server.store import ConversationStore, MemoryStore
+from kibun.server.stores import open_store
 from kibun.server.tls import Certificates
 from kibun.server.vad import make_vad
 from kibun.server.watchdog import Watchdog
@@ -57,7 +58,7 @@ class Server:
         self.port = 0
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
-        self._store = MemoryStore()
+        self._store: ConversationStore = MemoryStore()
         self._health = health.aio.HealthServicer()
         self._authenticator = self._read_tokens()
         self._certificates = self._read_certificates()
@@ -70,6 +71,7 @@ class Server:
         self._load_vad()
         credentials = self._certificates.credentials() if self._certificates else None
         self._find_models()
+        self._store = await open_store(settings.store)
         backend = LocalBackend(
             settings.models,
             device=settings.device,
@@ -102,6 +104,7 @@ class Server:
             loading.cancel()
             batcher.close()
             await _at_most(STOP_S, server.stop(grace=LAST_WORDS_S), backend.close(), loading)
+            await self._store.close()
             self._watchdog.stop()
 
     def stop(self) -> None:
