@@ -88,6 +88,7 @@ def load(options: LoadOptions) -> LoadedModels:
             raise KeyError("layer_weights")
         if name == "sleepy":
             time.sleep(3600)
+        time.sleep(settings.get("load_s", 0.0))
         print("loading", name)  # a stray print must not garble the protocol
         slots = int(settings.get("slots", slots))
         batch_s = settings.get("batch_s", batch_s)
