@@ -167,7 +167,7 @@ def server() -> Iterator[Server]:
     with serve("--max-streams", "4", model="stub?delay_s=0.3") as running:
         yield running
         log = running.log.read_text()
-        for word in ("failed", "Traceback", "never retrieved", "never awaited", "exception"):
+        for word in ("failed", "error=", "Traceback", "never retrieved", "never awaited", "exception"):
             assert word not in log, "clients that vanish are no news"
 
 

@@ -42,7 +42,7 @@ def server() -> Iterator[Server]:
     with serve(model=f"stub?delay_s={DELAY_S}") as running:
         yield running
         log = running.log.read_text()
-        for word in ("failed", "Traceback", "never retrieved", "never awaited"):
+        for word in ("failed", "error=", "Traceback", "never retrieved", "never awaited"):
             assert word not in log, log
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from grpc_health.v1 import health_pb2
 from serving import Talk, chunks, config, connect, encode, serve, spoken, workers_of
 from test_contract_lifecycle import health_of
 
+from kibun.server import logs
 from kibun.server.watchdog import EXIT_CODE, Watchdog, WatchdogTimes
 
 QUICK = WatchdogTimes(blocked_after_s=0.2, exit_after_s=0.6, calm_s=0.3)
@@ -60,11 +62,11 @@ async def test_a_block_is_told_once_with_frames_and_no_values(caplog: pytest.Log
             assert watchdog.blocked, "and for a while after"
             await until(lambda: not watchdog.blocked)
             await until(lambda: "goes on" in caplog.text)
-    told = [record.getMessage() for record in caplog.records if "all threads" in record.getMessage()]
-    assert len(told) == 1
-    assert "MainThread:" in told[0]
-    assert "in block" in told[0]
-    assert SECRET not in caplog.text
+    (told,) = (record for record in caplog.records if "all threads" in record.getMessage())
+    (main,) = (stack for stack in told.__dict__["stacks"] if stack.startswith("MainThread: "))
+    assert re.search(r"test_watchdog\.py:\d+ block$", main)
+    assert SECRET not in f"{caplog.text} {told.__dict__}"
+    assert logs.allowed(told.__dict__)["stacks"] == told.__dict__["stacks"]
     assert left == []
 
 
@@ -198,7 +200,7 @@ async def test_a_server_that_sleeps_on_ends_with_its_worker() -> None:
         assert workers
         await until(lambda: not any(map(exists, workers)))
         log = server.log.read_text()
-        assert "in decide" in log
+        assert " decide" in log
         assert "this process ends" in log
 
 

@@ -288,7 +288,7 @@ class LocalBackend:
             on_change=self._announce,
             arena_bytes=self._arena_bytes,
         )
-        _log.info("worker %d is ready on %s", device.worker.pid, device.worker.info.device)
+        _log.info("worker is ready", extra={"pid": device.worker.pid, "device": device.worker.info.device})
         self._announce()
 
     async def _keep_alive(self, device: _Device) -> None:
@@ -305,13 +305,13 @@ class LocalBackend:
             failures += 1
             if device.worker is not None:
                 await device.worker.close(grace_s=EXIT_GRACE_S)
-                _log.error("worker %d %s; starting another", device.worker.pid, device.worker.fate)
+                _log.error("worker ended; starting another", extra={"pid": device.worker.pid, **device.worker.exit})
                 device.worker = None
             try:
                 await self._spawn(device)
                 self.restarts += 1
             except BackendError as error:
-                _log.error("a worker could not be started again: %s", error.message)
+                _log.error("a worker could not be started again", extra={"reason": error.reason}, exc_info=error)
             except Exception:  # whatever it is, giving up would leave the server without a worker for good
                 _log.exception("a worker could not be started again")
             ready_at = loop.time()

@@ -51,7 +51,16 @@ def _places(value: object) -> Value | None:
     return value
 
 
-_PLACE = re.compile(r"[\w./<>-]{1,200}:\d{1,7} [\w<>]{1,80}", re.ASCII)
+def _stacks(value: object) -> Value | None:
+    """Of threads, see `stack`."""
+    if not isinstance(value, list) or not all(isinstance(line, str) and _STACK.fullmatch(line) for line in value):
+        return None
+    return value
+
+
+_A_PLACE = r"[\w./<>-]{1,200}:\d{1,7} [\w<>]{1,80}"
+_PLACE = re.compile(_A_PLACE, re.ASCII)
+_STACK = re.compile(rf"[\w .()-]{{1,60}}: {_A_PLACE}(?: > {_A_PLACE})*", re.ASCII)
 
 #: Every field that a line may have, and what its value must be. A value that fails its check is written as WITHHELD.
 FIELDS: dict[str, Check] = {
@@ -73,6 +82,7 @@ FIELDS: dict[str, Check] = {
     "signal": _number,
     "port": _number,
     "frames": _places,
+    "stacks": _stacks,
 }
 
 #: Texts of asyncio and Python that say what happened. Their beginning or the words in them are told, and no more.
@@ -134,6 +144,16 @@ def chosen() -> Format:
     """The format that `configure` was called with; text before that."""
     formatters = (handler.formatter for handler in logging.getLogger().handlers)
     return next((f.choice for f in formatters if isinstance(f, LineFormatter)), "text")
+
+
+def stack(name: str, frame: FrameType) -> str:
+    """Where a thread of this name is: places in the code, the innermost last."""
+    places = []
+    outer: FrameType | None = frame
+    while outer is not None:
+        places.append(place(outer.f_code.co_filename, outer.f_lineno, outer.f_code.co_name))
+        outer = outer.f_back
+    return f"{name}: {' > '.join(reversed(places[:MAX_FRAMES]))}"
 
 
 def say(text: str, level: str = "INFO") -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import sys
 import threading
@@ -12,15 +11,20 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from kibun.server.events import Limits
-from kibun.server.local import WorkerTimes
-from kibun.server.quota import TenantLimits
-from kibun.server.service import ServiceLimits
-from kibun.server.serving import Server
-from kibun.server.settings import REAL_LOADER, Settings, StartError
-from kibun.server.watchdog import WatchdogTimes
+from kibun.server import logs
+
+logs.quiet_grpc()  # which is imported by those below
+
+from kibun.server.events import Limits  # noqa: E402
+from kibun.server.local import WorkerTimes  # noqa: E402
+from kibun.server.quota import TenantLimits  # noqa: E402
+from kibun.server.service import ServiceLimits  # noqa: E402
+from kibun.server.serving import Server  # noqa: E402
+from kibun.server.settings import REAL_LOADER, Settings, StartError  # noqa: E402
+from kibun.server.watchdog import WatchdogTimes  # noqa: E402
 
 LAST_RESORT_S = 0.5
+
 HOW_TO_GET_A_MODEL = """kibun serve needs a model:
   --model demo-tiny    comes with kibun, trained on generated speech, for trying the software
   --model DIR          a bundle; `kibun models build --help` tells how to make one"""
@@ -81,6 +85,38 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(envvar="KIBUN_TLS_KEY", help="Its private key, PEM.")] = None,
     tls_client_ca: Annotated[Path | None, typer.Option(help="Demand client certificates of this CA, PEM.")] = None,
     insecure: Annotated[bool, typer.Option(help="Listen on a public address without TLS.")] = False,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            envvar="KIBUN_METRICS_PORT",
+            help="Port for Prometheus (/metrics) and probes (/healthz, /readyz), plain HTTP; 0 picks a free one."
+            " Without it there are none.",
+            min=0,
+            max=65535,
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str,
+        typer.Option(
+            envvar="KIBUN_METRICS_HOST",
+            help="Address of --metrics-port. Needs no TLS: nothing there tells of people, but whoever reaches it sees"
+            " how busy this server is.",
+        ),
+    ] = "127.0.0.1",
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Base URL of an OpenTelemetry collector for traces (OTLP over HTTP), such as http://127.0.0.1:4318."
+            " Without it, as OTEL_EXPORTER_OTLP_ENDPOINT says."
+        ),
+    ] = None,
+    log_format: Annotated[
+        Literal["text", "json"], typer.Option(envvar="KIBUN_LOG_FORMAT", help="Of the lines on stderr.")
+    ] = "text",
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
+        typer.Option(envvar="KIBUN_LOG", help="INFO: a line per call.", case_sensitive=False),
+    ] = "WARNING",
     with_reflection: Annotated[bool, typer.Option("--reflection", help="Offer gRPC server reflection.")] = False,
     grace: Annotated[float, typer.Option(help="Seconds that open streams get on SIGTERM.", min=0)] = 30.0,
     worker_deadline: Annotated[float, typer.Option(hidden=True, min=0.1)] = WorkerTimes.batch_s,
@@ -94,7 +130,7 @@ def serve(
     Exit codes: 0 it was stopped by a signal; 1 it could not start, stderr says why; 2 an option is not allowed; 70 its
     event loop was blocked for 10 s. After 70, and after being killed, it is to be started again.
     """
-    logging.basicConfig(level=os.environ.get("KIBUN_LOG", "WARNING"), stream=sys.stderr)
+    logs.configure(log_level, log_format)
     if not model:
         _exit(HOW_TO_GET_A_MODEL)
     try:
@@ -115,6 +151,9 @@ def serve(
             tls_client_ca=tls_client_ca,
             insecure=insecure,
             reflection=with_reflection,
+            metrics_host=metrics_host,
+            metrics_port=metrics_port,
+            otlp_endpoint=otlp_endpoint,
             grace_s=grace,
             loader=loader,
             worker_times=WorkerTimes(batch_s=worker_deadline, batch_s_per_audio_s=worker_deadline / 5),

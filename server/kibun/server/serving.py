@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import sys
 from collections.abc import Awaitable
 
 import grpc
@@ -13,11 +12,14 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kibun.models.files import BundleError, resolve_bundle
+from kibun.server import logs
 from kibun.server.auth import Authenticator, TokenFileError
 from kibun.server.backend import BackendError, ModelInfo
 from kibun.server.batcher import Batcher
 from kibun.server.capability import notice
+from kibun.server.exporter import Readings
 from kibun.server.local import LocalBackend
+from kibun.server.observability import Observability
 from kibun.server.service import MAX_ANALYZE_BYTES, SERVICE, SpeechAnalysis
 from kibun.server.settings import REAL_LOADER, Settings, StartError
 from kibun.server.store import ConversationStore, MemoryStore
@@ -63,6 +65,8 @@ class Server:
         self._authenticator = self._read_tokens()
         self._certificates = self._read_certificates()
         self._watchdog = Watchdog(settings.watchdog)
+        self._observability = Observability(settings)
+        self._serving = False
 
     async def run(self) -> None:
         """Serves until stopped. Raises StartError where it cannot."""
@@ -81,7 +85,7 @@ class Server:
             loader=settings.loader,
             times=settings.worker_times,
         )
-        batcher = Batcher(backend)
+        batcher = Batcher(backend, telemetry=self._observability.telemetry)
         loading = asyncio.create_task(_load(backend, batcher))  # before anything of gRPC exists in this process
         await asyncio.sleep(0)
         service = self._service(batcher)
@@ -90,6 +94,7 @@ class Server:
         try:
             await self._listen(server, service, credentials)
             self._watchdog.start()
+            self._observability.open(self._readings(backend, batcher), alive=lambda: not self._watchdog.blocked)
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
                 return
@@ -105,6 +110,7 @@ class Server:
             batcher.close()
             await _at_most(STOP_S, server.stop(grace=LAST_WORDS_S), backend.close(), loading)
             await self._store.close()
+            await self._observability.close()
             self._watchdog.stop()
 
     def stop(self) -> None:
@@ -144,6 +150,18 @@ class Server:
             authenticator=self._authenticator,
             limits=settings.limits,
             stream_limits=settings.stream_limits,
+            telemetry=self._observability.telemetry,
+        )
+
+    def _readings(self, backend: LocalBackend, batcher: Batcher) -> Readings:
+        """What the metrics ask for, from another thread: nothing here changes anything."""
+        return Readings(
+            ready=lambda: self._serving and not self._watchdog.blocked,
+            workers=lambda: len(backend.pids),
+            worker_restarts=lambda: backend.restarts,
+            queued_jobs=lambda: batcher.queued,
+            load=lambda: batcher.load,
+            conversations=lambda: len(self._store),
         )
 
     async def _listen(
@@ -176,21 +194,17 @@ class Server:
 
     async def _announce(self, service: SpeechAnalysis) -> None:
         await self._set_health(serving=True)
-        print(f"kibun: serving on {self.settings.host}:{self.port}", file=sys.stderr)
+        logs.say(f"serving on {self.settings.host}:{self.port}")
         for model in service.models:
             if model.precision:
-                print(f"kibun: {model.name} runs in {model.precision}", file=sys.stderr)
+                logs.say(f"{model.name} runs in {model.precision}")
             if model.synthetic:
-                print(
-                    f"kibun: {model.name} was trained on generated speech: for trying the software; "
-                    "it says nothing of people",
-                    file=sys.stderr,
-                )
+                text = "was trained on generated speech: for trying the software; it says nothing of people"
+                logs.say(f"{model.name} {text}", "WARNING")
             if text := notice(model):
-                print(f"kibun: {model.name}: {text}", file=sys.stderr)
+                logs.say(f"{model.name}: {text}", "WARNING")
             if not model.trained:
-                print(f"kibun: {model.name} is not trained: its estimates mean nothing", file=sys.stderr)
-        sys.stderr.flush()
+                logs.say(f"{model.name} is not trained: its estimates mean nothing", "WARNING")
         if self.settings.port_file:
             partial = self.settings.port_file.with_suffix(".part")
             try:
@@ -218,6 +232,7 @@ class Server:
                 self._store.sweep()
 
     async def _set_health(self, *, serving: bool) -> None:
+        self._serving = serving
         status = health_pb2.HealthCheckResponse.ServingStatus
         for name in ("", SERVICE):
             await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
@@ -232,7 +247,7 @@ class Server:
                 while service.active_streams and not hurry.done():
                     await asyncio.wait((hurry,), timeout=0.05)
         except TimeoutError:
-            log.warning("%d streams were still open after the grace period", service.active_streams)
+            log.warning("streams were still open after the grace period", extra={"count": service.active_streams})
         finally:
             hurry.cancel()
             service.end_streams()
@@ -249,9 +264,9 @@ class Server:
             if source is not None:
                 try:
                     source.reload()
-                    log.warning("read again: %s", source)
+                    logs.say(f"read again: {source}")
                 except (TokenFileError, StartError) as error:
-                    log.error("not read again, what was read before stays in force: %s", error)
+                    logs.say(f"not read again, what was read before stays in force: {error}", "ERROR")
 
 
 async def _load(backend: LocalBackend, batcher: Batcher) -> tuple[ModelInfo, ...]:
@@ -268,10 +283,10 @@ async def _at_most(seconds: float, *work: Awaitable[object]) -> None:
     for task in hanging:
         task.cancel()
     if hanging:
-        log.warning("stopped without waiting longer for %s", ", ".join(sorted(map(_name, hanging))))
+        logs.say(f"stopped without waiting longer for {', '.join(sorted(map(_name, hanging)))}", "WARNING")
     for task in done:
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, BackendError):
-            log.error("while stopping: %s", _name(task), exc_info=error)
+            log.error("stopping a part failed", exc_info=error)
 
 
 def _name(task: asyncio.Future[object]) -> str:

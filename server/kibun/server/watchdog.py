@@ -15,9 +15,11 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+
+from kibun.server import logs
 
 EXIT_CODE = 70
 """Of a process whose event loop stayed blocked."""
@@ -88,12 +90,12 @@ class Watchdog:
                 except RuntimeError:  # the loop was closed
                     return
             elif late_s >= self._times.exit_after_s:
-                _say(f"the event loop has been blocked for {late_s:.0f} s: this process ends", wait=True)
+                _say(partial(_tell_end, late_s), wait=True)
                 self._leave(EXIT_CODE)
                 return
             elif late_s >= self._times.blocked_after_s and not self._late:
                 self._late = True
-                _say(f"the event loop has been blocked for {late_s:.1f} s; all threads are at:\n{_stacks()}")
+                _say(partial(_tell_block, late_s, _stacks()))
 
     def _counts(self, passed_s: float, used_s: float) -> float:
         """How much of the time since the last look the loop is held to account for."""
@@ -105,22 +107,34 @@ class Watchdog:
         if self._late:
             self._calm_from = time.monotonic() + self._times.calm_s
             self._late = False
-            _say("the event loop goes on")
+            _say(_tell_recovery)
 
 
-def _stacks() -> str:
+def _tell_block(seconds: float, stacks: list[str]) -> None:
+    _log.error("the event loop is blocked; all threads are at", extra={"seconds": seconds, "stacks": stacks})
+
+
+def _tell_end(seconds: float) -> None:
+    _log.error("the event loop stays blocked: this process ends", extra={"seconds": seconds})
+
+
+def _tell_recovery() -> None:
+    _log.error("the event loop goes on")
+
+
+def _stacks() -> list[str]:
     """Where each thread is: files, lines and functions, and no values of variables, which may be somebody's audio."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     stacks = []
     for ident, frame in sys._current_frames().items():
         if ident != threading.get_ident():
-            stacks.append(f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}")
-    return "\n".join(stacks)
+            stacks.append(logs.stack(names.get(ident, str(ident)), frame))
+    return stacks
 
 
-def _say(text: str, *, wait: bool = False) -> None:
+def _say(tell: Callable[[], None], *, wait: bool = False) -> None:
     """Logs without being held up: the loop may be blocked inside the log, by a pipe that nobody empties."""
-    speaker = threading.Thread(target=_log.error, args=(text,), name="watchdog-log", daemon=True)
+    speaker = threading.Thread(target=tell, name="watchdog-log", daemon=True)
     speaker.start()
     if wait:
         speaker.join(_LAST_WORDS_S)
