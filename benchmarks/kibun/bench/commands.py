@@ -145,3 +145,71 @@ def front(
     except (ChildError, ServerStartError) as error:
         typer.echo(f"kibun bench front: {error}", err=True)
         raise typer.Exit(1) from error
+
+
+@bench_app.command()
+def soak(
+    quick: Quick = False,
+    as_json: Json = False,
+    plot: Plot = None,
+    streams: Annotated[int | None, typer.Option(help="Streams at a time.", min=1)] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds of talk.", min=10)] = None,
+) -> None:
+    """Streams at the pace of speech for ten minutes, and what a dropped stream leaves in memory, beside a leak.
+
+    Linux only; a stub for a model. Exit code 1 where a final was lost or doubled, a turn failed, or the leaking control
+    was not found. --json: lost, doubled, unaccounted, failures, final_latency_ms (p50, p95, p99, max from when an
+    utterance could be known to be over), health_ms, clients_late_ms, cores, rss_mb, bytes_per_dropped_stream,
+    control_bytes_per_dropped_stream, ok, machine.
+    """
+    from kibun.bench import report, soak
+    from kibun.bench.child import ChildError
+    from kibun.client.server_process import ServerStartError
+
+    try:
+        payload = report.run(
+            lambda: soak.measure(quick=quick, streams=streams, seconds=seconds), as_json=as_json, plot=plot
+        )
+    except (ChildError, ServerStartError, soak.SoakError) as error:
+        typer.echo(f"kibun bench soak: {error}", err=True)
+        raise typer.Exit(1) from error
+    if not payload["ok"]:
+        raise typer.Exit(1)
+
+
+@bench_app.command()
+def faults(
+    quick: Quick = False,
+    as_json: Json = False,
+    seed: Annotated[int, typer.Option(help="Of the first run; the next have the next seeds.", min=0)] = 0,
+    runs: Annotated[int | None, typer.Option(help="Default: 300, with --quick 3.", min=1)] = None,
+    only: Annotated[str | None, typer.Option(help="Name of the one scenario to run.")] = None,
+    redis: Annotated[
+        str | None, typer.Option(help="URL of a Redis to keep conversations in; default: one of our own.")
+    ] = None,
+) -> None:
+    """Kill, freeze and cut off workers, servers, networks and stores while clients speak; count what breaks.
+
+    Linux only. Stub models; the same seed makes the same plan. Exit code 1 unless every promise was kept. --json: runs;
+    finals_lost, finals_doubled, finals_changed, results_lost, results_doubled, unknown_status, hangs,
+    samples_unaccounted, out_of_order, personality_differences, places_not_freed: 0 each; turns, finals, reconnects,
+    faults by kind, scenarios, left_out (scenario: why), seeds, servers_started, violations, machine. After Ctrl-C: of
+    the runs so far.
+    """
+    from kibun.bench import faults, report
+    from kibun.bench.faults_servers import StartFailed
+    from kibun.training.tables import show
+
+    options = faults.Options(seed, runs or (3 if quick else 300), quick, only, redis)
+    if only is not None and only not in faults.names():
+        report.fail(f"--only {only}: no such scenario; choose one of {', '.join(faults.names())}")
+    if only is not None and (why := faults.missing(options).get(only)):
+        report.fail(f"--only {only}: {why}")
+    try:
+        findings = faults.measure(options)
+    except StartFailed as error:
+        typer.echo(f"kibun bench faults: {error}", err=True)
+        raise typer.Exit(1) from error
+    show(faults.tables(findings), as_json=as_json, payload=faults.payload(findings))
+    if not findings.kept or findings.interrupted:
+        raise typer.Exit(1 if not findings.kept else 130)

@@ -131,7 +131,7 @@ class StreamEngine:
                 self._buffer.rewind()
             # Spread, so that the clients of a restarted server don't all come back at once.
             await asyncio.sleep(pause_s * random.uniform(1.0, 1.25))
-            self._reconnects += 1
+            self._reconnects += self._accepted_at is not None
             self.config = self._config_for_resume()
 
     async def _attempt(self) -> None:
