@@ -242,7 +242,7 @@ class ResilientStore:
         self._drop(key)
         for holder in behind.holders:
             if (why := rejected.get(id(holder))) is not None:
-                log.warning("what a stream said while the store was away is dropped: %s", why.reason)
+                log.warning("what a stream said while the store was away is dropped", extra={"reason": why.reason})
                 holder.reject(why)
             else:
                 holder.behind(False)
@@ -264,4 +264,4 @@ class ResilientStore:
         for key in keys:
             self._drop(key)
         if lost:
-            log.error("%d changes of %d conversations never reached the store and are lost", lost, len(keys))
+            log.error("changes of conversations never reached the store and are lost", extra={"count": lost})
