@@ -114,8 +114,7 @@ class RedisLink:
             socket_connect_timeout=TIMEOUT_S,
             retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),  # a pooled connection may be long gone
             protocol=2,
-            lib_name=None,  # no CLIENT SETINFO: one permission less
-            lib_version=None,
+            driver_info=None,  # no CLIENT SETINFO: one permission less
             **address.settings,
         )
         self._client = Redis(connection_pool=pool)

@@ -1,0 +1,152 @@
+"""Redis for tests: the one that runs on this machine, and servers of a test's own, to be killed and frozen."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+ANY_REDIS = os.environ.get("KIBUN_TEST_REDIS", "redis://127.0.0.1:6379/0")
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+class OwnRedis:
+    """A `redis-server` on a port of its own, without persistence unless asked for."""
+
+    def __init__(self, folder: Path, *arguments: str, port: int | None = None) -> None:
+        if shutil.which("redis-server") is None:
+            pytest.skip("needs redis-server, to be killed and started again")
+        self.folder = folder
+        self.port = free_port() if port is None else port
+        self._arguments = arguments
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        command = ["redis-server", "--port", str(self.port), "--dir", str(self.folder), "--save", "", *self._arguments]
+        with (self.folder / "redis.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        while "Ready to accept connections" not in (self.folder / "redis.log").read_text():
+            assert self._process.poll() is None, (self.folder / "redis.log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            (self.folder / "redis.log").unlink()
+
+    def freeze(self) -> None:
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
+
+
+@contextlib.contextmanager
+def own_redis(folder: Path, *arguments: str, port: int | None = None) -> Iterator[OwnRedis]:
+    server = OwnRedis(folder, *arguments, port=port)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+async def command(url: str, *words: str | bytes | int) -> object:
+    """One command of a plain client."""
+    from redis.asyncio import Redis
+
+    client = Redis.from_url(url)
+    try:
+        answer: object = await client.execute_command(*words)
+        return answer
+    finally:
+        await client.aclose()
+
+
+@contextlib.asynccontextmanager
+async def prefixed(url: str = ANY_REDIS) -> AsyncIterator[str]:
+    """The address with a key prefix that nobody else has; its keys are removed at the end."""
+    redis = pytest.importorskip("redis.asyncio", reason="needs the extra redis")
+    client = redis.Redis.from_url(url, socket_connect_timeout=2)
+    try:
+        try:
+            await client.ping()
+        except (redis.RedisError, OSError) as error:
+            pytest.skip(f"no Redis at {url.rpartition('@')[2]}: {type(error).__name__}")
+        prefix = f"kibun-test-{secrets.token_hex(6)}"
+        yield f"{url}{'&' if '?' in url else '?'}{urlencode({'prefix': prefix})}"
+        async for key in client.scan_iter(match=f"{prefix}:*", count=1000):
+            await client.delete(key)
+    finally:
+        await client.aclose()
+
+
+class Proxy:
+    """A TCP proxy that delays what comes back by `delay_s`, or answers nothing while `stuck`."""
+
+    def __init__(self, port: int) -> None:
+        self.port = 0
+        self.delay_s = 0.0
+        self._to = port
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> "Proxy":
+        self._server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        self._tasks.add(task)
+        try:
+            back, forth = await asyncio.open_connection("127.0.0.1", self._to)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, forth, delayed=False))
+                group.create_task(self._pump(back, writer, delayed=True))
+        except* OSError:
+            pass
+        finally:
+            writer.close()
+            self._tasks.discard(task)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, delayed: bool) -> None:
+        while data := await reader.read(65_536):
+            if delayed and self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            writer.write(data)
+            await writer.drain()
+        writer.close()
