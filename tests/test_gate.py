@@ -291,6 +291,25 @@ async def test_a_request_that_never_comes(tmp_path: Path) -> None:
             assert (problem.code, problem.reason) == (Code.DEADLINE_EXCEEDED, "CONFIG_TIMEOUT")
 
 
+@pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip], ids=["plain", "bomb"])
+async def test_a_message_over_the_limit_is_refused_with_its_size_and_leaves_memory_flat(
+    server: Server, compression: grpc.Compression
+) -> None:
+    """gRPC itself refuses it, before anything of ours could say more; a bomb of 40 MB weighs 40 kB on its way."""
+    _, before = server.threads_and_rss()
+    async with connect(server, **{"grpc.max_send_message_length": -1}) as stub:
+        async with Talk(stub, metadata=tuple(bearer("free").items()), compression=compression) as talk:
+            await talk.send(config())
+            await talk.until("stream_started")
+            await talk.send(pb.StreamingAnalyzeRequest(audio_content=bytes(40 * 2**20)))
+            with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as caught:
+                await talk.rest()
+        assert caught.value.code() is Code.RESOURCE_EXHAUSTED
+        _, after = server.threads_and_rss()
+        assert after - before < 20 * 2**20
+        assert finals(await converse(stub, [config(), *SPEECH], metadata=bearer("free")))
+
+
 async def test_ids_end_where_a_turn_does(stub: Stub) -> None:
     """A next turn id is an id like any other."""
     problem = await refused(stub, config(), end_of_turn("a\nb"), metadata=bearer("free"))

@@ -22,8 +22,8 @@ class Report:
     draw: "Callable[[], Figure]"
 
 
-def run(measure: Callable[[], Report], *, as_json: bool, plot: Path | None) -> None:
-    """Measure, then show. A plot that could not be written is refused before anything is measured."""
+def run(measure: Callable[[], Report], *, as_json: bool, plot: Path | None) -> dict[str, Any]:
+    """Measure, then show; the payload. A plot that could not be written is refused before anything is measured."""
     if plot is not None:
         from kibun.training.plots import STYLE, PlotError, check_path, save
 
@@ -37,6 +37,7 @@ def run(measure: Callable[[], Report], *, as_json: bool, plot: Path | None) -> N
         with matplotlib.rc_context(STYLE):  # text takes its size when it is made
             save(report.draw(), plot)
     show(report.tables, as_json=as_json, payload=report.payload)
+    return report.payload
 
 
 def fail(message: str) -> NoReturn:
