@@ -212,6 +212,12 @@ async def test_analyze_in_one_request(client, speech):
     assert result.request_id
 
 
+async def test_a_recording_too_long_for_one_request_says_what_to_do(client):
+    with pytest.raises(InvalidRequestError, match="stream long audio") as caught:
+        await client.analyze(np.zeros(10 * 2**20, np.int16), StreamConfig())
+    assert caught.value.reason == "MESSAGE_TOO_LARGE"
+
+
 async def test_service_info(client):
     info = await client.service_info()
     assert [model.name for model in info.models] == ["stub"]

@@ -58,6 +58,12 @@ def error_from_rpc(error: grpc.RpcError, target: str, *, request_id: str | None 
             "server is listening there",
             ErrorDetails(reason=ServerTooOldError.default_reason, code=code.name, request_id=request_id),
         )
+    if packed is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
+        # gRPC's own word, from this side or the other: no retry helps.
+        return InvalidRequestError(
+            f"a message is larger than {target} takes: stream long audio, in chunks ({text})",
+            ErrorDetails(reason="MESSAGE_TOO_LARGE", code=code.name, request_id=request_id),
+        )
     if packed is None and code is grpc.StatusCode.UNAVAILABLE:
         text = explain_unavailable(text, target)
     return cls(text or f"the call failed with {code.name}", details)
