@@ -167,6 +167,7 @@ class _Site:
 
 class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 64  # connections that the system keeps until they are accepted
     block_on_close = False
 
     def __init__(self, site: _Site, host: str, port: int) -> None:
