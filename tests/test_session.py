@@ -88,7 +88,8 @@ class World:
 
 def pcm(*parts: tuple[float, float]) -> bytes:
     """LINEAR16 of (level, seconds)."""
-    return b"".join(np.full(round(s * SECOND), level * 32767).astype("<i2").tobytes() for level, s in parts)
+    signs = np.resize([1, -1], round(max(s for _, s in parts) * SECOND))
+    return b"".join((signs[: round(s * SECOND)] * level * 32767).astype("<i2").tobytes() for level, s in parts)
 
 
 def said(seconds: float = 0.5, level: float = 0.5) -> bytes:

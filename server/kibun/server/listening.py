@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from kibun.server import quality
 from kibun.server.analysis import Analysis
 from kibun.server.audio import SAMPLE_RATE_HZ, AudioDecoder, AudioError
 from kibun.server.endpointing import (
@@ -47,6 +48,7 @@ class _OpenTurn:
     asked: bool
     due: bool = False
     began: bool = False
+    faults: set[str] = field(default_factory=set)  # of its audio, that the client was told of
 
 
 class _IdleTimer:
@@ -186,6 +188,9 @@ class Listener:
         if self._decoder.pending_bytes:
             message = f"the audio ended within a sample; its last {self._decoder.pending_bytes} bytes were ignored"
             await self._tell(Warn("INCOMPLETE_SAMPLE", message))
+        if clipped := self._decoder.clipped_samples:
+            message = f"{clipped} samples lay beyond ±1 and were brought back to it; send float32 samples within ±1"
+            await self._tell(Warn("SAMPLES_CLIPPED", message, {"sample_count": str(clipped)}))
         self._decoder = AudioDecoder(self._options.audio)
 
     async def _segment(self, found: list[SegmenterEvent]) -> None:
@@ -202,6 +207,7 @@ class Listener:
                 case Utterance(start=position):
                     await self._begin_turn(position)
                     self._next_interim = self._first_interim
+                    await self._tell_quality(event)
                     await self._analysis.final(event, self._turn.turn_id)
                 case TurnSilence(position):
                     await self._close_turn(EndReason.SILENCE, position)
@@ -290,6 +296,13 @@ class Listener:
 
     async def _tell(self, event: Speech | Warn) -> None:
         await self._stream.outbox.put(event)
+
+    async def _tell_quality(self, utterance: Utterance) -> None:
+        """Each fault once a turn."""
+        for warning in quality.warnings(utterance.audio):
+            if warning.reason not in self._turn.faults:
+                self._turn.faults.add(warning.reason)
+                await self._tell(replace(warning, metadata={**warning.metadata, "turn_id": self._turn.turn_id}))
 
     async def _tell_speech(self, kind: SpeechType, position: int) -> None:
         await self._tell(Speech(kind, position + self._options.start_offset, self._turn.turn_id))
