@@ -27,6 +27,7 @@ from kibun.server.metrics import Histogram, Metrics
 
 MAX_CONNECTIONS = 16  # at a time; further ones are closed
 TIMEOUT_S = 5.0  # of a client that says nothing
+CLOSE_S = 0.1  # the longest that closing takes
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,8 @@ class Exporter:
     def open(self, host: str, port: int) -> int:
         """Serves from now on; returns the port, which 0 leaves to the system. Raises OSError."""
         self._server = _HttpServer(self._site, host, port)
-        threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+        serve = self._server.serve_forever
+        threading.Thread(target=serve, kwargs={"poll_interval": CLOSE_S}, name="metrics", daemon=True).start()
         return int(self._server.server_address[1])
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ class Observability:
         self._watch_lag(asyncio.get_running_loop())
 
     async def close(self) -> None:
-        """Sends the last traces and stops serving metrics. Takes 2 s at most."""
+        """Sends the last traces and stops serving metrics. Takes little more than 2 s (`tracing.FLUSH_S`)."""
         if self._timer is not None:
             self._timer.cancel()
         if self._tracer is not None:
