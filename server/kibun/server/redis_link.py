@@ -10,8 +10,9 @@ import hashlib
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
@@ -27,7 +28,8 @@ PREFIX = "kibun"
 PORT = 6379
 
 _CONNECTIONS = {"redis": Connection, "rediss": SSLConnection, "unix": UnixDomainSocketConnection}
-_SSL_OPTIONS = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname")
+_SSL_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+_SSL_OPTIONS = (*_SSL_FILES, "ssl_check_hostname")
 _OPTIONS = ("db", "prefix", "username", "password")
 
 
@@ -56,7 +58,7 @@ class Address:
         """
         try:
             parts = urlsplit(url)
-            port, host = parts.port, parts.hostname
+            port = parts.port or PORT
             options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
         except ValueError:
             raise _malformed() from None  # the cause quotes the address
@@ -65,27 +67,36 @@ class Address:
         allowed = _OPTIONS + (_SSL_OPTIONS if parts.scheme == "rediss" else ())
         if parts.fragment or not set(options) <= set(allowed):
             raise _malformed(f"; options after ? are {', '.join(allowed)}")
-        settings: dict[str, Any] = {name: options[name] for name in _SSL_OPTIONS if name in options}
-        if "ssl_check_hostname" in settings:
-            settings["ssl_check_hostname"] = settings["ssl_check_hostname"].lower() not in ("false", "no", "0")
-        given = {"username": parts.username, "password": parts.password}
-        settings |= {name: options.get(name) or unquote(text or "") or None for name, text in given.items()}
-        db = options.get("db", "0")
-        if parts.scheme == "unix":
-            settings["path"] = unquote(parts.path)
-            place = f"unix://{settings['path']}"
-            if not parts.path or host:
-                raise _malformed("; a socket is unix:///path/to/socket")
-        else:
-            db = parts.path.strip("/") or db
-            settings |= {"host": host or "localhost", "port": port or PORT}
-            place = f"{parts.scheme}://{settings['host']}:{settings['port']}"
-        if not re.fullmatch(r"\d{1,6}", db):
-            raise _malformed("; a database is a number")
         prefix = options.get("prefix", PREFIX)
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", prefix):
             raise AddressError("prefix may hold 1 to 64 letters, digits, '_', '.' and '-'")
-        return cls(parts.scheme, place, prefix, {**settings, "db": int(db)})
+        db = options.get("db", "0")
+        if parts.scheme == "unix":
+            if not parts.path or parts.hostname:
+                raise _malformed("; a socket is unix:///path/to/socket")
+            where: dict[str, Any] = {"path": unquote(parts.path)}
+            place = f"unix://{where['path']}"
+        else:
+            db = parts.path.strip("/") or db
+            where = {"host": parts.hostname or "localhost", "port": port}
+            place = f"{parts.scheme}://{where['host']}:{port}"
+        if not re.fullmatch(r"\d{1,6}", db):
+            raise _malformed("; a database is a number")
+        return cls(parts.scheme, place, prefix, {**where, "db": int(db), **_who(parts, options), **_tls(options)})
+
+
+def _who(parts: SplitResult, options: dict[str, str]) -> dict[str, str | None]:
+    given = {"username": parts.username, "password": parts.password}
+    return {name: options.get(name) or unquote(text or "") or None for name, text in given.items()}
+
+
+def _tls(options: dict[str, str]) -> dict[str, str | bool]:
+    files: dict[str, str | bool] = {name: options[name] for name in _SSL_FILES if name in options}
+    for name, path in files.items():
+        if not Path(str(path)).exists():
+            raise AddressError(f"{name} names a file that is not there")
+    check = options.get("ssl_check_hostname")
+    return files if check is None else {**files, "ssl_check_hostname": check.lower() not in ("false", "no", "0")}
 
 
 def _malformed(more: str = "") -> AddressError:
