@@ -1,0 +1,431 @@
+"""Streams go on while Redis is away; it gets what it missed once it is back. A switch in front of a real Redis."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+from redis_server import prefixed
+from test_store_contract import KEY, Stream, fresh, plain, record, said, traits
+
+from kibun.server.conversation import Conversation, finish_turn
+from kibun.server.errors import Failure, Kind
+from kibun.server.store import StoreUnavailable
+
+pytest.importorskip("redis", reason="needs the extra redis")
+
+from redis.exceptions import ConnectionError
+
+from kibun.server import store_resilient
+from kibun.server.redis_link import Address, RedisLink
+from kibun.server.store_redis import RedisStore
+from kibun.server.store_resilient import ResilientStore
+
+pytestmark = pytest.mark.filterwarnings("error")
+
+
+@dataclass
+class Site:
+    """One server's store, with a switch in its line: `mode` up, down, lossy (done, but the answer is lost), slow."""
+
+    store: ResilientStore
+    redis: RedisStore
+    mode: str = "up"
+    delay_s: float = 0.0
+    calls: int = 0
+    now: float = field(default_factory=time.time)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(20):
+            while not condition():  # noqa: ASYNC110 (the store tells nobody)
+                await asyncio.sleep(0.005)
+
+    async def back(self) -> None:
+        """Switches on; returns once the store noticed and all is told."""
+        self.mode = "up"
+        await self.until(lambda: not self.store._away and not self.store.kept)
+
+
+def make_site(url: str, clock: Callable[[], float] = time.time) -> Site:
+    link = RedisLink(Address.parse(url))
+    redis = RedisStore(link, clock)
+    site = Site(ResilientStore(redis, clock), redis)
+    execute = link._execute
+
+    async def switched(*words: Any) -> Any:
+        site.calls += 1
+        if site.mode == "down":
+            raise ConnectionError("switched off")
+        if site.mode == "slow":
+            await asyncio.sleep(site.delay_s)
+        answer = await execute(*words)
+        if site.mode == "lossy":
+            raise ConnectionError("the answer is lost")
+        return answer
+
+    link._execute = switched
+    return site
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_resilient, "PROBE_S", (0.01, 0.05))
+    monkeypatch.setattr(store_resilient, "FAST_S", 1.0)
+
+
+@pytest.fixture
+async def sites() -> AsyncIterator[tuple[Site, Site]]:
+    """Two servers on one Redis."""
+    async with prefixed() as url:
+        pair = make_site(url), make_site(url)
+        yield pair
+        for site in pair:
+            site.mode = "up"
+            await site.store.close()
+
+
+@pytest.fixture
+def site(sites: tuple[Site, Site]) -> Site:
+    return sites[0]
+
+
+@pytest.fixture
+def other(sites: tuple[Site, Site]) -> Site:
+    return sites[1]
+
+
+async def say(site: Site, stream: Stream, start: int, who: str = "p") -> Conversation:
+    stream.held = await site.store.update(KEY, said(record("t", start, who=who), who=who), stream)
+    return stream.held
+
+
+def starts(conversation: Conversation | None, who: str = "p") -> list[int]:
+    return [r.start for r in conversation.participant(who).records] if conversation else []
+
+
+async def unavailable(work: Awaitable[Any]) -> None:
+    with pytest.raises(StoreUnavailable) as caught:
+        await work
+    assert (caught.value.kind, caught.value.reason) == (Kind.UNAVAILABLE, "STORE_UNAVAILABLE")
+    assert caught.value.retry_after_s
+
+
+# ---- going on and catching up
+
+
+@pytest.mark.parametrize("mode", ["down", "lossy"])
+async def test_a_stream_goes_on_and_the_store_catches_up(site: Site, other: Site, mode: str) -> None:
+    stream = Stream()
+    await say(site, stream, 0)
+    site.mode = mode
+    for start in (1, 2, 3):
+        assert starts(await say(site, stream, start)) == list(range(start + 1))
+        assert starts(await site.store.get(KEY, stream)) == list(range(start + 1))
+    assert stream.told == [True], "told once"
+    for call in (site.store.get(KEY), site.store.update(KEY, fresh)):
+        await unavailable(call)
+    assert await site.store.knows(KEY)
+
+    await site.back()
+    assert stream.told == [True, False]
+    for store in (site.store, other.store):
+        assert starts(await store.get(KEY)) == [0, 1, 2, 3]
+    assert starts(await say(site, stream, 4)) == [0, 1, 2, 3, 4]
+    assert stream.told == [True, False]
+
+
+async def test_an_outage_costs_no_call_per_change(site: Site) -> None:
+    stream = Stream()
+    await say(site, stream, 0)
+    site.mode = "down"
+    await say(site, stream, 1)
+    before = site.calls
+    for start in range(2, 50):
+        await say(site, stream, start)
+        await site.store.get(KEY, stream)
+    assert site.calls - before < 20, "probes"
+
+
+async def test_streams_of_a_conversation_see_each_other_in_an_outage(site: Site, other: Site) -> None:
+    one, two = Stream(), Stream()
+    await say(site, one, 0)
+    site.mode = "down"
+    await say(site, one, 1)
+    assert starts(await say(site, two, 2, "q"), "p") == [0, 1]
+    assert starts(await site.store.get(KEY, one), "q") == [2]
+    await site.back()
+    found = await other.store.get(KEY)
+    assert (starts(found), starts(found, "q")) == ([0, 1], [2])
+    assert one.told == two.told == [True, False]
+
+
+async def test_what_an_ended_stream_said_is_stored_later(site: Site, other: Site) -> None:
+    site.mode = "down"
+    await say(site, Stream(), 0)
+    assert site.store.kept == 1
+    await site.back()
+    assert starts(await other.store.get(KEY)) == [0]
+
+
+async def test_both_servers_changes_are_kept(site: Site, other: Site) -> None:
+    mine, theirs = Stream(), Stream()
+    await say(site, mine, 0)
+    site.mode = "down"
+    await say(site, mine, 1)
+    await say(other, theirs, 2, "q")
+    await other.store.update(KEY, lambda c: c and replace(c, completed=True))
+    await site.back()
+    for store in (site.store, other.store):
+        found = await store.get(KEY)
+        assert found
+        assert found.completed
+        assert (starts(found), starts(found, "q")) == ([0, 1], [2])
+
+
+async def test_a_store_that_lost_everything_gets_it_back(site: Site, other: Site) -> None:
+    stream = Stream()
+    await say(site, stream, 0)
+    site.mode = "down"
+    await say(site, stream, 1)
+    await other.store.update(KEY, lambda _: None)
+    await site.back()
+    assert starts(await other.store.get(KEY)) == [0, 1]
+    await other.store.update(KEY, lambda _: None)
+    await say(site, stream, 2)
+    assert starts(await other.store.get(KEY)) == [0, 1, 2], "also where no outage was noticed"
+
+
+async def test_an_outage_right_at_the_end_of_a_turn(site: Site, other: Site) -> None:
+    """All of it reached the store, only the answers were lost; told again, it changes nothing."""
+    entered: list[int] = []
+
+    def enter(conversation: Conversation | None) -> Conversation:
+        conversation = conversation or fresh()
+        if "t" in conversation.participant("p").finished_turns and not entered:
+            raise Failure(Kind.ALREADY_EXISTS, "TURN_FINISHED", "finished")
+        return conversation
+
+    site.mode = "lossy"
+    stream = Stream()
+    stream.held = await site.store.update(KEY, enter, stream)
+    entered.append(1)
+    await say(site, stream, 0)
+    await site.store.update(
+        KEY,
+        lambda c: c.with_participant(finish_turn(c.participant("p"), "t")),  # type: ignore[union-attr]
+        stream,
+    )
+    await site.until(lambda: site.calls > 6)  # it was tried again
+    await site.back()
+    found = await other.store.get(KEY)
+    assert found
+    assert starts(found) == [0]
+    assert found.participant("p").finished_turns == ("t",)
+    assert stream.told == [True, False]
+
+
+# ---- new streams
+
+
+async def test_a_stream_may_begin_in_an_outage(site: Site, other: Site) -> None:
+    await say(other, Stream(), 0)
+    site.mode = "down"
+    stream = Stream()
+    assert not await site.store.knows(KEY)
+    stream.held = await site.store.update(KEY, lambda c: c or fresh(), stream)
+    assert stream.told == [True]
+    assert starts(await say(site, stream, 1)) == [1], "what was said before cannot be read now"
+    await site.back()
+    assert starts(await site.store.get(KEY, stream)) == [0, 1]
+
+
+async def test_whether_a_conversation_exists_cannot_be_told(site: Site, other: Site) -> None:
+    def existing(conversation: Conversation | None) -> Conversation:
+        if conversation is None:
+            raise Failure(Kind.NOT_FOUND, "CONVERSATION_NOT_FOUND", "no such conversation")
+        return conversation
+
+    site.mode = "down"
+    stream = Stream()
+    await unavailable(site.store.update(KEY, existing, stream))
+    assert (stream.told, site.store.kept) == ([], 0)
+    await say(site, stream, 0)
+    assert starts(await site.store.update(KEY, existing, Stream())) == [0], "this server knows it"
+
+
+async def test_a_stream_that_should_not_have_begun_is_ended(site: Site, other: Site) -> None:
+    """It began in an outage in a conversation that had been completed; what it said is not stored."""
+    good, bad = Stream(), Stream()
+    await say(site, good, 0)
+    await other.store.update(KEY, lambda c: c and replace(c, completed=True))
+
+    def enter(conversation: Conversation | None) -> Conversation:
+        if conversation and conversation.completed:
+            raise Failure(Kind.FAILED_PRECONDITION, "CONVERSATION_COMPLETED", "completed")
+        return conversation or fresh()
+
+    site.mode = "down"
+    await say(site, good, 1)
+    bad.held = await site.store.update(KEY, enter, bad)
+    await say(site, bad, 2)
+    await site.back()
+    assert [getattr(told, "reason", told) for told in bad.told] == [True, "CONVERSATION_COMPLETED"]
+    assert good.told == [True, False]
+    assert starts(await other.store.get(KEY)) == [0, 1]
+
+
+async def test_a_stream_that_leaves_nothing_is_not_kept(site: Site, other: Site) -> None:
+    site.mode = "down"
+    for _ in range(10):
+        stream = Stream()
+        stream.held = await site.store.update(KEY, lambda c: c or fresh(), stream)
+        await site.store.update(KEY, lambda _: None, stream)
+    assert site.store.kept == 0
+    assert not site.store._behind
+    await site.back()
+    assert await other.store.get(KEY) is None
+
+
+# ---- deletion
+
+
+async def test_deletion_elsewhere_wins(site: Site, other: Site) -> None:
+    stream = Stream()
+    await say(site, stream, 0)
+    site.mode = "down"
+    await say(site, stream, 1)
+    assert await other.store.delete(KEY)
+    await site.back()
+    assert [getattr(told, "reason", told) for told in stream.told] == [True, "CONVERSATION_DELETED"]
+    assert await other.store.get(KEY) is None
+
+
+async def test_deletion_in_an_outage_is_refused_but_drops_what_waits(site: Site, other: Site) -> None:
+    stream = Stream()
+    await say(site, stream, 0)
+    site.mode = "down"
+    await say(site, stream, 1)
+    await unavailable(site.store.delete(KEY))
+    assert site.store.kept == 0
+    stream.ended = Failure(Kind.ABORTED, "CONVERSATION_DELETED", "deleted")  # as the service does
+    with pytest.raises(Failure, match="deleted"):
+        await say(site, stream, 2)
+    await site.back()
+    assert starts(await other.store.get(KEY)) == [0]
+    assert await site.store.delete(KEY)
+    assert await other.store.get(KEY) is None
+
+
+async def test_a_late_change_does_not_bring_back_what_was_deleted(site: Site) -> None:
+    stream = Stream()
+    await say(site, stream, 0)
+    deleting = asyncio.create_task(site.store.delete(KEY))
+    await asyncio.sleep(0)
+    late = asyncio.create_task(site.store.update(KEY, said(record(start=1)), stream))
+    assert await deleting
+    with pytest.raises(Failure, match="deleted"):
+        await late
+    assert await site.store.get(KEY) is None
+
+
+# ---- limits
+
+
+async def test_slow_is_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_resilient, "SLOW_S", 0.05)
+    monkeypatch.setattr(store_resilient, "FAST_S", 0.05)
+    stream = Stream()
+    await say(site, stream, 0)
+    site.mode, site.delay_s = "slow", 0.1
+    for start in (1, 2):
+        await say(site, stream, start)
+    assert stream.told == [], "it did answer"
+    before = site.calls
+    for start in range(3, 20):
+        await say(site, stream, start)
+    assert stream.told == [True]
+    await asyncio.sleep(0.3)
+    assert site.store.kept == 17, "as long as it is slow"
+    assert site.calls - before < 17
+    await site.back()
+    assert starts(await site.store.get(KEY)) == list(range(20))
+
+
+async def test_one_slow_answer_is_no_outage(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_resilient, "SLOW_S", 0.05)
+    stream = Stream()
+    for start in range(4):
+        site.mode, site.delay_s = ("slow", 0.1) if start % 2 else ("up", 0.0)
+        await say(site, stream, start)
+    assert stream.told == []
+    assert not site.store._away
+
+
+async def test_no_answer_is_waited_for_a_second_at_most(site: Site) -> None:
+    stream = Stream()
+    await say(site, stream, 0)
+    site.mode, site.delay_s = "slow", 3600
+    begin = time.monotonic()
+    await asyncio.gather(*(say(site, Stream(stream.held), start, f"p{start}") for start in range(20)))
+    assert 0.9 < time.monotonic() - begin < 5
+
+
+async def test_what_is_kept_is_bounded(site: Site, other: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_resilient, "MAX_KEPT", 10)
+    site.mode = "down"
+    for number in range(4):
+        stream = Stream()
+        for start in range(4):
+            stream.held = await site.store.update(("tenant", f"c{number}"), said(record(start=start)), stream)
+    assert site.store.kept == 8
+    await site.back()
+    found = [starts(await other.store.get(("tenant", f"c{n}"))) for n in range(4)]
+    assert found == [[], [], [0, 1, 2, 3], [0, 1, 2, 3]], "the oldest conversations go first"
+
+
+async def test_what_has_expired_is_no_longer_kept() -> None:
+    async with prefixed() as url:
+        now = [time.time()]
+        site = make_site(url, lambda: now[0])
+        site.mode = "down"
+        stream = Stream()
+        await say(site, stream, 0)
+        now[0] += 59
+        site.store.sweep()
+        assert site.store.kept == 1
+        now[0] += 2
+        site.store.sweep()
+        assert site.store.kept == 0
+        await site.store.close()
+
+
+async def test_closing_tries_once_more(site: Site, other: Site) -> None:
+    site.mode = "down"
+    await say(site, Stream(), 0)
+    site.mode = "up"
+    await site.store.close()
+    assert starts(await other.store.get(KEY)) == [0]
+
+
+async def test_closing_does_not_wait_for_a_frozen_store(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    site.mode = "down"
+    await say(site, Stream(), 0)
+    site.mode, site.delay_s = "slow", 3600
+    begin = time.monotonic()
+    await site.store.close()
+    assert time.monotonic() - begin < 3
+    assert [getattr(r, "count", None) for r in caplog.records if "are lost" in r.getMessage()] == [1]
+
+
+async def test_estimates_of_an_outage_are_stored_as_they_were_told(site: Site, other: Site) -> None:
+    stream = Stream()
+    site.mode = "down"
+    item = record(level=3.0)
+    await site.store.update(KEY, said(item), stream)
+    await site.back()
+    found = await other.store.get(KEY)
+    assert found
+    assert plain(found)[2]["p"][-1] == plain(said(item)(None))[2]["p"][-1]
+    assert found.participant("p").records[0].traits == traits(3.0)
