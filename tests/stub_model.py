@@ -4,6 +4,7 @@ Also the model of load tests of the whole server. A model's name may carry optio
 `stub?delay_s=0.02&s_per_audio_s=0.1&slots=4`. What it does with a job depends on the first sample of its audio.
 """
 
+import itertools
 import os
 import signal
 import time
@@ -30,12 +31,16 @@ SLOW_POISON = 0.015625  # half a second later the process is killed
 class StubModel:
     """Estimates are plain functions of the audio, so that tests can tell which job they belong to."""
 
-    def __init__(self, name: str, delay_s: float, s_per_audio_s: float) -> None:
+    def __init__(self, name: str, delay_s: float, s_per_audio_s: float, hangs_after: float = float("inf")) -> None:
         self.info = ModelInfo(name, "1", VECTOR_SIZE, max_samples=30 * 16_000, synthetic=True)
         self._delay_s = delay_s
         self._s_per_audio_s = s_per_audio_s
+        self._hangs_after = hangs_after  # batches, those of the warm-up included
+        self._batches = itertools.count(1)
 
     def analyze(self, jobs: Sequence[Job]) -> list[Result]:
+        if next(self._batches) > self._hangs_after:
+            time.sleep(3600)
         time.sleep(self._delay_s + self._s_per_audio_s * sum(job.seconds for job in jobs))
         return [self._analyze(job) for job in jobs]
 
@@ -92,7 +97,8 @@ def load(options: LoadOptions) -> LoadedModels:
         print("loading", name)  # a stray print must not garble the protocol
         slots = int(settings.get("slots", slots))
         batch_s = settings.get("batch_s", batch_s)
-        models.append(StubModel(name, settings.get("delay_s", 0.0), settings.get("s_per_audio_s", 0.0)))
+        delays = settings.get("delay_s", 0.0), settings.get("s_per_audio_s", 0.0)
+        models.append(StubModel(name, *delays, settings.get("hangs_after", float("inf"))))
     return LoadedModels(models, slots, batch_s, "cpu")
 
 

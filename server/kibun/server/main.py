@@ -23,7 +23,7 @@ from kibun.server.serving import Server  # noqa: E402
 from kibun.server.settings import REAL_LOADER, Settings, StartError  # noqa: E402
 from kibun.server.watchdog import WatchdogTimes  # noqa: E402
 
-LAST_RESORT_S = 0.5
+LAST_RESORT_S = 0.3
 
 HOW_TO_GET_A_MODEL = """kibun serve needs a model:
   --model demo-tiny    comes with kibun, trained on generated speech, for trying the software

@@ -49,7 +49,8 @@ GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.absolute_max_metadata_size", 65_536),
 )
 LAST_WORDS_S = 0.5  # for statuses on their way out when the server stops
-STOP_S = 1.2  # the longest that stopping may take, whatever hangs
+STOP_S = 1.0  # the longest that calls and workers may take to end, whatever hangs, …
+CLOSE_S = 0.5  # … and what they used after that
 
 
 class Server:
@@ -75,7 +76,13 @@ class Server:
         self._load_vad()
         credentials = self._certificates.credentials() if self._certificates else None
         self._find_models()
-        self._store = await open_store(settings.store)
+        stopping = asyncio.create_task(self._stop.wait())
+        opening = asyncio.create_task(open_store(settings.store))
+        await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if not opening.done():
+            opening.cancel()
+            return
+        self._store = opening.result()
         backend = LocalBackend(
             settings.models,
             device=settings.device,
@@ -90,7 +97,6 @@ class Server:
         await asyncio.sleep(0)
         service = self._service(batcher)
         server = grpc.aio.server(interceptors=[service.gate], options=GRPC_OPTIONS)
-        stopping = asyncio.create_task(self._stop.wait())
         try:
             await self._listen(server, service, credentials)
             self._watchdog.start()
@@ -109,7 +115,7 @@ class Server:
             loading.cancel()
             batcher.close()
             await _at_most(STOP_S, server.stop(grace=LAST_WORDS_S), backend.close(), loading)
-            await self._store.close()
+            await _at_most(CLOSE_S, self._store.close())
             await self._observability.close()
             self._watchdog.stop()
 
