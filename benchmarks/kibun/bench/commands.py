@@ -187,6 +187,7 @@ def faults(
     redis: Annotated[
         str | None, typer.Option(help="URL of a Redis to keep conversations in; default: one of our own.")
     ] = None,
+    at_once: Annotated[int, typer.Option(help="Runs side by side.", min=1)] = 2,
 ) -> None:
     """Kill, freeze and cut off workers, servers, networks and stores while clients speak; count what breaks.
 
@@ -200,7 +201,7 @@ def faults(
     from kibun.bench.faults_servers import StartFailed
     from kibun.training.tables import show
 
-    options = faults.Options(seed, runs or (3 if quick else 300), quick, only, redis)
+    options = faults.Options(seed, runs or (3 if quick else 300), quick, only, redis, at_once)
     if only is not None and only not in faults.names():
         report.fail(f"--only {only}: no such scenario; choose one of {', '.join(faults.names())}")
     if only is not None and (why := faults.missing(options).get(only)):

@@ -27,18 +27,22 @@ from kibun.training.tables import Cell, Row, Table
 
 COUNTED = (*PROMISES, "places_not_freed")
 MAX_VIOLATIONS = 100  # told in full; all are counted
-MAX_FAILED_IN_A_ROW = 3  # runs that could not be done at all
+MAX_FAILED = 3  # runs that could not be done at all, when none could
+AT_ONCE = 2
 
 
 @dataclass(frozen=True)
 class Options:
-    """`only`: name of a scenario. `redis`: URL of a Redis to use; None: one is started where the program is there."""
+    """`only`: name of a scenario. `redis`: URL of a Redis to use; None: one is started where the program is there.
+    `at_once`: runs side by side.
+    """
 
     seed: int
     runs: int
     quick: bool = False
     only: str | None = None
     redis: str | None = None
+    at_once: int = AT_ONCE
 
 
 @dataclass
@@ -88,23 +92,36 @@ async def _measure(options: Options) -> Findings:
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     began = time.monotonic()
-    speech = faults_plan.pieces()
     with Processes() as processes:
         try:
             calm = Server(processes, "calm")
             await calm.start()
-            for number, plan in enumerate(plans(options, findings.left_out)):
-                run = Run(plan, processes, speech, calm, options.redis, nonce=uuid.uuid4().hex[:8])
-                await _one(run, plan, number, findings)
-                findings.tracebacks += processes.tracebacks()
-                if len(findings.failed) >= MAX_FAILED_IN_A_ROW and not findings.outcomes[-MAX_FAILED_IN_A_ROW:]:
-                    break
+            await _all(options, findings, processes, calm)
         except asyncio.CancelledError:
             findings.interrupted = True
             task.uncancel()
         findings.servers_started = processes.servers_started
+        findings.tracebacks += processes.tracebacks()
     findings.seconds = time.monotonic() - began
     return findings
+
+
+async def _all(options: Options, findings: Findings, processes: Processes, calm: Server) -> None:
+    """Several runs at a time: much of one is waiting for people to speak. Gives up where none can be done."""
+    speech = faults_plan.pieces()
+    left = iter(plans(options, findings.left_out))
+
+    async def work() -> None:
+        for plan in left:
+            if len(findings.failed) >= MAX_FAILED and not findings.outcomes:
+                return
+            run = Run(plan, processes, speech, calm, options.redis, nonce=f"-{uuid.uuid4().hex[:8]}")
+            await _one(run, plan, findings)
+            findings.tracebacks += processes.tracebacks()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(options.at_once):
+            group.create_task(work())
 
 
 def plans(options: Options, left_out: dict[str, str]) -> list[Plan]:
@@ -115,7 +132,7 @@ def plans(options: Options, left_out: dict[str, str]) -> list[Plan]:
     return [faults_plan.make(seed, only or order[seed % len(order)], quick=options.quick) for seed in seeds]
 
 
-async def _one(run: Run, plan: Plan, number: int, findings: Findings) -> None:
+async def _one(run: Run, plan: Plan, findings: Findings) -> None:
     try:
         outcome = await run.run()
     except (StartFailed, UndisturbedRunFailed, OSError, TimeoutError) as error:
@@ -124,7 +141,7 @@ async def _one(run: Run, plan: Plan, number: int, findings: Findings) -> None:
         return
     findings.outcomes.append(outcome)
     told = f"{outcome.turns} turns, {outcome.finals} finals, {outcome.reconnects} resumed, {outcome.seconds:.1f} s"
-    _say(f"run {number + 1} of {findings.options.runs}, seed {plan.seed}, {plan.scenario}: {told}")
+    _say(f"run {len(findings.outcomes)} of {findings.options.runs}, seed {plan.seed}, {plan.scenario}: {told}")
     if outcome.violations:
         for violation in outcome.violations[:MAX_VIOLATIONS]:
             _say(f"  BROKEN {violation.kind} ({violation.amount}), {violation.where}: {violation.text}")

@@ -183,7 +183,7 @@ def _sums(seen: Seen, account: Account, offset: int, pushed: int) -> Iterator[Fi
 
 
 def _compare_finals(turn: TurnHistory, wanted: TurnHistory, state_survives: bool) -> Iterator[Finding]:
-    got = {final.utterance_id: final for final in _finals(turn)}
+    got = {final.utterance_id: final for final in reversed(_finals(turn))}  # the first of each id
     for final in _finals(wanted):
         if (mine := got.pop(final.utterance_id, None)) is None:
             ended = f" (the turn ended with {_words(turn.error)})" if turn.error else ""

@@ -75,7 +75,7 @@ class Speaker:
         return history
 
     async def _admitted(self, conversation: AsyncConversation, plan: TurnPlan, history: TurnHistory) -> AsyncTurn:
-        """The open turn. One that is refused asks again when it is told to."""
+        """The open turn. One that is refused, or at first contact finds no server, asks again: it has lost nothing."""
         deadline = time.monotonic() + ADMISSION_S
         while True:
             turn = conversation.turn(
@@ -86,11 +86,11 @@ class Speaker:
             )
             try:
                 await _bounded(turn.open(), "the turn to open")
-            except ResourceExhaustedError as error:
-                if error.retry_after_s is None or time.monotonic() > deadline:
+            except (ResourceExhaustedError, UnavailableError) as error:
+                if time.monotonic() > deadline:
                     raise
                 history.refusals += 1
-                await asyncio.sleep(error.retry_after_s)
+                await asyncio.sleep(error.retry_after_s or 0.2)
             else:
                 return turn
 

@@ -36,7 +36,7 @@ PIECES = 24  # of speech, shared by all runs
 LONG_PIECES = 3  # the last of them: longer than MAX_UTTERANCE_MS
 MAX_UTTERANCE_MS = 3_000
 PROXIES = 4  # clients share connections in so many groups where there is a network between
-WINDOW_S = 3.6  # within which faults begin, in the ordinary run
+WINDOW_S = 3.0  # within which faults begin, in the ordinary run
 GAP_OF_KILLS_S = 1.5  # a job is tried twice: two kills closer than that may meet the same one
 
 
@@ -189,7 +189,7 @@ def _turns(random: Random, number: int, pace: float, window_s: float, survives: 
     """Turns that fill the time in which faults come, at the pace of this client."""
     left_s, turns = window_s, list[TurnPlan]()
     while left_s > 0:
-        utterances = random.randint(1, 2)
+        utterances = 1 if pace == 1.0 else random.randint(1, 2)
         # Where state is lost, nobody knows that an utterance goes on from a cut.
         pieces = PIECES if survives and pace != 1.0 else PIECES - LONG_PIECES
         audio = [-random.randint(50, 400)]
