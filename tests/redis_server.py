@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -109,39 +110,43 @@ async def prefixed(url: str = ANY_REDIS) -> AsyncIterator[str]:
 
 
 class Proxy:
-    """A TCP proxy that delays what comes back by `delay_s`, or answers nothing while `stuck`."""
+    """A TCP proxy, in a thread of its own, that delays what comes back by `delay_s`."""
 
     def __init__(self, port: int) -> None:
         self.port = 0
         self.delay_s = 0.0
         self._to = port
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._run()))
 
-    async def __aenter__(self) -> "Proxy":
-        self._server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+    def __enter__(self) -> "Proxy":
+        self._thread.start()
+        self._ready.wait()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for task in self._tasks:
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self._loop.close()
+
+    async def _run(self) -> None:
+        server = await asyncio.start_server(self._pass, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task
-        self._tasks.add(task)
-        try:
+        with contextlib.suppress(OSError, asyncio.CancelledError):
             back, forth = await asyncio.open_connection("127.0.0.1", self._to)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, forth, delayed=False))
-                group.create_task(self._pump(back, writer, delayed=True))
-        except* OSError:
-            pass
-        finally:
-            writer.close()
-            self._tasks.discard(task)
+            await asyncio.gather(self._pump(reader, forth, delayed=False), self._pump(back, writer, delayed=True))
+        writer.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, delayed: bool) -> None:
         while data := await reader.read(65_536):
