@@ -228,6 +228,20 @@ def test_replay_buffer_resends_all_that_has_no_final(steps, limit):
         assert buffer.unsent_bytes == len(everything) - sent
 
 
+def test_a_replay_buffer_may_forget_a_long_silence():
+    buffer = ReplayBuffer(10)
+    for _ in range(30):
+        buffer.append(b"x")
+        buffer.next_item()
+    buffer.settle(19)
+    with pytest.raises(ReplayBufferExceededError):
+        buffer.rewind()  # of 20 bytes one is not settled
+    buffer.settle(25)
+    buffer.rewind()
+    assert buffer.start == 20, "what is kept is sent again, also what is settled"
+    assert buffer.unsent_bytes == 10
+
+
 def test_replay_buffer_keeps_markers_in_their_place():
     buffer = ReplayBuffer(100)
     for item in (b"ab", EndOfTurn("t2"), b"cd"):

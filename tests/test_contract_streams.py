@@ -489,6 +489,24 @@ async def test_a_result_lost_on_its_way_is_given_again(stub: Stub, answered: int
     assert participant == whole[-1].stream_ended.conversation.participants[0], "nothing counted twice"
 
 
+async def test_a_client_is_told_what_needs_no_replay(stub: Stub) -> None:
+    """In silence it grows; while an utterance waits or is spoken it stays at its start; the offset is in it."""
+    audio = sound(("silence", 11.0), ("speech", 1.0), ("silence", 12.0), ("speech", 8.0), ("silence", 0.8))
+    heard = chunks(encode(audio))
+    async with Talk(stub) as talk:
+        await talk.send(config(audio_start_offset=seconds(100)), *heard[:150])
+        await talk.until("utterance_result", is_final=True)
+        await talk.send(*heard[150:])
+        responses = await talk.finish()
+    check_stream(responses)
+    told = [samples(p.settled_offset) / RATE_HZ - 100 for p in of_kind(responses, "stream_progress")]
+    assert len(told) == 3, "one in ten seconds"
+    assert 9 < told[0] <= 10
+    assert 19 < told[1] <= 20
+    last = finals(responses)[-1]
+    assert 23 < told[2] <= samples(last.start_offset) / RATE_HZ - 100 < 25
+
+
 async def test_resuming_earlier_replaces_what_came_after(stub: Stub) -> None:
     audio = dialogue()
     async with Talk(stub) as talk:

@@ -13,6 +13,7 @@ from kibun.client.events import (
     Event,
     SpeechEvent,
     StreamEnded,
+    StreamProgress,
     StreamStarted,
     TurnResult,
     UtteranceResult,
@@ -193,6 +194,8 @@ class StreamEngine:
             case UtteranceResult(is_final=True):
                 self._patience.progressed()
                 self._buffer.release(self._position(event.end_s))
+            case StreamProgress():
+                self._buffer.settle(self._position(event.settled_s))
             case TurnResult() if self.turn_result is None:
                 self.turn_result = event
                 if self._single_turn:  # where the server ended it, audio still on its way belongs to no turn
@@ -202,7 +205,9 @@ class StreamEngine:
                 self.ended = event
 
     def _offer(self, event: Event) -> None:
-        droppable = isinstance(event, SpeechEvent) or (isinstance(event, UtteranceResult) and not event.is_final)
+        droppable = isinstance(event, SpeechEvent | StreamProgress) or (
+            isinstance(event, UtteranceResult) and not event.is_final
+        )
         if not (droppable and self.events.qsize() >= MAX_WAITING_EVENTS):
             self.events.put_nowait(event)
 

@@ -137,6 +137,13 @@ class StreamWarning(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StreamProgress(Event):
+    """Audio before `settled_s` has its finals, or belongs to no utterance: it need not be kept for a replay."""
+
+    settled_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamEnded(Event):
     """Last event of a stream that did not fail: received = speech + non-speech + dropped."""
 
@@ -258,6 +265,10 @@ def _stream_warning(message: pb.StreamWarning, envelope: Mapping[str, Any]) -> S
     return StreamWarning(reason=message.reason, message=message.message, metadata=dict(message.metadata), **envelope)
 
 
+def _stream_progress(message: pb.StreamProgress, envelope: Mapping[str, Any]) -> StreamProgress:
+    return StreamProgress(settled_s=seconds(message.settled_offset), **envelope)
+
+
 def _stream_ended(message: pb.StreamEnded, envelope: Mapping[str, Any]) -> StreamEnded:
     return StreamEnded(
         reason=message.reason,
@@ -276,5 +287,6 @@ _CONVERTERS: dict[str, Callable[[Any, Mapping[str, Any]], Event]] = {
     "personality_update": _personality_update,
     "turn_result": turn_result,
     "stream_warning": _stream_warning,
+    "stream_progress": _stream_progress,
     "stream_ended": _stream_ended,
 }

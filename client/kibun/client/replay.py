@@ -27,6 +27,7 @@ class ReplayBuffer:
         self._start = 0
         self._middle = 0
         self._released = 0
+        self._settled = 0  # all before it needs no replay, though it is kept while there is room: see `settle`
         self.unsent_bytes = 0
 
     @property
@@ -65,9 +66,17 @@ class ReplayBuffer:
             else:
                 self._start += len(first)
 
+    def settle(self, position: int) -> None:
+        """Audio before `position` may go when room is short: it has its finals, or holds no utterance.
+
+        It is kept otherwise. A replay from the end of the last utterance hears what follows just as it was heard
+        before; from within a silence, the server's detector would begin anew.
+        """
+        self._settled = max(self._settled, min(position, self._middle))
+
     def rewind(self) -> None:
-        """Everything kept is to be sent again. Raises ReplayBufferExceededError when some of it is gone."""
-        if self._start > self._released:
+        """Everything kept is to be sent again. Raises ReplayBufferExceededError when some that is needed is gone."""
+        if self._start > max(self._released, self._settled):
             raise ReplayBufferExceededError(
                 "the connection was lost when more audio had no final yet than is kept for replay: raise "
                 "RetryPolicy.replay_limit_s, or shorten utterances with Endpointing.max_utterance_ms"

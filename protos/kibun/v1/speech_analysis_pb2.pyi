@@ -134,7 +134,7 @@ class StreamingAnalyzeRequest(_message.Message):
     def __init__(self, streaming_config: _Optional[_Union[StreamingAnalyzeConfig, _Mapping]] = ..., audio_content: _Optional[bytes] = ..., end_of_turn: _Optional[_Union[EndOfTurn, _Mapping]] = ...) -> None: ...
 
 class StreamingAnalyzeResponse(_message.Message):
-    __slots__ = ("sequence_number", "audio_received", "audio_processed", "stream_started", "speech_event", "utterance_result", "personality_update", "turn_result", "stream_warning", "stream_ended")
+    __slots__ = ("sequence_number", "audio_received", "audio_processed", "stream_started", "speech_event", "utterance_result", "personality_update", "turn_result", "stream_warning", "stream_ended", "stream_progress")
     SEQUENCE_NUMBER_FIELD_NUMBER: _ClassVar[int]
     AUDIO_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     AUDIO_PROCESSED_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +145,7 @@ class StreamingAnalyzeResponse(_message.Message):
     TURN_RESULT_FIELD_NUMBER: _ClassVar[int]
     STREAM_WARNING_FIELD_NUMBER: _ClassVar[int]
     STREAM_ENDED_FIELD_NUMBER: _ClassVar[int]
+    STREAM_PROGRESS_FIELD_NUMBER: _ClassVar[int]
     sequence_number: int
     audio_received: _duration_pb2.Duration
     audio_processed: _duration_pb2.Duration
@@ -155,7 +156,8 @@ class StreamingAnalyzeResponse(_message.Message):
     turn_result: TurnResult
     stream_warning: StreamWarning
     stream_ended: StreamEnded
-    def __init__(self, sequence_number: _Optional[int] = ..., audio_received: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., audio_processed: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., stream_started: _Optional[_Union[StreamStarted, _Mapping]] = ..., speech_event: _Optional[_Union[SpeechEvent, _Mapping]] = ..., utterance_result: _Optional[_Union[UtteranceResult, _Mapping]] = ..., personality_update: _Optional[_Union[PersonalityUpdate, _Mapping]] = ..., turn_result: _Optional[_Union[TurnResult, _Mapping]] = ..., stream_warning: _Optional[_Union[StreamWarning, _Mapping]] = ..., stream_ended: _Optional[_Union[StreamEnded, _Mapping]] = ...) -> None: ...
+    stream_progress: StreamProgress
+    def __init__(self, sequence_number: _Optional[int] = ..., audio_received: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., audio_processed: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., stream_started: _Optional[_Union[StreamStarted, _Mapping]] = ..., speech_event: _Optional[_Union[SpeechEvent, _Mapping]] = ..., utterance_result: _Optional[_Union[UtteranceResult, _Mapping]] = ..., personality_update: _Optional[_Union[PersonalityUpdate, _Mapping]] = ..., turn_result: _Optional[_Union[TurnResult, _Mapping]] = ..., stream_warning: _Optional[_Union[StreamWarning, _Mapping]] = ..., stream_ended: _Optional[_Union[StreamEnded, _Mapping]] = ..., stream_progress: _Optional[_Union[StreamProgress, _Mapping]] = ...) -> None: ...
 
 class StreamStarted(_message.Message):
     __slots__ = ("request_id", "conversation_id", "participant_id", "turn_id", "model", "conversation_created", "prior_utterance_count", "effective_config", "max_stream_duration", "idle_timeout", "max_audio_content_bytes", "synthetic_model")
@@ -315,6 +317,12 @@ class StreamWarning(_message.Message):
     message: str
     metadata: _containers.ScalarMap[str, str]
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class StreamProgress(_message.Message):
+    __slots__ = ("settled_offset",)
+    SETTLED_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    settled_offset: _duration_pb2.Duration
+    def __init__(self, settled_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class StreamEnded(_message.Message):
     __slots__ = ("reason", "audio_received", "speech_duration", "conversation", "non_speech_duration", "dropped_duration")

@@ -268,6 +268,8 @@ def response(
             message.turn_result.CopyFrom(turn(event))
         case events.Warn() as event:
             message.stream_warning.CopyFrom(warning(event))
+        case events.Progress() as event:
+            message.stream_progress.settled_offset.CopyFrom(duration(event.settled))
         case events.Ended() as event:
             message.stream_ended.CopyFrom(ended(event))
     return message

@@ -160,6 +160,13 @@ class Warn:
 
 
 @dataclass(frozen=True, slots=True)
+class Progress:
+    """Audio before `settled` has its finals, all of them told before this, or belongs to no utterance."""
+
+    settled: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """`received` = `speech` + `non_speech` + `dropped`, to the sample."""
 
@@ -172,7 +179,7 @@ class Ended:
     model: ModelInfo
 
 
-Event = Started | Speech | Utterance | PersonalityUpdate | Turn | Warn | Ended
+Event = Started | Speech | Utterance | PersonalityUpdate | Turn | Warn | Progress | Ended
 
 
 @dataclass(frozen=True, slots=True)

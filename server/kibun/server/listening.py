@@ -23,7 +23,7 @@ from kibun.server.endpointing import (
     Utterance,
 )
 from kibun.server.errors import Failure, Kind, invalid
-from kibun.server.events import Audio, Refused, Request, Speech, SpeechType, Warn
+from kibun.server.events import Audio, Progress, Refused, Request, Speech, SpeechType, Warn
 from kibun.server.pace import MessagePace, RateWatch
 from kibun.server.segmenter import Segmenter
 from kibun.server.stream import Stream
@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 BLOCK = SAMPLE_RATE_HZ // 10  # audio is segmented in blocks of 100 to 200 ms: interims fall due inside big chunks
 BREATH = 10 * BLOCK  # of one message; then other streams get their turn
+PROGRESS_EVERY = 10 * SAMPLE_RATE_HZ  # of audio, the client is told how far all is settled
 FIRST_INTERIM = SAMPLE_RATE_HZ  # geometric times: 1, 2.5, 6.25, 15.6 s of the utterance
 INTERIM_RATIO = 2.5  # of one time to the next: all encodings, final included, then cost less than three of the final
 
@@ -115,6 +116,7 @@ class Listener:
         self._pace = RateWatch(stream.options.audio.sample_rate_hz)
         self._message_pace = MessagePace(self._limits.max_messages_per_s)
         self._end_announced = False
+        self._next_progress, self._told_settled = PROGRESS_EVERY, 0  # samples
         self._next_interim = 0  # samples of the open utterance
 
     @property
@@ -178,6 +180,7 @@ class Listener:
                 await asyncio.sleep(0)
         await self._check_pace()
         await self._announce_end()
+        await self._tell_progress()
 
     async def _drain_decoder(self) -> None:
         """The resampler's tail. The next turn gets a decoder of its own: its audio owes nothing to this turn's."""
@@ -294,7 +297,18 @@ class Listener:
 
     # ---- telling
 
-    async def _tell(self, event: Speech | Warn) -> None:
+    async def _tell_progress(self) -> None:
+        """What waits for its final is not settled; finals that are known are in the outbox, before this."""
+        if self.received < self._next_progress:
+            return
+        self._next_progress = self.received - self.received % PROGRESS_EVERY + PROGRESS_EVERY
+        waits_from = self._analysis.waits_from
+        settled = self.settled if waits_from is None else min(self.settled, waits_from)
+        if settled > self._told_settled:
+            self._told_settled = settled
+            await self._tell(Progress(settled + self._options.start_offset))
+
+    async def _tell(self, event: Speech | Warn | Progress) -> None:
         await self._stream.outbox.put(event)
 
     async def _tell_quality(self, utterance: Utterance) -> None:
