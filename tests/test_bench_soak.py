@@ -1,6 +1,7 @@
 """The parts of `kibun bench soak`; what it finds in ten minutes is no matter of tests."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from kibun.client.server_process import ServerProcess
 
 HEARD = {
     **{"turns": 2, "finals": 4, "lost": 0, "doubled": 0, "unaccounted": 0, "failures": {}},
-    **{"final_ms": [1.0, 2.0], "late_ms": [0.5], "health_ms": [1.0]},
+    **{"final_ms": [1.0, 2.0], "late_ms": [0.5], "health_ms": [1.0], "refusal_ms": [2.0]},
 }
 SAMPLES = [soak.Sample(float(n), 70.0 + n, 0.1 * n) for n in range(10)]
 
@@ -23,8 +24,9 @@ def report(left: float = 100.0, control: float = 4200.0, **heard: object) -> dic
     return payload
 
 
-def test_people_are_answered_as_one_alone_is() -> None:
-    with Child("kibun.bench.soak_clients") as clients, ServerProcess("stub", ["--loader", soak.STUB_LOADER]) as server:
+def test_people_are_answered_as_one_alone_is(tmp_path: Path) -> None:
+    options = ["--loader", soak.STUB_LOADER, "--token-file", str(soak._tokens(tmp_path))]
+    with Child("kibun.bench.soak_clients") as clients, ServerProcess("stub", options) as server:
         learned = clients.ask("learn", target=server.target, turn_s=3.7)
         assert learned == {"finals": 1, "as_segmented": True, "failures": {}}
         heard = clients.ask("talk", target=server.target, streams=3, seconds=4.0)
@@ -32,6 +34,7 @@ def test_people_are_answered_as_one_alone_is() -> None:
         assert (heard["unaccounted"], heard["failures"]) == (0, {})
         assert len(heard["final_ms"]) == 3
         assert heard["health_ms"]
+        assert heard["refusal_ms"], "of the prober's second stream"
         assert clients.ask("drop", target=server.target, streams=60) == {"refused": 0}
 
 

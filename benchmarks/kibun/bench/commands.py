@@ -159,8 +159,8 @@ def soak(
 
     Linux only; a stub for a model. Exit code 1 where a final was lost or doubled, a turn failed, or the leaking control
     was not found. --json: lost, doubled, unaccounted, failures, final_latency_ms (p50, p95, p99, max from when an
-    utterance could be known to be over), health_ms, clients_late_ms, cores, rss_mb, bytes_per_dropped_stream,
-    control_bytes_per_dropped_stream, ok, machine.
+    utterance could be known to be over), health_ms, refusal_ms, clients_late_ms, cores, rss_mb,
+    bytes_per_dropped_stream, control_bytes_per_dropped_stream, ok, machine.
     """
     from kibun.bench import report, soak
     from kibun.bench.child import ChildError

@@ -15,15 +15,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kibun.bench import machine
+from kibun.bench import machine, soak_clients
 from kibun.bench.child import Child, cpu_seconds
 from kibun.bench.front_servers import STUB_LOADER
 from kibun.bench.report import Report
+from kibun.bench.soak_clients import CLIENTS_TOKEN, PROBE_TOKEN
 from kibun.client.server_process import ServerProcess
 from kibun.training.tables import Cell, Row, Table
 
@@ -57,8 +59,8 @@ def measure(*, quick: bool, streams: int | None = None, seconds: float | None = 
     dropped = 2000 if quick else 10_000
     turn_s = 3.7 if quick else 29.6
     options = ["--loader", STUB_LOADER, "--max-streams", str(4 * streams + 100)]
-    with Child("kibun.bench.soak_clients") as clients:
-        with ServerProcess("stub", options) as server:
+    with Child(soak_clients.__name__) as clients, tempfile.TemporaryDirectory() as folder:
+        with ServerProcess("stub", [*options, "--token-file", str(_tokens(Path(folder)))]) as server:
             learned = clients.ask("learn", target=server.target, turn_s=turn_s)
             if not learned["as_segmented"]:
                 raise SoakError(f"a turn alone is not answered as it is segmented: {learned}")
@@ -68,6 +70,14 @@ def measure(*, quick: bool, streams: int | None = None, seconds: float | None = 
         with _leaking() as (target, pid):
             control = _bytes_per_stream(clients, target, pid, dropped)
     return _report(heard, samples, left, control, streams=streams, seconds=seconds, dropped=dropped)
+
+
+def _tokens(folder: Path) -> Path:
+    """A token file for the clients, and one stream for the prober."""
+    path = folder / "tokens"
+    lines = ((CLIENTS_TOKEN, "clients", ""), (PROBE_TOKEN, "probe", "streams=1"))
+    path.write_text("".join(f"{name} {sha256(token.encode()).hexdigest()} {limit}\n" for token, name, limit in lines))
+    return path
 
 
 @contextmanager
@@ -147,6 +157,7 @@ def _report(
         "final_latency_ms": _percentiles(heard["final_ms"]),
         "clients_late_ms": _percentiles(heard["late_ms"]),
         "health_ms": _percentiles(heard["health_ms"]),
+        "refusal_ms": _percentiles(heard["refusal_ms"]),
         "cores": cores,
         "rss_mb": {"start": samples[0].rss_mb, "end": samples[-1].rss_mb, "growth_per_hour": 3600 * growth},
         "dropped_streams": dropped,
@@ -177,6 +188,7 @@ def _load_table(payload: dict[str, Any]) -> Table:
             ("final, ms after it could be known", "final_latency_ms"),
             ("clients' messages late, ms", "clients_late_ms"),
             ("health check, ms", "health_ms"),
+            ("refusal of a stream too many, ms", "refusal_ms"),
         )
     )
     failures = ", ".join(f"{reason} {count}" for reason, count in payload["failures"].items()) or "none"

@@ -34,6 +34,11 @@ TTL_S = 20  # of a conversation: what it weighs must not look like a leak
 PROBE_S = 1.0
 AT_ONCE = 50  # streams that are opened and dropped
 
+# As in any deployment, clients prove who they are. The prober's tenant may have one stream, which it holds: every other
+# one is refused, and it measures how soon.
+CLIENTS_TOKEN, PROBE_TOKEN = "kibun-bench-clients", "kibun-bench-probe"
+REFUSAL = "TENANT_STREAM_LIMIT"
+
 Span = tuple[float, float]
 
 
@@ -49,6 +54,7 @@ class Heard:
     final_ms: list[float] = field(default_factory=list)  # from when the utterance could be known to be over
     late_ms: list[float] = field(default_factory=list)  # how late messages were sent: the clients' own fault
     health_ms: list[float] = field(default_factory=list)
+    refusal_ms: list[float] = field(default_factory=list)  # from opening a stream until it was refused
     failures: dict[str, int] = field(default_factory=dict)  # turns, by reason
 
 
@@ -122,9 +128,8 @@ class Soak:
         async def one_after_the_other() -> None:
             nonlocal refused
             async with _channel(target) as channel:
-                method = _method(channel)
                 for _ in left:
-                    call = method()
+                    call = _stream(channel)
                     with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
                         await call.write(_config("", ""))
                         if await call.read() is grpc.aio.EOF:
@@ -146,7 +151,7 @@ class _Turn:
 
     async def run(self, conversation: str, turn_id: str, begin: float | None) -> tuple[list[Span], bool]:
         """The finals' spans in seconds, and whether every sample was accounted for. `begin`: None at once, unpaced."""
-        call = _method(self.channel)()
+        call = _stream(self.channel)
         sending = asyncio.create_task(self._send(call, _config(conversation, turn_id), begin))
         spans: list[Span] = []
         accounted = False
@@ -189,13 +194,25 @@ class _Turn:
 
 
 async def _probe(target: str, heard: Heard) -> None:
-    """Whether the server still answers for its health, as a load balancer asks."""
+    """Whether the server still answers for its health, as a load balancer asks, and refuses at once what it must."""
+    loop = asyncio.get_running_loop()
     async with _channel(target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
+        held = _stream(channel, PROBE_TOKEN)
+        await held.write(_config("", ""))
+        await held.read()
         while True:
-            asked = asyncio.get_running_loop().time()
+            asked = loop.time()
             await stub.Check(health_pb2.HealthCheckRequest())
-            heard.health_ms.append(1000 * (asyncio.get_running_loop().time() - asked))
+            heard.health_ms.append(1000 * (loop.time() - asked))
+            asked = loop.time()
+            try:
+                await _stream(channel, PROBE_TOKEN).read()
+            except grpc.aio.AioRpcError as error:
+                reason = error_from_rpc(error, "").details.reason
+                if reason != REFUSAL:
+                    heard.failures[reason] = heard.failures.get(reason, 0) + 1
+                heard.refusal_ms.append(1000 * (loop.time() - asked))
             await asyncio.sleep(PROBE_S)
 
 
@@ -203,8 +220,9 @@ def _channel(target: str) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])  # a connection of its own
 
 
-def _method(channel: grpc.aio.Channel) -> Any:
-    return channel.stream_stream(METHOD, response_deserializer=pb.StreamingAnalyzeResponse.FromString)
+def _stream(channel: grpc.aio.Channel, token: str = CLIENTS_TOKEN) -> Any:
+    method = channel.stream_stream(METHOD, response_deserializer=pb.StreamingAnalyzeResponse.FromString)
+    return method(metadata=(("authorization", f"Bearer {token}"),))
 
 
 def _config(conversation: str, turn_id: str) -> bytes:
