@@ -67,9 +67,10 @@ class World:
         numbers = itertools.count(1)
         audio = AudioFormat(options.pop("encoding", "linear16"), options.pop("rate", SECOND))
         defaults: dict[str, Any] = {"turn_id": "t1", "participant_id": "p", "endpointing": ENDPOINTING}
+        defaults["conversation_id"] = "c"
         return Session(
             "request",
-            StreamOptions(tenant="tenant", conversation_id="c", model="fake", audio=audio, **{**defaults, **options}),
+            StreamOptions(tenant="tenant", model="fake", audio=audio, **{**defaults, **options}),
             model,
             analyzer=check_protocol(self.analyzer),
             store=self.store,

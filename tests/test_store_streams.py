@@ -1,0 +1,213 @@
+"""What streams leave in the store: nothing where nothing was said, everything where an outage fell into them."""
+
+import asyncio
+import gc
+import tracemalloc
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from scripted import MODEL
+from test_session import KEY, World, finals, pcm, run, said, settle
+
+from kibun.server.backend import Traits
+from kibun.server.conversation import Conversation
+from kibun.server.errors import Failure, Kind
+from kibun.server.events import Audio, EndOfTurn, Started, Warn
+from kibun.server.session import Session
+from kibun.server.store import C, Change, Holder, Key, MemoryStore, StoreUnavailable
+
+pytestmark = pytest.mark.filterwarnings("error")
+TRAITS: Traits = (1.5, 2.0, 3.0, 4.0, 5.0)
+
+
+async def forever() -> Any:
+    await asyncio.Event().wait()
+    yield
+
+
+async def open_and_drop(session: Session) -> None:
+    async with aclosing(session.run(forever())) as replies:
+        assert isinstance((await anext(replies)).event, Started)
+
+
+class Open:
+    """A stream that stays open."""
+
+    def __init__(self, session: Session) -> None:
+        self._replies = session.run(forever())
+
+    async def __aenter__(self) -> "Open":
+        await anext(self._replies)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._replies.aclose()
+
+
+# ---- nothing said, nothing left
+
+
+async def test_a_dropped_stream_leaves_nothing() -> None:
+    world = World()
+    await open_and_drop(world.session())
+    assert len(world.store) == 0
+    assert len(world.live) == 0
+
+
+@pytest.mark.parametrize("streams", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+async def test_many_dropped_streams_leave_nothing(streams: int) -> None:
+    world = World()
+    await open_and_drop(world.session())
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(streams // 20):
+            await asyncio.gather(*(open_and_drop(world.session(conversation_id=f"c{number}-{n}")) for n in range(20)))
+            if number == 5:
+                gc.collect()
+                before, _ = tracemalloc.get_traced_memory()
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(world.store) == 0
+    assert (after - before) / streams < 200, "bytes each"
+
+
+@pytest.mark.parametrize("leaves_first", [0, 1])
+async def test_the_last_one_turns_off_the_light(leaves_first: int) -> None:
+    world = World()
+    streams = [Open(world.session(turn_id=f"t{n}")) for n in range(2)]
+    for stream in streams:
+        await stream.__aenter__()
+    await streams[leaves_first].__aexit__()
+    assert len(world.store) == 1, "the other is still open"
+    await streams[1 - leaves_first].__aexit__()
+    assert len(world.store) == 0
+
+
+async def test_what_was_said_stays() -> None:
+    world = World()
+    assert len(finals(await run(world.session(), Audio(said())))) == 1
+    assert len(world.store) == 1
+    await open_and_drop(world.session(turn_id="t2"))
+    assert len((await world.conversation()).participant("p").records) == 1
+
+
+@pytest.mark.parametrize("what", ["turn", "given", "completed"])
+async def test_what_tells_something_stays(what: str) -> None:
+    world = World()
+    if what == "turn":
+        await run(world.session(), Audio(pcm((0, 0.5))), EndOfTurn())
+    elif what == "given":
+        await open_and_drop(world.session(given_traits=TRAITS))
+    else:
+        async with Open(world.session()):
+            await world.store.update(KEY, completed)
+    assert len(world.store) == 1
+
+
+def completed(conversation: Conversation | None) -> Conversation:
+    assert conversation
+    return replace(conversation, completed=True)
+
+
+async def test_an_empty_conversation_of_others_is_not_taken_away() -> None:
+    """Another server's stream has entered it, which is seen by its time only."""
+
+    class Interrupted(MemoryStore):
+        async def get(self, key: Key, holder: Holder | None = None) -> Conversation | None:
+            found = await super().get(key, holder)
+            if found and self.interrupt:
+                await super().update(key, lambda c: c)
+            return found
+
+        interrupt = True
+
+    world = World(store=Interrupted())
+    await open_and_drop(world.session())
+    assert len(world.store) == 1
+    world.store.interrupt = False  # type: ignore[attr-defined]
+    await open_and_drop(world.session(turn_id="t2"))
+    assert len(world.store) == 0, "empty, whoever made it"
+
+
+async def test_a_stream_that_was_refused_touches_nothing() -> None:
+    world = World()
+    async with Open(world.session()):
+        before = await world.conversation()
+        with pytest.raises(Failure, match="began with model"):
+            await run(world.session(turn_id="t2", model=replace(MODEL, name="other")))
+        assert await world.conversation() is before
+
+
+async def test_a_stream_cancelled_while_it_enters_leaves_nothing() -> None:
+    class Slow(MemoryStore):
+        async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+            changed = await super().update(key, change, holder)
+            await asyncio.sleep(0.01)
+            return changed
+
+    world = World(store=Slow())
+    task = asyncio.create_task(run(world.session(), Audio(said())))
+    await settle(3)
+    assert len(world.store) == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(world.store) == 0
+
+
+# ---- what a store tells its holder
+
+
+@dataclass
+class Told:
+    """What a session's store did with its holder."""
+
+    behind_at: int
+    rejected_at: int = 10**9
+
+
+class TellingStore(MemoryStore):
+    """Tells its holders of an outage at the n-th change, and of the end of it two changes later."""
+
+    def __init__(self, told: Told) -> None:
+        super().__init__()
+        self.told = told
+        self.changes = 0
+
+    async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+        changed = await super().update(key, change, holder)
+        self.changes += 1
+        assert holder
+        if self.changes in (self.told.behind_at, self.told.behind_at + 2):
+            holder.behind(self.changes == self.told.behind_at)
+        if self.changes == self.told.rejected_at:
+            holder.reject(Failure(Kind.FAILED_PRECONDITION, "CONVERSATION_COMPLETED", "completed elsewhere"))
+        return changed
+
+
+async def test_a_client_is_told_of_an_outage_and_its_end() -> None:
+    world = World(store=TellingStore(Told(behind_at=1)))
+    replies = await run(world.session(), *[Audio(said())] * 3)
+    warnings = [r.event.reason for r in replies if isinstance(r.event, Warn)]
+    assert warnings == ["STORE_UNAVAILABLE", "STORE_RECOVERED"]
+    assert isinstance(replies[0].event, Started), "even where it is told while entering"
+
+
+async def test_a_stream_whose_conversation_has_no_place_for_it_ends() -> None:
+    world = World(store=TellingStore(Told(behind_at=1, rejected_at=2)))
+    with pytest.raises(Failure, match="completed elsewhere"):
+        await run(world.session(), *[Audio(said())] * 3)
+
+
+async def test_a_required_conversation_that_cannot_be_looked_up_is_refused() -> None:
+    class Away(MemoryStore):
+        async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+            raise StoreUnavailable
+
+    with pytest.raises(StoreUnavailable):
+        await run(World(store=Away()).session(require_existing=True), Audio(said()))
