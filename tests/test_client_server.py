@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from serving import sound
 
+from kibun.bench.proxy import Proxy
 from kibun.client import (
     AlreadyExistsError,
     AsyncClient,
@@ -34,6 +36,7 @@ from kibun.client import (
     SpeechEventType,
     StreamConfig,
     StreamEnded,
+    StreamProgress,
     StreamStarted,
     Traits,
     TurnResult,
@@ -284,6 +287,32 @@ async def test_a_server_that_is_killed_and_started_again_loses_no_final(speech, 
             successor.terminate()
             successor.wait(15)
         server.stop()
+
+
+@pytest.mark.parametrize("silence_s", [12, 24])
+async def test_a_silence_longer_than_what_is_kept_needs_no_replay(target, silence_s):
+    """The connection is lost when far more audio had come than is kept, but nobody had said anything in it."""
+    speech = sound(("speech", 1.0), ("silence", 0.8))
+    quiet = np.zeros(silence_s * 16000, np.int16)
+    async with (
+        Proxy(int(target.rpartition(":")[2])) as proxy,
+        AsyncClient(f"127.0.0.1:{proxy.port}", retry=RetryPolicy(replay_limit_s=6)) as client,
+        client.conversation().turn() as turn,
+    ):
+        await turn.push(quiet)
+        settled_s = 0.0
+        async with asyncio.timeout(20):
+            while settled_s < silence_s // 10 * 10 - 1:
+                event = await anext(turn)
+                settled_s = event.settled_s if isinstance(event, StreamProgress) else settled_s
+        proxy.reset()
+        await turn.push((32767 * speech).astype(np.int16))
+        turn.end()
+        events = [event async for event in turn]
+        assert any(isinstance(e, StreamStarted) and e.reconnects == 1 for e in events)
+        (final,) = (e for e in events if isinstance(e, UtteranceResult))
+        assert final.start_s == pytest.approx(silence_s, abs=0.4)
+        assert (await turn.result()).utterance_count == 1
 
 
 def test_a_server_that_cannot_start_says_why():
