@@ -53,7 +53,6 @@ class Findings:
     left_out: dict[str, str]  # scenario, why
     outcomes: list[Outcome] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)  # runs that could not be done, and why
-    tracebacks: list[str] = field(default_factory=list)  # in logs of servers
     servers_started: int = 0
     seconds: float = 0.0
     interrupted: bool = False
@@ -101,7 +100,6 @@ async def _measure(options: Options) -> Findings:
             findings.interrupted = True
             task.uncancel()
         findings.servers_started = processes.servers_started
-        findings.tracebacks += processes.tracebacks()
     findings.seconds = time.monotonic() - began
     return findings
 
@@ -117,7 +115,6 @@ async def _all(options: Options, findings: Findings, processes: Processes, calm:
                 return
             run = Run(plan, processes, speech, calm, options.redis, nonce=f"-{uuid.uuid4().hex[:8]}")
             await _one(run, plan, findings)
-            findings.tracebacks += processes.tracebacks()
 
     async with asyncio.TaskGroup() as group:
         for _ in range(options.at_once):
@@ -142,6 +139,8 @@ async def _one(run: Run, plan: Plan, findings: Findings) -> None:
     findings.outcomes.append(outcome)
     told = f"{outcome.turns} turns, {outcome.finals} finals, {outcome.reconnects} resumed, {outcome.seconds:.1f} s"
     _say(f"run {len(findings.outcomes)} of {findings.options.runs}, seed {plan.seed}, {plan.scenario}: {told}")
+    for line in outcome.server_errors[:3]:
+        _say(f"  in a server's log: {line}")
     if outcome.violations:
         for violation in outcome.violations[:MAX_VIOLATIONS]:
             _say(f"  BROKEN {violation.kind} ({violation.amount}), {violation.where}: {violation.text}")
@@ -182,7 +181,8 @@ def payload(findings: Findings) -> dict[str, Any]:
         "interrupted": findings.interrupted,
         "runs_failed": findings.failed,
         "servers_started": findings.servers_started,
-        "server_tracebacks": len(findings.tracebacks),
+        "server_errors": sum(len(outcome.server_errors) for outcome in outcomes),
+        "runs_with_state_compared": sum(outcome.state_compared for outcome in outcomes),
         "seconds": round(findings.seconds, 1),
         "violations": [
             {"again": reproduce(outcome.plan, options), **asdict(violation)}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from kibun.client.errors import KibunError
 from kibun.client.estimates import PersonalityEstimate
-from kibun.client.events import Event, StreamEnded, StreamStarted, TurnResult, UtteranceResult
+from kibun.client.events import Event, StreamEnded, StreamStarted, StreamWarning, TurnResult, UtteranceResult
 from kibun.client.resources import ParticipantState
 
 RATE_HZ = 16_000
@@ -64,7 +64,7 @@ class Account:
 class Other:
     """Speech events, updates of personality, warnings: they promise nothing of their own."""
 
-    kind: str
+    kind: str  # class, or reason of a warning
 
 
 What = Opened | Interim | Final | Result | Account | Other
@@ -144,6 +144,8 @@ def record(event: Event, at_s: float, call: int) -> Seen:
         case StreamEnded():
             parts = (event.total_audio_s, event.speech_s, event.non_speech_s, event.dropped_s)
             what = Account(*map(_samples, parts))
+        case StreamWarning():
+            what = Other(event.reason)
         case _:
             what = Other(type(event).__name__)
     return Seen(at_s, call, event.sequence_number, _samples(event.audio_received_s), what)

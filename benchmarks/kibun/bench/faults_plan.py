@@ -36,6 +36,7 @@ PIECES = 24  # of speech, shared by all runs
 LONG_PIECES = 3  # the last of them: longer than MAX_UTTERANCE_MS
 MAX_UTTERANCE_MS = 3_000
 PROXIES = 4  # clients share connections in so many groups where there is a network between
+PACES = (1.0, 4.0, 0.0, 2.0)
 WINDOW_S = 3.0  # within which faults begin, in the ordinary run
 GAP_OF_KILLS_S = 1.5  # a job is tried twice: two kills closer than that may meet the same one
 
@@ -83,10 +84,14 @@ class Plan:
     faults: tuple[Fault, ...]
 
     @property
+    def ends_servers(self) -> bool:
+        """Whether a server ends, by whatever signal."""
+        return any(fault.kind in ("server_kill", "server_drain") for fault in self.faults)
+
+    @property
     def state_survives(self) -> bool:
         """Whether what servers know of conversations outlives every fault."""
-        ends = any(fault.kind in ("server_kill", "server_drain") for fault in self.faults)
-        return self.store == "redis" or not ends
+        return self.store == "redis" or not self.ends_servers
 
 
 @dataclass(frozen=True)
@@ -109,9 +114,9 @@ class Scenario:
 
 _NETWORK = "|".join(NETWORK)
 SCENARIOS = (
-    Scenario("worker_kill", (("worker_kill", 1, 2),)),
+    Scenario("worker_kill", (("worker_kill", 2, 2),)),
     Scenario("server_kill_store", (("server_kill", 1, 2),), store="redis"),
-    Scenario("network", ((_NETWORK, 4, 8),), seconds=(0.2, 1.5)),
+    Scenario("network", ((_NETWORK, 8, 16),), seconds=(0.2, 1.5)),
     Scenario("server_kill", (("server_kill", 1, 2),)),
     Scenario("rolling", (("server_drain", 4, 4),), store="redis", servers=2, window_s=6.0),
     Scenario("server_drain", (("server_drain", 1, 2),)),
@@ -119,7 +124,7 @@ SCENARIOS = (
     Scenario("redis_kill", (("redis_kill", 1, 2),), store="redis", seconds=(0.1, 1.5)),
     Scenario(
         "everything",
-        (("worker_kill", 1, 1), ("server_kill|server_drain", 1, 2), (_NETWORK, 2, 5)),
+        (("worker_kill", 1, 1), ("server_kill|server_drain", 1, 2), (_NETWORK, 4, 10)),
         store="redis",
         servers=2,
         seconds=(0.2, 1.0),
@@ -170,7 +175,7 @@ def make(seed: int, scenario: Scenario, *, quick: bool) -> Plan:
 
 
 def _client(random: Random, seed: int, number: int, scenario: Scenario, survives: bool) -> ClientPlan:
-    pace = random.choice((0.0, 0.0, 1.0, 4.0))
+    pace = PACES[number % len(PACES)]
     # Two participants in every fourth conversation.
     conversation = number - 1 if number % 4 == 1 else number
     return ClientPlan(
@@ -189,14 +194,14 @@ def _turns(random: Random, number: int, pace: float, window_s: float, survives: 
     """Turns that fill the time in which faults come, at the pace of this client."""
     left_s, turns = window_s, list[TurnPlan]()
     while left_s > 0:
-        utterances = 1 if pace == 1.0 else random.randint(1, 2)
         # Where state is lost, nobody knows that an utterance goes on from a cut.
         pieces = PIECES if survives and pace != 1.0 else PIECES - LONG_PIECES
         audio = [-random.randint(50, 400)]
-        for _ in range(utterances):
+        for _ in range(1 if pace == 1.0 else random.randint(1, 3)):
             audio += [random.randrange(pieces), -random.randint(50, 900)]
-        gap_s = random.uniform(0.0, 0.3) if pace == 1.0 else random.uniform(0.3, 1.8) * max(window_s / 10, 1.0)
-        gap_s = round(gap_s, 3)
+        gap_s = round(
+            random.uniform(0.2, 1.2) * max(window_s / 10, 1.0) if pace == 0.0 else random.uniform(0.0, 0.3), 3
+        )
         turns.append(TurnPlan(f"turn-{number}-{len(turns)}", gap_s, tuple(audio)))
         left_s -= gap_s + (length_s(audio) / pace if pace else 0.1)
     return turns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from collections import Counter
@@ -21,6 +22,10 @@ from kibun.client.errors import KibunError
 
 LATENCY_S = 0.15
 TRICKLE_BYTES_PER_S = 4_000.0  # an eighth of what speech needs
+# In the log of a server that goes on without its store, which it says to clients too. What it holds is lost with it.
+STORE_AWAY = "the conversation store does not answer"
+# What no fault of ours explains: a worker that was killed is an error in the log, too.
+_UNFORESEEN = re.compile(r"Traceback|Segmentation| (ERROR|CRITICAL) (?!kibun\.server\.local )")
 TTL_S = 300.0  # of conversations in a Redis that is not ours
 FREED_S = 30.0  # until the places of all streams are free again: a connection that vanished is noticed after 25 s
 
@@ -40,6 +45,8 @@ class Outcome:
     without_account: int = 0  # turns whose StreamEnded was lost after their result had come
     conversations_lost: int = 0  # turns that found their conversation unknown after a loss
     faults: Counter[str] = field(default_factory=Counter)
+    state_compared: bool = False  # with the undisturbed run's: it survived
+    server_errors: list[str] = field(default_factory=list)  # lines of their logs
 
 
 class Run:
@@ -81,8 +88,12 @@ class Run:
                 proxy.flow()
                 proxy.reset()
             broken += await self._unfreed()
-        broken += check(histories, undisturbed, state_survives=self._plan.state_survives)
+        log = "".join(server.take_log() for server in self._servers)
+        compared = self._plan.state_survives and not (STORE_AWAY in log and self._plan.ends_servers)
+        broken += check(histories, undisturbed, state_survives=compared)
         outcome = Outcome(self._plan, broken, time.monotonic() - began, faults=self._done)
+        outcome.state_compared = compared
+        outcome.server_errors = [line[:2000] for line in log.splitlines() if _UNFORESEEN.search(line)]
         _count(outcome, histories)
         return outcome
 

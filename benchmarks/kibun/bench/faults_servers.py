@@ -65,15 +65,6 @@ class Processes:
         self._running.append(process)
         return process
 
-    def tracebacks(self) -> list[str]:
-        """Of exceptions in the logs so far, which are emptied."""
-        found = []
-        for log in self.folder.glob("*.log"):
-            _, *tracebacks = log.read_text(errors="replace").split("Traceback (most recent call last)")
-            found += [traceback[:2000] for traceback in tracebacks]
-            log.write_bytes(b"")
-        return found
-
     def kill(self, process: subprocess.Popen[bytes]) -> None:
         """SIGKILL, and no zombie is left."""
         if process.poll() is None:
@@ -88,7 +79,7 @@ class Server:
         self._processes = processes
         self._arguments = tuple(arguments)
         self.port = free_port()
-        self.log = processes.folder / f"{name}.log"
+        self._log = processes.folder / f"{name}.log"
         self._port_file = processes.folder / f"{name}.port"
         self._process: subprocess.Popen[bytes] | None = None
         self._busy = asyncio.Lock()  # one fault at a time
@@ -101,20 +92,20 @@ class Server:
             return next(iter(children(self._process.pid)), None)
         return None
 
-    @property
-    def exit_code(self) -> int | None:
-        """None while it runs."""
-        assert self._process is not None
-        return self._process.poll()
+    def take_log(self) -> str:
+        """All that it has written, over all its lives; forgotten then."""
+        text = self._log.read_text(errors="replace")
+        self._log.write_bytes(b"")
+        return text
 
     async def start(self) -> None:
         """Starts it and waits until it serves. Raises StartFailed."""
         self._port_file.unlink(missing_ok=True)
         command = [sys.executable, "-m", "kibun.client.main", "serve", "--model", "stub", "--loader", LOADER]
         command += ["--port", str(self.port), "--port-file", str(self._port_file), "--grace", str(GRACE_S)]
-        self._process = self._processes.start([*command, *self._arguments], self.log)
+        self._process = self._processes.start([*command, *self._arguments], self._log)
         self._processes.servers_started += 1
-        await _until(self._port_file.exists, self._process, self.log)
+        await _until(self._port_file.exists, self._process, self._log)
 
     async def kill(self, down_s: float) -> None:
         """SIGKILL; after `down_s` it is started again."""
@@ -160,7 +151,7 @@ class Server:
 
 
 class Redis:
-    """A redis-server of our own, which writes every change to disk before it answers: a kill loses nothing."""
+    """A redis-server of our own, which writes every change to its file before it answers: a kill loses nothing."""
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
@@ -177,7 +168,8 @@ class Redis:
     async def start(self) -> None:
         """Raises StartFailed."""
         command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
-        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        # Handed to the kernel before it answers: that outlives the process, if not the machine.
+        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "no"]
         self._process = self._processes.start(command, self._log)
         await _until(lambda: listens(self.port), self._process, self._log)
 
