@@ -124,7 +124,7 @@ class Store(serving.MemoryStore):
                 await asyncio.sleep(3600)
             except asyncio.CancelledError:
                 pass
-async def open_store(address):
+async def open_store(address, on_error):
     return Store()
 serving.open_store = open_store
 """

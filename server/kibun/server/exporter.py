@@ -96,8 +96,8 @@ class KibunCollector(Collector):
         text = "Share of the machine that the finals of all open streams are expected to need."
         yield _gauge("kibun_load_ratio", text, readings.load())
         yield _gauge("kibun_conversations", "Conversations in this process's memory.", readings.conversations())
-        text = "Times that the conversation store did not answer as it should."
-        yield _counter("kibun_store_errors", text, ("operation",), metrics.store_errors)
+        text = "Questions that the conversation store did not answer."
+        yield CounterMetricFamily("kibun_store_errors", text, metrics.store_errors)
         text = "How late the event loop was for a timer, looked at twice a second."
         yield _histogram("kibun_event_loop_lag_seconds", text, {"": metrics.loop_lag})
 

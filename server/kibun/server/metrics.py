@@ -53,7 +53,7 @@ class Metrics:
         self.refusals: Counter[str] = Counter()  # by reason
         self.utterances: Counter[str] = Counter(final=0, interim=0)  # results written
         self.interims_dropped: Counter[str] = Counter(superseded=0, busy=0, failed=0, slow_reader=0)  # by cause
-        self.store_errors: Counter[str] = Counter(read=0, write=0)  # by operation
+        self.store_errors = 0
         self.queue_delay = {"final": Histogram(SHORT_S), "interim": Histogram(SHORT_S)}
         self.inference = Histogram(SHORT_S)  # of a batch
         self.batch_jobs = Histogram(JOBS)
@@ -73,9 +73,9 @@ class Metrics:
         self.inference.observe(took_s)
         self.batch_jobs.observe(jobs)
 
-    def store_failed(self, operation: str) -> None:
-        """The conversation store did not answer as it should. `operation`: "read" or "write"."""
-        self.store_errors[operation if operation in self.store_errors else OTHER] += 1
+    def store_failed(self) -> None:
+        """The conversation store did not answer."""
+        self.store_errors += 1
 
     def _bounded(self, reason: str) -> str:
         """Reasons are literals of this package; should one ever not be, it does not become a label."""

@@ -68,8 +68,15 @@ class ResilientStore:
     Calls on one conversation take their turn, so that answers come in the order of the questions.
     """
 
-    def __init__(self, store: RedisStore, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        store: RedisStore,
+        clock: Callable[[], float] = time.time,
+        on_error: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_error` is called for each question that the store did not answer."""
         self._store = store
+        self._on_error = on_error
         self._clock = clock
         self._behind: dict[Key, _Behind] = {}
         self._kept = 0
@@ -145,12 +152,14 @@ class ResilientStore:
     async def _ask(self, key: Key, ask: Callable[[], Awaitable[T]]) -> T:
         """The store's answer, after it was told all that it missed of the conversation. Raises StoreUnavailable."""
         if self._away:
+            self._on_error()
             raise StoreUnavailable
         try:
             await self._catch_up(key)
             begin = time.monotonic()
             answer = await ask()
         except StoreUnavailable:
+            self._on_error()
             self._lose()
             raise
         self._slow_answers = self._slow_answers + 1 if time.monotonic() - begin > SLOW_S else 0

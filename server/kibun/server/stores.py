@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from kibun.server.settings import StartError
 from kibun.server.store import ConversationStore, MemoryStore
 
 MEMORY = "memory"
 
 
-async def open_store(address: str) -> ConversationStore:
+async def open_store(address: str, on_error: Callable[[], None] = lambda: None) -> ConversationStore:
     """`memory`, or where a Redis or Valkey is. Raises StartError, which shows no password.
+
+    `on_error` is called for each question that the store does not answer.
 
     A server that cannot reach its store at the start does not start: most likely the address is wrong, and it would
     hold conversations that no other server sees. One that loses its store later goes on.
@@ -32,4 +36,4 @@ async def open_store(address: str) -> ConversationStore:
     except LinkError as error:
         await link.close()
         raise StartError(f"--store: {error}") from None
-    return ResilientStore(store)
+    return ResilientStore(store, on_error=on_error)
