@@ -9,6 +9,8 @@ import pytest
 from scraping import Scrape, scrape
 from serving import serve
 
+from kibun.server.logs import FIELDS
+
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "kibun.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
@@ -120,3 +122,14 @@ def test_alerts_ask_for_what_there_is(served: Scrape) -> None:
         told = set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
         kept = re.findall(r"by \(([^)]*)\)", rule["expr"])
         assert told <= (set(re.split(r",\s*", kept[-1])) if kept else labels(served)), rule["alert"]
+
+
+def test_the_manual_names_every_metric_and_every_field_of_the_log(served: Scrape) -> None:
+    manual = (DEPLOY.parent / "docs" / "operations.md").read_text()
+    for family in served.families:
+        if family.name.startswith("kibun_"):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            assert f"`{name}`" in manual, name
+    for field in set(FIELDS):
+        assert f"`{field}`" in manual, field
+    assert set(METRIC.findall(manual)) - {"process_"} <= names(served) | {f.name for f in served.families}
