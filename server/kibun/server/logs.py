@@ -80,7 +80,6 @@ FIELDS: dict[str, Check] = {
     "pid": _number,
     "exit_code": _number,
     "signal": _number,
-    "port": _number,
     "frames": _places,
     "stacks": _stacks,
 }
