@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import random
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -302,6 +303,30 @@ async def test_a_lost_first_answer_is_no_conflict(store: RedisStore, url: str) -
     await store.update(KEY, said(record(start=2)))
     assert await store.delete(KEY)
     assert changed.participant("p").revision == 2
+
+
+async def test_a_cancelled_call_gives_its_answer_to_nobody_else(store: RedisStore) -> None:
+    """Streams are cancelled at any moment, and the connections are shared."""
+    keys = [("tenant", f"c{n}") for n in range(20)]
+    for n, key in enumerate(keys):
+        await store.update(key, said(record(start=n)))
+    chance = random.Random(0)
+
+    async def ask(n: int) -> None:
+        found = await store.get(keys[n])
+        assert found
+        assert [r.start for r in found.participant("p").records] == [n]
+
+    for _ in range(30):
+        asked = [asyncio.create_task(ask(n)) for n in range(20)]
+        await asyncio.sleep(chance.random() * 0.003)
+        cancelled = chance.sample(asked, 10)
+        for task in cancelled:
+            task.cancel()
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(o is None or isinstance(o, asyncio.CancelledError) for o in outcomes), outcomes
+    for n in range(20):
+        await ask(n)
 
 
 # ---- damage

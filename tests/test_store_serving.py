@@ -1,6 +1,7 @@
 """Real servers on a real Redis that is killed, started again, frozen and slowed, with streams going through."""
 
 import asyncio
+import random
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -220,6 +221,61 @@ async def test_slow_redis(slowed: tuple[Server, Proxy]) -> None:
         assert d.slowest_s < PROMPT_S
         assert undelayed_s < PROMPT_S / 2
         assert count(await get(stub, "c")) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+async def test_redis_fails_at_random_moments(tmp_path: Path, seed: int) -> None:
+    """Eight streams on two servers; whatever happens to a Redis that keeps its data, in the end it has every final."""
+    chance = random.Random(seed)
+
+    async def talk(stub: Stub, number: int) -> list[str]:
+        async with dialogue(stub, conversation_id=f"c{number % 4}", participant_id=f"p{number}") as d:
+            for _ in range(20):
+                await d.say()
+            responses = await d.finish()
+        assert d.slowest_s < PROMPT_S
+        return [u.utterance_id for u in finals(responses)]
+
+    async def trouble(redis: OwnRedis) -> None:
+        while True:
+            await asyncio.sleep(chance.uniform(0, 1.5))
+            if chance.random() < 0.5:
+                redis.freeze()
+                await asyncio.sleep(chance.uniform(0, 2.5))
+                redis.thaw()
+            else:
+                redis.kill()
+                await asyncio.sleep(chance.uniform(0, 1.5))
+                redis.start()
+
+    async with AsyncExitStack() as stack:
+        redis = stack.enter_context(own_redis(tmp_path, "--appendonly", "yes", "--appendfsync", "always"))
+        servers = [stack.enter_context(serve("--store", redis.url)) for _ in range(2)]
+        stubs = [await stack.enter_async_context(connect(server)) for server in servers]
+        troubling = asyncio.create_task(trouble(redis))
+        try:
+            told = await asyncio.gather(*(talk(stubs[number % 2], number) for number in range(8)))
+        finally:
+            troubling.cancel()
+            await asyncio.gather(troubling, return_exceptions=True)
+            redis.kill()
+            redis.start()
+        async with asyncio.timeout(20):  # what streams had left to say when they ended comes by itself
+            for number, ids in enumerate(told):
+                assert len(ids) == len(set(ids)) == 20
+                for stub in stubs:
+                    while await utterances(stub, f"c{number % 4}", f"p{number}") < 20:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+                    assert await utterances(stub, f"c{number % 4}", f"p{number}") == 20
+
+
+async def utterances(stub: Stub, conversation_id: str, participant_id: str) -> int:
+    try:
+        found = await get(stub, conversation_id)
+    except grpc.aio.AioRpcError:  # not found, yet
+        return 0
+    return sum(p.utterance_count for p in found.participants if p.participant_id == participant_id)
 
 
 # ---- several servers
