@@ -17,10 +17,12 @@ from kibun.server.backend import Traits
 from kibun.server.conversation import (
     MAX_RECORDS,
     Conversation,
+    Opening,
     Participant,
     UtteranceRecord,
     add_utterance,
     finish_turn,
+    note_opening,
     reopen_turn,
 )
 from kibun.server.endpointing import EndReason
@@ -147,7 +149,12 @@ def plain(conversation: Conversation | None, *, times: bool = True) -> Any:
 
 
 def _plain_participant(p: Participant) -> Any:
-    return (p.participant_id, p.finished_turns, p.revision, _hex(p.given_traits), tuple(map(_plain_record, p.records)))
+    openings = [(turn, opening.when.hex(), opening.offset) for turn, opening in p.openings.items()]
+    return (
+        (p.participant_id, p.finished_turns, p.revision, _hex(p.given_traits)),
+        openings,
+        tuple(map(_plain_record, p.records)),
+    )
 
 
 def _plain_record(r: UtteranceRecord) -> Any:
@@ -182,7 +189,8 @@ async def test_every_value_is_kept_exactly(world: World) -> None:
         replace(record(start=1), vector=np.zeros(0, np.float16), traits_source="given", reason=EndReason.HALF_CLOSE),
         replace(record(start=2, level=None), speech=3),
     ]
-    someone = Participant("p.-_Z", tuple(items), ("t-2", "t.1"), revision=2**40, given_traits=given_traits)
+    openings = {"t.1": Opening(1e9 + 1 / 3, 2**40), "t": Opening(0.1, 0)}
+    someone = Participant("p.-_Z", tuple(items), ("t-2", "t.1"), 2**40, given_traits, openings)
     whole = replace(fresh(), completed=True, ttl_s=0.1 + 59.9).with_participant(someone)
     made = await world.store.update(KEY, lambda _: whole)
     assert plain(made, times=False) == plain(whole, times=False)
@@ -370,6 +378,8 @@ def _participant_change(kind: str, turn: str, number: int) -> Callable[[Particip
             return lambda p: add_utterance(p, record(turn, number, who=p.participant_id, level=1.0 + number))
         case "reopen":
             return lambda p: reopen_turn(p, turn, number)
+        case "open":
+            return lambda p: note_opening(p, turn, Opening(number / 3, number))
         case "finish":
             return lambda p: finish_turn(p, turn)
         case "give":
@@ -406,7 +416,9 @@ def _change(kind: str, who: str, turn: str, number: int) -> Callable[[Conversati
 
 OPERATIONS = st.tuples(
     st.sampled_from(
-        ["add"] * 6 + ["reopen", "finish", "give", "shuffle", "complete", "leave", "erase", "raise"] + ["delete"]
+        ["add"] * 6
+        + ["reopen", "open", "finish", "give", "shuffle", "complete", "leave", "erase", "raise"]
+        + ["delete"]
     ),
     st.sampled_from("pq"),
     st.sampled_from("tu"),

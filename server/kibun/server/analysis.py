@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from kibun.server import estimates, events
 from kibun.server.audio import SAMPLE_RATE_HZ
 from kibun.server.backend import Analyzer, BackendError, Job, Result, Superseded
-from kibun.server.conversation import Participant, UtteranceRecord, add_utterance
+from kibun.server.conversation import Participant, UtteranceRecord
 from kibun.server.endpointing import EndReason, Utterance
 from kibun.server.errors import Failure, Kind
 from kibun.server.stream import Stream
@@ -165,7 +165,7 @@ class Analysis:
             self.speech += len(utterance.audio)
         final = self._event(utterance, turn_id, result, known, is_final=True)
         record = _record(final, result)
-        await held.update(lambda participant: add_utterance(participant, record))
+        await held.add(record)
         await outbox.put(final)
         update = estimates.of_participant(model, held.participant)
         if self._options.personality and record.traits is not None and update is not None:

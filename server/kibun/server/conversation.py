@@ -16,6 +16,7 @@ from kibun.server.backend import ConditionSource, Traits
 from kibun.server.endpointing import EndReason
 
 MAX_RECORDS = 512  # per participant; the oldest leave: 512 vectors of 768 float16 are 0.8 MB
+MAX_OPENINGS = 64  # turns per participant whose last opening is remembered
 MAX_FINISHED_TURNS = 4096  # ids remembered per participant, to refuse a finished turn
 
 
@@ -35,6 +36,14 @@ class UtteranceRecord:
     reason: EndReason  # why it ended: a client that resumes after it goes on in the same state
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A stream that opened a turn: from sample `offset` on, what it hears of the turn is what counts."""
+
+    when: float  # seconds since the epoch, and later than the turn's opening before
+    offset: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Participant:
     participant_id: str
@@ -42,6 +51,7 @@ class Participant:
     finished_turns: tuple[str, ...] = ()
     revision: int = 0  # how often traits over the conversation were estimated
     given_traits: Traits | None = None  # as a client last gave them; they condition emotion
+    openings: Mapping[str, Opening] = field(default_factory=dict)  # the last of each turn, by turn id
 
     @property
     def heard(self) -> tuple[UtteranceRecord, ...]:
@@ -111,6 +121,21 @@ def reopen_turn(participant: Participant, turn_id: str, offset: int) -> Particip
     kept = tuple(r for r in participant.records if r.turn_id != turn_id or r.start < offset)
     unfinished = tuple(t for t in participant.finished_turns if t != turn_id)
     return replace(participant, records=kept, finished_turns=unfinished)
+
+
+def note_opening(participant: Participant, turn_id: str, opening: Opening) -> Participant:
+    """Streams that opened the turn before are superseded."""
+    last = participant.openings.get(turn_id)
+    if last is not None and last.when >= opening.when:
+        return participant
+    others = [(turn, other) for turn, other in participant.openings.items() if turn != turn_id]
+    return replace(participant, openings=dict([*others, (turn_id, opening)][-MAX_OPENINGS:]))
+
+
+def is_superseded(participant: Participant, turn_id: str, opening: Opening, start: int) -> bool:
+    """Whether what the stream of this opening hears of the turn at sample `start` no longer counts."""
+    last = participant.openings.get(turn_id)
+    return last is not None and last.when > opening.when and start >= last.offset
 
 
 def finish_turn(participant: Participant, turn_id: str) -> Participant:

@@ -20,7 +20,7 @@ from typing import Any, cast
 import numpy as np
 
 from kibun.server.backend import ConditionSource, Traits
-from kibun.server.conversation import UtteranceRecord
+from kibun.server.conversation import Opening, UtteranceRecord
 from kibun.server.endpointing import EndReason
 
 VERSION = 1
@@ -48,6 +48,7 @@ class Numbers:
 class ParticipantHead:
     revision: int = 0
     given_traits: Traits | None = None
+    openings: Mapping[str, Opening] = field(default_factory=dict)
     records: Numbers = field(default_factory=Numbers)
     turns: Numbers = field(default_factory=Numbers)
 
@@ -67,9 +68,7 @@ class Head:
 
 
 def pack_head(head: Head) -> bytes:
-    people = {
-        name: [p.revision, p.given_traits, _runs(p.records), _runs(p.turns)] for name, p in head.participants.items()
-    }
+    people = {name: _participant(p) for name, p in head.participants.items()}
     times = (head.create_time, head.update_time, head.ttl_s)
     return _sealed(_json([head.incarnation, head.version, head.model, *times, head.completed, people]))
 
@@ -79,8 +78,8 @@ def unpack_head(data: bytes) -> Head:
     try:
         incarnation, version, model, create, update, ttl, completed, people = json.loads(_opened(data))
         participants = {
-            name: ParticipantHead(revision, _traits(given), _numbers(records), _numbers(turns))
-            for name, (revision, given, records, turns) in people.items()
+            name: ParticipantHead(revision, _traits(given), _openings(openings), _numbers(records), _numbers(turns))
+            for name, (revision, given, openings, records, turns) in people.items()
         }
     except (ValueError, TypeError, AttributeError) as error:
         raise Damaged from error
@@ -172,6 +171,15 @@ def _json(value: Any) -> bytes:
 
 def _plain(number: np.generic) -> object:
     return number.item()  # exact: a float32 is a float64
+
+
+def _participant(p: ParticipantHead) -> list[Any]:
+    openings = {turn: [opening.when, opening.offset] for turn, opening in p.openings.items()}
+    return [p.revision, p.given_traits, openings, _runs(p.records), _runs(p.turns)]
+
+
+def _openings(values: Mapping[str, tuple[float, int]]) -> dict[str, Opening]:
+    return {turn: Opening(when, offset) for turn, (when, offset) in values.items()}
 
 
 def _traits(values: Sequence[float] | None) -> Traits | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -10,10 +11,20 @@ from dataclasses import replace
 
 from kibun.server.backend import ModelInfo
 from kibun.server.capability import check_traits
-from kibun.server.conversation import Conversation, Participant, UtteranceRecord, finish_turn, reopen_turn
+from kibun.server.conversation import (
+    Conversation,
+    Opening,
+    Participant,
+    UtteranceRecord,
+    add_utterance,
+    finish_turn,
+    is_superseded,
+    note_opening,
+    reopen_turn,
+)
 from kibun.server.errors import Failure, Kind
 from kibun.server.events import StreamOptions, Warn
-from kibun.server.live import LiveStream
+from kibun.server.live import LiveStream, superseded
 from kibun.server.store import ConversationStore
 
 STORE_UNAVAILABLE = Warn(
@@ -22,6 +33,9 @@ STORE_UNAVAILABLE = Warn(
     "what is said once it can",
 )
 STORE_RECOVERED = Warn("STORE_RECOVERED", "the conversation store is back and has all that was said")
+
+
+END = 2**62  # later than any sample
 
 
 class _InUse(Exception):
@@ -50,6 +64,7 @@ class HeldConversation:
         self._live: LiveStream | None = live  # until the stream leaves
         self._key = (options.tenant, options.conversation_id)
         self._entering = False
+        self._openings: dict[str, Opening] = {}  # of the stream's turns
         self._seen: Conversation | None = None
 
     async def enter(self) -> bool:
@@ -63,7 +78,7 @@ class HeldConversation:
             participant = conversation.participant(self._options.participant_id)
             given = self._options.given_traits or participant.given_traits
             check_traits(self._model, emotion=self._options.emotion, given=given)
-            reopened = reopen_turn(participant, self._options.turn_id, self._options.start_offset)
+            reopened = self._opened_turn(participant)
             ttl_s = self._options.ttl_s if self._options.ttl_asked else conversation.ttl_s
             return replace(conversation, ttl_s=ttl_s).with_participant(replace(reopened, given_traits=given))
 
@@ -146,8 +161,34 @@ class HeldConversation:
 
         self._seen = await self._store.update(self._key, apply, self)
 
+    async def add(self, record: UtteranceRecord) -> None:
+        """Stores a final. Raises Failure SUPERSEDED where a stream on another server took over the turn before it."""
+        await self._update_turn(record.turn_id, record.start, lambda participant: add_utterance(participant, record))
+
     async def finish_turn(self, turn_id: str) -> None:
-        await self.update(lambda participant: finish_turn(participant, turn_id))
+        """Raises as `add`."""
+        await self._update_turn(turn_id, END, lambda participant: finish_turn(participant, turn_id))
+
+    async def _update_turn(self, turn_id: str, start: int, change: Callable[[Participant], Participant]) -> None:
+        opening = self._openings.setdefault(turn_id, Opening(time.time(), 0))  # a later turn of this stream
+
+        def unless_superseded(participant: Participant) -> Participant:
+            if is_superseded(participant, turn_id, opening, start):
+                raise superseded()
+            return change(note_opening(participant, turn_id, opening))
+
+        await self.update(unless_superseded)
+
+    def _opened_turn(self, participant: Participant) -> Participant:
+        turn_id, offset = self._options.turn_id, self._options.start_offset
+        last = participant.openings.get(turn_id)
+        if self._seen is None:
+            when = max(time.time(), math.nextafter(last.when, math.inf) if last else 0.0)
+            self._openings[turn_id] = Opening(when, offset)
+        opening = self._openings[turn_id]
+        if last is not None and last.when > opening.when:
+            return participant  # told to the store late: meanwhile another stream has taken the turn over
+        return note_opening(reopen_turn(participant, turn_id, offset), turn_id, opening)
 
     async def keep_alive(self) -> None:
         """Keeps the conversation from expiring while the stream is open, however long it is silent."""

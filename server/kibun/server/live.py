@@ -95,8 +95,7 @@ class LiveStreams:
         for other in self._of(stream):
             if other is not stream and turn_id in other.turn_ids:
                 self.remove(other)  # at once: nobody waits for what it still does
-                text = "a newer stream took over this turn; read that one's results"
-                other.end(Failure(Kind.ABORTED, "SUPERSEDED", text))
+                other.end(superseded())
 
     def remove(self, stream: LiveStream) -> None:
         """Forgets the stream; does nothing the second time."""
@@ -141,6 +140,10 @@ class LiveStreams:
         """The participant's streams."""
         streams = self._streams.get(stream.conversation, ())
         return [s for s in streams if s.participant_id == stream.participant_id]
+
+
+def superseded() -> Failure:
+    return Failure(Kind.ABORTED, "SUPERSEDED", "a newer stream took over this turn; read that one's results")
 
 
 def _now() -> float:

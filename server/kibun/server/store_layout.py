@@ -82,7 +82,7 @@ def conversation(conversation_id: str, head: codec.Head, entries: Mapping[str, A
     for name, p in head.participants.items():
         records = tuple(entries[f"r/{name}/{number}"] for number in p.records.taken)
         turns = tuple(entries[f"t/{name}/{number}"] for number in p.turns.taken)
-        people[name] = Participant(name, records, turns, p.revision, p.given_traits)
+        people[name] = Participant(name, records, turns, p.revision, p.given_traits, p.openings)
     times = (head.create_time, head.update_time, head.ttl_s)
     return Conversation(conversation_id, head.model, *times, head.completed, people)
 
@@ -99,6 +99,7 @@ def difference_to(before: State, after: Conversation) -> tuple[codec.Head, Diffe
         people[name] = codec.ParticipantHead(
             participant.revision,
             participant.given_traits,
+            participant.openings,
             _placed(f"r/{name}", old.records, old_head.records, records, id, codec.pack_record, difference),
             _placed(f"t/{name}", old.finished_turns, old_head.turns, turns, str, codec.pack_turn, difference),
         )
