@@ -164,6 +164,22 @@ def test_as_many_streams_end_as_are_too_many() -> None:
     assert 5 <= len(streams) <= 6
 
 
+@pytest.mark.parametrize("message_s", [0.1, 32.0, 2000.0])
+@pytest.mark.parametrize("at_a_time", [1, 20])
+def test_streams_that_end_on_purpose_bring_no_more_audio_than_permitted(message_s: float, at_a_time: int) -> None:
+    """Each sends until it is refused; then as many begin as may."""
+    now, taken = [0.0], 0.0
+    account = Account(TenantLimits(audio_s_per_minute=60), lambda: now[0])
+    while now[0] < 3600:
+        streams = 0 if account.refusal() else at_a_time
+        for _ in range(streams):
+            while account.charge(message_s) is None:
+                taken += message_s
+        now[0] += 0.5
+    lent_s = AUDIO_BURST_S + at_a_time * (message_s + 1)  # at any time: a message each and the room that its end made
+    assert taken <= AUDIO_BURST_S + 3600 + lent_s
+
+
 def test_messages_are_counted_whatever_they_hold() -> None:
     now = [0.0]
     account = Account(TenantLimits(messages_per_s=10), lambda: now[0])

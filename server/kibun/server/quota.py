@@ -1,7 +1,8 @@
 """Who may use how much: places for streams, seconds of audio and messages. Pure but for the clock that it is given.
 
 Audio and messages are counted in buckets that fill at the permitted rate. What is over the limit ends the stream that
-brought it, and each stream so ended makes a little room: as many streams end as are too many, not all at once.
+brought it, and each stream so ended makes a little room: as many streams end as are too many, not all at once. That
+room is lent: no further stream begins before it is paid back, or ending streams would be a way around the limit.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Bucket:
         self._rate = rate
         self._capacity = rate * burst_s
         self._level = self._capacity
+        self._lent = 0.0  # of the level
         self._at = now
 
     def take(self, amount: float, now: float) -> bool:
@@ -48,15 +50,19 @@ class Bucket:
 
     def relieve(self) -> None:
         """Lets those that stay go on for a moment."""
-        self._level = max(self._level, min(RELIEF_S * self._rate, self._capacity))
+        level = max(self._level, min(RELIEF_S * self._rate, self._capacity))
+        self._lent += level - self._level
+        self._level = level
 
     def wait_s(self, now: float) -> float:
         """Seconds until a stream may begin; 0: now."""
         self._fill(now)
-        return max(min(RESERVE_S * self._rate, self._capacity) - self._level, 0.0) / self._rate
+        return max(min(RESERVE_S * self._rate, self._capacity) + self._lent - self._level, 0.0) / self._rate
 
     def _fill(self, now: float) -> None:
-        self._level = min(self._level + self._rate * (now - self._at), self._capacity)
+        level = self._level + self._rate * (now - self._at)
+        self._lent = max(self._lent - max(level - self._capacity, 0.0), 0.0)
+        self._level = min(level, self._capacity)
         self._at = now
 
 
