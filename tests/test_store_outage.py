@@ -19,11 +19,18 @@ pytest.importorskip("redis", reason="needs the extra redis")
 from redis.exceptions import ConnectionError
 
 from kibun.server import store_resilient
+from kibun.server.audio import AudioFormat
+from kibun.server.backend import ModelInfo
+from kibun.server.endpointing import EndpointingOptions
+from kibun.server.events import StreamOptions
+from kibun.server.held import HeldConversation
+from kibun.server.live import LiveStream
 from kibun.server.redis_link import Address, RedisLink
 from kibun.server.store_redis import RedisStore
 from kibun.server.store_resilient import ResilientStore
 
 pytestmark = pytest.mark.filterwarnings("error")
+MODEL = ModelInfo("m", "1", vector_size=4)
 
 
 @dataclass
@@ -328,6 +335,37 @@ async def test_a_late_change_does_not_bring_back_what_was_deleted(site: Site) ->
     with pytest.raises(Failure, match="deleted"):
         await late
     assert await site.store.get(KEY) is None
+
+
+async def test_a_turn_resumed_elsewhere_meanwhile(site: Site, other: Site) -> None:
+    """Its first server could not reach the store, and tells it late: what counts is what each heard of its part."""
+
+    def enter(site: Site, offset: int) -> HeldConversation:
+        options = StreamOptions(
+            "tenant", "c", "p", "t", "m", AudioFormat("linear16", 16_000), EndpointingOptions(), start_offset=offset
+        )
+        live = LiveStream("tenant", "c", "p", "t", end=lambda _: None, warn=lambda _: None)
+        ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        return HeldConversation(options, MODEL, site.store, ended, live)
+
+    first = enter(site, 0)
+    await first.enter()
+    await first.add(record(start=0))
+    site.mode = "down"
+    await first.add(record(start=16_000))
+    await first.add(record(start=32_000, level=1.0))  # its client never got this one
+
+    second = enter(other, 32_000)
+    await second.enter()
+    await second.add(record(start=32_000, level=3.0))
+    await second.finish_turn("t")
+    await site.back()
+    found = await other.store.get(KEY)
+    assert found
+    someone = found.participant("p")
+    assert sorted(starts(found)) == [0, 16_000, 32_000]
+    assert {r.start: r.traits for r in someone.records}[32_000] == traits(3.0)
+    assert someone.finished_turns == ("t",)
 
 
 # ---- limits

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 from scripted import MODEL
-from test_session import KEY, World, finals, pcm, run, said, settle
+from test_session import KEY, World, feed_queue, finals, pcm, run, said, settle
 
 from kibun.server.backend import Traits
 from kibun.server.conversation import Conversation
 from kibun.server.errors import Failure, Kind
-from kibun.server.events import Audio, EndOfTurn, Started, Warn
+from kibun.server.events import Audio, Ended, EndOfTurn, Started, Turn, Utterance, Warn
 from kibun.server.session import Session
 from kibun.server.store import C, Change, Holder, Key, MemoryStore, StoreUnavailable
 
@@ -211,3 +211,95 @@ async def test_a_required_conversation_that_cannot_be_looked_up_is_refused() -> 
 
     with pytest.raises(StoreUnavailable):
         await run(World(store=Away()).session(require_existing=True), Audio(said()))
+
+
+# ---- a turn taken over through another server
+
+
+class Spoken:
+    """A stream that is fed step by step."""
+
+    def __init__(self, session: Session) -> None:
+        self._requests: asyncio.Queue[Any] = asyncio.Queue()
+        self._replies = session.run(feed_queue(self._requests))
+
+    async def __aenter__(self) -> "Spoken":
+        await self.until(Started)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._replies.aclose()
+
+    def send(self, *requests: Any) -> None:
+        for request in requests:
+            self._requests.put_nowait(request)
+
+    async def until(self, kind: type, **fields: Any) -> Any:
+        async with asyncio.timeout(20):
+            async for reply in self._replies:
+                if isinstance(reply.event, kind) and all(getattr(reply.event, k) == v for k, v in fields.items()):
+                    return reply.event
+        raise AssertionError(f"no {kind}")
+
+    async def superseded(self) -> None:
+        with pytest.raises(Failure) as caught:
+            await self.until(Ended)
+        assert (caught.value.kind, caught.value.reason) == (Kind.ABORTED, "SUPERSEDED")
+
+
+def two_servers() -> tuple[World, World]:
+    one = World()
+    return one, World(store=one.store)
+
+
+async def heard(world: World) -> list[tuple[str, int]]:
+    return [(r.turn_id, r.start) for r in (await world.conversation()).participant("p").records]
+
+
+async def test_a_turn_resumed_through_another_server_is_no_longer_the_first_ones() -> None:
+    here, there = two_servers()
+    async with Spoken(here.session()) as old:
+        old.send(Audio(said()))
+        first = await old.until(Utterance, is_final=True)
+        async with Spoken(there.session(start_offset=first.end)) as new:
+            old.send(Audio(said()))
+            await old.superseded()
+            new.send(Audio(said()), None)
+            second = await new.until(Utterance, is_final=True)
+            assert (await new.until(Turn)).utterance_count == 2
+            await new.until(Ended)
+    assert await heard(here) == [("t1", first.start), ("t1", second.start)]
+    assert (await here.conversation()).participant("p").finished_turns == ("t1",)
+
+
+async def test_the_result_of_a_turn_taken_over_is_not_the_first_ones_to_store() -> None:
+    here, there = two_servers()
+    async with Spoken(here.session()) as old, Spoken(there.session()):
+        old.send(Audio(pcm((0, 0.3))), None)
+        await old.superseded()
+        assert (await here.conversation()).participant("p").finished_turns == ()
+
+
+async def test_a_later_turn_of_a_stream_supersedes_as_well() -> None:
+    """It is claimed in the middle of a stream, after another stream had opened it."""
+    here, there = two_servers()
+    async with Spoken(here.session()) as claims, Spoken(there.session(turn_id="t2")) as loses:
+        claims.send(Audio(said()), EndOfTurn("t2"), Audio(said()))
+        await claims.until(Utterance, is_final=True, turn_id="t2")
+        loses.send(Audio(said()))
+        await loses.superseded()
+        claims.send(None)
+        await claims.until(Ended)
+    assert [turn for turn, _ in await heard(here)] == ["t1", "t2"]
+
+
+async def test_other_turns_are_nobodys_business() -> None:
+    here, there = two_servers()
+    async with Spoken(here.session()) as one, Spoken(there.session(turn_id="t2")) as two:
+        for stream in (one, two, one):
+            stream.send(Audio(said()))
+            await stream.until(Utterance, is_final=True)
+        for stream in (one, two):
+            stream.send(None)
+            await stream.until(Ended)
+    assert sorted(turn for turn, _ in await heard(here)) == ["t1", "t1", "t2"]
