@@ -46,6 +46,9 @@ def serve(
     ] = "auto",
     vad: Annotated[Literal["webrtc", "silero"], typer.Option(help="Voice activity detector.")] = "webrtc",
     max_streams: Annotated[int, typer.Option(envvar="KIBUN_MAX_STREAMS", help="Streams at a time.", min=1)] = 256,
+    max_connections: Annotated[
+        int, typer.Option(help="TCP connections at a time; more are closed at once.", min=1)
+    ] = 4096,
     max_stream_seconds: Annotated[float, typer.Option(help="Audio that one stream may carry.", min=1)] = 4 * 3600.0,
     idle_timeout: Annotated[float, typer.Option(help="Seconds without a message that end a stream.", min=0.1)] = 600.0,
     config_timeout: Annotated[float, typer.Option(help="Seconds to wait for a stream's config.", min=0.1)] = 10.0,
@@ -155,6 +158,7 @@ def serve(
             metrics_port=metrics_port,
             otlp_endpoint=otlp_endpoint,
             grace_s=grace,
+            max_connections=max_connections,
             loader=loader,
             worker_times=WorkerTimes(batch_s=worker_deadline, batch_s_per_audio_s=worker_deadline / 5),
             watchdog=WatchdogTimes(exit_after_s=watchdog_exit),

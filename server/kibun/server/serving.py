@@ -17,6 +17,7 @@ from kibun.server.auth import Authenticator, TokenFileError
 from kibun.server.backend import BackendError, ModelInfo
 from kibun.server.batcher import Batcher
 from kibun.server.capability import notice
+from kibun.server.descriptors import allow_open_files
 from kibun.server.exporter import Readings
 from kibun.server.local import LocalBackend
 from kibun.server.observability import Observability
@@ -42,8 +43,7 @@ GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.max_connection_age_ms", 3_600_000),
     ("grpc.max_connection_age_grace_ms", 3_600_000),  # above the longest turn
-    ("grpc.server_handshake_timeout_ms", 5_000),
-    ("grpc.max_concurrent_streams", 100_000),  # admission is ours: gRPC's would queue on the client, unseen
+    ("grpc.server_handshake_timeout_ms", 5_000),  # who connects and sends nothing is gone after that
     ("grpc.max_receive_message_length", MAX_ANALYZE_BYTES + 65_536),
     ("grpc.max_metadata_size", 65_536),  # what is more than the gate allows gets its reason up to here
     ("grpc.absolute_max_metadata_size", 65_536),
@@ -96,7 +96,7 @@ class Server:
         loading = asyncio.create_task(_load(backend, batcher))  # before anything of gRPC exists in this process
         await asyncio.sleep(0)
         service = self._service(batcher)
-        server = grpc.aio.server(interceptors=[service.gate], options=GRPC_OPTIONS)
+        server = grpc.aio.server(interceptors=[service.gate], options=_grpc_options(settings))
         try:
             await self._listen(server, service, credentials)
             self._watchdog.start()
@@ -273,6 +273,20 @@ class Server:
                     logs.say(f"read again: {source}")
                 except (TokenFileError, StartError) as error:
                     logs.say(f"not read again, what was read before stays in force: {error}", "ERROR")
+
+
+def _grpc_options(settings: Settings) -> list[tuple[str, int]]:
+    """What depends on settings. Of one connection, more calls than the server has places wait on the client, unseen,
+    which is no matter for calls that are refused at once. It bounds those whose client does not even read its refusal:
+    they weigh some 150 KB each until they are cancelled or their connection ends.
+    """
+    streams = max(100, 2 * settings.limits.max_streams)
+    connections = allow_open_files(settings.max_connections)
+    return [
+        *GRPC_OPTIONS,
+        ("grpc.max_concurrent_streams", streams),
+        ("grpc.max_allowed_incoming_connections", connections),
+    ]
 
 
 async def _load(backend: LocalBackend, batcher: Batcher) -> tuple[ModelInfo, ...]:

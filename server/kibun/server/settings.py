@@ -42,6 +42,7 @@ class Settings:
     insecure: bool = False
     reflection: bool = False
     grace_s: float = 30.0
+    max_connections: int = 4096
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None  # None: no metrics
     otlp_endpoint: str | None = None  # None: traces only if OpenTelemetry's environment variables ask for them
