@@ -337,7 +337,8 @@ async def test_a_late_change_does_not_bring_back_what_was_deleted(site: Site) ->
     assert await site.store.get(KEY) is None
 
 
-async def test_a_turn_resumed_elsewhere_meanwhile(site: Site, other: Site) -> None:
+@pytest.mark.parametrize("entered", ["before the outage", "in the outage"])
+async def test_a_turn_resumed_elsewhere_meanwhile(site: Site, other: Site, entered: str) -> None:
     """Its first server could not reach the store, and tells it late: what counts is what each heard of its part."""
 
     def enter(site: Site, offset: int) -> HeldConversation:
@@ -349,6 +350,8 @@ async def test_a_turn_resumed_elsewhere_meanwhile(site: Site, other: Site) -> No
         return HeldConversation(options, MODEL, site.store, ended, live)
 
     first = enter(site, 0)
+    if entered == "in the outage":
+        site.mode = "down"
     await first.enter()
     await first.add(record(start=0))
     site.mode = "down"
