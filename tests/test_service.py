@@ -9,7 +9,20 @@ from typing import Any
 import grpc
 import pytest
 from scripted import MODEL, FakeAnalyzer, LoudnessVad
-from serving import Talk, chunks, config, converse, encode, end_of_turn, finals, problem, problem_of, refused, spoken
+from serving import (
+    Talk,
+    chunks,
+    config,
+    converse,
+    encode,
+    end_of_turn,
+    finals,
+    of_kind,
+    problem,
+    problem_of,
+    refused,
+    spoken,
+)
 
 from kibun.server import events
 from kibun.server.auth import Authenticator
@@ -176,3 +189,25 @@ async def test_the_longest_utterance_is_no_longer_than_the_model_takes() -> None
             await talk.send(config())
             started = await talk.until("stream_started")
         assert started.effective_config.endpointing_config.max_utterance_duration.seconds == 5
+
+
+# ---- several streams of one participant
+
+
+async def test_what_was_heard_on_another_stream_counts_in_the_result_of_a_turn_without_speech() -> None:
+    async with running() as world, Talk(world.stub) as silent:
+        await silent.send(config(conversation_id="c", turn_id="t1"))
+        await silent.until("stream_started")
+        spoken_turn = await converse(world.stub, [config(conversation_id="c", turn_id="t2"), *SPEECH])
+        (result,) = of_kind(await silent.finish(), "turn_result")
+        assert result.utterance_count == 0
+        assert result.personality == of_kind(spoken_turn, "turn_result")[0].personality
+
+
+async def test_a_turn_that_another_stream_has_finished_cannot_come_next() -> None:
+    async with running() as world, Talk(world.stub) as talk:
+        await talk.send(config(conversation_id="c", turn_id="t1"))
+        await talk.until("stream_started")
+        await converse(world.stub, [config(conversation_id="c", turn_id="t2"), *SPEECH])
+        await talk.send(end_of_turn("t2"))
+        assert (await problem_of(talk.rest())).reason == "TURN_FINISHED"

@@ -216,6 +216,7 @@ class Analysis:
 
     async def _answer_turn(self, turn: _TurnEnd) -> None:
         """What the turn amounts to: all its utterances, those of a stream that this one resumed included."""
+        await self._stream.held.refresh()  # what was heard of the participant on other streams counts
         participant = self._stream.held.participant
         records = participant.turn(turn.turn_id)
         position = turn.position + self._options.start_offset

@@ -117,7 +117,7 @@ class Listener:
         self._message_pace = MessagePace(self._limits.max_messages_per_s)
         self._end_announced = False
         self._next_progress, self._told_settled = PROGRESS_EVERY, 0  # samples
-        self._next_interim = 0  # samples of the open utterance
+        self._next_interim = self._first_interim  # samples of the open utterance; it may be open from the start
 
     @property
     def settled(self) -> int:
@@ -258,6 +258,7 @@ class Listener:
         next_turn_id = next_turn_id or self._new_turn_id()
         if next_turn_id in self._stream.live.turn_ids:
             raise invalid("TURN_ID_REPEATED", "end_of_turn.next_turn_id", "the next turn needs an id of its own")
+        await self._stream.held.refresh()  # another stream may have finished that turn
         self._stream.held.check_unfinished(next_turn_id)
         self._turn.due = True
         await self._end_turn(EndReason.CLIENT_END_OF_TURN)
