@@ -136,6 +136,14 @@ async def settle(turns: int = 30) -> None:
         await asyncio.sleep(0)
 
 
+async def until_final(replies: AsyncIterator[Reply]) -> AsyncIterator[Reply]:
+    """Up to the first final, which ends with it."""
+    async for reply in replies:
+        yield reply
+        if isinstance(reply.event, Utterance) and reply.event.is_final:
+            return
+
+
 # ---- order
 
 
@@ -237,6 +245,22 @@ async def test_interims_fall_due_at_exact_positions(interval: int | None, expect
     assert [u.end - u.start for u in interims] == expected
     assert {u.utterance_id for u in interims} == {final.utterance_id}
     assert {u.start for u in interims} == {final.start}
+
+
+async def test_a_stream_that_resumes_within_a_cut_utterance_has_the_interims_of_one_that_went_on() -> None:
+    whole, world = World(), World()
+    audio = said(5.0)
+    async with aclosing(whole.session(interims=True).run(slow_feed(in_blocks(audio)))) as replies:
+        expected = events([reply async for reply in replies], Utterance)
+    async with aclosing(world.session(interims=True).run(slow_feed(in_blocks(audio)))) as replies:
+        first = next(iter(finals([reply async for reply in until_final(replies)])))
+    assert first.reason is EndReason.MAX_DURATION
+    session = world.session(interims=True, start_offset=first.end)
+    async with aclosing(session.run(slow_feed(in_blocks(audio[2 * first.end :])))) as replies:
+        resumed = events([reply async for reply in replies], Utterance)
+    spans = [(u.is_final, u.start, u.end) for u in resumed]
+    assert spans == [(u.is_final, u.start, u.end) for u in expected if u.start >= first.end]
+    assert not all(final for final, _, _ in spans), "no interim was due"
 
 
 @pytest.mark.parametrize(("interval", "expected"), [(None, [16_000, 52_000]), (16_000, [16_000, 40_000, 64_000])])
