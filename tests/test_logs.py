@@ -5,12 +5,15 @@ import io
 import json
 import logging
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from certificates import make_certificates
+from serving import command, environment, serve
 
 from kibun.server import logs
 from kibun.server.logs import FIELDS, WITHHELD, LineFormatter
@@ -232,6 +235,32 @@ def test_say_is_a_line_of_the_chosen_format(capfd: pytest.CaptureFixture[str]) -
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     line = json.loads(done.stderr)
     assert (line["level"], line["event"]) == ("INFO", "serving")
+
+
+def test_a_start_that_fails_is_told_in_the_chosen_format() -> None:
+    program = command("--log-format", "json", "--tls-cert", "x.pem")
+    done = subprocess.run(program, capture_output=True, text=True, env=environment())
+    assert done.returncode == 1
+    line = json.loads(done.stderr)
+    assert (line["level"], line["event"]) == ("CRITICAL", "--tls-cert and --tls-key belong together: give both")
+
+
+def test_grpc_writes_nothing_of_its_peers(tmp_path: Path) -> None:
+    """What is no TLS handshake makes gRPC's core write a line for each, unless it is told not to."""
+    make_certificates(tmp_path)
+    tls = ("--tls-cert", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key"))
+    with serve(*tls) as server:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", server.port)) as peer:
+                peer.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                peer.settimeout(20)
+                while peer.recv(4096):
+                    pass
+        server.terminate()
+        server.wait()
+        log = server.log.read_text()
+    assert "handshake" not in log.lower()
+    assert all(re.match(r"\d{4}-\d\d-\d\dT|kibun: |loading stub", line) for line in log.splitlines()), log
 
 
 # ---- the server's own code

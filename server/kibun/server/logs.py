@@ -155,12 +155,12 @@ def stack(name: str, frame: FrameType) -> str:
     return f"{name}: {' > '.join(reversed(places[:MAX_FRAMES]))}"
 
 
-def say(text: str, level: str = "INFO") -> None:
+def say(text: str, level: str = "INFO", *, who: str = "kibun") -> None:
     """Tells the operator on stderr, whatever the level, what follows from options and files of theirs.
 
     Nothing that came from a client may be in `text`.
     """
-    line = f"kibun: {text}"
+    line = f"{who}: {text}"
     if chosen() == "json":
         now = datetime.now(UTC).timestamp()
         line = _line({"time": _time(now), "level": level, "logger": "kibun.server", "event": text}, "json")

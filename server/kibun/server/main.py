@@ -179,7 +179,8 @@ def serve(
         )
         asyncio.run(_serve(settings))
     except StartError as error:
-        _exit(f"kibun serve: {error}")
+        logs.say(str(error), "CRITICAL", who="kibun serve")
+        raise SystemExit(1) from None
 
 
 async def _serve(settings: Settings) -> None:
