@@ -9,7 +9,10 @@ import pytest
 
 
 def make_certificates(folder: Path, clients: Sequence[str] = ("client",)) -> None:
-    """ca.pem, and server.pem/.key and those of clients, NAME.pem/.key with NAME as common name, signed by it."""
+    """ca.pem, and server.pem/.key and those of clients, NAME.pem/.key with NAME as common name, signed by it.
+
+    A NUL in a name does not show in the names of its files.
+    """
     pytest.importorskip("cryptography", reason="needs cryptography, as in the extra dev")
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
@@ -35,8 +38,9 @@ def make_certificates(folder: Path, clients: Sequence[str] = ("client",)) -> Non
             .add_extension(x509.BasicConstraints(ca=who == "ca", path_length=None), critical=True)
             .sign(ca_key, hashes.SHA256())
         )
-        (folder / f"{who}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+        file = who.replace("\0", "")
+        (folder / f"{file}.pem").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
         private = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
-        (folder / f"{who}.key").write_bytes(private)
+        (folder / f"{file}.key").write_bytes(private)

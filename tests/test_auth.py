@@ -112,6 +112,14 @@ def test_a_file_that_became_unusable_changes_nothing(tmp_path: Path) -> None:
     known.reload()
     assert str(known) == "2 tokens"
     assert not known.valid(held)
+    new = known.digest("Bearer new")
+    assert known.valid(new, "acme")
+    path.write_text(f"umbrella {digest('new')}\nacme {digest('newer')}\n")
+    known.reload()
+    assert known.valid(new)
+    assert not known.valid(new, "acme"), "what began as another tenant's must not go on"
+    path.write_text(f"acme {digest('new')}\nacme {digest('newer')}\n")
+    known.reload()
     assert known.tenant(known.digest("Bearer new")) == "acme"
 
 

@@ -4,9 +4,11 @@ import asyncio
 import hashlib
 import os
 import signal
+import ssl
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import grpc
 import pytest
@@ -30,6 +32,8 @@ from serving import (
     spoken,
 )
 
+from kibun.server.errors import Failure
+from kibun.server.gate import _certified_tenant
 from kibun.server.pace import BURST_S, MessagePace
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
@@ -235,7 +239,7 @@ async def test_a_stream_ends_when_its_token_expires(tmp_path: Path) -> None:
 
 
 async def test_a_certificate_names_its_tenant_and_can_be_renewed(tmp_path: Path) -> None:
-    make_certificates(tmp_path, clients=("robot-1", "robot-2", "Robot Nr. 3"))
+    make_certificates(tmp_path, clients=("robot-1", "robot-2", "Robot Nr. 3", "robot-1\0x"))
 
     def known(who: str) -> grpc.ChannelCredentials:
         return grpc.ssl_channel_credentials(*((tmp_path / f"{who}{end}").read_bytes() for end in (".key", ".pem")))
@@ -254,6 +258,8 @@ async def test_a_certificate_names_its_tenant_and_can_be_renewed(tmp_path: Path)
                 started = of_kind(await converse(stub, [config(conversation_id="c")]), "stream_started")[0]
                 assert started.conversation_created, "whatever the others have"
                 assert (await stub.GetConversation(name)).conversation.conversation_id == "c"
+        async with grpc.aio.secure_channel(server.target, trusting("robot-1x")) as channel:
+            assert (await problem_of(Stub(channel).GetConversation(name))).reason == "UNAUTHENTICATED", "not robot-1's"
         make_certificates(tmp_path)  # by another authority
         os.kill(server.process.pid, signal.SIGHUP)
         async with asyncio.timeout(10):
@@ -265,6 +271,25 @@ async def test_a_certificate_names_its_tenant_and_can_be_renewed(tmp_path: Path)
                     except grpc.aio.AioRpcError as error:
                         assert error.code() is Code.UNAVAILABLE, error  # noqa: PT017
                 await asyncio.sleep(0.05)
+
+
+def test_no_certificate_can_ask_for_anothers_tenant() -> None:
+    """What gRPC hands on of certificates; it cuts names at a NUL."""
+
+    def tenant(subject: bytes, common: bytes | None, *others: bytes, der: bytes = b"") -> str:
+        pem = ssl.DER_cert_to_PEM_cert(der).encode()
+        properties = {"x509_subject": [subject], "x509_pem_cert": [pem], "x509_subject_alternative_name": list(others)}
+        properties |= {} if common is None else {"x509_common_name": [common]}
+        return _certified_tenant(SimpleNamespace(auth_context=lambda: properties))
+
+    assert tenant(b"CN=a,O=b", b"a", b"127.0.0.1") == "a"
+    assert tenant(b"O=b", None, b"robot.example", der=b"\x82\x0drobot.example\x30") == "robot.example"
+    hashed = tenant(b"CN=Robot 3", b"Robot 3")
+    assert tenant(b"CN=" + hashed.encode(), hashed.encode()) not in (hashed, tenant(b"CN=Robot 4", b"Robot 4"))
+    for subject, common, der in ((rb"CN=a\00x", b"a", b""), (rb"CN=\00x", b"", b""), (b"", None, b"\x82\x03a\0x")):
+        with pytest.raises(Failure, match="valid token"):
+            tenant(subject, common, b"a", der=der)
+    assert _certified_tenant(SimpleNamespace(auth_context=dict)) == ""
 
 
 # ---- what gRPC itself sees first

@@ -158,12 +158,17 @@ class Authenticator:
         """Whose token that is."""
         return ANYONE if self._file is None or digest is None else self._file.tokens[digest].tenant
 
-    def valid(self, digest: str | None) -> bool:
-        """Whether a token that was accepted before still would be: neither taken out of the file nor expired."""
+    def valid(self, digest: str | None, tenant: str | None = None) -> bool:
+        """Whether a token that was accepted before still would be: neither taken out of the file nor expired.
+
+        `tenant`: whose it was then, if it must still be.
+        """
         if self._file is None:
             return True
         token = self._file.tokens.get(digest or "")
-        return token is not None and (token.expires is None or self._clock() < token.expires)
+        if token is None or (tenant is not None and token.tenant != tenant):
+            return False
+        return token.expires is None or self._clock() < token.expires
 
     def limits(self, tenant: str, default: TenantLimits) -> TenantLimits:
         """The tenant's own limits, `default` where it has none of a kind."""

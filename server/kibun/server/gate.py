@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ MAX_METADATA_BYTES = 16_384
 MAX_METADATA_ENTRIES = 64
 ENTRY_OVERHEAD_BYTES = 32  # as HTTP/2 counts (RFC 9113, 6.5.2)
 TAKE_A_PLACE = ("StreamingAnalyze", "Analyze")
+_UNNAMED = "certificate-"  # begins the tenants of certificates whose name cannot be one
 
 Context: TypeAlias = grpc.aio.ServicerContext
 Handler: TypeAlias = Callable[[AsyncIterator[Any], Context], Awaitable[None]]
@@ -91,9 +93,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
     def end_revoked(self) -> None:
-        """Ends the calls whose token has expired or was taken out of the file."""
+        """Ends the calls whose token has expired, was taken out of the file or belongs to another tenant now."""
         for call in self._calls:
-            if not call.revoked and not self._authenticator.valid(call.token):
+            if not call.revoked and not self._authenticator.valid(call.token, call.tenant):
                 call.revoked = True
                 if call.task is not None:
                     call.task.cancel()
@@ -103,8 +105,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             call = Call(method, task=asyncio.current_task())
             _call.set(call)
             self._calls.add(call)
-            call.telemetry = self._telemetry.begin(method, call.request_id, _header(context, "traceparent"))
             try:
+                call.telemetry = self._telemetry.begin(method, call.request_id, _header(context, "traceparent"))
                 await self._let_in(call, handler, requests, context)
                 call.telemetry.end("OK")
             except asyncio.CancelledError:
@@ -151,13 +153,23 @@ def _header(context: Context, name: str) -> str | None:
 
 
 def _certified_tenant(context: Context) -> str:
-    """Whom the client's certificate names, by common name or else alternative name; "" without a certificate."""
+    """Whom the client's certificate names, by common name or else alternative name; "" without a certificate.
+
+    Raises Failure UNAUTHENTICATED for a name with a NUL in it: of "robot-1\\0x" gRPC hands on "robot-1".
+    """
     properties = context.auth_context() or {}
-    names = properties.get("x509_common_name") or properties.get("x509_subject_alternative_name")
-    name = next(iter(names or ()), b"")
+    common = next(filter(None, properties.get("x509_common_name", ())), b"")
+    name = common or next(filter(None, properties.get("x509_subject_alternative_name", ())), b"")
+    cut = any(rb"\00" in subject for subject in properties.get("x509_subject", ()))  # as RFC 2253 writes a NUL
+    if name and not common:
+        certificates = (pem.decode("ascii") for pem in properties.get("x509_pem_cert", ()))
+        cut |= any(name + b"\0" in ssl.PEM_cert_to_DER_cert(pem) for pem in certificates)
+    if cut:
+        raise unauthenticated()
     text = name.decode("ascii", "replace")
     # What cannot be a tenant's name as it is gets one of its own, not one that another certificate could ask for.
-    return text if TENANT.match(text) else f"certificate-{hashlib.sha256(name).hexdigest()[:32]}" if name else ""
+    plain = TENANT.match(text) and not text.startswith(_UNNAMED)
+    return text if plain else f"{_UNNAMED}{hashlib.sha256(name).hexdigest()[:32]}" if name else ""
 
 
 def _failure(error: Exception, request_id: str) -> Failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from pathlib import Path
 
 import grpc
@@ -18,6 +19,7 @@ class Certificates:
         self._certificate, self._key, self._client_ca = certificate, key, client_ca
         self._now = self._read()
         self._renewed: grpc.ServerCertificateConfiguration | None = None
+        self._lock = threading.Lock()  # or a handshake that begins at that moment could undo `reload`
 
     def __str__(self) -> str:
         return "certificates"
@@ -30,11 +32,14 @@ class Certificates:
 
     def reload(self) -> None:
         """Reads the files again. Raises StartError, and the old ones stay."""
-        self._renewed = self._read()
+        renewed = self._read()
+        with self._lock:
+            self._renewed = renewed
 
     def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
         """Called by gRPC at each handshake, in a thread of its own. None: nothing has changed."""
-        renewed, self._renewed = self._renewed, None
+        with self._lock:
+            renewed, self._renewed = self._renewed, None
         return renewed
 
     def _read(self) -> grpc.ServerCertificateConfiguration:
