@@ -31,16 +31,19 @@ SLOW_POISON = 0.015625  # half a second later the process is killed
 class StubModel:
     """Estimates are plain functions of the audio, so that tests can tell which job they belong to."""
 
-    def __init__(self, name: str, delay_s: float, s_per_audio_s: float, hangs_after: float = float("inf")) -> None:
+    def __init__(
+        self, name: str, delay_s: float, s_per_audio_s: float, hangs_after: float = float("inf"), hang_s: float = 3600
+    ) -> None:
         self.info = ModelInfo(name, "1", VECTOR_SIZE, max_samples=30 * 16_000, synthetic=True)
         self._delay_s = delay_s
         self._s_per_audio_s = s_per_audio_s
+        self._hang_s = hang_s
         self._hangs_after = hangs_after  # batches, those of the warm-up included
         self._batches = itertools.count(1)
 
     def analyze(self, jobs: Sequence[Job]) -> list[Result]:
         if next(self._batches) > self._hangs_after:
-            time.sleep(3600)
+            time.sleep(self._hang_s)
         time.sleep(self._delay_s + self._s_per_audio_s * sum(job.seconds for job in jobs))
         return [self._analyze(job) for job in jobs]
 
@@ -98,7 +101,8 @@ def load(options: LoadOptions) -> LoadedModels:
         slots = int(settings.get("slots", slots))
         batch_s = settings.get("batch_s", batch_s)
         delays = settings.get("delay_s", 0.0), settings.get("s_per_audio_s", 0.0)
-        models.append(StubModel(name, *delays, settings.get("hangs_after", float("inf"))))
+        hangs = settings.get("hangs_after", float("inf")), settings.get("hang_s", 3600)
+        models.append(StubModel(name, *delays, *hangs))
     return LoadedModels(models, slots, batch_s, "cpu")
 
 
