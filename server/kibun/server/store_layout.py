@@ -119,17 +119,18 @@ def _placed(
     difference: Difference,
 ) -> codec.Numbers:
     """Numbers for the new entries: those they have, as long as these rise; otherwise the next ones."""
-    if len(old) == len(new) and all(a is b for a, b in zip(old, new, strict=True)):
+    same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a is not b), min(len(old), len(new)))
+    if same == len(old) == len(new):
         return old_numbers
-    known = {identity(entry): number for entry, number in zip(old, old_numbers.taken, strict=True)}
+    taken = list(old_numbers.taken[:same])
+    known = {identity(old[i]): old_numbers.taken[i] for i in range(same, len(old))}
     following = old_numbers.next
-    taken: list[int] = []
-    for entry in new:
+    for entry in new[same:]:
         number = known.get(identity(entry), -1)
         if number < 0 or (taken and number <= taken[-1]):
             number, following = following, following + 1
             difference.new[f"{field_prefix}/{number}"] = pack(entry)
         taken.append(number)
-    stay = set(taken)
-    difference.gone += [f"{field_prefix}/{number}" for number in old_numbers.taken if number not in stay]
+    stay = set(taken[same:])
+    difference.gone += [f"{field_prefix}/{number}" for number in old_numbers.taken[same:] if number not in stay]
     return codec.Numbers(tuple(taken), following)
