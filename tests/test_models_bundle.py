@@ -319,6 +319,15 @@ def test_a_checkpoint_with_a_head_of_its_own_will_do(checkpoint: Path, tmp_path:
     )
 
 
+def test_a_checkpoint_cannot_run_code_while_a_bundle_is_built(checkpoint: Path, tmp_path: Path) -> None:
+    """Of somebody else's pickled weights only tensors are read; a bundle is written as safetensors."""
+    (checkpoint / "model.safetensors").unlink()
+    torch.save({"layer": Payload(tmp_path / "executed")}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(BundleError, match="weights do not load"):
+        build_model(checkpoint, name="new")
+    assert not (tmp_path / "executed").exists()
+
+
 def test_other_checkpoints_are_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no checkpoint found"):
         build_model(tmp_path / "nowhere", name="new")

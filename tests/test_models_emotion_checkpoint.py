@@ -347,6 +347,24 @@ def test_what_cannot_be_wrapped_is_named(tmp_path: Path, changes: dict[str, obje
     assert str(tmp_path / "public") in str(caught.value)
 
 
+class Payload:
+    """Leaves a mark if anything unpickles it."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.mark,)
+
+
+def test_a_checkpoint_cannot_run_code_while_it_is_wrapped(tmp_path: Path) -> None:
+    make(tmp_path / "public", pickled=True)
+    torch.save({"layer": Payload(tmp_path / "executed")}, tmp_path / "public" / "pytorch_model.bin")
+    with pytest.raises(BundleError, match="weights do not load"):
+        build_emotion_model(tmp_path / "public", name="real")
+    assert not (tmp_path / "executed").exists()
+
+
 def test_a_checkpoint_without_an_emotion_head_is_refused(tmp_path: Path) -> None:
     torch.manual_seed(0)
     HubertModel(HubertConfig(**HUBERT, id2label=LABELS)).save_pretrained(tmp_path / "public")
