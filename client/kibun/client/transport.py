@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -67,13 +68,14 @@ class StreamCall:
         """False when the call is over; why is for `read` to say, which sees the server's status."""
         try:
             await self._call.write(request)
-        except (grpc.RpcError, asyncio.InvalidStateError):
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             return False
         return True
 
     async def half_close(self) -> None:
-        """Tells the server that nothing more will be sent."""
-        await self._call.done_writing()
+        """Tells the server that nothing more will be sent. A call that is over needs no telling; see `write`."""
+        with suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            await self._call.done_writing()
 
     async def read(self) -> pb.StreamingAnalyzeResponse | None:
         """The next response; None at the end. Raises KibunError when the call failed."""
