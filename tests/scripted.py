@@ -34,12 +34,16 @@ class FakeAnalyzer:
     before: Callable[[Job, bool], Any] | None = None
     full: bool = False
     stretch: float = 1.0
+    alive: bool = True
     room: Literal["all", "running", "none"] = "all"  # who is admitted
     open: set[str] = field(default_factory=set)  # streams
     finals: int = 0
     running: int = 0
     most_running: int = 0
     deadlines_s: list[float] = field(default_factory=list)
+
+    def ready(self) -> bool:
+        return self.alive
 
     def admits(self, *, running: bool) -> bool:
         return self.room == "all" or (self.room == "running" and running)

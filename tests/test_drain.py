@@ -78,7 +78,7 @@ async def test_nothing_that_hangs_keeps_a_server_that_is_told_twice() -> None:
             for talk in streams:
                 await talk.send(config(), *SPEECH, *SPEECH)
                 await talk.until("stream_started")
-            unread = Talk(another)
+            unread, mute = Talk(another), Talk(stub)
             await unread.send(config(), *[end_of_turn() for _ in range(2_500)])
             os.kill(workers_of(server)[0], signal.SIGSTOP)
             server.terminate()
@@ -86,7 +86,7 @@ async def test_nothing_that_hangs_keeps_a_server_that_is_told_twice() -> None:
                 assert (await talk.until("stream_warning")).reason == "GOING_AWAY"
             began = time.monotonic()
             server.terminate()
-            for talk in streams:
+            for talk in (*streams, mute):
                 found = await problem_of(talk.rest())
                 assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
                 assert found.retry_s

@@ -25,6 +25,7 @@ from serving import (
     encode,
     finals,
     problem_of,
+    refused,
     serve,
     spoken,
     workers_of,
@@ -167,6 +168,9 @@ async def test_while_no_worker_can_be_started_streams_are_sent_elsewhere(tmp_pat
             bundle.unlink()
             os.kill(workers_of(server)[0], signal.SIGKILL)
             await until(lambda: told[-1] == Status.NOT_SERVING)
+            refusal = await refused(stub)
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "RESTARTING")
+            assert refusal.retry_s
             began = time.monotonic()
             await talk.send(*SPEECH[1])
             found = await problem_of(talk.rest())

@@ -164,6 +164,10 @@ class Analyzer(Protocol):
         """How many times further apart interims should be than on an idle server; >= 1, grows with the load."""
         ...
 
+    def ready(self) -> bool:
+        """Whether a worker lives. What is submitted while none does waits for the next."""
+        ...
+
     def admits(self, *, running: bool) -> bool:
         """Whether the finals of one more stream fit beside those of the open ones.
 

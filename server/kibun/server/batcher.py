@@ -198,6 +198,10 @@ class Batcher:
         """See backend.Analyzer.stretch."""
         return admission.stretch(self.load)
 
+    def ready(self) -> bool:
+        """See backend.Analyzer.ready."""
+        return self._backend.ready()
+
     def admits(self, *, running: bool) -> bool:
         """See backend.Analyzer.admits. Somebody is always admitted: a machine too slow for one stream serves one."""
         level = admission.RUNNING_CONVERSATION if running else admission.NEW_STREAM

@@ -40,7 +40,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One call under way. `account` is set where the call takes one of the server's places."""
+    """One call under way. `account` is set where the call takes one of the server's places, `ended` where the server
+    ends it from outside, `aborts` once its status is on its way.
+    """
 
     method: str
     request_id: str = field(default_factory=lambda: f"request-{uuid.uuid4().hex[:16]}")
@@ -48,7 +50,8 @@ class Call:
     account: Account | None = None
     token: str | None = None  # its digest
     task: asyncio.Task[Any] | None = None
-    revoked: bool = False
+    ended: Failure | None = None
+    aborts: bool = False
     telemetry: CallTelemetry = field(default_factory=CallTelemetry.unwatched)
 
 
@@ -95,10 +98,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def end_revoked(self) -> None:
         """Ends the calls whose token has expired, was taken out of the file or belongs to another tenant now."""
         for call in self._calls:
-            if not call.revoked and not self._authenticator.valid(call.token, call.tenant):
-                call.revoked = True
-                if call.task is not None:
-                    call.task.cancel()
+            if not self._authenticator.valid(call.token, call.tenant):
+                _end(call, unauthenticated())
+
+    def end_all(self, failure: Failure) -> None:
+        """Ends every call, whatever it waits for."""
+        for call in self._calls:
+            _end(call, failure)
 
     def _guarded(self, method: str, handler: Handler) -> Handler:
         async def handle(requests: AsyncIterator[Any], context: Context) -> None:
@@ -110,10 +116,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 await self._let_in(call, handler, requests, context)
                 call.telemetry.end("OK")
             except asyncio.CancelledError:
-                if not call.revoked or call.task is None:
+                if call.ended is None or call.task is None:
                     raise
                 call.task.uncancel()
-                await _abort(context, unauthenticated(), call)
+                await _abort(context, call.ended, call)
             except grpc.aio.AbortError:
                 raise
             except Exception as error:
@@ -145,6 +151,12 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if self._authenticator.open:
             call.tenant = _certified_tenant(context) or call.tenant
         call.telemetry.tenant = call.tenant
+
+
+def _end(call: Call, failure: Failure) -> None:
+    if call.ended is None and not call.aborts and call.task is not None:
+        call.ended = failure
+        call.task.cancel()
 
 
 def _header(context: Context, name: str) -> str | None:
@@ -183,6 +195,7 @@ def _failure(error: Exception, request_id: str) -> Failure:
 
 async def _abort(context: Context, failure: Failure, call: Call) -> None:
     """Ends the call with a status; does not return."""
+    call.aborts = True
     call.telemetry.end(failure.kind.value, failure.reason)
     status = rpc_status.to_status(status_of(failure, call.request_id))
     await context.abort(status.code, status.details, status.trailing_metadata)

@@ -99,8 +99,9 @@ class SpeechAnalysis:
         self._live.warn_all(GOING_AWAY)
 
     def end_streams(self) -> None:
-        """Ends what is still open: each client is told to resume elsewhere."""
+        """Ends what is still open, streams that have sent nothing yet too: each client is told to resume elsewhere."""
         self._live.end_all(_draining())
+        self.gate.end_all(_draining())
 
     def handler(self) -> grpc.GenericRpcHandler:
         """For `server.add_generic_rpc_handlers`, together with `gate`.
@@ -190,6 +191,9 @@ class SpeechAnalysis:
     def _check_admission(self, takes_place: bool) -> None:
         """Raises Failure at once where no such call is taken now."""
         self._check_serving()
+        if takes_place and not self._analyzer.ready():
+            text = "the analysis is being started again; try again soon or elsewhere"
+            raise Failure(Kind.UNAVAILABLE, "RESTARTING", text, retry_after_s=RETRY_AFTER_S)
         if takes_place and not self._analyzer.admits(running=True):
             raise _overloaded()
 
