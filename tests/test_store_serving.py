@@ -6,7 +6,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,17 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]:
 
 
 @pytest.fixture(scope="module")
-def servers(redis: OwnRedis) -> Iterator[list[Server]]:
-    """Two of them, on one Redis."""
+def proxy(redis: OwnRedis) -> Iterator[Proxy]:
+    with Proxy(redis.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def servers(redis: OwnRedis, proxy: Proxy) -> Iterator[list[Server]]:
+    """Two of them, on one Redis; the second goes through the proxy."""
     with ExitStack() as stack:
-        running = [stack.enter_context(serve("--store", redis.url)) for _ in range(2)]
+        urls = (redis.url, f"redis://127.0.0.1:{proxy.port}")
+        running = [stack.enter_context(serve("--store", url)) for url in urls]
         yield running
         for server in running:
             assert server.process.poll() is None
@@ -97,7 +104,7 @@ class Dialogue:
     talk: Talk
     said: int = 0
     slowest_s: float = 0.0
-    warnings: list[str] = field(default_factory=list)
+    outages: float = -1  # known once it is finished; each was told of, and its end
 
     async def say(self) -> None:
         self.said += 1
@@ -110,8 +117,17 @@ class Dialogue:
         responses = await self.talk.finish()
         check_stream(responses)
         assert len(finals(responses)) == self.said
-        self.warnings = [w.reason for w in of_kind(responses, "stream_warning") if w.reason.startswith("STORE")]
+        told = [w.reason for w in of_kind(responses, "stream_warning") if w.reason.startswith("STORE")]
+        assert set(told[::2]) <= {"STORE_UNAVAILABLE"}
+        assert set(told[1::2]) <= {"STORE_RECOVERED"}
+        self.outages = len(told) / 2
         return responses
+
+    def check_outage_is_over(self) -> None:
+        """There was one (a busy machine may add others), and no final waited for long."""
+        assert self.outages >= 1
+        assert self.outages % 1 == 0
+        assert self.slowest_s < PROMPT_S
 
 
 @asynccontextmanager
@@ -139,8 +155,7 @@ async def test_redis_killed_and_started_again_empty(stubs: list[Stub], redis: Ow
         assert count(await get(stubs[0], "c")) == 3
         await d.say()
         await d.finish()
-    assert d.warnings == ["STORE_UNAVAILABLE", "STORE_RECOVERED"]
-    assert d.slowest_s < PROMPT_S
+    d.check_outage_is_over()
     for stub in stubs:
         assert count(await get(stub, "c")) == 4
 
@@ -157,8 +172,7 @@ async def test_redis_frozen(stubs: list[Stub], redis: OwnRedis) -> None:
         await get(stubs[0], "c")
         await d.say()
         await d.finish()
-    assert d.warnings == ["STORE_UNAVAILABLE", "STORE_RECOVERED"]
-    assert d.slowest_s < PROMPT_S
+    d.check_outage_is_over()
     assert count(await get(stubs[1], "c")) == 4
 
 
@@ -174,7 +188,7 @@ async def test_what_may_be_done_in_an_outage(stubs: list[Stub], redis: OwnRedis)
             await d.say()
             responses = await d.finish()
         started = of_kind(responses, "stream_started")[0]
-        assert (started.conversation_created, d.warnings) == (True, ["STORE_UNAVAILABLE"])
+        assert (started.conversation_created, d.outages) == (True, 0.5)
         problems = [
             await problem_of(stubs[0].GetConversation(pb.GetConversationRequest(conversation_id="c"))),
             await problem_of(stubs[0].CompleteConversation(pb.CompleteConversationRequest(conversation_id="c"))),
@@ -191,21 +205,10 @@ async def test_what_may_be_done_in_an_outage(stubs: list[Stub], redis: OwnRedis)
     assert count(await get(stubs[1], "outage")) == 2, "the stream had ended when the store came back"
 
 
-@pytest.fixture
-def slowed(tmp_path: Path) -> Iterator[tuple[Server, Proxy]]:
-    """A server whose Redis is behind a proxy."""
-    with (
-        own_redis(tmp_path) as redis,
-        Proxy(redis.port) as proxy,
-        serve("--store", f"redis://127.0.0.1:{proxy.port}") as server,
-    ):
-        yield server, proxy
-
-
-async def test_slow_redis(slowed: tuple[Server, Proxy]) -> None:
+async def test_slow_redis(stubs: list[Stub], proxy: Proxy) -> None:
     """Finals wait for two slow answers, and then no more until Redis is fast again."""
-    server, proxy = slowed
-    async with connect(server) as stub, dialogue(stub) as d:
+    stub = stubs[1]
+    async with dialogue(stub) as d:
         await d.say()
         proxy.delay_s = 0.4
         for _ in range(3):
@@ -217,8 +220,7 @@ async def test_slow_redis(slowed: tuple[Server, Proxy]) -> None:
         await get(stub, "c")
         await d.say()
         await d.finish()
-        assert d.warnings == ["STORE_UNAVAILABLE", "STORE_RECOVERED"]
-        assert d.slowest_s < PROMPT_S
+        d.check_outage_is_over()
         assert undelayed_s < PROMPT_S / 2
         assert count(await get(stub, "c")) == 6
 
