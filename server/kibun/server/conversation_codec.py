@@ -20,12 +20,15 @@ from typing import Any, cast
 import numpy as np
 
 from kibun.server.backend import ConditionSource, Traits
-from kibun.server.conversation import Opening, UtteranceRecord
+from kibun.server.conversation import MAX_FINISHED_TURNS, MAX_RECORDS, Opening, UtteranceRecord
 from kibun.server.endpointing import EndReason
 
 VERSION = 1
+MAX_ENTRIES = max(MAX_RECORDS, MAX_FINISHED_TURNS)  # of one kind and participant
 _PREFIX = struct.Struct("<BI")
 _JSON_LENGTH = struct.Struct("<H")
+# All that reading JSON of any shape may raise.
+_UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, struct.error)
 
 
 class Damaged(Exception):
@@ -81,7 +84,7 @@ def unpack_head(data: bytes) -> Head:
             name: ParticipantHead(revision, _traits(given), _openings(openings), _numbers(records), _numbers(turns))
             for name, (revision, given, openings, records, turns) in people.items()
         }
-    except (ValueError, TypeError, AttributeError) as error:
+    except _UNREADABLE as error:
         raise Damaged from error
     return Head(incarnation, version, model, create, update, ttl, completed, participants)
 
@@ -127,7 +130,7 @@ def unpack_record(data: bytes) -> UtteranceRecord:
             traits_source=cast(ConditionSource, source),
             reason=EndReason(reason),
         )
-    except (ValueError, TypeError, struct.error) as error:
+    except _UNREADABLE as error:
         raise Damaged from error
 
 
@@ -199,6 +202,8 @@ def _runs(numbers: Numbers) -> list[int]:
 
 def _numbers(runs: Sequence[int]) -> Numbers:
     following, *pairs = runs
+    if sum(abs(count) for _, count in _pairs(pairs)) > MAX_ENTRIES:
+        raise ValueError("more entries than are ever kept")
     taken: Iterable[int] = (n for first, count in _pairs(pairs) for n in range(first, first + count))
     return Numbers(tuple(taken), following)
 
