@@ -232,6 +232,9 @@ class FakeBackend:
     async def start(self) -> tuple[ModelInfo, ...]:
         return ()
 
+    def down_s(self) -> float:
+        return 0.0
+
     def ready(self) -> bool:
         return True
 

@@ -123,6 +123,9 @@ class Machine:
     async def start(self) -> tuple[ModelInfo, ...]:
         return (MODEL,)
 
+    def down_s(self) -> float:
+        return 0.0
+
     def ready(self) -> bool:
         return True
 

@@ -142,6 +142,10 @@ class Backend(Protocol):
         """Whether a job handed in now would be started now (False while workers are being respawned)."""
         ...
 
+    def down_s(self) -> float:
+        """Seconds for which no worker has lived, 0 while one does."""
+        ...
+
     async def drain(self) -> None:
         """Refuse new jobs, wait for those in flight."""
         ...
@@ -165,7 +169,7 @@ class Analyzer(Protocol):
         ...
 
     def ready(self) -> bool:
-        """Whether a worker lives. What is submitted while none does waits for the next."""
+        """Whether a worker lives or can be expected soon. What is submitted while none does waits for the next."""
         ...
 
     def admits(self, *, running: bool) -> bool:

@@ -31,6 +31,9 @@ from kibun.server.backend import SAMPLE_RATE_HZ, Backend, BackendError, Job, Mod
 from kibun.server.cost import CostModel
 from kibun.server.telemetry import Telemetry
 
+SOON_S = 10.0
+"""A worker in place of a dead one loads within that time; whose stream killed it shall not keep others out."""
+
 
 @dataclass(frozen=True)
 class QueueLimits:
@@ -200,7 +203,7 @@ class Batcher:
 
     def ready(self) -> bool:
         """See backend.Analyzer.ready."""
-        return self._backend.ready()
+        return self._backend.down_s() < SOON_S
 
     def admits(self, *, running: bool) -> bool:
         """See backend.Analyzer.admits. Somebody is always admitted: a machine too slow for one stream serves one."""

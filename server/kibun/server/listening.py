@@ -6,9 +6,8 @@ Positions are samples of the analysis clock. The wall clock serves the idle time
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from kibun.server import quality
 from kibun.server.analysis import Analysis
@@ -25,10 +24,9 @@ from kibun.server.endpointing import (
 from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.events import Audio, Progress, Refused, Request, Speech, SpeechType, Warn
 from kibun.server.pace import MessagePace, RateWatch
+from kibun.server.patience import Patience
 from kibun.server.segmenter import Segmenter
 from kibun.server.stream import Stream
-
-T = TypeVar("T")
 
 BLOCK = SAMPLE_RATE_HZ // 10  # audio is segmented in blocks of 100 to 200 ms: interims fall due inside big chunks
 BREATH = 10 * BLOCK  # of one message; then other streams get their turn
@@ -50,44 +48,6 @@ class _OpenTurn:
     due: bool = False
     began: bool = False
     faults: set[str] = field(default_factory=set)  # of its audio, that the client was told of
-
-
-class _IdleTimer:
-    """Waits with a timeout each, as `asyncio.timeout` gives, but with one timer for all of them: to start and stop one
-    per message costs more than the message. Made and used in one task.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._waiting_since: float | None = None
-        self._expired = False
-        self._task = asyncio.current_task()
-        self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(seconds, self._check)
-
-    async def wait(self, awaitable: Awaitable[T]) -> T:
-        """Raises TimeoutError."""
-        self._waiting_since = self._loop.time()
-        try:
-            return await awaitable
-        except asyncio.CancelledError:
-            if self._expired and self._task is not None and self._task.uncancel() == 0:
-                raise TimeoutError from None
-            raise
-        finally:
-            self._waiting_since = None
-
-    def close(self) -> None:
-        self._timer.cancel()
-
-    def _check(self) -> None:
-        since = self._loop.time() if self._waiting_since is None else self._waiting_since
-        left_s = since + self._seconds - self._loop.time()
-        if left_s > 0:
-            self._timer = self._loop.call_later(left_s, self._check)
-        elif self._task is not None:
-            self._expired = True
-            self._task.cancel()
 
 
 class Listener:
@@ -130,7 +90,7 @@ class Listener:
         Returns the failure to end the stream with, where all that was heard shall be answered before it.
         Raises Failure where the stream cannot go on.
         """
-        idle = _IdleTimer(self._limits.idle_timeout_s)
+        idle = Patience(self._limits.idle_timeout_s)
         try:
             while True:
                 try:
@@ -156,7 +116,7 @@ class Listener:
         finally:
             idle.close()
 
-    async def _next_request(self, requests: AsyncIterator[Request], idle: _IdleTimer) -> Request | None:
+    async def _next_request(self, requests: AsyncIterator[Request], idle: Patience) -> Request | None:
         self._stream.live.awaits_client(True)
         try:
             return await idle.wait(anext(requests, None))

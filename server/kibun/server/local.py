@@ -109,6 +109,7 @@ class LocalBackend:
         self._suspects = 0  # jobs waiting for, or in, their second attempt
         self._accepting = False
         self._closed = False
+        self._down_since: float | None = None
         self._changed = asyncio.Event()  # replaced at every change; see _wait_for
 
     async def start(self) -> tuple[ModelInfo, ...]:
@@ -152,6 +153,10 @@ class LocalBackend:
     def ready(self) -> bool:
         """Whether a worker lives and new jobs are accepted."""
         return self._accepting and any(device.alive for device in self._devices)
+
+    def down_s(self) -> float:
+        """Seconds for which no worker has lived, 0 while one does and before the first."""
+        return 0.0 if self._down_since is None else asyncio.get_running_loop().time() - self._down_since
 
     async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
         """Analyse a batch on the least busy worker; see Backend.infer.
@@ -278,6 +283,10 @@ class LocalBackend:
 
     def _announce(self) -> None:
         """Wake all that wait for a change."""
+        if any(device.alive for device in self._devices):
+            self._down_since = None
+        elif self._accepting and self._down_since is None:
+            self._down_since = asyncio.get_running_loop().time()
         self._changed.set()
         self._changed = asyncio.Event()
 

@@ -21,6 +21,7 @@ from kibun.server.endpointing import EndpointingOptions
 from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.gate import Context, Gate, Handler, current_call
 from kibun.server.live import LiveStreams
+from kibun.server.patience import Patience
 from kibun.server.quota import RETRY_AFTER_S, Account, Quotas, TenantLimits
 from kibun.server.session import Session
 from kibun.server.store import ConversationStore
@@ -169,24 +170,28 @@ class SpeechAnalysis:
     async def _first(self, requests: AsyncIterator[Any], what: str) -> Any:
         """The first message of a call, None where there is none. Raises Failure where it does not come in time."""
         timeout_s = self._limits.config_timeout_s
+        patience = Patience(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                message = await anext(requests, None)
+            message = await patience.wait(anext(requests, None))
         except TimeoutError:
             text = f"{what} did not come within {timeout_s:g} s; send it first"
             raise Failure(Kind.DEADLINE_EXCEEDED, "CONFIG_TIMEOUT", text) from None
+        finally:
+            patience.close()
         return None if message is None else _checked(message)
 
     async def _write(self, context: Context, message: Message) -> None:
         timeout_s = self._limits.slow_reader_timeout_s
+        patience = Patience(timeout_s)
         try:
-            async with asyncio.timeout(timeout_s):
-                await context.write(message)
+            await patience.wait(context.write(message))
         except TimeoutError:
             text = f"results were not read for {timeout_s:g} s; read while sending"
             raise Failure(
                 Kind.RESOURCE_EXHAUSTED, "SLOW_CONSUMER", text, retry_after_s=RETRY_AFTER_S, quota="unread results"
             ) from None
+        finally:
+            patience.close()
 
     def _check_admission(self, takes_place: bool) -> None:
         """Raises Failure at once where no such call is taken now."""

@@ -1,0 +1,57 @@
+"""Waiting with a limit that only counts time in which this process could have seen what it waits for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+OVERSLEPT_S = 0.25
+"""A timer that fires so much later than due was held up: the process was suspended, or its loop blocked."""
+
+
+class Patience:
+    """Waits with a timeout each, as `asyncio.timeout` gives, but with one timer for all of them: to start and stop one
+    per message costs more than the message. Made and used in one task.
+
+    A process that was suspended does not blame those it waits for: what came meanwhile is seen first.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waiting_since: float | None = None
+        self._expired = False
+        self._task = asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(seconds, self._check)
+
+    async def wait(self, awaitable: Awaitable[T]) -> T:
+        """Raises TimeoutError."""
+        self._waiting_since = self._loop.time()
+        try:
+            return await awaitable
+        except asyncio.CancelledError:
+            if self._expired and self._task is not None and self._task.uncancel() == 0:
+                raise TimeoutError from None
+            raise
+        finally:
+            self._waiting_since = None
+
+    def close(self) -> None:
+        """No more is waited for."""
+        self._timer.cancel()
+
+    def _check(self) -> None:
+        now = self._loop.time()
+        late_s = now - self._timer.when()
+        if late_s > OVERSLEPT_S and self._waiting_since is not None:
+            self._waiting_since += late_s
+        since = now if self._waiting_since is None else self._waiting_since
+        left_s = since + self._seconds - now
+        if left_s > 0:
+            self._timer = self._loop.call_later(left_s, self._check)
+        elif self._task is not None:
+            self._expired = True
+            self._task.cancel()
