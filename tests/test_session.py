@@ -6,7 +6,7 @@
 import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -759,3 +759,22 @@ def test_any_chunking_and_any_turns(
     whole = asyncio.run(results([[Audio(p)] if p else [] for p in payloads], **options))
     assert [t.turn_id for t in whole if isinstance(t, Turn)] == expected_turns(payloads)
     assert asyncio.run(results([split(p, cuts) for p in payloads], **options)) == whole
+
+
+async def test_a_stream_ends_though_a_library_lost_its_cancellation() -> None:
+    class Deaf(MemoryStore):
+        asked = asyncio.Event()
+
+        async def get(self, key: Any, holder: Any = None) -> Conversation | None:
+            self.asked.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+            return await super().get(key, holder)
+
+    store = Deaf()
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    async with asyncio.timeout(20), aclosing(World(store=store).session().run(feed_queue(queue))) as replies:
+        assert isinstance((await anext(replies)).event, Started)
+        for request in (Audio(said()), None):
+            queue.put_nowait(request)
+        await store.asked.wait()  # before the final

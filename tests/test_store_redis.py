@@ -451,3 +451,15 @@ async def test_two_processes_lose_nothing(url: str, store: RedisStore) -> None:
     assert found
     ids = {r.utterance_id for p in found.participants.values() for r in p.records}
     assert ids == {f"p{t % 2}:{w}-{t}:{n}" for w in range(2) for t in range(8) for n in range(10)}
+
+
+async def test_a_cancelled_call_is_cancelled_whatever_it_was_about_to_do(url: str) -> None:
+    """Libraries lose cancellations that come as a write is done (asyncio.wait_for in Python 3.11)."""
+    async with opened(url) as store:
+        for steps in range(30):
+            task = asyncio.create_task(store.get(KEY))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if task.cancel():
+                await asyncio.wait([task])
+                assert task.cancelled(), f"after {steps} steps"

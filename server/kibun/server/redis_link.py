@@ -121,7 +121,9 @@ class RedisLink:
             max_connections=MAX_CONNECTIONS,
             timeout=TIMEOUT_S,
             connection_class=_CONNECTIONS[address.scheme],
-            socket_timeout=TIMEOUT_S,
+            # Ours is around every call. With its own, redis-py writes within asyncio.wait_for, which in Python 3.11
+            # loses a cancellation that comes just as the write is done: the stream that was cancelled would go on.
+            socket_timeout=None,
             socket_connect_timeout=TIMEOUT_S,
             retry=Retry(NoBackoff(), 1, supported_errors=(ConnectionError,)),  # a pooled connection may be long gone
             protocol=2,

@@ -26,6 +26,7 @@ from kibun.server.telemetry import CallTelemetry
 from kibun.server.vad import Vad
 
 OUTBOX = 64  # replies waiting for a slow reader
+CANCEL_AGAIN_S = 0.1
 
 
 class Session:
@@ -102,9 +103,7 @@ class Session:
                     return
         finally:
             self._streams.remove(self._live)
-            for running in self._tasks:
-                running.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._cancel_tasks()
             await self._held.leave(alone=lambda: not self._streams.has(self._live.conversation))
 
     # ---- tasks
@@ -135,6 +134,13 @@ class Session:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    async def _cancel_tasks(self) -> None:
+        """Asks more than once: asyncio.wait_for of Python 3.11, which libraries use, can lose a cancellation."""
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=CANCEL_AGAIN_S)
 
     # ---- replies
 
