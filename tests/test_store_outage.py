@@ -289,6 +289,36 @@ async def test_a_stream_that_should_not_have_begun_is_ended(site: Site, other: S
     assert starts(await other.store.get(KEY)) == [0, 1]
 
 
+async def test_what_cannot_be_applied_stands_in_nobodys_way(site: Site, other: Site) -> None:
+    bad, good = Stream(), Stream()
+    calls = 0
+
+    def once(conversation: Conversation | None) -> Conversation:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise KeyError
+        return conversation or fresh()
+
+    site.mode = "down"
+    await site.store.update(KEY, once, bad)
+    await say(site, good, 0, "q")
+    await site.back()
+    assert [getattr(told, "reason", told) for told in bad.told] == [True, "NOT_STORED"]
+    assert good.told == [True, False]
+    assert starts(await other.store.get(KEY), "q") == [0]
+
+
+async def test_what_cannot_be_written_stands_in_nobodys_way(site: Site, other: Site) -> None:
+    stream = Stream()
+    site.mode = "down"
+    await site.store.update(KEY, said(replace(record(), turn_id=object())), stream)  # type: ignore[arg-type]
+    await site.back()
+    assert [getattr(told, "reason", told) for told in stream.told] == [True, "NOT_STORED"]
+    await say(site, Stream(), 1)
+    assert starts(await other.store.get(KEY)) == [1]
+
+
 async def test_a_stream_that_leaves_nothing_is_not_kept(site: Site, other: Site) -> None:
     site.mode = "down"
     for _ in range(10):

@@ -62,13 +62,16 @@ def proxy(redis: OwnRedis) -> Iterator[Proxy]:
 def servers(redis: OwnRedis, proxy: Proxy) -> Iterator[list[Server]]:
     """Two of them, on one Redis; the second goes through the proxy."""
     with ExitStack() as stack:
-        urls = (redis.url, f"redis://127.0.0.1:{proxy.port}")
+        urls = (f"redis://default:Zx8-hush@127.0.0.1:{redis.port}", f"redis://127.0.0.1:{proxy.port}")
         running = [stack.enter_context(serve("--store", url)) for url in urls]
         yield running
+        redis.freeze()  # it must not keep servers from stopping
         for server in running:
             assert server.process.poll() is None
+            server.terminate()
+            assert server.wait(20) == 0
             log = server.log.read_text()
-            for word in ("failed", "Traceback", "never retrieved", "never awaited"):
+            for word in ("failed", "Traceback", "never retrieved", "never awaited", "hush"):
                 assert word not in log, log
 
 

@@ -240,6 +240,8 @@ class ResilientStore:
                         conversation = change(conversation)
                     except Failure as failure:
                         rejected[id(holder)] = failure
+                    except Exception as error:
+                        rejected[id(holder)] = _broken(error)
             return conversation
 
         try:
@@ -248,6 +250,8 @@ class ResilientStore:
             raise
         except Failure as failure:  # deleted meanwhile, by way of another server
             rejected = dict.fromkeys(map(id, behind.holders), failure)
+        except Exception as error:  # nothing that is kept for ever may stand in the way of all that comes after it
+            rejected = dict.fromkeys(map(id, behind.holders), _broken(error))
         self._drop(key)
         for holder in behind.holders:
             if (why := rejected.get(id(holder))) is not None:
@@ -274,3 +278,9 @@ class ResilientStore:
             self._drop(key)
         if lost:
             log.error("changes of conversations never reached the store and are lost", extra={"count": lost})
+
+
+def _broken(error: Exception) -> Failure:
+    log.error("what was said while the store was away cannot be stored", exc_info=error)
+    text = "what this stream said while the conversation store was away could not be stored"
+    return Failure(Kind.INTERNAL, "NOT_STORED", text)
