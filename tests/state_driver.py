@@ -269,6 +269,7 @@ def told_all(stream: model.Stream, wire: Wire) -> bool:
 def check_told(stream: model.Stream, wire: Wire) -> None:
     responses = wire.responses
     assert [r.sequence_number for r in responses] == list(range(len(responses)))
+    check_progress(stream, responses)
     events = of_kind(responses, "speech_event")
     assert len(events) == len(stream.told), (events, stream.told)
     for event, (kind, position, turn) in zip(events, stream.told, strict=True):
@@ -280,6 +281,18 @@ def check_told(stream: model.Stream, wire: Wire) -> None:
     for answer, expected in zip(answers, stream.answers, strict=True):
         _check_answer(answer, expected, stream.config.participant_id)
     assert sorted(_warned(wire)) == sorted(stream.warned), (_warned(wire), stream.warned)
+
+
+def check_progress(stream: model.Stream, responses: list[pb.StreamingAnalyzeResponse]) -> None:
+    """What was called settled is: no final of it comes later."""
+    settled = 0
+    for response in responses:
+        if response.HasField("stream_progress"):
+            told = samples(response.stream_progress.settled_offset)
+            assert settled < told <= stream.received + stream.config.offset
+            settled = told
+        if response.HasField("utterance_result"):
+            assert samples(response.utterance_result.start_offset) >= settled
 
 
 def _warned(wire: Wire) -> list[str]:

@@ -45,6 +45,7 @@ SOUNDS = {
     "long": (("speech", 1.5),),
     "silence": (("silence", 0.5),),
     "blip": (("speech", 0.02),),
+    "pause": (("silence", 10.5),),
 }
 INVALID = "INVALID_ARGUMENT"
 REQUEST = pb.StreamingAnalyzeRequest
@@ -217,12 +218,14 @@ class Sequences(RuleBasedStateMachine):
     @precondition(lambda self: self.has_stream)
     @rule(
         index=st.integers(0, MAX_STREAMS - 1),
-        what=st.sampled_from(["utterance", "utterance", "begun", "two", "long", "silence", "blip"]),
+        what=st.sampled_from(["utterance", "utterance", "begun", "two", "long", "silence", "blip", "pause"]),
         sizes=st.lists(st.sampled_from([0, 1, 1, 7, 160, 3_200, 20_001]), max_size=6),
         extra=st.sampled_from([b"", b"", b"", b"\0", b"\0\0\0"]),
     )
     def audio(self, index: int, what: str, sizes: list[int], extra: bytes) -> None:
         stream = self.stream(index)
+        if what == "pause":
+            sizes = [100_000] * (len(payload(what, stream.config.audio)) // 100_000)
         parts = pieces(payload(what, stream.config.audio) + extra, sizes)
         self.driver.note(stream, f"audio {what} {sizes} {extra!r}")
         taken = [part for part in parts if stream.failure is None and stream.audio(part) is None]
