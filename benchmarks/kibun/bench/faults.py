@@ -25,7 +25,7 @@ from kibun.bench.faults_run import Outcome, Run, UndisturbedRunFailed
 from kibun.bench.faults_servers import Processes, Server, StartFailed, has_redis_server
 from kibun.training.tables import Cell, Row, Table
 
-COUNTED = (*PROMISES, "places_not_freed")
+COUNTED = (*PROMISES, "places_not_freed", "servers_ended")
 MAX_VIOLATIONS = 100  # told in full; all are counted
 MAX_FAILED = 3  # runs that could not be done at all, when none could
 AT_ONCE = 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal
 
@@ -32,6 +32,7 @@ FaultKind = Literal[
 ]
 NETWORK: tuple[FaultKind, ...] = ("reset", "end_client", "end_server", "vanish", "stall", "latency", "trickle")
 
+QUICK_WINDOW_S = 2.0
 PIECES = 24  # of speech, shared by all runs
 LONG_PIECES = 3  # the last of them: longer than MAX_UTTERANCE_MS
 MAX_UTTERANCE_MS = 3_000
@@ -160,6 +161,8 @@ def make(seed: int, scenario: Scenario, *, quick: bool) -> Plan:
     random = Random(f"{scenario.name} {seed} {quick}")  # texts are hashed the same way in every process
     survives = scenario.store == "redis" or not any("server_kill" in k or "drain" in k for k, _, _ in scenario.faults)
     count = 6 if quick else 20
+    if quick:
+        scenario = replace(scenario, window_s=min(scenario.window_s, QUICK_WINDOW_S))
     clients = tuple(_client(random, seed, number, scenario, survives) for number in range(count))
     faults = sorted(_faults(random, scenario), key=lambda fault: fault.at_s)
     return Plan(
@@ -214,7 +217,7 @@ def _faults(random: Random, scenario: Scenario) -> list[Fault]:
         for number in range(count):
             kind: Any = random.choice(kinds.split("|"))
             targets = PROXIES if kind in NETWORK else scenario.servers
-            spread = scenario.window_s / count
+            spread = max(scenario.window_s / count, GAP_OF_KILLS_S if kind == "worker_kill" else 0.0)
             at_s = 0.2 + number * spread + random.uniform(0.0, max(spread - GAP_OF_KILLS_S, 0.1))
             target = number % targets if kind == "server_drain" else random.randrange(targets)
             faults.append(Fault(round(at_s, 3), kind, target, round(random.uniform(*scenario.seconds), 3)))

@@ -220,9 +220,14 @@ class Run:
     # ---- afterwards
 
     async def _unfreed(self) -> list[Violation]:
-        """Places of streams that no client has any more."""
+        """Servers that ended by themselves, and places of streams that no client has any more."""
         found = []
         for server in self._servers:
+            if (code := server.exit_code) is not None:
+                found.append(
+                    Violation("servers_ended", f"port {server.port}", f"it ended by itself with exit code {code}")
+                )
+                continue
             left, deadline = 1, time.monotonic() + FREED_S
             async with AsyncClient(f"127.0.0.1:{server.port}") as client:
                 while left and time.monotonic() < deadline:

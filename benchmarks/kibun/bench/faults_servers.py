@@ -92,6 +92,12 @@ class Server:
             return next(iter(children(self._process.pid)), None)
         return None
 
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
     def take_log(self) -> str:
         """All that it has written, over all its lives; forgotten then."""
         text = self._log.read_text(errors="replace")
