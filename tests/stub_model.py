@@ -1,7 +1,8 @@
 """A stand-in for real models, run by real worker processes: `LocalBackend(["stub"], loader="stub_model:load")`.
 
 Also the model of load tests of the whole server. A model's name may carry options:
-`stub?delay_s=0.02&s_per_audio_s=0.1&slots=4`. What it does with a job depends on the first sample of its audio.
+`stub?delay_s=0.02&s_per_audio_s=0.1&slots=4`. What it does with a job depends on the first sample of its audio,
+unless `faults=0` says otherwise: where any sample may come first, one of these will.
 """
 
 import itertools
@@ -37,6 +38,7 @@ class StubModel:
         self.info = ModelInfo(name, "1", VECTOR_SIZE, max_samples=30 * 16_000, synthetic=True)
         self._delay_s = delay_s
         self._s_per_audio_s = s_per_audio_s
+        self.faults = True
         self._hang_s = hang_s
         self._hangs_after = hangs_after  # batches, those of the warm-up included
         self._batches = itertools.count(1)
@@ -48,7 +50,7 @@ class StubModel:
         return [self._analyze(job) for job in jobs]
 
     def _analyze(self, job: Job) -> Result:
-        what = float(job.audio[0])
+        what = float(job.audio[0]) if self.faults else 0.0
         if what == SLOW_POISON:
             time.sleep(0.5)
         if what in (POISON, SLOW_POISON):
@@ -102,7 +104,9 @@ def load(options: LoadOptions) -> LoadedModels:
         batch_s = settings.get("batch_s", batch_s)
         delays = settings.get("delay_s", 0.0), settings.get("s_per_audio_s", 0.0)
         hangs = settings.get("hangs_after", float("inf")), settings.get("hang_s", 3600)
-        models.append(StubModel(name, *delays, *hangs))
+        model = StubModel(name, *delays, *hangs)
+        model.faults = settings.get("faults", 1) != 0
+        models.append(model)
     return LoadedModels(models, slots, batch_s, "cpu")
 
 

@@ -160,7 +160,7 @@ class Sequences(RuleBasedStateMachine):
         flags: tuple[bool, bool],
     ) -> None:
         person = self.driver.world.person(self.name(letter), who)
-        ends = [r.end for r in person.records if r.turn.id == turn_id]
+        edges = [edge for r in person.records if r.turn.id == turn_id for edge in (r.start, r.end, r.end)]
         config = model.Config(
             conversation_id=self.name(letter),
             participant_id=who,
@@ -174,7 +174,7 @@ class Sequences(RuleBasedStateMachine):
             require_existing=others == "require",
             resume=others == "resume",
             given=2.5 if others == "given" else None,
-            offset=data.draw(st.sampled_from([0, *ends, *ends, 4_001])),
+            offset=data.draw(st.sampled_from([0, *edges, 4_001])),
         )
         self.run(self.driver.open(config, interims=flags[1]))
 
@@ -330,7 +330,7 @@ class Sequences(RuleBasedStateMachine):
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with serve("--model", "other") as running:
+    with serve("--model", "other?faults=0", model="stub?faults=0") as running:
         yield running
         log = running.log.read_text()
         for word in ("failed", "Traceback", "never retrieved", "never awaited"):
