@@ -35,6 +35,7 @@ from kibun.client import (
     UnavailableError,
     UtteranceResult,
 )
+from kibun.client.transport import StreamCall
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import (
     SpeechAnalysisServiceServicer,
@@ -314,6 +315,28 @@ async def test_a_final_makes_the_count_of_attempts_start_again(client, service):
         await turn.push(noise(8.0))
         assert (await turn.result()).end_reason == "half_close"
     assert len(service.connections) == 8
+
+
+@pytest.mark.parametrize("error", [grpc.aio.InternalError("execute_batch"), asyncio.InvalidStateError()])
+async def test_writing_into_a_call_that_has_just_ended_is_no_error_of_its_own(error):
+    """What ended it, the reader is told."""
+
+    class Ended:
+        def __aiter__(self):
+            return self
+
+        def add_done_callback(self, callback):
+            pass
+
+        async def write(self, request):
+            raise error
+
+        async def done_writing(self):
+            raise error
+
+    call = StreamCall(Ended(), "host:1")
+    assert not await call.write(pb.StreamingAnalyzeRequest())
+    await call.half_close()
 
 
 async def test_a_server_that_is_full_when_a_turn_comes_back_is_waited_for(client, service):
