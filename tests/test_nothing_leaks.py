@@ -21,7 +21,7 @@ import leaks
 import numpy as np
 import pytest
 from leaks import Secrets, hits
-from scraping import fetch, scrape_until, site
+from scraping import Scrape, fetch, scrape_until, site
 from serving import (
     Server,
     Talk,
@@ -312,6 +312,8 @@ def test_the_run_was_what_it_is_meant_to_be(run: Run) -> None:
     assert '"code": "CANCELLED"' in log
     assert '"tenant": "acme"' in log
     assert b"StreamingAnalyze" in run.evidence["traces"]
+    refused = Scrape(run.evidence["metrics"].decode())("kibun_refusals_total", reason="UNAUTHENTICATED")
+    assert refused >= 3, "the same call is told to the metrics"
     assert all(len(needles) > 1 for needles in run.secrets.needles().values())
 
 

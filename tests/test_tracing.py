@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 import itertools
+import re
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -26,6 +27,10 @@ from serving import (
     serve,
     sound,
 )
+
+from kibun.server.observability import Observability
+from kibun.server.settings import Settings, StartError
+from kibun.server.telemetry import traces_wanted
 
 trace_service = pytest.importorskip(
     "opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="needs the extra otel"
@@ -100,9 +105,15 @@ async def talk_and_stop(*arguments: str) -> None:
         assert await asyncio.to_thread(server.wait) == 0
 
 
-async def test_a_stream_is_a_span_with_its_finals_below() -> None:
+@pytest.fixture(scope="module")
+def got() -> Collector:
+    """What a collector got of a server from its start to its end."""
     with collector() as (got, url):
-        await talk_and_stop("--otlp-endpoint", f"{url}/")
+        asyncio.run(talk_and_stop("--otlp-endpoint", f"{url}/"))
+    return got
+
+
+def test_a_stream_is_a_span_with_its_finals_below(got: Collector) -> None:
     assert got.paths == {"/v1/traces"}
     (call,) = (span for span in got.spans if span.trace_id.hex() == TRACE and span.name == METHOD)
     assert call.parent_span_id.hex() == PARENT
@@ -134,9 +145,7 @@ async def test_a_stream_is_a_span_with_its_finals_below() -> None:
         assert not utterance.attributes
 
 
-async def test_a_failed_call_says_how_and_nobody_is_named() -> None:
-    with collector() as (got, url):
-        await talk_and_stop("--otlp-endpoint", url)
+def test_a_failed_call_says_how_and_nobody_is_named(got: Collector) -> None:
     (refusal,) = (span for span in got.spans if attributes(span).get("kibun.reason") == "INVALID_ID")
     assert refusal.trace_id.hex() != TRACE
     assert not refusal.parent_span_id, "what was no traceparent is none"
@@ -158,10 +167,6 @@ async def test_opentelemetrys_own_variables(monkeypatch: pytest.MonkeyPatch) -> 
         names = {a.key: a.value.string_value for a in got.resources[0].attributes}
         assert names["service.name"] == "our-kibun"
         assert any(span.name == METHOD for span in got.spans)
-        got.spans.clear()
-        monkeypatch.setenv("OTEL_TRACES_EXPORTER", "none")
-        await talk_and_stop()
-        assert not got.spans
 
 
 async def test_a_dead_collector_holds_nobody_up() -> None:
@@ -180,35 +185,43 @@ async def test_a_dead_collector_holds_nobody_up() -> None:
             assert "the last traces could not be sent" in server.log.read_text()
 
 
-def refusal(*arguments: str, prelude: str = "", **variables: str) -> str:
-    """What a server that cannot start says."""
-    program = command("--port", "0", *arguments, prelude=prelude)
-    done = subprocess.run(program, env={**environment(), **variables}, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    return done.stderr
+WITHOUT = "import sys; sys.modules['opentelemetry'] = None"
 
 
 @pytest.mark.parametrize(
-    ("ask", "told"),
+    ("endpoint", "variables", "told"),
     [
-        (lambda: refusal("--otlp-endpoint", "127.0.0.1:4318"), "--otlp-endpoint: give the collector's base URL"),
+        ("127.0.0.1:4318", {}, "--otlp-endpoint: give the collector's base URL, such as http://127.0.0.1:4318"),
+        ("ftp://collector", {}, "--otlp-endpoint: give the collector's base URL"),
         (
-            lambda: refusal(OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1", OTEL_EXPORTER_OTLP_PROTOCOL="grpc"),
+            None,
+            {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
             "OTEL_EXPORTER_OTLP_PROTOCOL: traces are sent as http/protobuf",
         ),
-        (
-            lambda: refusal("--otlp-endpoint", "http://127.0.0.1:1", prelude=f"{WITHOUT}"),
-            "--otlp-endpoint needs OpenTelemetry: pip install 'kibun[otel]'",
-        ),
     ],
-    ids=["no URL", "protocol", "extra"],
 )
-def test_what_cannot_be_done_is_said_at_the_start(ask: Callable[[], str], told: str) -> None:
-    assert told in ask()
+def test_what_cannot_be_done_is_said_at_the_start(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str | None, variables: dict[str, str], told: str
+) -> None:
+    for name, value in {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", **variables}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(StartError, match=re.escape(told)):
+        Observability(Settings(models=("stub",), otlp_endpoint=endpoint))
 
 
-WITHOUT = "import sys; sys.modules['opentelemetry'] = None"
+@pytest.mark.parametrize(("name", "value"), [("OTEL_TRACES_EXPORTER", "none"), ("OTEL_SDK_DISABLED", "True")])
+def test_the_variables_turn_traces_off(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    assert traces_wanted()
+    monkeypatch.setenv(name, value)
+    assert not traces_wanted()
+
+
+def test_the_option_needs_the_extra() -> None:
+    program = command("--port", "0", "--otlp-endpoint", "http://127.0.0.1:1", prelude=WITHOUT)
+    done = subprocess.run(program, env=environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "--otlp-endpoint needs OpenTelemetry: pip install 'kibun[otel]'" in done.stderr
 
 
 def test_the_variables_alone_ask_for_nothing_where_the_extra_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
