@@ -322,8 +322,8 @@ async def test_writing_into_a_call_that_has_just_ended_is_no_error_of_its_own(er
     """What ended it, the reader is told."""
 
     class Ended:
-        def __aiter__(self):
-            return self
+        async def __aiter__(self):
+            yield pb.StreamingAnalyzeResponse()
 
         def add_done_callback(self, callback):
             pass
