@@ -56,7 +56,7 @@ async def test_a_dropped_stream_leaves_nothing() -> None:
     assert len(world.live) == 0
 
 
-@pytest.mark.parametrize("streams", [400, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("streams", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 async def test_many_dropped_streams_leave_nothing(streams: int) -> None:
     world = World()
     await open_and_drop(world.session())
