@@ -2,8 +2,11 @@
 
 import asyncio
 import os
+import pickle
 import re
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -19,10 +22,12 @@ from serving import (
     Talk,
     check_stream,
     chunks,
+    command,
     config,
     connect,
     converse,
     encode,
+    environment,
     finals,
     problem_of,
     refused,
@@ -31,6 +36,7 @@ from serving import (
     workers_of,
 )
 
+from kibun.models.files import resolve_bundle
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 
@@ -188,3 +194,30 @@ async def test_while_no_worker_can_be_started_streams_are_sent_elsewhere(tmp_pat
             bundle.touch()
             await until(lambda: told[-1] == Status.SERVING)
             assert len(finals(await converse(stub, [config(), *SPEECH[1]]))) == 1
+
+
+# ---- bundles that must not be served
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["a bit", "a pickle", "a missing file"])
+def test_a_bundle_that_is_not_what_was_built_is_refused_before_serving(tmp_path: Path, damage: str) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(resolve_bundle("demo-tiny"), bundle)
+    weights = bundle / "model.safetensors"
+    if damage == "a bit":
+        data = bytearray(weights.read_bytes())
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+    elif damage == "a pickle":
+        weights.write_bytes(pickle.dumps({"weights": [0.0]}))
+    else:
+        weights.unlink()
+    real = ("--loader", "kibun.server.worker:load_models", "--port", "0")
+    done = subprocess.run(
+        command(*real, model=str(bundle)), env=environment(), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1
+    assert "model.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "serving on" not in done.stderr
