@@ -51,6 +51,7 @@ GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
 LAST_WORDS_S = 0.5  # for statuses on their way out when the server stops
 STOP_S = 1.0  # the longest that calls and workers may take to end, whatever hangs, …
 CLOSE_S = 0.5  # … and what they used after that
+SPANS_S = 2.5  # the last spans on their way to a collector, unless told twice to stop
 
 
 class Server:
@@ -116,7 +117,7 @@ class Server:
             batcher.close()
             await _at_most(STOP_S, server.stop(grace=LAST_WORDS_S), backend.close(), loading)
             await _at_most(CLOSE_S, self._store.close())
-            await self._observability.close()
+            await _at_most(CLOSE_S if self._stop_now.is_set() else SPANS_S, self._observability.close())
             self._watchdog.stop()
 
     def stop(self) -> None:
