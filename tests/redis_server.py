@@ -91,9 +91,20 @@ async def command(url: str, *words: str | bytes | int) -> object:
         await client.aclose()
 
 
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """A machine that is busy with other things makes no outage."""
+    from kibun.server import redis_link, store_resilient
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis_link, "TIMEOUT_S", 30.0)
+        patch.setattr(store_resilient, "SLOW_S", 30.0)
+        yield
+
+
 @contextlib.asynccontextmanager
 async def prefixed(url: str = ANY_REDIS) -> AsyncIterator[str]:
-    """The address with a key prefix that nobody else has; its keys are removed at the end."""
+    """The address with a key prefix that nobody else has; its keys are removed at the end. With `patience`."""
     redis = pytest.importorskip("redis.asyncio", reason="needs the extra redis")
     client = redis.Redis.from_url(url, socket_connect_timeout=2)
     try:
@@ -102,7 +113,8 @@ async def prefixed(url: str = ANY_REDIS) -> AsyncIterator[str]:
         except (redis.RedisError, OSError) as error:
             pytest.skip(f"no Redis at {url.rpartition('@')[2]}: {type(error).__name__}")
         prefix = f"kibun-test-{secrets.token_hex(6)}"
-        yield f"{url}{'&' if '?' in url else '?'}{urlencode({'prefix': prefix})}"
+        with patience():
+            yield f"{url}{'&' if '?' in url else '?'}{urlencode({'prefix': prefix})}"
         async for key in client.scan_iter(match=f"{prefix}:*", count=1000):
             await client.delete(key)
     finally:

@@ -19,7 +19,7 @@ pytest.importorskip("redis", reason="needs the extra redis")
 
 from redis.exceptions import ConnectionError
 
-from kibun.server import store_resilient
+from kibun.server import redis_link, store_resilient
 from kibun.server.audio import AudioFormat
 from kibun.server.backend import ModelInfo
 from kibun.server.endpointing import EndpointingOptions
@@ -446,9 +446,10 @@ async def test_one_slow_answer_is_no_outage(site: Site) -> None:
     assert not site.store._away
 
 
-async def test_no_answer_is_waited_for_a_second_at_most(site: Site) -> None:
+async def test_no_answer_is_waited_for_a_second_at_most(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stream()
     await say(site, stream, 0)
+    monkeypatch.setattr(redis_link, "TIMEOUT_S", 1.0)
     site.mode = "frozen"
     begin = time.monotonic()
     await asyncio.gather(*(say(site, Stream(stream.held), start, f"p{start}") for start in range(20)))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from certificates import make_certificates
-from redis_server import OwnRedis, command, free_port, own_redis, prefixed
+from redis_server import OwnRedis, command, free_port, own_redis, patience, prefixed
 from test_store_contract import KEY, Stream, fresh, open_redis, plain, record, said
 
 from kibun.server.conversation import Conversation
@@ -30,6 +30,12 @@ from kibun.server.store_redis import RedisStore
 from kibun.server.stores import open_store
 
 SECRET = "Zx8-hush"
+
+
+@pytest.fixture(autouse=True)
+def patient() -> Iterator[None]:
+    with patience():
+        yield
 
 
 @pytest.fixture
@@ -427,6 +433,7 @@ from redis_server import *
 from test_store_contract import KEY, open_redis, record, said
 
 async def main(url, process, tasks, each):
+    patience().__enter__()
     store = await open_redis(url, resilient=True)
     async def write(task):
         for n in range(each):

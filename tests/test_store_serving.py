@@ -96,6 +96,11 @@ async def get(stub: Stub, conversation_id: str) -> pb.Conversation:
                 await asyncio.sleep(0.05)
 
 
+async def delete(stub: Stub, conversation_id: str) -> None:
+    await get(stub, conversation_id)  # the store is there
+    await stub.DeleteConversation(pb.DeleteConversationRequest(conversation_id=conversation_id))
+
+
 def count(conversation: pb.Conversation) -> int:
     return sum(p.utterance_count for p in conversation.participants)
 
@@ -313,6 +318,7 @@ async def test_a_stream_resumes_on_another_server_as_if_undisturbed(stubs: list[
             await talk.until("utterance_result", is_final=True, utterance_id=final.utterance_id)
         await talk.until("personality_update")
     first = [r for r in talk.responses if r.WhichOneof("streaming_response") != "turn_result"]
+    assert count(await get(stubs[1], "b")) == 2
     rest = await converse(
         stubs[1],
         [
@@ -338,7 +344,7 @@ async def test_a_stream_resumes_on_another_server_as_if_undisturbed(stubs: list[
 async def test_a_conversation_deleted_elsewhere_ends_its_streams(stubs: list[Stub], redis: OwnRedis) -> None:
     async with dialogue(stubs[0]) as d:
         await d.say()
-        await stubs[1].DeleteConversation(pb.DeleteConversationRequest(conversation_id="c"))
+        await delete(stubs[1], "c")
         await d.talk.send(*utterance(2))
         problem = await problem_of(d.talk.rest())
     assert (problem.code, problem.reason) == (grpc.StatusCode.ABORTED, "CONVERSATION_DELETED")
