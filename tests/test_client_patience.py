@@ -65,6 +65,15 @@ def test_the_wait_for_a_server_begins_anew_after_it_accepted():
     assert patience.pause_s(LOST, now=39.0, accepted_at=None, known=True) is None
 
 
+def test_what_came_before_the_first_contact_does_not_count_afterwards():
+    patience = Patience(POLICY)
+    for now in (0.0, 1.0):
+        assert patience.pause_s(LOST, now=now, accepted_at=None, known=False) is not None
+    for now in (3.0, 5.0):
+        assert patience.pause_s(LOST, now=now, accepted_at=now - 1, known=True) is not None
+    assert patience.pause_s(LOST, now=7.0, accepted_at=6.0, known=True) is None
+
+
 def test_a_new_final_makes_everything_start_again():
     patience = Patience(POLICY)
     for _ in range(10):

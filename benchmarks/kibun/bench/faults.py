@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+
 from kibun.bench import faults_plan, machine
 from kibun.bench.faults_checker import PROMISES
 from kibun.bench.faults_plan import Plan
@@ -173,6 +175,7 @@ def payload(findings: Findings) -> dict[str, Any]:
         "runs": len(outcomes),
         **{kind: counts[kind] for kind in COUNTED},
         **{name: sum(getattr(outcome, name) for outcome in outcomes) for name in names},
+        "resume_s": _percentiles([seconds for outcome in outcomes for seconds in outcome.resume_s]),
         "faults": dict(sum((outcome.faults for outcome in outcomes), Counter[str]())),
         "scenarios": dict(Counter(outcome.plan.scenario for outcome in outcomes)),
         "left_out": findings.left_out,
@@ -190,6 +193,13 @@ def payload(findings: Findings) -> dict[str, Any]:
         ],
         "machine": machine.describe(),
     }
+
+
+def _percentiles(values: Sequence[float]) -> dict[str, float] | None:
+    if not values:
+        return None
+    p50, p99 = np.percentile(values, (50, 99))
+    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3), "max": round(max(values), 3)}
 
 
 def tables(findings: Findings) -> tuple[Table, ...]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from kibun.bench.faults_checker import Violation, check
 from kibun.bench.faults_clients import speak
@@ -44,6 +45,7 @@ class Outcome:
     turns_failed: int = 0  # with a named error
     without_account: int = 0  # turns whose StreamEnded was lost after their result had come
     conversations_lost: int = 0  # turns that found their conversation unknown after a loss
+    resume_s: list[float] = field(default_factory=list)  # from the last event before a loss to the resumed turn
     faults: Counter[str] = field(default_factory=Counter)
     state_compared: bool = False  # with the undisturbed run's: it survived
     server_errors: list[str] = field(default_factory=list)  # lines of their logs
@@ -258,5 +260,7 @@ def _count(outcome: Outcome, histories: Sequence[ClientHistory]) -> None:
         outcome.refusals += turn.refusals
         outcome.turns_failed += turn.error is not None
         outcome.without_account += not turn.of(Account)
+        pairs = pairwise(turn.seen)
+        outcome.resume_s += [later.at_s - earlier.at_s for earlier, later in pairs if later.call != earlier.call]
         opened = [seen.what for seen in turn.of(Opened)]
         outcome.conversations_lost += any(isinstance(what, Opened) and what.created for what in opened[1:])

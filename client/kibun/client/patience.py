@@ -25,7 +25,8 @@ class Patience:
     def __init__(self, policy: RetryPolicy) -> None:
         self._policy = policy
         self._failures = 0  # in a row; sets the pause before the next attempt
-        self._losses = 0  # of them those that max_attempts bounds
+        self._losses = 0  # of accepted attempts, since the last final
+        self._contacts = 0  # attempts to reach a server that was never there
         self._missing_since: float | None = None
 
     def progressed(self) -> None:
@@ -42,7 +43,7 @@ class Patience:
         if self._policy.max_attempts <= 1:
             return None
         if accepted_at is not None:
-            self._missing_since = now
+            self._missing_since, self._contacts = now, 0
             if now - accepted_at >= STABLE_S:
                 self._failures = self._losses = 0
             self._losses += 1
@@ -51,8 +52,8 @@ class Patience:
             if now - self._missing_since >= self._policy.give_up_after_s:
                 return None
         else:
-            self._losses += 1
-        if self._losses >= self._policy.max_attempts:
+            self._contacts += 1
+        if max(self._losses, self._contacts) >= self._policy.max_attempts:
             return None
         backoff_s = self._policy.backoff_s(self._failures)
         self._failures += 1
