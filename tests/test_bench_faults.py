@@ -244,7 +244,6 @@ def test_workers_servers_and_networks_fail_and_nothing_is_lost() -> None:
     payload = check_command("--quick", "--seed", "0", "--at-once", "3", runs=3)
     assert set(payload["faults"]) >= {"worker_kill", "server_kill"}
     assert payload["scenarios"] == {"worker_kill": 1, "server_kill_store": 1, "network": 1}
-    assert payload["reconnects"], "no connection was lost"
 
 
 @pytest.mark.slow
