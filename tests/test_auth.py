@@ -1,5 +1,6 @@
 """Who calls, and what each tenant may use: token files, buckets, accounts."""
 
+import contextlib
 import hashlib
 import itertools
 from pathlib import Path
@@ -10,7 +11,16 @@ from hypothesis import strategies as st
 
 from kibun.server.auth import ANYONE, Authenticator, TokenFileError
 from kibun.server.errors import Failure, Kind
-from kibun.server.quota import AUDIO_BURST_S, MESSAGE_BURST_S, Account, Bucket, Quotas, TenantLimits
+from kibun.server.quota import (
+    AUDIO_BURST_S,
+    MAX_CALLS,
+    MAX_TENANT_CALLS,
+    MESSAGE_BURST_S,
+    Account,
+    Bucket,
+    Quotas,
+    TenantLimits,
+)
 
 
 def digest(token: str) -> str:
@@ -231,3 +241,45 @@ def test_places_never_exceed_a_limit(order: list[str]) -> None:
             continue
         open_[next(numbers)] = context
         assert quotas.active == len(open_) <= 4
+
+
+def test_calls_beside_streams_have_room_of_their_own() -> None:
+    quotas = Quotas(1, lambda tenant: TenantLimits(messages_per_s=1000.0))
+    with contextlib.ExitStack() as stack, quotas.stream("a"):
+        for _ in range(MAX_TENANT_CALLS):
+            stack.enter_context(quotas.call("a"))
+        with pytest.raises(Failure, match="calls of yours") as caught, quotas.call("a"):
+            pass
+        assert (caught.value.kind, caught.value.reason) == (Kind.RESOURCE_EXHAUSTED, "TENANT_CALL_LIMIT")
+        for number in range(MAX_CALLS - MAX_TENANT_CALLS):
+            stack.enter_context(quotas.call(f"b{number}"))
+        with pytest.raises(Failure, match="256 calls at a time") as caught, quotas.call("c"):
+            pass
+        assert caught.value.reason == "TOO_MANY_CALLS"
+    assert quotas.calls == 0
+    with quotas.call("a"):
+        assert quotas.calls == 1
+
+
+def test_opening_counts_as_a_message() -> None:
+    quotas = Quotas(9, lambda tenant: TenantLimits(messages_per_s=1.0), clock=lambda: 0.0)
+    for _ in range(round(MESSAGE_BURST_S)):
+        with quotas.call("a"):
+            pass
+    for opened in (quotas.call, quotas.stream):
+        with pytest.raises(Failure, match="messages per second"), opened("a"):
+            pass
+
+
+def test_limits_read_anew_hold_for_open_streams() -> None:
+    limits = {"a": TenantLimits()}
+    quotas = Quotas(9, lambda tenant: limits[tenant], clock=lambda: 0.0)
+    with quotas.stream("a") as account:
+        assert account.charge(1e6) is None
+        limits["a"] = TenantLimits(audio_s_per_minute=60)
+        assert account.charge(1e6) is None
+        quotas.refresh()
+        assert account.charge(100) is None, "one may be more than there is"
+        failure = account.charge(0.1)
+        assert failure is not None
+        assert failure.reason == "TENANT_AUDIO_LIMIT"

@@ -313,7 +313,7 @@ AUDIO = pb.AudioConfig(encoding=pb.AUDIO_ENCODING_LINEAR16, sample_rate_hertz=16
         (pb.AnalyzeRequest(audio_content=SILENCE), "CONFIG_REQUIRED_FIRST", "config"),
         (pb.AnalyzeRequest(config={"audio_config": AUDIO}), "AUDIO_CONTENT_SIZE", "audio_content"),
         (
-            pb.AnalyzeRequest(config={"audio_config": AUDIO}, audio_content=bytes(16 * 1024 * 1024 + 1)),
+            pb.AnalyzeRequest(config={"audio_config": AUDIO}, audio_content=bytes(4 * 1024 * 1024 + 1)),
             "AUDIO_CONTENT_SIZE",
             "audio_content",
         ),

@@ -32,6 +32,7 @@ from serving import (
     spoken,
 )
 
+from kibun.client import AsyncClient, ResourceExhaustedError, StreamConfig
 from kibun.server.errors import Failure
 from kibun.server.gate import _certified_tenant
 from kibun.server.pace import BURST_S, MessagePace
@@ -102,7 +103,7 @@ async def test_a_tenants_places_are_its_own(server: Server, stub: Stub) -> None:
         assert (problem.code, problem.reason) == (Code.RESOURCE_EXHAUSTED, "TENANT_STREAM_LIMIT")
         assert problem.quota == "concurrent streams of a tenant"
         assert problem.retry_s
-        large = pb.AnalyzeRequest(audio_content=bytes(8 * 2**20))
+        large = pb.AnalyzeRequest(audio_content=bytes(4 * 2**20))
         call = stub.Analyze(large, metadata=tuple(bearer("few").items()))
         assert (await problem_of(call)).reason == "TENANT_STREAM_LIMIT", "before it is looked at"
         assert finals(await converse(stub, [config(), *SPEECH], metadata=bearer("free"))), "others have room"
@@ -154,12 +155,17 @@ async def test_audio_over_the_limit_ends_the_stream_after_what_was_heard(server:
     assert len(finals(await converse(stub, [config(), *speech], metadata=bearer("free")))) == 5, "others are unhurt"
 
 
-async def test_messages_over_the_limit_end_the_stream(stub: Stub) -> None:
-    async with Talk(stub, metadata=tuple(bearer("rare").items())) as talk:
-        await talk.send(config(), *[pb.StreamingAnalyzeRequest(audio_content=b"") for _ in range(40)])
-        problem = await problem_of(talk.rest())
-    assert (problem.code, problem.reason) == (Code.RESOURCE_EXHAUSTED, "TENANT_MESSAGE_LIMIT")
-    assert problem.retry_s
+async def test_messages_over_the_limit_end_the_stream(server: Server) -> None:
+    """With the SDK, which finds the server's status behind a write that came too late for it."""
+    async with AsyncClient(server.target, token="rare") as client:
+        with pytest.raises(ResourceExhaustedError) as caught:  # noqa: PT012
+            async with client.stream(StreamConfig()) as stream:
+                for _ in range(200):
+                    await stream.push(bytes(2))
+                    await asyncio.sleep(0)
+                await stream.wait_ended()
+        assert caught.value.reason == "TENANT_MESSAGE_LIMIT"
+        assert caught.value.retry_after_s
 
 
 def test_a_pace_spreads_messages_after_a_burst() -> None:

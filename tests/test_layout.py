@@ -29,9 +29,9 @@ ALLOWED_ROOMS = {
 }
 # package: the modules of the server that may import it (session and the rest are tested without any of these)
 SERVER_DOORS = {
-    "grpc": {"service", "gate", "tls", "serving"},
+    "grpc": {"service", "gate", "health", "tls", "serving"},
     "grpc_status": {"gate"},
-    "grpc_health": {"serving"},
+    "grpc_health": {"health"},
     "grpc_reflection": {"serving"},
     "google": {"service", "convert", "status"},
     "kibun.v1": {"service", "convert"},

@@ -1,9 +1,11 @@
 """gRPC failures -> `KibunError`, with the details that the server packed into google.rpc.Status."""
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from kibun.client.errors import (
@@ -95,7 +97,8 @@ def _packed_status(error: grpc.RpcError) -> status_pb2.Status | None:
     metadata: Iterable[tuple[str, Any]] = error.trailing_metadata() or ()
     for key, value in metadata:
         if key == _DETAILS_KEY:
-            return status_pb2.Status.FromString(value)
+            with suppress(DecodeError):  # damaged on its way: what is left is the bare status
+                return status_pb2.Status.FromString(value)
     return None
 
 

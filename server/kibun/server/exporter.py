@@ -7,10 +7,12 @@ has a value that a client chose.
 from __future__ import annotations
 
 import logging
+import socket
 import socketserver
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -26,7 +28,7 @@ from kibun.server.audio import SAMPLE_RATE_HZ
 from kibun.server.metrics import Histogram, Metrics
 
 MAX_CONNECTIONS = 16  # at a time; further ones are closed
-TIMEOUT_S = 5.0  # of a client that says nothing
+TIMEOUT_S = 5.0  # of a connection, however slowly its client goes on asking
 CLOSE_S = 0.1  # the longest that closing takes
 
 log = logging.getLogger(__name__)
@@ -189,13 +191,22 @@ class _HttpServer(ThreadingHTTPServer):
             self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        deadline = threading.Timer(TIMEOUT_S, _hang_up, (request,))
+        deadline.daemon = True
+        deadline.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            deadline.cancel()
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a request for metrics failed", exc_info=True)
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):

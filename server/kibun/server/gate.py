@@ -95,6 +95,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             response_serializer=handler.response_serializer,
         )
 
+    def refresh(self) -> None:
+        """Tokens were read anew: what they say holds for open calls, too."""
+        self._quotas.refresh()
+        self.end_revoked()
+
     def end_revoked(self) -> None:
         """Ends the calls whose token has expired, was taken out of the file or belongs to another tenant now."""
         for call in self._calls:
@@ -112,7 +117,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             _call.set(call)
             self._calls.add(call)
             try:
-                call.telemetry = self._telemetry.begin(method, call.request_id, _header(context, "traceparent"))
+                call.telemetry = self._telemetry.begin(method, call.request_id)
                 await self._let_in(call, handler, requests, context)
                 call.telemetry.end("OK")
             except asyncio.CancelledError:
@@ -134,9 +139,12 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         takes_place = call.method in TAKE_A_PLACE
         with ExitStack() as stack:
             self._identify(call, context)
+            self._telemetry.trace(call.telemetry, _header(context, "traceparent"))
             self._check(takes_place)
             if takes_place:
                 call.account = stack.enter_context(self._quotas.stream(call.tenant))
+            else:
+                stack.enter_context(self._quotas.call(call.tenant))
             await handler(requests, context)
 
     def _identify(self, call: Call, context: Context) -> None:
@@ -150,7 +158,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         call.tenant = self._authenticator.tenant(call.token)
         if self._authenticator.open:
             call.tenant = _certified_tenant(context) or call.tenant
-        call.telemetry.tenant = call.tenant
+        # A token file's names are the operator's; what a certificate says may be a person.
+        call.telemetry.tenant = call.tenant if call.token or not call.tenant else _pseudonym(call.tenant.encode())
 
 
 def _end(call: Call, failure: Failure) -> None:
@@ -181,7 +190,11 @@ def _certified_tenant(context: Context) -> str:
     text = name.decode("ascii", "replace")
     # What cannot be a tenant's name as it is gets one of its own, not one that another certificate could ask for.
     plain = TENANT.match(text) and not text.startswith(_UNNAMED)
-    return text if plain else f"{_UNNAMED}{hashlib.sha256(name).hexdigest()[:32]}" if name else ""
+    return text if plain else _pseudonym(name) if name else ""
+
+
+def _pseudonym(name: bytes) -> str:
+    return f"{_UNNAMED}{hashlib.sha256(name).hexdigest()[:32]}"
 
 
 def _failure(error: Exception, request_id: str) -> Failure:

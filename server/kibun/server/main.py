@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import sys
 import threading
 from pathlib import Path
@@ -134,6 +135,7 @@ def serve(
     event loop was blocked for 10 s. After 70, and after being killed, it is to be started again.
     """
     logs.configure(log_level, log_format)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold audio; the worker inherits this
     if not model:
         _exit(HOW_TO_GET_A_MODEL)
     try:

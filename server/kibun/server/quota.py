@@ -19,6 +19,8 @@ AUDIO_BURST_S = 60.0  # a minute's audio may come at once
 MESSAGE_BURST_S = 10.0
 RELIEF_S = 1.0  # of filling, that a bucket gets when a stream ends because of it
 RESERVE_S = 2.0  # of filling, that must be there for a stream to begin
+MAX_CALLS = 256  # other than streams, at a time: each may be reading a request of the largest size
+MAX_TENANT_CALLS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Account:
 
     def __init__(self, limits: TenantLimits, clock: Callable[[], float]) -> None:
         self.streams = 0
+        self.calls = 0  # that take no stream's place
         self._clock = clock
         self.set_limits(limits)
 
@@ -126,6 +129,7 @@ class Quotas:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.active = 0  # streams
+        self.calls = 0  # that take no stream's place
         self._max_streams = max_streams
         self._limits_of = limits_of
         self._clock = clock
@@ -138,7 +142,7 @@ class Quotas:
             text = f"this server analyses {self._max_streams} streams at a time; try again later or elsewhere"
             raise _exhausted("TOO_MANY_STREAMS", text, "concurrent streams", RETRY_AFTER_S)
         account = self._account(tenant)
-        if failure := account.refusal():
+        if failure := account.refusal() or account.charge(0.0):
             raise failure
         self.active += 1
         account.streams += 1
@@ -147,6 +151,31 @@ class Quotas:
         finally:
             self.active -= 1
             account.streams -= 1
+
+    @contextmanager
+    def call(self, tenant: str) -> Iterator[None]:
+        """Room for a call that takes no stream's place. Raises Failure at once where there is none."""
+        account = self._account(tenant)
+        if self.calls >= MAX_CALLS:
+            text = f"this server answers {MAX_CALLS} calls at a time; try again"
+            raise _exhausted("TOO_MANY_CALLS", text, "concurrent calls", RETRY_AFTER_S)
+        if account.calls >= MAX_TENANT_CALLS:
+            text = f"{MAX_TENANT_CALLS} calls of yours wait for their answers, no more may; try again"
+            raise _exhausted("TENANT_CALL_LIMIT", text, "concurrent calls of a tenant", RETRY_AFTER_S)
+        if failure := account.charge(0.0):
+            raise failure
+        self.calls += 1
+        account.calls += 1
+        try:
+            yield
+        finally:
+            self.calls -= 1
+            account.calls -= 1
+
+    def refresh(self) -> None:
+        """Limits were read anew: they hold for open streams, too."""
+        for tenant in self._accounts:
+            self._account(tenant)
 
     def _account(self, tenant: str) -> Account:
         limits = self._limits_of(tenant)

@@ -31,7 +31,7 @@ from kibun.v1 import speech_analysis_pb2 as pb
 
 SERVICE = "kibun.v1.SpeechAnalysisService"
 MAX_AUDIO_CONTENT_BYTES = 256 * 1024
-MAX_ANALYZE_BYTES = 16 * 1024 * 1024
+MAX_ANALYZE_BYTES = 4 * 1024 * 1024  # each place may hold a request of this size: what all of them may weigh
 GOING_AWAY = events.Warn(
     "GOING_AWAY", "this server is stopping: finish the turn and open the next stream on another connection"
 )

@@ -8,7 +8,6 @@ import signal
 from collections.abc import Awaitable
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from kibun.models.files import BundleError, resolve_bundle
@@ -19,6 +18,8 @@ from kibun.server.batcher import Batcher
 from kibun.server.capability import notice
 from kibun.server.descriptors import allow_open_files
 from kibun.server.exporter import Readings
+from kibun.server.gate import Gate
+from kibun.server.health import Health
 from kibun.server.local import LocalBackend
 from kibun.server.observability import Observability
 from kibun.server.service import MAX_ANALYZE_BYTES, SERVICE, SpeechAnalysis
@@ -41,6 +42,7 @@ GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_connection_idle_ms", 300_000),  # without a call; clients connect again when they need to
     ("grpc.max_connection_age_ms", 3_600_000),
     ("grpc.max_connection_age_grace_ms", 3_600_000),  # above the longest turn
     ("grpc.server_handshake_timeout_ms", 5_000),  # who connects and sends nothing is gone after that
@@ -63,7 +65,8 @@ class Server:
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._store: ConversationStore = MemoryStore()
-        self._health = health.aio.HealthServicer()
+        self._health = Health(SERVICE)
+        self._gate: Gate | None = None  # once there is one
         self._authenticator = self._read_tokens()
         self._certificates = self._read_certificates()
         self._watchdog = Watchdog(settings.watchdog)
@@ -97,6 +100,7 @@ class Server:
         loading = asyncio.create_task(_load(backend, batcher))  # before anything of gRPC exists in this process
         await asyncio.sleep(0)
         service = self._service(batcher)
+        self._gate = service.gate
         server = grpc.aio.server(interceptors=[service.gate], options=_grpc_options(settings))
         try:
             await self._listen(server, service, credentials)
@@ -176,8 +180,7 @@ class Server:
     ) -> None:
         """Answers from now on, with UNAVAILABLE LOADING until the models are ready."""
         server.add_generic_rpc_handlers((service.handler(),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        await self._set_health(serving=False)
+        server.add_generic_rpc_handlers((self._health.handler(),))
         if self.settings.reflection:
             reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
         host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
@@ -200,7 +203,7 @@ class Server:
         return Certificates(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
 
     async def _announce(self, service: SpeechAnalysis) -> None:
-        await self._set_health(serving=True)
+        self._set_health(serving=True)
         logs.say(f"serving on {self.settings.host}:{self.port}")
         for model in service.models:
             if model.precision:
@@ -231,28 +234,27 @@ class Server:
             healthy = backend.ready() and not self._watchdog.blocked
             if healthy is not serving:
                 serving = healthy
-                await self._set_health(serving=serving)
+                self._set_health(serving=serving)
             ticks += 1
             if ticks % 4 == 0:
                 service.gate.end_revoked()
             if ticks % 120 == 0:
                 self._store.sweep()
 
-    async def _set_health(self, *, serving: bool) -> None:
+    def _set_health(self, *, serving: bool) -> None:
         self._serving = serving
-        status = health_pb2.HealthCheckResponse.ServingStatus
-        for name in ("", SERVICE):
-            await self._health.set(name, status.SERVING if serving else status.NOT_SERVING)
+        self._health.set(serving=serving)
 
     async def _drain(self, service: SpeechAnalysis) -> None:
         """Health off, clients told, open streams get their grace."""
-        await self._set_health(serving=False)
+        self._set_health(serving=False)
         service.drain()
         hurry = asyncio.create_task(self._stop_now.wait())
         try:
             async with asyncio.timeout(self.settings.grace_s):
                 while service.active_streams and not hurry.done():
                     await asyncio.wait((hurry,), timeout=0.05)
+                    service.gate.end_revoked()
         except TimeoutError:
             log.warning("streams were still open after the grace period", extra={"count": service.active_streams})
         finally:
@@ -274,6 +276,8 @@ class Server:
                     logs.say(f"read again: {source}")
                 except (TokenFileError, StartError) as error:
                     logs.say(f"not read again, what was read before stays in force: {error}", "ERROR")
+        if self._gate is not None:
+            self._gate.refresh()
 
 
 def _grpc_options(settings: Settings) -> list[tuple[str, int]]:

@@ -75,7 +75,6 @@ class CallTelemetry:
         "_heard",
         "_metrics",
         "_on_end",
-        "_trace",
         "audio_samples",
         "finals",
         "interims",
@@ -84,6 +83,7 @@ class CallTelemetry:
         "request_id",
         "speech_samples",
         "tenant",
+        "trace",
     )
 
     def __init__(
@@ -93,7 +93,6 @@ class CallTelemetry:
         request_id: str,
         *,
         on_end: Callable[[CallTelemetry], None] | None = None,
-        trace: CallTrace | None = None,
     ) -> None:
         self.method = method
         self.request_id = request_id
@@ -105,7 +104,7 @@ class CallTelemetry:
         self.ran = (0.0, 0.0, 0.0)  # of the latest final: queued, began, answered
         self._metrics = metrics
         self._on_end = on_end
-        self._trace = trace
+        self.trace: CallTrace | None = None
         self._heard: deque[float] = deque()  # when the ends of those utterances were found that wait for their final
         self._began = time.monotonic()
         self._ended = False
@@ -137,8 +136,8 @@ class CallTelemetry:
         self._metrics.speech_samples += speech_samples
         self._metrics.utterances["final"] += 1
         self._metrics.final_latency.observe(now - heard)
-        if self._trace is not None and speech_samples:
-            self._trace.final(FinalTimes(heard, *self.ran, now))
+        if self.trace is not None and speech_samples:
+            self.trace.final(FinalTimes(heard, *self.ran, now))
 
     def dropped_interim(self, cause: DropCause) -> None:
         self._metrics.interims_dropped[cause] += 1
@@ -166,8 +165,8 @@ class CallTelemetry:
         fields |= {"tenant": self.tenant} if self.tenant else {}
         fields |= {"reason": reason} if reason else {}
         log.info("call ended", extra=fields)
-        if self._trace is not None:
-            self._trace.end(fields)
+        if self.trace is not None:
+            self.trace.end(fields)
 
 
 class Telemetry:
@@ -178,16 +177,22 @@ class Telemetry:
         self._tracer = tracer
         self._traced: dict[str, CallTelemetry] = {}  # by request id
 
-    def begin(self, method: str, request_id: str, parent: str | None = None) -> CallTelemetry:
-        """A call came in. `method` is its bare name; `parent` the caller's W3C `traceparent`."""
+    def begin(self, method: str, request_id: str) -> CallTelemetry:
+        """A call came in. `method` is its bare name."""
         method = method if method in METHODS else OTHER_METHOD
-        trace = self._tracer.call(method, request_id, parent) if self._tracer is not None else None
-        call = CallTelemetry(self.metrics, method, request_id, on_end=self._ended, trace=trace)
+        call = CallTelemetry(self.metrics, method, request_id, on_end=self._ended)
         if method == STREAM:
             self.metrics.open_streams += 1
-        if trace is not None:
-            self._traced[request_id] = call
         return call
+
+    def trace(self, call: CallTelemetry, parent: str | None) -> None:
+        """Traces a call from now on, where traces are wanted: only once its caller is known, who may ask for it.
+
+        `parent`: the caller's W3C `traceparent`, if it sent one.
+        """
+        if self._tracer is not None:
+            call.trace = self._tracer.call(call.method, call.request_id, parent)
+            self._traced[call.request_id] = call
 
     def ran(self, jobs: Iterable[tuple[str, bool, float]], began: float, answered: float) -> None:
         """A batch was run. `jobs`: the stream's request id, whether it is a final, and when it was queued."""

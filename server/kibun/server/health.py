@@ -1,0 +1,91 @@
+"""`grpc.health.v1` for peers whom nobody knows: no lock is held while writing, and what is kept for them is bounded.
+
+The one in grpcio-health-checking writes under the lock that a change of status needs: a peer that does not read would
+keep the server from ever changing it. It also reads whole messages of any size before it looks at them, and forgets the
+other watchers when one leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2 as pb
+
+SERVICE = "grpc.health.v1.Health"
+MAX_READS = 16  # requests that are being read, each up to the server's message size; further checks are answered unread
+MAX_WATCHERS = 256
+READ_S = 1.0  # a request comes with the call
+WRITE_S = 10.0
+
+Status = pb.HealthCheckResponse.ServingStatus
+
+
+class Health:
+    """One status for the server and the services it names. Belongs to one event loop."""
+
+    def __init__(self, *services: str) -> None:
+        self._services = ("", *services)
+        self._status = Status.NOT_SERVING
+        self._changed = asyncio.Event()  # replaced at every change
+        self._reads = self._watchers = 0
+
+    def set(self, *, serving: bool) -> None:
+        """Returns at once, whatever those who watch do."""
+        self._status = Status.SERVING if serving else Status.NOT_SERVING
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Of kind stream-stream, so that no request is read before it may be."""
+        methods = {
+            name: grpc.stream_stream_rpc_method_handler(
+                method, response_serializer=pb.HealthCheckResponse.SerializeToString
+            )
+            for name, method in (("Check", self._check), ("Watch", self._watch))
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    async def _check(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        if self._reads < MAX_READS and await self._service(requests, context) not in self._services:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
+        await self._write(context, self._status)
+
+    async def _watch(self, requests: AsyncIterator[bytes], context: Any) -> None:
+        if self._watchers >= MAX_WATCHERS or self._reads >= MAX_READS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already; use Check")
+        self._watchers += 1
+        try:
+            known = await self._service(requests, context) in self._services
+            told = None
+            while True:
+                changed, status = self._changed, self._status if known else Status.SERVICE_UNKNOWN
+                if status != told:
+                    await self._write(context, status)
+                    told = status
+                else:
+                    await changed.wait()
+        finally:
+            self._watchers -= 1
+
+    async def _service(self, requests: AsyncIterator[bytes], context: Any) -> str:
+        self._reads += 1
+        try:
+            async with asyncio.timeout(READ_S):
+                return str(pb.HealthCheckRequest.FromString(await anext(requests, b"")).service)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no request within {READ_S:g} s")
+        except Exception:  # of protobuf: its text is nobody's business
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no HealthCheckRequest")
+        finally:
+            self._reads -= 1
+        raise AssertionError("aborted")
+
+    async def _write(self, context: Any, status: Any) -> None:
+        try:
+            async with asyncio.timeout(WRITE_S):
+                await context.write(pb.HealthCheckResponse(status=status))
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the status was not read")
