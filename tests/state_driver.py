@@ -161,6 +161,26 @@ class Driver:
         bind(expected.turn, started.turn_id)
         await self.settle()
 
+    async def analyze(self, config: model.Config, payload: bytes) -> None:
+        """A whole recording in one call: what a stream of it would have been told."""
+        self.history.append(f"analyze {config}")
+        expected = self.world.open(config)
+        call = self.stub.Analyze(pb.AnalyzeRequest(config=wire_config(config), audio_content=payload))
+        if isinstance(expected, model.Refusal):
+            return await must_fail(call, expected)
+        for begin in range(0, len(payload), model.MAX_PAYLOAD_BYTES):
+            if expected.failure is None:
+                expected.audio(payload[begin : begin + model.MAX_PAYLOAD_BYTES])
+        if expected.failure is not None:
+            await must_fail(call, expected.failure)
+        else:
+            expected.half_close()
+            check_analyzed(await asyncio.wait_for(call, PATIENCE_S), expected)
+            name = config.conversation_id
+            check_conversation((await call).conversation, name, self.world.conversations[name])
+            self.world.close(expected)
+        return await self.settle()
+
     async def send(self, stream: model.Stream, *messages: Message | bytes) -> None:
         """Messages that the model has taken, all of them."""
         for message in messages:
@@ -281,6 +301,16 @@ def check_told(stream: model.Stream, wire: Wire) -> None:
     for answer, expected in zip(answers, stream.answers, strict=True):
         _check_answer(answer, expected, stream.config.participant_id)
     assert sorted(_warned(wire)) == sorted(stream.warned), (_warned(wire), stream.warned)
+
+
+def check_analyzed(response: pb.AnalyzeResponse, stream: model.Stream) -> None:
+    wanted = [a for a in stream.answers if a[0] != "update"]
+    found = [*response.utterances, *([response.turn_result] if response.HasField("turn_result") else [])]
+    assert len(found) == len(wanted), (found, wanted)
+    for answer, expected in zip(found, wanted, strict=True):
+        _check_answer(answer, expected, stream.config.participant_id)
+    warned = [w.reason for w in response.warnings if w.reason in WARNINGS]
+    assert sorted(warned) == sorted(stream.warned)
 
 
 def check_progress(stream: model.Stream, responses: list[pb.StreamingAnalyzeResponse]) -> None:

@@ -213,6 +213,21 @@ class Sequences(RuleBasedStateMachine):
         assert code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED), (code, await call.details())
         await self.driver.gone(name)
 
+    @rule(
+        letter=st.sampled_from("cccd"),
+        turn_id=st.sampled_from(["", "t0", "t1", "t2"]),
+        form=st.sampled_from(FORMS),
+        endpointing=st.sampled_from(ENDPOINTINGS[:2]),
+        what=st.sampled_from(["two", "utterance", "begun", "blip", "absurd"]),
+        resume=st.booleans(),
+    )
+    def analyze(
+        self, letter: str, turn_id: str, form: AudioFormat, endpointing: EndpointingOptions, what: str, resume: bool
+    ) -> None:
+        config = model.Config(self.name(letter), "ann", turn_id, form, endpointing, resume=resume)
+        data = struct.pack("<f", ABSURD[0]) * 500 if what == "absurd" else payload(what, form)
+        self.run(self.driver.analyze(config, data))
+
     # ---- talking
 
     @precondition(lambda self: self.has_stream)
