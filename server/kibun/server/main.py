@@ -25,6 +25,7 @@ from kibun.server.settings import REAL_LOADER, Settings, StartError  # noqa: E40
 from kibun.server.watchdog import WatchdogTimes  # noqa: E402
 
 LAST_RESORT_S = 0.3
+_MODELS, _SECURITY, _LIMITS, _WATCHING = "Models", "Security", "Limits", "Watching"  # of --help
 
 HOW_TO_GET_A_MODEL = """kibun serve needs a model:
   --model demo-tiny    comes with kibun, trained on generated speech, for trying the software
@@ -33,36 +34,67 @@ HOW_TO_GET_A_MODEL = """kibun serve needs a model:
 
 def serve(
     model: Annotated[
-        list[str] | None, typer.Option(help="Bundle: a folder or a name. Repeatable; the first is the default.")
+        list[str] | None,
+        typer.Option(help="Bundle: a folder or a name. Repeatable; the first is the default.", rich_help_panel=_MODELS),
     ] = None,
     host: Annotated[str, typer.Option(envvar="KIBUN_HOST", help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(envvar="KIBUN_PORT", help="Port; 0 picks a free one.", min=0, max=65535)] = 50051,
     port_file: Annotated[Path | None, typer.Option(help="Write the port here once ready.")] = None,
-    device: Annotated[str, typer.Option(envvar="KIBUN_DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    threads: Annotated[int | None, typer.Option(help="Inference threads; default: one per core.", min=1)] = None,
-    allow_untrained: Annotated[bool, typer.Option(help="Serve a bundle whose heads were never trained.")] = False,
+    device: Annotated[
+        str, typer.Option(envvar="KIBUN_DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MODELS)
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="Inference threads; default: one per core.", min=1, rich_help_panel=_MODELS)
+    ] = None,
+    allow_untrained: Annotated[
+        bool, typer.Option(help="Serve a bundle whose heads were never trained.", rich_help_panel=_MODELS)
+    ] = False,
     precision: Annotated[
         Literal["auto", "fp32", "bf16"],
-        typer.Option(help="Of matrix products; auto: bf16 where it is faster here and the bundle bears it."),
+        typer.Option(
+            help="Of matrix products; auto: bf16 where it is faster here and the bundle bears it.",
+            rich_help_panel=_MODELS,
+        ),
     ] = "auto",
-    vad: Annotated[Literal["webrtc", "silero"], typer.Option(help="Voice activity detector.")] = "webrtc",
-    max_streams: Annotated[int, typer.Option(envvar="KIBUN_MAX_STREAMS", help="Streams at a time.", min=1)] = 256,
+    vad: Annotated[
+        Literal["webrtc", "silero"], typer.Option(help="Voice activity detector.", rich_help_panel=_MODELS)
+    ] = "webrtc",
+    max_streams: Annotated[
+        int, typer.Option(envvar="KIBUN_MAX_STREAMS", help="Streams at a time.", min=1, rich_help_panel=_LIMITS)
+    ] = 256,
     max_connections: Annotated[
-        int, typer.Option(help="TCP connections at a time; more are closed at once.", min=1)
+        int, typer.Option(help="TCP connections at a time; more are closed at once.", min=1, rich_help_panel=_LIMITS)
     ] = 4096,
-    max_stream_seconds: Annotated[float, typer.Option(help="Audio that one stream may carry.", min=1)] = 4 * 3600.0,
-    idle_timeout: Annotated[float, typer.Option(help="Seconds without a message that end a stream.", min=0.1)] = 600.0,
-    config_timeout: Annotated[float, typer.Option(help="Seconds to wait for a stream's config.", min=0.1)] = 10.0,
-    slow_reader_timeout: Annotated[
-        float, typer.Option(help="Seconds without a result being read that end a stream.", min=0.1)
+    max_stream_seconds: Annotated[
+        float, typer.Option(help="Audio that one stream may carry.", min=1, rich_help_panel=_LIMITS)
+    ] = 4 * 3600.0,
+    idle_timeout: Annotated[
+        float, typer.Option(help="Seconds without a message that end a stream.", min=0.1, rich_help_panel=_LIMITS)
+    ] = 600.0,
+    config_timeout: Annotated[
+        float, typer.Option(help="Seconds to wait for a stream's config.", min=0.1, rich_help_panel=_LIMITS)
     ] = 10.0,
-    max_backlog: Annotated[float, typer.Option(help="Seconds of speech that may wait for analysis.", min=1)] = 60.0,
+    slow_reader_timeout: Annotated[
+        float,
+        typer.Option(help="Seconds without a result being read that end a stream.", min=0.1, rich_help_panel=_LIMITS),
+    ] = 10.0,
+    max_backlog: Annotated[
+        float, typer.Option(help="Seconds of speech that may wait for analysis.", min=1, rich_help_panel=_LIMITS)
+    ] = 60.0,
     backlog_timeout: Annotated[
-        float, typer.Option(help="Seconds without progress on a full backlog that end a stream.", min=0.1)
+        float,
+        typer.Option(
+            help="Seconds without progress on a full backlog that end a stream.", min=0.1, rich_help_panel=_LIMITS
+        ),
     ] = 30.0,
-    conversation_ttl: Annotated[float, typer.Option(help="Seconds to keep a conversation.", min=1)] = 1800.0,
+    conversation_ttl: Annotated[
+        float, typer.Option(help="Seconds to keep a conversation.", min=1, rich_help_panel=_LIMITS)
+    ] = 1800.0,
     max_message_rate: Annotated[
-        float, typer.Option(help="Messages per second that are read of one stream; more wait.", min=1)
+        float,
+        typer.Option(
+            help="Messages per second that are read of one stream; more wait.", min=1, rich_help_panel=_LIMITS
+        ),
     ] = 1000.0,
     store: Annotated[
         str,
@@ -76,19 +108,32 @@ def serve(
         Path | None,
         typer.Option(
             envvar="KIBUN_TOKEN_FILE",
-            help="Lines of TENANT SHA256-OF-TOKEN [streams=N] [audio_s_per_minute=N] [messages_per_s=N] [expires=TIME]."
-            " SIGHUP reads it and the TLS files again.",
+            help="Lines of TENANT SHA256-OF-TOKEN and, as wanted, streams=N audio_s_per_minute=N messages_per_s=N"
+            " expires=TIME. SIGHUP reads it and the TLS files again.",
+            rich_help_panel=_SECURITY,
         ),
     ] = None,
-    tenant_streams: Annotated[int | None, typer.Option(help="Streams at a time of each tenant.", min=1)] = None,
-    tenant_audio: Annotated[
-        float | None, typer.Option(help="Seconds of audio per minute of each tenant.", min=1)
+    tenant_streams: Annotated[
+        int | None, typer.Option(help="Streams at a time of each tenant.", min=1, rich_help_panel=_LIMITS)
     ] = None,
-    tenant_messages: Annotated[float | None, typer.Option(help="Messages per second of each tenant.", min=1)] = None,
-    tls_cert: Annotated[Path | None, typer.Option(envvar="KIBUN_TLS_CERT", help="Certificate chain, PEM.")] = None,
-    tls_key: Annotated[Path | None, typer.Option(envvar="KIBUN_TLS_KEY", help="Its private key, PEM.")] = None,
-    tls_client_ca: Annotated[Path | None, typer.Option(help="Demand client certificates of this CA, PEM.")] = None,
-    insecure: Annotated[bool, typer.Option(help="Listen on a public address without TLS.")] = False,
+    tenant_audio: Annotated[
+        float | None, typer.Option(help="Seconds of audio per minute of each tenant.", min=1, rich_help_panel=_LIMITS)
+    ] = None,
+    tenant_messages: Annotated[
+        float | None, typer.Option(help="Messages per second of each tenant.", min=1, rich_help_panel=_LIMITS)
+    ] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(envvar="KIBUN_TLS_CERT", help="Certificate chain, PEM.", rich_help_panel=_SECURITY)
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="KIBUN_TLS_KEY", help="Its private key, PEM.", rich_help_panel=_SECURITY)
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Demand client certificates of this CA, PEM.", rich_help_panel=_SECURITY)
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option(help="Listen on a public address without TLS.", rich_help_panel=_SECURITY)
+    ] = False,
     metrics_port: Annotated[
         int | None,
         typer.Option(
@@ -97,6 +142,7 @@ def serve(
             " Without it there are none.",
             min=0,
             max=65535,
+            rich_help_panel=_WATCHING,
         ),
     ] = None,
     metrics_host: Annotated[
@@ -105,23 +151,35 @@ def serve(
             envvar="KIBUN_METRICS_HOST",
             help="Address of --metrics-port. Needs no TLS: nothing there tells of people, but whoever reaches it sees"
             " how busy this server is.",
+            rich_help_panel=_WATCHING,
         ),
     ] = "127.0.0.1",
     otlp_endpoint: Annotated[
         str | None,
         typer.Option(
             help="Base URL of an OpenTelemetry collector for traces (OTLP over HTTP), such as http://127.0.0.1:4318."
-            " Without it, as OTEL_EXPORTER_OTLP_ENDPOINT says."
+            " Without it, as OTEL_EXPORTER_OTLP_ENDPOINT says.",
+            rich_help_panel=_WATCHING,
         ),
     ] = None,
     log_format: Annotated[
-        Literal["text", "json"], typer.Option(envvar="KIBUN_LOG_FORMAT", help="Of the lines on stderr.")
+        Literal["text", "json"],
+        typer.Option(envvar="KIBUN_LOG_FORMAT", help="Of the lines on stderr.", rich_help_panel=_WATCHING),
     ] = "text",
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"],
-        typer.Option(envvar="KIBUN_LOG", help="INFO: a line per call.", case_sensitive=False),
+        typer.Option(
+            envvar="KIBUN_LOG", help="INFO: a line per call.", case_sensitive=False, rich_help_panel=_WATCHING
+        ),
     ] = "WARNING",
-    with_reflection: Annotated[bool, typer.Option("--reflection", help="Offer gRPC server reflection.")] = False,
+    with_reflection: Annotated[
+        bool,
+        typer.Option(
+            "--reflection",
+            help="Offer gRPC server reflection, without a token: for development.",
+            rich_help_panel=_SECURITY,
+        ),
+    ] = False,
     grace: Annotated[float, typer.Option(help="Seconds that open streams get on SIGTERM.", min=0)] = 30.0,
     worker_deadline: Annotated[float, typer.Option(hidden=True, min=0.1)] = WorkerTimes.batch_s,
     watchdog_exit: Annotated[float, typer.Option(hidden=True, min=0.1)] = WatchdogTimes.exit_after_s,
