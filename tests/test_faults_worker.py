@@ -103,7 +103,7 @@ async def failing(stub: Stub, first: float) -> Problem:
         return found
 
 
-@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("fault", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 async def test_streams_live_through_the_loss_of_the_worker(fault: signal.Signals) -> None:
     with serve("--worker-deadline", "1", model="stub?delay_s=0.3&load_s=0.4") as server:
         async with connect(server) as stub, health(server) as told:
