@@ -113,7 +113,7 @@ async def beside(server: Server, *, p99_s: float = 2.0) -> AsyncIterator[Beside]
         async def go_on() -> None:
             while not stop.is_set():
                 began = time.monotonic()
-                while (responses := await one_stream(stub)) is None:
+                while (responses := await one_stream(stub)) is None:  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
                 healthy.took_s.append(time.monotonic() - began)
                 check_stream(responses)

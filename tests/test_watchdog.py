@@ -122,6 +122,15 @@ async def test_a_log_that_blocks_does_not_keep_the_process() -> None:
         logger.removeHandler(handler)
 
 
+@pytest.mark.parametrize(
+    ("passed_s", "used_s", "counted_s"),
+    [(0.11, 0.0, 0.11), (12.0, 0.01, 0.1), (12.0, 11.0, 12.0)],
+    ids=["a tick", "suspended", "held up by something that computes and lets no other thread run"],
+)
+def test_time_counts_in_which_the_loop_could_have_run(passed_s: float, used_s: float, counted_s: float) -> None:
+    assert Watchdog()._counts(passed_s, used_s) == pytest.approx(counted_s)
+
+
 def test_a_process_that_was_suspended_is_not_blocked() -> None:
     program = """
 import asyncio, logging, sys
