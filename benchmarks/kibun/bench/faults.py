@@ -28,7 +28,8 @@ from kibun.bench.faults_servers import Processes, Server, StartFailed, has_redis
 from kibun.training.tables import Cell, Row, Table
 
 COUNTED = (*PROMISES, "places_not_freed", "servers_ended")
-MAX_VIOLATIONS = 100  # told in full; all are counted
+MAX_VIOLATIONS = 100  # in the report, of all runs; all are counted
+MAX_TOLD = 10  # of one run, while it goes on
 MAX_FAILED = 3  # runs that could not be done at all, when none could
 AT_ONCE = 2
 
@@ -144,8 +145,10 @@ async def _one(run: Run, plan: Plan, findings: Findings) -> None:
     for line in outcome.server_errors[:3]:
         _say(f"  in a server's log: {line}")
     if outcome.violations:
-        for violation in outcome.violations[:MAX_VIOLATIONS]:
-            _say(f"  BROKEN {violation.kind} ({violation.amount}), {violation.where}: {violation.text}")
+        for violation in outcome.violations[:MAX_TOLD]:
+            _say(f"  BROKEN {violation.kind} ({violation.amount}), {violation.where}: {violation.text}"[:1000])
+        if len(outcome.violations) > MAX_TOLD:  # what one lost final does to all later estimates
+            _say(f"  and {len(outcome.violations) - MAX_TOLD} more")
         _say(f"  again: {reproduce(plan, findings.options)}")
         _say(f"  plan: {json.dumps(asdict(plan))}")
 

@@ -78,6 +78,7 @@ class Run:
         self._redis: Redis | None = None
         self._victims: asyncio.subprocess.Process | None = None
         self._done: Counter[str] = Counter()
+        self._restart = asyncio.Lock()  # in a rolling restart the next begins when the last serves again
 
     async def run(self) -> Outcome:
         """Raises StartFailed."""
@@ -171,7 +172,7 @@ class Run:
             "worker_kill": server.kill_worker,
             "worker_freeze": server.freeze_worker,
             "server_kill": lambda: server.kill(fault.seconds),
-            "server_drain": lambda: server.drain(fault.seconds),
+            "server_drain": lambda: self._drain(server, fault.seconds),
             "server_freeze": lambda: server.freeze(fault.seconds),
             "client_kill": self._kill_victims,
         }
@@ -179,6 +180,10 @@ class Run:
             actions["redis_kill"] = lambda: redis.kill(fault.seconds)
             actions["redis_freeze"] = lambda: redis.freeze(fault.seconds)
         return actions
+
+    async def _drain(self, server: Server, down_s: float) -> None:
+        async with self._restart:
+            await server.drain(down_s)
 
     async def _disturb_network(self, proxy: Proxy, fault: Fault) -> None:
         match fault.kind:
