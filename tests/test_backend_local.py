@@ -256,7 +256,7 @@ async def test_a_second_attempt_waits_for_work_that_nobody_waits_for_any_more() 
 
 
 async def test_second_attempts_go_before_new_jobs() -> None:
-    times = WorkerTimes(start_s=20, queue_s=1.2)
+    times = WorkerTimes(start_s=20, queue_s=3)
     async with running("stub?slots=2&s_per_audio_s=0.2", times=times) as backend:
         stop = asyncio.Event()
 
@@ -270,7 +270,7 @@ async def test_second_attempts_go_before_new_jobs() -> None:
         callers = [asyncio.create_task(keep_busy(offset)) for offset in range(4)]
         await asyncio.sleep(0.5)
         os.kill(backend.pids[0], signal.SIGKILL)
-        await asyncio.sleep(2)
+        await asyncio.sleep(4)  # longer than a job may wait
         stop.set()
         outcomes = [outcome for caller in callers for outcome in await caller]
         assert len(outcomes) > 20
