@@ -1,7 +1,6 @@
 """Every error row of the contract, over a real socket against a real server."""
 
 import asyncio
-import re
 import struct
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
