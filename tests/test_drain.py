@@ -123,7 +123,7 @@ class Store(serving.MemoryStore):
                 await asyncio.sleep(3600)
             except asyncio.CancelledError:
                 pass
-async def open_store(address, on_error):
+async def open_store(address, on_error, **options):
     return Store()
 serving.open_store = open_store
 """

@@ -20,13 +20,16 @@ from test_store_contract import KEY, Stream, fresh, open_redis, plain, record, s
 from kibun.server.conversation import Conversation
 from kibun.server.errors import Failure
 from kibun.server.settings import Settings, StartError
-from kibun.server.store import MemoryStore
+from kibun.server.store import MemoryStore, StoreRefused, StoreUnavailable
 
 pytest.importorskip("redis", reason="needs the extra redis")
+
+from redis.exceptions import ResponseError
 
 from kibun.server import conversation_codec as codec
 from kibun.server.redis_link import Address, AddressError, RedisLink
 from kibun.server.store_redis import RedisStore
+from kibun.server.store_resilient import ResilientStore
 from kibun.server.stores import open_store
 
 SECRET = "Zx8-hush"
@@ -144,6 +147,34 @@ async def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(StartError, match=r"--store .*pip install 'kibun\[redis\]'"):
         await open_store("redis://127.0.0.1")
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "cache.example.org", "[2001:db8::1]", "127.0.0.1.example.org"])
+async def test_another_machines_redis_wants_tls(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RedisLink, "__init__", lambda *_: pytest.fail("it was to be spoken to"))
+    with pytest.raises(StartError, match=r"--store: redis://.*another machine.*rediss://, or --insecure") as caught:
+        await open_store(f"redis://user:{SECRET}@{host}:7000/1")
+    assert SECRET not in str(caught.value)
+
+
+async def test_insecure_is_enough_for_another_machines_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Asked(Exception):
+        pass
+
+    async def first_contact(_: RedisStore) -> None:
+        raise Asked
+
+    monkeypatch.setattr(RedisStore, "first_contact", first_contact)
+    for address, insecure in (
+        ("redis://192.0.2.1", True),
+        ("rediss://192.0.2.1", False),
+        ("unix:///run/redis.sock", False),
+        ("redis://[::1]", False),
+        ("redis://127.0.0.2", False),
+        ("redis://", False),
+    ):
+        with pytest.raises(Asked):
+            await open_store(address, insecure=insecure)
 
 
 # ---- permissions and TLS, with servers of our own
@@ -385,6 +416,70 @@ async def test_what_a_newer_version_wrote_is_left_alone(url: str, store: RedisSt
             assert caught.value.reason == "CONVERSATION_VERSION"
             assert caught.value.retry_after_s
     assert await command(url.partition("?")[0], "HGET", name_of(url), field) == newer
+
+
+async def test_somebody_elses_value_is_one_conversations_trouble(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    errors: list[bool] = []
+    store = ResilientStore(RedisStore(RedisLink(Address.parse(url))), on_error=lambda: errors.append(True))
+    await command(url.partition("?")[0], "LPUSH", name_of(url), SECRET)
+    other = ("tenant", "other")
+    stream = Stream()
+    for _ in range(3):
+        for call in (store.get(KEY), store.update(KEY, said(record()), stream), store.delete(KEY), store.knows(KEY)):
+            with pytest.raises(StoreRefused, match="begin another"):
+                await call
+        await store.update(other, said(record()), stream)
+        assert await store.get(other)
+    assert (store.kept, stream.told, errors) == (0, [], []), "no outage"
+    assert {getattr(r, "reason", None) for r in caplog.records} == {"WRONGTYPE"}
+    assert SECRET not in caplog.text
+    await store.close()
+
+
+async def test_what_cannot_be_sent_is_one_conversations_trouble(url: str) -> None:
+    store = ResilientStore(RedisStore(RedisLink(Address.parse(url))))
+    with pytest.raises(StoreRefused):
+        await store._store._link.call("GET", object())  # type: ignore[arg-type]
+    assert not store._away
+    await store.close()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        "OOM command not allowed when used memory > 'maxmemory'.",
+        "Error running script (call to f_0): @user_script:1: -OOM command not allowed when used memory > 'maxmemory'.",
+        "READONLY You can't write against a read only replica.",
+        "MISCONF Redis is configured to save RDB snapshots, but it is currently unable to persist on disk.",
+        "NOREPLICAS Not enough good replicas to write.",
+        "BUSY Redis is busy running a script.",
+        "MASTERDOWN Link with MASTER is down.",
+        "NOPERM this user has no permissions to run the 'eval' command",
+    ],
+)
+async def test_what_every_key_would_meet_counts_as_away(store: RedisStore, error: str) -> None:
+    async def refuse(*_: Any) -> Any:
+        raise ResponseError(error)
+
+    store._link._execute = refuse
+    for call in (store.get(KEY), store.update(KEY, said(record()))):
+        with pytest.raises(StoreUnavailable):
+            await call
+
+
+async def test_a_full_redis_counts_as_away(tmp_path: Path) -> None:
+    with own_redis(tmp_path) as server:
+        async with opened(server.url) as store:
+            for _ in range(2):  # the second time where one was deleted
+                await store.update(KEY, said(record()))
+                await command(server.url, "CONFIG", "SET", "maxmemory", "1mb")
+                with pytest.raises(StoreUnavailable):
+                    await store.update(("tenant", "other"), said(record()))
+                with pytest.raises(StoreUnavailable):
+                    await store.update(KEY, said(record(start=1)))
+                store.forget(KEY)
+                assert await store.delete(KEY), "that frees memory"
+                await command(server.url, "CONFIG", "SET", "maxmemory", "0")
 
 
 # ---- deletion by way of another server

@@ -132,7 +132,11 @@ def serve(
         Path | None, typer.Option(help="Demand client certificates of this CA, PEM.", rich_help_panel=_SECURITY)
     ] = None,
     insecure: Annotated[
-        bool, typer.Option(help="Listen on a public address without TLS.", rich_help_panel=_SECURITY)
+        bool,
+        typer.Option(
+            help="Listen on a public address, and use a Redis on another machine, without TLS.",
+            rich_help_panel=_SECURITY,
+        ),
     ] = False,
     metrics_port: Annotated[
         int | None,

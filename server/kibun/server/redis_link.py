@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ipaddress
+import logging
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -18,9 +20,23 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, ConnectionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    ConnectionError,
+    DataError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
-from kibun.server.store import StoreUnavailable
+from kibun.server.errors import Failure
+from kibun.server.store import StoreRefused, StoreUnavailable
+
+log = logging.getLogger(__name__)
 
 TIMEOUT_S = 1.0  # of one command, connecting included
 MAX_CONNECTIONS = 64
@@ -31,6 +47,11 @@ _CONNECTIONS = {"redis": Connection, "rediss": SSLConnection, "unix": UnixDomain
 _SSL_FILES = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 _SSL_OPTIONS = (*_SSL_FILES, "ssl_check_hostname")
 _OPTIONS = ("db", "prefix", "username", "password")
+# Errors that any key would meet, as the classes that redis-py makes of them or as they begin, inside a script's, too.
+_SERVERS_OWN = (ClusterDownError, NoPermissionError, OutOfMemoryError, ReadOnlyError)
+_SERVERS_OWN_TEXT = re.compile(
+    r"(?:^|-)(?:BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|NOPERM|NOREPLICAS|OOM|READONLY|UNKILLABLE)\b"
+)
 
 
 class AddressError(ValueError):
@@ -84,6 +105,15 @@ class Address:
             raise _malformed("; a database is a number")
         return cls(parts.scheme, place, prefix, {**where, "db": int(db), **_who(parts, options), **_tls(options)})
 
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody on the way can read along: TLS, or no way that leaves this machine."""
+        host = self.settings.get("host", "localhost")
+        try:
+            return self.scheme != "redis" or host == "localhost" or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
 
 def _who(parts: SplitResult, options: dict[str, str]) -> dict[str, str | None]:
     given = {"username": parts.username, "password": parts.password}
@@ -113,7 +143,10 @@ class Script:
 
 
 class RedisLink:
-    """Commands to one server, each with a time limit. All raise StoreUnavailable, whatever is wrong over there."""
+    """Commands to one server, each with a time limit.
+
+    They raise StoreUnavailable where the server cannot do its work, StoreRefused where it cannot do this one thing.
+    """
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -154,7 +187,7 @@ class RedisLink:
             async with asyncio.timeout(TIMEOUT_S):
                 return await self._execute(*command)
         except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable from error
+            raise _failure(error) from error
 
     async def run(self, script: Script, key: str, *arguments: str | bytes | int) -> Any:
         try:
@@ -164,8 +197,19 @@ class RedisLink:
                 except NoScriptError:  # the server was started anew
                     return await self._execute("EVAL", script.source, 1, key, *arguments)
         except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable from error
+            raise _failure(error) from error
 
     async def close(self) -> None:
         await self._client.aclose()
         await self._client.connection_pool.disconnect()
+
+
+def _failure(error: Exception) -> Failure:
+    """One key's trouble (WRONGTYPE, say: somebody else's value under our name) must not count as an outage for all."""
+    if not isinstance(error, (ResponseError, DataError)):
+        return StoreUnavailable()
+    if isinstance(error, _SERVERS_OWN) or _SERVERS_OWN_TEXT.search(str(error)):
+        return StoreUnavailable()
+    code = re.match(r"[A-Z]{3,20}\b", str(error))  # the rest may quote what was sent
+    log.error("the conversation store refuses a conversation", extra={"reason": code[0] if code else "ERR"})
+    return StoreRefused()

@@ -81,7 +81,8 @@ class Server:
         credentials = self._certificates.credentials() if self._certificates else None
         self._find_models()
         stopping = asyncio.create_task(self._stop.wait())
-        opening = asyncio.create_task(open_store(settings.store, self._observability.telemetry.metrics.store_failed))
+        store_failed = self._observability.telemetry.metrics.store_failed
+        opening = asyncio.create_task(open_store(settings.store, store_failed, insecure=settings.insecure))
         await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not opening.done():
             opening.cancel()

@@ -29,6 +29,14 @@ class StoreUnavailable(Failure):
         super().__init__(Kind.UNAVAILABLE, "STORE_UNAVAILABLE", text, retry_after_s=RETRY_AFTER_S)
 
 
+class StoreRefused(Failure):
+    """The store answers, but not for this conversation: nothing is wrong for others."""
+
+    def __init__(self) -> None:
+        text = "the conversation store refuses this conversation; begin another with a new conversation_id"
+        super().__init__(Kind.INTERNAL, "STORE_REFUSED", text)
+
+
 class Holder(Protocol):
     """A stream, as a store sees it. The methods return at once."""
 
@@ -51,7 +59,7 @@ class ConversationStore(Protocol):
 
     Calls without a holder raise StoreUnavailable while the store is away. A holder is answered all the same, with
     what this server knows, and its changes reach the store later. A holder whose conversation was deleted meets
-    Failure CONVERSATION_DELETED.
+    Failure CONVERSATION_DELETED. Any call may meet StoreRefused.
     """
 
     def __len__(self) -> int:

@@ -34,10 +34,12 @@ CROWD = 3  # conflicts in a row after which a writer steps back for a moment
 
 # Writes a conversation if it is as the caller knows it; otherwise says how it is. Values: head and `deleted` as known
 # ("" for none), head to write ("" to erase), `deleted` to write, milliseconds to live, 1 where all entries are new,
-# number of fields that go, their names, then names and values of new entries.
+# number of fields that go, their names, then names and values of new entries. The head is set before DEL: a full Redis
+# refuses what needs memory, but nothing more once a script has written something.
 _WRITE = Script("""
 local known = redis.call('HMGET', KEYS[1], 'head', 'deleted')
 if (known[1] or '') ~= ARGV[1] or (known[2] or '') ~= ARGV[2] then return known end
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'head', ARGV[3]) end
 if ARGV[3] == '' or ARGV[6] == '1' then redis.call('DEL', KEYS[1]) end
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'deleted', ARGV[4]) end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'head', ARGV[3]) end

@@ -10,10 +10,13 @@ from kibun.server.store import ConversationStore, MemoryStore
 MEMORY = "memory"
 
 
-async def open_store(address: str, on_error: Callable[[], None] = lambda: None) -> ConversationStore:
+async def open_store(
+    address: str, on_error: Callable[[], None] = lambda: None, *, insecure: bool = False
+) -> ConversationStore:
     """`memory`, or where a Redis or Valkey is. Raises StartError, which shows no password.
 
-    `on_error` is called for each question that the store does not answer.
+    `on_error` is called for each question that the store does not answer. `insecure`: another machine's may be spoken
+    to without TLS.
 
     A server that cannot reach its store at the start does not start: most likely the address is wrong, and it would
     hold conversations that no other server sees. One that loses its store later goes on.
@@ -27,7 +30,13 @@ async def open_store(address: str, on_error: Callable[[], None] = lambda: None) 
     except ModuleNotFoundError as error:
         raise StartError("--store needs a package for that: pip install 'kibun[redis]'") from error
     try:
-        link = RedisLink(Address.parse(address))
+        where = Address.parse(address)
+        if not (insecure or where.is_private):
+            raise StartError(
+                f"--store: {where.place} is on another machine, and without TLS everybody on the way reads what is "
+                "known of people: give rediss://, or --insecure where something else encrypts or fences off the way"
+            )
+        link = RedisLink(where)
     except (AddressError, OSError) as error:  # OSError: of a certificate's file
         raise StartError(f"--store: {error}") from None
     store = RedisStore(link)
