@@ -8,18 +8,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from redis_server import prefixed
 from test_store_contract import KEY, Stream, fresh, plain, record, said, traits
 
-from kibun.server.conversation import Conversation, finish_turn
+from kibun.server.conversation import Conversation, Participant, finish_turn
 from kibun.server.errors import Failure, Kind
-from kibun.server.store import StoreUnavailable
+from kibun.server.store import Key, StoreUnavailable
 
 pytest.importorskip("redis", reason="needs the extra redis")
 
 from redis.exceptions import ConnectionError
 
-from kibun.server import redis_link, store_resilient
+from kibun.server import redis_link, store_missed, store_resilient
 from kibun.server.audio import AudioFormat
 from kibun.server.backend import ModelInfo
 from kibun.server.endpointing import EndpointingOptions
@@ -27,6 +29,7 @@ from kibun.server.events import StreamOptions
 from kibun.server.held import HeldConversation
 from kibun.server.live import LiveStream
 from kibun.server.redis_link import Address, RedisLink
+from kibun.server.store_missed import Sizes
 from kibun.server.store_redis import RedisStore
 from kibun.server.store_resilient import ResilientStore
 
@@ -45,6 +48,7 @@ class Site:
     mode: str = "up"
     calls: int = 0  # probes not counted
     now: float = 0.0
+    then: tuple[int, str] | None = None  # from that call on, another mode
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -66,6 +70,8 @@ def make_site(url: str, clock: Callable[[], float] = time.time) -> Site:
     async def switched(*words: Any) -> Any:
         probe = words[0] == "PING"
         site.calls += not probe
+        if site.then and site.calls > site.then[0]:
+            site.mode, site.then = site.then[1], None
         if site.mode == "down":
             raise ConnectionError("switched off")
         if site.mode == "frozen" or (site.mode == "slow" and probe):
@@ -326,7 +332,7 @@ async def test_a_stream_that_leaves_nothing_is_not_kept(site: Site, other: Site)
         stream.held = await site.store.update(KEY, lambda c: c or fresh(), stream)
         await site.store.update(KEY, lambda _: None, stream)
     assert site.store.kept == 0
-    assert not site.store._behind
+    assert not site.store._backlog
     await site.back()
     assert await other.store.get(KEY) is None
 
@@ -456,17 +462,156 @@ async def test_no_answer_is_waited_for_a_second_at_most(site: Site, monkeypatch:
     assert 0.9 < time.monotonic() - begin < 10
 
 
-async def test_what_is_kept_is_bounded(site: Site, other: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_resilient, "MAX_KEPT", 10)
+async def say_many(site: Site, key: Key, count: int) -> Stream:
+    stream = Stream()
+    for start in range(count):
+        stream.held = await site.store.update(key, said(record(start=start)), stream)
+    return stream
+
+
+async def test_who_has_the_most_pays_for_what_is_too_much(
+    site: Site, other: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, most in (("MAX_CONVERSATION", 6), ("MAX_TENANT", 10), ("MAX_ALL", 16)):
+        monkeypatch.setattr(store_missed, name, most)
     site.mode = "down"
-    for number in range(4):
-        stream = Stream()
-        for start in range(4):
-            stream.held = await site.store.update(("tenant", f"c{number}"), said(record(start=start)), stream)
-    assert site.store.kept == 8
+    sizes = {("b", "small"): 2, ("a", "long"): 9, ("a", "one"): 3, ("a", "two"): 3, ("c", "new"): 5, ("d", "late"): 1}
+    streams = {key: await say_many(site, key, count) for key, count in sizes.items()}
+    assert site.store.kept == 16
+    caplog.clear()
     await site.back()
-    found = [starts(await other.store.get(("tenant", f"c{n}"))) for n in range(4)]
-    assert found == [[], [], [0, 1, 2, 3], [0, 1, 2, 3]], "the oldest conversations go first"
+    found = {key: len(starts(await other.store.get(key))) for key in sizes}
+    # "long" loses 3 of its 9 to its own limit, 2 to its tenant's (12 of 10), and "a" has the most when all are too many
+    lost = 3 + 2 + 2
+    assert [r.count for r in caplog.records if hasattr(r, "count")] == [lost]
+    assert {key[0] for key, stream in streams.items() if stream.told != [True, False]} == {"a"}, "the others have all"
+    assert found == sizes | {("a", "long"): found["a", "long"], ("a", "one"): 3, ("a", "two"): found["a", "two"]}
+    assert streams["a", "long"].told == [True], "not that all is stored"
+
+
+async def test_changes_there_was_no_room_for_are_the_oldest(
+    site: Site, other: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_missed, "MAX_CONVERSATION", 5)
+    stream = Stream()
+    await say(site, stream, 100)
+    site.mode = "down"
+    for start in range(8):
+        await say(site, stream, start)
+    assert starts(stream.held) == [100, *range(8)], "this server knows all"
+    await site.back()
+    assert starts(await other.store.get(KEY)) == [100, *range(3, 8)]
+
+
+async def test_a_store_that_lost_everything_gets_back_what_there_was_no_room_for(
+    site: Site, other: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_missed, "MAX_CONVERSATION", 5)
+    site.mode = "down"
+    await say_many(site, KEY, 8)
+    await site.back()
+    assert starts(await other.store.get(KEY)) == list(range(8))
+
+
+async def test_a_stream_of_which_nothing_could_be_kept_goes_on_from_what_it_holds(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_missed, "MAX_TENANT", 1)
+    stream, key = Stream(), ("tenant", "another")
+    await say(site, stream, 0)
+    site.mode = "down"
+    await say(site, stream, 1)
+    other = await say_many(site, key, 1)
+    assert key in site.store._backlog
+    assert KEY not in site.store._backlog
+    assert starts(await say(site, stream, 2)) == [0, 1, 2]
+    del other
+
+
+async def test_keeping_a_conversation_alive_takes_no_room(site: Site) -> None:
+    stream = Stream()
+    await say(site, stream, 0)
+    site.mode = "down"
+    for _ in range(10):
+        before = stream.held
+        stream.held = await site.store.update(KEY, lambda c: c or fresh(), stream)
+        assert before
+        assert stream.held.update_time > before.update_time
+    assert site.store.kept == 1, "the one that tells that this stream is there"
+    assert stream.told == [True]
+    await site.back()
+    assert stream.told == [True, False]
+
+
+async def test_catching_up_lets_others_have_their_turn(site: Site, other: Site) -> None:
+    count = 20 * store_resilient.TOLD_AT_ONCE
+    site.mode = "down"
+    stream = Stream()
+    for n in range(count):
+        await site.store.update(
+            KEY, lambda c, n=n: said()(c).with_participant(finish_turn(Participant("p"), f"{n}")), stream
+        )
+    longest = changes = 0
+    replay = store_resilient.replay
+
+    def watched(steps: Any, *rest: Any) -> Any:
+        nonlocal longest, changes
+        longest, changes = max(longest, len(steps)), changes + len(steps)
+        return replay(steps, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store_resilient, "replay", watched)
+        await site.back()
+    assert longest == store_resilient.TOLD_AT_ONCE
+    assert changes == count, "each once"
+    found = await other.store.get(KEY)
+    assert found
+    assert found.participant("p").finished_turns == (f"{count - 1}",)
+    assert stream.told == [True, False]
+
+
+@pytest.mark.parametrize("mode", ["down", "lossy"])
+async def test_an_outage_in_the_middle_of_catching_up(
+    site: Site, other: Site, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(store_resilient, "TOLD_AT_ONCE", 3)
+    site.mode = "down"
+    bad, stream = Stream(), Stream()
+    calls = 0
+
+    def once(conversation: Conversation | None) -> Conversation:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise Failure(Kind.FAILED_PRECONDITION, "CONVERSATION_COMPLETED", "completed")
+        return conversation or fresh()
+
+    await say(site, stream, 0)
+    await site.store.update(KEY, once, bad)
+    for start in range(1, 10):
+        await say(site, stream, start)
+    await say(site, bad, 99)
+    site.mode, site.then = "up", (site.calls + 3, mode)  # a question and two answers
+    await site.until(lambda: site.mode == mode and site.store._away)
+    assert site.store.kept == 6
+    await site.back()
+    assert starts(await other.store.get(KEY)) == list(range(10))
+    assert [getattr(told, "reason", told) for told in bad.told] == [True, "CONVERSATION_COMPLETED"]
+    assert stream.told == [True, False]
+
+
+@given(sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), max_size=60))
+def test_the_largest_is_found(sizes: list[tuple[int, int]]) -> None:
+    known: dict[int, int] = {}
+    kept: Sizes[int] = Sizes()
+    for key, size in sizes:
+        known[key] = size
+        kept.set(key, size)
+        assert kept.total == sum(known.values())
+        assert kept.of(key) == size
+        assert len(kept) == sum(map(bool, known.values()))
+        if kept.total:
+            assert known[kept.largest] == max(known.values())
 
 
 async def test_what_has_expired_is_no_longer_kept() -> None:

@@ -140,5 +140,8 @@ def is_superseded(participant: Participant, turn_id: str, opening: Opening, star
 
 def finish_turn(participant: Participant, turn_id: str) -> Participant:
     """Marks the turn as answered: opening it again is an error from now on."""
-    turns = (*(t for t in participant.finished_turns if t != turn_id), turn_id)
+    turns = participant.finished_turns
+    if turn_id in turns:
+        turns = tuple(t for t in turns if t != turn_id)
+    turns = (*turns, turn_id)
     return replace(participant, finished_turns=turns[-MAX_FINISHED_TURNS:])

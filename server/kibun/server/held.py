@@ -157,7 +157,9 @@ class HeldConversation:
 
         def apply(conversation: Conversation | None) -> Conversation:
             assert conversation is not None  # at least what is held
-            return conversation.with_participant(change(conversation.participant(participant_id)))
+            participant = conversation.participant(participant_id)
+            changed = change(participant)
+            return conversation if changed is participant else conversation.with_participant(changed)
 
         self._seen = await self._store.update(self._key, apply, self)
 

@@ -1,7 +1,7 @@
 """Streams go on while the conversation store is away, and the store is told what it missed once it is back.
 
 What streams change meanwhile is kept here, per conversation and in order, on top of what this server last knew of it;
-when the store answers again all of it is applied there as one change. The changes are pure and idempotent: it does no
+when the store answers again they are applied there, some at a time. The changes are pure and idempotent: it does no
 harm if one had reached the store after all.
 """
 
@@ -12,13 +12,13 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from kibun.server.conversation import Conversation
 from kibun.server.errors import Failure, Kind
 from kibun.server.store import C, Change, Holder, Key, StoreUnavailable, stamp
+from kibun.server.store_missed import Backlog, Missed, not_stored, replay
 
 if TYPE_CHECKING:
     from kibun.server.store_redis import RedisStore
@@ -30,20 +30,7 @@ SLOW_S = 0.3  # two answers in a row that took longer: it counts as away, so tha
 FAST_S = 0.1  # a probe must be answered within this for it to be back
 PROBE_S = (0.25, 2.0)  # first and longest wait between probes
 LAST_TRY_S = 0.5  # to store what is kept when the server stops
-MAX_KEPT = 20_000  # changes kept, of all conversations; with 768 float16 each 35 MB
-
-
-@dataclass(slots=True)
-class _Behind:
-    """One conversation's changes that the store does not have."""
-
-    base: Conversation | None  # what was known before them; None: nothing
-    seen: Conversation | None  # with them
-    changes: list[tuple[Holder, Change[Conversation | None]]] = field(default_factory=list)
-
-    @property
-    def holders(self) -> list[Holder]:
-        return list({id(holder): holder for holder, _ in self.changes}.values())
+TOLD_AT_ONCE = 50  # changes; then other streams get their turn
 
 
 class _Base:
@@ -78,8 +65,8 @@ class ResilientStore:
         self._store = store
         self._on_error = on_error
         self._clock = clock
-        self._behind: dict[Key, _Behind] = {}
-        self._kept = 0
+        self._backlog = Backlog()
+        self._lost = 0  # changes, that nobody was told of yet
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._away = False
         self._slow_answers = 0
@@ -88,7 +75,7 @@ class ResilientStore:
     @property
     def kept(self) -> int:
         """Changes that the store does not have yet."""
-        return self._kept
+        return self._backlog.total
 
     # ---- ConversationStore
 
@@ -118,11 +105,11 @@ class ResilientStore:
     async def delete(self, key: Key) -> bool:
         """What streams of the conversation have yet to store is dropped in any case: they must not bring it back."""
         async with self._turn(key):
-            dropped = self._drop(key)
+            dropped = self._backlog.drop(key) > 0
             return await self._ask(key, lambda: self._store.delete(key)) or dropped
 
     async def knows(self, key: Key) -> bool:
-        if key in self._behind:
+        if key in self._backlog:
             return True
         with suppress(StoreUnavailable):
             return await self._ask(key, lambda: self._store.knows(key))
@@ -131,8 +118,11 @@ class ResilientStore:
     def sweep(self) -> None:
         self._store.sweep()
         now = self._clock()
-        old = [key for key, behind in self._behind.items() if behind.seen and behind.seen.expire_time <= now]
-        self._give_up(old)
+        for key in tuple(self._backlog):
+            missed = self._backlog.get(key)
+            if missed and missed.seen and missed.seen.expire_time <= now:
+                self._lost += self._backlog.drop(key)
+        self._tell_losses()
 
     async def close(self) -> None:
         """Tries once more to store what is kept."""
@@ -141,7 +131,8 @@ class ResilientStore:
         with suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(LAST_TRY_S):
                 await self._catch_up_all()
-        self._give_up(list(self._behind))
+        self._lost += self._backlog.total
+        self._tell_losses()
         await self._store.close()
 
     # ---- there or away
@@ -184,21 +175,26 @@ class ResilientStore:
                     await self._store.ping()
                 self._away, self._slow_answers = False, 0
                 await self._catch_up_all()
-            except (StoreUnavailable, TimeoutError):
+            except (Failure, TimeoutError):
                 self._away = True
             if not self._away:
+                self._tell_losses()
                 log.warning("the conversation store is back and has all that was said")
                 return
 
     # ---- what the store missed
 
     def _known(self, key: Key, holder: Holder) -> Conversation | None:
-        behind = self._behind.get(key)
-        return behind.seen if behind else self._store.remembered(key) or holder.held
+        if (missed := self._backlog.get(key)) is not None:
+            return missed.seen
+        remembered, held = self._store.remembered(key), holder.held
+        if remembered and held and held.create_time == remembered.create_time:
+            return max(remembered, held, key=lambda conversation: conversation.update_time)
+        return remembered or held
 
     def _keep(self, key: Key, change: Change[C], holder: Holder) -> C:
         known = self._known(key, holder)
-        behind = self._behind.get(key) or _Behind(known, known)
+        missed = self._backlog.get(key) or Missed(known, known)
         try:
             changed = change(known)
         except Failure as failure:
@@ -206,81 +202,59 @@ class ResilientStore:
                 raise StoreUnavailable from failure  # who can tell?
             raise
         if changed is None:  # the holder leaves nothing behind
-            self._drop_of(key, behind, holder)
+            missed.remove(holder)
+            self._backlog.resize(key, missed)
             return changed
-        first = holder not in behind.holders
-        behind.seen = stamp(changed, known, self._clock())
-        behind.changes.append((holder, change))
-        self._behind[key] = behind
-        self._kept += 1
-        if self._kept > MAX_KEPT:
-            self._give_up([next(iter(self._behind))])
-        if first:
+        missed.seen = stamp(changed, known, self._clock())
+        says_nothing = changed is known and id(holder) in missed.holders  # it merely keeps the conversation alive
+        if not says_nothing and self._backlog.add(key, missed, holder, change):
             holder.behind(True)
-        return cast(C, behind.seen)
+        return cast(C, missed.seen)
 
     async def _catch_up_all(self) -> None:
-        while self._behind:
-            key = next(iter(self._behind))
+        while self._backlog:
+            key = next(iter(self._backlog))
             async with self._turn(key):
                 await self._catch_up(key)
 
     async def _catch_up(self, key: Key) -> None:
         """Applies what was kept of the conversation; its turn must be taken. Raises StoreUnavailable."""
-        behind = self._behind.get(key)
-        if behind is None:
+        missed = self._backlog.get(key)
+        if missed is None:
             return
-        rejected: dict[int, Failure] = {}
-
-        def merge(conversation: Conversation | None) -> Conversation | None:
-            rejected.clear()
-            for holder, change in behind.changes:
-                if id(holder) not in rejected:  # a stream that could not enter has no say at all
-                    try:
-                        conversation = change(conversation)
-                    except Failure as failure:
-                        rejected[id(holder)] = failure
-                    except Exception as error:
-                        rejected[id(holder)] = _broken(error)
-            return conversation
-
         try:
-            await self._store.update(key, merge, _Base(behind.base))
+            while missed.steps:
+                await asyncio.sleep(0)
+                await self._tell_some(key, missed)
         except StoreUnavailable:
             raise
         except Failure as failure:  # deleted meanwhile, by way of another server
-            rejected = dict.fromkeys(map(id, behind.holders), failure)
+            missed.rejected = dict.fromkeys(missed.holders, failure)
         except Exception as error:  # nothing that is kept for ever may stand in the way of all that comes after it
-            rejected = dict.fromkeys(map(id, behind.holders), _broken(error))
-        self._drop(key)
-        for holder in behind.holders:
-            if (why := rejected.get(id(holder))) is not None:
+            missed.rejected = dict.fromkeys(missed.holders, not_stored(error))
+        self._backlog.drop(key)
+        for number, holder in missed.holders.items():
+            if (why := missed.rejected.get(number)) is not None:
                 log.warning("what a stream said while the store was away is dropped", extra={"reason": why.reason})
                 holder.reject(why)
-            else:
+            elif number not in missed.short:
                 holder.behind(False)
 
-    def _drop(self, key: Key) -> bool:
-        behind = self._behind.pop(key, None)
-        self._kept -= len(behind.changes) if behind else 0
-        return behind is not None
+    async def _tell_some(self, key: Key, missed: Missed) -> None:
+        steps, until = missed.first(TOLD_AT_ONCE), missed.gone
+        rejected = missed.rejected
 
-    def _drop_of(self, key: Key, behind: _Behind, leaving: Holder) -> None:
-        staying = [(holder, change) for holder, change in behind.changes if holder is not leaving]
-        self._kept -= len(behind.changes) - len(staying)
-        behind.changes = staying
-        if not staying:
-            self._behind.pop(key, None)
+        def merge(conversation: Conversation | None) -> Conversation | None:
+            nonlocal rejected
+            rejected = dict(missed.rejected)
+            return replay(steps, conversation, rejected)
 
-    def _give_up(self, keys: list[Key]) -> None:
-        lost = sum(len(self._behind[key].changes) for key in keys)
-        for key in keys:
-            self._drop(key)
+        result = await self._store.update(key, merge, _Base(missed.base))
+        missed.rejected = rejected
+        missed.told(until + len(steps), result)
+        self._backlog.resize(key, missed)
+
+    def _tell_losses(self) -> None:
+        lost, self._lost, self._backlog.lost = self._lost + self._backlog.lost, 0, 0
         if lost:
             log.error("changes of conversations never reached the store and are lost", extra={"count": lost})
-
-
-def _broken(error: Exception) -> Failure:
-    log.error("what was said while the store was away cannot be stored", exc_info=error)
-    text = "what this stream said while the conversation store was away could not be stored"
-    return Failure(Kind.INTERNAL, "NOT_STORED", text)
