@@ -412,6 +412,39 @@ asyncio.run(main())
         assert not exists(pid)
 
 
+def test_a_worker_that_loads_ends_when_the_server_is_killed() -> None:
+    """It reads nothing meanwhile, and so does not see the end of its pipe."""
+    program = """
+import asyncio
+from kibun.server.local import LocalBackend
+
+async def main():
+    backend = LocalBackend(["sleepy"], loader="stub_model:load")
+    starting = asyncio.create_task(backend.start())
+    while True:
+        await asyncio.sleep(0.05)
+        children = open("/proc/self/task/%d/children" % __import__("os").getpid()).read().split()
+        if children:
+            print(children[0], flush=True)
+            await starting
+
+asyncio.run(main())
+"""
+    environment = {**os.environ, "PYTHONPATH": os.path.dirname(__file__)}
+    server = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment)
+    assert server.stdout is not None
+    with server.stdout:
+        pid = int(server.stdout.readline())
+        time.sleep(1.0)  # it begins to load
+        assert exists(pid)
+        server.kill()
+        server.wait()
+        deadline = time.monotonic() + 20
+        while exists(pid) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert not exists(pid)
+
+
 # --- a start that fails ----------------------------------------------------------------------------------------------
 
 

@@ -134,10 +134,13 @@ def test_sync_client_raises_the_same_and_leaves_no_thread():
 
 
 async def test_a_token_does_not_travel_in_clear_text(tmp_path):
-    with pytest.raises(InvalidRequestError, match="clear text"):
-        AsyncClient("example.org:50051", token="secret")
+    for target in ("example.org:50051", "dns:///example.org:1", "ipv4:127.0.0.1:1,192.0.2.1:1"):
+        with pytest.raises(InvalidRequestError, match="clear text"):
+            AsyncClient(target, token="secret")
     for client in (
         AsyncClient("127.0.0.1:1", token="secret"),
+        AsyncClient("ipv4:127.0.0.1:1,127.0.0.2:1", token="secret"),
+        AsyncClient("ipv6:[::1]:1", token="secret"),
         AsyncClient("example.org:1", token="secret", tls=True),
         AsyncClient("example.org:1", token="secret", allow_plaintext_token=True),
     ):

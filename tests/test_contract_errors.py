@@ -527,7 +527,20 @@ async def test_warnings_are_no_errors(stub: Stub) -> None:
 
 
 async def test_audio_faster_than_its_label_says_is_suspected(stub: Stub) -> None:
-    """48 kHz labelled 16 kHz, at the pace of a microphone: real time, as only the wall clock can tell."""
+    """48 kHz labelled 16 kHz, at the pace of a microphone: real time, as only the wall clock can tell.
+
+    Tried three times, as a busy machine may not keep the pace for six seconds.
+    """
+    for _ in range(3):
+        responses = await at_a_microphones_pace(stub)
+        assert responses[-1].HasField("stream_ended"), "a warning, no error"
+        warnings = [w for w in of_kind(responses, "stream_warning") if w.reason != "NO_SPEECH"]
+        if warnings:
+            break
+    assert [(w.reason, w.metadata["likely_hertz"]) for w in warnings] == [("RATE_MISMATCH_SUSPECTED", "48000")]
+
+
+async def at_a_microphones_pace(stub: Stub) -> list[pb.StreamingAnalyzeResponse]:
     loop = asyncio.get_running_loop()
     async with Talk(stub) as talk:
         await talk.send(config())
@@ -535,7 +548,4 @@ async def test_audio_faster_than_its_label_says_is_suspected(stub: Stub) -> None
         for number in range(65):
             await asyncio.sleep(max(0.0, began + number * 0.1 - loop.time()))
             await talk.send(*chunks(bytes(2 * 4_800), 9_600))
-        responses = await talk.finish()
-    warnings = [w for w in of_kind(responses, "stream_warning") if w.reason != "NO_SPEECH"]
-    assert [(w.reason, w.metadata["likely_hertz"]) for w in warnings] == [("RATE_MISMATCH_SUSPECTED", "48000")]
-    assert responses[-1].HasField("stream_ended"), "a warning, no error"
+        return await talk.finish()

@@ -103,9 +103,16 @@ def read_pem(value: bytes | str | Path | None) -> bytes | None:
 
 
 def _is_local(target: str) -> bool:
+    """Whether all addresses of a target are this machine's own."""
     if target.startswith("unix:"):
         return True
-    host = target.rpartition(":")[0].strip("[]")
+    for scheme in ("ipv4:", "ipv6:", "dns:"):
+        target = target.removeprefix(scheme)
+    return all(_is_loopback(address) for address in target.lstrip("/").split(","))
+
+
+def _is_loopback(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
     if host == "localhost":
         return True
     try:

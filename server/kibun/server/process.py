@@ -172,7 +172,9 @@ class WorkerProcess:
         try:
             while True:
                 answers: Answers = await read_message(self._stdout)
-                pending = self._pending.pop(answers.number)
+                pending = self._pending.pop(answers.number, None)
+                if pending is None:  # it was given up while the answer was on its way
+                    continue
                 pending.deadline.cancel()
                 if self._arena is not None and pending.block is not None:
                     self._arena.free(pending.block)

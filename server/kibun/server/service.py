@@ -49,6 +49,7 @@ class ServiceLimits:
     slow_reader_timeout_s: float = 10.0
     conversation_ttl_s: float = 1800.0
     tenant: TenantLimits = field(default_factory=TenantLimits)  # of each tenant without limits of its own
+    max_conversation_ttl_s: float = convert.MAX_TTL_S  # that a client may ask for
 
 
 class SpeechAnalysis:
@@ -185,6 +186,9 @@ class SpeechAnalysis:
         patience = Patience(timeout_s)
         try:
             await patience.wait(context.write(message))
+        except grpc.aio.InternalError:
+            # Its client is gone, and gRPC about to cancel this call: a write that comes first fails like this.
+            raise asyncio.CancelledError from None
         except TimeoutError:
             text = f"results were not read for {timeout_s:g} s; read while sending"
             raise Failure(
@@ -233,7 +237,10 @@ class SpeechAnalysis:
         )
 
     def _defaults(self) -> convert.Defaults:
-        return convert.Defaults(self._models, self._endpointing, self._limits.conversation_ttl_s, _new_id)
+        limits = self._limits
+        return convert.Defaults(
+            self._models, self._endpointing, limits.conversation_ttl_s, _new_id, limits.max_conversation_ttl_s
+        )
 
     # ---- single calls
 

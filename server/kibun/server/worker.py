@@ -19,6 +19,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 CANNOT_GO_ON = 70
 """Exit code after an error that is no job's fault."""
 
+ORPHAN_CHECK_S = 1.0
+
 CPU_BATCH_S = 30.0  # packed, mixed lengths cost nothing; whether a batch is worth its wait the batcher decides
 CUDA_BATCH_S = 60.0  # a guess, as is the next: no GPU has been measured yet
 CUDA_THREADS = 2  # one prepares a batch while the other's runs
@@ -64,6 +67,7 @@ def main() -> None:
         options = read_message_blocking(requests)
         logs.configure(options.log_level, options.log_format)
         sys.path.extend(entry for entry in options.import_path if entry not in sys.path)
+        threading.Thread(target=_end_with_server, args=(os.getppid(),), daemon=True).start()
         _serve(options, requests, answers)
         code = 0
     except (EOFError, BrokenPipeError):
@@ -74,6 +78,13 @@ def main() -> None:
     # Not sys.exit: that would wait for inference threads whose answers nobody reads any more.
     sys.stderr.flush()
     os._exit(code)
+
+
+def _end_with_server(server: int) -> None:
+    """The end of stdin is noticed only once the models are loaded, which may take long or for ever."""
+    while os.getppid() == server:
+        time.sleep(ORPHAN_CHECK_S)
+    os._exit(0)
 
 
 def _take_over_stdio() -> tuple[BinaryIO, BinaryIO]:
