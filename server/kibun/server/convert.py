@@ -27,7 +27,7 @@ ENCODINGS: Mapping[pb.AudioEncoding, Encoding] = {
 }
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _MAX_OFFSET_S = 7 * 24 * 3600.0
-_TTL_RANGE_S = (1.0, 24 * 3600.0)
+MIN_TTL_S, MAX_TTL_S = 1.0, 24 * 3600.0
 _INTERIM_RANGE_S = (0.2, 60.0)
 
 _END_REASONS = {
@@ -67,6 +67,7 @@ class Defaults:
     endpointing: EndpointingOptions
     ttl_s: float
     new_id: Callable[[str], str]  # "turn" → "turn-3f…"
+    max_ttl_s: float = MAX_TTL_S  # that a client may ask for
 
 
 # ---- in
@@ -85,7 +86,7 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
     start_offset = seconds(config.audio_start_offset, "audio_start_offset", (0.0, _MAX_OFFSET_S))
     ttl_s = defaults.ttl_s
     if config.HasField("conversation_ttl"):
-        ttl_s = seconds(config.conversation_ttl, "conversation_ttl", _TTL_RANGE_S)
+        ttl_s = seconds(config.conversation_ttl, "conversation_ttl", (MIN_TTL_S, defaults.max_ttl_s))
     given = traits(config.given_personality) if config.HasField("given_personality") else None
     model = model_named(config.model, defaults.models)
     emotion, personality, warnings = capability.settle(
