@@ -16,6 +16,7 @@ from kibun.server.backend import ConditionSource, Traits
 from kibun.server.endpointing import EndReason
 
 MAX_RECORDS = 512  # per participant; the oldest leave: 512 vectors of 768 float16 are 0.8 MB
+MAX_PARTICIPANTS = 64  # per conversation
 MAX_OPENINGS = 64  # turns per participant whose last opening is remembered
 MAX_FINISHED_TURNS = 4096  # ids remembered per participant, to refuse a finished turn
 

@@ -54,6 +54,16 @@ class ParticipantHead:
     openings: Mapping[str, Opening] = field(default_factory=dict)
     records: Numbers = field(default_factory=Numbers)
     turns: Numbers = field(default_factory=Numbers)
+    _packed: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def packed(self) -> str:
+        """As JSON, made once: a change writes the heads of all participants, and most are as they were."""
+        if not self._packed:
+            openings = {turn: [opening.when, opening.offset] for turn, opening in self.openings.items()}
+            values = [self.revision, self.given_traits, openings, _runs(self.records), _runs(self.turns)]
+            self._packed.append(_json(values))
+        return self._packed[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,9 +81,10 @@ class Head:
 
 
 def pack_head(head: Head) -> bytes:
-    people = {name: _participant(p) for name, p in head.participants.items()}
+    people = ",".join(f"{_json(name)}:{p.packed}" for name, p in head.participants.items())
     times = (head.create_time, head.update_time, head.ttl_s)
-    return _sealed(_json([head.incarnation, head.version, head.model, *times, head.completed, people]))
+    about = _json([head.incarnation, head.version, head.model, *times, head.completed])
+    return _sealed(f"{about[:-1]},{{{people}}}]".encode())
 
 
 def unpack_head(data: bytes) -> Head:
@@ -104,7 +115,7 @@ def pack_record(record: UtteranceRecord) -> bytes:
             record.reason.value,
             vector is not None,
         ]
-    )
+    ).encode()
     raw = b"" if vector is None else vector.astype("<f2", copy=False).tobytes()
     return _sealed(_JSON_LENGTH.pack(len(about)) + about + raw)
 
@@ -168,17 +179,12 @@ def _check(version: int, body: bytes) -> int:
     return zlib.crc32(body, version)
 
 
-def _json(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_plain).encode()
+def _json(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_plain)
 
 
 def _plain(number: np.generic) -> object:
     return number.item()  # exact: a float32 is a float64
-
-
-def _participant(p: ParticipantHead) -> list[Any]:
-    openings = {turn: [opening.when, opening.offset] for turn, opening in p.openings.items()}
-    return [p.revision, p.given_traits, openings, _runs(p.records), _runs(p.turns)]
 
 
 def _openings(values: Mapping[str, tuple[float, int]]) -> dict[str, Opening]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from kibun.server.backend import ModelInfo
 from kibun.server.capability import check_traits
 from kibun.server.conversation import (
+    MAX_PARTICIPANTS,
     Conversation,
     Opening,
     Participant,
@@ -214,6 +215,13 @@ class HeldConversation:
         if conversation.model != self._model.name:
             text = f"this conversation began with model {conversation.model!r}; ask for that one, or begin another"
             raise Failure(Kind.FAILED_PRECONDITION, "MODEL_MISMATCH", text)
+        people = conversation.participants
+        if self._options.participant_id not in people and len(people) >= MAX_PARTICIPANTS:
+            text = (
+                f"a conversation may have {MAX_PARTICIPANTS} participants, and this one has; begin another with a new "
+                "conversation_id"
+            )
+            raise Failure(Kind.FAILED_PRECONDITION, "TOO_MANY_PARTICIPANTS", text)
         if not self._options.resumes and self._seen is None:  # once entered, it may have been this stream
             _check_unfinished(conversation.participant(self._options.participant_id), self._options.turn_id)
         return conversation

@@ -16,12 +16,14 @@ from kibun.server import logs
 
 logs.quiet_grpc()  # which is imported by those below
 
+from kibun.server.convert import MAX_TTL_S  # noqa: E402
 from kibun.server.events import Limits  # noqa: E402
 from kibun.server.local import WorkerTimes  # noqa: E402
 from kibun.server.quota import TenantLimits  # noqa: E402
 from kibun.server.service import ServiceLimits  # noqa: E402
 from kibun.server.serving import Server  # noqa: E402
 from kibun.server.settings import REAL_LOADER, Settings, StartError  # noqa: E402
+from kibun.server.store_room import TENANT_CONVERSATIONS  # noqa: E402
 from kibun.server.watchdog import WatchdogTimes  # noqa: E402
 
 LAST_RESORT_S = 0.3
@@ -90,6 +92,12 @@ def serve(
     conversation_ttl: Annotated[
         float, typer.Option(help="Seconds to keep a conversation.", min=1, rich_help_panel=_LIMITS)
     ] = 1800.0,
+    max_conversation_ttl: Annotated[
+        float,
+        typer.Option(
+            help="Seconds to keep a conversation that a client may ask for at most.", min=1, rich_help_panel=_LIMITS
+        ),
+    ] = MAX_TTL_S,
     max_message_rate: Annotated[
         float,
         typer.Option(
@@ -122,6 +130,9 @@ def serve(
     tenant_messages: Annotated[
         float | None, typer.Option(help="Messages per second of each tenant.", min=1, rich_help_panel=_LIMITS)
     ] = None,
+    tenant_conversations: Annotated[
+        int, typer.Option(help="Conversations kept of each tenant at a time.", min=1, rich_help_panel=_LIMITS)
+    ] = TENANT_CONVERSATIONS,
     tls_cert: Annotated[
         Path | None, typer.Option(envvar="KIBUN_TLS_CERT", help="Certificate chain, PEM.", rich_help_panel=_SECURITY)
     ] = None,
@@ -212,6 +223,7 @@ def serve(
             precision=precision,
             vad=vad,
             store=store,
+            tenant_conversations=tenant_conversations,
             token_file=token_file,
             tls_cert=tls_cert,
             tls_key=tls_key,
@@ -232,6 +244,7 @@ def serve(
                 slow_reader_timeout,
                 conversation_ttl,
                 TenantLimits(tenant_streams, tenant_audio, tenant_messages),
+                max_conversation_ttl,
             ),
             stream_limits=Limits(
                 max_stream_s=max_stream_seconds,

@@ -82,7 +82,14 @@ class Server:
         self._find_models()
         stopping = asyncio.create_task(self._stop.wait())
         store_failed = self._observability.telemetry.metrics.store_failed
-        opening = asyncio.create_task(open_store(settings.store, store_failed, insecure=settings.insecure))
+        opening = asyncio.create_task(
+            open_store(
+                settings.store,
+                store_failed,
+                insecure=settings.insecure,
+                tenant_conversations=settings.tenant_conversations,
+            )
+        )
         await asyncio.wait((opening, stopping), return_when=asyncio.FIRST_COMPLETED)
         if not opening.done():
             opening.cancel()

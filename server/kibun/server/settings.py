@@ -11,6 +11,7 @@ from kibun.server.endpointing import EndpointingOptions
 from kibun.server.events import Limits
 from kibun.server.local import WorkerTimes
 from kibun.server.service import ServiceLimits
+from kibun.server.store_room import TENANT_CONVERSATIONS
 from kibun.server.vad import VadName
 from kibun.server.watchdog import WatchdogTimes
 
@@ -35,6 +36,7 @@ class Settings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     vad: VadName = "webrtc"
     store: str = field(default="memory", repr=False)  # an address may hold a password
+    tenant_conversations: int = TENANT_CONVERSATIONS  # kept of each tenant
     token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -56,6 +58,11 @@ class Settings:
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise StartError("--tls-cert and --tls-key belong together: give both")
+        if self.limits.conversation_ttl_s > self.limits.max_conversation_ttl_s:
+            longest_s = self.limits.max_conversation_ttl_s
+            raise StartError(
+                f"--conversation-ttl is above --max-conversation-ttl ({longest_s:g} s): raise that one, too"
+            )
         if self.tls_client_ca and not self.tls_cert:
             raise StartError("--tls-client-ca needs --tls-cert and --tls-key")
         if not self.insecure and self.tls_cert is None and not _is_loopback(self.host):

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar, cast
 
 from kibun.server.conversation import Conversation
 from kibun.server.errors import Failure, Kind
+from kibun.server.store_room import TENANT_CONVERSATIONS, Room
 
 Key = tuple[str, str]
 C = TypeVar("C", bound=Conversation | None)
@@ -94,9 +95,13 @@ class MemoryStore:
     Belongs to one event loop; nothing in it waits, so that no change comes between another's reading and writing.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, clock: Callable[[], float] = time.time, *, tenant_conversations: int = TENANT_CONVERSATIONS
+    ) -> None:
+        """A tenant that has `tenant_conversations` cannot make more: RESOURCE_EXHAUSTED TENANT_CONVERSATION_LIMIT."""
         self._clock = clock
         self._conversations: dict[Key, Conversation] = {}
+        self._room = Room(tenant_conversations, clock)
 
     def __len__(self) -> int:
         return len(self._conversations)
@@ -111,15 +116,18 @@ class MemoryStore:
         known = self._live(key, now) or (holder.held if holder else None)
         changed = change(known)
         if changed is None:
-            self._conversations.pop(key, None)
+            self._forget(key)
             return changed
+        if known is None:
+            self._room.check(key)
         stamped = stamp(changed, known, now)
         self._conversations[key] = stamped
+        self._room.note(key, stamped)
         return cast(C, stamped)
 
     async def delete(self, key: Key) -> bool:
         known = await self.knows(key)
-        self._conversations.pop(key, None)
+        self._forget(key)
         return known
 
     async def knows(self, key: Key) -> bool:
@@ -129,8 +137,13 @@ class MemoryStore:
         conversation = self._conversations.get(key)
         return conversation if conversation and conversation.expire_time > now else None
 
+    def _forget(self, key: Key) -> None:
+        self._conversations.pop(key, None)
+        self._room.note(key, None)
+
     def sweep(self) -> None:
         """Expired conversations are invisible at once, and out of memory after this."""
+        self._room.sweep()
         now = self._clock()
         for key in [k for k, c in self._conversations.items() if c.expire_time <= now]:
             del self._conversations[key]

@@ -44,9 +44,10 @@ def deleted_when(state: State) -> float:
 
 
 def weight(state: State | None) -> int:
-    """Records that a state keeps in memory; an empty conversation counts, too."""
+    """Records that a state keeps in memory, and what weighs like a record: 16 turns, or being there at all."""
     people = state.conversation.participants.values() if state and state.conversation else ()
-    return (state is not None) + sum(len(p.records) for p in people)
+    turns = sum(len(p.finished_turns) + len(p.openings) for p in people)
+    return (state is not None) + turns // 16 + sum(len(p.records) for p in people)
 
 
 # ---- entries and their fields
@@ -93,8 +94,11 @@ def difference_to(before: State, after: Conversation) -> tuple[codec.Head, Diffe
     people = {}
     for name, participant in after.participants.items():
         old_head = before.parsed.participants.get(name) if before.parsed else None
-        old_head = old_head or codec.ParticipantHead()
         old = before.conversation.participant(name) if before.conversation else Participant(name)
+        if old_head is not None and old is participant:
+            people[name] = old_head
+            continue
+        old_head = old_head or codec.ParticipantHead()
         records, turns = participant.records, participant.finished_turns
         people[name] = codec.ParticipantHead(
             participant.revision,

@@ -27,6 +27,7 @@ from kibun.server.errors import Failure, Kind
 from kibun.server.redis_link import RedisLink, Script
 from kibun.server.store import C, Change, Holder, Key, stamp
 from kibun.server.store_layout import Difference, State
+from kibun.server.store_room import TENANT_CONVERSATIONS, Room
 
 log = logging.getLogger(__name__)
 KEPT_RECORDS = 32_768  # in memory, of conversations last seen: 768 float16 each are 50 MB
@@ -58,9 +59,17 @@ class RedisStore:
     goes back.
     """
 
-    def __init__(self, link: RedisLink, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        link: RedisLink,
+        clock: Callable[[], float] = time.time,
+        *,
+        tenant_conversations: int = TENANT_CONVERSATIONS,
+    ) -> None:
         self._link = link
         self._clock = clock
+        self.room = Room(tenant_conversations, clock)
+        """Of the conversations that this server has seen."""
         self._seen: OrderedDict[Key, State] = OrderedDict()
         self._seen_records = 0
 
@@ -91,6 +100,8 @@ class RedisStore:
                 _refuse_deleted(state, holder)
                 known = state.conversation or (holder.held if holder else None)
                 changed = change(known)
+                if known is None and changed is not None:
+                    self.room.check(key)
             except Exception:
                 if current:
                     raise
@@ -137,6 +148,7 @@ class RedisStore:
         await self._link.call("PING")
 
     def sweep(self) -> None:
+        self.room.sweep()
         for key in [k for k in self._seen if self.remembered(k) is None]:
             self.forget(key)
 
@@ -223,6 +235,7 @@ class RedisStore:
         return now, True
 
     def _remember(self, key: Key, state: State) -> None:
+        self.room.note(key, state.conversation)
         self._seen_records -= layout.weight(self._seen.pop(key, None))
         if state.conversation is not None:
             self._seen[key] = state

@@ -205,7 +205,10 @@ class ResilientStore:
             missed.remove(holder)
             self._backlog.resize(key, missed)
             return changed
+        if known is None:
+            self._store.room.check(key)
         missed.seen = stamp(changed, known, self._clock())
+        self._store.room.note(key, missed.seen)
         says_nothing = changed is known and id(holder) in missed.holders  # it merely keeps the conversation alive
         if not says_nothing and self._backlog.add(key, missed, holder, change):
             holder.behind(True)

@@ -6,23 +6,28 @@ from collections.abc import Callable
 
 from kibun.server.settings import StartError
 from kibun.server.store import ConversationStore, MemoryStore
+from kibun.server.store_room import TENANT_CONVERSATIONS
 
 MEMORY = "memory"
 
 
 async def open_store(
-    address: str, on_error: Callable[[], None] = lambda: None, *, insecure: bool = False
+    address: str,
+    on_error: Callable[[], None] = lambda: None,
+    *,
+    insecure: bool = False,
+    tenant_conversations: int = TENANT_CONVERSATIONS,
 ) -> ConversationStore:
     """`memory`, or where a Redis or Valkey is. Raises StartError, which shows no password.
 
     `on_error` is called for each question that the store does not answer. `insecure`: another machine's may be spoken
-    to without TLS.
+    to without TLS. `tenant_conversations`: so many a tenant may have, as far as this server has seen.
 
     A server that cannot reach its store at the start does not start: most likely the address is wrong, and it would
     hold conversations that no other server sees. One that loses its store later goes on.
     """
     if address == MEMORY:
-        return MemoryStore()
+        return MemoryStore(tenant_conversations=tenant_conversations)
     try:
         from kibun.server.redis_link import Address, AddressError, LinkError, RedisLink
         from kibun.server.store_redis import RedisStore
@@ -39,7 +44,7 @@ async def open_store(
         link = RedisLink(where)
     except (AddressError, OSError) as error:  # OSError: of a certificate's file
         raise StartError(f"--store: {error}") from None
-    store = RedisStore(link)
+    store = RedisStore(link, tenant_conversations=tenant_conversations)
     try:
         await store.first_contact()
     except LinkError as error:
