@@ -21,7 +21,7 @@ pytest.importorskip("redis", reason="needs the extra redis")
 
 from redis.exceptions import ConnectionError
 
-from kibun.server import redis_link, store_missed, store_resilient
+from kibun.server import redis_link, store_missed, store_redis, store_resilient
 from kibun.server.audio import AudioFormat
 from kibun.server.backend import ModelInfo
 from kibun.server.endpointing import EndpointingOptions
@@ -418,7 +418,7 @@ async def test_a_turn_resumed_elsewhere_meanwhile(site: Site, other: Site, enter
 
 @pytest.fixture
 def own_clock(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_resilient, "time", SimpleNamespace(monotonic=lambda: site.now))
+    monkeypatch.setattr(redis_link, "time", SimpleNamespace(monotonic=lambda: site.now))
 
 
 @pytest.mark.usefixtures("own_clock")
@@ -450,6 +450,47 @@ async def test_one_slow_answer_is_no_outage(site: Site) -> None:
         await say(site, stream, start)
     assert stream.told == []
     assert not site.store._away
+
+
+@pytest.mark.usefixtures("own_clock")
+async def test_a_large_conversation_is_no_slow_store(site: Site, other: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of many answers is quick, and all of them together take longer than one may."""
+    monkeypatch.setattr(store_redis, "READ_AT_ONCE", 10)
+    for key in (KEY, ("tenant", "another")):
+        await other.store.update(key, said(*(record(start=n) for n in range(200))))
+    execute = site.redis._link._execute
+
+    async def quick(*words: Any) -> Any:
+        assert len(words) <= 4 + store_redis.READ_AT_ONCE
+        site.now += 0.5 * store_resilient.SLOW_S
+        return await execute(*words)
+
+    site.redis._link._execute = quick
+    stream = Stream()
+    for key in (KEY, ("tenant", "another")):
+        assert starts(await site.store.get(key, stream)) == list(range(200))
+    assert site.calls == 2 * 21
+    assert not site.store._away
+
+
+async def test_a_large_conversation_that_changes_while_it_is_read(
+    site: Site, other: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_redis, "READ_AT_ONCE", 10)
+    await other.store.update(KEY, said(*(record(start=n) for n in range(95))))
+    execute, changes = site.redis._link._execute, 0
+
+    async def disturbed(*words: Any) -> Any:
+        nonlocal changes
+        if words[0] == "HMGET" and changes < 15:
+            changes += 1
+            await other.store.update(KEY, said(record(start=1000 + changes)))
+        return await execute(*words)
+
+    site.redis._link._execute = disturbed
+    found = await site.store.get(KEY)
+    assert plain(found) == plain(await other.store.get(KEY))
+    assert len(starts(found)) == 95 + changes
 
 
 async def test_no_answer_is_waited_for_a_second_at_most(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

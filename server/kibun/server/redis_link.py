@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import logging
 import re
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +151,7 @@ class RedisLink:
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self.on_answer: Callable[[float], None] = lambda seconds: None
         pool = BlockingConnectionPool(
             max_connections=MAX_CONNECTIONS,
             timeout=TIMEOUT_S,
@@ -183,21 +185,27 @@ class RedisLink:
             raise LinkError(text) from error
 
     async def call(self, *command: str | bytes | int) -> Any:
+        begin = time.monotonic()
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                return await self._execute(*command)
+                answer = await self._execute(*command)
         except (RedisError, OSError, TimeoutError) as error:
             raise _failure(error) from error
+        self.on_answer(time.monotonic() - begin)
+        return answer
 
     async def run(self, script: Script, key: str, *arguments: str | bytes | int) -> Any:
+        begin = time.monotonic()
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 try:
-                    return await self._execute("EVALSHA", script.sha, 1, key, *arguments)
+                    answer = await self._execute("EVALSHA", script.sha, 1, key, *arguments)
                 except NoScriptError:  # the server was started anew
-                    return await self._execute("EVAL", script.source, 1, key, *arguments)
+                    answer = await self._execute("EVAL", script.source, 1, key, *arguments)
         except (RedisError, OSError, TimeoutError) as error:
             raise _failure(error) from error
+        self.on_answer(time.monotonic() - begin)
+        return answer
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -71,6 +71,7 @@ class ResilientStore:
         self._away = False
         self._slow_answers = 0
         self._return: asyncio.Task[None] | None = None
+        store.watch(self._answered)
 
     @property
     def kept(self) -> int:
@@ -147,16 +148,16 @@ class ResilientStore:
             raise StoreUnavailable
         try:
             await self._catch_up(key)
-            begin = time.monotonic()
-            answer = await ask()
+            return await ask()
         except StoreUnavailable:
             self._on_error()
             self._lose()
             raise
-        self._slow_answers = self._slow_answers + 1 if time.monotonic() - begin > SLOW_S else 0
+
+    def _answered(self, seconds: float) -> None:
+        self._slow_answers = self._slow_answers + 1 if seconds > SLOW_S else 0
         if self._slow_answers > 1:
             self._lose()
-        return answer
 
     def _lose(self) -> None:
         if not self._away:
