@@ -303,3 +303,77 @@ async def test_other_turns_are_nobodys_business() -> None:
             stream.send(None)
             await stream.until(Ended)
     assert sorted(turn for turn, _ in await heard(here)) == ["t1", "t1", "t2"]
+
+
+# ---- a turn whose result its client has read before the store knows
+
+
+class HeldUp(MemoryStore):
+    """Changes of the first stream wait while `go_on` is cleared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.first: Holder | None = None
+
+    async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+        self.first = self.first or holder
+        if holder is self.first:
+            await self.go_on.wait()
+        return await super().update(key, change, holder)
+
+
+async def test_a_turn_whose_result_was_read_is_finished_for_other_streams() -> None:
+    store = HeldUp()
+    world = World(store=store)
+    async with Spoken(world.session()) as old:
+        old.send(Audio(said()), None)
+        await old.until(Turn)
+        store.go_on.clear()
+        rest = asyncio.create_task(old.until(Ended))  # goes on after having written the result
+        await settle(3)
+        again = asyncio.create_task(run(world.session(), Audio(said())))
+        other = await run(world.session(participant_id="q"), Audio(said()))
+        assert isinstance(other[-1].event, Ended), "others do not wait"
+        assert not again.done()
+        store.go_on.set()
+        with pytest.raises(Failure) as caught:
+            await again
+        assert (caught.value.kind, caught.value.reason) == (Kind.ALREADY_EXISTS, "TURN_FINISHED")
+        assert await rest, "nobody took its turn over"
+
+
+async def test_a_turn_whose_result_was_read_is_finished_for_its_own_stream() -> None:
+    store = HeldUp()
+    async with Spoken(World(store=store).session()) as stream:
+        stream.send(Audio(said()), EndOfTurn("t2"))
+        await stream.until(Turn)
+        store.go_on.clear()
+        rest = asyncio.create_task(stream.until(Ended))
+        await settle(3)
+        stream.send(EndOfTurn("t1"))
+        await settle(3)
+        store.go_on.set()
+        with pytest.raises(Failure) as caught:
+            await rest
+        assert caught.value.reason == "TURN_FINISHED"
+
+
+async def test_a_stream_cancelled_while_its_turn_is_being_finished_holds_up_nobody() -> None:
+    store = HeldUp()
+    world = World(store=store)
+    old = Spoken(world.session())
+    await old.__aenter__()
+    old.send(Audio(said()), None)
+    await old.until(Turn)
+    store.go_on.clear()
+    rest = asyncio.create_task(old.until(Ended))
+    await settle(3)
+    again = asyncio.create_task(run(world.session(), Audio(said())))
+    await settle(3)
+    rest.cancel()
+    await asyncio.wait([rest])
+    await old.__aexit__()
+    store.go_on.set()
+    assert isinstance((await again)[-1].event, Ended), "it was not finished, and a client may say it again"

@@ -216,6 +216,7 @@ class Listener:
 
     async def _client_end_of_turn(self, next_turn_id: str) -> None:
         next_turn_id = next_turn_id or self._new_turn_id()
+        await self._stream.streams.settled(self._stream.live, next_turn_id)
         if next_turn_id in self._stream.live.turn_ids:
             raise invalid("TURN_ID_REPEATED", "end_of_turn.next_turn_id", "the next turn needs an id of its own")
         await self._stream.held.refresh()  # another stream may have finished that turn

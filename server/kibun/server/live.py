@@ -6,7 +6,8 @@ Belongs to one event loop; nothing here awaits while it changes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from kibun.server.errors import Failure, Kind
 from kibun.server.events import Warn
@@ -35,6 +36,7 @@ class LiveStream:
         self.turn_ids = {turn_id}  # turns that have no written result yet; never empty while the stream is heard
         self.end = end
         self.warn = warn
+        self._finishing: dict[str, asyncio.Event] = {}
         self._awaits_client = False
         self._work = 0
         self._idle = asyncio.Event()
@@ -65,6 +67,21 @@ class LiveStream:
                 return
             await asyncio.sleep(left_s)
             patience_s -= left_s
+
+    @contextmanager
+    def finishing(self, turn_id: str) -> Iterator[None]:
+        """While the turn's result is written and the conversation does not say so yet."""
+        finished = self._finishing[turn_id] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._finishing[turn_id]
+            finished.set()
+
+    async def finished(self, turn_id: str) -> None:
+        """Returns at once where it is not about to be."""
+        if finishing := self._finishing.get(turn_id):
+            await finishing.wait()
 
     def _update(self) -> None:
         if not self._awaits_client or self._work:
@@ -116,6 +133,13 @@ class LiveStreams:
             if earlier is stream:
                 return
             await earlier.caught_up()
+
+    async def settled(self, stream: LiveStream, turn_id: str) -> None:
+        """Returns once the conversation tells whether the participant's turn is finished: a client may have read its
+        result a moment before.
+        """
+        for other in self._of(stream):
+            await other.finished(turn_id)
 
     def has(self, conversation: tuple[str, str]) -> bool:
         """Whether a stream of (tenant, conversation id) is open."""

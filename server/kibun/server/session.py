@@ -81,6 +81,7 @@ class Session:
         closing it early drops all that is still queued.
         """
         try:
+            await self._streams.settled(self._live, self._stream.options.turn_id)
             created = await self._held.enter()
             started = self._started(created)
             for warning in self._stream.options.warnings:
@@ -96,8 +97,9 @@ class Session:
                 if isinstance(event, Utterance):
                     self._telemetry.wrote(final=event.is_final, speech_samples=event.analyzed)
                 if isinstance(event, Turn):  # finished only now that its result was written
-                    await self._held.finish_turn(event.turn_id)
-                    self._live.turn_ids.discard(event.turn_id)
+                    with self._live.finishing(event.turn_id):
+                        await self._held.finish_turn(event.turn_id)
+                        self._live.turn_ids.discard(event.turn_id)
                 self._outbox.task_done()
                 if isinstance(event, Ended):
                     return
