@@ -584,6 +584,19 @@ async def test_keeping_a_conversation_alive_takes_no_room(site: Site) -> None:
     assert stream.told == [True, False]
 
 
+async def test_a_silent_stream_takes_no_room(site: Site) -> None:
+    options = StreamOptions("tenant", "c", "p", "t", "m", AudioFormat("linear16", 16_000), EndpointingOptions())
+    live = LiveStream("tenant", "c", "p", "t", end=lambda _: None, warn=lambda _: None)
+    held = HeldConversation(options, MODEL, site.store, asyncio.get_running_loop().create_future(), live)
+    site.mode = "down"
+    await held.enter()
+    for _ in range(10):
+        await held.update(lambda participant: participant)  # as `keep_alive`
+    assert site.store.kept == 1
+    await held.add(record())
+    assert site.store.kept == 2
+
+
 async def test_catching_up_lets_others_have_their_turn(site: Site, other: Site) -> None:
     count = 20 * store_resilient.TOLD_AT_ONCE
     site.mode = "down"
