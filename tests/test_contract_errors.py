@@ -127,6 +127,7 @@ def durations(field: str, *values: Duration) -> list[tuple[str, dict[str, Any]]]
     [
         ("AUDIO_CONFIG_REQUIRED", "audio_config", {"audio_config": None}),
         *[("UNSUPPORTED_ENCODING", "audio_config.encoding", {"encoding": n}) for n in (0, 2, 99)],
+        ("UNKNOWN_END_REASON", "resume_after", {"resume_after": 99}),
         *[
             ("SAMPLE_RATE_OUT_OF_RANGE", "audio_config.sample_rate_hertz", {"rate": hz})
             for hz in (-1, 0, 7_999, 48_001, 2**31 - 1)

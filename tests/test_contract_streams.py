@@ -461,6 +461,26 @@ async def test_a_turn_resumed_gives_what_it_would_have_given(stub: Stub, answere
     assert participant == was, "nothing counted twice, nothing lost"
 
 
+@pytest.mark.parametrize("cut", [False, True], ids=["pauses", "forced cuts"])
+async def test_a_server_that_knows_nothing_of_the_turn_hears_on_as_the_client_says(stub: Stub, cut: bool) -> None:
+    """What the first server knew is lost; the client tells how the last utterance that it knows of had ended."""
+    fields: dict[str, Any] = {"endpointing_config": {"max_utterance_duration": seconds(1)}} if cut else {}
+    whole = await undisturbed(stub, f"known-{cut}", **fields)
+    for number, last in enumerate(finals(whole)[:-1], 1):
+        first = config(
+            conversation_id=f"unknown-{cut}-{number}",
+            turn_id="t",
+            audio_start_offset=last.end_offset,
+            resume_turn=True,
+            resume_after=last.end_reason,
+            **fields,
+        )
+        resumed = await converse(stub, [first, *chunks(encode(dialogue()[samples(last.end_offset) :]))])
+        assert of_kind(resumed, "stream_started")[0].conversation_created
+        spans = [[(u.start_offset, u.end_offset, u.end_reason) for u in finals(r)] for r in (whole, resumed)]
+        assert spans[1] == spans[0][number:]
+
+
 async def test_silence_that_ends_a_turn_is_counted_across_a_lost_connection(stub: Stub) -> None:
     audio = spoken(0.9, pause=1.5)
     fields: dict[str, Any] = {"turn_id": "t", "endpointing_config": {"end_of_turn_silence": seconds(1)}}

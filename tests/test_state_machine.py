@@ -211,9 +211,11 @@ class Sequences(RuleBasedStateMachine):
         call = self.driver.call(timeout=0.03)
         with contextlib.suppress(grpc.aio.AioRpcError):
             await call.write(REQUEST(streaming_config=wire_config(model.Config(name, "ann", "t0", FORMS[0]))))
-        # The server keeps the deadline too; where its end arrives first, that is what the client sees.
-        code = await call.code()
-        assert code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED), (code, await call.details())
+        # The server keeps the deadline too; where its end arrives first, that is what the client sees. grpc.aio writes
+        # INTERNAL over either where a write fails because of it.
+        code, details = await call.code(), await call.details()
+        masked = code is grpc.StatusCode.INTERNAL and details == "Internal error from Core"
+        assert masked or code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED), (code, details)
         await self.driver.gone(name)
 
     @rule(

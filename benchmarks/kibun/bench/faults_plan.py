@@ -159,11 +159,10 @@ def order() -> list[Scenario]:
 def make(seed: int, scenario: Scenario, *, quick: bool) -> Plan:
     """The run of a seed. `quick`: six clients, otherwise twenty."""
     random = Random(f"{scenario.name} {seed} {quick}")  # texts are hashed the same way in every process
-    survives = scenario.store == "redis" or not any("server_kill" in k or "drain" in k for k, _, _ in scenario.faults)
     count = 6 if quick else 20
     if quick:
         scenario = replace(scenario, window_s=min(scenario.window_s, QUICK_WINDOW_S))
-    clients = tuple(_client(random, seed, number, scenario, survives) for number in range(count))
+    clients = tuple(_client(random, seed, number, scenario) for number in range(count))
     faults = sorted(_faults(random, scenario), key=lambda fault: fault.at_s)
     return Plan(
         seed=seed,
@@ -177,7 +176,7 @@ def make(seed: int, scenario: Scenario, *, quick: bool) -> Plan:
     )
 
 
-def _client(random: Random, seed: int, number: int, scenario: Scenario, survives: bool) -> ClientPlan:
+def _client(random: Random, seed: int, number: int, scenario: Scenario) -> ClientPlan:
     pace = PACES[number % len(PACES)]
     # Two participants in every fourth conversation.
     conversation = number - 1 if number % 4 == 1 else number
@@ -189,16 +188,15 @@ def _client(random: Random, seed: int, number: int, scenario: Scenario, survives
         pace=pace,
         chunk_seed=random.choice((None, random.randrange(2**31))),
         interims=random.random() < 0.3,
-        turns=tuple(_turns(random, number, pace, scenario.window_s, survives)),
+        turns=tuple(_turns(random, number, pace, scenario.window_s)),
     )
 
 
-def _turns(random: Random, number: int, pace: float, window_s: float, survives: bool) -> list[TurnPlan]:
+def _turns(random: Random, number: int, pace: float, window_s: float) -> list[TurnPlan]:
     """Turns that fill the time in which faults come, at the pace of this client."""
     left_s, turns = window_s, list[TurnPlan]()
     while left_s > 0:
-        # Where state is lost, nobody knows that an utterance goes on from a cut.
-        pieces = PIECES if survives and pace != 1.0 else PIECES - LONG_PIECES
+        pieces = PIECES if pace != 1.0 else PIECES - LONG_PIECES
         audio = [-random.randint(50, 400)]
         for _ in range(1 if pace == 1.0 else random.randint(1, 3)):
             audio += [random.randrange(pieces), -random.randint(50, 900)]

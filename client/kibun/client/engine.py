@@ -57,6 +57,7 @@ class StreamEngine:
         self._something_to_send = asyncio.Event()
         self._room = asyncio.Event()
         self._reconnects = 0
+        self._last_final: UtteranceResult | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -194,6 +195,7 @@ class StreamEngine:
             case UtteranceResult(is_final=True):
                 self._patience.progressed()
                 self._buffer.release(self._position(event.end_s))
+                self._last_final = event
             case StreamProgress():
                 self._buffer.settle(self._position(event.settled_s))
             case TurnResult() if self.turn_result is None:
@@ -223,7 +225,9 @@ class StreamEngine:
             return config
         # The same turn again, also where the server had made up the ids; its result may have been lost on the way.
         ids = (self.started.conversation_id, self.started.turn_id)
-        return replace(config, conversation_id=ids[0], turn_id=ids[1], resume_turn=True)
+        last = self._last_final
+        after = last.end_reason if last and self._position(last.end_s) == self._buffer.start else None
+        return replace(config, conversation_id=ids[0], turn_id=ids[1], resume_turn=True, resume_after=after)
 
     def _position(self, time_s: float) -> int:
         """Bytes of audio before `time_s`, rounded down to a whole sample."""

@@ -45,6 +45,9 @@ class EndReason(enum.StrEnum):
         """A number that this SDK does not know (a newer server) reads as UNSPECIFIED."""
         return _END_REASONS.get(number, cls.UNSPECIFIED)
 
+    def to_proto(self) -> pb.EndReason:
+        return _END_REASON_NUMBERS[self]
+
 
 _SOURCES: dict[int, PersonalitySource] = {
     pb.PERSONALITY_SOURCE_GIVEN: PersonalitySource.GIVEN,
@@ -52,12 +55,14 @@ _SOURCES: dict[int, PersonalitySource] = {
     pb.PERSONALITY_SOURCE_UTTERANCE_AVERAGE: PersonalitySource.UTTERANCE_AVERAGE,
     pb.PERSONALITY_SOURCE_CONVERSATION: PersonalitySource.CONVERSATION,
 }
-_END_REASONS: dict[int, EndReason] = {
-    pb.END_REASON_SILENCE: EndReason.SILENCE,
-    pb.END_REASON_MAX_DURATION: EndReason.MAX_DURATION,
-    pb.END_REASON_CLIENT_END_OF_TURN: EndReason.CLIENT_END_OF_TURN,
-    pb.END_REASON_HALF_CLOSE: EndReason.HALF_CLOSE,
+_END_REASON_NUMBERS: dict[EndReason, pb.EndReason] = {
+    EndReason.UNSPECIFIED: pb.END_REASON_UNSPECIFIED,
+    EndReason.SILENCE: pb.END_REASON_SILENCE,
+    EndReason.MAX_DURATION: pb.END_REASON_MAX_DURATION,
+    EndReason.CLIENT_END_OF_TURN: pb.END_REASON_CLIENT_END_OF_TURN,
+    EndReason.HALF_CLOSE: pb.END_REASON_HALF_CLOSE,
 }
+_END_REASONS: dict[int, EndReason] = {number: reason for reason, number in _END_REASON_NUMBERS.items()}
 
 
 @dataclass(frozen=True)

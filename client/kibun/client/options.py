@@ -8,7 +8,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from kibun.client.errors import ErrorDetails, InvalidRequestError
-from kibun.client.estimates import Traits
+from kibun.client.estimates import EndReason, Traits
 from kibun.v1 import speech_analysis_pb2 as pb
 
 Encoding = Literal["linear16", "float32", "mulaw", "alaw"]
@@ -98,6 +98,8 @@ class StreamConfig:
     audio_start_time: datetime | None = None
     # The turn's connection was lost, maybe together with its result: answer it once more rather than refuse it.
     resume_turn: bool = False
+    # How the utterance had ended that ends at audio_start_offset_s, as its final said; None: there is none.
+    resume_after: EndReason | None = None
     # How long the server keeps the conversation after its last stream; None: the server's default.
     conversation_ttl_s: float | None = None
 
@@ -130,6 +132,7 @@ class StreamConfig:
             audio_start_offset=_duration_s(self.audio_start_offset_s),
             audio_start_time=_timestamp(self.audio_start_time),
             resume_turn=self.resume_turn,
+            resume_after=None if self.resume_after is None else self.resume_after.to_proto(),
             conversation_ttl=None if self.conversation_ttl_s is None else _duration_s(self.conversation_ttl_s),
         )
 

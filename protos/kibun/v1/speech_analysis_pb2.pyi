@@ -88,7 +88,7 @@ class AnalysisFeatures(_message.Message):
     def __init__(self, disable_emotion: bool = ..., disable_personality: bool = ..., interim_results: bool = ..., interim_interval: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., enable_voice_activity_events: bool = ...) -> None: ...
 
 class StreamingAnalyzeConfig(_message.Message):
-    __slots__ = ("audio_config", "conversation_id", "participant_id", "turn_id", "features", "endpointing_config", "model", "require_existing_conversation", "given_personality", "audio_start_offset", "audio_start_time", "conversation_ttl", "resume_turn")
+    __slots__ = ("audio_config", "conversation_id", "participant_id", "turn_id", "features", "endpointing_config", "model", "require_existing_conversation", "given_personality", "audio_start_offset", "audio_start_time", "conversation_ttl", "resume_turn", "resume_after")
     AUDIO_CONFIG_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_ID_FIELD_NUMBER: _ClassVar[int]
     PARTICIPANT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class StreamingAnalyzeConfig(_message.Message):
     AUDIO_START_TIME_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_TTL_FIELD_NUMBER: _ClassVar[int]
     RESUME_TURN_FIELD_NUMBER: _ClassVar[int]
+    RESUME_AFTER_FIELD_NUMBER: _ClassVar[int]
     audio_config: AudioConfig
     conversation_id: str
     participant_id: str
@@ -115,7 +116,8 @@ class StreamingAnalyzeConfig(_message.Message):
     audio_start_time: _timestamp_pb2.Timestamp
     conversation_ttl: _duration_pb2.Duration
     resume_turn: bool
-    def __init__(self, audio_config: _Optional[_Union[AudioConfig, _Mapping]] = ..., conversation_id: _Optional[str] = ..., participant_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., features: _Optional[_Union[AnalysisFeatures, _Mapping]] = ..., endpointing_config: _Optional[_Union[EndpointingConfig, _Mapping]] = ..., model: _Optional[str] = ..., require_existing_conversation: bool = ..., given_personality: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., audio_start_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., audio_start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., conversation_ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., resume_turn: bool = ...) -> None: ...
+    resume_after: EndReason
+    def __init__(self, audio_config: _Optional[_Union[AudioConfig, _Mapping]] = ..., conversation_id: _Optional[str] = ..., participant_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., features: _Optional[_Union[AnalysisFeatures, _Mapping]] = ..., endpointing_config: _Optional[_Union[EndpointingConfig, _Mapping]] = ..., model: _Optional[str] = ..., require_existing_conversation: bool = ..., given_personality: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., audio_start_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., audio_start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., conversation_ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., resume_turn: bool = ..., resume_after: _Optional[_Union[EndReason, str]] = ...) -> None: ...
 
 class EndOfTurn(_message.Message):
     __slots__ = ("next_turn_id",)

@@ -113,10 +113,20 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
         given_traits=given,
         start_offset=round(start_offset * SAMPLE_RATE_HZ),
         resumes=config.resume_turn,
+        resumes_after=end_reason(config.resume_after, "resume_after"),
         ttl_s=ttl_s,
         ttl_asked=config.HasField("conversation_ttl"),
         warnings=warnings,
     )
+
+
+def end_reason(value: int, field: str) -> EndReason | None:
+    """None when unset."""
+    reasons: dict[int, EndReason] = {number: reason for reason, number in _END_REASONS.items()}
+    if value and value not in reasons:
+        allowed = ", ".join(pb.EndReason.Name(number) for number in reasons)
+        raise invalid("UNKNOWN_END_REASON", field, f"{field} must be one of {allowed}; got {value}")
+    return reasons.get(value)
 
 
 def identifier(value: str, field: str) -> str:

@@ -41,6 +41,7 @@ class StreamOptions:
     given_traits: Traits | None = None  # None: those that the participant was given before, if any
     start_offset: int = 0
     resumes: bool = False  # the turn, whose connection was lost: it may have its result already
+    resumes_after: EndReason | None = None  # of the utterance that ended at start_offset, as the client has it
     ttl_s: float = 1800.0
     ttl_asked: bool = False  # by the client; otherwise a conversation that exists keeps its own
     warnings: tuple[Warn, ...] = ()  # of what the request asks for and will not get; told at the start

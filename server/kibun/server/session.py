@@ -197,12 +197,14 @@ class Session:
     # ---- opening
 
     def _listener(self) -> Listener:
-        """A stream that resumes its turn exactly where an utterance ended goes on in the same state."""
+        """A stream that resumes its turn exactly where an utterance ended goes on in the same state. What the server
+        has of it may be lost; then the client's word counts.
+        """
         options = self._stream.options
         before = self._held.resumed_after()
         segmenter = Segmenter(
             options.endpointing,
             self._make_vad(options.endpointing.vad_aggressiveness),
-            resume_after=before.reason if before else None,
+            resume_after=before.reason if before else options.resumes_after,
         )
         return Listener(self._stream, self._analysis, segmenter, new_turn_id=self._new_turn_id, clock=self._clock)
