@@ -1,7 +1,7 @@
 """Many people who speak for a long time, in a process of their own: `python -m kibun.bench.soak_clients`.
 
-Each has a connection of their own and opens a stream per turn, the next one while the last one drains, in one
-conversation that lasts. Everybody says the same, so that everybody must get the same finals.
+Each has a connection of their own and opens a stream per turn, the next one while the last one drains, and a conversation
+every two turns. Everybody says the same, so that everybody must get the same finals.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from kibun.v1 import speech_analysis_pb2 as pb
 
 RATE_HZ = 16_000
 SPOKEN: tuple[tuple[Literal["silence", "speech"], float], ...] = (("silence", 0.4), ("speech", 2.4), ("silence", 0.9))
-TTL_S = 20  # of a conversation: what it weighs must not look like a leak
+TURNS = 2  # of a conversation, and …
+TTL_S = 20  # … how long it is kept after them: what conversations weigh must not look like a leak
 PROBE_S = 1.0
 AT_ONCE = 50  # streams that are opened and dropped
 
@@ -107,7 +108,8 @@ class Soak:
                 if number and begin + turn_s > end:
                     break
                 await asyncio.sleep(begin - asyncio.get_running_loop().time())
-                turn = asyncio.create_task(self._turn(channel, name, f"turn-{number}", begin, heard))
+                conversation = f"{name}-{number // TURNS}"
+                turn = asyncio.create_task(self._turn(channel, conversation, f"turn-{number}", begin, heard))
                 draining.add(turn)
                 turn.add_done_callback(draining.discard)
                 await asyncio.sleep(begin + turn_s - CHUNK_S / 2 - asyncio.get_running_loop().time())
