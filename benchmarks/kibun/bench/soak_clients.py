@@ -1,7 +1,7 @@
 """Many people who speak for a long time, in a process of their own: `python -m kibun.bench.soak_clients`.
 
-Each has a connection of their own and opens a stream per turn, the next one while the last one drains, and a conversation
-every two turns. Everybody says the same, so that everybody must get the same finals.
+Each has a connection of their own and opens a stream per turn, the next one while the last one drains, and a
+conversation every two turns. Everybody says the same, so that everybody must get the same finals.
 """
 
 from __future__ import annotations
