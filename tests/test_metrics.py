@@ -91,6 +91,9 @@ async def test_questions_that_the_store_does_not_answer_are_counted() -> None:
 
         ping = get
 
+        def watch(self, _: object) -> None:
+            pass
+
         async def close(self) -> None:
             pass
 
