@@ -11,6 +11,9 @@ T = TypeVar("T")
 OVERSLEPT_S = 0.25
 """A timer that fires so much later than due was held up: the process was suspended, or its loop blocked."""
 
+CATCH_UP_S = 1.0
+"""What is waited for gets so much more then: nobody can tell for how long nothing had run before that, either."""
+
 
 class Patience:
     """Waits with a timeout each, as `asyncio.timeout` gives, but with one timer for all of them: to start and stop one
@@ -45,11 +48,10 @@ class Patience:
 
     def _check(self) -> None:
         now = self._loop.time()
-        late_s = now - self._timer.when()
-        if late_s > OVERSLEPT_S and self._waiting_since is not None:
-            self._waiting_since += late_s
         since = now if self._waiting_since is None else self._waiting_since
         left_s = since + self._seconds - now
+        if now - self._timer.when() > OVERSLEPT_S:
+            left_s = max(left_s, min(self._seconds, CATCH_UP_S))
         if left_s > 0:
             self._timer = self._loop.call_later(left_s, self._check)
         elif self._task is not None:
