@@ -193,6 +193,41 @@ async def test_processed_tells_what_is_settled_and_never_falls() -> None:
     assert replies[-1].processed == replies[-1].received == len(audio) // 2
 
 
+async def test_a_result_that_was_written_finishes_its_turn_even_where_the_server_stops() -> None:
+    world = World()
+    told, stopping = [], Failure(Kind.UNAVAILABLE, "DRAINING", "this server is stopping")
+    with pytest.raises(Failure) as caught:
+        async with aclosing(world.session().run(feed([Audio(said())]))) as replies:
+            async for reply in replies:
+                told.append(reply)
+                if isinstance(reply.event, Turn):
+                    world.live.end_all(stopping)
+    assert caught.value is stopping
+    assert events(told, Turn)
+    assert (await world.conversation()).participant("p").finished_turns == ("t1",)
+
+
+async def test_a_call_that_is_cancelled_while_its_turn_is_stored_has_finished_it() -> None:
+    class Slow(MemoryStore):
+        entered, stored = asyncio.Event(), 0
+
+        async def update(self, *arguments: Any) -> Any:
+            if self.stored == 2:  # entering, and the final: now the end of the turn
+                self.entered.set()
+                await asyncio.sleep(0.05)
+            self.stored += 1
+            return await super().update(*arguments)
+
+    store = Slow()
+    world = World(store=store)
+    calling = asyncio.create_task(run(world.session(), Audio(said())))
+    await asyncio.wait_for(store.entered.wait(), 5)
+    calling.cancel()
+    await asyncio.gather(calling, return_exceptions=True)
+    assert calling.cancelled()
+    assert (await world.conversation()).participant("p").finished_turns == ("t1",)
+
+
 async def test_the_turn_counts_as_finished_only_once_its_result_was_taken() -> None:
     world = World()
     async with aclosing(world.session().run(feed([Audio(said())]))) as replies:

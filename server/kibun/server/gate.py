@@ -106,8 +106,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             if not self._authenticator.valid(call.token, call.tenant):
                 _end(call, unauthenticated())
 
-    def end_all(self, failure: Failure) -> None:
-        """Ends every call, whatever it waits for."""
+    async def end_all(self, failure: Failure, *, within_s: float) -> None:
+        """Ends every call that has not ended by itself in that time, whatever it waits for."""
+        tasks = [call.task for call in self._calls if call.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=within_s)
         for call in self._calls:
             _end(call, failure)
 

@@ -127,8 +127,11 @@ class HeldConversation:
         return self._seen
 
     def check(self) -> None:
+        """What a server that stops has written to a client is stored all the same: nobody took the turn from it."""
         if self._live is not None and self._ended.done():
-            raise self._ended.result()
+            failure = self._ended.result()
+            if not (isinstance(failure, Failure) and failure.kind is Kind.UNAVAILABLE):
+                raise failure
 
     def behind(self, is_behind: bool) -> None:
         if self._live is not None:

@@ -31,6 +31,7 @@ from kibun.v1 import speech_analysis_pb2 as pb
 
 SERVICE = "kibun.v1.SpeechAnalysisService"
 MAX_AUDIO_CONTENT_BYTES = 256 * 1024
+LAST_RESULTS_S = 0.2
 MAX_ANALYZE_BYTES = 4 * 1024 * 1024  # each place may hold a request of this size: what all of them may weigh
 GOING_AWAY = events.Warn(
     "GOING_AWAY", "this server is stopping: finish the turn and open the next stream on another connection"
@@ -100,10 +101,13 @@ class SpeechAnalysis:
         self._draining = True
         self._live.warn_all(GOING_AWAY)
 
-    def end_streams(self) -> None:
-        """Ends what is still open, streams that have sent nothing yet too: each client is told to resume elsewhere."""
+    async def end_streams(self) -> None:
+        """Ends what is still open, streams that have sent nothing yet too: each client is told to resume elsewhere.
+
+        A result that is being written gets the time to be: otherwise its client has it, and the conversation does not.
+        """
         self._live.end_all(_draining())
-        self.gate.end_all(_draining())
+        await self.gate.end_all(_draining(), within_s=LAST_RESULTS_S)
 
     def handler(self) -> grpc.GenericRpcHandler:
         """For `server.add_generic_rpc_handlers`, together with `gate`.

@@ -267,7 +267,7 @@ class Server:
             log.warning("streams were still open after the grace period", extra={"count": service.active_streams})
         finally:
             hurry.cancel()
-            service.end_streams()
+            await service.end_streams()
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -72,6 +72,7 @@ class Session:
         self._clock = clock
         self._analysis = Analysis(self._stream, analyzer, self._spawn)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._finishing: asyncio.Task[None] | None = None  # the latest turn whose result was written
         self._failure: Failure | None = None  # ends the stream once all is answered
 
     async def run(self, requests: AsyncIterator[Request]) -> AsyncGenerator[Reply, None]:
@@ -96,17 +97,23 @@ class Session:
                 yield self._reply(event, listener)
                 if isinstance(event, Utterance):
                     self._telemetry.wrote(final=event.is_final, speech_samples=event.analyzed)
-                if isinstance(event, Turn):  # finished only now that its result was written
-                    with self._live.finishing(event.turn_id):
-                        await self._held.finish_turn(event.turn_id)
-                        self._live.turn_ids.discard(event.turn_id)
+                if isinstance(event, Turn):  # finished only now that its result was written, whoever cancels the call
+                    self._finishing = asyncio.create_task(self._finish(event.turn_id))
+                    await asyncio.shield(self._finishing)
                 self._outbox.task_done()
                 if isinstance(event, Ended):
                     return
         finally:
+            if self._finishing is not None:
+                await asyncio.gather(self._finishing, return_exceptions=True)
             self._streams.remove(self._live)
             await self._cancel_tasks()
             await self._held.leave(alone=lambda: not self._streams.has(self._live.conversation))
+
+    async def _finish(self, turn_id: str) -> None:
+        with self._live.finishing(turn_id):
+            await self._held.finish_turn(turn_id)
+            self._live.turn_ids.discard(turn_id)
 
     # ---- tasks
 
