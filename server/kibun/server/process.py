@@ -10,6 +10,7 @@ the main module of the embedding program again.
 import asyncio
 import contextlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -80,7 +81,9 @@ class WorkerProcess:
         worker = cls(process, arena, on_change)
         try:
             async with asyncio.timeout(timeout_s):
-                worker._send(encode(replace(options, arena_fd=None if arena is None else arena.fd)))
+                worker._send(
+                    encode(replace(options, arena_fd=None if arena is None else arena.fd, server_pid=os.getpid()))
+                )
                 worker.info = await worker._handshake()
         except TimeoutError:
             raise BackendError("LOAD_FAILED", f"the worker was not ready within {timeout_s:g} s") from None

@@ -35,6 +35,7 @@ class LoadOptions:
     log_level: int = 20  # as in logging
     log_format: Format = "text"
     arena_fd: int | None = None  # the worker's arena, set by whoever spawns it; None: there is none
+    server_pid: int | None = None  # whose end is the worker's, also while it loads; set by whoever spawns it
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,8 @@ def main() -> None:
         options = read_message_blocking(requests)
         logs.configure(options.log_level, options.log_format)
         sys.path.extend(entry for entry in options.import_path if entry not in sys.path)
-        threading.Thread(target=_end_with_server, args=(os.getppid(),), daemon=True).start()
+        if options.server_pid is not None:
+            threading.Thread(target=_end_with_server, args=(options.server_pid,), daemon=True).start()
         _serve(options, requests, answers)
         code = 0
     except (EOFError, BrokenPipeError):
