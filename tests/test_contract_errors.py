@@ -504,7 +504,8 @@ async def test_a_fault_of_the_model_is_internal_and_opaque(
         assert problem.request_id in problem.message
         assert not finals(talk.responses)
     log = server.log.read_text()
-    assert problem.request_id in log, "by which the log is found"
+    (failed,) = (line for line in log.splitlines() if " a call failed: " in line and problem.request_id in line)
+    assert " error=BackendError " in failed, "the log is found by the request's id, and tells what went wrong"
     assert "secret text" not in log
 
 
