@@ -181,7 +181,12 @@ def test_of_an_exception_its_type_causes_and_lines_of_code(log: Log) -> None:
 
 
 def test_paths_begin_at_the_package() -> None:
-    assert logs.place("/home/jane/kibun/server/kibun/server/session.py", 3, "run") == "kibun/server/session.py:3 run"
+    assert logs.place(logs.__file__, 3, "place").endswith(":3 place")
+    assert logs.place(logs.__file__, 3, "place").startswith("kibun/server/")
+    assert logs.place(str(SERVER / "main.py"), 3, "run") == "kibun/server/main.py:3 run"
+    # Folders that are only called like the package: a checkout, for one.
+    assert logs.place("/home/jane/kibun/tests/server/test_x.py", 3, "f") == "test_x.py:3 f"
+    assert logs.place("/home/jane/kibun/server/kibun/server/main.py", 3, "f") == "main.py:3 f"
     assert logs.place("/home/jane/venv/lib/python3.11/site-packages/torch/x.py", 3, "f") == "torch/x.py:3 f"
     assert logs.place("/usr/lib/python3.11/asyncio/tasks.py", 3, "f") == "asyncio/tasks.py:3 f"
     assert logs.place("/home/jane/x.py", 3, "f") == "x.py:3 f"
@@ -265,6 +270,12 @@ def test_grpc_writes_nothing_of_its_peers(tmp_path: Path) -> None:
 
 # ---- the server's own code
 
+CODE = sorted(SERVER.rglob("*.py"))
+
+
+def test_the_guards_below_look_at_all_of_the_server() -> None:
+    assert {"logs.py", "service.py", "worker.py", "session.py"} <= {path.name for path in CODE}
+
 
 def calls(path: Path) -> Iterator[ast.Call]:
     return (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call))
@@ -274,7 +285,7 @@ def is_literal(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
-@pytest.mark.parametrize("path", sorted(SERVER.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(SERVER)))
 def test_log_calls_have_a_fixed_text_and_allowed_fields(path: Path) -> None:
     """Anything else would show up as withheld, or not at all."""
     for call in calls(path):
@@ -292,7 +303,7 @@ def test_log_calls_have_a_fixed_text_and_allowed_fields(path: Path) -> None:
                 assert names <= set(FIELDS), f"{where}: {names - set(FIELDS)} are not in logs.FIELDS"
 
 
-@pytest.mark.parametrize("path", sorted(SERVER.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(SERVER)))
 def test_reasons_are_literals(path: Path) -> None:
     """They become labels of metrics and fields of log lines: never something that a client sent."""
     place = {"Failure": 1, "invalid": 0, "AudioError": 0, "BackendError": 0}

@@ -12,6 +12,7 @@ The check for literals looks at the stack of the caller: format records where th
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
@@ -58,6 +59,12 @@ def _stacks(value: object) -> Value | None:
     return value
 
 
+def _package_folders() -> list[str]:
+    """Every folder that the namespace package `kibun` is made of."""
+    spec = importlib.util.find_spec("kibun")
+    return list(spec.submodule_search_locations or ()) if spec is not None else []
+
+
 _A_PLACE = r"[\w./<>-]{1,200}:\d{1,7} [\w<>]{1,80}"
 _PLACE = re.compile(_A_PLACE, re.ASCII)
 _STACK = re.compile(rf"[\w .()-]{{1,60}}: {_A_PLACE}(?: > {_A_PLACE})*", re.ASCII)
@@ -96,7 +103,9 @@ KNOWN_TEXTS = (
 
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _PACKAGES = re.compile(r".*[/\\](?:site-packages|dist-packages|lib[/\\]python3\.\d+)[/\\]")
-_OWN = re.compile(r".*[/\\](?=kibun[/\\][a-z]+[/\\][a-z0-9_/\\]+\.py$)")
+# Where this package's rooms lie: asked of the import system, as a path alone cannot tell `kibun` from a folder of that
+# name somewhere above it.
+_HOMES = tuple(os.path.join(os.path.dirname(home), "") for home in _package_folders())
 
 
 class LineFormatter(logging.Formatter):
@@ -239,9 +248,11 @@ def allowed(fields: Mapping[str, object]) -> dict[str, Value]:
 
 def place(path: str, line: int, function: str) -> str:
     """As "kibun/server/session.py:120 run"; other packages' paths begin at the package."""
-    for pattern in (_OWN, _PACKAGES):
-        if match := pattern.match(path):
-            return f"{path[match.end() :]}:{line} {function}"
+    for home in _HOMES:
+        if path.startswith(home):
+            return f"{path.removeprefix(home).replace(os.sep, '/')}:{line} {function}"
+    if match := _PACKAGES.match(path):
+        return f"{path[match.end() :]}:{line} {function}"
     return f"{os.path.basename(path)}:{line} {function}"
 
 
