@@ -18,8 +18,8 @@ import torch
 from arousal_transfer import arousal, read
 
 from kibun.models.bundle import load_bundle
-from kibun.training.manipulate import change_rate, change_tilt, shift_pitch
-from kibun.training.metrics import auc
+from kibun.training.demo_tiny.manipulate import change_rate, change_tilt, shift_pitch
+from kibun.training.evaluation.metrics import auc
 
 PITCH_SEMITONES, RATE_OCTAVES, TILT_DB_PER_OCTAVE = 5.0, 0.3, 2.5  # at full strength
 NOISE = np.array([1.2, 0.1, 0.8])  # sd on each of them

@@ -34,9 +34,9 @@ from speech_material import (
     rms,
 )
 
-from kibun.server.audio import AudioDecoder, AudioFormat
-from kibun.server.segmenter import EndpointingOptions, EndReason, Segmenter, Utterance
-from kibun.server.vad import SileroVad, Vad, WebRtcVad
+from kibun.server.audio.decoder import AudioDecoder, AudioFormat
+from kibun.server.audio.segmenter import EndpointingOptions, EndReason, Segmenter, Utterance
+from kibun.server.audio.vad import SileroVad, Vad, WebRtcVad
 
 #: Name, speech level in dBFS (RMS), noise and its distance from the speech in dB.
 CONDITIONS: tuple[tuple[str, float, str, float], ...] = (

@@ -15,9 +15,9 @@ import torch
 
 from kibun.models.bundle import load_bundle
 from kibun.models.types import TRAITS
-from kibun.training.data import Corpus
-from kibun.training.evaluate import analyze_causally, ccc_spread, emotion_ccc, expected_error, trait_ccc
-from kibun.training.manifest import load_manifest
+from kibun.training.corpora.manifest import load_manifest
+from kibun.training.demo_tiny.data import Corpus
+from kibun.training.demo_tiny.evaluate import analyze_causally, ccc_spread, emotion_ccc, expected_error, trait_ccc
 
 
 def measure(model_name: str, manifest: Path, split: str) -> dict[str, object]:

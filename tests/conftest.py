@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from kibun.client.server_process import ServerProcess
+from tests.support import ROOT
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of recordings and annotations that are not part of the repository."""
-    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"no such folder: {folder}")
     return folder

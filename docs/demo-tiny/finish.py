@@ -12,10 +12,10 @@ import torch
 
 from kibun.models.bundle import load_bundle
 from kibun.models.files import write_sidecars
-from kibun.training.data import Corpus
-from kibun.training.evaluate import analyze_causally
-from kibun.training.manifest import load_manifest
-from kibun.training.pack import Provenance, make_card, read_corpus_settings
+from kibun.training.corpora.manifest import load_manifest
+from kibun.training.demo_tiny.data import Corpus
+from kibun.training.demo_tiny.evaluate import analyze_causally
+from kibun.training.demo_tiny.pack import Provenance, make_card, read_corpus_settings
 
 
 def main() -> None:

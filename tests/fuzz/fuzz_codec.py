@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-from fuzzing import Bytes, fuzz, instrumented
+
+from tests.fuzz.fuzzing import Bytes, fuzz, instrumented
 
 with instrumented(__name__):
-    from kibun.server import conversation_codec as codec
-    from kibun.server.conversation import Opening, UtteranceRecord
-    from kibun.server.endpointing import EndReason
+    from kibun.server.audio.endpointing import EndReason
+    from kibun.server.conversation import codec
+    from kibun.server.conversation.state import Opening, UtteranceRecord
 
 READERS: tuple[Callable[[bytes], Any], ...] = (codec.unpack_head, codec.unpack_record, codec.unpack_turn)
 

@@ -4,10 +4,18 @@ from collections.abc import Iterable
 from typing import get_args
 
 import numpy as np
-from fuzzing import Bytes, cut, fuzz, instrumented
+
+from tests.fuzz.fuzzing import Bytes, cut, fuzz, instrumented
 
 with instrumented(__name__):
-    from kibun.server.audio import SAMPLE_RATE_HZ, AudioDecoder, AudioError, AudioFormat, Encoding, resampled_length
+    from kibun.server.audio.decoder import (
+        SAMPLE_RATE_HZ,
+        AudioDecoder,
+        AudioError,
+        AudioFormat,
+        Encoding,
+        resampled_length,
+    )
 
 ENCODINGS = get_args(Encoding)
 RATES_HZ = (8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)

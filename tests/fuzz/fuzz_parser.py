@@ -6,15 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import grpc
-from fuzzing import Bytes, fuzz, instrumented
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from tests.fuzz.fuzzing import Bytes, fuzz, instrumented
+
 with instrumented(__name__):
-    from kibun.server import convert, events, service
-    from kibun.server.backend import ModelInfo
-    from kibun.server.endpointing import EndpointingOptions
+    from kibun.server.api import convert, service
+    from kibun.server.api.status import status_of
+    from kibun.server.audio.endpointing import EndpointingOptions
     from kibun.server.errors import Failure, Kind
-    from kibun.server.status import status_of
+    from kibun.server.inference.backend import ModelInfo
+    from kibun.server.session import events
     from kibun.v1 import speech_analysis_pb2 as pb
 
 MODELS = (

@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
-from fuzzing import Bytes, fuzz, instrumented
+
+from tests.fuzz.fuzzing import Bytes, fuzz, instrumented
 
 with instrumented(__name__):
-    from kibun.server.endpointing import (
+    from kibun.server.audio.endpointing import (
         EndpointingOptions,
         EndReason,
         NoSpeechTimeout,
@@ -17,8 +18,8 @@ with instrumented(__name__):
         TurnSilence,
         Utterance,
     )
-    from kibun.server.segmenter import Segmenter
-    from kibun.server.vad_webrtc import WebRtcVad
+    from kibun.server.audio.segmenter import Segmenter
+    from kibun.server.audio.vad_webrtc import WebRtcVad
 
 FLUSHES = (EndReason.CLIENT_END_OF_TURN, EndReason.HALF_CLOSE)
 MAX_SAMPLES = 5 * 16_000

@@ -1,9 +1,9 @@
 """What the fuzz targets share: values read out of bytes, and the loop that makes the bytes.
 
 A target is a module with `check(data)`, which raises where a promise is broken, and `seeds()`, inputs to begin with.
-pytest runs it without atheris; as a script it is fuzzed, guided by coverage:
+pytest runs it without atheris; run by itself it is fuzzed, guided by coverage:
 
-    .venv/bin/python tests/fuzz/fuzz_decoder.py -max_total_time=60 corpus/
+    .venv/bin/python -m tests.fuzz.fuzz_decoder -max_total_time=60 corpus/
 """
 
 import contextlib

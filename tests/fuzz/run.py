@@ -1,6 +1,6 @@
 """Fuzzes every target for a while, one after the other on one core, and says what that amounted to.
 
-    .venv/bin/python tests/fuzz/run.py --minutes 60 [--json] [--corpus FOLDER] [TARGET…]
+    .venv/bin/python -m tests.fuzz.run --minutes 60 [--json] [--corpus FOLDER] [TARGET…]
 
 Needs the extra `fuzz`. What breaks a promise is kept in tests/fuzz/regressions/TARGET, and the exit code is 1; mend the
 cause, and leave the file there: the default tests run it from then on.
@@ -37,8 +37,8 @@ def run(target: str, seconds: int, corpus: Path) -> Outcome:
         path.mkdir(parents=True, exist_ok=True)
     before = set(kept.iterdir())
     options = [f"-max_total_time={seconds}", "-max_len=4096", "-timeout=30", "-print_final_stats=1"]
-    command = [sys.executable, str(HERE / f"fuzz_{target}.py"), *options, f"-artifact_prefix={kept}/", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    command = [sys.executable, "-m", f"tests.fuzz.fuzz_{target}", *options, f"-artifact_prefix={kept}/", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", cwd=HERE.parents[1])
     findings = sorted(str(path) for path in set(kept.iterdir()) - before)
     executions = re.findall(r"number_of_executed_units: *(\d+)", done.stderr)
     edges = re.findall(r"cov: (\d+)", done.stderr)

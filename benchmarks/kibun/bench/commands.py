@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from kibun.training.bench_commands import paper
+from kibun.training.simulation.commands import paper
 
 bench_app = typer.Typer(help="Measure speed and exactness, and models against known truth.", no_args_is_help=True)
 
@@ -43,8 +43,9 @@ def serve(
     load; refused_count is the number), overload (p95 of what was admitted, ratio_to_60, refusal_ms of the slowest);
     finals_lost; throughput, by_load, start, machine.
     """
-    from kibun.bench import report, serve
-    from kibun.bench.child import ChildError
+    from kibun.bench.load import serve
+    from kibun.bench.support import report
+    from kibun.bench.support.child import ChildError
     from kibun.client.server_process import ServerStartError
     from kibun.models.files import BundleError, resolve_bundle
 
@@ -76,7 +77,8 @@ def encoder(
     """
     import torch
 
-    from kibun.bench import encoder, report
+    from kibun.bench.cost import encoder
+    from kibun.bench.support import report
 
     if device != "cpu" and not torch.cuda.is_available():
         report.fail(f"--device {device}: this machine has no CUDA device; use cpu")
@@ -91,7 +93,8 @@ def training(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> 
     filling_over_plain_epoch, hours_per_hour, kept_bytes_per_audio_s, loss_difference, machine; of HuBERT-base's size,
     with --quick of a small one. sizes: the same of each size measured.
     """
-    from kibun.bench import report, training
+    from kibun.bench.cost import training
+    from kibun.bench.support import report
 
     report.run(lambda: training.measure(quick=quick), as_json=as_json, plot=plot)
 
@@ -104,7 +107,8 @@ def conversation(quick: Quick = False, as_json: Json = False, plot: Plot = None)
     bytes_per_conversation (of 100 utterances; bytes_counted are those of its vectors), turns, machine; of HuBERT-base's
     size with random weights. models: the same of it and of demo-tiny.
     """
-    from kibun.bench import conversation, report
+    from kibun.bench.cost import conversation
+    from kibun.bench.support import report
 
     report.run(lambda: conversation.measure(quick=quick), as_json=as_json, plot=plot)
 
@@ -117,7 +121,8 @@ def interim(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> N
     default schedule), encoding_factor_counted (in audio instead of time), schedules, error_by_share, error_by_seconds,
     error_unheard, machine.
     """
-    from kibun.bench import interim, report
+    from kibun.bench.cost import interim
+    from kibun.bench.support import report
 
     report.run(lambda: interim.measure(quick=quick), as_json=as_json, plot=plot)
 
@@ -136,8 +141,9 @@ def front(
     empty handler), ratio_to_empty, rates (the same of each rate), loop_lag_ms (p50, p99, max of the event loop under
     load), loop_lag_idle_ms, handover (an utterance to the worker through shared memory and through a pipe), machine.
     """
-    from kibun.bench import front, report
-    from kibun.bench.child import ChildError
+    from kibun.bench.load import front
+    from kibun.bench.support import report
+    from kibun.bench.support.child import ChildError
     from kibun.client.server_process import ServerStartError
 
     try:
@@ -162,8 +168,9 @@ def soak(
     utterance could be known to be over), health_ms, refusal_ms, clients_late_ms, cores, rss_mb,
     bytes_per_dropped_stream, control_bytes_per_dropped_stream, ok, machine.
     """
-    from kibun.bench import report, soak
-    from kibun.bench.child import ChildError
+    from kibun.bench.load import soak
+    from kibun.bench.support import report
+    from kibun.bench.support.child import ChildError
     from kibun.client.server_process import ServerStartError
 
     try:
@@ -197,9 +204,10 @@ def faults(
     reconnects, resume_s (p50, p99, max), faults by kind, scenarios, left_out (scenario: why), seeds, servers_started,
     violations, machine. After Ctrl-C: of the runs so far.
     """
-    from kibun.bench import faults, report
-    from kibun.bench.faults_servers import StartFailed
-    from kibun.training.tables import show
+    from kibun.bench.faults import command as faults
+    from kibun.bench.faults.servers import StartFailed
+    from kibun.bench.support import report
+    from kibun.training.evaluation.report_table import show
 
     options = faults.Options(seed, runs or (3 if quick else 300), quick, only, redis, at_once)
     if only is not None and only not in faults.names():

@@ -40,7 +40,7 @@ COMMANDS = {
     "analyze": Command(
         "kibun.client.commands.analyze", "analyze", "Analyse files and folders into a table, JSON lines or CSV.", "cli"
     ),
-    "models": Command("kibun.models.commands", "app", "List, show, verify and build model bundles.", "server"),
+    "models": Command("kibun.models.building.commands", "app", "List, show, verify and build model bundles.", "server"),
     "train": Command("kibun.training.commands", "train_app", "Prepare corpora and train models.", "train"),
     "eval": Command("kibun.training.eval_commands", "eval_app", "Compute the paper's tables.", "train"),
     "plot": Command("kibun.training.eval_commands", "plot_app", "Draw the paper's figures.", "train"),

@@ -1,7 +1,7 @@
 """HuBERT cut in two: a trunk that every task shares, and a tail of Transformer layers per task.
 
 Both are made of transformers' own modules, so any HuBERT checkpoint in transformers' layout loads, and trunk followed
-by tail is bit-equal to `HubertModel` (tests/test_models_hubert.py).
+by tail is bit-equal to `HubertModel` (tests/models/test_hubert.py).
 
 Ragged batches are exact: the first convolution of HuBERT-base is followed by a GroupNorm over time, so padding would
 change the frames of real audio. The convolutional front therefore only ever sees utterances of one length together;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kibun.server import logs
+from kibun.server.observability import logs
 
 OWN = 128  # for all that is no connection: pipes to workers, libraries, the store
 

@@ -51,6 +51,10 @@ class Failure(Exception):
         self.quota = quota
 
 
+class StartError(Exception):
+    """The server cannot start; the text names the file, port or option and the fix."""
+
+
 def invalid(reason: str, field: str, message: str) -> Failure:
     """An INVALID_ARGUMENT that names the field."""
     return Failure(Kind.INVALID_ARGUMENT, reason, message, field=field)

@@ -12,19 +12,20 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from kibun.server import logs
+from kibun.server.observability import logs
 
 logs.quiet_grpc()  # which is imported by those below
 
-from kibun.server.convert import MAX_TTL_S  # noqa: E402
-from kibun.server.events import Limits  # noqa: E402
-from kibun.server.local import WorkerTimes  # noqa: E402
-from kibun.server.quota import TenantLimits  # noqa: E402
-from kibun.server.service import ServiceLimits  # noqa: E402
+from kibun.server.api.convert import MAX_TTL_S  # noqa: E402
+from kibun.server.api.quota import TenantLimits  # noqa: E402
+from kibun.server.api.service import ServiceLimits  # noqa: E402
+from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS  # noqa: E402
+from kibun.server.errors import StartError  # noqa: E402
+from kibun.server.inference.worker_pool import WorkerTimes  # noqa: E402
+from kibun.server.observability.watchdog import WatchdogTimes  # noqa: E402
 from kibun.server.serving import Server  # noqa: E402
-from kibun.server.settings import REAL_LOADER, Settings, StartError  # noqa: E402
-from kibun.server.store_room import TENANT_CONVERSATIONS  # noqa: E402
-from kibun.server.watchdog import WatchdogTimes  # noqa: E402
+from kibun.server.session.events import Limits  # noqa: E402
+from kibun.server.settings import REAL_LOADER, Settings  # noqa: E402
 
 LAST_RESORT_S = 0.3
 _MODELS, _SECURITY, _LIMITS, _WATCHING = "Models", "Security", "Limits", "Watching"  # of --help

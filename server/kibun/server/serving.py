@@ -11,24 +11,25 @@ import grpc
 from grpc_reflection.v1alpha import reflection
 
 from kibun.models.files import BundleError, resolve_bundle
-from kibun.server import logs
-from kibun.server.auth import Authenticator, TokenFileError
-from kibun.server.backend import BackendError, ModelInfo
-from kibun.server.batcher import Batcher
-from kibun.server.capability import notice
+from kibun.server.api.auth import Authenticator, TokenFileError
+from kibun.server.api.gate import Gate
+from kibun.server.api.health import Health
+from kibun.server.api.service import MAX_ANALYZE_BYTES, SERVICE, SpeechAnalysis
+from kibun.server.api.tls import Certificates
+from kibun.server.audio.vad import make_vad
+from kibun.server.conversation.open_store import open_store
+from kibun.server.conversation.store import ConversationStore, MemoryStore
 from kibun.server.descriptors import allow_open_files
-from kibun.server.exporter import Readings
-from kibun.server.gate import Gate
-from kibun.server.health import Health
-from kibun.server.local import LocalBackend
-from kibun.server.observability import Observability
-from kibun.server.service import MAX_ANALYZE_BYTES, SERVICE, SpeechAnalysis
-from kibun.server.settings import REAL_LOADER, Settings, StartError
-from kibun.server.store import ConversationStore, MemoryStore
-from kibun.server.stores import open_store
-from kibun.server.tls import Certificates
-from kibun.server.vad import make_vad
-from kibun.server.watchdog import Watchdog
+from kibun.server.errors import StartError
+from kibun.server.inference.backend import BackendError, ModelInfo
+from kibun.server.inference.batcher import Batcher
+from kibun.server.inference.worker_pool import LocalBackend
+from kibun.server.observability import logs
+from kibun.server.observability.exporter import Readings
+from kibun.server.observability.setup import Observability
+from kibun.server.observability.watchdog import Watchdog
+from kibun.server.session.capability import notice
+from kibun.server.settings import REAL_LOADER, Settings
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,11 @@ class Server:
         self._authenticator = self._read_tokens()
         self._certificates = self._read_certificates()
         self._watchdog = Watchdog(settings.watchdog)
-        self._observability = Observability(settings)
+        self._observability = Observability(
+            metrics_host=settings.metrics_host,
+            metrics_port=settings.metrics_port,
+            otlp_endpoint=settings.otlp_endpoint,
+        )
         self._serving = False
 
     async def run(self) -> None:

@@ -7,19 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from kibun.server.endpointing import EndpointingOptions
-from kibun.server.events import Limits
-from kibun.server.local import WorkerTimes
-from kibun.server.service import ServiceLimits
-from kibun.server.store_room import TENANT_CONVERSATIONS
-from kibun.server.vad import VadName
-from kibun.server.watchdog import WatchdogTimes
+from kibun.server.api.service import ServiceLimits
+from kibun.server.audio.endpointing import EndpointingOptions
+from kibun.server.audio.vad import VadName
+from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS
+from kibun.server.errors import StartError
+from kibun.server.inference.worker_pool import WorkerTimes
+from kibun.server.observability.watchdog import WatchdogTimes
+from kibun.server.session.events import Limits
 
-REAL_LOADER = "kibun.server.worker:load_models"
-
-
-class StartError(Exception):
-    """The server cannot start; the text names the file, port or option and the fix."""
+REAL_LOADER = "kibun.server.inference.worker:load_models"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from kibun.training.corpora.commands import prepare_app
 from kibun.training.errors import fail
-from kibun.training.fit_commands import add_fit_commands
-from kibun.training.prepare_commands import prepare_app
-from kibun.training.world_commands import world
+from kibun.training.runs.commands import add_fit_commands
+from kibun.training.simulation.world_commands import world
 
 synth_app = typer.Typer(help="Generate labelled speech.", no_args_is_help=True)
 synth_app.command()(world)
@@ -43,8 +43,8 @@ def speech(
     """Render a corpus whose arousal, valence and trait labels come from the generator's settings."""
     from rich.progress import Progress
 
-    from kibun.training.espeak import EspeakError
-    from kibun.training.synth import CorpusOptions, render_corpus
+    from kibun.training.demo_tiny.corpus import CorpusOptions, render_corpus
+    from kibun.training.demo_tiny.espeak import EspeakError
 
     try:
         options = CorpusOptions(utterances, per_speaker, seed, min_seconds, max_seconds, audio_format=audio_format)
@@ -62,8 +62,8 @@ def dialogue(
     seed: Annotated[int, typer.Option(help="The same seed gives the same dialogue.")] = 0,
 ) -> None:
     """Render the demo's two-speaker dialogue."""
-    from kibun.training.dialogue import render_dialogue
-    from kibun.training.espeak import EspeakError
+    from kibun.training.demo_tiny.dialogue import render_dialogue
+    from kibun.training.demo_tiny.espeak import EspeakError
 
     try:
         typer.echo(f"wrote {render_dialogue(out, seed)}")
@@ -88,9 +88,9 @@ def tiny(
     """Train a small HuBERT for `kibun train pr` and `ser` to start from, with all tasks on it at once."""
     import torch
 
-    from kibun.training.manifest import ManifestError
-    from kibun.training.recipe import train_tiny
-    from kibun.training.trainer import TrainOptions
+    from kibun.training.corpora.manifest import ManifestError
+    from kibun.training.demo_tiny.recipe import train_tiny
+    from kibun.training.demo_tiny.trainer import TrainOptions
 
     if threads:
         torch.set_num_threads(threads)

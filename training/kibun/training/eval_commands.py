@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from kibun.training.errors import fail
-from kibun.training.experiment_commands import add_experiment_commands
-from kibun.training.plot_commands import plot_app
+from kibun.training.evaluation.plot_commands import plot_app
+from kibun.training.experiments.commands import add_experiment_commands
 
 __all__ = ["JsonOption", "MarkdownOption", "eval_app", "plot_app"]
 
@@ -50,9 +50,9 @@ def agreement(
     each with icc2k, icc3k, kappa, icc2k_ci95 (of the average: bootstrap over profiles), untrimmed, published, profiles.
     """
     _one_form(as_json, as_markdown)
-    from kibun.training.agreement import read_scores, table_one, to_payload, to_table
-    from kibun.training.tables import show
-    from kibun.training.tipi import LabelError
+    from kibun.training.corpora.tipi import LabelError
+    from kibun.training.evaluation.agreement import read_scores, table_one, to_payload, to_table
+    from kibun.training.evaluation.report_table import show
 
     try:
         result = table_one(*read_scores(tipi, ocean))
@@ -76,9 +76,9 @@ def correlations(
     --json: one object with all, male and female, each with n, left_out, and per trait valence and arousal with r and p.
     """
     _one_form(as_json, as_markdown)
-    from kibun.training.correlations import correlate, to_payload, to_tables
-    from kibun.training.manifest import ManifestError, load_manifest
-    from kibun.training.tables import show
+    from kibun.training.corpora.manifest import ManifestError, load_manifest
+    from kibun.training.evaluation.correlations import correlate, to_payload, to_tables
+    from kibun.training.evaluation.report_table import show
 
     try:
         result = correlate(load_manifest(manifest, require=()), level.value)
@@ -104,9 +104,9 @@ def compare(
 ) -> None:
     """Whether two models differ in CCC: paired cluster bootstrap over speaker-conversations."""
     _one_form(as_json, as_markdown)
-    from kibun.training.predictions import PredictionsError, check_figure, read_predictions
-    from kibun.training.significance import compare_predictions, to_table
-    from kibun.training.tables import show
+    from kibun.training.evaluation.predictions import PredictionsError, check_figure, read_predictions
+    from kibun.training.evaluation.report_table import show
+    from kibun.training.evaluation.significance import compare_predictions, to_table
 
     try:
         check_figure(dimension, estimate)

@@ -1,0 +1,1 @@
+"""What single parts cost: encoder, interims, conversations, training."""

@@ -1,0 +1,216 @@
+"""Reads histories of a fault run for broken promises. Pure functions.
+
+The promises: (a) every stream ends with StreamEnded or one named error; (b) every sample is accounted for; (c) a final
+never changes and is never lost or doubled, and a turn has one result; (d) the same audio gives the same result; (e)
+and (f) are in the same comparison: who was not to be hurt must have what an undisturbed run of the same plan gives.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from kibun.bench.faults.history import (
+    Account,
+    ClientHistory,
+    Fault,
+    Final,
+    Interim,
+    Opened,
+    Result,
+    Seen,
+    TurnHistory,
+)
+
+PROMISES = (
+    "finals_lost",
+    "finals_doubled",
+    "finals_changed",
+    "results_lost",
+    "results_doubled",
+    "unknown_status",
+    "hangs",
+    "samples_unaccounted",
+    "out_of_order",
+    "personality_differences",
+)
+"""Kinds of violations; what a report counts under these names must be 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One broken promise; `amount`: how often, or how many samples."""
+
+    kind: str
+    where: str  # client and turn
+    text: str
+    amount: int = 1
+
+
+def check(
+    histories: Sequence[ClientHistory], undisturbed: Mapping[str, ClientHistory], *, state_survives: bool
+) -> list[Violation]:
+    """All violations of a run.
+
+    `undisturbed`: of the same plan without faults, by client. `state_survives`: False where a fault erases what the
+    server knows of conversations: estimates then rest on less, and only what does not depend on them is compared.
+    """
+    found: list[Violation] = []
+    for history in histories:
+        expected = undisturbed[history.client]
+        for turn, wanted in zip(history.turns, expected.turns, strict=True):
+            found += check_turn(turn)
+            found += compare_turns(turn, wanted, state_survives=state_survives)
+        found += compare_memory(history, expected, state_survives=state_survives)
+    return found
+
+
+def check_turn(turn: TurnHistory) -> list[Violation]:
+    """What holds for every turn by itself."""
+    found = [*_end(turn), *_once(turn), *_order(turn), *_account(turn)]
+    return [Violation(kind, f"{turn.client} {turn.turn_id}", text, amount) for kind, text, amount in found]
+
+
+def compare_turns(turn: TurnHistory, wanted: TurnHistory, *, state_survives: bool) -> list[Violation]:
+    """A turn beside the same one undisturbed."""
+    found = [*_compare_finals(turn, wanted, state_survives), *_compare_result(turn, wanted, state_survives)]
+    return [Violation(kind, f"{turn.client} {turn.turn_id}", text, amount) for kind, text, amount in found]
+
+
+def compare_memory(history: ClientHistory, wanted: ClientHistory, *, state_survives: bool) -> list[Violation]:
+    """What the server remembers of a participant in the end, beside what it remembers undisturbed."""
+    if history.hung:
+        return [Violation("hangs", history.client, f"waited in vain for {history.hung}")]
+    if history.error is not None and not is_named(history.error):
+        return [Violation("unknown_status", history.client, _words(history.error))]
+    if state_survives and history.remembered != wanted.remembered:
+        text = f"remembered {history.remembered}, undisturbed {wanted.remembered}"
+        return [Violation("personality_differences", history.client, text)]
+    return []
+
+
+def is_named(error: Fault) -> bool:
+    """Whether an error says what it is: it has a reason of the server's or of the SDK, or the connection was lost."""
+    if error.code == "UNKNOWN" or error.reason in ("UNKNOWN", ""):
+        return False
+    if error.reason in ("STREAM_CUT", "NO_TURN_RESULT"):
+        return False  # the SDK's name for a stream that ended without a word
+    return error.reason != error.code or error.code in ("UNAVAILABLE", "CANCELLED")
+
+
+# ---- one turn. Each yields (kind, text, amount)
+
+Finding = tuple[str, str, int]
+
+
+def _end(turn: TurnHistory) -> Iterator[Finding]:
+    if turn.hung:
+        yield "hangs", f"waited in vain for {turn.hung}", 1
+    elif turn.error is not None and not is_named(turn.error):
+        yield "unknown_status", _words(turn.error), 1
+    elif turn.error is None and not turn.of(Result) and not turn.of(Account):
+        yield "unknown_status", "ended with neither StreamEnded nor an error", 1
+
+
+def _once(turn: TurnHistory) -> Iterator[Finding]:
+    finals = _finals(turn)
+    for utterance_id, count in Counter(final.utterance_id for final in finals).items():
+        if count > 1:
+            yield "finals_doubled", f"{utterance_id} came {count} times", count - 1
+        if len({final for final in finals if final.utterance_id == utterance_id}) > 1:
+            yield "finals_changed", f"{utterance_id} came with other contents", 1
+    spans = sorted({(final.start, final.end) for final in finals})
+    for (start, end), (following, _) in pairwise(spans):
+        if following < end:
+            yield "finals_doubled", f"finals overlap: one from {start} to {end}, one from {following}", 1
+    results = [seen.what for seen in turn.of(Result)]
+    if len(results) > 1:
+        yield "results_doubled", f"{len(results)} results", len(results) - 1
+    if any(isinstance(result, Result) and result.turn_id != turn.turn_id for result in results):
+        yield "results_doubled", "the result of another turn", 1
+
+
+def _order(turn: TurnHistory) -> Iterator[Finding]:
+    final: set[str] = set()
+    answered = False
+    ends = -1
+    for seen in turn.seen:
+        match seen.what:
+            case Interim(utterance_id):
+                if utterance_id in final:
+                    yield "out_of_order", f"an interim of {utterance_id} after its final", 1
+            case Final() as what:
+                if answered:
+                    yield "out_of_order", f"{what.utterance_id} after the turn's result", 1
+                if what.start < ends and what.utterance_id not in final:
+                    yield "out_of_order", f"{what.utterance_id} after a later one", 1
+                final.add(what.utterance_id)
+                ends = max(ends, what.start)
+            case Result():
+                answered = True
+    for earlier, later in pairwise(turn.seen):
+        if later.number != (earlier.number + 1 if later.call == earlier.call else 0):
+            yield "out_of_order", f"number {later.number} of call {later.call} after {earlier.number}", 1
+
+
+def _account(turn: TurnHistory) -> Iterator[Finding]:
+    offset = 0
+    received: dict[int, int] = {}
+    for seen in turn.seen:
+        if isinstance(seen.what, Opened):
+            offset = seen.what.offset
+        if seen.received < received.get(seen.call, 0):
+            yield "samples_unaccounted", "the count of received samples fell", received[seen.call] - seen.received
+        received[seen.call] = seen.received
+        if (surplus := offset + seen.received - turn.pushed) > 0:
+            yield "samples_unaccounted", f"{surplus} samples more were received than pushed", surplus
+        if isinstance(seen.what, Account):
+            yield from _sums(seen, seen.what, offset, turn.pushed)
+
+
+def _sums(seen: Seen, account: Account, offset: int, pushed: int) -> Iterator[Finding]:
+    parts = account.speech + account.non_speech + account.dropped
+    if account.received != parts:
+        text = f"call {seen.call}: received {account.received}, its parts are {parts}"
+        yield "samples_unaccounted", text, abs(account.received - parts)
+    if (missing := pushed - offset - account.received) > 0:
+        yield "samples_unaccounted", f"pushed {pushed}, accounted for {pushed - missing}", missing
+
+
+# ---- beside the undisturbed one
+
+
+def _compare_finals(turn: TurnHistory, wanted: TurnHistory, state_survives: bool) -> Iterator[Finding]:
+    got = {final.utterance_id: final for final in reversed(_finals(turn))}  # the first of each id
+    for final in _finals(wanted):
+        if (mine := got.pop(final.utterance_id, None)) is None:
+            ended = f" (the turn ended with {_words(turn.error)})" if turn.error else ""
+            yield "finals_lost", f"no final of {final.utterance_id}{ended}", 1
+        elif not _same(mine, final, state_survives):
+            yield "finals_changed", f"{mine}, undisturbed {final}", 1
+    for final in got.values():
+        yield "finals_changed", f"{final} is no utterance of the undisturbed run", 1
+
+
+def _same(mine: Final, wanted: Final, state_survives: bool) -> bool:
+    spans_agree = (mine.start, mine.end, mine.analyzed) == (wanted.start, wanted.end, wanted.analyzed)
+    return spans_agree and mine.reason == wanted.reason and (not state_survives or mine.estimates == wanted.estimates)
+
+
+def _compare_result(turn: TurnHistory, wanted: TurnHistory, state_survives: bool) -> Iterator[Finding]:
+    if turn.of(Result):
+        if state_survives and turn.of(Result)[0].what != wanted.of(Result)[0].what:
+            text = f"{turn.of(Result)[0].what}, undisturbed {wanted.of(Result)[0].what}"
+            yield "personality_differences", text, 1
+    elif not turn.hung:
+        yield "results_lost", f"no result; it ended with {_words(turn.error) if turn.error else 'nothing'}", 1
+
+
+def _finals(turn: TurnHistory) -> list[Final]:
+    return [seen.what for seen in turn.seen if isinstance(seen.what, Final)]
+
+
+def _words(error: Fault) -> str:
+    return f"{error.kind} {error.code or '(no code)'} {error.reason}: {error.text}"

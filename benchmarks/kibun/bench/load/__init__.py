@@ -1,0 +1,1 @@
+"""Many streams at once: latency, throughput and memory of a running server."""

@@ -1,0 +1,33 @@
+"""A server that leaks, to show that a leak would be found: `python -m kibun.bench.load.soak_server BYTES PORT_FILE`.
+
+kibun's own server but for one thing: it keeps so many bytes for every stream that it has ever opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any
+
+from kibun.bench.load.front_servers import STUB_LOADER
+from kibun.server.api.service import SpeechAnalysis
+from kibun.server.serving import Server
+from kibun.server.settings import Settings
+
+
+def leak(size: int) -> None:
+    """From now on every stream leaves `size` bytes behind."""
+    kept: list[bytearray] = []
+    make_session: Any = SpeechAnalysis._session
+
+    def keep(self: SpeechAnalysis, *arguments: Any) -> Any:
+        kept.append(bytearray(size))
+        return make_session(self, *arguments)
+
+    SpeechAnalysis._session = keep  # type: ignore[method-assign,assignment]
+
+
+if __name__ == "__main__":
+    leak(int(sys.argv[1]))
+    asyncio.run(Server(Settings(models=("stub",), port=0, port_file=Path(sys.argv[2]), loader=STUB_LOADER)).run())

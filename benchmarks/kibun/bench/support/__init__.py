@@ -1,0 +1,1 @@
+"""What all benchmarks share: child processes, speech-like sound, timing, reports."""

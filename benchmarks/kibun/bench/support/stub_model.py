@@ -1,0 +1,91 @@
+"""In place of a model where what is measured is everything else: `--loader kibun.bench.support.stub_model:load`.
+
+`load_recalling` loads one whose estimates show whether everything arrived, once and in order.
+"""
+
+import time
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from kibun.server.inference.backend import Job, ModelInfo, Result, Traits
+from kibun.server.inference.runner import LoadedModels
+from kibun.server.inference.worker_protocol import LoadOptions
+
+VECTOR_SIZE = 768  # as HuBERT-base's
+_TRAITS: Traits = (4.0, 4.0, 4.0, 4.0, 4.0)
+
+
+class StubModel:
+    """Reads all of the audio once and estimates nothing from it."""
+
+    def __init__(self, name: str) -> None:
+        self.info = ModelInfo(name, "1", VECTOR_SIZE, synthetic=True)
+
+    def analyze(self, jobs: Sequence[Job]) -> list[Result]:
+        """Each job's mean sample as its vector, everything else in the middle of its scale."""
+        return [self._analyze(job) for job in jobs]
+
+    def _analyze(self, job: Job) -> Result:
+        vector = np.full(VECTOR_SIZE, job.audio.mean(), np.float16)
+        return Result(vector, _TRAITS, _TRAITS, _TRAITS, _TRAITS, "conversation", valence=3.0, arousal=3.0)
+
+
+class RecallingModel:
+    """Estimates are checksums, spread over their scales: one other sample, or one earlier utterance that is missing,
+    doubled or in another place, makes them others. Takes a little time, as models do.
+    """
+
+    LATENCY_S = 0.01
+    S_PER_AUDIO_S = 0.002
+
+    def __init__(self, name: str) -> None:
+        self.info = ModelInfo(name, "1", 8, synthetic=True)
+
+    def analyze(self, jobs: Sequence[Job]) -> list[Result]:
+        """Traits of the utterance and emotion follow the audio, traits of the conversation the history too."""
+        time.sleep(self.LATENCY_S + self.S_PER_AUDIO_S * sum(job.seconds for job in jobs))
+        return [self._analyze(job) for job in jobs]
+
+    def _analyze(self, job: Job) -> Result:
+        own = _checksum(job.audio.tobytes())
+        so_far = _checksum(job.history.tobytes(), own)
+        vector = np.array([own >> shift & 1023 for shift in (0, 10, 20)] + [0] * 5, np.float16)  # exact in float16
+        traits, conversation = _traits(own), _traits(so_far)
+        condition = job.given_traits or conversation
+        emotion = _checksum(np.array(condition, np.float32).tobytes(), own)
+        return Result(
+            vector,
+            traits if job.personality else None,
+            conversation if job.personality else None,
+            conversation if job.personality else None,
+            condition if job.emotion else None,
+            None if not job.emotion else "given" if job.given_traits else "conversation",
+            valence=_scaled(emotion, 0, 1.0, 5.0) if job.emotion else None,
+            arousal=_scaled(emotion, 16, 1.0, 5.0) if job.emotion else None,
+        )
+
+
+def load(options: LoadOptions) -> LoadedModels:
+    """One stub per name, two batches at once."""
+    return LoadedModels([StubModel(name) for name in options.models], options.threads or 2, 0.0, "cpu")
+
+
+def load_recalling(options: LoadOptions) -> LoadedModels:
+    """One recalling stub per name, two batches at once, several jobs in each."""
+    return LoadedModels([RecallingModel(name) for name in options.models], options.threads or 2, 8.0, "cpu")
+
+
+def _checksum(data: bytes, start: int = 0) -> int:
+    return zlib.crc32(data, start)
+
+
+def _traits(checksum: int) -> Traits:
+    first, second, third, fourth, fifth = (_scaled(checksum, shift, 1.0, 7.0) for shift in (0, 5, 10, 15, 20))
+    return first, second, third, fourth, fifth
+
+
+def _scaled(checksum: int, shift: int, low: float, high: float) -> float:
+    """Twelve bits of a checksum as a number from low to high."""
+    return low + (high - low) * (checksum >> shift & 4095) / 4095

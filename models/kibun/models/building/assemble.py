@@ -1,0 +1,216 @@
+"""A bundle put together from the models of single tasks, which is possible only where their trunks are bit-equal.
+
+Each task is trained on its own, on a frozen trunk. If the trunks are the same to the last bit, one copy of them serves
+all the tasks; if not, no bundle is made, and the message says what differs and what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kibun.models.building.cards import assembled_card
+from kibun.models.building.checksum import trunk_checksum
+from kibun.models.building.parts import Part
+from kibun.models.config import KibunConfig
+from kibun.models.files import BundleError
+from kibun.models.hubert import architecture
+from kibun.models.model import KibunModel
+from kibun.models.types import EMOTIONS
+
+# Settings that valence and arousal have to share, by the heads that they matter to.
+_EMOTION_SETTINGS = {
+    "emotion_head": "baseline regression concat ca ticn-ca",
+    "emotion_scale": "baseline regression concat ca ticn-ca",
+    "emotion_rescaled_from": "baseline regression concat ca ticn-ca",
+    "condition_on": "concat ca ticn-ca",
+    "condition_source": "concat ca ticn-ca",
+    "trait_scale": "concat ca ticn-ca",
+    "condition_heads": "ca ticn-ca",
+    "cross_attention_query": "ca ticn-ca",
+    "condition_ff": "ticn-ca",
+}
+
+
+def assemble(parts: Sequence[Part], *, name: str, version: str = "1") -> KibunModel:
+    """Put one model together from several: one trunk, and each task's tail and head from its own run.
+
+    Args:
+        parts: of `load_parts`, at least one.
+        name, version: what the bundle calls itself.
+
+    Returns:
+        A model in evaluation mode that answers as each run's own model does. The expected error is that of
+        personality's run. It counts as trained if all its parts are, and as synthetic if any is.
+
+    Raises:
+        BundleError: the trunks are not bit-equal, or settings that tasks share differ; the message names which, and
+            the fix.
+    """
+    for other in parts[1:]:
+        check_trunks(parts[0], other)
+    emotion = [part for part in parts if part.task in EMOTIONS]
+    _check_emotion(emotion)
+    _check_scales(parts)
+    config = KibunConfig(
+        **_shared_settings(parts[0]),
+        **emotion_settings(emotion[0] if emotion else None),
+        **personality_settings(parts[0] if parts[0].task == "personality" else None),
+        tasks=[part.task for part in parts],
+        tail_of=shared_tails(parts),
+        trait_scale=parts[0].config.trait_scale,
+        trained=all(part.config.trained for part in parts),
+        synthetic=any(part.config.synthetic for part in parts),
+        bundle_name=name,
+        bundle_version=version,
+    )
+    model = new_model(config)
+    model.trunk.load_state_dict(parts[0].trunk.state_dict())
+    copy_tasks(model, parts)
+    model.card = assembled_card(model.config, parts, trunk_checksum(model), model.expected_error is not None)
+    return model
+
+
+def stored_dtype(parts: Sequence[Part]) -> torch.dtype | None:
+    """float16 where every part is stored so, which loses nothing; None: float32."""
+    return torch.float16 if {part.weights_dtype for part in parts} == {"F16"} else None
+
+
+def new_model(config: KibunConfig) -> KibunModel:
+    """A model whose weights are all about to be replaced, made without touching the global random state."""
+    with torch.random.fork_rng(devices=[]):
+        return KibunModel(config).train(False)
+
+
+def copy_tasks(model: KibunModel, parts: Sequence[Part]) -> None:
+    """Copy each part's tail and head into `model`, and what personality's run knows of its error."""
+    for part in parts:
+        model.tail(part.task).load_state_dict(part.tail.state_dict())
+        if part.task == "personality":
+            model.personality_head.load_state_dict(part.model.personality_head.state_dict())
+            model.conversation_head.load_state_dict(part.model.conversation_head.state_dict())
+            model.expected_error = part.model.expected_error
+        else:
+            model.emotion_heads[part.task].load_state_dict(part.model.emotion_heads[part.task].state_dict())
+
+
+# ---- settings ------------------------------------------------------------------------------------------------------
+
+
+def _shared_settings(part: Part) -> dict[str, Any]:
+    return {
+        "hubert": part.hubert.to_dict(),
+        "trunk_layers": part.trunk_layers,
+        "do_normalize": part.do_normalize,
+        "trunk_from": None if part.own_trunk else part.config.trunk_from,
+        "trunk_sha256": None if part.own_trunk else part.config.trunk_sha256,
+    }
+
+
+def emotion_settings(part: Part | None) -> dict[str, Any]:
+    """What emotion heads are made of; empty without emotion."""
+    names = [name for name in _EMOTION_SETTINGS if name != "trait_scale"]
+    return {} if part is None else {name: getattr(part.config, name) for name in [*names, "head_dropout"]}
+
+
+def personality_settings(part: Part | None) -> dict[str, Any]:
+    """What the personality heads are made of; empty without personality."""
+    names = ("conversation_size", "conversation_heads")
+    return {} if part is None else {name: getattr(part.config, name) for name in names}
+
+
+def shared_tails(parts: Sequence[Part]) -> dict[str, str] | None:
+    """Tasks of one run that share a tail there share it here too, under the names of them all."""
+    groups: dict[tuple[Path, str], list[str]] = {}
+    for part in parts:
+        groups.setdefault((part.folder, part.config.tail_name(part.task)), []).append(part.task)
+    return {task: "_".join(tasks) for tasks in groups.values() if len(tasks) > 1 for task in tasks} or None
+
+
+# ---- checks --------------------------------------------------------------------------------------------------------
+
+
+def _check_emotion(parts: Sequence[Part]) -> None:
+    """Valence and arousal share one description of their heads."""
+    if len(parts) < 2:
+        return
+    first, second = parts
+    for name, heads in _EMOTION_SETTINGS.items():
+        values = [getattr(part.config, name) for part in parts]
+        if first.config.emotion_head in heads.split() and values[0] != values[1]:
+            raise BundleError(
+                f"{name} is {values[0]!r} in {first} and {values[1]!r} in {second}: one bundle has one;"
+                " train both with the same settings"
+            )
+
+
+def _check_scales(parts: Sequence[Part]) -> None:
+    """Emotion is conditioned on what personality estimates: both have to mean the same scale."""
+    for part in parts[1:]:
+        scales = parts[0].config.trait_scale, part.config.trait_scale
+        if scales[0] != scales[1]:
+            raise BundleError(f"trait_scale is {scales[0]} in {parts[0]} and {scales[1]} in {part}: they have to agree")
+
+
+def check_trunks(first: Part, second: Part) -> None:
+    """BundleError unless the trunks of two parts are set up alike and bit-equal; it says why not."""
+    if first.trunk is second.trunk:
+        return
+    head = f"{first} and {second} cannot share a trunk: "
+    for name, ours, theirs in _differing_settings(first, second):
+        fix = "build both from the same checkpoint with the same settings"
+        raise BundleError(f"{head}{name} is {ours!r} in the one and {theirs!r} in the other; {fix}")
+    ours, theirs = first.trunk.state_dict(), second.trunk.state_dict()
+    if (only := ours.keys() ^ theirs.keys()) or any(ours[name].shape != theirs[name].shape for name in ours):
+        raise BundleError(f"{head}their tensors differ in name or shape ({', '.join(sorted(only)[:3])})")
+    differing = [name for name in ours if not same_bits(ours[name], theirs[name])]
+    if differing:
+        largest = max(float((ours[name].double() - theirs[name].double()).abs().max()) for name in differing)
+        count = f"{len(differing)} of its {len(ours)} tensors differ"
+        raise BundleError(
+            f"{head}{count}, {differing[0]} first (by up to {largest:.3g}); {_why(first, second, differing)}"
+        )
+
+
+def _differing_settings(first: Part, second: Part) -> Iterator[tuple[str, Any, Any]]:
+    """Settings that shape the trunk and are not alike, (name, value, value)."""
+    for name in ("trunk_layers", "do_normalize"):
+        if getattr(first, name) != getattr(second, name):
+            yield name, getattr(first, name), getattr(second, name)
+    ours, theirs = (architecture(part.hubert) for part in (first, second))
+    yield from ((f"hubert.{name}", ours[name], theirs[name]) for name in ours if ours[name] != theirs[name])
+
+
+def _why(first: Part, second: Part, differing: Sequence[str]) -> str:
+    """The likeliest cause, from what the bundles record; else from which tensors differ."""
+    trained = [part for part in (first, second) if part.trunk_was_trained]
+    if trained:
+        whose = " and ".join(f"{part.task}'s" for part in trained)
+        return f"{whose} trunk was trained: freeze it, and train {' and '.join(part.task for part in trained)} again"
+    if first.weights_dtype != second.weights_dtype:
+        stored = " and ".join(f"{part.task}'s as {part.weights_dtype}" for part in (first, second))
+        return f"they are stored differently, {stored}: store both alike"
+    if first.trunk_was_trained is False and second.trunk_was_trained is False:
+        origins = " and ".join(f"{part.config.trunk_from} ({part.config.trunk_sha256:.12})" for part in (first, second))
+        return f"they come from different checkpoints, {origins}: train both from one"
+    if any(name.startswith("feature_extractor.") for name in differing):
+        return (
+            "the convolutions differ too: they come from different checkpoints, or one trunk was trained from the"
+            " first layer on; train both from one checkpoint, with the trunk frozen"
+        )
+    return (
+        f"the convolutions are equal, so the checkpoint is the same, and one trunk was trained from {differing[0]} on:"
+        " freeze it, and train again"
+    )
+
+
+def same_bits(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors hold the same bits: NaN equals NaN here, and 0.0 is not -0.0."""
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return False
+    raw = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (ours, theirs)]
+    return torch.equal(*raw)

@@ -1,0 +1,258 @@
+"""`kibun models`: list, show, verify and build bundles. torch is imported only by the commands that compute."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
+
+import typer
+
+from kibun.models.building.checksum import stored_trunk_checksum
+from kibun.models.building.facts import BundleFacts, read_facts
+from kibun.models.files import BUNDLES, CARD, WEIGHTS, BundleError, bundle_names, check_free, resolve_bundle, verify
+from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS
+
+app = typer.Typer(no_args_is_help=True, help="List, show, verify and build model bundles.")
+
+Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle folder, or the name of a bundled one.")]
+T = TypeVar("T")
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+@app.command("list")
+def list_bundles(as_json: AsJson = False) -> None:
+    """List the bundles that come with kibun."""
+    facts = _or_exit(lambda: [read_facts(BUNDLES / name) for name in bundle_names()])
+    if as_json:
+        typer.echo(json.dumps([_as_json(fact) for fact in facts], indent=2))
+        return
+    if not facts:
+        typer.echo("No bundle comes with this installation; make one with `kibun models build`.")
+    for fact in facts:
+        total, size = fact.parameters["total"] / 1e6, fact.size_bytes / 1e6
+        typer.echo(f"{fact.name}  version {fact.version}, {total:.2f} M parameters, {size:.2f} MB, {_status(fact)}")
+
+
+@app.command()
+def show(bundle: Bundle, as_json: AsJson = False) -> None:
+    """Show what a bundle is, its scales and its model card, without loading it."""
+    facts = _or_exit(lambda: read_facts(resolve_bundle(bundle)))
+    checksum = _or_exit(lambda: stored_trunk_checksum(Path(facts.folder) / WEIGHTS))
+    if as_json:
+        typer.echo(json.dumps({**_as_json(facts), "trunk_sha256": checksum}, indent=2))
+        return
+    for label, value in [*_rows(facts), ("trunk", f"SHA-256 {checksum}")]:
+        typer.echo(f"{label:<18} {value}")
+    if facts.card:
+        typer.echo("\n" + facts.card.rstrip())
+
+
+@app.command("verify")
+def verify_bundle(bundle: Bundle, as_json: AsJson = False) -> None:
+    """Check every file of a bundle against its checksum, load it and run it once."""
+    folder = _or_exit(lambda: resolve_bundle(bundle))
+    _or_exit(lambda: verify(folder))  # before torch is imported: a damaged file is told at once
+    from kibun.models.building.warmup import warm_up
+    from kibun.models.bundle import load_bundle
+
+    start = time.perf_counter()
+    model = _or_exit(lambda: load_bundle(folder, allow_untrained=True))
+    _or_exit(lambda: warm_up(model))
+    seconds = time.perf_counter() - start
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "ok": True, "trained": model.config.trained, "seconds": seconds}))
+        return
+    typer.echo(f"{folder}: checksums match, loads and runs ({seconds:.1f} s)")
+    if not model.config.trained:
+        typer.echo("It is untrained: its estimates mean nothing.")
+
+
+Run = Annotated[str | None, typer.Option(metavar="RUN", help="Run folder of `kibun train`, or a bundle.")]
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not hold anything yet.")],
+    hubert: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="HuBERT checkpoint in transformers' layout.")
+    ] = None,
+    emotion: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="Public dimensional emotion checkpoint.")
+    ] = None,
+    pr: Run = None,
+    valence: Run = None,
+    arousal: Run = None,
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's by default.")] = None,
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
+    seed: Annotated[int | None, typer.Option(help="Seed of the new heads, with --hubert; default 0.")] = None,
+    trunk_layers: Annotated[int | None, typer.Option(help="Transformer layers to share; half by default.")] = None,
+    half: Annotated[bool, typer.Option("--half", help="Of runs: store weights as float16, half the size.")] = False,
+) -> None:
+    """Make a bundle, in one of three ways.
+
+    --hubert: an untrained one from a HuBERT checkpoint, its layers as trunk and tails, new heads.
+
+    --pr, --valence, --arousal, any of them: one that serves what `kibun train` made, if the trunks are bit-equal.
+
+    --emotion, alone or with --pr: one around a public emotion checkpoint, rescaled from 0..1 to 1..5.
+    """
+    runs = {task: run for task, run in (("personality", pr), ("valence", valence), ("arousal", arousal)) if run}
+    _check_way(hubert, emotion, runs, seed, trunk_layers)
+    if half and (hubert is not None or emotion is not None):
+        _fail("--half is for bundles of runs: leave it out with --hubert and --emotion", 2)
+    _or_exit(lambda: check_free(out))  # before torch is imported
+    label = name or out.resolve().name
+    if hubert is not None:
+        _build_untrained(hubert, out, label, version, seed or 0, trunk_layers)
+    elif emotion is not None:
+        _build_emotion(emotion, runs.get("personality"), out, label, version, trunk_layers)
+    else:
+        _assemble(runs, out, label, version, half)
+
+
+def _check_way(
+    hubert: str | None, emotion: str | None, runs: dict[str, str], seed: int | None, trunk_layers: int | None
+) -> None:
+    """Exactly one of the ways to build, and no option of another."""
+    ways = "--hubert, one or more of --pr, --valence and --arousal, or --emotion with or without --pr"
+    if hubert is None and emotion is None and not runs:
+        _fail(f"nothing to build from: pass {ways}", 2)
+    if hubert is not None and (emotion is not None or runs):
+        _fail(f"--hubert stands alone: pass {ways}", 2)
+    if emotion is not None and runs.keys() - {"personality"}:
+        _fail("--emotion estimates valence and arousal already: leave --valence and --arousal out, or --emotion", 2)
+    if seed is not None and hubert is None:
+        _fail("--seed is of new heads: it goes with --hubert only", 2)
+    if trunk_layers is not None and hubert is None and emotion is None:
+        _fail("--trunk-layers was settled when the runs were trained: leave it out", 2)
+
+
+def _build_untrained(hubert: str, out: Path, name: str, version: str, seed: int, trunk_layers: int | None) -> None:
+    from kibun.models.building.build import build_model, save_bundle
+
+    model = _or_exit(
+        lambda: build_model(hubert, name=name, seed=seed, trunk_layers=trunk_layers, bundle_version=version)
+    )
+    _or_exit(lambda: save_bundle(model, out))
+    total = read_facts(out).parameters["total"] / 1e6
+    typer.echo(f"{out}: {total:.2f} M parameters, untrained. Its heads are random: train it before you trust it;")
+    typer.echo(f"`kibun serve --model {out} --allow-untrained` serves it as it is.")
+
+
+def _assemble(runs: dict[str, str], out: Path, name: str, version: str, half: bool) -> None:
+    import torch
+
+    from kibun.models.building.assemble import assemble, stored_dtype
+    from kibun.models.building.build import save_bundle
+    from kibun.models.building.parts import load_parts
+
+    parts = _or_exit(lambda: load_parts(runs))
+    model = _or_exit(lambda: assemble(parts, name=name, version=version))
+    _or_exit(lambda: save_bundle(model, out, dtype=torch.float16 if half else stored_dtype(parts)))
+    tasks = ", ".join(f"{part.task} of {part.run}" for part in parts)
+    _say_built(out, f"{tasks}; their trunks are bit-equal ({stored_trunk_checksum(out / WEIGHTS):.12})")
+
+
+def _build_emotion(
+    emotion: str, personality: str | None, out: Path, name: str, version: str, trunk_layers: int | None
+) -> None:
+    from kibun.models.building.build import save_bundle
+    from kibun.models.building.emotion_checkpoint import build_emotion_model
+
+    model = _or_exit(
+        lambda: build_emotion_model(
+            emotion, name=name, version=version, personality=personality, trunk_layers=trunk_layers
+        )
+    )
+    _or_exit(lambda: save_bundle(model, out))
+    _say_built(out, f"emotion of {emotion}, rescaled from 0..1 to 1..5; its licence is in {CARD}: read it")
+
+
+def _say_built(out: Path, what: str) -> None:
+    facts = read_facts(out)
+    typer.echo(f"{out}: {facts.parameters['total'] / 1e6:.2f} M parameters, {_status(facts)}: {what}")
+    if "personality" in facts.tasks and not facts.expected_error:
+        typer.echo("Its expected error is unknown: the personality run recorded none.")
+    untrained = "" if facts.trained else " --allow-untrained"
+    typer.echo(f"`kibun serve --model {out}{untrained}` serves it.")
+
+
+def _rows(facts: BundleFacts) -> list[tuple[str, str]]:
+    parameters = ", ".join(f"{part} {count:,}" for part, count in facts.parameters.items())
+    errors = [
+        f"after {count}: " + ", ".join(f"{name} {value:.2f}" for name, value in zip(TRAITS, values, strict=True))
+        for count, values in facts.expected_error or ()
+    ]
+    personality = "personality" in facts.tasks
+    return [
+        ("name", f"{facts.name}, version {facts.version}"),
+        ("folder", facts.folder),
+        ("status", _status(facts)),
+        ("tasks", ", ".join(facts.tasks)),
+        ("layers", _layers(facts)),
+        ("parameters", parameters),
+        ("weights", f"{facts.weights_dtype}, {facts.size_bytes:,} bytes with everything"),
+        ("input", f"{facts.sampling_rate_hz} Hz mono, normalised per utterance: {facts.do_normalize}"),
+        ("emotion", _emotion(facts)),
+        ("emotion given", _condition(facts)),
+        (
+            "traits",
+            f"{facts.trait_scale[0]:g}..{facts.trait_scale[1]:g}: {', '.join(TRAITS)}" if personality else "none",
+        ),
+        ("expected error", "; ".join(errors) or "unknown"),
+    ]
+
+
+def _layers(facts: BundleFacts) -> str:
+    text = f"{facts.trunk_layers} shared, {facts.tail_layers} per task, hidden size {facts.hidden_size}"
+    shared: dict[str, list[str]] = {}
+    for task in facts.tasks:
+        shared.setdefault(facts.tail_of.get(task, task), []).append(task)
+    text += "".join(f"; {' and '.join(tasks)} share a tail" for tasks in shared.values() if len(tasks) > 1)
+    return text + ("; personality has a trunk of its own" if facts.personality_trunk else "")
+
+
+def _emotion(facts: BundleFacts) -> str:
+    dimensions = [task for task in facts.tasks if task in EMOTIONS]
+    if not dimensions:
+        return "none"
+    text = "{:g}..{:g}: ".format(*facts.emotion_scale) + ", ".join(dimensions) + f", head {facts.emotion_head}"
+    if facts.emotion_rescaled_from is not None:
+        text += ", RESCALED from {:g}..{:g}".format(*facts.emotion_rescaled_from)
+    return text
+
+
+def _condition(facts: BundleFacts) -> str:
+    if not set(facts.tasks) & set(EMOTIONS) or facts.emotion_head not in CONDITIONED:
+        return "no traits"
+    source = f"given traits, else {facts.condition_source} traits"
+    return (source if "personality" in facts.tasks else "given traits, required") + f": {', '.join(facts.condition_on)}"
+
+
+def _status(facts: BundleFacts) -> str:
+    trained = "trained" if facts.trained else "UNTRAINED: estimates mean nothing"
+    return f"{trained}, SYNTHETIC speech only" if facts.synthetic else trained
+
+
+def _as_json(facts: BundleFacts) -> dict[str, object]:
+    errors = [
+        {"utterance_count": count, **dict(zip(TRAITS, values, strict=True))}
+        for count, values in facts.expected_error or ()
+    ]
+    return {**asdict(facts), "expected_error": errors or None}
+
+
+def _or_exit(action: Callable[[], T]) -> T:
+    """Run something; what is wrong with a bundle or setting ends the command with the message alone."""
+    try:
+        return action()
+    except (BundleError, ValueError, ArithmeticError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str, code: int = 1) -> NoReturn:
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,1 @@
+"""The gRPC service: messages ↔ the session's types, authentication, quotas, errors → statuses."""

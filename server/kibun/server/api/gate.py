@@ -1,0 +1,217 @@
+"""Before every call of the service: who calls, whether there is room, and what any failure looks like to the client.
+
+An interceptor, so that nothing of a call is read before it was let in, while health goes past it and always answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import ssl
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import grpc
+from grpc_status import rpc_status
+
+from kibun.server.api.auth import TENANT, Authenticator, unauthenticated
+from kibun.server.api.quota import Account, Quotas
+from kibun.server.api.status import status_of
+from kibun.server.errors import Failure, Kind, invalid
+from kibun.server.inference.backend import BackendError
+from kibun.server.observability.telemetry import CallTelemetry, Telemetry
+
+MAX_METADATA_BYTES = 16_384
+MAX_METADATA_ENTRIES = 64
+ENTRY_OVERHEAD_BYTES = 32  # as HTTP/2 counts (RFC 9113, 6.5.2)
+TAKE_A_PLACE = ("StreamingAnalyze", "Analyze")
+_UNNAMED = "certificate-"  # begins the tenants of certificates whose name cannot be one
+
+Context: TypeAlias = grpc.aio.ServicerContext
+Handler: TypeAlias = Callable[[AsyncIterator[Any], Context], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call under way. `account` is set where the call takes one of the server's places, `ended` where the server
+    ends it from outside, `aborts` once its status is on its way.
+    """
+
+    method: str
+    request_id: str = field(default_factory=lambda: f"request-{uuid.uuid4().hex[:16]}")
+    tenant: str = ""
+    account: Account | None = None
+    token: str | None = None  # its digest
+    task: asyncio.Task[Any] | None = None
+    ended: Failure | None = None
+    aborts: bool = False
+    telemetry: CallTelemetry = field(default_factory=CallTelemetry.unwatched)
+
+
+_call: ContextVar[Call] = ContextVar("call")
+
+
+def current_call() -> Call:
+    """The call that this code runs for. Raises LookupError outside of one."""
+    return _call.get()
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Guards the methods of one service; all of them must be handlers of kind stream-stream.
+
+    `check(takes_place)` raises Failure while the service takes no such calls.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        authenticator: Authenticator,
+        quotas: Quotas,
+        check: Callable[[bool], None],
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        self._prefix = f"/{service}/"
+        self._authenticator = authenticator
+        self._quotas = quotas
+        self._check = check
+        self._telemetry = telemetry or Telemetry()
+        self._calls: set[Call] = set()
+
+    async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
+        handler = await continuation(handler_call_details)
+        method: str = handler_call_details.method
+        if handler is None or not method.startswith(self._prefix):
+            return handler
+        return grpc.stream_stream_rpc_method_handler(
+            self._guarded(method.removeprefix(self._prefix), handler.stream_stream),
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+    def refresh(self) -> None:
+        """Tokens were read anew: what they say holds for open calls, too."""
+        self._quotas.refresh()
+        self.end_revoked()
+
+    def end_revoked(self) -> None:
+        """Ends the calls whose token has expired, was taken out of the file or belongs to another tenant now."""
+        for call in self._calls:
+            if not self._authenticator.valid(call.token, call.tenant):
+                _end(call, unauthenticated())
+
+    async def end_all(self, failure: Failure, *, within_s: float) -> None:
+        """Ends every call that has not ended by itself in that time, whatever it waits for."""
+        tasks = [call.task for call in self._calls if call.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=within_s)
+        for call in self._calls:
+            _end(call, failure)
+
+    def _guarded(self, method: str, handler: Handler) -> Handler:
+        async def handle(requests: AsyncIterator[Any], context: Context) -> None:
+            call = Call(method, task=asyncio.current_task())
+            _call.set(call)
+            self._calls.add(call)
+            try:
+                call.telemetry = self._telemetry.begin(method, call.request_id)
+                await self._let_in(call, handler, requests, context)
+                call.telemetry.end("OK")
+            except asyncio.CancelledError:
+                if call.ended is None or call.task is None:
+                    raise
+                call.task.uncancel()
+                await _abort(context, call.ended, call)
+            except grpc.aio.AbortError:
+                raise
+            except Exception as error:
+                await _abort(context, _failure(error, call.request_id), call)
+            finally:
+                self._calls.discard(call)
+                call.telemetry.end("CANCELLED")  # unless it has ended otherwise
+
+        return handle
+
+    async def _let_in(self, call: Call, handler: Handler, requests: AsyncIterator[Any], context: Context) -> None:
+        takes_place = call.method in TAKE_A_PLACE
+        with ExitStack() as stack:
+            self._identify(call, context)
+            self._telemetry.trace(call.telemetry, _header(context, "traceparent"))
+            self._check(takes_place)
+            if takes_place:
+                call.account = stack.enter_context(self._quotas.stream(call.tenant))
+            else:
+                stack.enter_context(self._quotas.call(call.tenant))
+            await handler(requests, context)
+
+    def _identify(self, call: Call, context: Context) -> None:
+        """Raises Failure for metadata that is too much, or proves nothing."""
+        metadata = context.invocation_metadata() or ()
+        size = sum(len(key) + len(value) + ENTRY_OVERHEAD_BYTES for key, value in metadata)
+        if size > MAX_METADATA_BYTES or len(metadata) > MAX_METADATA_ENTRIES:
+            text = f"metadata may hold {MAX_METADATA_ENTRIES} entries and {MAX_METADATA_BYTES} bytes in all; send less"
+            raise invalid("METADATA_TOO_LARGE", "metadata", text)
+        call.token = self._authenticator.digest(_header(context, "authorization"))
+        call.tenant = self._authenticator.tenant(call.token)
+        if self._authenticator.open:
+            call.tenant = _certified_tenant(context) or call.tenant
+        # A token file's names are the operator's; what a certificate says may be a person.
+        call.telemetry.tenant = call.tenant if call.token or not call.tenant else _pseudonym(call.tenant.encode())
+
+
+def _end(call: Call, failure: Failure) -> None:
+    if call.ended is None and not call.aborts and call.task is not None:
+        call.ended = failure
+        call.task.cancel()
+
+
+def _header(context: Context, name: str) -> str | None:
+    value = dict(context.invocation_metadata() or ()).get(name)
+    return value if isinstance(value, str) else None
+
+
+def _certified_tenant(context: Context) -> str:
+    """Whom the client's certificate names, by common name or else alternative name; "" without a certificate.
+
+    Raises Failure UNAUTHENTICATED for a name with a NUL in it: of "robot-1\\0x" gRPC hands on "robot-1".
+    """
+    properties = context.auth_context() or {}
+    common = next(filter(None, properties.get("x509_common_name", ())), b"")
+    name = common or next(filter(None, properties.get("x509_subject_alternative_name", ())), b"")
+    cut = any(rb"\00" in subject for subject in properties.get("x509_subject", ()))  # as RFC 2253 writes a NUL
+    if name and not common:
+        certificates = (pem.decode("ascii") for pem in properties.get("x509_pem_cert", ()))
+        cut |= any(name + b"\0" in ssl.PEM_cert_to_DER_cert(pem) for pem in certificates)
+    if cut:
+        raise unauthenticated()
+    text = name.decode("ascii", "replace")
+    # What cannot be a tenant's name as it is gets one of its own, not one that another certificate could ask for.
+    plain = TENANT.match(text) and not text.startswith(_UNNAMED)
+    return text if plain else _pseudonym(name) if name else ""
+
+
+def _pseudonym(name: bytes) -> str:
+    return f"{_UNNAMED}{hashlib.sha256(name).hexdigest()[:32]}"
+
+
+def _failure(error: Exception, request_id: str) -> Failure:
+    if isinstance(error, Failure):
+        return error
+    reason = error.reason if isinstance(error, BackendError) else "INTERNAL"
+    log.error("a call failed", extra={"request_id": request_id, "reason": reason}, exc_info=error)
+    text = f"the server failed; try again, and if that fails too, its log tells more under {request_id}"
+    return Failure(Kind.INTERNAL, reason, text)
+
+
+async def _abort(context: Context, failure: Failure, call: Call) -> None:
+    """Ends the call with a status; does not return."""
+    call.aborts = True
+    call.telemetry.end(failure.kind.value, failure.reason)
+    status = rpc_status.to_status(status_of(failure, call.request_id))
+    await context.abort(status.code, status.details, status.trailing_metadata)

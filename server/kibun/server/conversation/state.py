@@ -1,0 +1,148 @@
+"""What is known about a conversation: immutable values and pure updates. Never audio.
+
+A store applies these functions atomically; calling one twice with the same record changes nothing but the revision
+(the record's id derives from its turn and start sample), so a retry after a lost answer is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kibun.server.audio.endpointing import EndReason
+from kibun.server.inference.backend import ConditionSource, Traits
+
+MAX_RECORDS = 512  # per participant; the oldest leave: 512 vectors of 768 float16 are 0.8 MB
+MAX_PARTICIPANTS = 64  # per conversation
+MAX_OPENINGS = 64  # turns per participant whose last opening is remembered
+MAX_FINISHED_TURNS = 4096  # ids remembered per participant, to refuse a finished turn
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UtteranceRecord:
+    """One final utterance. `vector` is float16 (D,), None where there was too little speech to analyse."""
+
+    utterance_id: str
+    turn_id: str
+    start: int  # samples at 16 kHz within the turn's clock
+    end: int
+    speech: int  # samples the estimates were made from
+    vector: NDArray[np.float16] | None
+    emotion: tuple[float, float] | None  # valence, arousal
+    traits: Traits | None  # over the conversation, this utterance included
+    traits_source: ConditionSource
+    reason: EndReason  # why it ended: a client that resumes after it goes on in the same state
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A stream that opened a turn: from sample `offset` on, what it hears of the turn is what counts."""
+
+    when: float  # seconds since the epoch, and later than the turn's opening before
+    offset: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Participant:
+    participant_id: str
+    records: tuple[UtteranceRecord, ...] = ()
+    finished_turns: tuple[str, ...] = ()
+    revision: int = 0  # how often traits over the conversation were estimated
+    given_traits: Traits | None = None  # as a client last gave them; they condition emotion
+    openings: Mapping[str, Opening] = field(default_factory=dict)  # the last of each turn, by turn id
+
+    @property
+    def heard(self) -> tuple[UtteranceRecord, ...]:
+        """The records that estimates rest on."""
+        return tuple(r for r in self.records if r.vector is not None)
+
+    @property
+    def speech(self) -> int:
+        """Samples of analysed speech behind the records."""
+        return sum(r.speech for r in self.records)
+
+    @property
+    def latest(self) -> UtteranceRecord | None:
+        """The record with the latest traits over the conversation."""
+        return next((r for r in reversed(self.records) if r.traits is not None), None)
+
+    def turn(self, turn_id: str) -> tuple[UtteranceRecord, ...]:
+        return tuple(r for r in self.records if r.turn_id == turn_id)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Conversation:
+    conversation_id: str
+    model: str
+    create_time: float  # seconds since the epoch, as all times here
+    update_time: float
+    ttl_s: float
+    completed: bool = False
+    participants: Mapping[str, Participant] = field(default_factory=dict)
+
+    @property
+    def expire_time(self) -> float:
+        """Sliding: every change moves it."""
+        return self.update_time + self.ttl_s
+
+    def participant(self, participant_id: str) -> Participant:
+        """What is known about someone, empty if nothing is."""
+        return self.participants.get(participant_id) or Participant(participant_id)
+
+    def with_participant(self, participant: Participant) -> Conversation:
+        return replace(self, participants={**self.participants, participant.participant_id: participant})
+
+
+def weighted_emotion(records: Iterable[UtteranceRecord]) -> tuple[float, float] | None:
+    """Mean valence and arousal of the records, weighted by their speech; None without any estimate."""
+    pairs = [(r.emotion, r.speech) for r in records if r.emotion is not None]
+    total = sum(weight for _, weight in pairs)
+    if not total:
+        return None
+    valence, arousal = (sum(emotion[i] * weight for emotion, weight in pairs) / total for i in (0, 1))
+    return valence, arousal
+
+
+def add_utterance(participant: Participant, record: UtteranceRecord) -> Participant:
+    """Inserts or replaces the record."""
+    others = (r for r in participant.records if r.utterance_id != record.utterance_id)
+    records = (*others, record)[-MAX_RECORDS:]
+    revision = participant.revision + (record.traits is not None)
+    return replace(participant, records=records, revision=revision)
+
+
+def reopen_turn(participant: Participant, turn_id: str, offset: int) -> Participant:
+    """Forgets the turn's records that start at or after `offset`, and its result: a client will send that audio again.
+
+    A turn opened at offset 0 thus starts anew; records of other turns stand.
+    """
+    kept = tuple(r for r in participant.records if r.turn_id != turn_id or r.start < offset)
+    unfinished = tuple(t for t in participant.finished_turns if t != turn_id)
+    return replace(participant, records=kept, finished_turns=unfinished)
+
+
+def note_opening(participant: Participant, turn_id: str, opening: Opening) -> Participant:
+    """Streams that opened the turn before are superseded."""
+    last = participant.openings.get(turn_id)
+    if last is not None and last.when >= opening.when:
+        return participant
+    others = [(turn, other) for turn, other in participant.openings.items() if turn != turn_id]
+    return replace(participant, openings=dict([*others, (turn_id, opening)][-MAX_OPENINGS:]))
+
+
+def is_superseded(participant: Participant, turn_id: str, opening: Opening, start: int) -> bool:
+    """Whether what the stream of this opening hears of the turn at sample `start` no longer counts."""
+    last = participant.openings.get(turn_id)
+    return last is not None and last.when > opening.when and start >= last.offset
+
+
+def finish_turn(participant: Participant, turn_id: str) -> Participant:
+    """Marks the turn as answered: opening it again is an error from now on."""
+    turns = participant.finished_turns
+    if turn_id in turns:
+        turns = tuple(t for t in turns if t != turn_id)
+    turns = (*turns, turn_id)
+    return replace(participant, finished_turns=turns[-MAX_FINISHED_TURNS:])

@@ -1,0 +1,349 @@
+"""A bounded, deadline-ordered queue in front of a backend: `Batcher`, and its pure part, `JobQueue`.
+
+A job goes out at once while the backend has an idle slot; only while all are busy do jobs gather. There is no fixed
+wait. Finals leave before interims, the earliest deadline first, and none is ever dropped. Interims are what gives
+under load: a stream has at most one queued, its newest, and none once its final is there.
+
+Whether what has gathered leaves together is decided by what batches were measured to cost, `a * audio_seconds + b`.
+One more job in a batch of k makes those k wait for its audio, k * a * seconds. It saves one b, which the job itself
+and all that queue behind it are waiting for, on one of the slots. So it is added while
+
+    k * a * seconds  <  b * (jobs that are not in the batch yet) / slots
+
+which keeps the mean wait lowest: with b near 0 (a CPU) jobs go one by one and the first answer comes soonest, with a
+large b (a GPU), or when much is queued and throughput is what counts, they go together. Two limits are firm: the
+audio that the backend takes in one batch, and the deadline of the batch's first job, where it can be met at all.
+"""
+
+import asyncio
+import bisect
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from kibun.server.inference import admission
+from kibun.server.inference.admission import Level, SpeechLoad
+from kibun.server.inference.backend import SAMPLE_RATE_HZ, Backend, BackendError, Job, ModelInfo, Result, Superseded
+from kibun.server.inference.cost import CostModel
+from kibun.server.observability.telemetry import Telemetry
+
+SOON_S = 10.0
+"""A worker in place of a dead one loads within that time; whose stream killed it shall not keep others out."""
+
+
+@dataclass(frozen=True)
+class QueueLimits:
+    """Bounds of the queue, in seconds of audio: what jobs cost, roughly, in time and in memory (64 kB a second)."""
+
+    queued_s: float = 600.0  # finals that may be queued; interims may be as many again
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class Ticket:
+    """A queued job. Tickets are ordered by deadline, then by arrival."""
+
+    deadline: float  # on the clock of whoever made it, in seconds
+    number: int  # of arrival, unique
+    job: Job = field(compare=False)
+    stream_id: str = field(compare=False)
+    final: bool = field(compare=False)
+    queued: float = field(compare=False, default=0.0)  # when, on the same clock
+
+
+class JobQueue:
+    """Decides what is queued and what leaves next. No clock, no asyncio; times come from the caller."""
+
+    def __init__(self, limits: QueueLimits) -> None:
+        self._limits = limits
+        self._finals: list[Ticket] = []  # sorted
+        self._interims: list[Ticket] = []  # sorted
+        self._interim_of: dict[str, Ticket] = {}  # by stream
+
+    def __len__(self) -> int:
+        return len(self._finals) + len(self._interims)
+
+    def has_room(self, job: Job, *, final: bool) -> bool:
+        """Whether a job may be pushed. A lane that is empty takes any job."""
+        lane = self._finals if final else self._interims
+        return not lane or _seconds(lane) + job.seconds <= self._limits.queued_s
+
+    def push(self, ticket: Ticket) -> Ticket | None:
+        """Queue a job; return its stream's interim that it supersedes, if any."""
+        superseded = self._interim_of.get(ticket.stream_id)
+        if superseded is not None:
+            self.discard(superseded)
+        if not ticket.final:
+            self._interim_of[ticket.stream_id] = ticket
+        bisect.insort(self._finals if ticket.final else self._interims, ticket)
+        return superseded
+
+    def discard(self, ticket: Ticket) -> bool:
+        """Take a job out that nobody waits for any more; False if it has left already."""
+        lane = self._finals if ticket.final else self._interims
+        index = bisect.bisect_left(lane, ticket)
+        if index == len(lane) or lane[index] is not ticket:
+            return False
+        del lane[index]
+        self._forget(ticket)
+        return True
+
+    def pop_batch(self, idle_slots: int, slots: int, *, batch_s: float, now: float, cost: CostModel) -> list[Ticket]:
+        """Take the jobs that leave now on one of the idle slots; empty if none should.
+
+        `batch_s`: seconds of audio that a batch may carry; a job that is longer goes alone.
+
+        What leaves is always the head of a lane: no final ever leaves after one with a later deadline that was queued
+        at the same time, whatever their lengths. A batch never mixes finals and interims, so no final waits for an
+        interim's audio. While there is more than one slot, one is kept free of interims: the next final finds it
+        idle. What other idle slots could start at once is left to them.
+        """
+        if idle_slots < 1:
+            return []
+        lane = self._finals
+        if not lane:
+            reserved = 1 if slots > 1 else 0
+            lane, idle_slots = self._interims, idle_slots - reserved
+            if idle_slots < 1 or not lane:
+                return []
+        share = -(-len(lane) // idle_slots)
+        count, seconds, left_s = 1, lane[0].job.seconds, lane[0].deadline - now
+        while count < share:
+            added_s = lane[count].job.seconds
+            saved_s = cost.per_batch_s * (len(lane) - count) / slots
+            if seconds + added_s > batch_s or count * cost.per_audio_s * added_s >= saved_s:
+                break
+            if cost.expect(seconds) <= left_s < cost.expect(seconds + added_s):
+                break
+            seconds += added_s
+            count += 1
+        batch = lane[:count]
+        del lane[:count]
+        for ticket in batch:
+            self._forget(ticket)
+        return batch
+
+    @property
+    def finals_s(self) -> float:
+        """Seconds of audio in the queued finals."""
+        return _seconds(self._finals)
+
+    def clear(self) -> list[Ticket]:
+        """Take everything out."""
+        tickets = self._finals + self._interims
+        self._finals, self._interims, self._interim_of = [], [], {}
+        return tickets
+
+    def _forget(self, ticket: Ticket) -> None:
+        if self._interim_of.get(ticket.stream_id) is ticket:
+            del self._interim_of[ticket.stream_id]
+
+
+def _seconds(lane: list[Ticket]) -> float:
+    return sum(ticket.job.seconds for ticket in lane)
+
+
+class Batcher:
+    """The queue at work on one event loop; implements backend.Analyzer."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        limits: QueueLimits | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        cost: CostModel | None = None,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        self._backend = backend
+        self._queue = JobQueue(limits or QueueLimits())
+        self._clock = clock
+        self._cost = cost or CostModel()
+        self._telemetry = telemetry or Telemetry()
+        self._speech = SpeechLoad()
+        self._numbers = itertools.count()
+        self._futures: dict[int, asyncio.Future[Result]] = {}  # by ticket number; queued and running
+        self._running: dict[asyncio.Task[None], float] = {}  # batches, and when they are expected to be done
+        self._entry = asyncio.Lock()  # finals that wait for room enter in the order they came
+        self._room = asyncio.Event()  # something left the queue
+        self._closed = False
+
+    @property
+    def queued(self) -> int:
+        """Jobs queued, not counting those running."""
+        return len(self._queue)
+
+    @property
+    def load(self) -> float:
+        """Share of the machine that the finals of all open streams are expected to need; above 1 if it is too small."""
+        return self._speech.rate(self._clock()) * self._share_of_speech
+
+    @property
+    def delay_s(self) -> float:
+        """Seconds that a final coming now is expected to wait before its analysis begins."""
+        slots, now = self._backend.slots, self._clock()
+        if len(self._running) < slots:
+            return 0.0
+        # A batch that is overdue is expected to take as long again as it is late.
+        running_s = sum(abs(done_at - now) for done_at in self._running.values())
+        queued_s = self._queue.finals_s * self._busy_cost
+        return (running_s + queued_s) / max(slots, 1)
+
+    @property
+    def full(self) -> bool:
+        """See backend.Analyzer.full."""
+        return not self._fits(admission.INTERIM)
+
+    @property
+    def stretch(self) -> float:
+        """See backend.Analyzer.stretch."""
+        return admission.stretch(self.load)
+
+    def ready(self) -> bool:
+        """See backend.Analyzer.ready."""
+        return self._backend.down_s() < SOON_S
+
+    def admits(self, *, running: bool) -> bool:
+        """See backend.Analyzer.admits. Somebody is always admitted: a machine too slow for one stream serves one."""
+        level = admission.RUNNING_CONVERSATION if running else admission.NEW_STREAM
+        return not self._speech or self._fits(level, self._speech.new_rate * self._share_of_speech)
+
+    @contextmanager
+    def stream(self, stream_id: str) -> Iterator[None]:
+        """See backend.Analyzer.stream."""
+        self._speech.opened(stream_id, self._clock())
+        try:
+            yield
+        finally:
+            self._speech.closed(stream_id, self._clock())
+
+    async def measure(self, model: ModelInfo) -> None:
+        """Learn from noise of two lengths what batches cost here, before any stream has to be admitted."""
+        noise = np.random.default_rng(0).normal(0, 0.01, SAMPLE_RATE_HZ).astype(np.float32)  # (N,)
+        given = (4.0, 4.0, 4.0, 4.0, 4.0) if model.requires_given_traits else None
+        history = np.empty((0, model.vector_size), np.float16)
+        with suppress(BackendError):  # then the first finals tell
+            for audio in (noise[: len(noise) // 4], noise):
+                job = Job(model.name, audio, history, given)
+                # Twice, side by side where there are two slots: either may be delayed by whatever else starts now.
+                times_s: list[float] = []
+                while len(times_s) < 2:
+                    side_by_side = (self._timed(job) for _ in range(min(self._backend.slots, 2)))
+                    times_s += await asyncio.gather(*side_by_side)
+                self._cost.observe(job.seconds, min(times_s))
+
+    async def _timed(self, job: Job) -> float:
+        """Seconds that a job takes. Raises BackendError."""
+        began = self._clock()
+        (outcome,) = await self._backend.infer([job])
+        if isinstance(outcome, BackendError):
+            raise outcome
+        return self._clock() - began
+
+    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Result:
+        """See backend.Analyzer.submit. A job that has left the queue is computed even if its caller is gone."""
+        now = self._clock()
+        deadline = now + deadline_s
+        ticket = Ticket(deadline, next(self._numbers), job, stream_id, final, now)
+        if final:
+            self._speech.spoke(stream_id, job.seconds, now)
+            async with self._entry:
+                while not self._queue.has_room(job, final=True):
+                    self._room.clear()
+                    await self._room.wait()
+        elif self.full or not self._queue.has_room(job, final=False):
+            raise Superseded
+        if self._closed:
+            raise BackendError("UNAVAILABLE", "the server is stopping")
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._futures[ticket.number] = future
+        superseded = self._queue.push(ticket)
+        if superseded is not None:
+            self._futures[superseded.number].set_exception(Superseded())
+        self._dispatch()
+        try:
+            return await future
+        finally:
+            del self._futures[ticket.number]
+            if self._queue.discard(ticket):
+                self._room.set()
+
+    async def drain(self) -> None:
+        """Wait until nothing is queued or running."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def close(self) -> None:
+        """Answer all that is queued with BackendError UNAVAILABLE. Does not close the backend."""
+        self._closed = True
+        self._fail(self._queue.clear(), BackendError("UNAVAILABLE", "the server is stopping"))
+        self._room.set()
+
+    @property
+    def _busy_cost(self) -> float:
+        """Seconds that a second of audio costs a slot when jobs queue up."""
+        return self._cost.per_audio_when_busy_s(self._speech.final_s, self._backend.batch_s)
+
+    @property
+    def _share_of_speech(self) -> float:
+        """Share of the machine that one second of speech per second needs."""
+        return self._busy_cost / max(self._backend.slots, 1)
+
+    def _fits(self, level: Level, more: float = 0.0) -> bool:
+        """Whether a level would be kept if the load were `more` than it is."""
+        return not self._entry.locked() and self.load + more <= level.load and self.delay_s <= level.delay_s
+
+    def _dispatch(self) -> None:
+        """Give idle slots their work. Called whenever a job arrives or a slot falls idle."""
+        slots, batch_s = self._backend.slots, self._backend.batch_s
+        while True:
+            now, idle = self._clock(), slots - len(self._running)
+            batch = self._queue.pop_batch(idle, slots, batch_s=batch_s, now=now, cost=self._cost)
+            if not batch:
+                return
+            task = asyncio.create_task(self._run(batch))
+            self._running[task] = now + self._cost.expect(_seconds(batch))
+            task.add_done_callback(self._done)
+            self._room.set()
+
+    async def _run(self, batch: list[Ticket]) -> None:
+        try:
+            outcomes = await self._infer(batch)
+        except BackendError as error:
+            self._fail(batch, error)
+            return
+        except BaseException as error:
+            self._fail(batch, BackendError("WORKER_FAILED", f"the backend raised {type(error).__name__}"))
+            raise  # to the event loop, which logs it
+        for ticket, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, BackendError):
+                self._fail([ticket], outcome)
+            elif (future := self._waiting(ticket)) is not None:
+                future.set_result(outcome)
+
+    async def _infer(self, batch: list[Ticket]) -> list[Result | BackendError]:
+        """Run a batch and learn from the time it took, unless a job failed: nobody knows what ran then."""
+        began = self._clock()
+        outcomes = await self._backend.infer([ticket.job for ticket in batch])
+        answered = self._clock()
+        if not any(isinstance(outcome, BackendError) for outcome in outcomes):
+            self._cost.observe(_seconds(batch), answered - began)
+        self._telemetry.ran([(t.stream_id, t.final, t.queued) for t in batch], began, answered)
+        return outcomes
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        del self._running[task]
+        self._dispatch()
+
+    def _fail(self, batch: list[Ticket], error: BackendError) -> None:
+        for ticket in batch:
+            if (future := self._waiting(ticket)) is not None:
+                # One exception each: awaiters in different tasks add their tracebacks to it.
+                future.set_exception(BackendError(error.reason, error.message))
+
+    def _waiting(self, ticket: Ticket) -> asyncio.Future[Result] | None:
+        """Find the future of a caller who still waits."""
+        future = self._futures.get(ticket.number)
+        return None if future is None or future.done() else future

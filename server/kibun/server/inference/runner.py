@@ -1,0 +1,126 @@
+"""Running batches inside a worker: what a model must offer, and how one job's fault is kept from the others.
+
+No torch here: a stub model needs none, and the worker process starts as fast as its models allow.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from kibun.server.inference.backend import SAMPLE_RATE_HZ, BackendError, Job, ModelInfo, Result
+from kibun.server.inference.worker_protocol import LoadOptions
+
+_log = logging.getLogger("kibun.server.inference.worker")
+
+
+class DeviceLost(BaseException):
+    """Raised by a model whose device is beyond use for this process: a CUDA error, say, sticks to its context.
+
+    The worker exits, the server starts another. No Exception, so that nothing takes it for the fault of a job.
+    """
+
+
+class Model(Protocol):
+    """A loaded model. `analyze` is called from several threads at once."""
+
+    info: ModelInfo
+
+    def analyze(self, jobs: Sequence[Job]) -> Sequence[Result]:
+        """Analyse a batch of valid jobs, results in order.
+
+        May raise: each job is then tried alone; a BackendError raised for one alone is its answer.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedModels:
+    """What a loader returns."""
+
+    models: Sequence[Model]
+    slots: int  # inference threads worth having
+    batch_s: float  # seconds of audio worth having in one batch; 0: batching gains nothing
+    device: str
+
+
+Loader = Callable[[LoadOptions], LoadedModels]
+"""Called in the worker; raises BackendError LOAD_FAILED with a message for the operator."""
+
+
+class BatchRunner:
+    """Runs batches and keeps the faults of one job away from the others. Stateless: any thread may call it."""
+
+    def __init__(self, models: Sequence[Model]) -> None:
+        self._models = {model.info.name: model for model in models}
+        if len(self._models) < len(models):
+            raise BackendError("LOAD_FAILED", "two of the models have the same name")
+        if not models:
+            raise BackendError("LOAD_FAILED", "no model to load")
+
+    def warm_up(self) -> None:
+        """Analyse one second of faint noise with each model. Raises BackendError LOAD_FAILED."""
+        noise = np.random.default_rng(0).normal(0, 0.01, SAMPLE_RATE_HZ).astype(np.float32)  # (N,)
+        for name, model in self._models.items():
+            history = np.zeros((1, model.info.vector_size), np.float16)
+            given = None if model.info.supports_personality else (4.0, 4.0, 4.0, 4.0, 4.0)
+            (outcome,) = self.run([Job(name, noise, history, given)])
+            if isinstance(outcome, BackendError):
+                raise BackendError("LOAD_FAILED", f"{name}: the warm-up inference failed: {outcome.message}")
+
+    def run(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+        """Answer every job, in order."""
+        outcomes: dict[int, Result | BackendError] = {}
+        by_model: dict[str, list[int]] = {}
+        for index, job in enumerate(jobs):
+            error = self._refusal(job)
+            if error is not None:
+                outcomes[index] = error
+            else:
+                by_model.setdefault(job.model, []).append(index)
+        for name, indices in by_model.items():
+            answers = self._run_isolated(self._models[name], [jobs[index] for index in indices])
+            outcomes.update(zip(indices, answers, strict=True))
+        return [outcomes[index] for index in range(len(jobs))]
+
+    def _run_isolated(self, model: Model, jobs: Sequence[Job]) -> list[Result | BackendError]:
+        """Run together; if that fails (out of memory, say), run each alone, so that only the culprit fails."""
+        try:
+            return [_finite(result) for result in model.analyze(jobs)]
+        except Exception as error:
+            _log.error("a batch failed", extra={"count": len(jobs)}, exc_info=error)
+            if len(jobs) == 1:
+                unnamed = BackendError("MODEL_FAILED", f"the model raised {type(error).__name__}")
+                return [error if isinstance(error, BackendError) else unnamed]
+        return [outcome for job in jobs for outcome in self._run_isolated(model, [job])]
+
+    def _refusal(self, job: Job) -> BackendError | None:
+        """Why a job must not reach a model."""
+        model = self._models.get(job.model)
+        if model is None:
+            return BackendError("UNKNOWN_MODEL", f"no model {job.model!r}; loaded: {', '.join(self._models)}")
+        info, audio, history = model.info, job.audio, job.history
+        if audio.dtype != np.float32 or audio.ndim != 1 or not np.isfinite(audio).all():
+            return BackendError("INVALID_JOB", "audio must be finite float32 of shape (N,)")
+        if len(audio) < info.min_samples or (info.max_samples is not None and len(audio) > info.max_samples):
+            limits = f"{info.min_samples} to {info.max_samples or 'any number of'} samples"
+            return BackendError("INVALID_JOB", f"audio must have {limits}, not {len(audio)}")
+        if history.dtype != np.float16 or history.shape != (len(history), info.vector_size):
+            return BackendError("INVALID_JOB", f"history must be float16 of shape (K, {info.vector_size})")
+        return None
+
+
+def _finite(result: Result) -> Result | BackendError:
+    traits = (
+        result.utterance_traits,
+        result.average_traits,
+        result.conversation_traits,
+        result.condition_traits,
+    )
+    numbers = [value for group in traits if group is not None for value in group]
+    numbers += [value for value in (result.valence, result.arousal) if value is not None]
+    if np.isfinite(result.vector).all() and np.isfinite(numbers).all():
+        return result
+    return BackendError("MODEL_NONFINITE", "the model gave a value that is not finite")

@@ -1,0 +1,301 @@
+"""The worker process: the only place that runs a model.
+
+`process.WorkerProcess` spawns one per device and talks to it through the worker's stdin and stdout (`wire`).
+
+Thread contract. The main thread loads the models, then does nothing but read batches; it never touches a model
+again. `slots` inference threads share the weights, which nobody writes after the load; each runs one batch at a
+time, with one intra-op thread on a CPU (two inference threads of one intra-op thread each beat one of two).
+Answers are written by the thread that computed them, under one lock.
+
+A job that cannot be analysed is answered with its own error and harms no other. The worker ends, at once, when its
+stdin does: the server closed it or died. It ignores SIGINT and SIGTERM, as only the server knows what is in flight.
+"""
+
+import faulthandler
+import gc
+import importlib
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from kibun.models.files import BundleError, resolve_bundle, verify
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result
+from kibun.server.inference.runner import BatchRunner, DeviceLost, LoadedModels, Loader
+from kibun.server.inference.shared_memory import attach
+from kibun.server.inference.worker_protocol import (
+    Answers,
+    Batch,
+    LoadFailed,
+    LoadOptions,
+    Ready,
+    encode,
+    read_message_blocking,
+)
+from kibun.server.observability import logs
+
+if TYPE_CHECKING:
+    from kibun.models.packed_model import PackedModel
+
+CANNOT_GO_ON = 70
+"""Exit code after an error that is no job's fault."""
+
+ORPHAN_CHECK_S = 1.0
+
+CPU_BATCH_S = 30.0  # packed, mixed lengths cost nothing; whether a batch is worth its wait the batcher decides
+CUDA_BATCH_S = 60.0  # a guess, as is the next: no GPU has been measured yet
+CUDA_THREADS = 2  # one prepares a batch while the other's runs
+
+_log = logging.getLogger("kibun.server.inference.worker")
+
+
+def main() -> None:
+    """Entry point of the process: load, say so, then serve until stdin ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    faulthandler.enable()
+    requests, answers = _take_over_stdio()
+    try:
+        options = read_message_blocking(requests)
+        logs.configure(options.log_level, options.log_format)
+        sys.path.extend(entry for entry in options.import_path if entry not in sys.path)
+        if options.server_pid is not None:
+            threading.Thread(target=_end_with_server, args=(options.server_pid,), daemon=True).start()
+        _serve(options, requests, answers)
+        code = 0
+    except (EOFError, BrokenPipeError):
+        code = 0
+    except BaseException:
+        _log.exception("the worker cannot go on")
+        code = CANNOT_GO_ON
+    # Not sys.exit: that would wait for inference threads whose answers nobody reads any more.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _end_with_server(server: int) -> None:
+    """The end of stdin is noticed only once the models are loaded, which may take long or for ever."""
+    while os.getppid() == server:
+        time.sleep(ORPHAN_CHECK_S)
+    os._exit(0)
+
+
+def _take_over_stdio() -> tuple[BinaryIO, BinaryIO]:
+    """Return the pipes from and to the server; from now on prints go to stderr and cannot garble a message."""
+    requests = os.fdopen(os.dup(0), "rb", buffering=0)
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+    os.dup2(2, 1)
+    return requests, answers
+
+
+def _serve(options: LoadOptions, requests: BinaryIO, answers: BinaryIO) -> None:
+    send = _Sender(answers)
+    try:
+        module, _, function = options.loader.partition(":")
+        loader: Loader = getattr(importlib.import_module(module), function)
+        loaded = loader(options)
+        runner = BatchRunner(loaded.models)
+        pool = ThreadPoolExecutor(loaded.slots, "inference")
+        for warm in [pool.submit(runner.warm_up) for _ in range(loaded.slots)]:
+            warm.result()
+    except BackendError as error:
+        send(LoadFailed(error.message))
+        return
+    except Exception as error:
+        _log.exception("loading failed")
+        send(LoadFailed(f"unexpected {type(error).__name__} while loading: {error}"))
+        return
+    arena = None if options.arena_fd is None else attach(options.arena_fd)
+    infos = tuple(model.info for model in loaded.models)
+    send(Ready(infos, loaded.slots, loaded.batch_s, loaded.device))
+    while True:
+        batch: Batch = read_message_blocking(requests, arena)
+        pool.submit(_answer, runner, batch, send)
+
+
+def _answer(runner: BatchRunner, batch: Batch, send: "_Sender") -> None:
+    try:
+        send(Answers(batch.number, tuple(runner.run(batch.jobs))))
+    except BrokenPipeError:
+        os._exit(0)
+    except BaseException:
+        # The device is lost, or we erred. A batch without an answer would wait for its deadline; by ending, the
+        # worker lets the server know at once, and the server tries again elsewhere.
+        _log.exception("the worker cannot go on")
+        os._exit(CANNOT_GO_ON)
+
+
+class _Sender:
+    """Writes whole messages; safe to call from any thread."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def __call__(self, message: object) -> None:
+        with self._lock:
+            for piece in encode(message).pieces:
+                view = memoryview(piece).cast("B")
+                while view:
+                    view = view[self._stream.write(view) :]
+
+
+def load_models(options: LoadOptions) -> LoadedModels:
+    """Load bundles with torch; the default loader.
+
+    Raises BackendError LOAD_FAILED naming the file, the device or the missing package.
+    """
+    # Two seconds of imports leave the other cores idle: checksums are taken there meanwhile.
+    checker = ThreadPoolExecutor(1)
+    checks = [checker.submit(_verify, name) for name in options.models]
+    checker.shutdown(wait=False)
+    # Read while torch and transformers are imported.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a worker loads files that are here, and asks nobody for others
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    try:
+        import torch
+
+        from kibun.models.analysis import NonFiniteError
+        from kibun.models.bundle import load_bundle
+        from kibun.models.precision import packed_for
+    except ImportError as error:
+        raise BackendError("LOAD_FAILED", f"cannot import {error.name}: pip install 'kibun[server]'") from error
+    gc.freeze()  # what was imported stays: no later collection need look at it
+    torch.set_num_threads(usable_cores())  # while loading; inference threads have one each
+    device = _choose_device(options.device)
+    models = []
+    for name, check in zip(options.models, checks, strict=True):
+        load = partial(load_bundle, name, allow_untrained=options.allow_untrained, mapped=True, verified=True)
+        try:
+            check.result()
+            models.append(BundleModel(*packed_for(load, options.precision, device)))
+        except BundleError as error:
+            raise BackendError("LOAD_FAILED", str(error)) from error
+        except NonFiniteError as error:
+            raise BackendError("LOAD_FAILED", f"{name}: {error}; try --precision fp32") from error
+    torch.set_num_threads(1)
+    if device == "cpu":
+        return LoadedModels(models, options.threads or usable_cores(), CPU_BATCH_S, device)
+    return LoadedModels(models, options.threads or CUDA_THREADS, CUDA_BATCH_S, device)
+
+
+def _verify(name: str) -> None:
+    verify(resolve_bundle(name))
+
+
+class BundleModel:
+    """A bundle behind runner.Model: any number of threads may call `analyze`, none of them writes the weights."""
+
+    def __init__(self, bundle: "PackedModel", precision: str) -> None:
+        """precision: that it runs in, and why, in words."""
+        from kibun.models.types import EMOTIONS
+
+        self._bundle = bundle
+        self._streams = threading.local()
+        config, rescaled = bundle.config, bundle.config.emotion_rescaled_from
+        self.info = ModelInfo(
+            name=config.bundle_name,
+            version=config.bundle_version,
+            vector_size=bundle.vector_size,
+            min_samples=bundle.min_samples,
+            supports_emotion=set(config.emotions) == set(EMOTIONS),
+            supports_personality=config.supports_personality,
+            supports_conversation_personality=config.supports_personality,
+            synthetic=config.synthetic,
+            trained=config.trained,
+            emotions=config.emotions,
+            precision=precision,
+            conditioned=config.conditioned,
+            emotion_rescaled_from=(rescaled[0], rescaled[1]) if rescaled else None,
+            expected_error=bundle.expected_error,
+        )
+        if not self.info.supports_emotion and not self.info.supports_personality:
+            raise BackendError(
+                "LOAD_FAILED",
+                f"{config.bundle_name}: estimates {config.emotions[0]} alone, and what is served is valence and arousal"
+                " together, or personality: assemble it with the other run, as in"
+                " `kibun models build --valence RUN --arousal RUN --out DIR`",
+            )
+
+    def analyze(self, jobs: Sequence[Job]) -> list[Result]:
+        """Analyse a batch. Raises BackendError MODEL_NONFINITE or INVALID_JOB, and DeviceLost."""
+        import torch
+
+        from kibun.models.analysis import NonFiniteError
+        from kibun.models.types import Utterance
+
+        torch.set_num_threads(1)  # a setting of each thread
+        try:
+            with self._own_stream():
+                analyses = self._bundle.analyze(
+                    [Utterance(j.audio, j.history, j.given_traits, j.emotion, j.personality) for j in jobs]
+                )
+        except NonFiniteError as error:
+            raise BackendError("MODEL_NONFINITE", str(error)) from error
+        except ValueError as error:
+            raise BackendError("INVALID_JOB", str(error)) from error
+        except torch.AcceleratorError as error:
+            raise DeviceLost from error
+        return [
+            Result(
+                vector=analysis.vector,
+                utterance_traits=analysis.utterance_traits,
+                average_traits=analysis.average_traits,
+                conversation_traits=analysis.conversation_traits,
+                condition_traits=analysis.condition_traits,
+                condition_source=analysis.condition_source,
+                valence=analysis.valence,
+                arousal=analysis.arousal,
+            )
+            for analysis in analyses
+        ]
+
+    def _own_stream(self) -> AbstractContextManager[Any]:
+        """On a GPU a queue of kernels for each inference thread, so that batches of two threads overlap."""
+        import torch
+
+        if self._bundle.device.type == "cpu":
+            return nullcontext()
+        if not hasattr(self._streams, "own"):
+            torch.cuda.synchronize(self._bundle.device)  # the weights are there
+            self._streams.own = torch.cuda.Stream(self._bundle.device)  # type: ignore[no-untyped-call]
+        return torch.cuda.stream(self._streams.own)
+
+
+def _choose_device(wanted: str) -> str:
+    import torch
+
+    if wanted == "auto":
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise BackendError("LOAD_FAILED", f"device {wanted!r}: use auto, cpu, cuda or cuda:N") from None
+    if device.type == "cpu":
+        return "cpu"
+    count = torch.cuda.device_count()
+    if device.type != "cuda" or (device.index or 0) >= count:
+        raise BackendError("LOAD_FAILED", f"device {wanted!r}: this machine has {count} CUDA devices")
+    return f"cuda:{device.index or 0}"
+
+
+def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Count the cores this process may use: those it may run on, or a container's quota of time if that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        allowed_us, period_us = quota.read_text().split()  # "max 100000" without a quota
+        return max(1, min(cores, round(int(allowed_us) / int(period_us))))
+    except (OSError, ValueError):
+        return cores

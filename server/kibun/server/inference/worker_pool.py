@@ -1,0 +1,330 @@
+"""LocalBackend: worker processes on this machine, kept alive, each lost job tried once more.
+
+Needs neither torch nor grpc. When a worker dies, every batch in its hands is lost, and any of their jobs may be to
+blame. So each of these jobs has its second attempt *alone*, one after the other: a poison job can then only take
+itself down, and never more than twice.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result
+from kibun.server.inference.cost import CostModel
+from kibun.server.inference.shared_memory import ARENA_BYTES
+from kibun.server.inference.worker_process import EXIT_GRACE_S, WorkerDied, WorkerProcess
+from kibun.server.inference.worker_protocol import LoadOptions
+from kibun.server.observability import logs
+
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class WorkerTimes:
+    """How patient a LocalBackend is, in seconds."""
+
+    start_s: float = 300.0  # until a worker is ready
+    batch_s: float = 10.0  # until a batch is answered, plus the next for each second of its audio
+    batch_s_per_audio_s: float = 2.0  # ten times what a hubert-base-size model takes on one slow core
+    hasty: float = 20.0  # times as long as batches were measured to take: a first attempt need not get more, …
+    hasty_s: float = 3.0  # … unless that is less than this
+    queue_s: float = 60.0  # a batch waits for a living worker
+    close_s: float = 0.5  # a worker ends by itself
+    backoff_first_s: float = 0.1  # before the second respawn in a row; the first is immediate, then it doubles
+    backoff_max_s: float = 10.0
+    stable_s: float = 30.0  # a worker that lived this long starts a new row
+
+
+class _Device:
+    """A place for one worker, and the worker that lives there now, if any."""
+
+    def __init__(self, options: LoadOptions) -> None:
+        self.options = options
+        self.worker: WorkerProcess | None = None
+        self.reserved = False  # for one suspect at a time
+
+    @property
+    def alive(self) -> bool:
+        return self.worker is not None and self.worker.alive
+
+
+class LocalBackend:
+    """One worker process per device. All methods belong to one event loop."""
+
+    def __init__(
+        self,
+        models: Sequence[str | os.PathLike[str]],
+        *,
+        device: str | Sequence[str] = "auto",
+        threads: int | None = None,
+        allow_untrained: bool = False,
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        loader: str = "kibun.server.inference.worker:load_models",
+        times: WorkerTimes | None = None,
+        arena_bytes: int = ARENA_BYTES,
+    ) -> None:
+        """Describe the workers; `start` starts them.
+
+        models: paths or names of bundles, the default first.
+        device: auto, cpu, cuda or cuda:N; several devices get a worker each.
+        threads: inference threads per worker; None: one per usable core on a CPU.
+        precision: of matrix products; see kibun.models.precision.
+        loader: what the worker calls to load, "module:function" (see runner.Loader).
+        arena_bytes: memory shared with each worker for audio; 0: all of it goes through a pipe.
+        """
+        devices = [device] if isinstance(device, str) else list(device)
+        self._times = times or WorkerTimes()
+        self._arena_bytes = arena_bytes
+        self._devices = [
+            _Device(
+                LoadOptions(
+                    loader=loader,
+                    models=tuple(os.fspath(model) for model in models),
+                    device=name,
+                    threads=threads,
+                    allow_untrained=allow_untrained,
+                    precision=precision,
+                    import_path=tuple(sys.path),
+                    log_level=logging.getLogger().getEffectiveLevel(),
+                    log_format=logs.chosen(),
+                )
+            )
+            for name in devices
+        ]
+        self.restarts = 0
+        """Workers started in place of dead ones so far."""
+        self._slots = 0
+        self._batch_s = 0.0
+        self._cost = CostModel()
+        self._keepers: list[asyncio.Task[None]] = []
+        self._calls = 0  # infer calls under way
+        self._first_turn, self._second_turn = asyncio.Lock(), asyncio.Lock()
+        self._suspects = 0  # jobs waiting for, or in, their second attempt
+        self._accepting = False
+        self._closed = False
+        self._down_since: float | None = None
+        self._changed = asyncio.Event()  # replaced at every change; see _wait_for
+
+    async def start(self) -> tuple[ModelInfo, ...]:
+        """Spawn the workers and wait until all are ready. Raises BackendError LOAD_FAILED."""
+        spawns = [asyncio.create_task(self._spawn(device)) for device in self._devices]
+        try:
+            await asyncio.gather(*spawns)
+        except BaseException:
+            for spawn in spawns:
+                spawn.cancel()
+            await asyncio.gather(*spawns, return_exceptions=True)
+            await self.close()
+            raise
+        workers = [device.worker for device in self._devices if device.worker is not None]
+        self._batch_s = workers[0].info.batch_s
+        self._slots = sum(worker.info.slots for worker in workers)
+        self._keepers = [asyncio.create_task(self._keep_alive(device)) for device in self._devices]
+        self._accepting = True
+        return workers[0].info.models
+
+    @property
+    def slots(self) -> int:
+        """Batches that all workers together run at once; 0 before `start`."""
+        return self._slots
+
+    @property
+    def batch_s(self) -> float:
+        """Seconds of audio that one batch should carry; 0 where batching gains nothing."""
+        return self._batch_s
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Process ids of the living workers."""
+        return tuple(d.worker.pid for d in self._devices if d.worker is not None and d.worker.alive)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Devices that the living workers run on, as "cpu" or "cuda:0"."""
+        return tuple(d.worker.info.device for d in self._devices if d.worker is not None and d.worker.alive)
+
+    def ready(self) -> bool:
+        """Whether a worker lives and new jobs are accepted."""
+        return self._accepting and any(device.alive for device in self._devices)
+
+    def down_s(self) -> float:
+        """Seconds for which no worker has lived, 0 while one does and before the first."""
+        return 0.0 if self._down_since is None else asyncio.get_running_loop().time() - self._down_since
+
+    async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+        """Analyse a batch on the least busy worker; see Backend.infer.
+
+        A job whose worker died or hung on both attempts is answered with BackendError WORKER_FAILED, one that no
+        worker could be found for with NO_WORKER.
+        """
+        if not self._accepting:
+            raise BackendError("UNAVAILABLE", "the backend is not running")
+        self._calls += 1
+        try:
+            try:
+                return await self._first_attempt(jobs)
+            except WorkerDied:
+                return await self._second_attempts(jobs)
+        finally:
+            self._calls -= 1
+            self._announce()
+
+    async def drain(self) -> None:
+        """Refuse new jobs and wait for those under way. The workers live on until `close`."""
+        self._accepting = False
+        with contextlib.suppress(BackendError):  # closed meanwhile: nothing is under way any more
+            await self._wait_for(lambda: self._calls == 0 or None)
+
+    async def close(self) -> None:
+        """End all workers; calls under way get BackendError UNAVAILABLE."""
+        self._accepting, self._closed = False, True
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        workers = [device.worker for device in self._devices if device.worker is not None]
+        await asyncio.gather(*(worker.close(grace_s=self._times.close_s) for worker in workers))
+        self._announce()
+
+    async def _first_attempt(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+        device = await self._wait_for_worker(self._first_turn, self._least_busy)
+        return await self._run(device, jobs, self._first_deadline_s(jobs))
+
+    async def _second_attempts(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+        outcomes = []
+        for job in jobs:
+            self._suspects += 1
+            try:
+                outcomes.append(await self._attempt_alone(job))
+            finally:
+                self._suspects -= 1
+                self._announce()
+        return outcomes
+
+    async def _attempt_alone(self, job: Job) -> Result | BackendError:
+        try:
+            device = await self._wait_for_worker(self._second_turn, self._idle)
+        except BackendError as error:
+            return error
+        device.reserved = True
+        try:
+            (outcome,) = await self._run(device, [job], self._deadline_s([job]))
+        except WorkerDied:
+            if self._closed:
+                return BackendError("UNAVAILABLE", "the backend was closed")
+            return BackendError("WORKER_FAILED", "the worker died or hung on both attempts")
+        finally:
+            device.reserved = False
+        return outcome
+
+    async def _run(self, device: _Device, jobs: Sequence[Job], timeout_s: float) -> list[Result | BackendError]:
+        assert device.worker is not None
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        outcomes = await device.worker.infer(jobs, timeout_s=timeout_s)
+        if not any(isinstance(outcome, BackendError) for outcome in outcomes):
+            self._cost.observe(_seconds(jobs), loop.time() - began)
+        return outcomes
+
+    def _deadline_s(self, jobs: Sequence[Job]) -> float:
+        """The longest that a batch may take on the slowest machine that is of use."""
+        return self._times.batch_s + self._times.batch_s_per_audio_s * _seconds(jobs)
+
+    def _first_deadline_s(self, jobs: Sequence[Job]) -> float:
+        """Shorter once it is known what batches cost here: who is given up too early has the second attempt."""
+        if not self._cost.trusted:
+            return self._deadline_s(jobs)
+        hasty_s = max(self._times.hasty_s, self._times.hasty * self._cost.expect(_seconds(jobs)))
+        return min(hasty_s, self._deadline_s(jobs))
+
+    def _least_busy(self) -> _Device | None:
+        """Find a worker with a free slot. None while there is none, or while suspects come first."""
+        if self._suspects:
+            return None
+        free = [
+            (device.worker.in_flight / device.worker.info.slots, index)
+            for index, device in enumerate(self._devices)
+            if device.worker is not None and device.worker.alive
+            if device.worker.in_flight < device.worker.info.slots and not device.reserved
+        ]
+        return self._devices[min(free)[1]] if free else None
+
+    def _idle(self) -> _Device | None:
+        """Find a worker with nothing in flight."""
+        idle = (
+            device
+            for device in self._devices
+            if device.worker is not None and device.worker.alive
+            if device.worker.in_flight == 0 and not device.reserved
+        )
+        return next(idle, None)
+
+    async def _wait_for_worker(self, turn: asyncio.Lock, find: Callable[[], _Device | None]) -> _Device:
+        """Wait for a worker, those that share a `turn` in the order they came."""
+        try:
+            async with asyncio.timeout(self._times.queue_s), turn:
+                return await self._wait_for(find)
+        except TimeoutError:
+            raise BackendError("NO_WORKER", f"no worker was free within {self._times.queue_s:g} s") from None
+
+    async def _wait_for(self, find: Callable[[], T | None]) -> T:
+        """Wait until `find` finds something; it is asked again after every change."""
+        while (found := find()) is None:
+            if self._closed:
+                raise BackendError("UNAVAILABLE", "the backend was closed")
+            await self._changed.wait()
+        return found
+
+    def _announce(self) -> None:
+        """Wake all that wait for a change."""
+        if any(device.alive for device in self._devices):
+            self._down_since = None
+        elif self._accepting and self._down_since is None:
+            self._down_since = asyncio.get_running_loop().time()
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def _spawn(self, device: _Device) -> None:
+        device.worker = await WorkerProcess.spawn(
+            device.options,
+            timeout_s=self._times.start_s,
+            on_change=self._announce,
+            arena_bytes=self._arena_bytes,
+        )
+        _log.info("worker is ready", extra={"pid": device.worker.pid, "device": device.worker.info.device})
+        self._announce()
+
+    async def _keep_alive(self, device: _Device) -> None:
+        """Respawn the device's worker whenever it has died, ever more slowly if that does not help."""
+        loop = asyncio.get_running_loop()
+        failures, ready_at = 0, loop.time()
+        while True:
+            await self._wait_for(lambda: not device.alive or None)
+            if loop.time() - ready_at >= self._times.stable_s:
+                failures = 0
+            if failures:
+                delay_s = self._times.backoff_first_s * 2 ** min(failures - 1, 30)
+                await asyncio.sleep(min(delay_s, self._times.backoff_max_s))
+            failures += 1
+            if device.worker is not None:
+                await device.worker.close(grace_s=EXIT_GRACE_S)
+                _log.error("worker ended; starting another", extra={"pid": device.worker.pid, **device.worker.exit})
+                device.worker = None
+            try:
+                await self._spawn(device)
+                self.restarts += 1
+            except BackendError as error:
+                _log.error("a worker could not be started again", extra={"reason": error.reason}, exc_info=error)
+            except Exception:  # whatever it is, giving up would leave the server without a worker for good
+                _log.exception("a worker could not be started again")
+            ready_at = loop.time()
+
+
+def _seconds(jobs: Sequence[Job]) -> float:
+    return sum(job.seconds for job in jobs)

@@ -1,0 +1,246 @@
+"""The server's handle of one worker process: spawn it, wait until it is ready, hand it batches, notice its death.
+
+Everything happens on the event loop; nothing blocks it. Requests go to the worker's stdin, answers come from its
+stdout, so either side's death is the other's end of file, at once. Audio lies in memory shared with the worker, see
+`arena`; where there is none or it is full, audio goes the way of the rest. The worker leads a process group of its own:
+Ctrl-C in a terminal does not reach it. It is a plain subprocess and not one of multiprocessing's, as that would run
+the main module of the embedding program again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from kibun.server.inference.backend import BackendError, Job, Result
+from kibun.server.inference.shared_memory import ARENA_BYTES, Arena, Block
+from kibun.server.inference.worker_protocol import (
+    Answers,
+    Batch,
+    Frame,
+    LoadFailed,
+    LoadOptions,
+    Ready,
+    encode,
+    read_message,
+)
+
+_log = logging.getLogger(__name__)
+
+# -P: a torch.py in the current directory must not become torch.
+_COMMAND = (sys.executable, "-P", "-c", "from kibun.server.inference.worker import main; main()")
+
+
+OVERSLEPT_S = 0.25
+"""A deadline that is noticed so much later was not kept by this process either: it was suspended, or its loop blocked.
+The answer may lie in the pipe, or the worker was suspended too."""
+
+EXIT_GRACE_S = 0.5
+"""A process that ends by itself is gone by then. Killing it meanwhile could lose its exit code (asyncio reaps once)."""
+
+
+class WorkerDied(Exception):
+    """The worker ended, or was killed for being late, before it answered. Its jobs may be tried again."""
+
+
+@dataclass(slots=True)
+class _Pending:
+    future: asyncio.Future[list[Result | BackendError]]
+    deadline: asyncio.TimerHandle
+    block: Block | None  # of the arena; the worker may read it until it has answered
+
+
+class WorkerProcess:
+    """One life of one worker; made by `spawn`, never restarted."""
+
+    def __init__(self, process: asyncio.subprocess.Process, arena: Arena | None, on_change: Callable[[], None]) -> None:
+        self._process = process
+        self._arena = arena
+        self._on_change = on_change
+        self._pending: dict[int, _Pending] = {}
+        self._batches = 0
+        self._reading: asyncio.Task[None] | None = None
+        self.info = Ready((), 0, 0.0, "")
+        self.alive = True
+
+    @classmethod
+    async def spawn(
+        cls, options: LoadOptions, *, timeout_s: float, on_change: Callable[[], None], arena_bytes: int = ARENA_BYTES
+    ) -> "WorkerProcess":
+        """Start a process and wait for its handshake.
+
+        `on_change` is called after each answer and after the worker's death. `arena_bytes`: shared memory, or 0.
+        Raises BackendError LOAD_FAILED with the worker's own message.
+        """
+        arena = _make_arena(arena_bytes)
+        fds = () if arena is None else (arena.fd,)
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *_COMMAND, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, process_group=0, pass_fds=fds
+            )
+        except BaseException as error:
+            if arena is not None:
+                arena.close()
+            if isinstance(error, OSError):
+                raise BackendError("LOAD_FAILED", f"cannot start a process: {error}") from error
+            raise
+        worker = cls(process, arena, on_change)
+        try:
+            async with asyncio.timeout(timeout_s):
+                worker._send(
+                    encode(replace(options, arena_fd=None if arena is None else arena.fd, server_pid=os.getpid()))
+                )
+                worker.info = await worker._handshake()
+        except TimeoutError:
+            raise BackendError("LOAD_FAILED", f"the worker was not ready within {timeout_s:g} s") from None
+        finally:
+            if not worker.info.slots:
+                await worker.close(grace_s=EXIT_GRACE_S)
+        worker._reading = asyncio.create_task(worker._read_answers(), name=f"worker-{worker.pid}")
+        return worker
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self._process.pid
+
+    @property
+    def fate(self) -> str:
+        """How the process ended, in words."""
+        code = self._process.returncode
+        if code is None:
+            return "still runs"
+        return f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+
+    @property
+    def exit(self) -> dict[str, int]:
+        """How the process ended, as fields of a log line; empty while it runs."""
+        code = self._process.returncode
+        if code is None:
+            return {}
+        return {"signal": -code} if code < 0 else {"exit_code": code}
+
+    @property
+    def in_flight(self) -> int:
+        """Batches handed over and not answered yet, those that nobody waits for any more included."""
+        return len(self._pending)
+
+    async def infer(self, jobs: Sequence[Job], *, timeout_s: float) -> list[Result | BackendError]:
+        """Hand over a batch and await its answer; past the timeout the worker is killed.
+
+        Cancelling the caller neither stops the work nor frees its slot: `in_flight` tells the truth.
+        Raises WorkerDied.
+        """
+        if not self.alive:
+            raise WorkerDied
+        loop = asyncio.get_running_loop()
+        self._batches += 1
+        number = self._batches
+        frame = encode(Batch(number, tuple(jobs)), self._arena)
+        pending = _Pending(loop.create_future(), self._deadline(number, timeout_s), frame.block)
+        self._pending[number] = pending
+        self._send(frame)
+        return await pending.future
+
+    async def close(self, *, grace_s: float) -> None:
+        """End the process, by force after `grace_s`, and wait until it is gone. Pending calls get WorkerDied."""
+        self._die()
+        with contextlib.suppress(OSError):
+            self._stdin.close()
+        await self._gone(grace_s)
+        if self._reading is not None:
+            await self._reading
+
+    @property
+    def _stdin(self) -> asyncio.StreamWriter:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    @property
+    def _stdout(self) -> asyncio.StreamReader:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def _send(self, frame: Frame) -> None:
+        # No drain(): what is unsent is bounded by the batches in flight. Writing to a dead worker is noticed as
+        # the end of its stdout.
+        self._stdin.writelines(frame.pieces)
+
+    async def _handshake(self) -> Ready:
+        try:
+            message = await read_message(self._stdout)
+        except EOFError:
+            await self._process.wait()
+            raise BackendError("LOAD_FAILED", f"the worker {self.fate} before it was ready") from None
+        if isinstance(message, LoadFailed):
+            raise BackendError("LOAD_FAILED", message.message)
+        assert isinstance(message, Ready)
+        return message
+
+    async def _read_answers(self) -> None:
+        try:
+            while True:
+                answers: Answers = await read_message(self._stdout)
+                pending = self._pending.pop(answers.number, None)
+                if pending is None:  # it was given up while the answer was on its way
+                    continue
+                pending.deadline.cancel()
+                if self._arena is not None and pending.block is not None:
+                    self._arena.free(pending.block)
+                if not pending.future.done():  # done: cancelled by its caller
+                    pending.future.set_result(list(answers.results))
+                self._on_change()
+        except EOFError:
+            pass
+        except Exception:
+            _log.exception("a message of the worker cannot be read", extra={"pid": self.pid})
+        finally:
+            self._die()
+            await self._gone(EXIT_GRACE_S)  # a worker without a pipe is of no use, whatever it does
+
+    async def _gone(self, grace_s: float) -> None:
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._process.wait()
+        except TimeoutError:
+            self._kill()
+            await self._process.wait()
+        if self._arena is not None:
+            self._arena.close()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+
+    def _die(self) -> None:
+        if not self.alive:
+            return
+        self.alive = False
+        for pending in self._pending.values():
+            pending.deadline.cancel()
+            if not pending.future.done():
+                pending.future.set_exception(WorkerDied())
+        self._pending.clear()
+        self._on_change()
+
+    def _deadline(self, number: int, timeout_s: float) -> asyncio.TimerHandle:
+        loop = asyncio.get_running_loop()
+        return loop.call_at(loop.time() + timeout_s, self._late, number, timeout_s, loop.time() + timeout_s)
+
+    def _late(self, number: int, timeout_s: float, due: float) -> None:
+        if asyncio.get_running_loop().time() - due > OVERSLEPT_S:
+            self._pending[number].deadline = self._deadline(number, timeout_s)
+            return
+        _log.error("a batch was not answered in time; worker killed", extra={"pid": self.pid, "seconds": timeout_s})
+        self._kill()
+
+
+def _make_arena(size: int) -> Arena | None:
+    try:
+        return Arena(size) if size else None
+    except OSError as error:
+        _log.info("audio goes through a pipe, not shared memory", exc_info=error)
+        return None

@@ -1,0 +1,79 @@
+"""Puts metrics, health probes and traces of one server together, as its settings ask."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from kibun.server.errors import StartError
+from kibun.server.observability import logs
+from kibun.server.observability.exporter import Exporter, Readings
+from kibun.server.observability.telemetry import Telemetry, traces_wanted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from kibun.server.observability.tracing import OtelTracer
+
+LAG_EVERY_S = 0.5
+
+
+class Observability:
+    """`telemetry` is for the server's parts; `open` and `close` belong to its event loop."""
+
+    def __init__(self, *, metrics_host: str, metrics_port: int | None, otlp_endpoint: str | None) -> None:
+        """Args as in `Settings`. Raises StartError where traces are asked for and cannot be sent."""
+        self._metrics_host, self._metrics_port = metrics_host, metrics_port
+        self._tracer = _tracer(otlp_endpoint)
+        self._exporter: Exporter | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self.telemetry = Telemetry(self._tracer)
+
+    def open(self, readings: Readings, *, alive: Callable[[], bool]) -> None:
+        """Serves metrics and probes from now on, if asked to. `alive`: as for the Exporter. Raises StartError."""
+        host, port = self._metrics_host, self._metrics_port
+        if port is None:
+            return
+        self._exporter = Exporter(self.telemetry.metrics, readings, alive=alive)
+        shown = f"[{host}]" if ":" in host else host
+        try:
+            port = self._exporter.open(host, port)
+        except OSError as error:
+            causes = "is the port taken (--metrics-port 0 picks a free one), or --metrics-host not this machine's"
+            raise StartError(f"--metrics-port {port}: cannot listen on {shown}:{port}: {causes}?") from error
+        logs.say(f"metrics on http://{shown}:{port}/metrics")
+        self._watch_lag(asyncio.get_running_loop())
+
+    async def close(self) -> None:
+        """Sends the last traces and stops serving metrics. Takes little more than 2 s (`tracing.FLUSH_S`)."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._tracer is not None:
+            await self._tracer.close()
+        if self._exporter is not None:
+            self._exporter.close()
+
+    def _watch_lag(self, loop: asyncio.AbstractEventLoop) -> None:
+        due = loop.time() + LAG_EVERY_S
+
+        def look() -> None:
+            self.telemetry.metrics.loop_lag.observe(max(loop.time() - due, 0.0))
+            self._watch_lag(loop)
+
+        self._timer = loop.call_at(due, look)
+
+
+def _tracer(endpoint: str | None) -> OtelTracer | None:
+    """None where nobody asked for traces, or OpenTelemetry's variables did and it is not installed."""
+    if endpoint is None and not traces_wanted():
+        return None
+    try:
+        from kibun.server.observability.tracing import OtelTracer
+    except ModuleNotFoundError as error:
+        if endpoint is None:
+            return None
+        raise StartError("--otlp-endpoint needs OpenTelemetry: pip install 'kibun[otel]'") from error
+    try:
+        return OtelTracer(endpoint)
+    except ValueError as error:
+        raise StartError(f"--otlp-endpoint: {error}" if endpoint else str(error)) from error

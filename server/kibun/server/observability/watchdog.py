@@ -1,0 +1,140 @@
+"""Notices that the event loop is blocked, from a thread of its own.
+
+gRPC's own keepalive does not: its threads go on answering pings while no handler runs. Somebody has to end such a
+process, so that its supervisor starts another and its clients resume there.
+
+Time in which this very thread did not run, and the process used no processor either, does not count: then the whole
+process was suspended (SIGSTOP, a laptop's lid) or starved, and ending it would help nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from kibun.server.observability import logs
+
+EXIT_CODE = 70
+"""Of a process whose event loop stayed blocked."""
+
+_LAST_WORDS_S = 0.5  # for the log, which may be what blocks
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class WatchdogTimes:
+    """Seconds."""
+
+    blocked_after_s: float = 1.0  # without a turn of the loop: stacks are logged, health turns bad
+    exit_after_s: float = 10.0  # the process ends
+    calm_s: float = 5.0  # a loop that was blocked counts as blocked until it has been quick for so long
+
+    @property
+    def tick_s(self) -> float:
+        """How often to look."""
+        return self.blocked_after_s / 10
+
+
+class Watchdog:
+    """Watches the loop in which `start` is called, until `stop`. `blocked` may be asked from any thread."""
+
+    def __init__(self, times: WatchdogTimes | None = None, *, leave: Callable[[int], object] = os._exit) -> None:
+        """`leave` ends the process, with an exit code."""
+        self._times = times or WatchdogTimes()
+        self._leave = leave
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._answered = True  # the loop has run since it was last asked to
+        self._late = False
+        self._calm_from = 0.0
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the loop is blocked, or was a short time ago."""
+        return self._late or time.monotonic() < self._calm_from
+
+    def start(self) -> None:
+        """Call in the loop to watch, once."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """The loop is not watched any more. May be called before `start`, and more than once."""
+        self._stopped.set()
+
+    def _answer(self) -> None:
+        self._answered = True
+
+    def _watch(self) -> None:
+        assert self._loop is not None
+        late_s, then, used = 0.0, time.monotonic(), time.process_time()
+        while not self._stopped.wait(self._times.tick_s):
+            now, uses = time.monotonic(), time.process_time()
+            late_s += self._counts(now - then, uses - used)
+            then, used = now, uses
+            if self._answered:
+                late_s = 0.0
+                self._recovered()
+                self._answered = False
+                try:
+                    self._loop.call_soon_threadsafe(self._answer)
+                except RuntimeError:  # the loop was closed
+                    return
+            elif late_s >= self._times.exit_after_s:
+                _say(partial(_tell_end, late_s), wait=True)
+                self._leave(EXIT_CODE)
+                return
+            elif late_s >= self._times.blocked_after_s and not self._late:
+                self._late = True
+                _say(partial(_tell_block, late_s, _stacks()))
+
+    def _counts(self, passed_s: float, used_s: float) -> float:
+        """How much of the time since the last look the loop is held to account for."""
+        tick_s = self._times.tick_s
+        ran = passed_s < 3 * tick_s or used_s > passed_s / 2  # or something kept even this thread from running
+        return passed_s if ran else tick_s
+
+    def _recovered(self) -> None:
+        if self._late:
+            self._calm_from = time.monotonic() + self._times.calm_s
+            self._late = False
+            _say(_tell_recovery)
+
+
+def _tell_block(seconds: float, stacks: list[str]) -> None:
+    _log.error("the event loop is blocked; all threads are at", extra={"seconds": seconds, "stacks": stacks})
+
+
+def _tell_end(seconds: float) -> None:
+    _log.error("the event loop stays blocked: this process ends", extra={"seconds": seconds})
+
+
+def _tell_recovery() -> None:
+    _log.error("the event loop goes on")
+
+
+def _stacks() -> list[str]:
+    """Where each thread is: files, lines and functions, and no values of variables, which may be somebody's audio."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    stacks = []
+    for ident, frame in sys._current_frames().items():
+        if ident != threading.get_ident():
+            stacks.append(logs.stack(names.get(ident, str(ident)), frame))
+    return stacks
+
+
+def _say(tell: Callable[[], None], *, wait: bool = False) -> None:
+    """Logs without being held up: the loop may be blocked inside the log, by a pipe that nobody empties."""
+    speaker = threading.Thread(target=tell, name="watchdog-log", daemon=True)
+    speaker.start()
+    if wait:
+        speaker.join(_LAST_WORDS_S)

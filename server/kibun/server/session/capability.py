@@ -1,0 +1,91 @@
+"""What a model can do for a request, and how a client is told where that is less than was asked for. Pure.
+
+A client that leaves a feature to its default is warned and gets the rest; one whose request leaves nothing that the
+model can estimate is refused, with the field at fault and the fix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from kibun.server.errors import Failure, invalid
+from kibun.server.inference.backend import ModelInfo, Traits
+from kibun.server.session.events import Warn
+
+
+def settle(
+    model: ModelInfo, models: Sequence[ModelInfo], *, emotion: bool, personality: bool, given: Traits | None
+) -> tuple[bool, bool, tuple[Warn, ...]]:
+    """Whether emotion and personality will be estimated, and what to warn of.
+
+    Args:
+        model, models: the one asked for, and all that this server has.
+        emotion, personality: what the request leaves enabled.
+        given: traits in the request.
+
+    Raises:
+        Failure: INVALID_ARGUMENT NOTHING_TO_ANALYZE.
+    """
+    if not emotion and not personality:
+        raise invalid("NOTHING_TO_ANALYZE", "features", "emotion and personality are both disabled; enable one")
+    warnings = []
+    if personality and not model.supports_personality:
+        if not emotion:
+            raise _nothing(model, models, "personality", "emotion")
+        text = f"{no_personality(model)}; results carry none"
+        warnings.append(Warn("PERSONALITY_UNSUPPORTED", text, {"model": model.name}))
+    if emotion and not model.supports_emotion:
+        if not personality:
+            raise _nothing(model, models, "emotion", "personality")
+        warnings.append(Warn("EMOTION_UNSUPPORTED", f"{no_emotion(model)}; results carry none", {"model": model.name}))
+    if given is not None and not (model.supports_emotion and model.conditioned):
+        text = f"model {model.name!r} conditions no emotion on traits: given_personality changes no estimate"
+        warnings.append(Warn("GIVEN_PERSONALITY_UNUSED", text, {"model": model.name}))
+    return emotion and model.supports_emotion, personality and model.supports_personality, tuple(warnings)
+
+
+def check_traits(model: ModelInfo, *, emotion: bool, given: Traits | None) -> None:
+    """Emotion may need traits that the model does not estimate. `given`: in the request, or known of the participant.
+
+    Raises Failure INVALID_ARGUMENT GIVEN_PERSONALITY_REQUIRED.
+    """
+    if emotion and model.requires_given_traits and given is None:
+        text = (
+            f"model {model.name!r} conditions emotion on the speaker's traits and estimates none itself: set "
+            "given_personality, 1 to 7 each (once per participant and conversation), or ask for another model"
+        )
+        raise invalid("GIVEN_PERSONALITY_REQUIRED", "given_personality", text)
+
+
+def notice(model: ModelInfo) -> str:
+    """What users of the model should know of its estimates; "" if there is nothing."""
+    parts = []
+    if not model.supports_personality:
+        parts.append("estimates no personality")
+    if not model.supports_emotion:
+        parts.append("estimates no emotion" + (f" ({model.emotions[0]} alone)" if model.emotions else ""))
+    if model.requires_given_traits:
+        parts.append("emotion needs given_personality")
+    if model.emotion_rescaled_from is not None:
+        low, high = model.emotion_rescaled_from
+        parts.append(f"valence and arousal are rescaled linearly from {low:g}..{high:g} to 1..5")
+    return "; ".join(parts)
+
+
+def no_personality(model: ModelInfo) -> str:
+    return f"model {model.name!r} estimates no personality"
+
+
+def no_emotion(model: ModelInfo) -> str:
+    """A model of a single dimension has none either: an estimate is made of both."""
+    if model.emotions:
+        return f"model {model.name!r} estimates {model.emotions[0]} alone, and an emotion is valence and arousal"
+    return f"model {model.name!r} estimates no emotion"
+
+
+def _nothing(model: ModelInfo, models: Sequence[ModelInfo], lacking: str, disabled: str) -> Failure:
+    able = [m.name for m in models if (m.supports_emotion if lacking == "emotion" else m.supports_personality)]
+    other = f"ask for a model that estimates {lacking} ({', '.join(able)})" if able else "serve another model"
+    why = no_emotion(model) if lacking == "emotion" else no_personality(model)
+    text = f"{why}, and {disabled} is disabled: leave features.disable_{disabled} unset, or {other}"
+    return invalid("NOTHING_TO_ANALYZE", f"features.disable_{disabled}", text)

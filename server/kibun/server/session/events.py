@@ -1,0 +1,192 @@
+"""What goes into a session and what comes out of it, as plain values.
+
+Positions and lengths are samples of the analysis clock (16 kHz), counted from the first sample of the stream
+plus `StreamOptions.start_offset`. Scales: valence and arousal 1..5, traits 1..7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from kibun.server.audio.decoder import AudioFormat
+from kibun.server.audio.endpointing import EndpointingOptions, EndReason
+from kibun.server.conversation.state import Conversation
+from kibun.server.errors import Failure
+from kibun.server.inference.backend import ConditionSource, ModelInfo, Traits
+
+SpeechType = Literal["activity_begin", "activity_end", "turn_start", "turn_end", "no_speech_timeout"]
+
+# ---- in
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOptions:
+    """A validated `StreamingAnalyzeConfig` with every default filled in."""
+
+    tenant: str
+    conversation_id: str
+    participant_id: str
+    turn_id: str
+    model: str
+    audio: AudioFormat
+    endpointing: EndpointingOptions
+    emotion: bool = True
+    personality: bool = True
+    interims: bool = False
+    interim_interval: int | None = None  # samples; None: geometric times 1, 2.5, 6.25, 15.6 s
+    voice_activity_events: bool = False
+    require_existing: bool = False
+    given_traits: Traits | None = None  # None: those that the participant was given before, if any
+    start_offset: int = 0
+    resumes: bool = False  # the turn, whose connection was lost: it may have its result already
+    resumes_after: EndReason | None = None  # of the utterance that ended at start_offset, as the client has it
+    ttl_s: float = 1800.0
+    ttl_asked: bool = False  # by the client; otherwise a conversation that exists keeps its own
+    warnings: tuple[Warn, ...] = ()  # of what the request asks for and will not get; told at the start
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one stream may do. Seconds."""
+
+    max_stream_s: float = 4 * 3600.0
+    warn_before_end_s: float = 60.0
+    idle_timeout_s: float = 600.0
+    max_backlog_s: float = 60.0  # audio of finished utterances that may wait for analysis
+    max_messages_per_s: float = 1000.0  # more are read no faster: small chunks cost as much as large ones
+    backlog_timeout_s: float = 30.0  # a stream that makes no room for this long is ended
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """Payload bytes in the stream's encoding; may end within a sample."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfTurn:
+    """Flush: finish the open utterance and the turn. Empty `next_turn_id`: the server makes one."""
+
+    next_turn_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What came must not be heard: the stream ends with `failure`, once what was heard before it is answered."""
+
+    failure: Failure
+
+
+Request = Audio | EndOfTurn | Refused
+
+# ---- out
+
+
+@dataclass(frozen=True, slots=True)
+class Emotion:
+    valence: float
+    arousal: float
+
+
+@dataclass(frozen=True, slots=True)
+class Personality:
+    """Traits with the evidence behind them; `expected_error` is the RMSE per trait at this much evidence."""
+
+    traits: Traits
+    source: ConditionSource
+    utterance_count: int
+    speech: int
+    expected_error: Traits | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    turn_id: str
+    created: bool
+    prior_utterances: int
+    ttl_s: float  # the conversation's
+    given_traits: Traits | None = None  # the participant's, of this request or an earlier one
+
+
+@dataclass(frozen=True, slots=True)
+class Speech:
+    type: SpeechType
+    position: int
+    turn_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Utterance:
+    """An interim or the one final estimate of an utterance. `reason` is None on interims."""
+
+    utterance_id: str
+    turn_id: str
+    is_final: bool
+    start: int
+    end: int
+    analyzed: int
+    emotion: Emotion | None
+    personality: Personality | None
+    condition: Personality | None
+    reason: EndReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class PersonalityUpdate:
+    participant_id: str
+    personality: Personality
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    turn_id: str
+    start: int
+    end: int
+    utterance_count: int
+    speech: int
+    emotion: Emotion | None
+    personality: Personality | None
+    reason: EndReason
+
+
+@dataclass(frozen=True, slots=True)
+class Warn:
+    reason: str
+    message: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Audio before `settled` has its finals, all of them told before this, or belongs to no utterance."""
+
+    settled: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """`received` = `speech` + `non_speech` + `dropped`, to the sample."""
+
+    reason: str
+    received: int
+    speech: int
+    non_speech: int
+    dropped: int
+    conversation: Conversation
+    model: ModelInfo
+
+
+Event = Started | Speech | Utterance | PersonalityUpdate | Turn | Warn | Progress | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An event with the stream's clocks at the moment it left."""
+
+    event: Event
+    received: int
+    processed: int

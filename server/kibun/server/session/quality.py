@@ -1,0 +1,65 @@
+"""What is wrong with an utterance's audio, in words for the client. Pure functions of the utterance's samples.
+
+So the same whatever way the client splits its audio. The estimates are made all the same: whoever reads them is told
+how little they may be worth. Measured on two recordings of speech, 1.5 s at a time, and made-up sounds: the middle half
+of the levels spreads over 3.9 dB and more in speech, over less than 0.5 dB in tones, chords and noise.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kibun.server.audio.decoder import SAMPLE_RATE_HZ
+from kibun.server.session.events import Warn
+
+CLIPPED = 0.98  # of full scale; G.711's loudest codes lie there
+CLIPPED_SHARE = 0.01  # of the samples
+OFFSET = 0.02  # of full scale, …
+OFFSET_SHARE = 0.5  # … and of the sound's own level (RMS)
+STEADY_DB = 0.7  # between the upper and the lower quartile of the levels
+LEVEL_SAMPLES = SAMPLE_RATE_HZ // 20  # a level is that of 50 ms
+MIN_LEVELS = 30  # of less sound than that nothing is said: it may be one long vowel
+AUDIBLE = 1e-3  # of the loudest level's power: 30 dB below
+
+_ONES = np.ones(LEVEL_SAMPLES, np.float32)
+
+
+def warnings(audio: npt.NDArray[np.float32]) -> list[Warn]:
+    """At most one per fault. `audio`: (n,) at 16 kHz, ±1, n > 0."""
+    top, bottom = float(audio.max()), float(audio.min())
+    if top == bottom:
+        return [Warn("AUDIO_CONSTANT", "all samples of an utterance have one value; check the microphone")]
+    found = []
+    if max(top, -bottom) >= CLIPPED:
+        share = np.count_nonzero(np.abs(audio) >= CLIPPED) / len(audio)
+        if share >= CLIPPED_SHARE:
+            text = f"{share:.0%} of an utterance's samples are at full scale; turn the microphone's gain down"
+            found.append(Warn("AUDIO_CLIPPED", text, {"share": f"{share:.3f}"}))
+    mean, powers = _levels(audio)
+    if abs(mean) >= OFFSET and mean * mean >= OFFSET_SHARE**2 * powers.mean():
+        text = f"an utterance's samples are off zero by {mean:+.2f} of full scale; remove the DC offset"
+        found.append(Warn("AUDIO_DC_OFFSET", text, {"offset": f"{mean:.3f}"}))
+    if _steady(powers):
+        text = "an utterance's level changes as little as that of a tone, music or noise; it may not be speech"
+        found.append(Warn("AUDIO_STEADY", text))
+    return found
+
+
+def _levels(audio: npt.NDArray[np.float32]) -> tuple[float, npt.NDArray[np.float32]]:
+    """Mean of the samples, and the power of each 50 ms without it."""
+    size = min(LEVEL_SAMPLES, len(audio))
+    pieces = audio[: len(audio) // size * size].reshape(-1, size)  # (levels, samples)
+    mean = float((pieces @ _ONES[:size]).mean()) / size  # a matrix product sums four times as fast as `sum`
+    powers: npt.NDArray[np.float32] = np.einsum("ij,ij->i", pieces, pieces) / size - mean * mean
+    return mean, powers
+
+
+def _steady(powers: npt.NDArray[np.float32]) -> bool:
+    """Whether the level stays the same, silence around the sound left out."""
+    powers = np.sort(powers)
+    audible = powers[np.searchsorted(powers, AUDIBLE * powers[-1]) :]
+    if len(audible) < MIN_LEVELS or audible[0] <= 0:
+        return False
+    lower, upper = audible[len(audible) // 4], audible[-len(audible) // 4]
+    return bool(10 * np.log10(upper / lower) < STEADY_DB)

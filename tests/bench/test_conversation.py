@@ -1,0 +1,26 @@
+"""What a conversation weighs in memory, through the real session, batcher, worker process and store."""
+
+import asyncio
+
+from kibun.bench.cost import conversation as bench
+from kibun.server.inference.worker_pool import LocalBackend
+
+
+def test_a_conversation_holds_its_vectors_and_little_more() -> None:
+    async def weigh() -> tuple[int, int, int]:
+        backend = LocalBackend(["stub"], loader="tests.support.stub_model:load")
+        try:
+            (model,) = await backend.start()
+            speaker = bench._Speaker(model, backend)
+            held, counted = await bench._weigh(speaker)
+            known = bench._with_records(await speaker.conversation(), 99)
+            await speaker.turn(bench._pcm(bench.SHORT_S), known)
+            heard = (await speaker.conversation()).participant(bench.SPEAKER).heard
+            return held, counted, len(heard)
+        finally:
+            await backend.close()
+
+    held, counted, heard = asyncio.run(weigh())
+    # A vector that is a view of a message, or of memory shared with the worker, would hold all of it.
+    assert counted < held < counted + bench.HEARD * 2048
+    assert heard == 100

@@ -1,0 +1,30 @@
+"""`kibun bench encoder` on a tiny HuBERT: every figure that it promises, and what is counted."""
+
+import json
+
+import pytest
+
+from kibun.bench.cost import encoder
+from kibun.models._transformers import HubertConfig
+from tests.models.test_hubert import hubert_config
+
+
+def test_every_promised_figure_is_there_and_exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder.machine, "gemm_tflops", lambda dtype, device: 0.1)
+    report = encoder.measure(quick=True, config=hubert_config())
+    payload = json.loads(json.dumps(report.payload, allow_nan=False))
+    assert payload["ratio_fp32"] > 0
+    assert payload["ratio_bf16"] > 0
+    assert 0 < payload["max_diff_fp32"] < 1e-5
+    assert payload["batched_diff_fp32"] < 1e-5
+    assert 1e-5 < payload["pooled_error_bf16"] < 0.02
+    assert [row["audio_s"] for row in payload["lengths"]] == [1.0, 5.0]
+    assert report.tables[0].title.startswith("Times as fast as three HubertModels")
+    assert len(report.tables) == 3
+
+
+@pytest.mark.parametrize(("seconds", "gflop"), [(2.0, 14.0), (5.0, 14.3), (10.0, 14.8)])
+def test_the_arithmetic_is_that_of_hubert_base(seconds: float, gflop: float) -> None:
+    """One full model: 14.0, 14.3 and 14.8 GFLOP per second of audio, as counted from its operations."""
+    config = HubertConfig(num_hidden_layers=6)  # three layers, and three tails of three: the twelve of one full model
+    assert encoder.counted_gflop(config, seconds) / seconds == pytest.approx(gflop, abs=0.15)

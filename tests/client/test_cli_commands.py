@@ -1,0 +1,447 @@
+"""`stream`, `analyze` and `doctor` against the real server (with a stand-in for the model), and every wrong input."""
+
+import asyncio
+import csv
+import json
+import os
+import sys
+import types
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from kibun.client import main as cli
+from kibun.client.commands import mic as mic_module
+from kibun.client.server_process import ServerProcess
+from tests.support import ROOT
+
+DEMO = ROOT / "client" / "kibun" / "client" / "demo"
+STUB = ["--loader", "tests.support.stub_model:load"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def surroundings() -> Iterator[None]:
+    """Child processes find the stand-in model beside this file; tables are wide enough for whole sentences."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        patch.setenv("COLUMNS", "200")
+        yield
+
+
+@pytest.fixture(scope="module")
+def target(surroundings) -> Iterator[str]:
+    with ServerProcess("stub", STUB) as server:
+        yield server.target
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Two turns of the dialogue in every kind of file, and things that are none."""
+    folder = tmp_path_factory.mktemp("audio")
+    (folder / "below").mkdir()
+    samples, rate_hz = soundfile.read(DEMO / "dialogue.flac", dtype="float32", frames=8 * 16000)
+    soundfile.write(folder / "a.wav", samples, rate_hz)
+    soundfile.write(folder / "below" / "b.flac", np.column_stack([samples, np.zeros_like(samples)]), rate_hz)
+    soundfile.write(folder / "below" / "c.ogg", samples, rate_hz)
+    soundfile.write(folder / "below" / "d.mp3", samples, rate_hz)
+    return folder
+
+
+class Kibun:
+    """Runs the command in this process."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+        self.out = self.err = ""
+
+    def __call__(self, *arguments: str | Path) -> int:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([str(argument) for argument in arguments])
+        self.out, self.err = self._capfd.readouterr()
+        return int(caught.value.code or 0)
+
+    @property
+    def lines(self) -> list[dict]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def kibun(capfd) -> Kibun:
+    return Kibun(capfd)
+
+
+# -- stream
+
+
+@pytest.mark.parametrize("name", ["a.wav", "below/b.flac", "below/c.ogg", "below/d.mp3"])
+def test_stream_every_kind_of_file(kibun, target, folder, name):
+    assert kibun("stream", folder / name, "--server", target, "--json") == 0
+    kinds = [next(key for key in line if key not in ENVELOPE) for line in kibun.lines]
+    assert kinds[0] == "stream_started"
+    assert kinds[-3:] == ["turn_result", "stream_ended", "conversation"]
+    assert "utterance_result" in kinds
+    assert ("2 channels: their mean is sent" in kibun.err) == (name == "below/b.flac")
+
+
+ENVELOPE = ("sequence_number", "audio_received", "audio_processed")
+
+
+def test_stream_json_is_the_contract_and_nothing_else(kibun, target, folder):
+    assert kibun("stream", folder / "a.wav", "--server", target, "--json", "--conversation", "c-7") == 0
+    lines = kibun.lines
+    assert [int(line["sequence_number"]) for line in lines[:-1]] == list(range(len(lines) - 1))
+    assert lines[0]["stream_started"]["conversation_id"] == "c-7"
+    assert lines[-1]["conversation"]["participants"][0]["participant_id"] == "user"
+    # A conversation goes on in a later call.
+    assert kibun("stream", folder / "a.wav", "--server", target, "--json", "--conversation", "c-7") == 0
+    assert kibun.lines[0]["stream_started"]["conversation_created"] is False
+
+
+def test_stream_turns_of_a_dialogue(kibun, target):
+    arguments = ["stream", DEMO / "dialogue.flac", "--turns", DEMO / "dialogue.json", "--server", target]
+    assert kibun(*arguments, "--json") == 0
+    turns = json.loads((DEMO / "dialogue.json").read_text())
+    results = [line["turn_result"] for line in kibun.lines if "turn_result" in line]
+    assert [result["turn_id"] for result in results] == [turn["turn_id"] for turn in turns]
+    for result, turn in zip(results, turns, strict=True):
+        assert float(result["start_offset"].rstrip("s")) == pytest.approx(turn["start_s"], abs=0.3)
+    participants = kibun.lines[-1]["conversation"]["participants"]
+    spoken = Counter(turn["participant_id"] for turn in turns)
+    assert {p["participant_id"]: p["turn_count"] for p in participants} == spoken
+    assert kibun(*arguments) == 0
+    assert "synthetic model: says nothing of people" in kibun.out
+    assert all(participant["participant_id"] in kibun.out for participant in participants)
+
+
+def test_stream_rttm_in_real_time_overlapping(kibun, target, tmp_path):
+    """Turns that overlap are streamed at the same time, at the pace of speech."""
+    rttm = tmp_path / "x.rttm"
+    rttm.write_text(
+        ";; a comment\nSPEAKER x 1 0.30 1.20 <NA> <NA> anna <NA> <NA>\nSPEAKER x 1 0.60 1.00 <NA> <NA> ben <NA> <NA>\n"
+    )
+    start = asyncio.run(_now())
+    arguments = ["stream", DEMO / "dialogue.flac", "--turns", rttm, "--server", target, "--json", "--realtime"]
+    assert kibun(*arguments) == 0
+    assert asyncio.run(_now()) - start > 1.5
+    order = [
+        line["stream_started"]["participant_id"] if "stream_started" in line else "end"
+        for line in kibun.lines
+        if "stream_started" in line or "stream_ended" in line
+    ]
+    assert order == ["anna", "ben", "end", "end"]
+
+
+async def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def test_stream_one_channel(kibun, target, folder):
+    assert kibun("stream", folder / "below" / "b.flac", "--channel", "2", "--server", target, "--json") == 0
+    ended = next(line["stream_ended"] for line in kibun.lines if "stream_ended" in line)
+    assert ended["speech_duration"] == "0s", "the second channel is silent"
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix", "message"),
+    [
+        ("{}", "json", "line 1: a list of turns is expected"),
+        ('[\n {"participant_id": "a",\n "start_s": 0 "end_s": 1}]', "json", "line 3: no valid JSON"),
+        ('[{"participant_id": "a", "start_s": 0, "end_s": 1}\n', "json", "line 2: no valid JSON: expected ','"),
+        ("[\n\n 17]", "json", "line 3: a turn is an object"),
+        ('[\n{"participant_id": "a", "start_s": 0}]', "json", "line 2: this turn has no end_s"),
+        ('[{"participant_id": "a", "start_s": "0", "end_s": 1}]', "json", "start_s must be a number of seconds"),
+        ('[{"participant_id": "a", "start_s": 2, "end_s": 1}]', "json", "must end after it starts"),
+        ('[{"participant_id": "a", "start_s": 99, "end_s": 100}]', "json", "but the audio is 8.00 s long"),
+        ('[{"participant_id": "a b", "start_s": 0, "end_s": 1}]', "json", "participant_id 'a b' is no valid id"),
+        (
+            '[{"turn_id": "t", "participant_id": "a", "start_s": 0, "end_s": 1},'
+            '{"turn_id": "t", "participant_id": "a", "start_s": 1, "end_s": 2}]',
+            "json",
+            "turn_id 't' is used twice",
+        ),
+        ("[]", "json", "holds no turns"),
+        ("SPEAKER x 1 0.0 1.0 <NA>", "rttm", "line 1: 6 fields"),
+        ("\nSPEAKER x 1 zero 1.0 <NA> <NA> a <NA> <NA>", "rttm", "line 2: start 'zero'"),
+        ("x", "txt", "turns are read from .json or .rttm"),
+    ],
+)
+def test_bad_turns_file_names_the_line(kibun, folder, tmp_path, content, suffix, message):
+    path = tmp_path / f"turns.{suffix}"
+    path.write_text(content)
+    assert kibun("stream", folder / "a.wav", "--turns", path) == 2
+    assert message in kibun.err
+    assert str(path) in kibun.err
+    assert kibun.out == ""
+
+
+def test_wrong_sources_name_the_fix(kibun, folder, tmp_path):
+    (tmp_path / "notes.wav").write_text("this is text")
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.int16), 16000)
+    soundfile.write(tmp_path / "fast.wav", np.zeros(96000, np.int16), 96000)
+    soundfile.write(tmp_path / "slow.wav", np.zeros(4000, np.int16), 4000)
+    a = folder / "a.wav"
+    for arguments, message in [
+        ([tmp_path / "none.wav"], "no such file"),
+        ([folder], "is a folder: name a file in it, or use `kibun analyze"),
+        ([tmp_path / "notes.wav"], "is no audio that can be read here (WAV, FLAC, OGG, MP3): convert it"),
+        ([tmp_path / "empty.wav"], "holds no audio"),
+        ([tmp_path / "fast.wav"], "96000 Hz; the service takes 8000 to 48000: resample it"),
+        ([tmp_path / "slow.wav"], "4000 Hz; the service takes 8000 to 48000"),
+        ([a, "--channel", "2"], "has 1 channel(s), none numbered 2"),
+        ([a, "--turns", tmp_path / "none.json"], "no such file"),
+        ([a, a, "--turns", DEMO / "dialogue.json"], "name exactly one FILE"),
+        ([a, "--server", "localhost"], "write HOST:PORT"),
+        ([a, "--server", "http://localhost:1"], "is a URL: write HOST:PORT"),
+        ([a, "--ca", tmp_path / "none.pem"], "give a PEM file that exists"),
+        ([a, "--chunk-ms", "5"], "--chunk-ms"),
+        (["mic", a], "mic stands alone"),
+        ([], "Missing argument"),
+    ]:
+        assert kibun("stream", *arguments) == 2, arguments
+        assert message in kibun.err, (arguments, kibun.err)
+
+
+def test_unreachable_server(kibun, folder):
+    assert kibun("stream", folder / "a.wav", "--server", "127.0.0.1:1") == 1
+    assert "cannot reach 127.0.0.1:1: start a server there with `kibun serve`" in kibun.err
+    assert "Traceback" not in kibun.err
+
+
+def test_errors_of_the_server_are_shown(kibun, target, folder):
+    assert kibun("stream", folder / "a.wav", "--server", target, "--conversation", "not valid!") == 1
+    assert "conversation_id" in kibun.err
+    assert kibun("stream", folder / "a.wav", "--server", target, "--model", "nonsense") == 1
+    assert "stub" in kibun.err, "names the models that there are"
+
+
+# -- the microphone
+
+
+class FakeSounddevice(types.ModuleType):
+    """Stands for PortAudio: a device that plays a recording into the callback as fast as it can."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, samples: np.ndarray, devices: list[tuple[str, int, int]], fails: bool = False) -> None:
+        super().__init__("sounddevice")
+        self.samples = samples
+        self.devices = [
+            {"name": name, "max_input_channels": inputs, "default_samplerate": float(rate)}
+            for name, inputs, rate in devices
+        ]
+        self.default = types.SimpleNamespace(device=[1, 0])
+        self.opened: dict = {}
+        self.closed = False
+        self.fails = fails
+
+    def query_devices(self) -> list[dict]:
+        return self.devices
+
+    def RawInputStream(self, **options):
+        if self.fails:
+            raise self.PortAudioError("Device unavailable")
+        self.opened = options
+        return self
+
+    def start(self) -> None:
+        size = self.opened["blocksize"]
+        for begin in range(0, len(self.samples), size):
+            block = self.samples[begin : begin + size]
+            self.opened["callback"](memoryview(block.tobytes()), len(block), None, None)
+
+    def stop(self) -> None:
+        self.closed = True
+
+    def close(self) -> None: ...
+
+
+DEVICES = [("speakers", 0, 48000), ("built-in mic", 1, 44100), ("USB mic", 2, 192000)]
+
+
+@pytest.fixture
+def sounddevice(monkeypatch) -> FakeSounddevice:
+    samples, _ = soundfile.read(DEMO / "dialogue.flac", dtype="int16", frames=4 * 16000)
+    fake = FakeSounddevice(np.repeat(samples, 3), DEVICES)
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    return fake
+
+
+@pytest.mark.parametrize(("source", "rate_hz"), [("mic", 44100), ("mic:2", 48000), ("mic:usb", 48000)])
+def test_stream_from_a_microphone(kibun, target, sounddevice, monkeypatch, source, rate_hz):
+    aenter = mic_module.Microphone.__aenter__
+
+    async def record_and_stop(self):  # as Ctrl-C does
+        await aenter(self)
+        asyncio.get_running_loop().call_later(0.2, self.stop)
+        return self
+
+    monkeypatch.setattr(mic_module.Microphone, "__aenter__", record_and_stop)
+    assert kibun("stream", source, "--server", target, "--json") == 0
+    config = kibun.lines[0]["stream_started"]["effective_config"]["audio_config"]
+    assert config["sample_rate_hertz"] == rate_hz == sounddevice.opened["samplerate"]
+    ended = next(line["stream_ended"] for line in kibun.lines if "stream_ended" in line)
+    assert float(ended["audio_received"].rstrip("s")) == pytest.approx(len(sounddevice.samples) / rate_hz, abs=0.01)
+    assert sounddevice.closed
+    assert "Ctrl-C ends the turn" in kibun.err
+
+
+@pytest.mark.parametrize("source", ["mic:7", "mic:nonsense", "mic:mic", "mic:0"])
+def test_wrong_microphone_lists_those_that_there_are(kibun, sounddevice, source):
+    assert kibun("stream", source) == 2
+    assert "mic:1  built-in mic (44100 Hz)" in kibun.err
+    assert "mic:2  USB mic" in kibun.err
+    assert "speakers" not in kibun.err
+
+
+def test_troubles_of_the_microphone(kibun, target, sounddevice, monkeypatch):
+    sounddevice.fails = True
+    assert kibun("stream", "mic", "--server", target) == 1
+    assert "cannot record from built-in mic: Device unavailable: is it in use" in kibun.err
+    sounddevice.devices = sounddevice.devices[:1]
+    assert kibun("stream", "mic", "--server", target) == 1
+    assert "no microphone was found: plug one in" in kibun.err
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert kibun("stream", "mic", "--server", target) == 2
+    assert "pip install 'kibun[mic]'" in kibun.err
+
+
+async def test_a_microphone_faster_than_the_network_drops_the_oldest_and_counts(sounddevice):
+    sounddevice.samples = np.arange(150 * 4410, dtype=np.int64).astype(np.int16)
+    microphone = mic_module.Microphone("", 100)
+    async with microphone:
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        microphone.stop()
+        chunks = [chunk async for chunk in microphone.chunks()]
+    assert microphone.dropped_chunks + len(chunks) == 150
+    assert microphone.dropped_chunks == 51
+    assert chunks[-1] == sounddevice.samples[-4410:].tobytes()
+
+
+# -- analyze
+
+
+def test_analyze_formats_agree(kibun, target, folder, tmp_path):
+    assert kibun("analyze", folder, "--server", target, "-f", "jsonl") == 0
+    rows = kibun.lines
+    assert [Path(row["file"]).name for row in rows] == sorted(Path(row["file"]).name for row in rows)
+    assert {Path(row["file"]).name for row in rows} == {"a.wav", "b.flac", "c.ogg", "d.mp3"}
+    assert "synthetic model: says nothing of people" in kibun.err
+    assert kibun("analyze", folder, "--server", target, "-f", "csv", "-o", tmp_path / "x.csv") == 0
+    assert kibun.out == ""
+    with (tmp_path / "x.csv").open() as file:
+        from_csv = list(csv.DictReader(file))
+    assert len(from_csv) == len(rows)
+    for one, other in zip(from_csv, rows, strict=True):
+        assert list(one) == list(other)
+        assert float(one["arousal"]) == pytest.approx(other["arousal"], abs=1e-4)
+        assert float(one["start_s"]) == other["start_s"]
+    assert kibun("analyze", folder, "--server", target) == 0
+    assert all(name in kibun.out for name in ("a.wav", "below/b.flac", "heard"))
+    first = rows[0]
+    assert (first["utterance_count"], first["model"], first["synthetic_model"]) == (1, "stub", True)
+    # After one utterance all that is known is that one; its vector is kept in 16 bits.
+    assert first["openness"] == pytest.approx(first["utterance_openness"], abs=1e-3)
+    assert first["openness_error"] is None
+
+
+def test_analyze_keeps_its_conversations_to_itself(kibun, target, folder):
+    """The same file twice, at the same time: both rows are the same, nothing is carried over."""
+    assert kibun("analyze", folder / "a.wav", folder / "a.wav", "--server", target, "-f", "jsonl", "-j", "2") == 0
+    half = len(kibun.lines) // 2
+    for one, other in zip(kibun.lines[:half], kibun.lines[half:], strict=True):
+        assert one["arousal"] == pytest.approx(other["arousal"], abs=1e-4)
+        assert one["utterance_count"] == other["utterance_count"]
+
+
+def test_one_bad_file_does_not_lose_the_rest(kibun, target, folder, tmp_path):
+    bad = tmp_path / "bad.wav"
+    bad.write_text("this is text")
+    truncated = tmp_path / "cut.flac"
+    truncated.write_bytes((DEMO / "dialogue.flac").read_bytes()[:20_000])
+    arguments = [bad, folder / "a.wav", truncated]
+    assert kibun("analyze", *arguments, "--server", target, "-f", "jsonl") == 1
+    assert {row["file"] for row in kibun.lines} == {str(folder / "a.wav")}
+    assert "2 of 3 files failed:" in kibun.err
+    assert f"{bad}: {bad} is no audio that can be read here" in kibun.err
+    assert f"{truncated} is damaged" in kibun.err
+
+
+def test_a_file_without_speech_gives_no_row_and_a_note(kibun, target, tmp_path):
+    soundfile.write(tmp_path / "quiet.wav", np.zeros(32000, np.int16), 16000)
+    assert kibun("analyze", tmp_path / "quiet.wav", "--server", target, "-f", "jsonl") == 0
+    assert kibun.out == ""
+    assert "quiet.wav: NO_SPEECH" in kibun.err
+
+
+def test_analyze_starts_its_own_server(kibun, folder, monkeypatch):
+    import kibun.client.commands.analyze as module
+
+    class StubServer(ServerProcess):
+        def __init__(self, model: str) -> None:
+            started.append(self)
+            super().__init__(model, STUB)
+
+    started: list[StubServer] = []
+    monkeypatch.setattr(module, "ServerProcess", StubServer)
+    assert kibun("analyze", folder / "a.wav", "--model", "stub", "-f", "jsonl") == 0
+    assert kibun.lines[0]["model"] == "stub"
+    assert started[0]._process is not None
+    assert started[0]._process.returncode == 0, "stopped in good order"
+
+
+def test_wrong_analyze_names_the_fix(kibun, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, code, message in [
+        ([folder], 2, "--model demo-tiny to try the software (synthetic, says nothing of people)"),
+        ([tmp_path / "none"], 2, "no such file or folder"),
+        ([tmp_path / "empty"], 2, "no audio in"),
+        ([folder, "-f", "xls"], 2, "'table', 'jsonl', 'csv'"),
+        ([folder, "--server", "nowhere"], 2, "write HOST:PORT"),
+        ([folder, "--server", "127.0.0.1:1"], 1, "cannot reach 127.0.0.1:1"),
+        ([folder, "--server", "127.0.0.1:1", "-o", tmp_path / "none" / "x"], 2, "name a file in a folder that exists"),
+        ([folder, "-j", "0"], 2, "--jobs"),
+        ([], 2, "Missing argument"),
+    ]:
+        assert kibun("analyze", *arguments) == code, arguments
+        assert message in kibun.err, (arguments, kibun.err)
+        assert kibun.out == ""
+
+
+# -- doctor
+
+
+def test_doctor(kibun, target, monkeypatch):
+    from kibun.client.commands import doctor
+
+    monkeypatch.setattr(doctor, "_TORCH", "print('2.0 cuda:0')")  # importing torch takes seconds
+    monkeypatch.setattr(doctor, "_TORCHAUDIO", "raise OSError('undefined symbol: x')")
+    assert kibun("doctor", "--server", target, "--json") == 0
+    findings = {finding["name"]: finding for finding in json.loads(kibun.out)["findings"]}
+    assert findings["python"]["state"] == "ok"
+    assert findings["package grpcio"]["required"] is True
+    assert findings["torch"]["detail"] == "imports: 2.0 cuda:0"
+    assert findings["torchaudio"]["state"] == "absent", "kibun does without"
+    assert "undefined symbol: x" in findings["torchaudio"]["detail"]
+    assert "models: stub" in findings[f"server {target}"]["detail"]
+    monkeypatch.setattr(doctor, "_TORCH", "import sys; sys.exit('no kernel image')")
+    assert kibun("doctor", "--server", "127.0.0.1:1") == 1
+    assert "does not import (no kernel image): reinstall it" in kibun.out
+    assert "cannot reach 127.0.0.1:1" in kibun.out
+    assert "Traceback" not in kibun.err
+
+
+def test_doctor_names_the_microphones(kibun, sounddevice, monkeypatch):
+    from kibun.client.commands import doctor
+
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name.startswith("torch") else object())
+    monkeypatch.setattr(doctor, "_bundles", lambda: [])
+    assert kibun("doctor", "--json") == 0
+    names = [finding["name"] for finding in json.loads(kibun.out)["findings"]]
+    assert "microphone mic:1" in names
+    assert "microphone mic:0" not in names

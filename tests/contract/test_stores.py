@@ -1,0 +1,389 @@
+"""Real servers on a real Redis that is killed, started again, frozen and slowed, with streams going through."""
+
+import asyncio
+import random
+import subprocess
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from kibun.v1 import speech_analysis_pb2 as pb
+from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
+from tests.support.redis_server import OwnRedis, Proxy, command, free_port, own_redis
+from tests.support.serving import (
+    Server,
+    Talk,
+    check_stream,
+    chunks,
+    config,
+    connect,
+    converse,
+    encode,
+    environment,
+    finals,
+    of_kind,
+    problem_of,
+    samples,
+    seconds,
+    serve,
+    spoken,
+)
+from tests.support.serving import command as serve_command
+
+pytest.importorskip("redis", reason="needs the extra redis")
+
+PROMPT_S = 8.0  # a final with one answer of the store overdue; seconds on a machine with nothing else to do: 1
+
+
+def utterance(number: int) -> list[pb.StreamingAnalyzeRequest]:
+    return chunks(encode(spoken(0.8, seed=number)))
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]:
+    with own_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(redis: OwnRedis) -> Iterator[Proxy]:
+    with Proxy(redis.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def servers(redis: OwnRedis, proxy: Proxy) -> Iterator[list[Server]]:
+    """Two of them, on one Redis; the second goes through the proxy."""
+    with ExitStack() as stack:
+        urls = (f"redis://default:Zx8-hush@127.0.0.1:{redis.port}", f"redis://127.0.0.1:{proxy.port}")
+        running = [stack.enter_context(serve("--store", url)) for url in urls]
+        yield running
+        redis.freeze()  # it must not keep servers from stopping
+        for server in running:
+            assert server.process.poll() is None
+            server.terminate()
+            assert server.wait(20) == 0
+            log = server.log.read_text()
+            for word in ("failed", "Traceback", "never retrieved", "never awaited", "hush"):
+                assert word not in log, log
+
+
+@pytest.fixture
+async def stubs(servers: list[Server], redis: OwnRedis) -> AsyncIterator[list[Stub]]:
+    """One to each. Redis is up and empty when a test begins."""
+    await command(redis.url, "FLUSHALL")
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(connect(server)) for server in servers]
+
+
+async def get(stub: Stub, conversation_id: str) -> pb.Conversation:
+    """Once the store is back."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                response = await stub.GetConversation(pb.GetConversationRequest(conversation_id=conversation_id))
+                return response.conversation
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.05)
+
+
+async def delete(stub: Stub, conversation_id: str) -> None:
+    await get(stub, conversation_id)  # the store is there
+    await stub.DeleteConversation(pb.DeleteConversationRequest(conversation_id=conversation_id))
+
+
+def count(conversation: pb.Conversation) -> int:
+    return sum(p.utterance_count for p in conversation.participants)
+
+
+@dataclass
+class Dialogue:
+    """One stream that says something and waits for its final."""
+
+    talk: Talk
+    said: int = 0
+    slowest_s: float = 0.0
+    outages: float = -1  # known once it is finished; each was told of, and its end
+
+    async def say(self) -> None:
+        self.said += 1
+        begin = time.monotonic()
+        await self.talk.send(*utterance(self.said))
+        await self.talk.until("utterance_result", is_final=True)
+        self.slowest_s = max(self.slowest_s, time.monotonic() - begin)
+
+    async def finish(self) -> list[pb.StreamingAnalyzeResponse]:
+        responses = await self.talk.finish()
+        check_stream(responses)
+        assert len(finals(responses)) == self.said
+        told = [w.reason for w in of_kind(responses, "stream_warning") if w.reason.startswith("STORE")]
+        assert set(told[::2]) <= {"STORE_UNAVAILABLE"}
+        assert set(told[1::2]) <= {"STORE_RECOVERED"}
+        self.outages = len(told) / 2
+        return responses
+
+    def check_outage_is_over(self) -> None:
+        """There was one (a busy machine may add others), and no final waited for long."""
+        assert self.outages >= 1
+        assert self.outages % 1 == 0
+        assert self.slowest_s < PROMPT_S
+
+
+@asynccontextmanager
+async def dialogue(stub: Stub, **fields: Any) -> AsyncIterator[Dialogue]:
+    fields = {"conversation_id": "c", "participant_id": "p", "turn_id": "t", **fields}
+    async with Talk(stub) as talk:
+        await talk.send(config(**fields))
+        await talk.until("stream_started")
+        yield Dialogue(talk)
+
+
+# ---- an outage
+
+
+async def test_redis_killed_and_started_again_empty(stubs: list[Stub], redis: OwnRedis) -> None:
+    async with dialogue(stubs[0]) as d:
+        await d.say()
+        assert count(await get(stubs[1], "c")) == 1
+        redis.kill()
+        try:
+            await d.say()
+            await d.say()
+        finally:
+            redis.start()
+        assert count(await get(stubs[0], "c")) == 3
+        await d.say()
+        await d.finish()
+    d.check_outage_is_over()
+    for stub in stubs:
+        assert count(await get(stub, "c")) == 4
+
+
+async def test_redis_frozen(stubs: list[Stub], redis: OwnRedis) -> None:
+    async with dialogue(stubs[0]) as d:
+        await d.say()
+        redis.freeze()
+        try:
+            await d.say()
+            await d.say()
+        finally:
+            redis.thaw()
+        await get(stubs[0], "c")
+        await d.say()
+        await d.finish()
+    d.check_outage_is_over()
+    assert count(await get(stubs[1], "c")) == 4
+
+
+async def test_what_may_be_done_in_an_outage(stubs: list[Stub], redis: OwnRedis) -> None:
+    async with dialogue(stubs[1], conversation_id="outage") as d:
+        await d.say()
+        await d.finish()
+    redis.freeze()
+    try:
+        async with dialogue(
+            stubs[0], conversation_id="outage", turn_id="u"
+        ) as d:  # begins in the outage, in a conversation of another server
+            await d.say()
+            responses = await d.finish()
+        started = of_kind(responses, "stream_started")[0]
+        assert (started.conversation_created, d.outages) == (True, 0.5)
+        problems = [
+            await problem_of(stubs[0].GetConversation(pb.GetConversationRequest(conversation_id="c"))),
+            await problem_of(stubs[0].CompleteConversation(pb.CompleteConversationRequest(conversation_id="c"))),
+            await problem_of(stubs[0].DeleteConversation(pb.DeleteConversationRequest(conversation_id="d"))),
+            await problem_of(converse(stubs[0], [config(conversation_id="x", require_existing_conversation=True)])),
+        ]
+        for problem in problems:
+            assert (problem.code, problem.reason) == (grpc.StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE")
+            assert problem.retry_s
+    finally:
+        redis.thaw()
+    for stub in stubs:
+        await get(stub, "outage")
+    assert count(await get(stubs[1], "outage")) == 2, "the stream had ended when the store came back"
+
+
+async def test_slow_redis(stubs: list[Stub], proxy: Proxy) -> None:
+    """Finals wait for two slow answers, and then no more until Redis is fast again."""
+    stub = stubs[1]
+    async with dialogue(stub) as d:
+        await d.say()
+        proxy.delay_s = 0.4
+        for _ in range(3):
+            await d.say()
+        begin = time.monotonic()
+        await d.say()
+        undelayed_s = time.monotonic() - begin
+        proxy.delay_s = 0.0
+        await get(stub, "c")
+        await d.say()
+        await d.finish()
+        d.check_outage_is_over()
+        assert undelayed_s < PROMPT_S / 2
+        assert count(await get(stub, "c")) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+async def test_redis_fails_at_random_moments(tmp_path: Path, seed: int) -> None:
+    """Eight streams on two servers; whatever happens to a Redis that keeps its data, in the end it has every final."""
+    chance = random.Random(seed)
+
+    async def talk(stub: Stub, number: int) -> list[str]:
+        async with dialogue(stub, conversation_id=f"c{number % 4}", participant_id=f"p{number}") as d:
+            for _ in range(20):
+                await d.say()
+            responses = await d.finish()
+        assert d.slowest_s < PROMPT_S
+        return [u.utterance_id for u in finals(responses)]
+
+    async def trouble(redis: OwnRedis) -> None:
+        while True:
+            await asyncio.sleep(chance.uniform(0, 1.5))
+            if chance.random() < 0.5:
+                redis.freeze()
+                await asyncio.sleep(chance.uniform(0, 2.5))
+                redis.thaw()
+            else:
+                redis.kill()
+                await asyncio.sleep(chance.uniform(0, 1.5))
+                redis.start()
+
+    async with AsyncExitStack() as stack:
+        redis = stack.enter_context(own_redis(tmp_path, "--appendonly", "yes", "--appendfsync", "always"))
+        servers = [stack.enter_context(serve("--store", redis.url)) for _ in range(2)]
+        stubs = [await stack.enter_async_context(connect(server)) for server in servers]
+        troubling = asyncio.create_task(trouble(redis))
+        try:
+            told = await asyncio.gather(*(talk(stubs[number % 2], number) for number in range(8)))
+        finally:
+            troubling.cancel()
+            await asyncio.gather(troubling, return_exceptions=True)
+            redis.kill()
+            redis.start()
+        async with asyncio.timeout(20):  # what streams had left to say when they ended comes by itself
+            for number, ids in enumerate(told):
+                assert len(ids) == len(set(ids)) == 20
+                for stub in stubs:
+                    while await utterances(stub, f"c{number % 4}", f"p{number}") < 20:  # noqa: ASYNC110
+                        await asyncio.sleep(0.05)
+                    assert await utterances(stub, f"c{number % 4}", f"p{number}") == 20
+
+
+async def utterances(stub: Stub, conversation_id: str, participant_id: str) -> int:
+    try:
+        found = await get(stub, conversation_id)
+    except grpc.aio.AioRpcError:  # not found, yet
+        return 0
+    return sum(p.utterance_count for p in found.participants if p.participant_id == participant_id)
+
+
+# ---- several servers
+
+
+def estimates(responses: list[pb.StreamingAnalyzeResponse]) -> list[Any]:
+    """Everything that was estimated, in order."""
+    told: list[Any] = []
+    for response in responses:
+        kind = response.WhichOneof("streaming_response")
+        if kind in ("personality_update", "turn_result") or (
+            kind == "utterance_result" and response.utterance_result.is_final
+        ):
+            told.append(getattr(response, str(kind)).SerializeToString(deterministic=True))
+    return told
+
+
+async def test_a_stream_resumes_on_another_server_as_if_undisturbed(stubs: list[Stub]) -> None:
+    audio = np.concatenate([spoken(0.8, seed=n) for n in range(4)])
+    whole = await converse(
+        stubs[0], [config(conversation_id="a", participant_id="p", turn_id="t"), *chunks(encode(audio))]
+    )
+    undisturbed = finals(whole)
+    assert len(undisturbed) == 4
+    cut = samples(undisturbed[1].end_offset)
+
+    async with Talk(stubs[0]) as talk:
+        await talk.send(config(conversation_id="b", participant_id="p", turn_id="t"), *chunks(encode(audio))[:40])
+        for final in undisturbed[:2]:
+            await talk.until("utterance_result", is_final=True, utterance_id=final.utterance_id)
+        await talk.until("personality_update")
+    first = [r for r in talk.responses if r.WhichOneof("streaming_response") != "turn_result"]
+    assert count(await get(stubs[1], "b")) == 2
+    rest = await converse(
+        stubs[1],
+        [
+            config(
+                conversation_id="b",
+                participant_id="p",
+                turn_id="t",
+                audio_start_offset=seconds(cut / 16_000),
+                require_existing_conversation=True,
+            ),
+            *chunks(encode(audio[cut:])),
+        ],
+    )
+    assert of_kind(rest, "stream_started")[0].prior_utterance_count == 2
+    assert estimates(first) + estimates(rest) == estimates(whole)
+    for stub in stubs:
+        found = await get(stub, "b")
+        assert count(found) == 4
+        again = await get(stub, "a")
+        assert found.participants[0].personality == again.participants[0].personality
+
+
+async def test_a_conversation_deleted_elsewhere_ends_its_streams(stubs: list[Stub], redis: OwnRedis) -> None:
+    async with dialogue(stubs[0]) as d:
+        await d.say()
+        await delete(stubs[1], "c")
+        await d.talk.send(*utterance(2))
+        problem = await problem_of(d.talk.rest())
+    assert (problem.code, problem.reason) == (grpc.StatusCode.ABORTED, "CONVERSATION_DELETED")
+    for stub in stubs:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.GetConversation(pb.GetConversationRequest(conversation_id="c"))
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_streams_dropped_before_a_word_leave_nothing(stubs: list[Stub], redis: OwnRedis) -> None:
+    for number in range(20):
+        async with dialogue(stubs[number % 2], conversation_id=f"c{number}"):
+            pass
+    async with asyncio.timeout(20):
+        while await command(redis.url, "DBSIZE"):  # noqa: ASYNC110 (another process does it)
+            await asyncio.sleep(0.02)
+
+
+async def test_there_is_no_audio_in_redis(stubs: list[Stub], redis: OwnRedis) -> None:
+    async with dialogue(stubs[0]) as d:
+        for _ in range(3):
+            await d.say()
+        await d.finish()
+    payload = b"".join(r.audio_content for n in (1, 2, 3) for r in utterance(n))
+    (key,) = await command(redis.url, "KEYS", "*")  # type: ignore[misc]
+    fields = await command(redis.url, "HGETALL", key)
+    assert isinstance(fields, dict)
+    assert set(fields) == {b"head", *(f"r/p/{n}".encode() for n in range(3)), b"t/p/0"}
+    assert sum(map(len, fields.values())) < 1_500
+    for value in fields.values():
+        assert not any(value[i : i + 16] in payload for i in range(0, len(value) - 16))
+
+
+# ---- the start
+
+
+def test_a_store_that_cannot_be_reached() -> None:
+    variables = {**environment(), "KIBUN_STORE": f"redis://u:Zx8-hush@127.0.0.1:{free_port()}"}
+    done = subprocess.run(serve_command("--port", "0"), env=variables, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "--store: no Redis or Valkey answers at redis://127.0.0.1:" in done.stderr
+    assert "hush" not in done.stderr

@@ -1,0 +1,223 @@
+"""Workers that die, hang or go mad, seen from streams through a whole server: the streams live on, and say the same."""
+
+import asyncio
+import os
+import pickle
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from kibun.models.files import resolve_bundle
+from kibun.v1 import speech_analysis_pb2 as pb
+from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
+from tests.support import stub_model
+from tests.support.serving import (
+    Problem,
+    Server,
+    Talk,
+    check_stream,
+    chunks,
+    command,
+    config,
+    connect,
+    converse,
+    encode,
+    environment,
+    finals,
+    problem_of,
+    refused,
+    serve,
+    spoken,
+    workers_of,
+)
+
+SPEECH = [chunks(encode(spoken(1.0 + 0.3 * n, seed=n))) for n in range(4)]
+EVENTS = pb.AnalysisFeatures(enable_voice_activity_events=True)
+Status = health_pb2.HealthCheckResponse.ServingStatus
+
+
+async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.02)
+
+
+@asynccontextmanager
+async def health(server: Server) -> AsyncIterator[list[int]]:
+    """Every status that health has told since."""
+    seen: list[int] = []
+
+    async def watch() -> None:
+        async with grpc.aio.insecure_channel(server.target) as channel:
+            async for answer in health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()):
+                seen.append(answer.status)  # noqa: PERF401 (it is read meanwhile)
+
+    watching = asyncio.create_task(watch())
+    try:
+        await until(lambda: seen == [Status.SERVING])
+        yield seen
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+def values(responses: list[pb.StreamingAnalyzeResponse]) -> list[tuple[float, ...]]:
+    """What finals say."""
+    return [(u.start_offset.nanos, u.end_offset.nanos, u.emotion.arousal, u.emotion.valence) for u in finals(responses)]
+
+
+async def say(stub: Stub, number: int, speaking: asyncio.Barrier | None = None) -> list[pb.StreamingAnalyzeResponse]:
+    """One stream with one utterance, whole. `speaking` is met once the utterance is on its way to the worker."""
+    async with Talk(stub) as talk:
+        await talk.send(config(features=EVENTS), *SPEECH[number])
+        await talk.until("speech_event", type=pb.SpeechEvent.TYPE_SPEECH_ACTIVITY_END)
+        if speaking is not None:
+            await speaking.wait()
+        responses = await talk.finish()
+        check_stream(responses)
+        return responses
+
+
+def mad(first: float) -> list[pb.StreamingAnalyzeRequest]:
+    """A stream whose utterance begins with a sample that drives the stub model mad."""
+    speech = spoken(1.0)[int(0.4 * 16_000) :].copy()
+    speech[0] = first
+    first_message = config(encoding=pb.AUDIO_ENCODING_FLOAT32)
+    return [first_message, *chunks(encode(speech, "float32"), 256 * 1024)]
+
+
+async def failing(stub: Stub, first: float) -> Problem:
+    async with Talk(stub) as talk:
+        await talk.send(*mad(first))
+        found = await problem_of(talk.rest())
+        assert not finals(talk.responses)
+        return found
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
+async def test_streams_live_through_the_loss_of_the_worker(fault: signal.Signals) -> None:
+    with serve("--worker-deadline", "1", model="stub?delay_s=0.3&load_s=0.4") as server:
+        async with connect(server) as stub, health(server) as told:
+            alone = [values(responses) for responses in await asyncio.gather(*(say(stub, n) for n in range(4)))]
+            speaking = asyncio.Barrier(5)
+            streams = [asyncio.create_task(say(stub, number, speaking)) for number in range(4)]
+            await speaking.wait()
+            (victim,) = workers_of(server)
+            os.kill(victim, fault)
+            assert [values(await stream) for stream in streams] == alone, "no final lost, none other than it was"
+            await until(lambda: told == [Status.SERVING, Status.NOT_SERVING, Status.SERVING])
+            assert victim not in workers_of(server)
+            assert values(await say(stub, 0)) == alone[0]
+        assert "Traceback" not in server.log.read_text()
+
+
+async def test_streams_open_or_opened_meanwhile_are_not_disturbed_by_workers_that_die() -> None:
+    with serve() as server:
+        async with connect(server) as stub, Talk(stub) as talk:
+            await talk.send(config(), *SPEECH[0])
+            await talk.until("utterance_result", is_final=True)
+            for _ in range(2):
+                (victim,) = workers_of(server)
+                os.kill(victim, signal.SIGKILL)
+                assert len(finals(await say(stub, 0))) == 1, "who comes meanwhile waits for the next worker"
+                assert victim not in workers_of(server)
+            await talk.send(*SPEECH[1])
+            responses = await talk.finish()
+        check_stream(responses)
+        assert len(finals(responses)) == 2
+
+
+async def test_a_mad_job_ends_its_own_stream_and_no_other() -> None:
+    mad_ones = {
+        stub_model.POISON: "WORKER_FAILED",
+        stub_model.NAN: "MODEL_NONFINITE",
+        stub_model.RAISES: "MODEL_FAILED",
+    }
+    with serve(model="stub?delay_s=0.1&slots=1&batch_s=30") as server:
+        async with connect(server) as stub:
+            alone = [values(responses) for responses in await asyncio.gather(*(say(stub, n) for n in range(4)))]
+            failures, beside = await asyncio.gather(
+                asyncio.gather(*(failing(stub, first) for first in mad_ones)),
+                asyncio.gather(*(say(stub, n) for n in range(4))),
+            )
+            assert [values(responses) for responses in beside] == alone
+        log = server.log.read_text()
+        for found, reason in zip(failures, mad_ones.values(), strict=True):
+            assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, reason)
+            assert re.search(r"request-\w{16}", found.message)
+            assert found.request_id in log
+        assert len(re.findall("worker ended.*signal=9", log)) == 2, "two attempts at most"
+
+
+HURRIED = """
+from functools import partial
+from kibun.server import main as command
+command.WorkerTimes = partial(command.WorkerTimes, queue_s=1.0, backoff_first_s=0.2, backoff_max_s=0.4)
+from kibun.server.inference import batcher
+batcher.SOON_S = 0.5
+"""
+
+
+async def test_while_no_worker_can_be_started_streams_are_sent_elsewhere(tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.touch()
+    with serve(model=str(bundle), prelude=HURRIED) as server:
+        async with connect(server) as stub, health(server) as told, Talk(stub) as talk:
+            await talk.send(config(), *SPEECH[0])
+            await talk.until("utterance_result", is_final=True)
+            bundle.unlink()
+            os.kill(workers_of(server)[0], signal.SIGKILL)
+            await until(lambda: told[-1] == Status.NOT_SERVING)
+            await asyncio.sleep(0.6)
+            refusal = await refused(stub)
+            assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "RESTARTING")
+            assert refusal.retry_s
+            began = time.monotonic()
+            await talk.send(*SPEECH[1])
+            found = await problem_of(talk.rest())
+            assert (found.code, found.reason) == (grpc.StatusCode.UNAVAILABLE, "NO_WORKER")
+            assert found.retry_s
+            assert found.request_id
+            assert time.monotonic() - began < 10
+            await asyncio.sleep(1.0)
+            attempts = server.log.read_text().count("could not be started again")
+            assert 1 <= attempts < 15, "again and again, and ever more slowly"
+            bundle.touch()
+            await until(lambda: told[-1] == Status.SERVING)
+            assert len(finals(await converse(stub, [config(), *SPEECH[1]]))) == 1
+
+
+# ---- bundles that must not be served
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["a bit", "a pickle", "a missing file"])
+def test_a_bundle_that_is_not_what_was_built_is_refused_before_serving(tmp_path: Path, damage: str) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(resolve_bundle("demo-tiny"), bundle)
+    weights = bundle / "model.safetensors"
+    if damage == "a bit":
+        data = bytearray(weights.read_bytes())
+        data[len(data) // 2] ^= 1
+        weights.write_bytes(data)
+    elif damage == "a pickle":
+        weights.write_bytes(pickle.dumps({"weights": [0.0]}))
+    else:
+        weights.unlink()
+    real = ("--loader", "kibun.server.inference.worker:load_models", "--port", "0")
+    done = subprocess.run(
+        command(*real, model=str(bundle)), env=environment(), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1
+    assert "model.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "serving on" not in done.stderr

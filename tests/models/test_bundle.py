@@ -1,0 +1,354 @@
+"""Bundles on disk: equal after loading, refused when damaged, unsafe or untrained; built from HuBERT checkpoints."""
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from kibun.models._transformers import AutoConfig, AutoModel, HubertConfig, HubertModel
+from kibun.models.building.build import build_model
+from kibun.models.building.facts import read_facts
+from kibun.models.building.warmup import warm_up
+from kibun.models.bundle import BundleError, KibunConfig, KibunModel, bundle_names, load_bundle
+from kibun.models.files import BUNDLES, FILES, verify, write_checksums
+from kibun.models.types import Utterance
+from tests.support.tiny_hubert import HUBERT
+
+ERRORS = ((1, (1.5, 1.25, 1.0, 0.75, 0.5)), (8, (1.0, 1.0, 0.5, 0.5, 0.25)))
+REQUEST = Utterance(
+    np.random.default_rng(0).standard_normal(8_000).astype(np.float32),
+    np.random.default_rng(1).standard_normal((2, 32)).astype(np.float16),
+)
+
+
+def make_model(**settings: object) -> KibunModel:
+    torch.manual_seed(0)
+    return KibunModel(KibunConfig(hubert=HUBERT, condition_ff=32, **{"trained": True, **settings})).eval()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    folder = tmp_path / "bundle"
+    make_model(bundle_name="tiny").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A HuBERT as its makers would publish it: model folder and preprocessor."""
+    folder = tmp_path / "hubert"
+    torch.manual_seed(7)
+    HubertModel(HubertConfig(**HUBERT)).save_pretrained(folder)
+    write_json(folder / "preprocessor_config.json", {"do_normalize": False, "sampling_rate": 16_000})
+    return folder
+
+
+def write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **changes})
+
+
+def current_umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return dict(model.state_dict())
+
+
+def test_saved_and_loaded_every_bit_is_equal(tmp_path: Path) -> None:
+    model = make_model(condition_source="average", do_normalize=False, synthetic=True, trunk_layers=1)
+    model.expected_error, model.card = ERRORS, "# A card\n"
+    model.save_pretrained(tmp_path)
+    loaded = load_bundle(tmp_path)
+    assert not loaded.training
+    assert loaded.dtype == torch.float32
+    assert weights(loaded).keys() == weights(model).keys()
+    assert all(torch.equal(value, weights(model)[name]) for name, value in weights(loaded).items())
+    assert loaded.expected_error == ERRORS
+    assert loaded.card == "# A card\n"
+    for field in ("condition_source", "do_normalize", "synthetic", "trained", "trunk_layers", "tasks", "trait_scale"):
+        assert getattr(loaded.config, field) == getattr(model.config, field), field
+    [before], [after] = model.analyze([REQUEST]), loaded.analyze([REQUEST])
+    assert np.array_equal(before.vector, after.vector)
+    assert (before.valence, before.conversation_traits) == (after.valence, after.conversation_traits)
+    [again] = load_bundle(tmp_path).analyze([REQUEST])
+    assert (again.valence, again.conversation_traits) == (after.valence, after.conversation_traits)
+
+
+def test_transformers_auto_classes_know_bundles(bundle: Path) -> None:
+    assert isinstance(AutoConfig.from_pretrained(bundle), KibunConfig)
+    model = AutoModel.from_pretrained(bundle)
+    assert isinstance(model, KibunModel)
+    assert model.dtype == torch.float32
+
+
+def test_float16_weights_halve_the_file_and_load_as_float32(tmp_path: Path) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path / "full")
+    model.save_pretrained(tmp_path / "half", dtype=torch.float16)
+    assert model.dtype == torch.float32, "saving does not change the model"
+    sizes = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("full", "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    loaded = load_bundle(tmp_path / "half")
+    assert {value.dtype for value in weights(loaded).values()} == {torch.float32}
+    assert all(torch.equal(value, weights(model)[name].half().float()) for name, value in weights(loaded).items())
+    assert read_facts(tmp_path / "half").weights_dtype == "F16"
+
+
+def test_a_weight_beyond_float16_is_not_saved_as_infinity(tmp_path: Path) -> None:
+    model = make_model()
+    with torch.no_grad():
+        model.personality_head.out.bias.fill_(1e6)
+    with pytest.raises(ValueError, match=r"personality_head\.out\.bias"):
+        model.save_pretrained(tmp_path, dtype=torch.float16)
+
+
+def test_checksums_are_those_of_sha256sum(bundle: Path) -> None:
+    verify(bundle)
+    for line in (bundle / "sha256").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((bundle / name).read_bytes()).hexdigest() == digest
+    result = subprocess.run(["sha256sum", "-c", "sha256"], cwd=bundle, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout
+    assert result.stdout.count("OK") == len(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_changed_file_is_named(bundle: Path, name: str) -> None:
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{name}: does not match sha256"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("name", [*FILES, "sha256"])
+def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(BundleError, match=rf"{name}: missing"):
+        load_bundle(bundle)
+
+
+class Payload:
+    """Leaves a mark if anything unpickles it."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "optimizer.pt", "model.pkl", "extra.ckpt", "notes.txt"])
+def test_pickles_are_refused_whatever_they_are_called(bundle: Path, tmp_path: Path, name: str) -> None:
+    (bundle / name).write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
+    with pytest.raises(BundleError, match=rf"{name}: may carry code"):
+        load_bundle(bundle)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("save", [lambda o, p: p.write_bytes(pickle.dumps(o)), torch.save], ids=["pickle", "torch"])
+def test_a_pickle_in_place_of_the_weights_is_refused(bundle: Path, tmp_path: Path, save: Callable[..., None]) -> None:
+    save(Payload(tmp_path / "executed"), bundle / "model.safetensors")
+    write_checksums(bundle)  # whoever plants a pickle can write checksums too
+    with pytest.raises(BundleError, match=r"model\.safetensors: may carry code"):
+        load_bundle(bundle)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("start", [b"PK", b"\x80\x02", b"\x80\x05"])
+def test_weights_that_start_like_a_pickle_by_chance_are_none(bundle: Path, start: bytes) -> None:
+    """A safetensors file starts with the length of its header; spaces may fill that up to any multiple of 8."""
+    file = bundle / "model.safetensors"
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    longer = next(n for n in range(length, 1 << 20) if n.to_bytes(8, "little").startswith(start))
+    header = content[8 : 8 + length].ljust(longer)
+    file.write_bytes(longer.to_bytes(8, "little") + header + content[8 + length :])
+    assert file.read_bytes().startswith(start)
+    write_checksums(bundle)
+    assert load_bundle(bundle).config.trained
+
+
+def test_a_file_that_is_not_part_of_a_bundle_is_named(bundle: Path) -> None:
+    (bundle / ".gitattributes").touch()
+    verify(bundle)
+    write_json(bundle / "adapter_config.json", {"base_model_name_or_path": "elsewhere"})
+    with pytest.raises(BundleError, match=r"adapter_config\.json: not part of a bundle"):
+        load_bundle(bundle)
+
+
+def test_damaged_weights_with_matching_checksums_are_a_bundle_error(bundle: Path) -> None:
+    content = (bundle / "model.safetensors").read_bytes()
+    (bundle / "model.safetensors").write_bytes(content[: len(content) // 2])
+    write_checksums(bundle)
+    with pytest.raises(BundleError, match="does not load"):
+        load_bundle(bundle)
+
+
+def test_weights_that_do_not_fit_the_configuration_are_refused(bundle: Path) -> None:
+    edit_json(bundle / "config.json", tasks=["personality", "arousal"])
+    write_checksums(bundle)
+    with pytest.raises(BundleError, match=r"unexpected_keys: .*valence"):
+        load_bundle(bundle)
+
+
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
+    make_model(tasks=["personality"]).save_pretrained(tmp_path)
+    edit_json(tmp_path / "config.json", tasks=["personality", "arousal"])
+    write_checksums(tmp_path)
+    with pytest.raises(BundleError, match=r"missing_keys: .*arousal"):
+        load_bundle(tmp_path)
+
+
+def test_an_impossible_configuration_is_a_bundle_error(bundle: Path) -> None:
+    edit_json(bundle / "config.json", condition_source="guess")
+    write_checksums(bundle)
+    with pytest.raises(BundleError, match="condition_source"):
+        load_bundle(bundle)
+
+
+def test_an_untrained_bundle_is_refused_unless_allowed(tmp_path: Path) -> None:
+    make_model(trained=False).save_pretrained(tmp_path)
+    with pytest.raises(BundleError, match=r"untrained.*--allow-untrained"):
+        load_bundle(tmp_path)
+    assert not load_bundle(tmp_path, allow_untrained=True).config.trained
+
+
+def test_an_unknown_name_tells_what_there_is_and_how_to_make_one() -> None:
+    with pytest.raises(BundleError) as caught:
+        load_bundle("no-such-bundle")
+    for part in ("no-such-bundle", "kibun models build --hubert", *bundle_names()):
+        assert part in str(caught.value)
+
+
+def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"config\.json: missing"):
+        load_bundle(tmp_path)
+
+
+def test_a_checkpoint_in_place_of_a_bundle_names_the_fix(checkpoint: Path) -> None:
+    with pytest.raises(BundleError, match="a 'hubert' checkpoint") as caught:
+        load_bundle(checkpoint)
+    assert f"kibun models build --hubert {checkpoint} --out" in str(caught.value)
+
+
+def test_a_bundle_is_as_readable_as_the_umask_says(bundle: Path) -> None:
+    assert {path.stat().st_mode & 0o777 for path in bundle.iterdir()} == {0o666 & ~current_umask()}
+
+
+@pytest.mark.parametrize("name", bundle_names())
+def test_bundles_that_come_with_kibun_are_small_whole_and_run(name: str) -> None:
+    facts = read_facts(BUNDLES / name)
+    assert facts.size_bytes < 2_000_000
+    assert facts.trained
+    assert not facts.synthetic or "synthetic" in facts.card.lower()
+    assert sorted(path.name for path in (BUNDLES / name).iterdir()) == sorted([*FILES, "sha256"])
+    warm_up(load_bundle(name))
+
+
+# ---- build ----------------------------------------------------------------------------------------------------
+
+
+def test_a_built_bundle_holds_the_checkpoint(checkpoint: Path) -> None:
+    model = build_model(checkpoint, name="new", condition_ff=32)
+    full = HubertModel.from_pretrained(checkpoint).eval()
+    waveform = torch.from_numpy(REQUEST.audio)
+    with torch.no_grad():
+        expected = full(waveform[None]).last_hidden_state
+        for task in ("personality", "valence", "arousal"):
+            assert torch.equal(model.tail(task)(model.encode([waveform])).hidden, expected)
+    assert model.config.trunk_layers == model.config.tail_layers == 2
+    assert model.config.do_normalize is False, "what the checkpoint's preprocessor_config.json says"
+    assert not model.config.trained
+    assert not model.training
+    assert "Untrained" in model.card
+
+
+def test_a_built_bundle_survives_saving(checkpoint: Path, tmp_path: Path) -> None:
+    build_model(checkpoint, name="new", condition_ff=32, trunk_layers=3).save_pretrained(tmp_path / "out")
+    with pytest.raises(BundleError, match="--allow-untrained"):
+        load_bundle(tmp_path / "out")
+    loaded = load_bundle(tmp_path / "out", allow_untrained=True)
+    assert (loaded.config.trunk_layers, loaded.config.tail_layers) == (3, 1)
+    assert json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())["do_normalize"] is False
+    assert loaded.analyze([REQUEST])[0].valence is not None
+
+
+def test_heads_depend_on_the_seed_alone(checkpoint: Path) -> None:
+    state = torch.random.get_rng_state()
+    first, same, other = (
+        weights(build_model(checkpoint, name="new", seed=seed, condition_ff=32)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(value, same[name]) for name, value in first.items())
+    assert not torch.equal(first["personality_head.out.weight"], other["personality_head.out.weight"])
+    assert torch.equal(first["trunk.layers.0.attention.k_proj.weight"], other["trunk.layers.0.attention.k_proj.weight"])
+
+
+def test_a_checkpoint_with_a_head_of_its_own_will_do(checkpoint: Path, tmp_path: Path) -> None:
+    """Published checkpoints are often HubertForCTC or a classifier; old ones hold a pickled state dict."""
+    from transformers import HubertForCTC
+
+    torch.manual_seed(8)
+    ctc = HubertForCTC(HubertConfig(**HUBERT))
+    ctc.save_pretrained(tmp_path / "ctc")
+    model = build_model(tmp_path / "ctc", name="new", condition_ff=32)
+    assert model.config.do_normalize, "without a preprocessor_config.json, transformers' default"
+    assert torch.equal(
+        model.trunk.layers[0].final_layer_norm.weight, ctc.hubert.encoder.layers[0].final_layer_norm.weight
+    )
+    state = {name.removeprefix("hubert."): value for name, value in ctc.state_dict().items()}
+    (checkpoint / "model.safetensors").unlink()
+    torch.save(state, checkpoint / "pytorch_model.bin")
+    pickled = build_model(checkpoint, name="new", condition_ff=32)
+    assert torch.equal(
+        pickled.trunk.feature_projection.projection.weight, state["feature_projection.projection.weight"]
+    )
+
+
+def test_a_checkpoint_cannot_run_code_while_a_bundle_is_built(checkpoint: Path, tmp_path: Path) -> None:
+    """Of somebody else's pickled weights only tensors are read; a bundle is written as safetensors."""
+    (checkpoint / "model.safetensors").unlink()
+    torch.save({"layer": Payload(tmp_path / "executed")}, checkpoint / "pytorch_model.bin")
+    with pytest.raises(BundleError, match="weights do not load"):
+        build_model(checkpoint, name="new")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_other_checkpoints_are_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no checkpoint found"):
+        build_model(tmp_path / "nowhere", name="new")
+    edit_json(checkpoint / "config.json", model_type="wav2vec2")
+    with pytest.raises(BundleError, match=r"'wav2vec2', only 'hubert'"):
+        build_model(checkpoint, name="new")
+
+
+def test_a_checkpoint_of_another_rate_is_refused(checkpoint: Path) -> None:
+    edit_json(checkpoint / "preprocessor_config.json", sampling_rate=8_000)
+    with pytest.raises(BundleError, match="8000 Hz, only 16000 Hz"):
+        build_model(checkpoint, name="new")
+
+
+def test_a_checkpoint_without_all_weights_is_refused(checkpoint: Path) -> None:
+    edit_json(checkpoint / "config.json", num_hidden_layers=5)
+    with pytest.raises(BundleError, match=r"lacks \d+ weights"):
+        build_model(checkpoint, name="new")
+
+
+def test_a_checkpoint_without_weights_is_refused(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(BundleError, match="weights do not load"):
+        build_model(checkpoint, name="new")

@@ -1,0 +1,257 @@
+"""The served form of the encoder against the modules that are trained: the plain path is the oracle of the fast one."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kibun.models import precision
+from kibun.models.config import KibunConfig
+from kibun.models.hubert import Frames
+from kibun.models.model import KibunModel
+from kibun.models.packed import (
+    HEIGHTS,
+    HeadLinear,
+    Packed,
+    PackedLinear,
+    PackedTail,
+    PackedTrunk,
+    _attend,
+    _attention,
+    tiles,
+)
+from kibun.models.packed_model import PackedModel
+from kibun.models.types import Analysis, Utterance
+from tests.models.test_hubert import VARIANTS, full_model, hubert_config, split, waveforms
+
+# One frame, one and a bit, a tile exactly, mixed, several tiles of the front.
+LENGTHS = (400, 719, 720, 400 + 320 * 63, 16_000, 30_001, 400 + 320 * 140)
+
+
+def tiny(seed: int = 0, **changes: object) -> KibunModel:
+    torch.manual_seed(seed)
+    hubert = {name: value for name, value in hubert_config().to_dict().items() if not name.startswith("_")}
+    sizes = {"trunk_layers": 2, "conversation_size": 16, "conversation_heads": 2, "condition_ff": 32}
+    model = KibunModel(KibunConfig(**{"hubert": hubert, **sizes, **changes})).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def utterances(model: KibunModel | PackedModel, *lengths: int) -> list[Utterance]:
+    rng = np.random.default_rng(3)
+    return [
+        Utterance(
+            rng.standard_normal(length).astype(np.float32) * 0.1,
+            rng.standard_normal((k, model.vector_size)).astype(np.float16),
+            (2.0, 3.0, 4.0, 5.0, 6.0) if not model.config.supports_personality else None,
+        )
+        for k, length in enumerate(lengths)
+    ]
+
+
+def same(one: Analysis, other: Analysis) -> bool:
+    """Bit for bit."""
+    return bool(np.array_equal(one.vector, other.vector)) and replace(one, vector=other.vector) == other
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_the_packed_encoder_is_the_plain_one(changes: dict[str, object]) -> None:
+    trunk, tail = split(full_model(hubert_config(**changes)), 2)
+    packed_trunk, packed_tail = PackedTrunk(trunk, torch.float32), PackedTail(tail, torch.float32)
+    waves = waveforms(*LENGTHS)
+    with torch.inference_mode():
+        packed = packed_tail(packed_trunk(waves))
+        expected = [tail(trunk([wave])).hidden[0] for wave in waves]
+    assert packed.lengths == tuple(len(frames) for frames in expected)
+    assert (packed.hidden - torch.cat(expected)).abs().max() < 1e-5
+
+
+def test_the_group_norm_is_folded_right_where_the_waveform_is_far_from_zero() -> None:
+    full = full_model(hubert_config(feat_extract_norm="group", conv_bias=True))
+    packed, exact = PackedTrunk(split(full, 0)[0], torch.float32), split(full, 0)[0].double()
+    (noise,) = waveforms(8_000)
+    # Of a constant nothing is left but rounding, divided by the square root of GroupNorm's epsilon.
+    for wave, bound in (
+        (noise + 3.0, 1e-5),
+        (1e-3 * noise, 1e-5),
+        (torch.zeros(4_000), 1e-5),
+        (torch.ones(4_000), 5e-4),
+    ):
+        with torch.inference_mode():
+            assert (packed([wave]).hidden - exact([wave.double()]).hidden[0]).abs().max() < bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_utterance_gives_the_same_bits_alone_and_in_a_batch(dtype: torch.dtype) -> None:
+    trunk, tail = split(full_model(hubert_config()), 2)
+    packed_trunk, packed_tail = PackedTrunk(trunk, dtype), PackedTail(tail, dtype)
+    waves = waveforms(*LENGTHS)
+    with torch.inference_mode():
+        together = packed_tail(packed_trunk(waves)).parts()
+        for wave, part in zip(waves, together, strict=True):
+            assert torch.equal(packed_tail(packed_trunk([wave])).hidden, part.hidden[0])
+
+
+def test_bfloat16_is_near() -> None:
+    trunk, tail = split(full_model(hubert_config()), 2)
+    packed_trunk, packed_tail = PackedTrunk(trunk, torch.bfloat16), PackedTail(tail, torch.bfloat16)
+    (wave,) = waveforms(16_000)
+    with torch.inference_mode():
+        expected, actual = tail(trunk([wave])).mean()[0], packed_tail(packed_trunk([wave])).mean()[0]
+    difference = float((actual - expected).norm() / expected.norm())
+    assert 1e-5 < difference < 0.02  # it is another precision, and not another model
+
+
+def test_padded_attention_is_attention_within_each_utterance() -> None:
+    """The way of devices other than a CPU."""
+    torch.manual_seed(0)
+    lengths = (5, 1, 9)
+    qkv = torch.randn(sum(lengths), 3 * 8)
+    expected = _attend(qkv, lengths, heads=2)
+    padded = torch.nn.utils.rnn.pad_sequence(list(torch.split(qkv, list(lengths))), batch_first=True)
+    mask = torch.arange(9) < torch.tensor(lengths)[:, None]
+    assert (_attention(padded, mask, 2)[mask] - expected).abs().max() < 1e-6
+
+
+@given(st.integers(1, 3_000))
+def test_tiles_cover_all_rows_once_and_waste_little(rows: int) -> None:
+    cut = list(tiles(rows))
+    assert [start for start, _, _ in cut] == [sum(count for _, count, _ in cut[:k]) for k in range(len(cut))]
+    assert sum(count for _, count, _ in cut) == rows
+    assert all(height in HEIGHTS and count <= height for _, count, height in cut)
+    assert all(count == height for _, count, height in cut[:-1])
+    assert sum(height for _, _, height in cut) - rows <= max(7, rows / 7)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 300), st.sampled_from([1, 3, 10]))
+def test_a_head_linear_is_a_linear(rows: int, batch: int) -> None:
+    linear = torch.nn.Linear(24, 40)
+    x = torch.randn(batch, rows, 24)
+    with torch.inference_mode():
+        actual = HeadLinear(linear, torch.float32)(x)
+        assert (actual - linear(x)).abs().max() < 1e-5
+        assert torch.equal(HeadLinear(linear, torch.float32)(x[:, :1]), actual[:, :1])  # a row owes nothing to others
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="ticn-ca"),
+        pytest.param({"emotion_head": "ca"}, id="ca"),
+        pytest.param({"emotion_head": "concat"}, id="concat"),
+        pytest.param({"emotion_head": "regression"}, id="regression"),
+        pytest.param({"emotion_head": "baseline", "tail_of": {"valence": "both", "arousal": "both"}}, id="shared-tail"),
+        pytest.param({"tasks": ["valence", "arousal"]}, id="without-personality"),
+        pytest.param({"tasks": ["personality"]}, id="personality-alone"),
+    ],
+)
+def test_a_packed_model_analyses_as_the_plain_one_and_alone_as_in_a_batch(changes: dict[str, object]) -> None:
+    plain = tiny(**changes)
+    requests = utterances(plain, 400, 9_000, 16_000, 31_000)
+    expected = plain.analyze(requests)
+    packed = PackedModel(plain, torch.float32)
+    together = packed.analyze(requests)
+    assert precision.largest_difference(expected, together) < 1e-3  # of vectors rounded to float16
+    for request, analysis in zip(requests, together, strict=True):
+        assert same(packed.analyze([request])[0], analysis)
+
+
+def test_a_packed_model_keeps_personality_s_own_trunk() -> None:
+    own = hubert_config(hidden_size=48, num_hidden_layers=3, num_attention_heads=4).to_dict()
+    own = {name: value for name, value in own.items() if not name.startswith("_")}
+    plain = tiny(personality_hubert=own, personality_trunk_layers=1)
+    requests = utterances(plain, 5_000, 12_345)
+    expected = plain.analyze(requests)
+    actual = PackedModel(plain).analyze(requests)
+    assert actual[0].vector.shape == (48,)
+    assert precision.largest_difference(expected, actual) < 1e-3
+
+
+def test_packing_gives_the_weights_away_part_by_part() -> None:
+    plain = tiny()
+    packed = PackedModel(plain)
+    assert not hasattr(plain, "trunk")
+    assert not plain.tails
+    with pytest.raises(ValueError, match=r"float32 and torch\.bfloat16"):
+        PackedModel(tiny(), torch.float16)
+    with pytest.raises(KeyError):
+        packed.tail("anger")
+
+
+def test_packed_frames_can_be_picked() -> None:
+    frames = Packed(torch.arange(12.0).view(6, 2), (1, 3, 2))
+    picked = frames.rows([2, 0])
+    assert picked.lengths == (2, 1)
+    assert picked.hidden[:, 0].tolist() == [8.0, 10.0, 0.0]
+    assert frames.rows([0, 1, 2]) is frames
+    assert torch.equal(frames.mean(), torch.stack([part.mean(0) for part in frames.hidden.split([1, 3, 2])]))
+    assert all(isinstance(part, Frames) for part in frames.parts())
+
+
+# ---- precision
+
+
+def counted(model: Callable[[], KibunModel]) -> tuple[Callable[[], KibunModel], list[int]]:
+    calls: list[int] = []
+
+    def load() -> KibunModel:
+        calls.append(1)
+        return model()
+
+    return load, calls
+
+
+def test_float32_is_obeyed_and_a_small_model_stays_in_it() -> None:
+    load, calls = counted(tiny)
+    model, reason = precision.packed_for(load, "fp32")
+    assert (model.dtype, reason) == (torch.float32, "float32, as asked for")
+    model, reason = precision.packed_for(load, "auto")
+    assert model.dtype == torch.float32
+    assert "too small" in reason
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("max_error", "dtype", "loads", "said"),
+    [
+        pytest.param(2.0, torch.bfloat16, 1, "bfloat16: 2.0 times as fast here, check estimates differ by", id="near"),
+        pytest.param(0.0, torch.float32, 2, "float32: in bfloat16, check estimates differ by", id="too-far"),
+    ],
+)
+def test_auto_takes_bfloat16_where_it_is_faster_and_near_enough(
+    monkeypatch: pytest.MonkeyPatch, max_error: float, dtype: torch.dtype, loads: int, said: str
+) -> None:
+    monkeypatch.setattr(precision, "MIN_SIZE", 0)
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda config: 2.0)
+    monkeypatch.setattr(precision, "MAX_ERROR", max_error)
+    load, calls = counted(tiny)
+    model, reason = precision.packed_for(load, "auto")
+    assert (model.dtype, len(calls)) == (dtype, loads)
+    assert reason.startswith(said)
+    difference = precision.largest_difference(precision.check_estimates(tiny()), precision.check_estimates(model))
+    assert difference < (1e-3 if dtype == torch.float32 else 2.0)
+
+
+def test_auto_stays_in_float32_where_bfloat16_is_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "MIN_SIZE", 0)
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda config: 0.8)
+    model, reason = precision.packed_for(tiny, "auto")
+    assert (model.dtype, reason) == (torch.float32, "float32: bfloat16 is 0.8 times as fast here")
+
+
+def test_the_gain_is_timed_with_the_model_s_own_sizes() -> None:
+    assert precision.bfloat16_gain(tiny().config) > 0
+
+
+def test_a_product_in_bfloat16_comes_out_in_it() -> None:
+    linear = torch.nn.Linear(16, 8)
+    y = PackedLinear(linear, dtype=torch.bfloat16)(torch.randn(8, 16))
+    assert y.dtype == torch.bfloat16
+    assert y.shape == (8, 8)

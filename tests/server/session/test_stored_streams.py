@@ -1,0 +1,379 @@
+"""What streams leave in the store: nothing where nothing was said, everything where an outage fell into them."""
+
+import asyncio
+import gc
+import tracemalloc
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from kibun.server.conversation.state import Conversation
+from kibun.server.conversation.store import C, Change, Holder, Key, MemoryStore, StoreUnavailable
+from kibun.server.errors import Failure, Kind
+from kibun.server.inference.backend import Traits
+from kibun.server.session.events import Audio, Ended, EndOfTurn, Started, Turn, Utterance, Warn
+from kibun.server.session.session import Session
+from tests.server.session.test_session import KEY, World, feed_queue, finals, pcm, run, said, settle
+from tests.support.scripted import MODEL
+
+pytestmark = pytest.mark.filterwarnings("error")
+TRAITS: Traits = (1.5, 2.0, 3.0, 4.0, 5.0)
+
+
+async def forever() -> Any:
+    await asyncio.Event().wait()
+    yield
+
+
+async def open_and_drop(session: Session) -> None:
+    async with aclosing(session.run(forever())) as replies:
+        assert isinstance((await anext(replies)).event, Started)
+
+
+class Open:
+    """A stream that stays open."""
+
+    def __init__(self, session: Session) -> None:
+        self._replies = session.run(forever())
+
+    async def __aenter__(self) -> "Open":
+        await anext(self._replies)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._replies.aclose()
+
+
+# ---- nothing said, nothing left
+
+
+async def test_a_dropped_stream_leaves_nothing() -> None:
+    world = World()
+    await open_and_drop(world.session())
+    assert len(world.store) == 0
+    assert len(world.live) == 0
+
+
+@pytest.mark.parametrize("streams", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+async def test_many_dropped_streams_leave_nothing(streams: int) -> None:
+    world = World()
+    await open_and_drop(world.session())
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(streams // 20):
+            await asyncio.gather(*(open_and_drop(world.session(conversation_id=f"c{number}-{n}")) for n in range(20)))
+            if number == 5:
+                gc.collect()
+                before, _ = tracemalloc.get_traced_memory()
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(world.store) == 0
+    assert (after - before) / streams < 200, "bytes each"
+
+
+@pytest.mark.parametrize("leaves_first", [0, 1])
+async def test_the_last_one_turns_off_the_light(leaves_first: int) -> None:
+    world = World()
+    streams = [Open(world.session(turn_id=f"t{n}")) for n in range(2)]
+    for stream in streams:
+        await stream.__aenter__()
+    await streams[leaves_first].__aexit__()
+    assert len(world.store) == 1, "the other is still open"
+    await streams[1 - leaves_first].__aexit__()
+    assert len(world.store) == 0
+
+
+async def test_what_was_said_stays() -> None:
+    world = World()
+    assert len(finals(await run(world.session(), Audio(said())))) == 1
+    assert len(world.store) == 1
+    await open_and_drop(world.session(turn_id="t2"))
+    assert len((await world.conversation()).participant("p").records) == 1
+
+
+@pytest.mark.parametrize("what", ["turn", "given", "completed"])
+async def test_what_tells_something_stays(what: str) -> None:
+    world = World()
+    if what == "turn":
+        await run(world.session(), Audio(pcm((0, 0.5))), EndOfTurn())
+    elif what == "given":
+        await open_and_drop(world.session(given_traits=TRAITS))
+    else:
+        async with Open(world.session()):
+            await world.store.update(KEY, completed)
+    assert len(world.store) == 1
+
+
+def completed(conversation: Conversation | None) -> Conversation:
+    assert conversation
+    return replace(conversation, completed=True)
+
+
+async def test_an_empty_conversation_of_others_is_not_taken_away() -> None:
+    """Another server's stream has entered it, which is seen by its time only."""
+
+    class Interrupted(MemoryStore):
+        async def get(self, key: Key, holder: Holder | None = None) -> Conversation | None:
+            found = await super().get(key, holder)
+            if found and self.interrupt:
+                await super().update(key, lambda c: c)
+            return found
+
+        interrupt = True
+
+    world = World(store=Interrupted())
+    await open_and_drop(world.session())
+    assert len(world.store) == 1
+    world.store.interrupt = False  # type: ignore[attr-defined]
+    await open_and_drop(world.session(turn_id="t2"))
+    assert len(world.store) == 0, "empty, whoever made it"
+
+
+async def test_a_stream_that_was_refused_touches_nothing() -> None:
+    world = World()
+    async with Open(world.session()):
+        before = await world.conversation()
+        with pytest.raises(Failure, match="began with model"):
+            await run(world.session(turn_id="t2", model=replace(MODEL, name="other")))
+        assert await world.conversation() is before
+
+
+async def test_a_stream_cancelled_while_it_enters_leaves_nothing() -> None:
+    class Slow(MemoryStore):
+        async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+            changed = await super().update(key, change, holder)
+            await asyncio.sleep(0.01)
+            return changed
+
+    world = World(store=Slow())
+    task = asyncio.create_task(run(world.session(), Audio(said())))
+    await settle(3)
+    assert len(world.store) == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert len(world.store) == 0
+
+
+# ---- what a store tells its holder
+
+
+@dataclass
+class Told:
+    """What a session's store did with its holder."""
+
+    behind_at: int
+    rejected_at: int = 10**9
+
+
+class TellingStore(MemoryStore):
+    """Tells its holders of an outage at the n-th change, and of the end of it two changes later."""
+
+    def __init__(self, told: Told) -> None:
+        super().__init__()
+        self.told = told
+        self.changes = 0
+
+    async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+        changed = await super().update(key, change, holder)
+        self.changes += 1
+        assert holder
+        if self.changes in (self.told.behind_at, self.told.behind_at + 2):
+            holder.behind(self.changes == self.told.behind_at)
+        if self.changes == self.told.rejected_at:
+            holder.reject(Failure(Kind.FAILED_PRECONDITION, "CONVERSATION_COMPLETED", "completed elsewhere"))
+        return changed
+
+
+async def test_a_client_is_told_of_an_outage_and_its_end() -> None:
+    world = World(store=TellingStore(Told(behind_at=1)))
+    replies = await run(world.session(), *[Audio(said())] * 3)
+    warnings = [r.event.reason for r in replies if isinstance(r.event, Warn)]
+    assert warnings == ["STORE_UNAVAILABLE", "STORE_RECOVERED"]
+    assert isinstance(replies[0].event, Started), "even where it is told while entering"
+
+
+async def test_a_stream_whose_conversation_has_no_place_for_it_ends() -> None:
+    world = World(store=TellingStore(Told(behind_at=1, rejected_at=2)))
+    with pytest.raises(Failure, match="completed elsewhere"):
+        await run(world.session(), *[Audio(said())] * 3)
+
+
+async def test_a_required_conversation_that_cannot_be_looked_up_is_refused() -> None:
+    class Away(MemoryStore):
+        async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+            raise StoreUnavailable
+
+    with pytest.raises(StoreUnavailable):
+        await run(World(store=Away()).session(require_existing=True), Audio(said()))
+
+
+# ---- a turn taken over through another server
+
+
+class Spoken:
+    """A stream that is fed step by step."""
+
+    def __init__(self, session: Session) -> None:
+        self._requests: asyncio.Queue[Any] = asyncio.Queue()
+        self._replies = session.run(feed_queue(self._requests))
+
+    async def __aenter__(self) -> "Spoken":
+        await self.until(Started)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._replies.aclose()
+
+    def send(self, *requests: Any) -> None:
+        for request in requests:
+            self._requests.put_nowait(request)
+
+    async def until(self, kind: type, **fields: Any) -> Any:
+        async with asyncio.timeout(20):
+            async for reply in self._replies:
+                if isinstance(reply.event, kind) and all(getattr(reply.event, k) == v for k, v in fields.items()):
+                    return reply.event
+        raise AssertionError(f"no {kind}")
+
+    async def superseded(self) -> None:
+        with pytest.raises(Failure) as caught:
+            await self.until(Ended)
+        assert (caught.value.kind, caught.value.reason) == (Kind.ABORTED, "SUPERSEDED")
+
+
+def two_servers() -> tuple[World, World]:
+    one = World()
+    return one, World(store=one.store)
+
+
+async def heard(world: World) -> list[tuple[str, int]]:
+    return [(r.turn_id, r.start) for r in (await world.conversation()).participant("p").records]
+
+
+async def test_a_turn_resumed_through_another_server_is_no_longer_the_first_ones() -> None:
+    here, there = two_servers()
+    async with Spoken(here.session()) as old:
+        old.send(Audio(said()))
+        first = await old.until(Utterance, is_final=True)
+        async with Spoken(there.session(start_offset=first.end)) as new:
+            old.send(Audio(said()))
+            await old.superseded()
+            new.send(Audio(said()), None)
+            second = await new.until(Utterance, is_final=True)
+            assert (await new.until(Turn)).utterance_count == 2
+            await new.until(Ended)
+    assert await heard(here) == [("t1", first.start), ("t1", second.start)]
+    assert (await here.conversation()).participant("p").finished_turns == ("t1",)
+
+
+async def test_the_result_of_a_turn_taken_over_is_not_the_first_ones_to_store() -> None:
+    here, there = two_servers()
+    async with Spoken(here.session()) as old, Spoken(there.session()):
+        old.send(Audio(pcm((0, 0.3))), None)
+        await old.superseded()
+    assert await here.store.get(KEY) is None, "nothing was said"
+
+
+async def test_a_later_turn_of_a_stream_supersedes_as_well() -> None:
+    """It is claimed in the middle of a stream, after another stream had opened it."""
+    here, there = two_servers()
+    async with Spoken(here.session()) as claims, Spoken(there.session(turn_id="t2")) as loses:
+        claims.send(Audio(said()), EndOfTurn("t2"), Audio(said()))
+        await claims.until(Utterance, is_final=True, turn_id="t2")
+        loses.send(Audio(said()))
+        await loses.superseded()
+        claims.send(None)
+        await claims.until(Ended)
+    assert [turn for turn, _ in await heard(here)] == ["t1", "t2"]
+
+
+async def test_other_turns_are_nobodys_business() -> None:
+    here, there = two_servers()
+    async with Spoken(here.session()) as one, Spoken(there.session(turn_id="t2")) as two:
+        for stream in (one, two, one):
+            stream.send(Audio(said()))
+            await stream.until(Utterance, is_final=True)
+        for stream in (one, two):
+            stream.send(None)
+            await stream.until(Ended)
+    assert sorted(turn for turn, _ in await heard(here)) == ["t1", "t1", "t2"]
+
+
+# ---- a turn whose result its client has read before the store knows
+
+
+class HeldUp(MemoryStore):
+    """Changes of the first stream wait while `go_on` is cleared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        self.first: Holder | None = None
+
+    async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+        self.first = self.first or holder
+        if holder is self.first:
+            await self.go_on.wait()
+        return await super().update(key, change, holder)
+
+
+async def test_a_turn_whose_result_was_read_is_finished_for_other_streams() -> None:
+    store = HeldUp()
+    world = World(store=store)
+    async with Spoken(world.session()) as old:
+        old.send(Audio(said()), None)
+        await old.until(Turn)
+        store.go_on.clear()
+        rest = asyncio.create_task(old.until(Ended))  # goes on after having written the result
+        await settle(3)
+        again = asyncio.create_task(run(world.session(), Audio(said())))
+        other = await run(world.session(participant_id="q"), Audio(said()))
+        assert isinstance(other[-1].event, Ended), "others do not wait"
+        assert not again.done()
+        store.go_on.set()
+        with pytest.raises(Failure) as caught:
+            await again
+        assert (caught.value.kind, caught.value.reason) == (Kind.ALREADY_EXISTS, "TURN_FINISHED")
+        assert await rest, "nobody took its turn over"
+
+
+async def test_a_turn_whose_result_was_read_is_finished_for_its_own_stream() -> None:
+    store = HeldUp()
+    async with Spoken(World(store=store).session()) as stream:
+        stream.send(Audio(said()), EndOfTurn("t2"))
+        await stream.until(Turn)
+        store.go_on.clear()
+        rest = asyncio.create_task(stream.until(Ended))
+        await settle(3)
+        stream.send(EndOfTurn("t1"))
+        await settle(3)
+        store.go_on.set()
+        with pytest.raises(Failure) as caught:
+            await rest
+        assert caught.value.reason == "TURN_FINISHED"
+
+
+async def test_a_stream_cancelled_while_its_turn_is_being_finished_holds_up_nobody() -> None:
+    store = HeldUp()
+    world = World(store=store)
+    old = Spoken(world.session())
+    await old.__aenter__()
+    old.send(Audio(said()), None)
+    await old.until(Turn)
+    store.go_on.clear()
+    rest = asyncio.create_task(old.until(Ended))
+    await settle(3)
+    again = asyncio.create_task(run(world.session(), Audio(said())))
+    await settle(3)
+    rest.cancel()
+    await asyncio.wait([rest])
+    await old.__aexit__()
+    store.go_on.set()
+    assert isinstance((await again)[-1].event, Ended), "it was not finished, and a client may say it again"

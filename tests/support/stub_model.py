@@ -1,0 +1,117 @@
+"""A stand-in for real models, run by real worker processes: `--loader tests.support.stub_model:load`.
+
+Also the model of load tests of the whole server. A model's name may carry options:
+`stub?delay_s=0.02&s_per_audio_s=0.1&slots=4`. What it does with a job depends on the first sample of its audio,
+unless `faults=0` says otherwise: where any sample may come first, one of these will.
+"""
+
+import itertools
+import os
+import signal
+import time
+from collections.abc import Sequence
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result, Traits
+from kibun.server.inference.runner import LoadedModels
+from kibun.server.inference.worker_protocol import LoadOptions
+
+VECTOR_SIZE = 4
+
+# First samples that ask for a fault; exact in float32.
+POISON = 0.5  # the process is killed
+NAN = 0.25  # an estimate is NaN
+RAISES = 0.125  # the model raises
+HANGS = 0.0625  # never answered
+SLOW = 0.03125  # answered after a second
+SLOW_POISON = 0.015625  # half a second later the process is killed
+
+
+class StubModel:
+    """Estimates are plain functions of the audio, so that tests can tell which job they belong to."""
+
+    def __init__(
+        self, name: str, delay_s: float, s_per_audio_s: float, hangs_after: float = float("inf"), hang_s: float = 3600
+    ) -> None:
+        self.info = ModelInfo(name, "1", VECTOR_SIZE, max_samples=30 * 16_000, synthetic=True)
+        self._delay_s = delay_s
+        self._s_per_audio_s = s_per_audio_s
+        self.faults = True
+        self._hang_s = hang_s
+        self._hangs_after = hangs_after  # batches, those of the warm-up included
+        self._batches = itertools.count(1)
+
+    def analyze(self, jobs: Sequence[Job]) -> list[Result]:
+        if next(self._batches) > self._hangs_after:
+            time.sleep(self._hang_s)
+        time.sleep(self._delay_s + self._s_per_audio_s * sum(job.seconds for job in jobs))
+        return [self._analyze(job) for job in jobs]
+
+    def _analyze(self, job: Job) -> Result:
+        what = float(job.audio[0]) if self.faults else 0.0
+        if what == SLOW_POISON:
+            time.sleep(0.5)
+        if what in (POISON, SLOW_POISON):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == RAISES:
+            raise ValueError(f"the audio starts with {what}")
+        if what in (HANGS, SLOW):
+            time.sleep(3600 if what == HANGS else 1)
+        level = float(np.sqrt(np.mean(np.square(job.audio, dtype=np.float64))))
+        traits = _traits(level)
+        so_far = _traits(float(np.mean([*job.history[:, 1], np.float16(level)], dtype=np.float64)))
+        known = job.given_traits or so_far
+        vector = np.array([len(job.history), level, len(job.audio) / 16_000, os.getpid() % 1000], np.float16)
+        return Result(
+            vector,
+            utterance_traits=traits if job.personality else None,
+            average_traits=so_far if job.personality else None,
+            conversation_traits=so_far if job.personality else None,
+            condition_traits=known if job.emotion else None,
+            condition_source=None if not job.emotion else "given" if job.given_traits else "conversation",
+            valence=3.0 if job.emotion else None,
+            arousal=(float("nan") if what == NAN or self.info.name == "nan" else 1.0 + 4.0 * min(level, 1.0))
+            if job.emotion
+            else None,
+        )
+
+
+def _traits(level: float) -> Traits:
+    return (4.0 + 3.0 * min(level, 1.0), 4.0, 4.0, 4.0, 4.0)
+
+
+def load(options: LoadOptions) -> LoadedModels:
+    """Make one stub per model name; a name with a slash must be an existing path, some other names fail to load."""
+    models = []
+    slots = options.threads or 2
+    batch_s = 8.0
+    for text in options.models:
+        name, _, query = text.partition("?")
+        settings = {key: float(value) for key, value in parse_qsl(query)}
+        if "/" in name and not os.path.exists(name):
+            raise BackendError("LOAD_FAILED", f"{name}: no such file")
+        if name == "crash":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name == "bug":
+            raise KeyError("layer_weights")
+        if name == "sleepy":
+            time.sleep(3600)
+        time.sleep(settings.get("load_s", 0.0))
+        print("loading", name)  # a stray print must not garble the protocol
+        slots = int(settings.get("slots", slots))
+        batch_s = settings.get("batch_s", batch_s)
+        delays = settings.get("delay_s", 0.0), settings.get("s_per_audio_s", 0.0)
+        hangs = settings.get("hangs_after", float("inf")), settings.get("hang_s", 3600)
+        model = StubModel(name, *delays, *hangs)
+        model.faults = settings.get("faults", 1) != 0
+        models.append(model)
+    return LoadedModels(models, slots, batch_s, "cpu")
+
+
+def load_on_cpu_only(options: LoadOptions) -> LoadedModels:
+    """Fail on any device but "cpu"."""
+    if options.device != "cpu":
+        raise BackendError("LOAD_FAILED", f"{options.device}: no such device")
+    return load(options)

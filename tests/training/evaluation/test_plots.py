@@ -1,0 +1,176 @@
+"""The figures: what they show is read from their artists; files are of the kind asked for; wrong input is named."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from kibun.models.files import resolve_bundle
+from kibun.models.types import TRAITS
+from kibun.training.eval_commands import plot_app
+from kibun.training.evaluation import plots
+from kibun.training.evaluation.predictions import Prediction, PredictionsError, ccc_of, write_predictions
+from tests.training.evaluation.test_predictions import utterances
+
+RESULTS = {
+    "single": {"arousal": {"mean": 0.7, "sd": 0.01}, "valence": {"mean": 0.61, "sd": 0.02}},
+    "multitask": {"valence": {"mean": -0.05, "sd": 0.05}, "arousal": {"mean": 0.69, "sd": None}},
+}
+STARTS = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    write_predictions(tmp_path / "p.jsonl", utterances(60))
+    return tmp_path / "p.jsonl"
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    """Standard output, or standard error where the command is to fail."""
+    result = CliRunner().invoke(plot_app, list(map(str, arguments)))
+    assert result.exit_code == code, (result.output, result.exception)
+    return result.stderr if code else result.stdout
+
+
+def test_hexbin_shows_every_utterance_the_diagonal_and_the_regression() -> None:
+    predictions = utterances(60)
+    axes, beside = plots.hexbin(predictions, "valence").axes
+    assert axes.get_title(loc="left") == f"valence: CCC {ccc_of(predictions, 'valence'):.3f}, 60 utterances"
+    assert np.asarray(axes.collections[0].get_array()).sum() == 60
+    assert axes.get_xlim() == axes.get_ylim()
+    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    assert (lines["predicted = true"][:, 0] == lines["predicted = true"][:, 1]).all()
+    truth = np.array([p.valence for p in predictions], float)
+    said = np.array([p.predicted.valence for p in predictions], float)
+    slope = np.cov(truth, said, ddof=0)[0, 1] / truth.var()
+    ends = lines[f"regression, slope {slope:.2f}"]
+    assert ends[:, 1] == pytest.approx(said.mean() + slope * (ends[:, 0] - truth.mean()))
+    assert beside.get_ylabel() == "utterances (log scale)"
+
+
+def test_hexbin_counts_a_conversation_once_where_the_estimate_is_of_the_conversation() -> None:
+    axes = plots.hexbin(utterances(60), "openness", "conversation_traits", "Setting 3").axes[0]
+    assert axes.get_title(loc="left") == "Setting 3: CCC 1.000, 4 conversations"
+    assert (
+        plots.hexbin(utterances(60), "openness", "causal_traits")
+        .axes[0]
+        .get_title(loc="left")
+        .endswith("60 utterances")
+    )
+
+
+def test_hexbin_of_a_constant_truth_has_no_regression() -> None:
+    predictions = [dataclasses.replace(p, valence=3.0) for p in utterances(20)]
+    labels = [line.get_label() for line in plots.hexbin(predictions, "valence").axes[0].lines]
+    assert not any("regression" in str(label) for label in labels)
+
+
+def test_multitask_has_a_bar_and_its_error_for_each_figure() -> None:
+    axes = plots.multitask(RESULTS).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["valence", "arousal"]
+    single, multi = axes.containers[1], axes.containers[3]
+    assert [bar.get_height() for bar in single] == [0.61, 0.7]  # type: ignore[attr-defined]
+    assert [bar.get_height() for bar in multi] == [-0.05, 0.69]  # type: ignore[attr-defined]
+    ends = axes.containers[0].lines[2][0].get_segments()  # type: ignore[union-attr]
+    assert ends[0][:, 1].tolist() == pytest.approx([0.59, 0.63])
+    assert {text.get_text() for text in axes.texts} == {"0.61", "0.70", "−0.05", "0.69"}
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ([], '"single"'),
+        ({"single": RESULTS["single"]}, 'needs an object "multitask"'),
+        ({**RESULTS, "single": {}}, 'needs an object "single"'),
+        ({**RESULTS, "single": {"valence": {"mean": 1, "sd": 0}}}, "arousal: in one of single and multitask only"),
+        ({kind: {"mood": {"mean": 1, "sd": 0}} for kind in RESULTS}, "mood: no such figure; known are valence"),
+        ({kind: {"valence": {"mean": None, "sd": 0}} for kind in RESULTS}, "single.valence: must be"),
+        ({kind: {"valence": {"mean": 0.5, "sd": -1}} for kind in RESULTS}, "single.valence: must be"),
+        ({kind: {"valence": 0.5} for kind in RESULTS}, "single.valence: must be"),
+    ],
+)
+def test_multitask_refuses_another_form(tmp_path: Path, results: object, message: str) -> None:
+    table = tmp_path / "results.json"
+    table.write_text(json.dumps(results))
+    error = run("multitask", "--table", table, "--out", tmp_path / "x.png", code=2)
+    assert error.startswith(f"error: {table}")
+    assert message in error
+    assert not (tmp_path / "x.png").exists()
+
+
+def test_heard_shows_the_errors_of_a_predictions_file() -> None:
+    predictions = utterances(10)  # four conversations of 3, 3, 2 and 2 utterances; causal traits are 4 throughout
+    errors, measured = plots.heard_errors(predictions)
+    assert measured == {1: 4, 2: 4, 3: 2}
+    for count, values in errors:
+        truth = np.array([p.traits for p in predictions if p.predicted.heard == count], float)
+        assert values == pytest.approx(np.sqrt(((truth - 4) ** 2).mean(axis=0)))
+    axes = plots.heard(errors, "T", measured).axes[0]
+    assert [line.get_label() for line in axes.lines] == [*TRAITS, "mean of the five"]
+    assert axes.lines[5].get_ydata() == pytest.approx([np.mean(values) for _, values in errors])
+    assert [label.get_text() for label in axes.child_axes[0].get_xticklabels()] == ["4", "4", "2"]
+    with pytest.raises(PredictionsError, match="causal_traits"):
+        plots.heard_errors([Prediction("a", "d", "s", predictions[0].predicted)])
+
+
+def test_heard_shows_the_expected_error_of_a_bundle(tmp_path: Path) -> None:
+    run("heard", "--bundle", "demo-tiny", "--out", tmp_path / "heard.svg")
+    text = (tmp_path / "heard.svg").read_text(encoding="utf-8")
+    assert "demo-tiny (synthetic speech)" in text
+    rows = json.loads((resolve_bundle("demo-tiny") / "expected_error.json").read_text())["by_utterance_count"]
+    assert f">{rows[-1]['utterance_count']}<" in text
+
+
+def test_many_counts_are_named_every_so_many() -> None:
+    errors = [(count, [1.0] * 5) for count in range(1, 40)]
+    ticks = plots.heard(errors, "T").axes[0].get_xticks()
+    assert ticks.tolist() == [1, 5, 10, 15, 20, 25, 30, 35]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf", ".PNG"])
+def test_a_picture_is_of_the_kind_that_its_name_says_and_always_the_same(file: Path, suffix: str) -> None:
+    out = file.parent / "new folder" / f"picture{suffix}"
+    assert run("hexbin", "--predictions", file, "--out", out) == f"wrote {out}\n"
+    first = out.read_bytes()
+    assert first.startswith(STARTS[suffix.lower()])
+    run("hexbin", "--predictions", file, "--out", out)
+    assert out.read_bytes() == first
+
+
+@pytest.mark.parametrize("name", ["picture.gif", "picture", "picture.jpeg"])
+def test_another_kind_of_picture_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
+    for command in (["hexbin", "--predictions"], ["multitask", "--table"], ["heard", "--predictions"]):
+        error = run(*command, tmp_path / "nowhere", "--out", tmp_path / name, code=2)
+        assert "end it in .png, .svg, .pdf" in error
+        assert name in error
+
+
+def test_what_cannot_be_drawn_is_named(file: Path) -> None:
+    out = file.parent / "x.png"
+    assert "no utterance has a label of arousal" in run(
+        "hexbin", "--predictions", file, "--dimension", "arousal", "--out", out, code=2
+    )
+    assert "say which estimate" in run("hexbin", "--predictions", file, "--dimension", "openness", "--out", out, code=2)
+    assert "dimension 'mood': must be one of valence" in run(
+        "hexbin", "--predictions", file, "--dimension", "mood", "--out", out, code=2
+    )
+    assert "give either --bundle or --predictions" in run("heard", "--out", out, code=2)
+    assert "give either" in run("heard", "--bundle", "demo-tiny", "--predictions", file, "--out", out, code=2)
+    assert "no bundle 'nosuch'" in run("heard", "--bundle", "nosuch", "--out", out, code=2)
+    assert "not JSON" in run("multitask", "--table", file, "--out", out, code=2)
+    with pytest.raises(plots.PlotError, match="no error by utterances heard"):
+        plots.heard([], "bundle")
+
+
+def test_help_does_not_load_what_drawing_needs() -> None:
+    code = (
+        "import sys, kibun.training.eval_commands;"
+        "print([m for m in ('matplotlib', 'scipy', 'torch', 'numpy', 'rich.table') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

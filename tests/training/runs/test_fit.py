@@ -1,0 +1,333 @@
+"""Runs of `kibun train pr|ser|mtl`: what is learnt, what is kept, what survives a kill, several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tests.support.tiny_corpus import make_corpus, make_hubert
+from typer.testing import CliRunner
+
+from kibun.models.bundle import KibunModel, Utterance, load_bundle
+from kibun.models.types import TRAITS
+from kibun.training.audio.reading import load_audio
+from kibun.training.commands import train_app
+from kibun.training.corpora.manifest import load_manifest
+from kibun.training.evaluation.metrics import ccc
+from kibun.training.evaluation.predictions import read_predictions
+from kibun.training.runs.config import ConfigError, RunConfig, from_dict, write_config
+from kibun.training.runs.folder import read_log
+from kibun.training.runs.run import load_run, train_run
+
+TRAINING = {"epochs": 3, "batch": 8, "learning_rate": 1e-3, "head_learning_rate": 3e-3, "conversation_steps": 60}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums are rounded by how many threads share them; bits are compared here."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with corpus/ and hubert/."""
+    folder = tmp_path_factory.mktemp("world")
+    make_corpus(folder / "corpus")
+    make_hubert(folder / "hubert", hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
+    return folder
+
+
+def config(world: Path, task: str = "ser", **changes: Any) -> RunConfig:
+    content: dict[str, Any] = {
+        "manifest": "corpus/manifest.jsonl",
+        "model": {"start": "hubert", "condition_ff": 32},
+        "training": dict(TRAINING),
+    }
+    if task != "pr":
+        content["dimension"] = "valence"
+    if task == "mtl":
+        content["model"]["head"] = "baseline"
+    plain = from_dict(task, content, world)  # type: ignore[arg-type]
+    return plain.with_settings({key.replace("__", "."): value for key, value in changes.items()})
+
+
+@pytest.fixture(scope="module")
+def ser(world: Path) -> Path:
+    train_run(config(world, training__head_learning_rate=1e-2, training__epochs=8), world / "ser")
+    return world / "ser"
+
+
+@pytest.fixture(scope="module")
+def pr(world: Path) -> Path:
+    train_run(config(world, "pr"), world / "pr")
+    return world / "pr"
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return {**load_file(run / "bundle" / "model.safetensors"), **load_file(run / "ctc.safetensors")}
+
+
+def test_a_run_learns_and_keeps_its_best(ser: Path) -> None:
+    log = read_log(ser)
+    assert [line["step"] for line in log] == [6 * epoch for epoch in range(1, len(log) + 1)]
+    assert log[-1]["loss"]["loss"] < log[0]["loss"]["loss"]
+    assert log[-1]["loss"]["ctc"] < log[0]["loss"]["ctc"]
+    figures = json.loads((ser / "figures.json").read_text())
+    best = max(line["dev"]["score"] for line in log)
+    assert figures["dev"]["valence"] == pytest.approx(best, abs=1e-4)
+    assert best > 0.2, "the pitch that valence is, is easy to hear"
+    rows = read_predictions(ser / "predictions-test.jsonl")
+    assert len(rows) == 16
+    assert figures["test"]["valence"] == pytest.approx(
+        ccc([row.predicted.valence for row in rows], [row.valence for row in rows])
+    )
+    assert not (ser / "checkpoints").exists()
+
+
+def test_predictions_are_what_the_bundle_serves(world: Path, ser: Path, pr: Path) -> None:
+    items = {item.id: item for item in load_manifest(world / "corpus" / "manifest.jsonl")}
+    emotion, personality = load_bundle(ser / "bundle"), load_bundle(pr / "bundle")
+    history: dict[str, np.ndarray] = {}
+    empty, none = np.zeros((0, 32), np.float16), np.zeros((0, 0), np.float16)
+    for said, traits in zip(
+        read_predictions(ser / "predictions-dev.jsonl")[:6],
+        read_predictions(pr / "predictions-dev.jsonl"),
+        strict=False,
+    ):
+        item = items[said.id]
+        audio = load_audio(item.path)
+        [answer] = emotion.analyze([Utterance(audio, none, given_traits=item.traits)])
+        assert said.predicted.valence == pytest.approx(answer.valence, abs=1e-4)
+        [answer] = personality.analyze([Utterance(audio, history.get(item.speaker, empty))])
+        np.testing.assert_allclose(traits.predicted.utterance_traits, answer.utterance_traits, atol=2e-3)
+        np.testing.assert_allclose(traits.predicted.causal_traits, answer.conversation_traits, atol=2e-3)
+        assert traits.predicted.heard == len(history.get(item.speaker, empty)) + 1
+        history[item.speaker] = np.concatenate([history.get(item.speaker, empty), answer.vector[None]])
+
+
+def test_the_frozen_trunk_stays_bit_equal_and_the_rest_learns(world: Path, ser: Path, pr: Path) -> None:
+    personality, valence = (KibunModel.from_pretrained(run / "bundle") for run in (pr, ser))
+    hubert = load_file(world / "hubert" / "model.safetensors")
+    assert torch.equal(
+        valence.trunk.layers[0].attention.q_proj.weight, hubert["encoder.layers.0.attention.q_proj.weight"]
+    )
+    for a, b in zip(personality.trunk.state_dict().values(), valence.trunk.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    for tail in (personality.tails["personality"], valence.tails["valence"]):
+        assert not torch.equal(
+            tail.layers[0].attention.q_proj.weight, hubert["encoder.layers.2.attention.q_proj.weight"]
+        )
+
+
+def test_a_run_of_pr_knows_its_error_and_all_settings(pr: Path) -> None:
+    figures = json.loads((pr / "figures.json").read_text())
+    assert {"utterance", "average", "conversation", "causal"} <= figures["dev"].keys()
+    bundle = load_bundle(pr / "bundle")
+    assert bundle.config.tasks == ("personality",)
+    rows = read_predictions(pr / "predictions-dev.jsonl")
+    assert bundle.expected_error is not None
+    assert [count for count, _errors in bundle.expected_error] == [1, 2, 3]
+    third = [row for row in rows if row.predicted.heard == 3]
+    errors = [np.subtract(row.predicted.causal_traits, row.traits) for row in third]
+    np.testing.assert_allclose(bundle.expected_error[2][1], np.sqrt(np.mean(np.square(errors), axis=0)), atol=1e-3)
+    whole = {row.conversation: row.predicted for row in rows}
+    for row in rows:
+        alone = [r.predicted.utterance_traits for r in rows if r.conversation == row.conversation]
+        np.testing.assert_allclose(row.predicted.average_traits, np.mean(alone, axis=0), atol=1e-4)
+        assert row.predicted.conversation_traits == whole[row.conversation].causal_traits
+
+
+def test_the_card_says_where_it_comes_from(pr: Path) -> None:
+    card = (pr / "bundle" / "MODEL_CARD.md").read_text()
+    for part in (
+        "not a diagnosis",
+        "train 48 utterances of 12 speakers",
+        "licence not stated",
+        "Seed: 0",
+        "hubert",
+        "WER",
+    ):
+        assert part in card
+    assert str(pr.parent) not in card
+
+
+def test_multitask_runs_share_one_tail(world: Path) -> None:
+    figures = train_run(config(world, "mtl", training__epochs=1), world / "mtl")
+    assert {"valence", "utterance", "conversation"} <= figures["test"].keys()
+    model = load_bundle(world / "mtl" / "bundle")
+    assert list(model.tails) == ["shared"]
+    [answer] = model.analyze([Utterance(np.zeros(8000, np.float32), np.zeros((0, 32), np.float16))])
+    assert answer.valence is not None
+    assert answer.conversation_traits is not None
+
+
+def test_predicted_traits_condition_a_run(world: Path, pr: Path) -> None:
+    run = config(
+        world, traits__source="predicted", traits__run=str(pr), traits__setting="causal", training__max_steps=2
+    )
+    figures = train_run(run, world / "predicted")
+    assert "valence" in figures["test"]
+    rows = read_predictions(world / "predicted" / "predictions-test.jsonl")
+    traits = {row.id: row.predicted.causal_traits for row in read_predictions(pr / "predictions-test.jsonl")}
+    model = load_bundle(world / "predicted" / "bundle")
+    item = next(item for item in load_manifest(world / "corpus" / "manifest.jsonl") if item.id == rows[3].id)
+    given = traits[item.id]
+    [answer] = model.analyze([Utterance(load_audio(item.path), np.zeros((0, 0), np.float16), given_traits=given)])
+    assert rows[3].predicted.valence == pytest.approx(answer.valence, abs=1e-4)
+
+
+def test_early_stopping_and_a_run_that_is_finished(world: Path) -> None:
+    run = config(world, training__head_learning_rate=1e-9, training__learning_rate=1e-9, training__patience=2)
+    run = run.with_settings({"training.epochs": 9, "training.weight_decay": 0.0})
+    figures = train_run(run, world / "stopped")
+    assert len(read_log(world / "stopped")) < 9
+    before = (world / "stopped" / "log.jsonl").read_bytes()
+    assert train_run(run, world / "stopped") == figures
+    assert (world / "stopped" / "log.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match=r"other settings \(training\.seed\)"):
+        train_run(run.with_settings({"training.seed": 5}), world / "stopped")
+
+
+def test_tensorboard_gets_what_the_log_gets(world: Path) -> None:
+    pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train_run(config(world, training__tensorboard=True, training__epochs=2), world / "board")
+    events = EventAccumulator(str(world / "board" / "tensorboard"))
+    events.Reload()
+    log = read_log(world / "board")
+    assert [point.step for point in events.Scalars("dev/valence")] == [line["step"] for line in log] == [6, 12]
+    assert [point.value for point in events.Scalars("loss/ctc")] == pytest.approx([line["loss"]["ctc"] for line in log])
+
+
+@pytest.mark.timeout(400)  # starts processes, which is slow on a busy machine
+def test_a_killed_run_goes_on_to_the_same_result(world: Path) -> None:
+    # With dropout, so that the state of the random generators matters too.
+    run = config(world, "pr", training__epochs=5, model__start=str(make_hubert(world / "dropping")))
+    reference = train_run(run, world / "undisturbed")
+    out = world / "killed"
+    write_config(run, world / "killed.toml")
+    command = [sys.executable, "-m", "kibun.client.main", "train", "pr", "--config", str(world / "killed.toml")]
+    process = subprocess.Popen(
+        [*command, "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 300
+    while len(read_log(out)) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 2 <= len(read_log(out)) < 5
+    assert train_run(run, out) == reference
+    strip = [{key: value for key, value in line.items() if key != "seconds"} for line in read_log(out)]
+    assert strip == [
+        {key: value for key, value in line.items() if key != "seconds"} for line in read_log(world / "undisturbed")
+    ]
+    for name, value in weights(world / "undisturbed").items():
+        assert torch.equal(value, weights(out)[name]), name
+
+
+@pytest.mark.timeout(400)  # starts processes, which is slow on a busy machine
+def test_two_processes_give_what_one_gives(world: Path) -> None:
+    run = config(world, training__epochs=2, model__head_dropout=0.0)
+    train_run(run, world / "one")
+    write_config(run, world / "two.toml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "kibun.client.main", "train", "ser"]
+    done = subprocess.run(
+        [*command, "--config", str(world / "two.toml"), "--out", str(world / "two")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = (read_log(world / name) for name in ("one", "two"))
+    assert [line["step"] for line in one] == [line["step"] for line in two] == [6, 12]
+    for a, b in zip(one, two, strict=True):
+        assert a["dev"] == pytest.approx(b["dev"], abs=1e-4)
+    other = weights(world / "two")
+    for name, value in weights(world / "one").items():
+        # Softmax does not see a key's bias: its gradient is rounding noise, of which Adam makes steps of full size.
+        if not name.endswith(("k_proj.bias", "key.bias")):
+            torch.testing.assert_close(other[name], value, atol=1e-4, rtol=1e-3)
+
+
+def test_a_loaded_run_is_the_one_that_was_trained(ser: Path) -> None:
+    model = load_run(ser, "cpu")
+    assert model.run.dimension == "valence"
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.kibun.trunk.parameters())
+    with pytest.raises(ConfigError, match="not a run of `kibun train"):
+        load_run(ser / "bundle")
+
+
+def test_kept_frames_train_what_computed_ones_train(world: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = config(world, training__epochs=2, training__micro_batch=1, training__batch=8)
+    kept, off = world / "frames" / "kept", world / "frames" / "off"
+    figures = train_run(run, kept)
+    assert "frames of the frozen trunk: 80 utterances" in capfd.readouterr().err
+    computed = train_run(run.with_settings({"training.trunk_cache": "off"}), off)
+    assert "computed anew every epoch: training.trunk_cache is 'off'" in capfd.readouterr().err
+    assert {line["trunk"] for line in read_log(kept)} == {"kept"}
+    assert {line["trunk"] for line in read_log(off)} == {"training.trunk_cache is 'off'"}
+    for a, b in zip(read_log(kept), read_log(off), strict=True):
+        assert a["loss"] == b["loss"]
+        assert a["dev"] == pytest.approx(b["dev"], abs=1e-4)
+    assert figures["test"]["valence"] == pytest.approx(computed["test"]["valence"], abs=1e-4)
+    # Micro-batches of one utterance have no padding, which would round the trunk's sums in another order.
+    other = weights(off)
+    assert all(torch.equal(value, other[name]) for name, value in weights(kept).items())
+
+
+def test_what_cannot_be_trained_is_said_by_the_command(world: Path, tmp_path: Path) -> None:
+    file = tmp_path / "x.toml"
+    for text, message in (
+        ("", "manifest is missing"),
+        ("manifest = 3", "manifest is"),
+        ('manifest = "m.jsonl"', "dimension is None, allowed are valence, arousal"),
+        ('manifest = "m.jsonl"\ndimension = "valence"', "m.jsonl: cannot be read"),
+        ('manifest = "m.jsonl"\ndimension = "valence"\n[training]\nbatch = 5', "not a multiple of micro_batch"),
+        ('manifest = "m.jsonl"\ndimension = "valence"\n[training]\nloss = "ccc"', "needs training.micro_batch >= 8"),
+        ('manifest = "m.jsonl"\ndimension = "valence"\n[trainig]', "trainig is no setting"),
+        ('manifest = "m.jsonl"\ndimension = "valence"\n[model]\nhead = "best"', "model.head is 'best', allowed are"),
+        ('manifest = "m.jsonl"\ndimension = "valence"\n[traits]\nsource = "predicted"', "name the run"),
+        (
+            'manifest = "m.jsonl"\ndimension = "valence"\n[traits]\nsource = "none"\n[model]\nhead = "baseline"',
+            "looks at traits (concat, ca, ticn-ca), not",
+        ),
+        (
+            'manifest = "m.jsonl"\ndimension = "valence"\n[training]\ntrait_weight = -1',
+            "training.trait_weight is -1.0, must be 0 or more",
+        ),
+        ("manifest = ", "is not TOML"),
+    ):
+        file.write_text(text)
+        result = CliRunner().invoke(train_app, ["ser", "--config", str(file), "--out", str(tmp_path / "run")])
+        assert result.exit_code == 2, result.output
+        assert message in result.output.replace("\n", " ")
+    file.write_text(f'manifest = "{world}/corpus/manifest.jsonl"\ndimension = "valence"')
+    for settings, message in (
+        (["--set", "model.start=/nowhere"], "no checkpoint found"),
+        (["--set", "training.batch=128", "--set", f"model.start={world}/hubert"], "do not fill one batch of 128"),
+        (["--set", "nothing"], "write it as section.name=value"),
+    ):
+        command = ["ser", "--config", str(file), "--out", str(tmp_path / settings[1].replace("/", "_")), *settings]
+        result = CliRunner().invoke(train_app, command)
+        assert result.exit_code == 2, result.output
+        assert message in result.output.replace("\n", " ")
+    assert set(TRAITS) == set(RunConfig("ser", Path("m"), dimension="arousal").model.condition_on)

@@ -1,0 +1,1 @@
+"""Reading recordings, and changing them at random for training."""

@@ -1,0 +1,45 @@
+"""PA-IEMOCAP's traits, read twice: from the raters' ten items and as published, and held against each other."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from kibun.models.types import TRAITS, Traits
+from kibun.training.corpora.tipi import OCEAN_COLUMNS, Profile, mend_dialogue, read_ocean, read_tipi, trait_scores
+
+# ocean.csv has three decimals; a mean of six raters' half points is never halfway between two of them.
+TOLERANCE = 0.0006
+
+
+def read_profiles(tipi: Path, ocean: Path, problems: list[str]) -> dict[Profile, Traits]:
+    """Traits as published of every (dialogue, "f" or "m"), 1..7; dialogue ids are mended.
+
+    Every row of ``ocean`` that is not the mean of its six raters in ``tipi`` becomes a problem, and so does a profile
+    that only one of the files has.
+
+    Raises:
+        LabelError: one of the files cannot be used at all.
+    """
+    items, published = read_tipi(tipi), read_ocean(ocean)
+    rows = _lines_of(ocean)
+    named = {profile: f"{ocean}:{line}: {' '.join(profile)}" for profile, line in rows.items()}
+    problems += [f"{named[profile]} has no items in {tipi}" for profile in sorted(published.keys() - items.keys())]
+    problems += [f"{tipi}: {' '.join(each)} has no row in {ocean}" for each in sorted(items.keys() - published.keys())]
+    for profile in sorted(published.keys() & items.keys()):
+        means = trait_scores(items[profile]).mean(axis=0)  # (5,) over the six raters
+        problems += [
+            f"{named[profile]}: field {OCEAN_COLUMNS[index]!r} is {published[profile][index]:g}, but the mean"
+            f" {TRAITS[index]} of its six raters in {tipi} is {means[index]:.3f}"
+            for index in np.flatnonzero(np.abs(means - np.array(published[profile])) > TOLERANCE)
+        ]
+    return published
+
+
+def _lines_of(ocean: Path) -> dict[Profile, int]:
+    with ocean.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        return {
+            (mend_dialogue(row["dialogue_id"].strip()), row["gender"].strip().lower()): reader.line_num
+            for row in reader
+        }

@@ -1,0 +1,1 @@
+"""How the bundle `demo-tiny` and the demo's dialogue are made, from synthetic voices."""

@@ -1,0 +1,1 @@
+"""Predictions → figures: metrics, significance, agreement of raters, tables and plots."""

@@ -1,0 +1,92 @@
+"""`kibun plot …`: the paper's figures. Heavy imports happen inside the commands."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kibun.training.errors import fail
+
+plot_app = typer.Typer(help="Draw the paper's figures.", no_args_is_help=True)
+
+OutOption = Annotated[Path, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")]
+
+
+@plot_app.callback()
+def _plot() -> None:
+    """Draw the paper's figures."""
+
+
+@plot_app.command()
+def hexbin(
+    predictions: Annotated[Path, typer.Option(help="Predictions file of a run, such as predictions-test.jsonl.")],
+    out: OutOption,
+    dimension: Annotated[str, typer.Option(help="valence, arousal, or a trait (openness, …).")] = "valence",
+    estimate: Annotated[
+        str | None,
+        typer.Option(help="Of a trait: utterance_traits, average_traits, conversation_traits or causal_traits."),
+    ] = None,
+    title: Annotated[str, typer.Option(help="Begins the title; default: the dimension.")] = "",
+) -> None:
+    """Predicted against true, as hexagons by density (Figures 2 and 4)."""
+    from kibun.training.evaluation import plots
+    from kibun.training.evaluation.predictions import PredictionsError, check_figure, read_predictions
+
+    try:
+        check_figure(dimension, estimate)
+        plots.check_path(out)
+        plots.save(plots.hexbin(read_predictions(predictions), dimension, estimate, title), out)
+    except (plots.PlotError, PredictionsError, OSError) as error:
+        fail(str(error))
+    typer.echo(f"wrote {out}")
+
+
+@plot_app.command()
+def multitask(
+    table: Annotated[
+        Path,
+        typer.Option(help='JSON: {"single": {"valence": {"mean": .7, "sd": .01}, …}, "multitask": {the same names}}.'),
+    ],
+    out: OutOption,
+) -> None:
+    """CCC of one model per task beside the multi-task model, with sd over seeds (Figure 3)."""
+    from kibun.training.evaluation import plots
+
+    try:
+        plots.check_path(out)
+        plots.save(plots.multitask(json.loads(table.read_text(encoding="utf-8")), str(table)), out)
+    except ValueError as error:  # JSON, encoding, and what PlotError says
+        fail(str(error) if isinstance(error, plots.PlotError) else f"{table}: not JSON ({error})")
+    except OSError as error:
+        fail(str(error))
+    typer.echo(f"wrote {out}")
+
+
+@plot_app.command()
+def heard(
+    out: OutOption,
+    bundle: Annotated[str | None, typer.Option(help="Bundle, folder or name: its expected error.")] = None,
+    predictions: Annotated[Path | None, typer.Option(help="Or a predictions file with causal traits.")] = None,
+) -> None:
+    """Error of the traits against the number of utterances heard."""
+    from kibun.models.building.facts import read_facts
+    from kibun.models.files import BundleError, resolve_bundle
+    from kibun.training.evaluation import plots
+    from kibun.training.evaluation.predictions import PredictionsError, read_predictions
+
+    try:
+        plots.check_path(out)
+        if bundle is not None and predictions is None:
+            facts = read_facts(resolve_bundle(bundle))
+            note = " (synthetic speech)" if facts.synthetic else ""
+            drawn = plots.heard(facts.expected_error or (), f"Expected error of {facts.name}{note}")
+        elif predictions is not None and bundle is None:
+            errors, measured = plots.heard_errors(read_predictions(predictions))
+            drawn = plots.heard(errors, f"Error of the traits, {predictions.name}", measured)
+        else:
+            fail("give either --bundle or --predictions")
+        plots.save(drawn, out)
+    except (plots.PlotError, PredictionsError, BundleError, OSError) as error:
+        fail(str(error))
+    typer.echo(f"wrote {out}")

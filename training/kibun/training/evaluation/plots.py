@@ -1,0 +1,261 @@
+"""The paper's figures. Each function returns a matplotlib Figure; `save` writes it as png, svg or pdf.
+
+Figures are made without pyplot: no window, no state shared between them, no display needed.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ParamSpec
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kibun.models.types import EMOTIONS, TRAITS
+from kibun.training.evaluation.metrics import ccc, rmse
+from kibun.training.evaluation.predictions import PROFILE_FIELDS, Prediction, PredictionsError, pairs_of, units_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+P = ParamSpec("P")
+
+FORMATS = ("png", "svg", "pdf")
+_SCALE = {"valence": (1.0, 5.0), "arousal": (1.0, 5.0), **dict.fromkeys(TRAITS, (1.0, 7.0))}
+
+# Okabe & Ito 2008: told apart with any colour vision; lines differ in marker and dash besides.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+MARKERS = ("o", "s", "^", "D", "v")
+_ROUND = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
+STYLE: Any = {
+    "font.size": 12,
+    "axes.titlesize": 13,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "kibun",  # the same names inside in every run
+    "svg.fonttype": "none",  # text stays text
+    "pdf.fonttype": 42,
+}
+
+
+class PlotError(ValueError):
+    """A figure cannot be drawn; the message names the input, what is allowed, and the fix."""
+
+
+def _in_style(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
+    """Text takes its size when it is made: draw the whole figure in the house style."""
+
+    @functools.wraps(draw)
+    def styled(*arguments: P.args, **options: P.kwargs) -> "Figure":
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*arguments, **options)
+
+    return styled
+
+
+def check_path(path: Path) -> None:
+    """Raises PlotError for a suffix that is not written, before any work is done."""
+    if path.suffix.lower().removeprefix(".") not in FORMATS:
+        raise PlotError(
+            f"{path}: cannot be written as {path.suffix or 'a file without suffix'!r}; end it in"
+            f" {', '.join('.' + name for name in FORMATS)}"
+        )
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a figure in the format of the path's suffix; its folder is made if need be. Same input, same bytes."""
+    import matplotlib
+
+    check_path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dates: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(path, dpi=200, metadata=dates.get(path.suffix.lower()))
+
+
+@_in_style
+def hexbin(predictions: Sequence[Prediction], figure: str, field: str | None = None, title: str = "") -> "Figure":
+    """Figures 2 and 4: where predictions fall against the truth; regression line, diagonal, CCC in the title.
+
+    figure, field: as for `pairs_of`. Both axes have one scale, so that the diagonal is perfect agreement.
+    """
+    from matplotlib.figure import Figure
+
+    predicted, truth, _ = pairs_of(units_of(predictions, field), figure, field)
+    units = "conversations" if field in PROFILE_FIELDS else "utterances"
+    low, high = _SCALE[figure]
+    low, high = min(low, truth.min(), predicted.min()), max(high, truth.max(), predicted.max())
+    margin = 0.03 * (high - low)
+    limits = (low - margin, high + margin)
+    drawn = Figure(figsize=(7.0, 6.0))
+    axes, beside = drawn.add_axes((0.11, 0.11, 0.7, 0.8167)), drawn.add_axes((0.84, 0.11, 0.03, 0.8167))  # a square
+    bins = axes.hexbin(
+        truth, predicted, gridsize=28, extent=(*limits, *limits), mincnt=1, cmap="viridis", bins="log", linewidths=0.2
+    )
+    axes.plot(limits, limits, color="white", linewidth=3)
+    axes.plot(limits, limits, color="black", linestyle="--", linewidth=1.5, label="predicted = true")
+    if truth.std() > 0:
+        slope, offset = np.polyfit(truth, predicted, 1)
+        ends = np.array([truth.min(), truth.max()])
+        axes.plot(ends, slope * ends + offset, color="white", linewidth=5)
+        axes.plot(ends, slope * ends + offset, color=COLOURS[5], linewidth=2.5, label=f"regression, slope {slope:.2f}")
+    axes.set(xlim=limits, ylim=limits, aspect="equal", xlabel=f"true {figure}", ylabel=f"predicted {figure}")
+    heading = f"{title or figure}: CCC {ccc(predicted, truth):.3f}, {truth.size} {units}"
+    axes.set_title(heading, loc="left")
+    axes.legend(loc="upper left", frameon=False, fontsize=11)
+    most = max(2, int(np.asarray(bins.get_array()).max()))
+    bins.set_clim(1, most)
+    drawn.colorbar(bins, cax=beside, label=f"{units} (log scale)", ticks=[n for n in _ROUND if n <= most], format="%d")
+    beside.minorticks_off()
+    return drawn
+
+
+@_in_style
+def multitask(results: Mapping[str, Any], where: str = "results") -> "Figure":
+    """Figure 3: CCC of models for one task each beside the multi-task model's, with sd over seeds as error bars.
+
+    results: {"single": {"valence": {"mean", "sd"}, …}, "multitask": {the same names}}; names: valence, arousal and the
+    traits, any of them; sd may be null. Raises PlotError for anything else.
+    """
+    heights, errors, names = _bars(results, where)
+    drawn, axes = canvas((1.6 + 1.45 * len(names), 4.6))
+    width = 0.38
+    for index, (label, kind) in enumerate((("one model per task", "single"), ("one model for all", "multitask"))):
+        places = np.arange(len(names)) + (index - 0.5) * width
+        axes.bar(
+            places,
+            heights[kind],
+            width * 0.94,
+            yerr=errors[kind],
+            capsize=4,
+            color=COLOURS[index],
+            edgecolor="black",
+            hatch=("", "//")[index],
+            label=label,
+        )
+        for place, height, error in zip(places, heights[kind], errors[kind], strict=True):
+            above = height + error if height >= 0 else 0.0
+            axes.annotate(
+                f"{height:.2f}".replace("-", "−"),
+                (place, above),
+                (0, 3),
+                textcoords="offset points",
+                ha="center",
+                fontsize=10,
+            )
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set_xticks(np.arange(len(names)), names)
+    axes.set_ylabel("CCC")
+    axes.set_title("Single task and multi-task", loc="left")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.16 * (high - low))
+    axes.legend(loc="upper right", frameon=False, ncols=2, fontsize=11)
+    return drawn
+
+
+@_in_style
+def heard(
+    errors: Sequence[tuple[int, Sequence[float]]], title: str, measured: Mapping[int, int] | None = None
+) -> "Figure":
+    """Error of each trait against the number of utterances heard.
+
+    errors: (utterances heard, RMSE of each trait in the order of TRAITS) by rising count. measured: conversations
+    behind each count, where known; they are written along the top, because late counts have few.
+    """
+    if not errors:
+        raise PlotError(f"{title}: holds no error by utterances heard; evaluate the model on held-out speakers first")
+    counts = [count for count, _ in errors]
+    table = np.array([values for _, values in errors], dtype=np.float64)  # (counts, 5)
+    ticks = _ticks(counts)
+    drawn, axes = canvas((7.2, 4.8))
+    for index, trait in enumerate(TRAITS):
+        look: Any = {"color": COLOURS[index], "marker": MARKERS[index], "linewidth": 1.6, "markersize": 7}
+        axes.plot(counts, table[:, index], **look, markevery=[counts.index(tick) for tick in ticks], label=trait)
+    axes.plot(counts, table.mean(axis=1), color="black", linestyle="--", linewidth=2.2, label="mean of the five")
+    axes.set(xlabel="utterances heard", ylabel="root mean square error (scale 1 to 7)")
+    axes.set_ylim(0, float(table.max()) * 1.12)
+    axes.set_xticks(ticks)
+    axes.set_title(title, loc="left")
+    if measured:
+        top = axes.secondary_xaxis("top")
+        top.set_xticks(ticks, [str(measured[count]) for count in ticks])
+        top.set_xlabel("conversations measured", fontsize=10)
+        top.tick_params(labelsize=10)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
+    return drawn
+
+
+def heard_errors(predictions: Sequence[Prediction]) -> tuple[list[tuple[int, list[float]]], dict[int, int]]:
+    """(errors, conversations measured) for `heard`, from the causal traits of a predictions file.
+
+    Raises PredictionsError where no labelled utterance has causal traits and a count.
+    """
+    by_count: dict[int, list[tuple[Sequence[float], Sequence[float]]]] = {}
+    for prediction in predictions:
+        estimate = prediction.predicted
+        if prediction.traits is not None and estimate.causal_traits is not None and estimate.heard is not None:
+            by_count.setdefault(estimate.heard, []).append((estimate.causal_traits, prediction.traits))
+    if not by_count:
+        raise PredictionsError(
+            "no utterance with true traits has 'causal_traits' and 'heard': predict with a model of setting 3"
+        )
+    errors = []
+    for count in sorted(by_count):
+        pairs: NDArray[np.float64] = np.array(by_count[count])  # (conversations, 2, 5)
+        errors.append((count, [rmse(pairs[:, 0, index], pairs[:, 1, index]) for index in range(len(TRAITS))]))
+    return errors, {count: len(pairs) for count, pairs in by_count.items()}
+
+
+def canvas(size_inches: tuple[float, float]) -> tuple["Figure", Any]:
+    """A figure with one pair of axes."""
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=size_inches, layout="constrained")
+    axes = drawn.add_subplot()
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+    return drawn, axes
+
+
+def _ticks(counts: Sequence[int]) -> list[int]:
+    """The counts to name on the axis: all of a few; of many, the first and every so many."""
+    if len(counts) <= 12:
+        return list(counts)
+    step = next(step for step in (5, 10, 20, 50, 100, counts[-1]) if counts[-1] / step <= 12)
+    return [count for count in counts if count == counts[0] or count % step == 0]
+
+
+def _bars(results: Mapping[str, Any], where: str) -> tuple[dict[str, list[float]], dict[str, list[float]], list[str]]:
+    """(means, sds, names in the order of the scales) of both kinds; PlotError names the entry that is wrong."""
+    kinds = ("single", "multitask")
+    for kind in kinds:
+        if not isinstance(results, Mapping) or not isinstance(results.get(kind), Mapping) or not results[kind]:
+            raise PlotError(f'{where}: needs an object "{kind}" of {{"valence": {{"mean": 0.7, "sd": 0.01}}, …}}')
+    if set(results["single"]) != set(results["multitask"]):
+        odd = ", ".join(sorted(set(results["single"]) ^ set(results["multitask"])))
+        raise PlotError(f"{where}: {odd}: in one of single and multitask only; give both the same names")
+    known = (*EMOTIONS, *TRAITS)
+    if unknown := sorted(set(results["single"]) - set(known)):
+        raise PlotError(f"{where}: {', '.join(unknown)}: no such figure; known are {', '.join(known)}")
+    names = [name for name in known if name in results["single"]]
+    heights = {
+        kind: [_figure(results[kind][name], "mean", f"{where}: {kind}.{name}") for name in names] for kind in kinds
+    }
+    errors = {kind: [_figure(results[kind][name], "sd", f"{where}: {kind}.{name}") for name in names] for kind in kinds}
+    return heights, errors, names
+
+
+def _figure(entry: Any, key: str, where: str) -> float:
+    value = entry.get(key) if isinstance(entry, Mapping) else None
+    if value is None and key == "sd" and isinstance(entry, Mapping):
+        return 0.0  # one seed: no bar
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not np.isfinite(value)
+        or (key == "sd" and value < 0)
+    ):
+        raise PlotError(f'{where}: must be {{"mean": number, "sd": number from 0, or null}}, is {entry!r}')
+    return float(value)

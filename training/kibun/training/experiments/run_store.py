@@ -1,0 +1,143 @@
+"""The runs behind a table: one folder each, named after its configuration, trained once and then only read.
+
+A name says in words what the run is and ends in a digest of all of its settings, of the manifest's content and of the
+splits file's, so that another corpus or another setting is another run, and a corpus or folder of runs may be moved.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kibun.models.types import TRAITS
+from kibun.training.corpora.manifest import Item
+from kibun.training.corpora.splits import resolve_splits
+from kibun.training.evaluation.predictions import Estimate, Prediction, align, read_predictions, write_predictions
+from kibun.training.runs.config import RunConfig, identity
+from kibun.training.runs.folder import RUN_CONFIG, is_finished, predictions_file
+
+State = Literal["finished", "begun", "missing"]
+TESTED = "tested"  # folder in a run: what it says of test under other traits than those it was tested with
+
+
+class Runs:
+    """A folder of runs. `say` gets a line before each run that is trained, and before models hear the test again."""
+
+    def __init__(self, folder: Path, say: Callable[[str], None] = lambda _line: None) -> None:
+        self.folder = folder
+        self.say = say
+        self._digests: dict[Path, str] = {}
+
+    def name(self, config: RunConfig) -> str:
+        """`ser-valence-ticn-ca-OCEAN-paper-seed0-1a2b3c4d5e`, of letters that every file system takes."""
+        words: list[str] = [config.task]
+        if config.dimension is not None:
+            words.append(config.dimension)
+        if config.task == "ser":
+            words.append(config.model.head)
+            if config.model.head not in ("baseline", "regression"):
+                words.append("".join(trait[0].upper() for trait in TRAITS if trait in config.model.condition_on))
+                if config.traits.source != "truth":
+                    words.append(config.traits.source)
+        if config.splits is not None:
+            words.append("".join(c if c.isalnum() or c in "_-" else "_" for c in Path(config.splits).stem))
+        return "-".join([*words, f"seed{config.training.seed}", self._digest(config)])
+
+    def folder_of(self, config: RunConfig) -> Path:
+        """Where the run is, or will be."""
+        return (self.folder / self.name(config)).resolve()
+
+    def state(self, config: RunConfig) -> State:
+        """How far the run has got."""
+        folder = self.folder_of(config)
+        if is_finished(folder):
+            return "finished"
+        return "begun" if (folder / RUN_CONFIG).is_file() else "missing"
+
+    def train(self, configs: Sequence[RunConfig]) -> None:
+        """Train, in this order, what is not finished; a run that was cut off goes on. Errors as `train_run` raises."""
+        from kibun.training.runs.run import train_run
+
+        wanted = {self.name(config): config for config in configs}
+        missing = [name for name, config in wanted.items() if self.state(config) != "finished"]
+        self.say(f"{len(wanted)} runs: {len(wanted) - len(missing)} finished, {len(missing)} to train")
+        for number, name in enumerate(missing, 1):
+            self.say(f"run {number} of {len(missing)}: {name}")
+            train_run(wanted[name], self.folder_of(wanted[name]))
+
+    def predictions(self, config: RunConfig, items: Sequence[Item]) -> list[Prediction]:
+        """What a finished run said of these test utterances, in their order.
+
+        Raises PredictionsError where the file is missing or holds other utterances or labels.
+        """
+        return _in_order(items, predictions_file(self.folder_of(config), "test"))
+
+    def under(
+        self, config: RunConfig, items: Sequence[Item], conditions: Mapping[str, NDArray[np.float32]]
+    ) -> dict[str, list[Prediction]]:
+        """What a finished run of `ser` says of these utterances if it is given these traits.
+
+        conditions: (N, 5) traits by name. Each is kept as TESTED/NAME-DIGEST.jsonl in the run's folder, DIGEST of the
+        traits; all that are not there yet are estimated with one encoding of each utterance.
+        """
+        folder = self.folder_of(config) / TESTED
+        files = {name: folder / f"{name}-{_sha(traits.tobytes())}.jsonl" for name, traits in conditions.items()}
+        if missing := [name for name, file in files.items() if not file.is_file()]:
+            self.say(f"testing with {len(missing)} other assignments of traits: {self.name(config)}")
+            estimates = self._estimate(config, items, [conditions[name] for name in missing])
+            folder.mkdir(exist_ok=True)
+            for name, values in zip(missing, estimates, strict=True):
+                write_predictions(files[name], _predictions(items, str(config.dimension), values))
+        return {name: _in_order(items, file) for name, file in files.items()}
+
+    def _estimate(
+        self, config: RunConfig, items: Sequence[Item], conditions: Sequence[NDArray[np.float32]]
+    ) -> NDArray[np.float64]:
+        from kibun.training.runs.predict import emotion_under
+        from kibun.training.runs.run import keep_frames, load_run
+        from kibun.training.runs.utterances import Utterances
+
+        kibun = load_run(self.folder_of(config)).kibun
+        utterances = Utterances(items, conditions[0], min_samples=kibun.min_samples)
+        keep_frames(config, self.folder_of(config), kibun, [utterances])
+        return emotion_under(kibun, utterances, str(config.dimension), conditions)
+
+    def _digest(self, config: RunConfig) -> str:
+        content = identity(config)
+        content["manifest"] = self._file(config.manifest)
+        if config.splits is not None:
+            content["splits"] = self._file(resolve_splits(config.splits))
+        if config.traits.run is not None:
+            content["traits"]["run"] = Path(config.traits.run).name  # which ends in that run's digest
+        return _sha(json.dumps(content, sort_keys=True).encode())
+
+    def _file(self, path: Path) -> str:
+        if path not in self._digests:
+            try:
+                self._digests[path] = _sha(path.read_bytes())
+            except OSError:
+                self._digests[path] = "unreadable"  # who reads it as a manifest says so
+        return self._digests[path]
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:10]
+
+
+def _predictions(items: Sequence[Item], dimension: str, values: NDArray[np.float64]) -> list[Prediction]:
+    from kibun.training.runs.predict import prediction
+
+    estimates = [dataclasses.replace(Estimate(), **{dimension: float(value)}) for value in values]  # type: ignore[arg-type]
+    return [prediction(item, estimate) for item, estimate in zip(items, estimates, strict=True)]
+
+
+def _in_order(items: Sequence[Item], file: Path) -> list[Prediction]:
+    from kibun.training.runs.predict import prediction
+
+    wanted = [prediction(item, Estimate()) for item in items]
+    return [there for _, there in align(wanted, read_predictions(file))]

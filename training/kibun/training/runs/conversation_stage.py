@@ -1,0 +1,95 @@
+"""The conversation head (setting 3): trained on the cached utterance vectors of the finished personality tail.
+
+Each step sees a batch of conversation profiles, half of them whole and half cut to a random part of their utterances,
+so that one head serves both the paper's setting 3 (everything heard) and the causal one that a service has.
+"""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kibun.models.bundle import KibunModel
+from kibun.models.types import TRAITS
+from kibun.training.corpora.manifest import Item
+from kibun.training.evaluation.metrics import ccc
+from kibun.training.runs.predict import conversations, trait_estimates
+from kibun.training.runs.config import TrainingOptions
+
+PROFILES = 16  # of one step
+EVERY = 25  # steps between evaluations on dev
+
+
+@dataclasses.dataclass(frozen=True)
+class Vectors:
+    """The utterances of a split after the personality tail: vectors (N, H) float16, items beside them."""
+
+    items: Sequence[Item]
+    vectors: NDArray[np.float16]
+
+
+def train_conversation_head(model: KibunModel, train: Vectors, dev: Vectors, options: TrainingOptions) -> float:
+    """Train `model.conversation_head` in place; keep the best on dev; returns its score.
+
+    The score is the mean CCC over the traits of settings 3 and causal 3 together.
+    """
+    rng = np.random.default_rng([options.seed, 3])
+    head = model.conversation_head.to(model.device).requires_grad_(True)
+    optimizer = torch.optim.AdamW(head.parameters(), options.conversation_learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.conversation_learning_rate, total_steps=options.conversation_steps + 1
+    )
+    profiles = list(conversations(train.items).values())
+    best, best_state = -2.0, copy.deepcopy(head.state_dict())
+    with torch.random.fork_rng():
+        torch.manual_seed(options.seed)
+        for step in range(1, options.conversation_steps + 1):
+            head.train(True)
+            chosen = rng.choice(len(profiles), min(PROFILES, len(profiles)), replace=False)
+            vectors, mask, truth = _batch(train, [_part(profiles[index], rng) for index in chosen], model.device)
+            loss = F.mse_loss(model.conversation_traits(vectors, mask), truth)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            if step % EVERY == 0 or step == options.conversation_steps:
+                head.train(False)
+                if (score := dev_score(model, dev)) > best:
+                    best, best_state = score, copy.deepcopy(head.state_dict())
+    head.load_state_dict(best_state)
+    head.train(False)
+    return best
+
+
+def dev_score(model: KibunModel, dev: Vectors) -> float:
+    """Mean CCC over the traits: whole conversations (one value each) and causal ones (each utterance) together."""
+    estimates = trait_estimates(model, dev.items, dev.vectors)
+    rows = list(conversations(dev.items).values())
+    truth = np.array([item.traits for item in dev.items])  # (N, 5)
+    whole = np.array([estimates[some[-1]].conversation_traits for some in rows])  # (P, 5)
+    whole_truth = truth[[some[-1] for some in rows]]
+    causal = np.array([estimate.causal_traits for estimate in estimates])  # (N, 5)
+    scores = [ccc(whole[:, k], whole_truth[:, k]) + ccc(causal[:, k], truth[:, k]) for k in range(len(TRAITS))]
+    return float(np.mean(scores)) / 2
+
+
+def _part(rows: list[int], rng: np.random.Generator) -> NDArray[np.int64]:
+    """All rows of a profile, or a random part of them of random size; order does not matter to the head."""
+    size = len(rows) if rng.random() < 0.5 else int(rng.integers(1, len(rows) + 1))
+    return rng.permutation(rows)[:size]
+
+
+def _batch(
+    split: Vectors, profiles: Sequence[NDArray[np.int64]], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(P, K, H) vectors, (P, K) mask, (P, 5) true traits."""
+    rows = [torch.from_numpy(split.vectors[some].astype(np.float32)) for some in profiles]
+    vectors = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.arange(vectors.shape[1]) < torch.tensor([[len(some)] for some in profiles])
+    truth = torch.tensor([split.items[some[0]].traits for some in profiles])
+    return vectors.to(device), mask.to(device), truth.to(device)

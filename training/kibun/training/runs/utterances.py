@@ -1,0 +1,215 @@
+"""From items to training batches: the same utterances, pieces and noise at a step, however often a run was cut off.
+
+The order of all batches of a run is fixed by its seed, and whatever is random about an utterance by (seed, epoch,
+utterance). So a run that is killed and resumed, or spread over processes, sees what an undisturbed one sees.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from kibun.models.bundle import KibunModel
+from kibun.models.hubert import Frames
+from kibun.training.audio.reading import SAMPLE_RATE_HZ, load_audio
+from kibun.training.corpora.manifest import Item
+from kibun.training.runs.config import ConfigError
+from kibun.training.runs.trunk_cache import Sound, TrunkCache, padded
+
+Key = tuple[int, int]  # (epoch, index of the utterance)
+Augmentation = Callable[[Tensor, tuple[int, ...]], Tensor]  # (N,), key -> (M,)
+MEGABATCH = 50  # batches that are sorted by length together
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One utterance for training: its labels, the traits it is conditioned on (5,), and what is heard.
+
+    audio: (N,) float32; or else frames: (T, H) float32, what the frozen trunk makes of it.
+    """
+
+    item: Item
+    condition: NDArray[np.float32]
+    audio: Tensor | None = None
+    frames: Tensor | None = None
+
+
+class Utterances(Dataset[Example]):
+    """The utterances of a split. Audio is kept in memory as int16 once read (115 MB an hour).
+
+    After `keep`, examples have the frames of a frozen trunk in place of audio, and `encode` reads them.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        condition: NDArray[np.float32],
+        *,
+        min_samples: int,
+        seed: int = 0,
+        crop_seconds: float | None = None,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.items = list(items)
+        self.condition = condition
+        self.min_samples = min_samples
+        self.seed = seed
+        self.crop_samples = None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE_HZ)
+        self.augmentation = augmentation
+        self._cache: dict[int, NDArray[np.int16]] = {}
+        self._sounds: list[Sound] | None = None
+        self._kept: TrunkCache | None = None
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, key: Key) -> Example:
+        epoch, index = key
+        if self._kept is not None:
+            return Example(self.items[index], self.condition[index], frames=self._kept.read(self.sounds()[index]))
+        audio = torch.from_numpy(self.read(index))  # (N,)
+        if self.crop_samples is not None and len(audio) > self.crop_samples:
+            rng = np.random.default_rng((1, self.seed, epoch, index))
+            start = int(rng.integers(0, len(audio) - self.crop_samples + 1))
+            audio = audio[start : start + self.crop_samples]
+        if self.augmentation is not None:
+            audio = self.augmentation(audio, (self.seed, epoch, index))
+        return Example(self.items[index], self.condition[index], audio=self._long_enough(audio))
+
+    def read(self, index: int) -> NDArray[np.float32]:
+        """(N,) float32 audio of an utterance as it is, long enough for the model."""
+        if index not in self._cache:
+            self._cache[index] = self._stored(index)
+        return self._heard(self._cache[index])
+
+    def sounds(self) -> list[Sound]:
+        """What each utterance is found by in a cache; reads all audio the first time, and keeps none of it."""
+        if self._sounds is None:
+            self._sounds = [Sound.of(self._stored(index), self.min_samples) for index in range(len(self))]
+        return self._sounds
+
+    def to_keep(self) -> list[tuple[Sound, Callable[[], Tensor]]]:
+        """What `trunk_cache.fill` asks for; audio that is read for it is not kept in memory."""
+        return [
+            (sound, lambda index=index: torch.from_numpy(self._heard(self._stored(index))))  # type: ignore[misc]
+            for index, sound in enumerate(self.sounds())
+        ]
+
+    def keep(self, cache: TrunkCache) -> None:
+        """From now on frames come from this cache, which has those of all utterances."""
+        self._kept = cache
+        self._cache.clear()
+
+    def encode(self, kibun: KibunModel, rows: Sequence[int]) -> Frames:
+        """Frames (B, T, H) of some utterances as they are, on the model's device: kept ones, else computed."""
+        if self._kept is not None:
+            return padded([self._kept.read(self.sounds()[row]).to(kibun.device) for row in rows])
+        return kibun.encode([torch.from_numpy(self.read(row)).to(kibun.device) for row in rows])
+
+    def sizes(self) -> NDArray[np.int64]:
+        """(N,) samples of each utterance: by the manifest where it says, else read."""
+        return np.array(
+            [
+                round(item.seconds * SAMPLE_RATE_HZ) if item.seconds else len(self.read(index))
+                for index, item in enumerate(self.items)
+            ]
+        )
+
+    def _stored(self, index: int) -> NDArray[np.int16]:
+        # Two bytes a sample: full scale is 32768, so what was recorded with 16 bits comes back bit for bit.
+        audio = np.round(load_audio(self.items[index].path) * 32768.0)
+        return np.clip(audio, -32768, 32767).astype(np.int16)
+
+    def _heard(self, stored: NDArray[np.int16]) -> NDArray[np.float32]:
+        audio = stored.astype(np.float32) / 32768.0
+        return np.pad(audio, (0, max(0, self.min_samples - len(audio))))
+
+    def _long_enough(self, audio: Tensor) -> Tensor:
+        return torch.nn.functional.pad(audio, (0, max(0, self.min_samples - len(audio))))
+
+
+class BucketBatches(Sampler[list[Key]]):
+    """All micro-batches of a run, epoch after epoch, of utterances of similar length; what is left over is dropped.
+
+    Each epoch is shuffled, cut into megabatches, each of these sorted by length and cut into batches, and the batches
+    shuffled. `batch_size` and `drop_last` are what accelerate reads to spread batches over processes.
+    """
+
+    drop_last = True
+
+    def __init__(self, sizes: NDArray[np.int64], batch_size: int, *, epochs: int, seed: int, per_step: int) -> None:
+        """per_step: micro-batches of one optimizer step over all processes; each epoch is a whole number of steps."""
+        self.sizes, self.batch_size, self.epochs, self.seed = sizes, batch_size, epochs, seed
+        self.per_step = per_step
+        self.steps_per_epoch = len(sizes) // batch_size // per_step
+        if not self.steps_per_epoch:
+            raise ValueError(
+                f"{len(sizes)} training utterances do not fill one batch of {batch_size * per_step}:"
+                " lower training.batch, or add utterances"
+            )
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch * self.per_step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for epoch in range(self.epochs):
+            for batch in self._epoch(epoch):
+                yield [(epoch, int(index)) for index in batch]
+
+    def _epoch(self, epoch: int) -> list[NDArray[np.int64]]:
+        rng = np.random.default_rng((2, self.seed, epoch))
+        order = rng.permutation(len(self.sizes))[: self.steps_per_epoch * self.per_step * self.batch_size]
+        mega = self.batch_size * MEGABATCH
+        batches: list[NDArray[np.int64]] = []
+        for start in range(0, len(order), mega):
+            some = order[start : start + mega]
+            some = some[np.argsort(self.sizes[some], kind="stable")]
+            batches += list(some.reshape(-1, self.batch_size))
+        return [batches[index] for index in rng.permutation(len(batches))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Collate:
+    """Examples to the arguments of `TaskModel.forward`."""
+
+    dimension: str | None
+    traits: bool
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        batch: dict[str, Any] = {
+            "input_values": [example.audio for example in examples if example.audio is not None],  # B x (N_i,), or none
+            "frames": [example.frames for example in examples if example.frames is not None],  # none, or B x (T_i, H)
+            "texts": [example.item.text for example in examples],
+            "condition": torch.from_numpy(np.stack([example.condition for example in examples])),  # (B, 5)
+        }
+        if self.dimension is not None:
+            batch["emotion"] = torch.tensor([getattr(example.item, self.dimension) for example in examples])  # (B,)
+        if self.traits:
+            batch["traits"] = torch.tensor([example.item.traits for example in examples])  # (B, 5)
+        return batch
+
+
+def make_augmentation(name: str) -> Augmentation | None:
+    """The augmentation of `training.augment`; None for "none". ConfigError where it cannot run here."""
+    if name == "none":
+        return None
+    if name == "perturb":
+        from kibun.training.audio.perturb import Perturb, PerturbOptions
+
+        try:
+            perturb = Perturb(PerturbOptions())
+        except RuntimeError as error:  # no torchaudio
+            raise ConfigError(f"training.augment = 'perturb': {error}; or choose 'rooms'") from error
+        return lambda audio, key: perturb(audio, key=key)
+    from kibun.training.audio.rooms import Augment, AugmentOptions
+
+    def rooms(audio: Tensor, key: tuple[int, ...]) -> Tensor:
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        return Augment(AugmentOptions(babble_chance=0.0), torch.Generator().manual_seed(seed))(audio[None])[0]
+
+    return rooms

@@ -1,0 +1,185 @@
+"""The synthetic world as sound: rendered, and heard by a small HuBERT whose trunk then stays frozen, as in the paper.
+
+No pretrained weights are used. What pre-training gives a HuBERT, a grasp of what is being said, the trunk gets here by
+recognising cues: which cue sounds in each frame, and how intensely. Valence and traits have no part in that. Every head
+then gets the same frames of the frozen trunk and a copy of the same tail of its own to learn with.
+"""
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from kibun.models.bundle import KibunConfig, KibunModel
+from kibun.models.hubert import Frames, Tail
+from kibun.training.demo_tiny.config import start_as_filter_bank
+from kibun.training.simulation.data import BenchOptions, Splits, UtteranceSet, of_profiles
+from kibun.training.simulation.world import CUE_NAMES, SEGMENTS, Scenes, draw_scenes, make_world
+from kibun.training.simulation.world_audio import draw_voice, render
+
+SILENT_MANNER = np.zeros(5)  # traits cannot be heard: what a head knows of them, it is given
+RECOGNITION_BATCH = 32
+TASK = "valence"
+
+
+def prepare(options: BenchOptions, seed: int, folder: Path) -> None:
+    """Render the utterances of a seed, teach a trunk to recognise cues, and keep its frames and tail in `folder`."""
+    torch.manual_seed(seed)
+    scenes = _scenes(options, seed, interaction=True)
+    audio = [_render(each, seed, index) for index, each in enumerate(scenes)]
+    model = _new_model(options.size, seed)
+    _learn_cues(model, audio[0], scenes[0], options, seed)
+    kept = {f"frames{index}": _frames(model, part).half() for index, part in enumerate(audio)}
+    kept["accuracy"] = torch.tensor(_accuracy(model, audio[2], scenes[2]))
+    kept |= {f"tail.{name}": value for name, value in model.tail(TASK).state_dict().items()}
+    torch.save(kept, _file(folder, seed))
+
+
+def load_splits(options: BenchOptions, seed: int, folder: Path, *, interaction: bool) -> Splits:
+    """The prepared utterances; in the control world the same sounds mean something else."""
+    kept = torch.load(_file(folder, seed), weights_only=True)
+    sets = [
+        UtteranceSet(
+            scenes=each,
+            frames=kept[f"frames{index}"].float(),  # (N, T, H)
+            traits=of_profiles(torch.from_numpy(each.traits).float(), options.utterances),
+            valence=torch.from_numpy(each.valence).float().flatten(),
+        )
+        for index, each in enumerate(_scenes(options, seed, interaction=interaction))
+    ]
+    return Splits(*sets)
+
+
+def cue_accuracy(seed: int, folder: Path) -> float:
+    """Share of the frames of test whose cue the trunk names, by voices that it never heard."""
+    return float(torch.load(_file(folder, seed), weights_only=True)["accuracy"])
+
+
+class TailEncoder(nn.Module):
+    """The tail of a head: (B, T, H) frames of the trunk to (B, T, H), as `Encoder` at feature level."""
+
+    def __init__(self, options: BenchOptions, seed: int, folder: Path) -> None:
+        super().__init__()
+        config = _config(options.size)
+        self.tail = Tail(config.hubert_config, config.tail_layers)
+        kept = torch.load(_file(folder, seed), weights_only=True)
+        self.tail.load_state_dict({name[5:]: value for name, value in kept.items() if name.startswith("tail.")})
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, T, H) -> (B, T, H)."""
+        return cast(Frames, self.tail(Frames(frames, (frames.shape[1],) * len(frames)))).hidden
+
+
+def _file(folder: Path, seed: int) -> Path:
+    return folder / f"seed{seed}.pt"
+
+
+def _scenes(options: BenchOptions, seed: int, *, interaction: bool) -> list[Scenes]:
+    """Scenes of train, dev and test; who speaks and what is said does not depend on the interaction."""
+    world = make_world(options.world, interaction=interaction)
+    sizes = (options.profiles, options.dev_profiles, options.test_profiles)
+    streams = [np.random.SeedSequence(seed, spawn_key=(8, index)) for index in range(3)]
+    return [
+        draw_scenes(world, np.random.default_rng(stream), profiles, options.utterances)
+        for stream, profiles in zip(streams, sizes, strict=True)
+    ]
+
+
+def _render(scenes: Scenes, seed: int, index: int) -> NDArray[np.float32]:
+    """(P * U, S) audio, every speaker in a new voice."""
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(9, index)))
+    rows = []
+    for cues, intensity in zip(scenes.cues, scenes.intensity, strict=True):
+        voice = draw_voice(rng)
+        rows += [render(voice, *said, SILENT_MANNER, rng) for said in zip(cues, intensity, strict=True)]
+    return np.stack(rows).astype(np.float32)
+
+
+def _config(size: int) -> KibunConfig:
+    """Four convolutions with a total stride of 320, two Transformer layers in the trunk, one in a tail."""
+    hubert = {
+        "hidden_size": size,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 2 * size,
+        "conv_dim": [size] * 4,
+        "conv_kernel": [400, 3, 3, 3],
+        "conv_stride": [40, 2, 2, 2],
+        "num_feat_extract_layers": 4,
+        "feat_extract_norm": "layer",
+        "conv_bias": True,
+        "num_conv_pos_embeddings": 15,
+        "num_conv_pos_embedding_groups": 8,
+        **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
+    }
+    return KibunConfig(hubert=hubert, trunk_layers=2, tasks=(TASK,), emotion_head="baseline", head_dropout=0.0)
+
+
+def _new_model(size: int, seed: int) -> KibunModel:
+    torch.manual_seed(seed)
+    model = KibunModel(_config(size))
+    start_as_filter_bank(cast(nn.Conv1d, model.trunk.feature_extractor.conv_layers[0].conv))
+    return model
+
+
+def _learn_cues(
+    model: KibunModel, audio: NDArray[np.float32], scenes: Scenes, options: BenchOptions, seed: int
+) -> None:
+    """Train trunk and tail to name the cue and its intensity in every frame."""
+    model.recogniser = nn.Linear(options.size, len(CUE_NAMES) + 1)
+    steps_per_epoch = max(1, len(audio) // RECOGNITION_BATCH)
+    optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.learning_rate, total_steps=options.recognition_epochs * steps_per_epoch, pct_start=0.2
+    )
+    cues, intensity = (torch.from_numpy(x.reshape(-1, SEGMENTS)) for x in (scenes.cues, scenes.intensity))
+    generator = torch.Generator().manual_seed(seed)
+    model.train()
+    for _epoch in range(options.recognition_epochs):
+        order = torch.randperm(len(audio), generator=generator)
+        for rows in order[: steps_per_epoch * RECOGNITION_BATCH].view(steps_per_epoch, -1):
+            named, strength = _recognise(model, torch.from_numpy(audio[rows.numpy()]))
+            at = _segment_of_frame(named.shape[1])
+            loss = F.cross_entropy(named.flatten(0, 1), cues[rows][:, at].flatten())
+            loss = loss + 4 * F.mse_loss(strength, intensity[rows][:, at].float())
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+
+
+@torch.no_grad()
+def _accuracy(model: KibunModel, audio: NDArray[np.float32], scenes: Scenes) -> float:
+    model.train(False)
+    cues = torch.from_numpy(scenes.cues.reshape(-1, SEGMENTS))
+    right = []
+    for start in range(0, len(audio), 256):
+        named, _strength = _recognise(model, torch.from_numpy(audio[start : start + 256]))
+        at = _segment_of_frame(named.shape[1])
+        right.append(named.argmax(dim=2) == cues[start : start + 256][:, at])
+    return float(torch.cat(right).float().mean())
+
+
+@torch.no_grad()
+def _frames(model: KibunModel, audio: NDArray[np.float32]) -> Tensor:
+    """(N, T, H) of the trunk."""
+    model.train(False)
+    return torch.cat(
+        [model.encode(list(torch.from_numpy(part))).hidden for part in np.array_split(audio, 64) if len(part)]
+    )
+
+
+def _recognise(model: KibunModel, audio: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, S) audio to cue logits (B, T, 5) and intensities (B, T)."""
+    hidden = model.tail(TASK)(model.encode(list(audio))).hidden  # (B, T, H)
+    out = cast(nn.Linear, model.recogniser)(hidden)
+    return out[..., :-1], out[..., -1]
+
+
+def _segment_of_frame(frames: int) -> Tensor:
+    """(T,) the cue that sounds in each frame: all last equally long, there being no manner."""
+    return (torch.arange(frames) * SEGMENTS) // frames

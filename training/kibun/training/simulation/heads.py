@@ -1,0 +1,105 @@
+"""Trains the emotion heads of `kibun.models.conditioning` on frames of the synthetic world.
+
+In front of every head is the same small encoder, which hears a frame and the two before it, as the layers of HuBERT
+would hear a frame in its context. Loss: 1 - CCC, plus a little squared error. Adam, one learning rate that warms up
+and falls; the epoch with the best CCC on dev is kept.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kibun.models.conditioning import HeadName, make_head
+from kibun.models.hubert import Frames
+from kibun.training.evaluation.metrics import ccc
+from kibun.training.losses import emotion_loss
+from kibun.training.simulation.data import BenchOptions, UtteranceSet
+
+ATTENTION_HEADS = 4
+EVALUATION_BATCH = 2048
+CONTEXT = 3  # frames: this one and those before
+
+
+class Encoder(nn.Module):
+    """(B, T, H) frames to (B, T, H) frames that know the two before them."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.hear = nn.Linear(CONTEXT * size, 2 * size)
+        self.out = nn.Linear(2 * size, size)
+        self.norm = nn.LayerNorm(size)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """(B, T, H) -> (B, T, H)."""
+        length = frames.shape[1]
+        padded = F.pad(frames, (0, 0, CONTEXT - 1, 0))  # silence before the first frame
+        context = torch.cat([padded[:, index : index + length] for index in range(CONTEXT)], dim=2)  # (B, T, 3 H)
+        return self.norm(self.out(torch.relu(self.hear(context))))  # type: ignore[no-any-return]
+
+
+class Estimator(nn.Module):
+    """Encoder and emotion head: (B, T, H) frames and (B, 5) traits to (B,). encoder: None for a new `Encoder`."""
+
+    def __init__(self, head: HeadName, size: int, encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder or Encoder(size)
+        self.head = make_head(head, size, heads=ATTENTION_HEADS, ff=2 * size, dropout=0.0)
+
+    def forward(self, frames: Tensor, traits: Tensor) -> Tensor:
+        """(B, T, H) frames, (B, 5) traits on 1..7 -> (B,), not limited to the scale."""
+        hidden = self.encoder(frames)
+        return cast(Tensor, self.head(Frames(hidden, (hidden.shape[1],) * len(hidden)), traits))
+
+    @torch.no_grad()
+    def estimate(self, heard: UtteranceSet) -> Tensor:
+        """(N,) estimates."""
+        self.eval()
+        batches = zip(
+            torch.split(heard.frames, EVALUATION_BATCH), torch.split(heard.traits, EVALUATION_BATCH), strict=True
+        )
+        return torch.cat([self(frames, traits) for frames, traits in batches])
+
+    def ccc(self, heard: UtteranceSet) -> float:
+        """CCC of the estimates with valence."""
+        return ccc(self.estimate(heard).numpy(), heard.valence.numpy())
+
+
+def fit_head(
+    head: HeadName,
+    train: UtteranceSet,
+    dev: UtteranceSet,
+    options: BenchOptions,
+    seed: int,
+    progress: Callable[[float], None] = lambda share: None,
+    encoder: nn.Module | None = None,
+) -> Estimator:
+    """The estimator of the best epoch on dev. `progress` is called with the share of training that is done."""
+    torch.manual_seed(seed)
+    model = Estimator(head, options.size, encoder)
+    shuffle = torch.Generator().manual_seed(seed)
+    batches = max(1, len(train.valence) // options.batch)
+    optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, options.learning_rate, total_steps=options.epochs * batches, pct_start=0.1
+    )
+    best, kept, kept_at = float("-inf"), copy.deepcopy(model.state_dict()), 0
+    for epoch in range(options.epochs):
+        model.train()
+        for batch in torch.randperm(len(train.valence), generator=shuffle).chunk(batches):
+            estimate = model(train.frames[batch], train.traits[batch])
+            optimizer.zero_grad()
+            emotion_loss(estimate, train.valence[batch]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        progress((epoch + 1) / options.epochs)
+        score = model.ccc(dev)
+        if score > best:
+            best, kept, kept_at = score, copy.deepcopy(model.state_dict()), epoch
+        elif epoch - kept_at >= options.patience:
+            break
+    model.load_state_dict(kept)
+    return model
