@@ -16,7 +16,8 @@ import soxr
 import torch
 
 from kibun.models.bundle import KibunModel, Utterance, load_bundle
-from kibun.training.demo_tiny.manipulate import CUES, SAMPLE_RATE_HZ, cut_at_pauses, manipulate
+from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.training.demo_tiny.manipulate import CUES, cut_at_pauses, manipulate
 
 LEVELS = (-2, -1, 0, 1, 2)
 

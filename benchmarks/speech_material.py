@@ -17,9 +17,10 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from kibun.models.types import SAMPLE_RATE_HZ
+
 FloatArray = npt.NDArray[np.float32]
 
-RATE_HZ = 16_000
 _WINDOW = 80  # 5 ms: how finely energy is looked at
 _FLOOR_DB = -40.0  # below the loudest window by this much is not speech
 _ABOVE_FLOOR_DB = 9.0  # in a recording, only what stands out from its noise floor by this much is
@@ -101,7 +102,7 @@ def read_audio(path: Path) -> FloatArray:
     else:
         data, rate = soundfile.read(path, dtype="float32")
     mono = data if data.ndim == 1 else data.mean(axis=1)
-    resampled: FloatArray = soxr.resample(mono, rate, RATE_HZ).astype(np.float32)
+    resampled: FloatArray = soxr.resample(mono, rate, SAMPLE_RATE_HZ).astype(np.float32)
     return resampled
 
 
@@ -148,14 +149,14 @@ def _rendered(name: str, kind: str, commands: list[list[str]]) -> Voice:
 
 def lay_out(voice: Voice, seconds: float, rng: np.random.Generator, speech_dbfs: float = -26.0) -> Scene:
     """Phrases in random order, pauses of 0.3..2 s, one second of silence first. Each phrase's RMS = speech_dbfs."""
-    pieces, truth = [np.zeros(RATE_HZ, np.float32)], []
-    position = RATE_HZ
+    pieces, truth = [np.zeros(SAMPLE_RATE_HZ, np.float32)], []
+    position = SAMPLE_RATE_HZ
     order: list[int] = []
-    while position < seconds * RATE_HZ:
+    while position < seconds * SAMPLE_RATE_HZ:
         order = order or [int(i) for i in rng.permutation(len(voice.phrases))]
         phrase = voice.phrases[order.pop()]
         phrase = phrase * np.float32(10 ** (speech_dbfs / 20) / rms(phrase))
-        pause = np.zeros(int(rng.uniform(0.3, 2.0) * RATE_HZ), np.float32)
+        pause = np.zeros(int(rng.uniform(0.3, 2.0) * SAMPLE_RATE_HZ), np.float32)
         truth.append((position, position + len(phrase)))
         position += len(phrase) + len(pause)
         pieces += [phrase, pause]
@@ -174,15 +175,15 @@ def noise(kind: str, samples: int, rng: np.random.Generator, others: list[Voice]
         for _ in range(6):
             voice = others[int(rng.integers(len(others)))]
             talk: list[FloatArray] = []
-            while sum(map(len, talk)) < samples + RATE_HZ:
+            while sum(map(len, talk)) < samples + SAMPLE_RATE_HZ:
                 phrase = voice.phrases[int(rng.integers(len(voice.phrases)))]
                 talk.append(phrase / np.float32(rms(phrase)))
-            made += np.concatenate(talk)[(skip := int(rng.integers(RATE_HZ))) : skip + samples]
+            made += np.concatenate(talk)[(skip := int(rng.integers(SAMPLE_RATE_HZ))) : skip + samples]
     else:
         made = rng.standard_normal(samples)
         if kind == "pink":
             spectrum = np.fft.rfft(made)
-            frequency = np.maximum(np.fft.rfftfreq(samples, 1 / RATE_HZ), 20.0)
+            frequency = np.maximum(np.fft.rfftfreq(samples, 1 / SAMPLE_RATE_HZ), 20.0)
             made = np.fft.irfft(spectrum / np.sqrt(frequency), samples)
     out = made.astype(np.float32)
     return out / np.float32(rms(out))

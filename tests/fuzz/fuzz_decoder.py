@@ -8,14 +8,8 @@ import numpy as np
 from tests.fuzz.fuzzing import Bytes, cut, fuzz, instrumented
 
 with instrumented(__name__):
-    from kibun.server.audio.decoder import (
-        SAMPLE_RATE_HZ,
-        AudioDecoder,
-        AudioError,
-        AudioFormat,
-        Encoding,
-        resampled_length,
-    )
+    from kibun.models.types import SAMPLE_RATE_HZ
+    from kibun.server.audio.decoder import AudioDecoder, AudioError, AudioFormat, Encoding, resampled_length
 
 ENCODINGS = get_args(Encoding)
 RATES_HZ = (8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)

@@ -24,16 +24,18 @@ FOLDERS = {
 # A bare "server" is what lies in kibun/server itself and has no row of its own: the process.
 HOUSE = {
     "v1": "",
-    "models": "",
-    "models.building": "models",
+    "models.types": "",
+    "models": "models.types",
+    "models.building": "models.types models",
     # ---- bytes -> audio -> session -> inference, and what is learned -> conversation
     "server.errors": "",
-    "server.audio": "",
-    "server.observability": "server.errors server.audio",
-    "server.inference": "models server.observability",
+    "server.audio": "models.types",
+    "server.observability": "models.types server.errors",
+    "server.inference": "models.types models server.observability",
     "server.conversation": "server.errors server.audio server.inference",
-    "server.session": "server.errors server.audio server.observability server.inference server.conversation",
-    "server.api": "v1 server.errors server.audio server.observability server.inference server.conversation"
+    "server.session": "models.types server.errors server.audio server.observability server.inference"
+    " server.conversation",
+    "server.api": "v1 models.types server.errors server.audio server.observability server.inference server.conversation"
     " server.session",
     "server": "models server.errors server.audio server.observability server.inference server.conversation"
     " server.session server.api",
@@ -45,23 +47,24 @@ HOUSE = {
     "training.errors": "",
     "training.losses": "",
     "training._transformers": "models",
-    "training.audio": "models training.errors",
-    "training.corpora": "models training.errors training.audio",
-    "training.evaluation": "models models.building training.errors training.corpora",
-    "training.runs": "models models.building training.errors training.losses training._transformers training.audio"
-    " training.corpora training.evaluation",
-    "training.experiments": "models training.errors training.corpora training.evaluation training.runs",
-    "training.demo_tiny": "models training.losses training._transformers training.audio training.corpora"
+    "training.audio": "models.types models training.errors",
+    "training.corpora": "models.types training.errors training.audio",
+    "training.evaluation": "models.types models models.building training.errors training.corpora",
+    "training.runs": "models.types models models.building training.errors training.losses training._transformers"
+    " training.audio training.corpora training.evaluation",
+    "training.experiments": "models.types models training.errors training.corpora training.evaluation training.runs",
+    "training.demo_tiny": "models.types models training.losses training._transformers training.audio training.corpora"
     " training.evaluation",
-    "training.simulation": "models training.errors training.losses training.evaluation training.demo_tiny",
+    "training.simulation": "models.types models training.errors training.losses training.evaluation training.demo_tiny",
     "training": "training.errors training.corpora training.evaluation training.runs training.experiments"
     " training.demo_tiny training.simulation",
     # ---- what all of it costs, and what breaks it
-    "bench.support": "models server.inference training.evaluation",
-    "bench.faults": "server client training.evaluation bench.support",
-    "bench.load": "v1 server.audio server.inference server.api server client training.evaluation bench.support",
-    "bench.cost": "models server.audio server.inference server.conversation server.session training.corpora"
-    " training.evaluation training.runs bench.support",
+    "bench.support": "models.types models server.inference training.evaluation",
+    "bench.faults": "models.types server client training.evaluation bench.support",
+    "bench.load": "v1 models.types server.audio server.inference server.api server client training.evaluation"
+    " bench.support",
+    "bench.cost": "models.types models server.audio server.inference server.conversation server.session"
+    " training.corpora training.evaluation training.runs bench.support",
     "bench": "models client training.evaluation training.simulation bench.support bench.faults bench.load bench.cost",
 }
 

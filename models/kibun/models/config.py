@@ -5,7 +5,7 @@ from typing import Any, ClassVar, cast
 from kibun.models._transformers import HubertConfig, PreTrainedConfig
 from kibun.models.conditioning import HEADS
 from kibun.models.hubert import receptive_field
-from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS
+from kibun.models.types import CONDITIONED, EMOTIONS, SAMPLE_RATE_HZ, TRAITS
 
 TASKS = ("personality", *EMOTIONS)
 CONDITION_SOURCES = ("utterance", "average", "conversation")
@@ -45,7 +45,7 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     head_dropout: float = 0.1
 
     # Input
-    sampling_rate: int = 16_000  # Hz
+    sampling_rate: int = SAMPLE_RATE_HZ
     do_normalize: bool = True  # zero mean, unit variance per utterance
 
     # What the estimates are
@@ -90,8 +90,8 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             raise ValueError(f"condition_source is {self.condition_source!r}, allowed are {CONDITION_SOURCES}")
         if self.cross_attention_query not in QUERIES:
             raise ValueError(f"cross_attention_query is {self.cross_attention_query!r}, allowed are {QUERIES}")
-        if self.sampling_rate != 16_000:
-            raise ValueError(f"sampling_rate is {self.sampling_rate}, only 16000 Hz is supported")
+        if self.sampling_rate != SAMPLE_RATE_HZ:
+            raise ValueError(f"sampling_rate is {self.sampling_rate}, only {SAMPLE_RATE_HZ} Hz is supported")
         for name, size, heads in (
             ("condition_heads", hubert.hidden_size, self.condition_heads),
             ("conversation_heads", cast(int, self.conversation_size), self.conversation_heads),

@@ -15,7 +15,7 @@ from kibun.models.config import KibunConfig
 from kibun.models.model import KibunModel
 from kibun.models.packed import HEIGHTS, PackedLinear
 from kibun.models.packed_model import PackedModel
-from kibun.models.types import Analysis, Utterance
+from kibun.models.types import SAMPLE_RATE_HZ, Analysis, Utterance
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -125,7 +125,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _voice(seconds: float, f0: float) -> NDArray[np.float32]:
     """A vowel with syllables, vibrato and breath, (N,), 16 kHz: not speech, but neither silence nor noise."""
-    time_s = np.arange(round(16_000 * seconds)) / 16_000
+    time_s = np.arange(round(SAMPLE_RATE_HZ * seconds)) / SAMPLE_RATE_HZ
     phase = 2 * np.pi * f0 * (time_s - 0.03 * np.cos(2 * np.pi * 3 * time_s) / (6 * np.pi))
     harmonics = range(1, int(4_000 / f0))
     formants = {k: sum(1 / (1 + ((k * f0 - centre) / 150) ** 2) for centre in (600, 1_200, 2_500)) for k in harmonics}

@@ -6,6 +6,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+SAMPLE_RATE_HZ = 16_000
+"""Rate of all audio that a model or a VAD reads. The client SDK, which imports none of this, may send other rates."""
+
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 EMOTIONS = ("valence", "arousal")
 CONDITIONED = ("concat", "ca", "ticn-ca")

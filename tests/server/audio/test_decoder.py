@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.decoder import (
     MAX_FLOAT_MAGNITUDE,
-    SAMPLE_RATE_HZ,
     AudioDecoder,
     AudioError,
     AudioFormat,

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.support.tiny_corpus import make_corpus, make_hubert
 from typer.testing import CliRunner
 
 from kibun.models.bundle import KibunModel, Utterance, load_bundle
@@ -27,6 +26,7 @@ from kibun.training.evaluation.predictions import read_predictions
 from kibun.training.runs.config import ConfigError, RunConfig, from_dict, write_config
 from kibun.training.runs.folder import read_log
 from kibun.training.runs.run import load_run, train_run
+from tests.support.tiny_corpus import make_corpus, make_hubert
 
 TRAINING = {"epochs": 3, "batch": 8, "learning_rate": 1e-3, "head_learning_rate": 3e-3, "conversation_steps": 60}
 

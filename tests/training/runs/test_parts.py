@@ -16,13 +16,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.tiny_corpus import make_corpus, make_hubert
 
 from kibun.models.types import TRAITS
-from kibun.training.runs import ctc
-from kibun.training.runs.conversation_stage import Vectors, train_conversation_head
-from kibun.training.runs.trainer import last_checkpoint
 from kibun.training.corpora.manifest import Item, load_manifest
+from kibun.training.runs import ctc
 from kibun.training.runs.config import (
     ConfigError,
     RunConfig,
@@ -33,10 +30,13 @@ from kibun.training.runs.config import (
     load_config,
     write_config,
 )
+from kibun.training.runs.conversation_stage import Vectors, train_conversation_head
 from kibun.training.runs.task_model import TaskModel, new_task_model
+from kibun.training.runs.trainer import last_checkpoint
 from kibun.training.runs.trait_source import add_noise, condition_traits, true_traits
 from kibun.training.runs.trunk_cache import TrunkCache, fill, root_of, why_off
 from kibun.training.runs.utterances import BucketBatches, Collate, Utterances, make_augmentation
+from tests.support.tiny_corpus import make_corpus, make_hubert
 
 
 def items(profiles: int = 6, each: int = 3) -> list[Item]:

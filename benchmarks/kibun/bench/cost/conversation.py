@@ -31,6 +31,7 @@ from kibun.bench.support.speech_like import speech_like
 from kibun.bench.support.timing import interleaved
 from kibun.models.files import resolve_bundle
 from kibun.models.model import KibunModel
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import make_vad
@@ -106,7 +107,7 @@ class _Speaker:
             await self.store.update(KEY, lambda _: known)
         options = StreamOptions(
             *("", KEY[1], SPEAKER, f"turn-{next(self._numbers)}", self.model.name),
-            AudioFormat("linear16", 16_000),
+            AudioFormat("linear16", SAMPLE_RATE_HZ),
             EndpointingOptions(),
         )
         session = Session(
@@ -206,7 +207,7 @@ def _measure(name: str, bundle: str, turns: Sequence[int], rounds: int) -> Measu
         vector_size=model.vector_size,
         conversation_bytes=size,
         conversation_counted=counted,
-        utterance_s=spoken / 16_000,
+        utterance_s=spoken / SAMPLE_RATE_HZ,
     )
 
 

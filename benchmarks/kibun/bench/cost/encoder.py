@@ -26,13 +26,12 @@ from kibun.models.hubert import Frames, frame_count, normalised
 from kibun.models.model import KibunModel
 from kibun.models.packed import Packed
 from kibun.models.packed_model import PackedModel
-from kibun.models.types import Utterance
+from kibun.models.types import SAMPLE_RATE_HZ, Utterance
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RATE_HZ = 16_000
 PAPER = "three HubertModels, fp32"
 PLAIN = "trunk and tails, transformers' modules"
 FP32, BF16 = "packed, fp32", "packed, bf16"
@@ -180,11 +179,11 @@ def measure_batches(
         left_out = ("padded, 8 of like length", "one by one, transformers' modules")
         paths = {name: path for name, path in paths.items() if name not in left_out}
     times = timing.interleaved({name: _synchronised(path, device) for name, path in paths.items()}, rounds)
-    seconds = sum(len(waveform) for waveform in waveforms) / RATE_HZ
+    seconds = sum(len(waveform) for waveform in waveforms) / SAMPLE_RATE_HZ
     return {
         "utterances": len(sounds),
-        "shortest_s": min(map(len, sounds)) / RATE_HZ,
-        "longest_s": max(map(len, sounds)) / RATE_HZ,
+        "shortest_s": min(map(len, sounds)) / SAMPLE_RATE_HZ,
+        "longest_s": max(map(len, sounds)) / SAMPLE_RATE_HZ,
         "audio_s": seconds,
         "audio_s_per_s": {name: seconds / statistics.median(values) for name, values in times.items()},
         "ratio_to_padded": {name: timing.ratio(times, "padded, 8 together", name) for name in times},
@@ -244,7 +243,7 @@ def measure_threads(model: PackedModel, sounds: Sequence[material.Pcm], rounds: 
     finally:
         neighbour.kill()
         neighbour.wait()
-    seconds = sum(len(sound) for sound in sounds) / RATE_HZ
+    seconds = sum(len(sound) for sound in sounds) / SAMPLE_RATE_HZ
     return {
         "audio_s_per_s": {name: seconds / statistics.median(values) for name, values in times.items()},
         "audio_s_per_s_beside_a_busy_process": {
@@ -262,12 +261,12 @@ def audio_of(sound: material.Pcm) -> npt.NDArray[np.float32]:
 
 def counted_gflop(config: HubertConfig, seconds: float) -> float:
     """GFLOP of trunk and three tails on one utterance, counted: matrix products, convolutions and attention."""
-    length, inputs, flop = round(seconds * RATE_HZ), 1, 0
+    length, inputs, flop = round(seconds * SAMPLE_RATE_HZ), 1, 0
     for kernel, stride, channels in zip(config.conv_kernel, config.conv_stride, config.conv_dim, strict=True):
         length = (length - kernel) // stride + 1
         flop += 2 * length * kernel * inputs * channels
         inputs = channels
-    size, count = config.hidden_size, frame_count(config, round(seconds * RATE_HZ))
+    size, count = config.hidden_size, frame_count(config, round(seconds * SAMPLE_RATE_HZ))
     flop += 2 * count * inputs * size
     flop += 2 * count * size * size // config.num_conv_pos_embedding_groups * config.num_conv_pos_embeddings
     layer = 2 * count * (4 * size * size + 2 * size * config.intermediate_size) + 4 * count * count * size

@@ -25,7 +25,7 @@ from kibun.bench.support.report import Report
 from kibun.bench.support.speech_like import speech_like
 from kibun.bench.support.timing import interleaved
 from kibun.models.bundle import load_bundle
-from kibun.models.types import Analysis, Utterance
+from kibun.models.types import SAMPLE_RATE_HZ, Analysis, Utterance
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.inference.backend import Job
 from kibun.server.inference.worker import load_models
@@ -36,7 +36,6 @@ from kibun.training.evaluation.report_table import Cell, Row, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RATE_HZ = 16_000
 LIMIT = 3.0  # what all encodings of an utterance may cost, in encodings of it
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 HEARD_S = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
@@ -76,7 +75,7 @@ class Schedule:
             due = due + self.first_s if self.ratio == 1 else due * self.ratio
 
 
-DEFAULT = Schedule(FIRST_INTERIM / RATE_HZ, INTERIM_RATIO)
+DEFAULT = Schedule(FIRST_INTERIM / SAMPLE_RATE_HZ, INTERIM_RATIO)
 OTHER = Schedule(1.0, 2.0)  # measured beside it
 SCHEDULES = (
     Schedule(0.5),
@@ -224,8 +223,8 @@ def _errors() -> tuple[dict[float, Errors], dict[float, Errors], Errors]:
     }
     by_seconds = {}
     for heard_s in HEARD_S:
-        long = [index for index, audio in enumerate(spoken) if len(audio) >= heard_s * RATE_HZ]
-        early = estimate([spoken[index][: round(heard_s * RATE_HZ)] for index in long])
+        long = [index for index, audio in enumerate(spoken) if len(audio) >= heard_s * SAMPLE_RATE_HZ]
+        early = estimate([spoken[index][: round(heard_s * SAMPLE_RATE_HZ)] for index in long])
         by_seconds[heard_s] = _difference(early, finals[long])
     return by_share, by_seconds, _difference(np.broadcast_to(finals.mean(axis=0), finals.shape), finals)
 

@@ -24,6 +24,7 @@ from kibun.bench.support.report import Report
 from kibun.bench.support.speech_like import speech_like
 from kibun.bench.support.timing import interleaved, ratio
 from kibun.models.bundle import KibunConfig, KibunModel
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.corpora.manifest import Item
 from kibun.training.evaluation.report_table import Cell, Row, Table
 from kibun.training.runs.config import RunConfig
@@ -141,7 +142,7 @@ def _measure(size: str, hubert: dict[str, Any], folder: Path, *, rounds: int) ->
     paths[FILLING] = lambda: _fill_anew(model, items, folder)
     return Measured(
         size,
-        audio_s=float(computed.sizes().sum()) / 16_000,
+        audio_s=float(computed.sizes().sum()) / SAMPLE_RATE_HZ,
         times=interleaved(paths, rounds),
         kept_bytes=sum(map(cache.size, kept.sounds())),
         loss_difference=_loss_difference(model, computed, kept, folder, batches[BY_LENGTH]),
@@ -166,10 +167,11 @@ def _corpus(folder: Path) -> list[Item]:
     for number, seconds in enumerate(rng.permutation(np.geomspace(SHORTEST_S, LONGEST_S, COUNT))):
         path = folder / f"{number}.wav"
         audio = speech_like(float(seconds), seed=number)
-        soundfile.write(path, audio, 16_000, subtype="PCM_16")
+        soundfile.write(path, audio, SAMPLE_RATE_HZ, subtype="PCM_16")
         words = " ".join(rng.choice(["I", "SEE", "WHAT", "YOU", "MEAN"], max(1, int(seconds * 2))))
         traits = tuple(map(float, rng.uniform(2, 6, 5)))
-        item = Item(f"{number}", path, "s", "d", "train", traits=traits, text=words, seconds=len(audio) / 16_000)  # type: ignore[arg-type]
+        duration = len(audio) / SAMPLE_RATE_HZ
+        item = Item(f"{number}", path, "s", "d", "train", traits=traits, text=words, seconds=duration)  # type: ignore[arg-type]
         items.append(item)
     return items
 

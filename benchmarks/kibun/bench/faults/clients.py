@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
-from kibun.bench.faults.history import RATE_HZ, ClientHistory, TurnHistory, fault, record, remembered
+from kibun.bench.faults.history import ClientHistory, TurnHistory, fault, record, remembered
 from kibun.bench.faults.plan import MAX_UTTERANCE_MS, ClientPlan, Pcm, TurnPlan, audio_of
 from kibun.client.client import AsyncClient, AsyncConversation
 from kibun.client.errors import KibunError, ResourceExhaustedError, UnavailableError
 from kibun.client.events import StreamStarted
 from kibun.client.options import Endpointing, Features
 from kibun.client.turn import AsyncTurn
+from kibun.models.types import SAMPLE_RATE_HZ
 
 HANG_S = 100.0  # without an event: longer than the SDK looks for a server and finds out that one is frozen
 ADMISSION_S = 60.0  # that a turn which is refused goes on asking
-CHUNK = RATE_HZ // 10
+CHUNK = SAMPLE_RATE_HZ // 10
 _ENDPOINTING = Endpointing(utterance_end_silence_ms=300, max_utterance_ms=MAX_UTTERANCE_MS)
 
 T = TypeVar("T")
@@ -115,7 +116,7 @@ class Speaker:
             size = CHUNK if random is None else random.randint(1, 4 * CHUNK)
             chunk, at = audio[at : at + size], min(at + size, len(audio))
             if pace:
-                await asyncio.sleep(max(began + at / RATE_HZ / pace - time.monotonic(), 0.0))
+                await asyncio.sleep(max(began + at / SAMPLE_RATE_HZ / pace - time.monotonic(), 0.0))
             history.pushed = at
             yield chunk
 

@@ -11,8 +11,7 @@ from kibun.client.errors import KibunError
 from kibun.client.estimates import PersonalityEstimate
 from kibun.client.events import Event, StreamEnded, StreamStarted, StreamWarning, TurnResult, UtteranceResult
 from kibun.client.resources import ParticipantState
-
-RATE_HZ = 16_000
+from kibun.models.types import SAMPLE_RATE_HZ
 
 Estimates = tuple[float | None, ...]
 
@@ -191,4 +190,4 @@ def _traits(estimate: PersonalityEstimate | None) -> Estimates:
 
 
 def _samples(seconds: float) -> int:
-    return round(seconds * RATE_HZ)
+    return round(seconds * SAMPLE_RATE_HZ)

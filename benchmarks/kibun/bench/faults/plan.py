@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from kibun.bench.faults.history import RATE_HZ
 from kibun.bench.support.speech_like import speech_like
+from kibun.models.types import SAMPLE_RATE_HZ
 
 FaultKind = Literal[
     "worker_kill",
@@ -237,16 +237,17 @@ def length_s(audio: Sequence[int]) -> float:
 def pieces() -> list[Pcm]:
     """The speech that turns are put together from, (samples,) each."""
     sounds = (
-        speech_like(seconds, RATE_HZ, f0=100 + 7 * number, seed=number) for number, seconds in enumerate(_LENGTHS_S)
+        speech_like(seconds, SAMPLE_RATE_HZ, f0=100 + 7 * number, seed=number)
+        for number, seconds in enumerate(_LENGTHS_S)
     )
     return [np.round(32767 * sound).astype(np.int16) for sound in sounds]
 
 
 def audio_of(turn: TurnPlan, speech: Sequence[Pcm]) -> Pcm:
     """All samples of a turn, (samples,): speech, and room tone between."""
-    tone = np.random.default_rng(len(turn.audio))
+    tone, samples_per_ms = np.random.default_rng(len(turn.audio)), SAMPLE_RATE_HZ // 1000
     parts = [
-        speech[part] if part >= 0 else np.round(3 * tone.standard_normal(-part * RATE_HZ // 1000)).astype(np.int16)
+        speech[part] if part >= 0 else np.round(3 * tone.standard_normal(-part * samples_per_ms)).astype(np.int16)
         for part in turn.audio
     ]
     return np.concatenate(parts)

@@ -25,7 +25,7 @@ from kibun.bench.support.child import Child, cpu_seconds
 from kibun.bench.support.report import Report
 from kibun.bench.support.stub_model import VECTOR_SIZE
 from kibun.client.server_process import ServerProcess
-from kibun.server.audio.decoder import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.inference.backend import Job
 from kibun.server.inference.shared_memory import ARENA_BYTES
 from kibun.server.inference.worker_pool import LocalBackend
@@ -34,7 +34,7 @@ from kibun.training.evaluation.report_table import Cell, Row, Table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RATES_HZ = (8_000, 16_000, 48_000)
+RATES_HZ = (8_000, SAMPLE_RATE_HZ, 48_000)
 BOUND = 0.005  # cores per stream
 METHOD = "/kibun.v1.SpeechAnalysisService/StreamingAnalyze"
 UTTERANCE_S = 10.0

@@ -22,16 +22,16 @@ import grpc.aio
 
 from kibun.bench.support import material
 from kibun.bench.support.child import answer
-from kibun.bench.support.material import RATE_HZ
 from kibun.client.errors import ResourceExhaustedError
 from kibun.client.status import error_from_rpc
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.v1 import speech_analysis_pb2 as pb
 
-CHUNK = RATE_HZ // 10  # samples of a message
+CHUNK = SAMPLE_RATE_HZ // 10  # samples of a message
 AHEAD = 2  # turns of a stream that are sent before the first of them is answered
 METHOD = "/kibun.v1.SpeechAnalysisService/StreamingAnalyze"
 
-_AUDIO = pb.AudioConfig(encoding=pb.AUDIO_ENCODING_LINEAR16, sample_rate_hertz=RATE_HZ)
+_AUDIO = pb.AudioConfig(encoding=pb.AUDIO_ENCODING_LINEAR16, sample_rate_hertz=SAMPLE_RATE_HZ)
 _CONFIG = pb.StreamingAnalyzeRequest(
     streaming_config=pb.StreamingAnalyzeConfig(audio_config=_AUDIO)
 ).SerializeToString()
@@ -58,7 +58,7 @@ class Heard:
         """Note a final."""
         self.last_at = time.perf_counter()
         result = reply.utterance_result
-        self.finals.append((index, round(result.analyzed_duration.ToTimedelta().total_seconds() * RATE_HZ)))
+        self.finals.append((index, round(result.analyzed_duration.ToTimedelta().total_seconds() * SAMPLE_RATE_HZ)))
         if first:
             self.first_turns[index] = (result.emotion.valence, result.emotion.arousal)
 
@@ -148,7 +148,7 @@ class Clients:
             while (reply := await call.read()) is not grpc.aio.EOF:
                 admitted = True
                 if reply.HasField("utterance_result"):
-                    due_at = starts_at + self._lengths[index] / RATE_HZ
+                    due_at = starts_at + self._lengths[index] / SAMPLE_RATE_HZ
                     heard.final_ms.append(1000 * (time.perf_counter() - due_at))
                     heard.take(index, reply, first=True)
                     final = True
@@ -172,7 +172,7 @@ class Clients:
             await call.write(_CONFIG)
             for message in self._messages[index]:
                 sent = min(sent + CHUNK, self._lengths[index])
-                due_at = starts_at + sent / RATE_HZ
+                due_at = starts_at + sent / SAMPLE_RATE_HZ
                 await _until(due_at)
                 heard.late_ms.append(1000 * (time.perf_counter() - due_at))
                 await call.write(message)

@@ -23,6 +23,7 @@ from kibun.bench.support.bare import Precision
 from kibun.bench.support.child import Child, children, cpu_seconds, peak_mb
 from kibun.bench.support.report import Report
 from kibun.client.server_process import ServerProcess
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def measure(
             machine = bare.ask("describe")
             if model is None:
                 bare.ask("base_size", folder=str(bundle))
-            bench = _Bench(plan, precision, [len(pcm) / material.RATE_HZ for pcm in utterances], stored, bare)
+            bench = _Bench(plan, precision, [len(pcm) / SAMPLE_RATE_HZ for pcm in utterances], stored, bare)
             main = bench.model(model or BASE, model or str(bundle), latency=True)
             beside = [] if quick or model == TINY else [bench.model(TINY, TINY, latency=False)]
     return _report([main, *beside], machine, counted=model is None)
@@ -235,7 +236,7 @@ class _Bench:
 
     def _check_whole(self, order: Sequence[int], finals: Sequence[tuple[int, int]]) -> None:
         """The server must have analysed what the bare loop did, to the sample."""
-        wanted = sorted((index, round(self._lengths_s[index] * material.RATE_HZ)) for index in order)
+        wanted = sorted((index, round(self._lengths_s[index] * SAMPLE_RATE_HZ)) for index in order)
         if sorted(map(tuple, finals)) != wanted:
             raise MeasurementError(
                 "the server analysed other stretches than it was sent: its voice activity detection cut an utterance;"

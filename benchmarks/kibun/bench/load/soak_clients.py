@@ -22,13 +22,13 @@ from kibun.bench.load.front_clients import CHUNK_S
 from kibun.bench.support.child import answer
 from kibun.bench.support.speech_like import lay_out
 from kibun.client.status import error_from_rpc
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.decoder import AudioDecoder, AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason, Utterance
 from kibun.server.audio.segmenter import Segmenter
 from kibun.server.audio.vad import make_vad
 from kibun.v1 import speech_analysis_pb2 as pb
 
-RATE_HZ = 16_000
 SPOKEN: tuple[tuple[Literal["silence", "speech"], float], ...] = (("silence", 0.4), ("speech", 2.4), ("silence", 0.9))
 TURNS = 2  # of a conversation, and …
 TTL_S = 20  # … how long it is kept after them: what conversations weigh must not look like a leak
@@ -179,8 +179,8 @@ class _Turn:
 
     def _accounted(self, ended: Any) -> bool:
         parts = (ended.speech_duration, ended.non_speech_duration, ended.dropped_duration)
-        samples = [round((d.seconds + d.nanos / 1e9) * RATE_HZ) for d in (ended.audio_received, *parts)]
-        return bool(samples[0] == sum(samples[1:]) == round(len(self.messages) * CHUNK_S * RATE_HZ))
+        samples = [round((d.seconds + d.nanos / 1e9) * SAMPLE_RATE_HZ) for d in (ended.audio_received, *parts)]
+        return bool(samples[0] == sum(samples[1:]) == round(len(self.messages) * CHUNK_S * SAMPLE_RATE_HZ))
 
     async def _send(self, call: Any, config: bytes, begin: float | None) -> None:
         loop = asyncio.get_running_loop()
@@ -229,7 +229,7 @@ def _stream(channel: grpc.aio.Channel, token: str = CLIENTS_TOKEN) -> Any:
 
 def _config(conversation: str, turn_id: str) -> bytes:
     config = pb.StreamingAnalyzeConfig(
-        audio_config=pb.AudioConfig(encoding=pb.AUDIO_ENCODING_LINEAR16, sample_rate_hertz=RATE_HZ),
+        audio_config=pb.AudioConfig(encoding=pb.AUDIO_ENCODING_LINEAR16, sample_rate_hertz=SAMPLE_RATE_HZ),
         conversation_id=conversation,
         turn_id=turn_id,
         conversation_ttl={"seconds": TTL_S},
@@ -239,8 +239,8 @@ def _config(conversation: str, turn_id: str) -> bytes:
 
 def _chunks(rounds: int) -> list[bytes]:
     """LINEAR16 in whole messages."""
-    audio = lay_out(list(SPOKEN) * rounds, rate=RATE_HZ, seed=0).audio
-    pcm, size = (32767 * audio).round().astype("<i2").tobytes(), 2 * round(CHUNK_S * RATE_HZ)
+    audio = lay_out(list(SPOKEN) * rounds, rate=SAMPLE_RATE_HZ, seed=0).audio
+    pcm, size = (32767 * audio).round().astype("<i2").tobytes(), 2 * round(CHUNK_S * SAMPLE_RATE_HZ)
     return [pcm[at : at + size] for at in range(0, len(pcm) - len(pcm) % size, size)]
 
 
@@ -248,13 +248,13 @@ def _known(chunks: Sequence[bytes]) -> dict[Span, float]:
     """The utterances in it, each with the seconds of audio after which it is known to be over."""
     options = EndpointingOptions()
     segmenter = Segmenter(options, make_vad("webrtc", options.vad_aggressiveness))
-    decoder = AudioDecoder(AudioFormat("linear16", RATE_HZ))
+    decoder = AudioDecoder(AudioFormat("linear16", SAMPLE_RATE_HZ))
     known: dict[Span, float] = {}
     for number, chunk in enumerate([*chunks, b""], 1):
         found = segmenter.push(decoder.decode(chunk)) if chunk else segmenter.flush(EndReason.HALF_CLOSE)
         for event in found:
             if isinstance(event, Utterance):
-                known[event.start / RATE_HZ, event.end / RATE_HZ] = min(number, len(chunks)) * CHUNK_S
+                known[event.start / SAMPLE_RATE_HZ, event.end / SAMPLE_RATE_HZ] = min(number, len(chunks)) * CHUNK_S
     return known
 
 

@@ -8,8 +8,6 @@ import numpy.typing as npt
 
 from kibun.bench.support.speech_like import speech_like
 
-RATE_HZ = 16_000
-
 Pcm = npt.NDArray[np.int16]
 """LINEAR16 samples at 16 kHz, (N,)."""
 
@@ -19,7 +17,7 @@ def utterances(count: int, shortest_s: float, longest_s: float) -> list[Pcm]:
     are skewed; speech from the first to the last sample, so that voice activity detection leaves them whole.
     """
     lengths = np.geomspace(shortest_s, longest_s, count)
-    return [np.round(32767 * speech_like(float(s), RATE_HZ, seed=n)).astype(np.int16) for n, s in enumerate(lengths)]
+    return [np.round(32767 * speech_like(float(s), seed=n)).astype(np.int16) for n, s in enumerate(lengths)]
 
 
 def write(path: Path, material: Sequence[Pcm]) -> None:

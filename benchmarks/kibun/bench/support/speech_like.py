@@ -13,6 +13,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from kibun.models.types import SAMPLE_RATE_HZ
+
 FloatArray = npt.NDArray[np.float32]
 
 #: Formant frequencies in Hz of six vowels (a, e, i, o, u, er), an adult's.
@@ -30,7 +32,7 @@ _VOWELS = np.array(
 _BANDWIDTHS_HZ = (70.0, 90.0, 130.0, 200.0)
 
 
-def speech_like(seconds: float, rate: int = 16_000, f0: float = 120, seed: int = 0) -> FloatArray:
+def speech_like(seconds: float, rate: int = SAMPLE_RATE_HZ, f0: float = 120, seed: int = 0) -> FloatArray:
     """Continuous babble, shape (round(seconds * rate),), peak 0.3, speech from the first to the last sample.
 
     seconds: duration, > 0; rate: Hz; f0: mean pitch in Hz, 80..300. The same arguments always give the same samples.
@@ -106,7 +108,7 @@ class Layout:
 
 def lay_out(
     parts: list[tuple[Literal["silence", "speech"], float]],
-    rate: int = 16_000,
+    rate: int = SAMPLE_RATE_HZ,
     f0: float = 120,
     seed: int = 0,
     noise_rms: float = 1e-4,

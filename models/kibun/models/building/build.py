@@ -13,6 +13,7 @@ from kibun.models.building.checksum import trunk_checksum
 from kibun.models.config import KibunConfig
 from kibun.models.files import PREPROCESSOR, BundleError, check_free
 from kibun.models.model import KibunModel
+from kibun.models.types import SAMPLE_RATE_HZ
 
 # HubertModel creates it anew where a checkpoint lacks it; only training with SpecAugment would use it, we never do.
 _UNUSED = "masked_spec_embed"
@@ -114,8 +115,10 @@ def read_do_normalize(hubert: str | Path) -> bool:
         content = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         raise BundleError(f"{file}: is not JSON: {error}") from error
-    if content.get("sampling_rate", 16_000) != 16_000:
-        raise BundleError(f"{file}: the checkpoint wants {content['sampling_rate']} Hz, only 16000 Hz is supported")
+    if content.get("sampling_rate", SAMPLE_RATE_HZ) != SAMPLE_RATE_HZ:
+        raise BundleError(
+            f"{file}: the checkpoint wants {content['sampling_rate']} Hz, only {SAMPLE_RATE_HZ} Hz is supported"
+        )
     return bool(content.get("do_normalize", True))
 
 

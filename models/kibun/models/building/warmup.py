@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 
 from kibun.models.model import KibunModel
-from kibun.models.types import Analysis, Utterance
+from kibun.models.types import SAMPLE_RATE_HZ, Analysis, Utterance
 
 
-def warm_up(model: KibunModel, samples: int = 16_000) -> Analysis:
+def warm_up(model: KibunModel, samples: int = SAMPLE_RATE_HZ) -> Analysis:
     """Analyse the same seeded noise twice, with one earlier utterance and given traits.
 
     Args:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from kibun.server.audio.decoder import SAMPLE_RATE_HZ, AudioError, AudioFormat, Encoding
+from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server.audio.decoder import AudioError, AudioFormat, Encoding
 from kibun.server.audio.endpointing import EndpointingError, EndpointingOptions, EndReason
 from kibun.server.conversation.state import Conversation
 from kibun.server.errors import Failure, Kind, invalid

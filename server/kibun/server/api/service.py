@@ -12,12 +12,13 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server import __version__
 from kibun.server.api import convert
 from kibun.server.api.auth import Authenticator
 from kibun.server.api.gate import Context, Gate, Handler, current_call
 from kibun.server.api.quota import RETRY_AFTER_S, Account, Quotas, TenantLimits
-from kibun.server.audio.decoder import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ, SAMPLE_RATE_HZ
+from kibun.server.audio.decoder import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import Vad
 from kibun.server.conversation.state import Conversation

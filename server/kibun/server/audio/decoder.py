@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-SAMPLE_RATE_HZ = 16_000
+from kibun.models.types import SAMPLE_RATE_HZ
+
 MIN_SAMPLE_RATE_HZ = 8_000
 MAX_SAMPLE_RATE_HZ = 48_000
 #: Float audio is meant to lie within ±1. Up to this bound (+18 dB) it is clipped and counted; beyond it the

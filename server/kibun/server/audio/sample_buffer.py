@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from kibun.models.types import SAMPLE_RATE_HZ
+
 FloatArray = npt.NDArray[np.float32]
 
 
 class SampleBuffer:
     """Grows and shrinks with what must be kept. Positions are those of the stream, the first sample's is 0."""
 
-    _SMALLEST = 16_000  # samples: one second, 64 kB
+    _SMALLEST = SAMPLE_RATE_HZ  # samples: one second, 64 kB
 
     def __init__(self) -> None:
         self._data = np.empty(self._SMALLEST, np.float32)

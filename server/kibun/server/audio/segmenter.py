@@ -23,6 +23,7 @@ from enum import Enum
 import numpy as np
 import numpy.typing as npt
 
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import (
     EndpointingError,
     EndpointingOptions,
@@ -52,14 +53,14 @@ __all__ = [
 
 FloatArray = npt.NDArray[np.float32]
 
-_SAMPLES_PER_MS = 16
+_SAMPLES_PER_MS = SAMPLE_RATE_HZ // 1000
 #: A burst of sound that has not become an utterance is forgotten after this much silence.
 _START_GAP_MS = 100
 #: In `stopping`, speech must last this long to interrupt the silence: single frames are false alarms.
 _RESTART_MS = 60
 #: A forced cut looks for a pause in this last share of the longest utterance.
 _CUT_WINDOW = 0.25
-_PUSH_SAMPLES = 16_000  # longer pushes are taken in such pieces, so that the buffer stays small
+_PUSH_SAMPLES = SAMPLE_RATE_HZ  # longer pushes are taken in such pieces, so that the buffer stays small
 
 
 class _State(Enum):

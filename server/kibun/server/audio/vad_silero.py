@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kibun.models.types import SAMPLE_RATE_HZ
+
 if TYPE_CHECKING:
     import onnxruntime
-
-_SAMPLE_RATE_HZ = 16_000
 
 
 class SileroVad:
@@ -31,7 +31,7 @@ class SileroVad:
             raise ValueError(f"threshold must lie between 0 and 1, not {threshold}")
         self._session = _session()
         self._threshold = threshold
-        self._rate = np.array(_SAMPLE_RATE_HZ, dtype=np.int64)
+        self._rate = np.array(SAMPLE_RATE_HZ, dtype=np.int64)
         self._input = np.zeros((1, self._CONTEXT_SAMPLES + self.frame_samples), np.float32)
         self._state = np.zeros((2, 1, 128), np.float32)  # (layers, batch, hidden)
 

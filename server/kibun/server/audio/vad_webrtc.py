@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import webrtcvad
 
-_SAMPLE_RATE_HZ = 16_000
+from kibun.models.types import SAMPLE_RATE_HZ
 
 
 class WebRtcVad:
@@ -30,7 +30,7 @@ class WebRtcVad:
             raise ValueError(f"aggressiveness must be 0..3, not {aggressiveness}")
         if frame_ms not in (10, 20, 30):
             raise ValueError(f"frame_ms must be 10, 20 or 30, not {frame_ms}")
-        self.frame_samples = frame_ms * _SAMPLE_RATE_HZ // 1000
+        self.frame_samples = frame_ms * SAMPLE_RATE_HZ // 1000
         self._aggressiveness = aggressiveness
         self._frame_ms = frame_ms
         self.reset()
@@ -49,7 +49,7 @@ class WebRtcVad:
         pcm, size = scaled.astype(np.int16).tobytes(), 2 * self.frame_samples
         decisions = []
         for number, energy in enumerate(energies):
-            speech = self._vad.is_speech(pcm[number * size : (number + 1) * size], _SAMPLE_RATE_HZ)
+            speech = self._vad.is_speech(pcm[number * size : (number + 1) * size], SAMPLE_RATE_HZ)
             decisions.append(bool(speech and audible[number] and self._gate.lets_pass(energy)))
         return decisions
 

@@ -14,8 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
-SAMPLE_RATE_HZ = 16_000
-"""Rate of `Job.audio`."""
+from kibun.models.types import SAMPLE_RATE_HZ
 
 Traits = tuple[float, float, float, float, float]
 """Openness, conscientiousness, extraversion, agreeableness, neuroticism, each 1 to 7 (TIPI)."""

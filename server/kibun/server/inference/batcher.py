@@ -25,9 +25,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.inference import admission
 from kibun.server.inference.admission import Level, SpeechLoad
-from kibun.server.inference.backend import SAMPLE_RATE_HZ, Backend, BackendError, Job, ModelInfo, Result, Superseded
+from kibun.server.inference.backend import Backend, BackendError, Job, ModelInfo, Result, Superseded
 from kibun.server.inference.cost import CostModel
 from kibun.server.observability.telemetry import Telemetry
 

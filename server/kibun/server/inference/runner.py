@@ -10,7 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from kibun.server.inference.backend import SAMPLE_RATE_HZ, BackendError, Job, ModelInfo, Result
+from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result
 from kibun.server.inference.worker_protocol import LoadOptions
 
 _log = logging.getLogger("kibun.server.inference.worker")

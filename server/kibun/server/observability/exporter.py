@@ -23,8 +23,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server import __version__
-from kibun.server.audio.decoder import SAMPLE_RATE_HZ
 from kibun.server.observability.metrics import Histogram, Metrics
 
 MAX_CONNECTIONS = 16  # at a time; further ones are closed

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from kibun.server.audio.decoder import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.observability.metrics import Metrics
 
 METHODS = (

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from kibun.server.audio.decoder import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import EndReason, Utterance
 from kibun.server.conversation.state import Participant, UtteranceRecord
 from kibun.server.errors import Failure, Kind

@@ -9,7 +9,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
-from kibun.server.audio.decoder import SAMPLE_RATE_HZ, AudioDecoder, AudioError
+from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server.audio.decoder import AudioDecoder, AudioError
 from kibun.server.audio.endpointing import (
     EndReason,
     NoSpeechTimeout,

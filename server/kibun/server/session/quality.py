@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from kibun.server.audio.decoder import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.session.events import Warn
 
 CLIPPED = 0.98  # of full scale; G.711's loudest codes lie there

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kibun.models._torchaudio import ensure_importable
-from kibun.training.audio.reading import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ
 
 # Speeds in whole percent: played at 90 % or 110 %, ten samples become eleven or nine, with small, exact filters.
 SPEED_STEPS = 100

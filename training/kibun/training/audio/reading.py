@@ -8,9 +8,9 @@ import soundfile
 from numpy.typing import NDArray
 
 from kibun.models._torchaudio import ensure_importable
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.errors import ManifestError
 
-SAMPLE_RATE_HZ = 16_000
 # torchaudio keeps one filter per output phase: a rate that shares no large factor with 16 kHz would take gigabytes.
 MOST_PHASES = 640
 SAME_DURATION_S = 0.1

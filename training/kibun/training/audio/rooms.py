@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-SAMPLE_RATE_HZ = 16_000
+from kibun.models.types import SAMPLE_RATE_HZ
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from kibun.models.types import TRAITS, Traits
-from kibun.training.audio.reading import SAMPLE_RATE_HZ, load_audio
+from kibun.training.audio.reading import load_audio
 from kibun.training.corpora.splits import SPLITS, read_splits, resolve_splits
 from kibun.training.errors import ManifestError
 
 __all__ = [
-    "SAMPLE_RATE_HZ",
     "SPLITS",
     "Item",
     "Manifest",

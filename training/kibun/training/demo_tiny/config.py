@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from kibun.models.bundle import KibunConfig, KibunModel
-
-SAMPLE_RATE_HZ = 16_000
+from kibun.models.types import SAMPLE_RATE_HZ
 
 
 def tiny_config(name: str = "demo-tiny", version: str = "1") -> KibunConfig:

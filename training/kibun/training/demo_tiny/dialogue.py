@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.demo_tiny.corpus import render_utterance
-from kibun.training.demo_tiny.effects import SAMPLE_RATE_HZ
 from kibun.training.demo_tiny.espeak import Espeak
 from kibun.training.demo_tiny.speakers import Cues, Speaker
 

@@ -7,10 +7,10 @@ All filters are zero-phase gains over the whole utterance, applied in the freque
 import numpy as np
 import soxr
 
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.demo_tiny.espeak import ESPEAK_RATE_HZ
 from kibun.training.demo_tiny.speakers import Cues, Speaker
 
-SAMPLE_RATE_HZ = 16_000
 EFFORT_DB_PER_OCTAVE = 1.7
 
 

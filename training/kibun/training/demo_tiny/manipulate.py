@@ -9,7 +9,8 @@ from typing import Literal
 import numpy as np
 import soxr
 
-SAMPLE_RATE_HZ = 16_000
+from kibun.models.types import SAMPLE_RATE_HZ
+
 Cue = Literal["pitch", "rate", "tilt", "all"]
 CUES: tuple[Cue, ...] = ("pitch", "rate", "tilt", "all")
 

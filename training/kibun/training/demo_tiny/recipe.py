@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kibun.models.bundle import KibunModel
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.corpora.manifest import load_manifest
 from kibun.training.demo_tiny.config import new_tiny_model, tiny_config
 from kibun.training.demo_tiny.data import Corpus
@@ -52,7 +53,7 @@ def train_tiny(
         seed=options.seed,
         speakers=len({item.speaker for item in items}),
         utterances=len(items),
-        hours=sum(len(audio) for corpus in splits.values() for audio, _item in corpus.examples) / 16_000 / 3600,
+        hours=sum(len(audio) for corpus in splits.values() for audio, _item in corpus.examples) / SAMPLE_RATE_HZ / 3600,
         commands=(str(settings.get("command", "(corpus command not recorded)")), *_earlier(start_from), *commands),
     )
     figures = write_bundle(model, splits["test"].examples, origin, out)

@@ -18,8 +18,8 @@ from kibun.models.bundle import KibunModel
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item
 from kibun.training.evaluation.metrics import ccc
-from kibun.training.runs.predict import conversations, trait_estimates
 from kibun.training.runs.config import TrainingOptions
+from kibun.training.runs.predict import conversations, trait_estimates
 
 PROFILES = 16  # of one step
 EVERY = 25  # steps between evaluations on dev

@@ -13,9 +13,9 @@ from kibun.models.bundle import KibunModel
 from kibun.models.hubert import Frames
 from kibun.models.personality import round_to_stored
 from kibun.models.types import EMOTIONS, Traits
-from kibun.training.runs.ctc import transcripts
 from kibun.training.corpora.manifest import Item
 from kibun.training.evaluation.predictions import Estimate, Prediction
+from kibun.training.runs.ctc import transcripts
 from kibun.training.runs.task_model import TaskModel
 from kibun.training.runs.utterances import Utterances
 

@@ -17,14 +17,13 @@ from safetensors.torch import load_file
 from kibun.models._transformers import quiet
 from kibun.models.bundle import KibunModel
 from kibun.models.types import TRAITS
-from kibun.training.runs.conversation_stage import Vectors, train_conversation_head
-from kibun.training.runs.trainer import Fit, transcript_error
 from kibun.training.corpora.manifest import Item, is_generated, read_manifest
+from kibun.training.corpora.splits import SPLITS
 from kibun.training.evaluation.metrics import ccc, error_by_heard
-from kibun.training.runs.predict import as_predictions, hear
 from kibun.training.evaluation.predictions import Prediction, write_predictions
 from kibun.training.runs.card import run_card
 from kibun.training.runs.config import ConfigError, RunConfig, identity, load_config, write_config
+from kibun.training.runs.conversation_stage import Vectors, train_conversation_head
 from kibun.training.runs.folder import (
     BUNDLE,
     CHECKPOINTS,
@@ -38,8 +37,9 @@ from kibun.training.runs.folder import (
     read_log,
     settle,
 )
-from kibun.training.corpora.splits import SPLITS
+from kibun.training.runs.predict import as_predictions, hear
 from kibun.training.runs.task_model import TaskModel, new_task_model
+from kibun.training.runs.trainer import Fit, transcript_error
 from kibun.training.runs.trait_source import condition_traits
 from kibun.training.runs.trunk_cache import TrunkCache, fill, root_of, why_off
 from kibun.training.runs.utterances import Utterances, make_augmentation

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from kibun.models.building.build import build_model
 from kibun.models.bundle import KibunConfig, KibunModel, load_bundle
 from kibun.models.layers import Linear
-from kibun.training.runs.ctc import VOCABULARY, ctc_loss
 from kibun.training.losses import ccc_loss
 from kibun.training.runs.config import ConfigError, RunConfig
+from kibun.training.runs.ctc import VOCABULARY, ctc_loss
 from kibun.training.runs.trunk_cache import padded
 
 SHARED_TAIL = "shared"

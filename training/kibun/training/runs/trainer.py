@@ -23,11 +23,11 @@ from torch.utils.data import DataLoader
 from kibun.models._transformers import quiet
 from kibun.models.types import TRAITS
 from kibun.training._transformers import Trainer, TrainerCallback, TrainingArguments
-from kibun.training.runs.ctc import spell
 from kibun.training.evaluation.metrics import ccc, word_error_rate
-from kibun.training.runs.predict import Heard, hear, trait_estimates
 from kibun.training.runs.config import RunConfig
+from kibun.training.runs.ctc import spell
 from kibun.training.runs.folder import BUNDLE, CHECKPOINTS, CTC, LOG, PART, read_log
+from kibun.training.runs.predict import Heard, hear, trait_estimates
 from kibun.training.runs.task_model import TaskModel
 from kibun.training.runs.trunk_cache import why_off
 from kibun.training.runs.utterances import BucketBatches, Collate, Utterances

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kibun.models.bundle import KibunModel
 from kibun.models.building.checksum import trunk_checksum
+from kibun.models.bundle import KibunModel
 from kibun.models.hubert import Frames, architecture, frame_count
 from kibun.training.runs.config import ConfigError, RunConfig
 

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset, Sampler
 
 from kibun.models.bundle import KibunModel
 from kibun.models.hubert import Frames
-from kibun.training.audio.reading import SAMPLE_RATE_HZ, load_audio
+from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.training.audio.reading import load_audio
 from kibun.training.corpora.manifest import Item
 from kibun.training.runs.config import ConfigError
 from kibun.training.runs.trunk_cache import Sound, TrunkCache, padded

@@ -12,9 +12,9 @@ import dataclasses
 
 import numpy as np
 
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.simulation.world import CUE_NAMES, SEGMENTS, Floats, Integers
 
-SAMPLE_RATE_HZ = 16_000
 CUE_SECONDS = 0.26
 GAP_SECONDS = 0.04
 FLOOR = 0.003  # rms of the steady noise, full scale 1; cues have about 0.02 to 0.15

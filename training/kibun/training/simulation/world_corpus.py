@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from kibun.models.types import TRAITS
+from kibun.models.types import SAMPLE_RATE_HZ, TRAITS
 from kibun.training.simulation.world import Scenes, draw_scenes, make_world
-from kibun.training.simulation.world_audio import SAMPLE_RATE_HZ, cue_text, draw_manner, draw_voice, render
+from kibun.training.simulation.world_audio import cue_text, draw_manner, draw_voice, render
 from kibun.training.simulation.world_ceilings import ceilings
 from kibun.training.simulation.world_features import draw_frames
 
