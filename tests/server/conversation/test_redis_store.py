@@ -18,10 +18,10 @@ from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import MemoryStore, StoreRefused, StoreUnavailable
 from kibun.server.errors import Failure
 from kibun.server.settings import Settings, StartError
-from tests.server.conversation.test_store import KEY, Stream, fresh, open_redis, plain, record, said
 from tests.support import ROOT
 from tests.support.certificates import make_certificates
 from tests.support.redis_server import OwnRedis, command, free_port, own_redis, patience, prefixed
+from tests.support.stores import KEY, FakeStream, adding, fresh, open_redis, plain, record
 
 pytest.importorskip("redis", reason="needs the extra redis")
 
@@ -197,8 +197,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]:
 
 async def test_the_documented_permissions_are_enough(guarded: OwnRedis) -> None:
     store = await open_store(f"redis://kibun:{SECRET}@127.0.0.1:{guarded.port}")
-    made = await store.update(KEY, said(record()))
-    await store.update(KEY, said(record(start=1)))
+    made = await store.update(KEY, adding(record()))
+    await store.update(KEY, adding(record(start=1)))
     assert plain(await store.get(KEY)) != plain(made)
     assert await store.knows(KEY)
     assert await store.delete(KEY)
@@ -231,7 +231,7 @@ async def test_tls(tmp_path: Path) -> None:
     with own_redis(tmp_path, "--tls-port", str(port), *map(str, files), port=0):
         own = f"ssl_certfile={tmp_path}/client.pem&ssl_keyfile={tmp_path}/client.key"
         store = await open_store(f"rediss://127.0.0.1:{port}?ssl_ca_certs={ca}&{own}")
-        await store.update(KEY, said(record()))
+        await store.update(KEY, adding(record()))
         await store.close()
         with pytest.raises(StartError, match=r"does its port speak TLS, with a certificate of ssl_ca_certs"):
             await open_store(f"rediss://127.0.0.1:{port}?{own}")
@@ -268,17 +268,17 @@ async def test_an_utterance_costs_its_own_bytes(store: RedisStore, url: str, rec
     def big(n: int) -> Any:
         return replace(record(start=n), vector=np.full(768, n, np.float16))
 
-    await store.update(KEY, said(*map(big, range(records))))
+    await store.update(KEY, adding(*map(big, range(records))))
     counted = Counted()
     counted.watch(store)
     await store.get(KEY)
-    await store.update(KEY, said(big(9000)))
+    await store.update(KEY, adding(big(9000)))
     assert counted.commands == 2
     assert counted.sent + counted.received < 3_000
 
     async with opened(url) as another:
         await another.get(KEY)
-        await store.update(KEY, said(big(9001)))
+        await store.update(KEY, adding(big(9001)))
         counted.commands = counted.received = 0
         counted.watch(another)
         assert plain(await another.get(KEY)) == plain(await store.get(KEY))
@@ -288,7 +288,7 @@ async def test_an_utterance_costs_its_own_bytes(store: RedisStore, url: str, rec
 async def test_memory_of_conversations_seen_is_bounded(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kibun.server.conversation.redis_store.KEPT_RECORDS", 50)
     for n in range(20):
-        await store.update(("tenant", f"c{n}"), said(*(record(start=i) for i in range(4))))
+        await store.update(("tenant", f"c{n}"), adding(*(record(start=i) for i in range(4))))
     assert len(store) == 10
     for n in range(20):
         found = await store.get(("tenant", f"c{n}"))
@@ -303,7 +303,7 @@ async def test_memory_of_conversations_seen_is_bounded(store: RedisStore, monkey
 async def test_what_must_have_expired_is_not_kept(url: str) -> None:
     now = [1000.0]
     store = RedisStore(RedisLink(Address.parse(url)), clock=lambda: now[0])
-    await store.update(KEY, said(record()))
+    await store.update(KEY, adding(record()))
     assert store.remembered(KEY) is not None
     now[0] += 61
     assert store.remembered(KEY) is None
@@ -315,9 +315,9 @@ async def test_what_must_have_expired_is_not_kept(url: str) -> None:
 async def test_a_server_that_forgot_its_scripts(tmp_path: Path) -> None:
     with own_redis(tmp_path) as server:
         async with opened(server.url) as own:
-            await own.update(KEY, said(record()))
+            await own.update(KEY, adding(record()))
             await command(server.url, "SCRIPT", "FLUSH")
-            await own.update(KEY, said(record(start=1)))
+            await own.update(KEY, adding(record(start=1)))
 
 
 async def test_a_lost_first_answer_is_no_conflict(store: RedisStore, url: str) -> None:
@@ -328,18 +328,18 @@ async def test_a_lost_first_answer_is_no_conflict(store: RedisStore, url: str) -
         await execute(*words)
         return await execute(*words)
 
-    await store.update(KEY, said(record()))
+    await store.update(KEY, adding(record()))
     store._link._execute = twice
     calls = 0
 
     def change(conversation: Conversation | None) -> Conversation:
         nonlocal calls
         calls += 1
-        return said(record(start=1))(conversation)
+        return adding(record(start=1))(conversation)
 
     changed = await store.update(KEY, change)
     assert calls == 1
-    await store.update(KEY, said(record(start=2)))
+    await store.update(KEY, adding(record(start=2)))
     assert await store.delete(KEY)
     assert changed.participant("p").revision == 2
 
@@ -348,7 +348,7 @@ async def test_a_cancelled_call_gives_its_answer_to_nobody_else(store: RedisStor
     """Streams are cancelled at any moment, and the connections are shared."""
     keys = [("tenant", f"c{n}") for n in range(20)]
     for n, key in enumerate(keys):
-        await store.update(key, said(record(start=n)))
+        await store.update(key, adding(record(start=n)))
     chance = random.Random(0)
 
     async def ask(n: int) -> None:
@@ -376,7 +376,7 @@ async def test_a_cancelled_call_gives_its_answer_to_nobody_else(store: RedisStor
 async def test_a_damaged_conversation_counts_as_lost(
     url: str, store: RedisStore, field: str, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = said(record())(None)
+    whole = adding(record())(None)
     whole = whole.with_participant(replace(whole.participant("p"), finished_turns=("t",)))
     await store.update(KEY, lambda _: whole)
     value = await command(url.partition("?")[0], "HGET", name_of(url), field)
@@ -391,7 +391,7 @@ async def test_a_damaged_conversation_counts_as_lost(
             assert await another.get(KEY) is None
         assert ("damaged" in caplog.text) == (field != "head" or how not in ("gone", "empty"))
         assert KEY[1] + "/" not in caplog.text
-        await another.update(KEY, said(record(start=5)))
+        await another.update(KEY, adding(record(start=5)))
         found = await store.get(KEY)
         assert found
         assert [r.start for r in found.participant("p").records] == [5]
@@ -407,12 +407,12 @@ async def test_a_damaged_conversation_can_be_deleted(url: str, store: RedisStore
 
 @pytest.mark.parametrize("field", ["head", "r/p/0"])
 async def test_what_a_newer_version_wrote_is_left_alone(url: str, store: RedisStore, field: str) -> None:
-    await store.update(KEY, said(record()))
+    await store.update(KEY, adding(record()))
     body = b"[of the future]"
     newer = codec._PREFIX.pack(codec.VERSION + 1, codec._check(codec.VERSION + 1, body)) + body
     await command(url.partition("?")[0], "HSET", name_of(url), field, newer)
     async with opened(url) as another:
-        for call in (another.get(KEY), another.update(KEY, said(record())), another.delete(KEY)):
+        for call in (another.get(KEY), another.update(KEY, adding(record())), another.delete(KEY)):
             with pytest.raises(Failure, match="newer version") as caught:
                 await call
             assert caught.value.reason == "CONVERSATION_VERSION"
@@ -425,14 +425,14 @@ async def test_somebody_elses_value_is_one_conversations_trouble(url: str, caplo
     store = ResilientStore(RedisStore(RedisLink(Address.parse(url))), on_error=lambda: errors.append(True))
     await command(url.partition("?")[0], "LPUSH", name_of(url), SECRET)
     other = ("tenant", "other")
-    stream = Stream()
+    stream = FakeStream()
     for _ in range(3):
-        for call in (store.get(KEY), store.update(KEY, said(record()), stream), store.delete(KEY), store.knows(KEY)):
+        for call in (store.get(KEY), store.update(KEY, adding(record()), stream), store.delete(KEY), store.knows(KEY)):
             with pytest.raises(StoreRefused, match="begin another"):
                 await call
-        await store.update(other, said(record()), stream)
+        await store.update(other, adding(record()), stream)
         assert await store.get(other)
-    assert (store.kept, stream.told, errors) == (0, [], []), "no outage"
+    assert (store.kept, stream.notices, errors) == (0, [], []), "no outage"
     assert {getattr(r, "reason", None) for r in caplog.records} == {"WRONGTYPE"}
     assert SECRET not in caplog.text
     await store.close()
@@ -464,7 +464,7 @@ async def test_what_every_key_would_meet_counts_as_away(store: RedisStore, error
         raise ResponseError(error)
 
     store._link._execute = refuse
-    for call in (store.get(KEY), store.update(KEY, said(record()))):
+    for call in (store.get(KEY), store.update(KEY, adding(record()))):
         with pytest.raises(StoreUnavailable):
             await call
 
@@ -473,12 +473,12 @@ async def test_a_full_redis_counts_as_away(tmp_path: Path) -> None:
     with own_redis(tmp_path) as server:
         async with opened(server.url) as store:
             for _ in range(2):  # the second time where one was deleted
-                await store.update(KEY, said(record()))
+                await store.update(KEY, adding(record()))
                 await command(server.url, "CONFIG", "SET", "maxmemory", "1mb")
                 with pytest.raises(StoreUnavailable):
-                    await store.update(("tenant", "other"), said(record()))
+                    await store.update(("tenant", "other"), adding(record()))
                 with pytest.raises(StoreUnavailable):
-                    await store.update(KEY, said(record(start=1)))
+                    await store.update(KEY, adding(record(start=1)))
                 store.forget(KEY)
                 assert await store.delete(KEY), "that frees memory"
                 await command(server.url, "CONFIG", "SET", "maxmemory", "0")
@@ -488,26 +488,26 @@ async def test_a_full_redis_counts_as_away(tmp_path: Path) -> None:
 
 
 async def test_a_stream_elsewhere_does_not_bring_back_what_was_deleted(url: str, store: RedisStore) -> None:
-    stream = Stream()
-    stream.held = await store.update(KEY, said(record()), stream)
+    stream = FakeStream()
+    stream.last_seen = await store.update(KEY, adding(record()), stream)
     async with opened(url) as another:
         assert await another.delete(KEY)
-        for call in (store.update(KEY, said(record(start=1)), stream), store.get(KEY, stream)):
+        for call in (store.update(KEY, adding(record(start=1)), stream), store.get(KEY, stream)):
             with pytest.raises(Failure) as caught:
                 await call
             assert caught.value.reason == "CONVERSATION_DELETED"
         again = await another.update(KEY, fresh)
         with pytest.raises(Failure, match="deleted"):
-            await store.update(KEY, said(record(start=1)), stream)
+            await store.update(KEY, adding(record(start=1)), stream)
         found = await another.get(KEY)
         assert plain(found) == plain(again), "nothing of the old one"
         await another.update(KEY, lambda _: None)
         with pytest.raises(Failure, match="deleted"):
-            await store.update(KEY, said(record(start=1)), stream)
+            await store.update(KEY, adding(record(start=1)), stream)
 
 
 async def test_what_is_left_of_a_deleted_conversation(url: str, store: RedisStore) -> None:
-    await store.update(KEY, said(record()))
+    await store.update(KEY, adding(record()))
     await store.delete(KEY)
     base = url.partition("?")[0]
     assert await command(base, "HKEYS", name_of(url)) == [b"deleted"]
@@ -527,7 +527,7 @@ async def test_an_erased_conversation_leaves_no_key(url: str, store: RedisStore)
 WRITER = """
 import asyncio, sys
 from tests.support.redis_server import *
-from tests.server.conversation.test_store import KEY, open_redis, record, said
+from tests.support.stores import KEY, adding, open_redis, record
 
 async def main(url, process, tasks, each):
     patience().__enter__()
@@ -535,7 +535,7 @@ async def main(url, process, tasks, each):
     async def write(task):
         for n in range(each):
             who = f"p{task % 2}"
-            await store.update(KEY, said(record(f"{process}-{task}", n, who=who), who=who))
+            await store.update(KEY, adding(record(f"{process}-{task}", n, who=who), who=who))
     await asyncio.gather(*map(write, range(tasks)))
     await store.close()
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from kibun.server.conversation.state import Conversation, Participant, finish_turn
 from kibun.server.conversation.store import Key, StoreUnavailable
 from kibun.server.errors import Failure, Kind
-from tests.server.conversation.test_store import KEY, Stream, fresh, plain, record, said, traits
 from tests.support.redis_server import prefixed
+from tests.support.stores import KEY, FakeStream, adding, fresh, plain, record, traits
 
 pytest.importorskip("redis", reason="needs the extra redis")
 
@@ -117,9 +117,9 @@ def other(sites: tuple[Site, Site]) -> Site:
     return sites[1]
 
 
-async def say(site: Site, stream: Stream, start: int, who: str = "p") -> Conversation:
-    stream.held = await site.store.update(KEY, said(record("t", start, who=who), who=who), stream)
-    return stream.held
+async def say(site: Site, stream: FakeStream, start: int, who: str = "p") -> Conversation:
+    stream.last_seen = await site.store.update(KEY, adding(record("t", start, who=who), who=who), stream)
+    return stream.last_seen
 
 
 def starts(conversation: Conversation | None, who: str = "p") -> list[int]:
@@ -138,27 +138,27 @@ async def unavailable(work: Awaitable[Any]) -> None:
 
 @pytest.mark.parametrize("mode", ["down", "lossy"])
 async def test_a_stream_goes_on_and_the_store_catches_up(site: Site, other: Site, mode: str) -> None:
-    stream = Stream()
+    stream = FakeStream()
     await say(site, stream, 0)
     site.mode = mode
     for start in (1, 2, 3):
         assert starts(await say(site, stream, start)) == list(range(start + 1))
         assert starts(await site.store.get(KEY, stream)) == list(range(start + 1))
-    assert stream.told == [True], "told once"
+    assert stream.notices == [True], "told once"
     for call in (site.store.get(KEY), site.store.update(KEY, fresh)):
         await unavailable(call)
     assert await site.store.knows(KEY)
 
     await site.back()
-    assert stream.told == [True, False]
+    assert stream.notices == [True, False]
     for store in (site.store, other.store):
         assert starts(await store.get(KEY)) == [0, 1, 2, 3]
     assert starts(await say(site, stream, 4)) == [0, 1, 2, 3, 4]
-    assert stream.told == [True, False]
+    assert stream.notices == [True, False]
 
 
 async def test_an_outage_costs_no_call_per_change(site: Site) -> None:
-    stream = Stream()
+    stream = FakeStream()
     await say(site, stream, 0)
     site.mode = "down"
     await say(site, stream, 1)
@@ -170,7 +170,7 @@ async def test_an_outage_costs_no_call_per_change(site: Site) -> None:
 
 
 async def test_streams_of_a_conversation_see_each_other_in_an_outage(site: Site, other: Site) -> None:
-    one, two = Stream(), Stream()
+    one, two = FakeStream(), FakeStream()
     await say(site, one, 0)
     site.mode = "down"
     await say(site, one, 1)
@@ -179,19 +179,19 @@ async def test_streams_of_a_conversation_see_each_other_in_an_outage(site: Site,
     await site.back()
     found = await other.store.get(KEY)
     assert (starts(found), starts(found, "q")) == ([0, 1], [2])
-    assert one.told == two.told == [True, False]
+    assert one.notices == two.notices == [True, False]
 
 
 async def test_what_an_ended_stream_said_is_stored_later(site: Site, other: Site) -> None:
     site.mode = "down"
-    await say(site, Stream(), 0)
+    await say(site, FakeStream(), 0)
     assert site.store.kept == 1
     await site.back()
     assert starts(await other.store.get(KEY)) == [0]
 
 
 async def test_both_servers_changes_are_kept(site: Site, other: Site) -> None:
-    mine, theirs = Stream(), Stream()
+    mine, theirs = FakeStream(), FakeStream()
     await say(site, mine, 0)
     site.mode = "down"
     await say(site, mine, 1)
@@ -206,7 +206,7 @@ async def test_both_servers_changes_are_kept(site: Site, other: Site) -> None:
 
 
 async def test_a_store_that_lost_everything_gets_it_back(site: Site, other: Site) -> None:
-    stream = Stream()
+    stream = FakeStream()
     await say(site, stream, 0)
     site.mode = "down"
     await say(site, stream, 1)
@@ -229,8 +229,8 @@ async def test_an_outage_right_at_the_end_of_a_turn(site: Site, other: Site) -> 
         return conversation
 
     site.mode = "lossy"
-    stream = Stream()
-    stream.held = await site.store.update(KEY, enter, stream)
+    stream = FakeStream()
+    stream.last_seen = await site.store.update(KEY, enter, stream)
     entered.append(1)
     await say(site, stream, 0)
     await site.store.update(
@@ -245,19 +245,19 @@ async def test_an_outage_right_at_the_end_of_a_turn(site: Site, other: Site) -> 
     assert found
     assert starts(found) == [0]
     assert found.participant("p").finished_turns == ("t",)
-    assert stream.told == [True, False]
+    assert stream.notices == [True, False]
 
 
 # ---- new streams
 
 
 async def test_a_stream_may_begin_in_an_outage(site: Site, other: Site) -> None:
-    await say(other, Stream(), 0)
+    await say(other, FakeStream(), 0)
     site.mode = "down"
-    stream = Stream()
+    stream = FakeStream()
     assert not await site.store.knows(KEY)
-    stream.held = await site.store.update(KEY, lambda c: c or fresh(), stream)
-    assert stream.told == [True]
+    stream.last_seen = await site.store.update(KEY, lambda c: c or fresh(), stream)
+    assert stream.notices == [True]
     assert starts(await say(site, stream, 1)) == [1], "what was said before cannot be read now"
     await site.back()
     assert starts(await site.store.get(KEY, stream)) == [0, 1]
@@ -270,16 +270,16 @@ async def test_whether_a_conversation_exists_cannot_be_told(site: Site, other: S
         return conversation
 
     site.mode = "down"
-    stream = Stream()
+    stream = FakeStream()
     await unavailable(site.store.update(KEY, existing, stream))
-    assert (stream.told, site.store.kept) == ([], 0)
+    assert (stream.notices, site.store.kept) == ([], 0)
     await say(site, stream, 0)
-    assert starts(await site.store.update(KEY, existing, Stream())) == [0], "this server knows it"
+    assert starts(await site.store.update(KEY, existing, FakeStream())) == [0], "this server knows it"
 
 
 async def test_a_stream_that_should_not_have_begun_is_ended(site: Site, other: Site) -> None:
     """It began in an outage in a conversation that had been completed; what it said is not stored."""
-    good, bad = Stream(), Stream()
+    good, bad = FakeStream(), FakeStream()
     await say(site, good, 0)
     await other.store.update(KEY, lambda c: c and replace(c, completed=True))
 
@@ -290,16 +290,16 @@ async def test_a_stream_that_should_not_have_begun_is_ended(site: Site, other: S
 
     site.mode = "down"
     await say(site, good, 1)
-    bad.held = await site.store.update(KEY, enter, bad)
+    bad.last_seen = await site.store.update(KEY, enter, bad)
     await say(site, bad, 2)
     await site.back()
-    assert [getattr(told, "reason", told) for told in bad.told] == [True, "CONVERSATION_COMPLETED"]
-    assert good.told == [True, False]
+    assert [getattr(notice, "reason", notice) for notice in bad.notices] == [True, "CONVERSATION_COMPLETED"]
+    assert good.notices == [True, False]
     assert starts(await other.store.get(KEY)) == [0, 1]
 
 
 async def test_what_cannot_be_applied_stands_in_nobodys_way(site: Site, other: Site) -> None:
-    bad, good = Stream(), Stream()
+    bad, good = FakeStream(), FakeStream()
     calls = 0
 
     def once(conversation: Conversation | None) -> Conversation:
@@ -313,26 +313,26 @@ async def test_what_cannot_be_applied_stands_in_nobodys_way(site: Site, other: S
     await site.store.update(KEY, once, bad)
     await say(site, good, 0, "q")
     await site.back()
-    assert [getattr(told, "reason", told) for told in bad.told] == [True, "NOT_STORED"]
-    assert good.told == [True, False]
+    assert [getattr(notice, "reason", notice) for notice in bad.notices] == [True, "NOT_STORED"]
+    assert good.notices == [True, False]
     assert starts(await other.store.get(KEY), "q") == [0]
 
 
 async def test_what_cannot_be_written_stands_in_nobodys_way(site: Site, other: Site) -> None:
-    stream = Stream()
+    stream = FakeStream()
     site.mode = "down"
-    await site.store.update(KEY, said(replace(record(), turn_id=object())), stream)  # type: ignore[arg-type]
+    await site.store.update(KEY, adding(replace(record(), turn_id=object())), stream)  # type: ignore[arg-type]
     await site.back()
-    assert [getattr(told, "reason", told) for told in stream.told] == [True, "NOT_STORED"]
-    await say(site, Stream(), 1)
+    assert [getattr(notice, "reason", notice) for notice in stream.notices] == [True, "NOT_STORED"]
+    await say(site, FakeStream(), 1)
     assert starts(await other.store.get(KEY)) == [1]
 
 
 async def test_a_stream_that_leaves_nothing_is_not_kept(site: Site, other: Site) -> None:
     site.mode = "down"
     for _ in range(10):
-        stream = Stream()
-        stream.held = await site.store.update(KEY, lambda c: c or fresh(), stream)
+        stream = FakeStream()
+        stream.last_seen = await site.store.update(KEY, lambda c: c or fresh(), stream)
         await site.store.update(KEY, lambda _: None, stream)
     assert site.store.kept == 0
     assert not site.store._backlog
@@ -344,18 +344,18 @@ async def test_a_stream_that_leaves_nothing_is_not_kept(site: Site, other: Site)
 
 
 async def test_deletion_elsewhere_wins(site: Site, other: Site) -> None:
-    stream = Stream()
+    stream = FakeStream()
     await say(site, stream, 0)
     site.mode = "down"
     await say(site, stream, 1)
     assert await other.store.delete(KEY)
     await site.back()
-    assert [getattr(told, "reason", told) for told in stream.told] == [True, "CONVERSATION_DELETED"]
+    assert [getattr(notice, "reason", notice) for notice in stream.notices] == [True, "CONVERSATION_DELETED"]
     assert await other.store.get(KEY) is None
 
 
 async def test_deletion_in_an_outage_is_refused_but_drops_what_waits(site: Site, other: Site) -> None:
-    stream = Stream()
+    stream = FakeStream()
     await say(site, stream, 0)
     site.mode = "down"
     await say(site, stream, 1)
@@ -371,11 +371,11 @@ async def test_deletion_in_an_outage_is_refused_but_drops_what_waits(site: Site,
 
 
 async def test_a_late_change_does_not_bring_back_what_was_deleted(site: Site) -> None:
-    stream = Stream()
+    stream = FakeStream()
     await say(site, stream, 0)
     deleting = asyncio.create_task(site.store.delete(KEY))
     await asyncio.sleep(0)
-    late = asyncio.create_task(site.store.update(KEY, said(record(start=1)), stream))
+    late = asyncio.create_task(site.store.update(KEY, adding(record(start=1)), stream))
     assert await deleting
     with pytest.raises(Failure, match="deleted"):
         await late
@@ -427,16 +427,16 @@ def own_clock(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("own_clock")
 async def test_slow_is_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_resilient, "FAST_S", 0.05)
-    stream = Stream()
+    stream = FakeStream()
     await say(site, stream, 0)
     site.mode = "slow"
     for start in (1, 2):
         await say(site, stream, start)
-    assert stream.told == [], "it did answer"
+    assert stream.notices == [], "it did answer"
     before = site.calls
     for start in range(3, 20):
         await say(site, stream, start)
-    assert stream.told == [True]
+    assert stream.notices == [True]
     await asyncio.sleep(0.3)
     assert site.store.kept == 17, "as long as it is slow"
     assert site.calls == before
@@ -447,11 +447,11 @@ async def test_slow_is_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("own_clock")
 async def test_one_slow_answer_is_no_outage(site: Site) -> None:
-    stream = Stream()
+    stream = FakeStream()
     for start in range(4):
         site.mode = "slow" if start % 2 else "up"
         await say(site, stream, start)
-    assert stream.told == []
+    assert stream.notices == []
     assert not site.store._away
 
 
@@ -460,7 +460,7 @@ async def test_a_large_conversation_is_no_slow_store(site: Site, other: Site, mo
     """Each of many answers is quick, and all of them together take longer than one may."""
     monkeypatch.setattr(store_redis, "READ_AT_ONCE", 10)
     for key in (KEY, ("tenant", "another")):
-        await other.store.update(key, said(*(record(start=n) for n in range(200))))
+        await other.store.update(key, adding(*(record(start=n) for n in range(200))))
     execute = site.redis._link._execute
 
     async def quick(*words: Any) -> Any:
@@ -469,7 +469,7 @@ async def test_a_large_conversation_is_no_slow_store(site: Site, other: Site, mo
         return await execute(*words)
 
     site.redis._link._execute = quick
-    stream = Stream()
+    stream = FakeStream()
     for key in (KEY, ("tenant", "another")):
         assert starts(await site.store.get(key, stream)) == list(range(200))
     assert site.calls == 2 * 21
@@ -480,14 +480,14 @@ async def test_a_large_conversation_that_changes_while_it_is_read(
     site: Site, other: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_redis, "READ_AT_ONCE", 10)
-    await other.store.update(KEY, said(*(record(start=n) for n in range(95))))
+    await other.store.update(KEY, adding(*(record(start=n) for n in range(95))))
     execute, changes = site.redis._link._execute, 0
 
     async def disturbed(*words: Any) -> Any:
         nonlocal changes
         if words[0] == "HMGET" and changes < 15:
             changes += 1
-            await other.store.update(KEY, said(record(start=1000 + changes)))
+            await other.store.update(KEY, adding(record(start=1000 + changes)))
         return await execute(*words)
 
     site.redis._link._execute = disturbed
@@ -497,19 +497,19 @@ async def test_a_large_conversation_that_changes_while_it_is_read(
 
 
 async def test_no_answer_is_waited_for_a_second_at_most(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = Stream()
+    stream = FakeStream()
     await say(site, stream, 0)
     monkeypatch.setattr(redis_link, "TIMEOUT_S", 1.0)
     site.mode = "frozen"
     begin = time.monotonic()
-    await asyncio.gather(*(say(site, Stream(stream.held), start, f"p{start}") for start in range(20)))
+    await asyncio.gather(*(say(site, FakeStream(stream.last_seen), start, f"p{start}") for start in range(20)))
     assert 0.9 < time.monotonic() - begin < 10
 
 
-async def say_many(site: Site, key: Key, count: int) -> Stream:
-    stream = Stream()
+async def say_many(site: Site, key: Key, count: int) -> FakeStream:
+    stream = FakeStream()
     for start in range(count):
-        stream.held = await site.store.update(key, said(record(start=start)), stream)
+        stream.last_seen = await site.store.update(key, adding(record(start=start)), stream)
     return stream
 
 
@@ -528,21 +528,21 @@ async def test_who_has_the_most_pays_for_what_is_too_much(
     # "long" loses 3 of its 9 to its own limit, 2 to its tenant's (12 of 10), and "a" has the most when all are too many
     lost = 3 + 2 + 2
     assert [r.count for r in caplog.records if hasattr(r, "count")] == [lost]
-    assert {key[0] for key, stream in streams.items() if stream.told != [True, False]} == {"a"}, "the others have all"
+    assert {key[0] for key, stream in streams.items() if stream.notices != [True, False]} == {"a"}, "others have all"
     assert found == sizes | {("a", "long"): found["a", "long"], ("a", "one"): 3, ("a", "two"): found["a", "two"]}
-    assert streams["a", "long"].told == [True], "not that all is stored"
+    assert streams["a", "long"].notices == [True], "not that all is stored"
 
 
 async def test_changes_there_was_no_room_for_are_the_oldest(
     site: Site, other: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_missed, "MAX_CONVERSATION", 5)
-    stream = Stream()
+    stream = FakeStream()
     await say(site, stream, 100)
     site.mode = "down"
     for start in range(8):
         await say(site, stream, start)
-    assert starts(stream.held) == [100, *range(8)], "this server knows all"
+    assert starts(stream.last_seen) == [100, *range(8)], "this server knows all"
     await site.back()
     assert starts(await other.store.get(KEY)) == [100, *range(3, 8)]
 
@@ -561,7 +561,7 @@ async def test_a_stream_of_which_nothing_could_be_kept_goes_on_from_what_it_hold
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store_missed, "MAX_TENANT", 1)
-    stream, key = Stream(), ("tenant", "another")
+    stream, key = FakeStream(), ("tenant", "another")
     await say(site, stream, 0)
     site.mode = "down"
     await say(site, stream, 1)
@@ -573,18 +573,18 @@ async def test_a_stream_of_which_nothing_could_be_kept_goes_on_from_what_it_hold
 
 
 async def test_keeping_a_conversation_alive_takes_no_room(site: Site) -> None:
-    stream = Stream()
+    stream = FakeStream()
     await say(site, stream, 0)
     site.mode = "down"
     for _ in range(10):
-        before = stream.held
-        stream.held = await site.store.update(KEY, lambda c: c or fresh(), stream)
+        before = stream.last_seen
+        stream.last_seen = await site.store.update(KEY, lambda c: c or fresh(), stream)
         assert before
-        assert stream.held.update_time > before.update_time
+        assert stream.last_seen.update_time > before.update_time
     assert site.store.kept == 1, "the one that tells that this stream is there"
-    assert stream.told == [True]
+    assert stream.notices == [True]
     await site.back()
-    assert stream.told == [True, False]
+    assert stream.notices == [True, False]
 
 
 async def test_a_silent_stream_takes_no_room(site: Site) -> None:
@@ -603,10 +603,10 @@ async def test_a_silent_stream_takes_no_room(site: Site) -> None:
 async def test_catching_up_lets_others_have_their_turn(site: Site, other: Site) -> None:
     count = 20 * store_resilient.TOLD_AT_ONCE
     site.mode = "down"
-    stream = Stream()
+    stream = FakeStream()
     for n in range(count):
         await site.store.update(
-            KEY, lambda c, n=n: said()(c).with_participant(finish_turn(Participant("p"), f"{n}")), stream
+            KEY, lambda c, n=n: adding()(c).with_participant(finish_turn(Participant("p"), f"{n}")), stream
         )
     longest = changes = 0
     replay = store_resilient.replay
@@ -624,7 +624,7 @@ async def test_catching_up_lets_others_have_their_turn(site: Site, other: Site) 
     found = await other.store.get(KEY)
     assert found
     assert found.participant("p").finished_turns == (f"{count - 1}",)
-    assert stream.told == [True, False]
+    assert stream.notices == [True, False]
 
 
 @pytest.mark.parametrize("mode", ["down", "lossy"])
@@ -633,7 +633,7 @@ async def test_an_outage_in_the_middle_of_catching_up(
 ) -> None:
     monkeypatch.setattr(store_resilient, "TOLD_AT_ONCE", 3)
     site.mode = "down"
-    bad, stream = Stream(), Stream()
+    bad, stream = FakeStream(), FakeStream()
     calls = 0
 
     def once(conversation: Conversation | None) -> Conversation:
@@ -653,8 +653,8 @@ async def test_an_outage_in_the_middle_of_catching_up(
     assert site.store.kept == 6
     await site.back()
     assert starts(await other.store.get(KEY)) == list(range(10))
-    assert [getattr(told, "reason", told) for told in bad.told] == [True, "CONVERSATION_COMPLETED"]
-    assert stream.told == [True, False]
+    assert [getattr(notice, "reason", notice) for notice in bad.notices] == [True, "CONVERSATION_COMPLETED"]
+    assert stream.notices == [True, False]
 
 
 @given(sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), max_size=60))
@@ -676,7 +676,7 @@ async def test_what_has_expired_is_no_longer_kept() -> None:
         now = [time.time()]
         site = make_site(url, lambda: now[0])
         site.mode = "down"
-        stream = Stream()
+        stream = FakeStream()
         await say(site, stream, 0)
         now[0] += 59
         site.store.sweep()
@@ -689,7 +689,7 @@ async def test_what_has_expired_is_no_longer_kept() -> None:
 
 async def test_closing_tries_once_more(site: Site, other: Site) -> None:
     site.mode = "down"
-    await say(site, Stream(), 0)
+    await say(site, FakeStream(), 0)
     site.mode = "up"
     await site.store.close()
     assert starts(await other.store.get(KEY)) == [0]
@@ -697,7 +697,7 @@ async def test_closing_tries_once_more(site: Site, other: Site) -> None:
 
 async def test_closing_does_not_wait_for_a_frozen_store(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     site.mode = "down"
-    await say(site, Stream(), 0)
+    await say(site, FakeStream(), 0)
     site.mode = "frozen"
     begin = time.monotonic()
     await site.store.close()
@@ -706,12 +706,12 @@ async def test_closing_does_not_wait_for_a_frozen_store(site: Site, caplog: pyte
 
 
 async def test_estimates_of_an_outage_are_stored_as_they_were_told(site: Site, other: Site) -> None:
-    stream = Stream()
+    stream = FakeStream()
     site.mode = "down"
     item = record(level=3.0)
-    await site.store.update(KEY, said(item), stream)
+    await site.store.update(KEY, adding(item), stream)
     await site.back()
     found = await other.store.get(KEY)
     assert found
-    assert plain(found)[2]["p"][-1] == plain(said(item)(None))[2]["p"][-1]
+    assert plain(found)[2]["p"][-1] == plain(adding(item)(None))[2]["p"][-1]
     assert found.participant("p").records[0].traits == traits(3.0)

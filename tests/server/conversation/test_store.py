@@ -2,10 +2,10 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,169 +18,49 @@ from kibun.server.conversation.state import (
     Conversation,
     Opening,
     Participant,
-    UtteranceRecord,
     add_utterance,
     finish_turn,
     note_opening,
     reopen_turn,
 )
-from kibun.server.conversation.store import ConversationStore, Key, MemoryStore
+from kibun.server.conversation.store import ConversationStore, MemoryStore
 from kibun.server.errors import Failure, Kind
-from kibun.server.inference.backend import Traits
-from tests.support.redis_server import command, prefixed
+from tests.support.redis_server import prefixed
+from tests.support.stores import (
+    KEY,
+    FakeStream,
+    Stores,
+    adding,
+    fresh,
+    open_redis,
+    plain,
+    record,
+    stores,
+    traits,
+)
 
-KEY = ("tenant", "c")
-Kind_ = Literal["memory", "redis", "resilient"]
-KINDS: tuple[Kind_, ...] = ("memory", "redis", "resilient")
-
-
-async def open_redis(url: str, *, resilient: bool = False) -> ConversationStore:
-    from kibun.server.conversation.redis_connection import Address, RedisLink
-    from kibun.server.conversation.redis_store import RedisStore
-    from kibun.server.conversation.resilient_store import ResilientStore
-
-    store = RedisStore(RedisLink(Address.parse(url)))
-    await store.first_contact()
-    return ResilientStore(store) if resilient else store
-
-
-@dataclass
-class World:
-    """A store, and what makes its time pass. `another` is a second server's store of the same conversations."""
-
-    store: ConversationStore
-    another: ConversationStore
-    pass_time: Callable[[Key, float], Awaitable[None]]
-
-
-@pytest.fixture(params=KINDS)
-async def world(request: pytest.FixtureRequest) -> AsyncIterator[World]:
-    async with AsyncExitStack() as stack:
-        if request.param == "memory":
-            now = [1000.0]
-            memory = MemoryStore(lambda: now[0])
-
-            async def later(_: Key, seconds: float) -> None:
-                now[0] += seconds
-
-            yield World(memory, memory, later)
-            return
-        url = await stack.enter_async_context(prefixed())
-        stores = [await open_redis(url, resilient=request.param == "resilient") for _ in range(2)]
-        for store in stores:
-            stack.push_async_callback(store.close)
-
-        async def expire_sooner(key: Key, seconds: float) -> None:
-            name = f"{url.rpartition('=')[2]}:{{{key[0]}/{key[1]}}}"
-            left_ms = await command(url.partition("?")[0], "PTTL", name)
-            assert isinstance(left_ms, int)
-            await command(url.partition("?")[0], "PEXPIRE", name, round(left_ms - seconds * 1000))
-
-        yield World(stores[0], stores[1], expire_sooner)
+__all__ = ["stores"]  # a fixture
 
 
 @pytest.fixture
-def store(world: World) -> ConversationStore:
-    return world.store
-
-
-class Stream:
-    """A `Holder`."""
-
-    def __init__(self, held: Conversation | None = None, ended: Exception | None = None) -> None:
-        self.held = held
-        self.ended = ended
-        self.told: list[bool | Failure] = []
-
-    def check(self) -> None:
-        if self.ended:
-            raise self.ended
-
-    def behind(self, is_behind: bool) -> None:
-        self.told.append(is_behind)
-
-    def reject(self, failure: Failure) -> None:
-        self.told.append(failure)
-
-
-def fresh(_: Conversation | None = None, ttl_s: float = 60.0) -> Conversation:
-    return Conversation("c", "m", 1000.0, 1000.0, ttl_s)
-
-
-def traits(value: float) -> Traits:
-    return (value, 4.0, 4.0, 4.0, 4.0)
-
-
-def record(turn: str = "t", start: int = 0, *, who: str = "p", level: float | None = 2.0) -> UtteranceRecord:
-    return UtteranceRecord(
-        utterance_id=f"{who}:{turn}:{start}",
-        turn_id=turn,
-        start=start,
-        end=start + 16_000,
-        speech=16_000 if level else 0,
-        vector=np.full(4, level, np.float16) if level else None,
-        emotion=(level, 5 - level) if level else None,
-        traits=traits(level) if level else None,
-        traits_source="conversation",
-        reason=EndReason.SILENCE,
-    )
-
-
-def said(*records: UtteranceRecord, who: str = "p") -> Callable[[Conversation | None], Conversation]:
-    def change(conversation: Conversation | None) -> Conversation:
-        conversation = conversation or fresh()
-        participant = conversation.participant(who)
-        for item in records:
-            participant = add_utterance(participant, item)
-        return conversation.with_participant(participant)
-
-    return change
-
-
-def plain(conversation: Conversation | None, *, times: bool = True) -> Any:
-    """All of it, comparable, floats and vectors to the bit."""
-    if conversation is None:
-        return None
-    return (
-        (conversation.conversation_id, conversation.model, conversation.completed, conversation.ttl_s.hex()),
-        (conversation.create_time.hex(), conversation.update_time.hex()) if times else (),
-        {name: _plain_participant(p) for name, p in conversation.participants.items()},
-    )
-
-
-def _plain_participant(p: Participant) -> Any:
-    openings = [(turn, opening.when.hex(), opening.offset) for turn, opening in p.openings.items()]
-    return (
-        (p.participant_id, p.finished_turns, p.revision, _hex(p.given_traits)),
-        openings,
-        tuple(map(_plain_record, p.records)),
-    )
-
-
-def _plain_record(r: UtteranceRecord) -> Any:
-    vector = None if r.vector is None else (r.vector.dtype.str, r.vector.shape, r.vector.tobytes())
-    numbers = (r.start, r.end, r.speech, _hex(r.emotion), _hex(r.traits))
-    return (r.utterance_id, r.turn_id, numbers, vector, r.traits_source, r.reason)
-
-
-def _hex(values: tuple[float, ...] | None) -> Any:
-    return None if values is None else tuple(float(v).hex() for v in values)
+def store(stores: Stores) -> ConversationStore:
+    return stores.store
 
 
 # ---- one conversation
 
 
-async def test_what_was_put_in_comes_out(world: World) -> None:
-    assert await world.store.get(KEY) is None
-    assert not await world.store.knows(KEY)
-    made = await world.store.update(KEY, said(record()))
-    for store in (world.store, world.another):
+async def test_what_was_put_in_comes_out(stores: Stores) -> None:
+    assert await stores.store.get(KEY) is None
+    assert not await stores.store.knows(KEY)
+    made = await stores.store.update(KEY, adding(record()))
+    for store in (stores.store, stores.another):
         assert plain(await store.get(KEY)) == plain(made)
         assert await store.knows(KEY)
     assert made.create_time == 1000.0
 
 
-async def test_every_value_is_kept_exactly(world: World) -> None:
+async def test_every_value_is_kept_exactly(stores: Stores) -> None:
     bits = np.arange(2**16, dtype=np.uint16).view(np.float16)  # every float16: subnormal, infinite, NaN
     odd = (0.1, float(np.float32(1 / 3)), 5e-324, 1 / 3, 1.7976931348623157e308)
     given_traits = (1.1, 2.2, float(np.nextafter(3.3, 4)), 4.4, 5.5)
@@ -192,21 +72,21 @@ async def test_every_value_is_kept_exactly(world: World) -> None:
     openings = {"t.1": Opening(1e9 + 1 / 3, 2**40), "t": Opening(0.1, 0)}
     someone = Participant("p.-_Z", tuple(items), ("t-2", "t.1"), 2**40, given_traits, openings)
     whole = replace(fresh(), completed=True, ttl_s=0.1 + 59.9).with_participant(someone)
-    made = await world.store.update(KEY, lambda _: whole)
+    made = await stores.store.update(KEY, lambda _: whole)
     assert plain(made, times=False) == plain(whole, times=False)
-    assert plain(await world.another.get(KEY)) == plain(made)
+    assert plain(await stores.another.get(KEY)) == plain(made)
 
 
-async def test_numpy_numbers_are_numbers(world: World) -> None:
+async def test_numpy_numbers_are_numbers(stores: Stores) -> None:
     item = replace(record(), emotion=(np.float32(0.1), np.float64(0.2)), start=np.int64(7))  # type: ignore[arg-type]
-    made = await world.store.update(KEY, said(item))
-    assert plain(await world.another.get(KEY)) == plain(made)
+    made = await stores.store.update(KEY, adding(item))
+    assert plain(await stores.another.get(KEY)) == plain(made)
 
 
-async def test_update_time_always_grows(world: World) -> None:
-    before = (await world.store.update(KEY, fresh)).update_time
-    for store in (world.store, world.another) * 3:
-        after = (await store.update(KEY, said(record()))).update_time
+async def test_update_time_always_grows(stores: Stores) -> None:
+    before = (await stores.store.update(KEY, fresh)).update_time
+    for store in (stores.store, stores.another) * 3:
+        after = (await store.update(KEY, adding(record()))).update_time
         assert after > before
         before = after
 
@@ -222,55 +102,55 @@ async def test_a_change_that_raises_changes_nothing(store: ConversationStore) ->
         raise Failure(Kind.NOT_FOUND, "X", "of the change")
 
     await check()
-    await store.update(KEY, said(record()))
+    await store.update(KEY, adding(record()))
     await check()
 
 
-async def test_a_change_to_nothing_erases(world: World) -> None:
-    await world.store.update(KEY, said(record()))
-    await world.another.get(KEY)
-    await world.store.update(KEY, lambda _: None)
-    assert await world.another.get(KEY) is None
-    assert await world.store.get(KEY) is None
-    await world.another.update(KEY, lambda _: None)
+async def test_a_change_to_nothing_erases(stores: Stores) -> None:
+    await stores.store.update(KEY, adding(record()))
+    await stores.another.get(KEY)
+    await stores.store.update(KEY, lambda _: None)
+    assert await stores.another.get(KEY) is None
+    assert await stores.store.get(KEY) is None
+    await stores.another.update(KEY, lambda _: None)
     seen: list[Conversation | None] = []
-    await world.another.update(KEY, lambda c: seen.append(c) or fresh())  # type: ignore[func-returns-value]
+    await stores.another.update(KEY, lambda c: seen.append(c) or fresh())  # type: ignore[func-returns-value]
     assert seen == [None]
 
 
-async def test_deleting_tells_whether_there_was_something(world: World) -> None:
-    assert not await world.store.delete(KEY)
-    await world.store.update(KEY, said(record()))
-    assert await world.another.delete(KEY)
-    for store in (world.another, world.store):
+async def test_deleting_tells_whether_there_was_something(stores: Stores) -> None:
+    assert not await stores.store.delete(KEY)
+    await stores.store.update(KEY, adding(record()))
+    assert await stores.another.delete(KEY)
+    for store in (stores.another, stores.store):
         assert await store.get(KEY) is None
         assert not await store.knows(KEY)
         assert not await store.delete(KEY)
 
 
-async def test_after_a_deletion_a_new_conversation_may_begin(world: World) -> None:
+async def test_after_a_deletion_a_new_conversation_may_begin(stores: Stores) -> None:
     """Even one that is older by the clock of the server where it begins."""
-    await world.store.update(KEY, said(record()))
-    await world.store.delete(KEY)
-    again = await world.another.update(KEY, lambda c: c or replace(fresh(), create_time=500.0))
+    await stores.store.update(KEY, adding(record()))
+    await stores.store.delete(KEY)
+    again = await stores.another.update(KEY, lambda c: c or replace(fresh(), create_time=500.0))
     assert not again.participants
-    stream = Stream(again)
-    await world.store.update(KEY, said(record(start=7)), stream)
-    found = await world.another.get(KEY, stream)
+    stream = FakeStream(again)
+    await stores.store.update(KEY, adding(record(start=7)), stream)
+    found = await stores.another.get(KEY, stream)
     assert found
     assert [r.start for r in found.participant("p").records] == [7]
 
 
-async def test_a_turn_is_reopened_at_an_offset(world: World) -> None:
-    await world.store.update(KEY, said(record("other"), *(record(start=n * 16_000) for n in range(4))))
-    await world.another.get(KEY)
-    await world.store.update(KEY, lambda c: c.with_participant(finish_turn(c.participant("p"), "t")))  # type: ignore[union-attr]
-    await world.store.update(
+async def test_a_turn_is_reopened_at_an_offset(stores: Stores) -> None:
+    await stores.store.update(KEY, adding(record("other"), *(record(start=n * 16_000) for n in range(4))))
+    await stores.another.get(KEY)
+    await stores.store.update(KEY, lambda c: c.with_participant(finish_turn(c.participant("p"), "t")))  # type: ignore[union-attr]
+    await stores.store.update(
         KEY,
         lambda c: c.with_participant(reopen_turn(c.participant("p"), "t", 32_000)),  # type: ignore[union-attr]
     )
-    await world.another.update(KEY, said(record(start=32_000, level=3.0)))
-    found = await world.store.get(KEY)
+    await stores.another.update(KEY, adding(record(start=32_000, level=3.0)))
+    found = await stores.store.get(KEY)
     assert found
     assert [(r.turn_id, r.start) for r in found.participant("p").records] == [
         ("other", 0),
@@ -282,86 +162,86 @@ async def test_a_turn_is_reopened_at_an_offset(world: World) -> None:
     assert found.participant("p").finished_turns == ()
 
 
-async def test_the_oldest_records_leave(world: World) -> None:
-    await world.store.update(KEY, said(*(record(start=n) for n in range(MAX_RECORDS))))
-    await world.another.get(KEY)
+async def test_the_oldest_records_leave(stores: Stores) -> None:
+    await stores.store.update(KEY, adding(*(record(start=n) for n in range(MAX_RECORDS))))
+    await stores.another.get(KEY)
     for n in range(3):
-        await world.store.update(KEY, said(record(start=MAX_RECORDS + n)))
-    for store in (world.another, world.store):
+        await stores.store.update(KEY, adding(record(start=MAX_RECORDS + n)))
+    for store in (stores.another, stores.store):
         found = await store.get(KEY)
         assert found
         assert [r.start for r in found.participant("p").records] == list(range(3, MAX_RECORDS + 3))
 
 
-# ---- holders
+# ---- streams
 
 
-async def test_a_holder_goes_on_from_what_it_holds(world: World) -> None:
-    stream = Stream(said(record())(None))
-    changed = await world.store.update(KEY, said(record(start=1)), stream)
+async def test_a_stream_goes_on_from_what_it_last_saw(stores: Stores) -> None:
+    stream = FakeStream(adding(record())(None))
+    changed = await stores.store.update(KEY, adding(record(start=1)), stream)
     assert [r.start for r in changed.participant("p").records] == [0, 1]
-    assert plain(await world.another.get(KEY)) == plain(changed)
-    stream.held = None
-    again = await world.another.update(KEY, said(record(start=2)), stream)
+    assert plain(await stores.another.get(KEY)) == plain(changed)
+    stream.last_seen = None
+    again = await stores.another.update(KEY, adding(record(start=2)), stream)
     assert [r.start for r in again.participant("p").records] == [0, 1, 2], "what is stored counts"
 
 
 async def test_a_stream_that_has_ended_stores_nothing(store: ConversationStore) -> None:
-    stream = Stream(fresh(), ended=KeyError("ended"))
+    stream = FakeStream(fresh(), ended=KeyError("ended"))
     with pytest.raises(KeyError):
-        await store.update(KEY, said(record()), stream)
+        await store.update(KEY, adding(record()), stream)
     assert await store.get(KEY) is None
 
 
 # ---- time
 
 
-async def test_conversations_expire_unless_touched(world: World) -> None:
-    await world.store.update(KEY, fresh)
-    for store in (world.store, world.another) * 2:
-        await world.pass_time(KEY, 50)
+async def test_conversations_expire_unless_touched(stores: Stores) -> None:
+    await stores.store.update(KEY, fresh)
+    for store in (stores.store, stores.another) * 2:
+        await stores.pass_time(KEY, 50)
         await store.update(KEY, lambda c: c or pytest.fail("expired too early"))
-    await world.pass_time(KEY, 61)
-    assert await world.store.get(KEY) is None
-    assert not await world.another.knows(KEY)
+    await stores.pass_time(KEY, 61)
+    assert await stores.store.get(KEY) is None
+    assert not await stores.another.knows(KEY)
     seen: list[Conversation | None] = []
-    await world.store.update(KEY, lambda c: seen.append(c) or fresh())  # type: ignore[func-returns-value]
+    await stores.store.update(KEY, lambda c: seen.append(c) or fresh())  # type: ignore[func-returns-value]
     assert seen == [None]
 
 
-async def test_reading_touches_nothing(world: World) -> None:
-    await world.store.update(KEY, fresh)
-    await world.pass_time(KEY, 50)
-    await world.store.get(KEY)
-    await world.store.knows(KEY)
-    await world.pass_time(KEY, 10)
-    assert await world.store.get(KEY) is None
+async def test_reading_touches_nothing(stores: Stores) -> None:
+    await stores.store.update(KEY, fresh)
+    await stores.pass_time(KEY, 50)
+    await stores.store.get(KEY)
+    await stores.store.knows(KEY)
+    await stores.pass_time(KEY, 10)
+    assert await stores.store.get(KEY) is None
 
 
 # ---- many
 
 
-async def test_keys_are_kept_apart(world: World) -> None:
+async def test_keys_are_kept_apart(stores: Stores) -> None:
     keys = [("", "c"), ("", "a-c"), ("a", "c"), ("a-", "c"), ("a.b", "c"), ("a", "b.c"), ("c", "a"), ("a", "c-a")]
     for number, key in enumerate(keys):
-        await world.store.update(key, said(record(start=number)))
+        await stores.store.update(key, adding(record(start=number)))
     for number, key in enumerate(keys):
-        found = await world.another.get(key)
+        found = await stores.another.get(key)
         assert found
         assert [r.start for r in found.participant("p").records] == [number]
-    assert await world.store.delete(keys[0])
-    assert [await world.another.knows(key) for key in keys] == [False] + [True] * (len(keys) - 1)
+    assert await stores.store.delete(keys[0])
+    assert [await stores.another.knows(key) for key in keys] == [False] + [True] * (len(keys) - 1)
 
 
-async def test_many_writers_lose_nothing(world: World) -> None:
+async def test_many_writers_lose_nothing(stores: Stores) -> None:
     async def write(number: int) -> None:
-        store = (world.store, world.another)[number % 2]
+        store = (stores.store, stores.another)[number % 2]
         who = f"p{number % 3}"
         for n in range(10):
-            await store.update(KEY, said(record(f"t{number}", n, who=who), who=who))
+            await store.update(KEY, adding(record(f"t{number}", n, who=who), who=who))
 
     await asyncio.gather(*(write(number) for number in range(12)))
-    for store in (world.store, world.another):
+    for store in (stores.store, stores.another):
         found = await store.get(KEY)
         assert found
         everything = sorted(r.utterance_id for p in found.participants.values() for r in p.records)

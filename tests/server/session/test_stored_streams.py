@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kibun.server.conversation.state import Conversation
-from kibun.server.conversation.store import C, Change, Holder, Key, MemoryStore, StoreUnavailable
+from kibun.server.conversation.store import C, Change, Key, MemoryStore, StoreUnavailable, StreamHandle
 from kibun.server.errors import Failure, Kind
 from kibun.server.inference.backend import Traits
 from kibun.server.session.events import Audio, Ended, EndOfTurn, Started, Turn, Utterance, Warn
@@ -118,8 +118,8 @@ async def test_an_empty_conversation_of_others_is_not_taken_away() -> None:
     """Another server's stream has entered it, which is seen by its time only."""
 
     class Interrupted(MemoryStore):
-        async def get(self, key: Key, holder: Holder | None = None) -> Conversation | None:
-            found = await super().get(key, holder)
+        async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
+            found = await super().get(key, stream)
             if found and self.interrupt:
                 await super().update(key, lambda c: c)
             return found
@@ -145,8 +145,8 @@ async def test_a_stream_that_was_refused_touches_nothing() -> None:
 
 async def test_a_stream_cancelled_while_it_enters_leaves_nothing() -> None:
     class Slow(MemoryStore):
-        async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
-            changed = await super().update(key, change, holder)
+        async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
+            changed = await super().update(key, change, stream)
             await asyncio.sleep(0.01)
             return changed
 
@@ -160,33 +160,33 @@ async def test_a_stream_cancelled_while_it_enters_leaves_nothing() -> None:
     assert len(world.store) == 0
 
 
-# ---- what a store tells its holder
+# ---- what a store tells its stream
 
 
 @dataclass
 class Told:
-    """What a session's store did with its holder."""
+    """What a session's store did with its stream."""
 
     behind_at: int
     rejected_at: int = 10**9
 
 
 class TellingStore(MemoryStore):
-    """Tells its holders of an outage at the n-th change, and of the end of it two changes later."""
+    """Tells its streams of an outage at the n-th change, and of the end of it two changes later."""
 
     def __init__(self, told: Told) -> None:
         super().__init__()
         self.told = told
         self.changes = 0
 
-    async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
-        changed = await super().update(key, change, holder)
+    async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
+        changed = await super().update(key, change, stream)
         self.changes += 1
-        assert holder
+        assert stream
         if self.changes in (self.told.behind_at, self.told.behind_at + 2):
-            holder.behind(self.changes == self.told.behind_at)
+            stream.notify_behind(self.changes == self.told.behind_at)
         if self.changes == self.told.rejected_at:
-            holder.reject(Failure(Kind.FAILED_PRECONDITION, "CONVERSATION_COMPLETED", "completed elsewhere"))
+            stream.reject(Failure(Kind.FAILED_PRECONDITION, "CONVERSATION_COMPLETED", "completed elsewhere"))
         return changed
 
 
@@ -206,7 +206,7 @@ async def test_a_stream_whose_conversation_has_no_place_for_it_ends() -> None:
 
 async def test_a_required_conversation_that_cannot_be_looked_up_is_refused() -> None:
     class Away(MemoryStore):
-        async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+        async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
             raise StoreUnavailable
 
     with pytest.raises(StoreUnavailable):
@@ -315,13 +315,13 @@ class HeldUp(MemoryStore):
         super().__init__()
         self.go_on = asyncio.Event()
         self.go_on.set()
-        self.first: Holder | None = None
+        self.first: StreamHandle | None = None
 
-    async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
-        self.first = self.first or holder
-        if holder is self.first:
+    async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
+        self.first = self.first or stream
+        if stream is self.first:
             await self.go_on.wait()
-        return await super().update(key, change, holder)
+        return await super().update(key, change, stream)
 
 
 async def test_a_turn_whose_result_was_read_is_finished_for_other_streams() -> None:

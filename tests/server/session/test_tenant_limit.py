@@ -26,13 +26,12 @@ from kibun.server.errors import Failure, Kind
 from kibun.server.session.events import Audio
 from kibun.server.settings import Settings, StartError
 from kibun.v1 import speech_analysis_pb2 as pb
-from tests.server.conversation.test_store import World as Stores
-from tests.server.conversation.test_store import fresh, record, said, world
 from tests.server.session.test_session import World, pcm, run
 from tests.server.session.test_stored_streams import TRAITS, Open, open_and_drop
 from tests.support.scripted import MODEL
+from tests.support.stores import Stores, adding, fresh, record, stores
 
-__all__ = ["world"]
+__all__ = ["stores"]
 
 
 # ---- participants of a conversation
@@ -105,8 +104,8 @@ def room_of(store: ConversationStore) -> Room:
     return room
 
 
-async def test_a_tenant_has_so_many_conversations_and_no_more(world: Stores) -> None:
-    store = world.store
+async def test_a_tenant_has_so_many_conversations_and_no_more(stores: Stores) -> None:
+    store = stores.store
     room_of(store)._limit = 3
     for number in range(3):
         await store.update(("a", f"c{number}"), fresh)
@@ -117,7 +116,7 @@ async def test_a_tenant_has_so_many_conversations_and_no_more(world: Stores) -> 
     assert (failure.retry_after_s, failure.quota) == (LOOK_AGAIN_S, "conversations of a tenant")
     assert await store.get(("a", "c3")) is None
 
-    await store.update(("a", "c0"), said(record()))  # those that it has go on
+    await store.update(("a", "c0"), adding(record()))  # those that it has go on
     await store.update(("b", "c3"), fresh)  # and others have their own
     assert await store.delete(("a", "c1"))
     await store.update(("a", "c3"), fresh)

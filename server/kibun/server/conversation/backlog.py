@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Generic, TypeVar
 
 from kibun.server.conversation.state import Conversation
-from kibun.server.conversation.store import Change, Holder, Key
+from kibun.server.conversation.store import Change, Key, StreamHandle
 from kibun.server.errors import Failure, Kind
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ MAX_TENANT = 20_000  # of a tenant; with 768 float16 each 35 MB
 MAX_ALL = 100_000
 
 K = TypeVar("K", bound=Hashable)
-Step = tuple[Holder, Change[Conversation | None]]
+Step = tuple[StreamHandle, Change[Conversation | None]]
 
 
 class Sizes(Generic[K]):
@@ -70,18 +70,18 @@ class Missed:
     base: Conversation | None  # what was known before them; None: nothing
     seen: Conversation | None  # with them
     steps: deque[Step] = field(default_factory=deque)
-    holders: dict[int, Holder] = field(default_factory=dict)  # who made them, by id()
-    rejected: dict[int, Failure] = field(default_factory=dict)  # holders whose changes the store has no place for
-    short: set[int] = field(default_factory=set)  # holders that lost a change
+    streams: dict[int, StreamHandle] = field(default_factory=dict)  # who made them, by id()
+    rejected: dict[int, Failure] = field(default_factory=dict)  # streams whose changes the store has no place for
+    short: set[int] = field(default_factory=set)  # streams that lost a change
     gone: int = 0  # steps that were here and are not any more
-    _counts: dict[int, int] = field(default_factory=dict)  # of holders' steps, those told to the store included
+    _counts: dict[int, int] = field(default_factory=dict)  # of streams' steps, those told to the store included
 
-    def add(self, holder: Holder, change: Change[Conversation | None]) -> bool:
-        """Whether it is the holder's first."""
-        first = id(holder) not in self.holders
-        self.holders[id(holder)] = holder
-        self._counts[id(holder)] = self._counts.get(id(holder), 0) + 1
-        self.steps.append((holder, change))
+    def add(self, stream: StreamHandle, change: Change[Conversation | None]) -> bool:
+        """Whether it is the stream's first."""
+        first = id(stream) not in self.streams
+        self.streams[id(stream)] = stream
+        self._counts[id(stream)] = self._counts.get(id(stream), 0) + 1
+        self.steps.append((stream, change))
         return first
 
     def first(self, count: int) -> list[Step]:
@@ -96,38 +96,38 @@ class Missed:
 
     def lose_oldest(self) -> None:
         """What the store gets where it has lost the conversation still tells of it."""
-        holder, change = self.steps.popleft()
+        stream, change = self.steps.popleft()
         self.gone += 1
-        self.base = replay([(holder, change)], self.base, {})
-        self._counts[id(holder)] -= 1
-        self.short.add(id(holder))
-        if not self._counts[id(holder)]:
-            self._forget(id(holder))
+        self.base = replay([(stream, change)], self.base, {})
+        self._counts[id(stream)] -= 1
+        self.short.add(id(stream))
+        if not self._counts[id(stream)]:
+            self._forget(id(stream))
 
-    def remove(self, leaving: Holder) -> None:
-        """All of one holder."""
+    def remove(self, leaving: StreamHandle) -> None:
+        """All of one stream."""
         self.steps = deque(step for step in self.steps if step[0] is not leaving)
         self._forget(id(leaving))
 
-    def _forget(self, holder: int) -> None:
-        self.holders.pop(holder, None)
-        self._counts.pop(holder, None)
-        self.rejected.pop(holder, None)
-        self.short.discard(holder)
+    def _forget(self, stream: int) -> None:
+        self.streams.pop(stream, None)
+        self._counts.pop(stream, None)
+        self.rejected.pop(stream, None)
+        self.short.discard(stream)
 
 
 def replay(
     steps: Sequence[Step], conversation: Conversation | None, rejected: dict[int, Failure]
 ) -> Conversation | None:
-    """With the steps made. A holder of which one cannot be made comes to `rejected`: it has no say at all any more."""
-    for holder, change in steps:
-        if id(holder) not in rejected:
+    """With the steps made. A stream of which one cannot be made comes to `rejected`: it has no say at all any more."""
+    for stream, change in steps:
+        if id(stream) not in rejected:
             try:
                 conversation = change(conversation)
             except Failure as failure:
-                rejected[id(holder)] = failure
+                rejected[id(stream)] = failure
             except Exception as error:
-                rejected[id(holder)] = not_stored(error)
+                rejected[id(stream)] = not_stored(error)
     return conversation
 
 
@@ -163,10 +163,10 @@ class Backlog:
     def get(self, key: Key) -> Missed | None:
         return self._missed.get(key)
 
-    def add(self, key: Key, missed: Missed, holder: Holder, change: Change[Conversation | None]) -> bool:
-        """Whether it is the holder's first change of the conversation; `missed` is that of the key from now on."""
+    def add(self, key: Key, missed: Missed, stream: StreamHandle, change: Change[Conversation | None]) -> bool:
+        """Whether it is the stream's first change of the conversation; `missed` is that of the key from now on."""
         self._missed[key] = missed
-        first = missed.add(holder, change)
+        first = missed.add(stream, change)
         self.resize(key, missed)
         tenant = key[0]
         if len(missed.steps) > MAX_CONVERSATION:

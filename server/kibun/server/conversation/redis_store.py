@@ -25,7 +25,7 @@ from kibun.server.conversation import redis_layout as layout
 from kibun.server.conversation.redis_connection import RedisLink, Script
 from kibun.server.conversation.redis_layout import Difference, State
 from kibun.server.conversation.state import Conversation
-from kibun.server.conversation.store import C, Change, Holder, Key, stamp
+from kibun.server.conversation.store import C, Change, Key, StreamHandle, stamp
 from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS, Room
 from kibun.server.errors import Failure, Kind
 
@@ -54,7 +54,7 @@ return 1
 
 
 class RedisStore:
-    """Implements `ConversationStore`; raises StoreUnavailable for holders, too (`ResilientStore` answers those).
+    """Implements `ConversationStore`; raises StoreUnavailable for streams, too (`ResilientStore` answers those).
 
     Expiry is Redis's own, `ttl_s` after the last change by its clock. `update_time` is this server's clock, but never
     goes back.
@@ -87,19 +87,19 @@ class RedisStore:
         await self._link.attempt("EVAL", _WRITE.source, *values)
         await self._link.attempt("EVALSHA", _WRITE.sha, *values)
 
-    async def get(self, key: Key, holder: Holder | None = None) -> Conversation | None:
+    async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
         state = await self._load(key)
-        _refuse_deleted(state, holder)
+        _refuse_deleted(state, stream)
         return state.conversation
 
-    async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+    async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
         remembered = self._seen.get(key)
         state, current = remembered or await self._load(key), remembered is None
         conflicts = 0
         while True:
             try:
-                _refuse_deleted(state, holder)
-                known = state.conversation or (holder.held if holder else None)
+                _refuse_deleted(state, stream)
+                known = state.conversation or (stream.last_seen if stream else None)
                 changed = change(known)
                 if known is None and changed is not None:
                     self.room.check(key)
@@ -253,10 +253,10 @@ class RedisStore:
             self._seen_records -= layout.weight(self._seen.popitem(last=False)[1])
 
 
-def _refuse_deleted(state: State, holder: Holder | None) -> None:
-    if holder is None:
+def _refuse_deleted(state: State, stream: StreamHandle | None) -> None:
+    if stream is None:
         return
-    holder.check()
-    held = holder.held
-    if held is not None and state.deleted and held.create_time <= layout.deleted_when(state):
+    stream.check_open()
+    seen = stream.last_seen
+    if seen is not None and state.deleted and seen.create_time <= layout.deleted_when(state):
         raise Failure(Kind.ABORTED, "CONVERSATION_DELETED", "the conversation was deleted")

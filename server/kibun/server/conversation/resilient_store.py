@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 
 from kibun.server.conversation.backlog import Backlog, Missed, not_stored, replay
 from kibun.server.conversation.state import Conversation
-from kibun.server.conversation.store import C, Change, Holder, Key, StoreUnavailable, stamp
+from kibun.server.conversation.store import C, Change, Key, StoreUnavailable, StreamHandle, stamp
 from kibun.server.errors import Failure, Kind
 
 if TYPE_CHECKING:
@@ -34,15 +34,15 @@ TOLD_AT_ONCE = 50  # changes; then other streams get their turn
 
 
 class _Base:
-    """The holder of a conversation that is caught up."""
+    """The stream of a conversation that is caught up."""
 
-    def __init__(self, held: Conversation | None) -> None:
-        self.held = held
+    def __init__(self, last_seen: Conversation | None) -> None:
+        self.last_seen = last_seen
 
-    def check(self) -> None:
+    def check_open(self) -> None:
         pass
 
-    def behind(self, is_behind: bool) -> None:
+    def notify_behind(self, is_behind: bool) -> None:
         pass
 
     def reject(self, failure: Failure) -> None:
@@ -83,25 +83,25 @@ class ResilientStore:
     def __len__(self) -> int:
         return len(self._store)
 
-    async def get(self, key: Key, holder: Holder | None = None) -> Conversation | None:
+    async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
         async with self._turn(key):
             try:
-                return await self._ask(key, lambda: self._store.get(key, holder))
+                return await self._ask(key, lambda: self._store.get(key, stream))
             except StoreUnavailable:
-                if holder is None:
+                if stream is None:
                     raise
-                holder.check()
-                return self._known(key, holder)
+                stream.check_open()
+                return self._known(key, stream)
 
-    async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+    async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
         async with self._turn(key):
             try:
-                return await self._ask(key, lambda: self._store.update(key, change, holder))
+                return await self._ask(key, lambda: self._store.update(key, change, stream))
             except StoreUnavailable:
-                if holder is None:
+                if stream is None:
                     raise
-                holder.check()
-                return self._keep(key, change, holder)
+                stream.check_open()
+                return self._keep(key, change, stream)
 
     async def delete(self, key: Key) -> bool:
         """What streams of the conversation have yet to store is dropped in any case: they must not bring it back."""
@@ -185,16 +185,16 @@ class ResilientStore:
 
     # ---- what the store missed
 
-    def _known(self, key: Key, holder: Holder) -> Conversation | None:
+    def _known(self, key: Key, stream: StreamHandle) -> Conversation | None:
         if (missed := self._backlog.get(key)) is not None:
             return missed.seen
-        remembered, held = self._store.remembered(key), holder.held
-        if remembered and held and held.create_time == remembered.create_time:
-            return max(remembered, held, key=lambda conversation: conversation.update_time)
-        return remembered or held
+        remembered, seen = self._store.remembered(key), stream.last_seen
+        if remembered and seen and seen.create_time == remembered.create_time:
+            return max(remembered, seen, key=lambda conversation: conversation.update_time)
+        return remembered or seen
 
-    def _keep(self, key: Key, change: Change[C], holder: Holder) -> C:
-        known = self._known(key, holder)
+    def _keep(self, key: Key, change: Change[C], stream: StreamHandle) -> C:
+        known = self._known(key, stream)
         missed = self._backlog.get(key) or Missed(known, known)
         try:
             changed = change(known)
@@ -202,17 +202,17 @@ class ResilientStore:
             if known is None and failure.kind is Kind.NOT_FOUND:
                 raise StoreUnavailable from failure  # who can tell?
             raise
-        if changed is None:  # the holder leaves nothing behind
-            missed.remove(holder)
+        if changed is None:  # the stream leaves nothing behind
+            missed.remove(stream)
             self._backlog.resize(key, missed)
             return changed
         if known is None:
             self._store.room.check(key)
         missed.seen = stamp(changed, known, self._clock())
         self._store.room.note(key, missed.seen)
-        says_nothing = changed is known and id(holder) in missed.holders  # it merely keeps the conversation alive
-        if not says_nothing and self._backlog.add(key, missed, holder, change):
-            holder.behind(True)
+        says_nothing = changed is known and id(stream) in missed.streams  # it merely keeps the conversation alive
+        if not says_nothing and self._backlog.add(key, missed, stream, change):
+            stream.notify_behind(True)
         return cast(C, missed.seen)
 
     async def _catch_up_all(self) -> None:
@@ -233,16 +233,16 @@ class ResilientStore:
         except StoreUnavailable:
             raise
         except Failure as failure:  # deleted meanwhile, by way of another server
-            missed.rejected = dict.fromkeys(missed.holders, failure)
+            missed.rejected = dict.fromkeys(missed.streams, failure)
         except Exception as error:  # nothing that is kept for ever may stand in the way of all that comes after it
-            missed.rejected = dict.fromkeys(missed.holders, not_stored(error))
+            missed.rejected = dict.fromkeys(missed.streams, not_stored(error))
         self._backlog.drop(key)
-        for number, holder in missed.holders.items():
+        for number, stream in missed.streams.items():
             if (why := missed.rejected.get(number)) is not None:
                 log.warning("what a stream said while the store was away is dropped", extra={"reason": why.reason})
-                holder.reject(why)
+                stream.reject(why)
             elif number not in missed.short:
-                holder.behind(False)
+                stream.notify_behind(False)
 
     async def _tell_some(self, key: Key, missed: Missed) -> None:
         steps, until = missed.first(TOLD_AT_ONCE), missed.gone

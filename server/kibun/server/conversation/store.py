@@ -38,17 +38,17 @@ class StoreRefused(Failure):
         super().__init__(Kind.INTERNAL, "STORE_REFUSED", text)
 
 
-class Holder(Protocol):
+class StreamHandle(Protocol):
     """A stream, as a store sees it. The methods return at once."""
 
     @property
-    def held(self) -> Conversation | None:
+    def last_seen(self) -> Conversation | None:
         """What the stream goes on from where the store has lost the conversation; None before it entered one."""
 
-    def check(self) -> None:
+    def check_open(self) -> None:
         """Raises what ended the stream: from then on nothing of it may be stored."""
 
-    def behind(self, is_behind: bool) -> None:
+    def notify_behind(self, is_behind: bool) -> None:
         """Told when changes of the stream no longer reach the store, and when all of them have reached it."""
 
     def reject(self, failure: Failure) -> None:
@@ -58,22 +58,22 @@ class Holder(Protocol):
 class ConversationStore(Protocol):
     """What sessions and the service need of a store.
 
-    Calls without a holder raise StoreUnavailable while the store is away. A holder is answered all the same, with
-    what this server knows, and its changes reach the store later. A holder whose conversation was deleted meets
+    Calls without a stream raise StoreUnavailable while the store is away. A stream is answered all the same, with
+    what this server knows, and its changes reach the store later. A stream whose conversation was deleted meets
     Failure CONVERSATION_DELETED. Any call may meet StoreRefused.
     """
 
     def __len__(self) -> int:
         """Conversations in this process's memory, until the next sweep."""
 
-    async def get(self, key: Key, holder: Holder | None = None) -> Conversation | None:
+    async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
         """The conversation, None when unknown or expired."""
 
-    async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
+    async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
         """Applies `change` atomically and returns what it made; None erases the conversation.
 
         `change` may raise to leave things as they are, must be pure (it is called again after a conflict), and need
-        not set `update_time`. For a holder it gets what that one holds where the store has nothing.
+        not set `update_time`. For a stream it gets what that one holds where the store has nothing.
         """
 
     async def delete(self, key: Key) -> bool:
@@ -106,14 +106,14 @@ class MemoryStore:
     def __len__(self) -> int:
         return len(self._conversations)
 
-    async def get(self, key: Key, holder: Holder | None = None) -> Conversation | None:
+    async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
         return self._live(key, self._clock())
 
-    async def update(self, key: Key, change: Change[C], holder: Holder | None = None) -> C:
-        if holder is not None:
-            holder.check()
+    async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
+        if stream is not None:
+            stream.check_open()
         now = self._clock()
-        known = self._live(key, now) or (holder.held if holder else None)
+        known = self._live(key, now) or (stream.last_seen if stream else None)
         changed = change(known)
         if changed is None:
             self._forget(key)

@@ -44,7 +44,7 @@ class _InUse(Exception):
 
 
 class HeldConversation:
-    """What a stream knows of its conversation and of its own participant in it; the store's `Holder`.
+    """What a stream knows of its conversation and of its own participant in it; the store's `StreamHandle`.
 
     A stream goes on from what it last saw where the store loses the conversation. Once `ended` has a failure
     (deleted, superseded) nothing more is stored: what is still under way must not bring anything back.
@@ -120,20 +120,20 @@ class HeldConversation:
     def participant(self) -> Participant:
         return self.conversation.participant(self._options.participant_id)
 
-    # ---- as the store's Holder
+    # ---- as the store's StreamHandle
 
     @property
-    def held(self) -> Conversation | None:
+    def last_seen(self) -> Conversation | None:
         return self._seen
 
-    def check(self) -> None:
+    def check_open(self) -> None:
         """What a server that stops has written to a client is stored all the same: nobody took the turn from it."""
         if self._live is not None and self._ended.done():
             failure = self._ended.result()
             if not (isinstance(failure, Failure) and failure.kind is Kind.UNAVAILABLE):
                 raise failure
 
-    def behind(self, is_behind: bool) -> None:
+    def notify_behind(self, is_behind: bool) -> None:
         if self._live is not None:
             self._live.warn(STORE_UNAVAILABLE if is_behind else STORE_RECOVERED)
 

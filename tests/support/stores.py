@@ -1,0 +1,153 @@
+"""Conversation stores for tests, what is stored in them, and a way to compare it."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+
+from kibun.server.audio.endpointing import EndReason
+from kibun.server.conversation.state import (
+    Conversation,
+    Participant,
+    UtteranceRecord,
+    add_utterance,
+)
+from kibun.server.conversation.store import ConversationStore, Key, MemoryStore
+from kibun.server.errors import Failure
+from kibun.server.inference.backend import Traits
+from tests.support.redis_server import command, prefixed
+
+KEY = ("tenant", "c")
+Kind_ = Literal["memory", "redis", "resilient"]
+KINDS: tuple[Kind_, ...] = ("memory", "redis", "resilient")
+
+
+async def open_redis(url: str, *, resilient: bool = False) -> ConversationStore:
+    from kibun.server.conversation.redis_connection import Address, RedisLink
+    from kibun.server.conversation.redis_store import RedisStore
+    from kibun.server.conversation.resilient_store import ResilientStore
+
+    store = RedisStore(RedisLink(Address.parse(url)))
+    await store.first_contact()
+    return ResilientStore(store) if resilient else store
+
+
+@dataclass
+class Stores:
+    """A store, and what makes its time pass. `another` is a second server's store of the same conversations."""
+
+    store: ConversationStore
+    another: ConversationStore
+    pass_time: Callable[[Key, float], Awaitable[None]]
+
+
+@pytest.fixture(params=KINDS)
+async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+    async with AsyncExitStack() as stack:
+        if request.param == "memory":
+            now = [1000.0]
+            memory = MemoryStore(lambda: now[0])
+
+            async def later(_: Key, seconds: float) -> None:
+                now[0] += seconds
+
+            yield Stores(memory, memory, later)
+            return
+        url = await stack.enter_async_context(prefixed())
+        stores = [await open_redis(url, resilient=request.param == "resilient") for _ in range(2)]
+        for store in stores:
+            stack.push_async_callback(store.close)
+
+        async def expire_sooner(key: Key, seconds: float) -> None:
+            name = f"{url.rpartition('=')[2]}:{{{key[0]}/{key[1]}}}"
+            left_ms = await command(url.partition("?")[0], "PTTL", name)
+            assert isinstance(left_ms, int)
+            await command(url.partition("?")[0], "PEXPIRE", name, round(left_ms - seconds * 1000))
+
+        yield Stores(stores[0], stores[1], expire_sooner)
+
+
+class FakeStream:
+    """A `StreamHandle`."""
+
+    def __init__(self, last_seen: Conversation | None = None, ended: Exception | None = None) -> None:
+        self.last_seen = last_seen
+        self.ended = ended
+        self.notices: list[bool | Failure] = []
+
+    def check_open(self) -> None:
+        if self.ended:
+            raise self.ended
+
+    def notify_behind(self, is_behind: bool) -> None:
+        self.notices.append(is_behind)
+
+    def reject(self, failure: Failure) -> None:
+        self.notices.append(failure)
+
+
+def fresh(_: Conversation | None = None, ttl_s: float = 60.0) -> Conversation:
+    return Conversation("c", "m", 1000.0, 1000.0, ttl_s)
+
+
+def traits(value: float) -> Traits:
+    return (value, 4.0, 4.0, 4.0, 4.0)
+
+
+def record(turn: str = "t", start: int = 0, *, who: str = "p", level: float | None = 2.0) -> UtteranceRecord:
+    return UtteranceRecord(
+        utterance_id=f"{who}:{turn}:{start}",
+        turn_id=turn,
+        start=start,
+        end=start + 16_000,
+        speech=16_000 if level else 0,
+        vector=np.full(4, level, np.float16) if level else None,
+        emotion=(level, 5 - level) if level else None,
+        traits=traits(level) if level else None,
+        traits_source="conversation",
+        reason=EndReason.SILENCE,
+    )
+
+
+def adding(*records: UtteranceRecord, who: str = "p") -> Callable[[Conversation | None], Conversation]:
+    def change(conversation: Conversation | None) -> Conversation:
+        conversation = conversation or fresh()
+        participant = conversation.participant(who)
+        for item in records:
+            participant = add_utterance(participant, item)
+        return conversation.with_participant(participant)
+
+    return change
+
+
+def plain(conversation: Conversation | None, *, times: bool = True) -> Any:
+    """All of it, comparable, floats and vectors to the bit."""
+    if conversation is None:
+        return None
+    return (
+        (conversation.conversation_id, conversation.model, conversation.completed, conversation.ttl_s.hex()),
+        (conversation.create_time.hex(), conversation.update_time.hex()) if times else (),
+        {name: _plain_participant(p) for name, p in conversation.participants.items()},
+    )
+
+
+def _plain_participant(p: Participant) -> Any:
+    openings = [(turn, opening.when.hex(), opening.offset) for turn, opening in p.openings.items()]
+    return (
+        (p.participant_id, p.finished_turns, p.revision, _hex(p.given_traits)),
+        openings,
+        tuple(map(_plain_record, p.records)),
+    )
+
+
+def _plain_record(r: UtteranceRecord) -> Any:
+    vector = None if r.vector is None else (r.vector.dtype.str, r.vector.shape, r.vector.tobytes())
+    numbers = (r.start, r.end, r.speech, _hex(r.emotion), _hex(r.traits))
+    return (r.utterance_id, r.turn_id, numbers, vector, r.traits_source, r.reason)
+
+
+def _hex(values: tuple[float, ...] | None) -> Any:
+    return None if values is None else tuple(float(v).hex() for v in values)
