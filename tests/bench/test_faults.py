@@ -131,7 +131,7 @@ def test_a_plan_is_a_function_of_its_seed_in_every_process() -> None:
     assert plan == faults_plan.make(7, scenario, quick=False)
     assert plan != faults_plan.make(8, scenario, quick=False)
     code = (
-        "import dataclasses, json; from kibun.bench import faults_plan as p;"
+        "import dataclasses, json; from kibun.bench.faults import plan as p;"
         "print(json.dumps(dataclasses.asdict(p.make(7, p.scenario_named('everything'), quick=False))))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}

@@ -110,7 +110,7 @@ def test_report_of_an_overload_in_which_nothing_was_admitted() -> None:
 
 
 def test_child_that_ends_is_noticed(capfd: pytest.CaptureFixture[str]) -> None:
-    message = r"kibun\.bench\.load ended with exit code 1 when asked to push"
+    message = r"kibun\.bench\.load\.generator ended with exit code 1 when asked to push"
     with (
         Child("kibun.bench.load.generator", "127.0.0.1:1", "no-such-file.npz") as child,
         pytest.raises(ChildError, match=message),

@@ -237,7 +237,7 @@ def test_nothing_else_of_the_process_writes_what_an_exception_says() -> None:
 def test_say_is_a_line_of_the_chosen_format(capfd: pytest.CaptureFixture[str]) -> None:
     logs.say("serving on 127.0.0.1:1")
     assert capfd.readouterr().err == "kibun: serving on 127.0.0.1:1\n"
-    code = "from kibun.server import logs; logs.configure('ERROR', 'json'); logs.say('serving')"
+    code = "from kibun.server.observability import logs; logs.configure('ERROR', 'json'); logs.say('serving')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     line = json.loads(done.stderr)
     assert (line["level"], line["event"]) == ("INFO", "serving")

@@ -61,7 +61,8 @@ CRASH = 0.96875  # audio all this loud breaks the detector
 # Debug output of asyncio, a detector that raises an exception full of secrets, a task of which nobody takes the
 # exception, a warning.
 PRELUDE = """
-import asyncio, gc, leaks, warnings
+import asyncio, gc, warnings
+from tests.support import leaks
 leaks.watch_files()
 from kibun.server import serving
 make = serving.make_vad
@@ -131,7 +132,8 @@ def running(folder: Path, prelude: str, *arguments: str) -> Iterator[tuple[Serve
         patch.setenv("TMPDIR", str(temporary))
         patch.setenv(leaks.FILES, str(files))
         patch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-        options = ("--token-file", str(tokens), "--metrics-port", "0", "--log-level", "DEBUG", "--loader", "leaks:load")
+        loader = ("--loader", "tests.support.leaks:load")
+        options = ("--token-file", str(tokens), "--metrics-port", "0", "--log-level", "DEBUG", *loader)
         with serve(*options, *arguments, prelude=prelude) as server:
             yield server, temporary, files
 
