@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support import ROOT
 from tests.support.certificates import make_certificates
+from tests.support.processes import until
 from tests.support.serving import (
     Server,
     Talk,
@@ -58,12 +59,6 @@ def server() -> Iterator[Server]:
 
 def said(responses: list[pb.StreamingAnalyzeResponse]) -> list[tuple[float, ...]]:
     return [(u.start_offset.nanos, u.end_offset.nanos, u.emotion.arousal, u.emotion.valence) for u in finals(responses)]
-
-
-async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.01)
 
 
 async def active(stub: Stub) -> int:

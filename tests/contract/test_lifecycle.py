@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from kibun.server import serving
@@ -23,6 +23,7 @@ from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support import ROOT
 from tests.support.certificates import make_certificates
+from tests.support.processes import free_port
 from tests.support.serving import (
     Server,
     Talk,
@@ -34,6 +35,7 @@ from tests.support.serving import (
     encode,
     environment,
     finals,
+    health_of,
     of_kind,
     problem_of,
     refused,
@@ -45,19 +47,6 @@ Code = grpc.StatusCode
 SERVICE = "kibun.v1.SpeechAnalysisService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-async def health_of(server: Server, service: str = "") -> int:
-    async with grpc.aio.insecure_channel(server.target) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        request = health_pb2.HealthCheckRequest(service=service)
-        return (await stub.Check(request, wait_for_ready=True, timeout=10)).status
 
 
 async def no_stream(stub: Stub, within_s: float) -> None:

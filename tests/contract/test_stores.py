@@ -16,7 +16,8 @@ import pytest
 
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
-from tests.support.redis_server import OwnRedis, Proxy, command, free_port, own_redis
+from tests.support.processes import free_port
+from tests.support.redis_server import OwnRedis, Proxy, command, own_redis
 from tests.support.serving import (
     Server,
     Talk,

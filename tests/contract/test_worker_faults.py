@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from kibun.models.files import resolve_bundle
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support import stub_model
+from tests.support.processes import until
 from tests.support.serving import (
     Problem,
     Server,
@@ -43,12 +44,6 @@ from tests.support.serving import (
 SPEECH = [chunks(encode(spoken(1.0 + 0.3 * n, seed=n))) for n in range(4)]
 EVENTS = pb.AnalysisFeatures(enable_voice_activity_events=True)
 Status = health_pb2.HealthCheckResponse.ServingStatus
-
-
-async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.02)
 
 
 @asynccontextmanager

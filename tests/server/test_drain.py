@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 
 import grpc
 import numpy as np
@@ -13,7 +12,7 @@ import pytest
 
 from kibun.client import AsyncClient, StreamStarted, UtteranceResult
 from kibun.v1 import speech_analysis_pb2 as pb
-from tests.contract.test_lifecycle import free_port
+from tests.support.processes import exists, free_port, until
 from tests.support.serving import (
     Server,
     Talk,
@@ -37,12 +36,6 @@ SLACK_S = 1.0  # for a machine that does other things, too
 SMALL_WINDOW = {"grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": 16_384}
 
 
-async def until(condition: Callable[[], bool], within_s: float = 20.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.02)
-
-
 async def gone(server: Server, began: float) -> None:
     """Ends in time, with exit code 0, and takes its workers along."""
     workers = workers_of(server)
@@ -50,14 +43,6 @@ async def gone(server: Server, began: float) -> None:
     assert time.monotonic() - began < GONE_S + SLACK_S
     await until(lambda: not any(map(exists, workers)), 2)
     assert "Traceback" not in server.log.read_text()
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 async def test_while_costs_are_measured_a_server_stops_at_once() -> None:

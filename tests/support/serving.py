@@ -23,6 +23,7 @@ import grpc
 import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from kibun.bench.support.speech_like import lay_out
@@ -124,6 +125,14 @@ def _listens(port: int) -> bool:
 async def connect(server: Server, **options: int) -> AsyncIterator[rpc.SpeechAnalysisServiceStub]:
     async with grpc.aio.insecure_channel(server.target, options=list(options.items())) as channel:
         yield rpc.SpeechAnalysisServiceStub(channel)
+
+
+async def health_of(server: Server, service: str = "") -> int:
+    """What `Check` says of a service, "" for the whole server, once the server answers at all."""
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest(service=service)
+        return int((await stub.Check(request, wait_for_ready=True, timeout=10)).status)
 
 
 # ---- sound

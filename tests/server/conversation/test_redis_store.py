@@ -20,7 +20,8 @@ from kibun.server.errors import Failure
 from kibun.server.settings import Settings, StartError
 from tests.support import ROOT
 from tests.support.certificates import make_certificates
-from tests.support.redis_server import OwnRedis, command, free_port, own_redis, patience, prefixed
+from tests.support.processes import free_port
+from tests.support.redis_server import OwnRedis, command, own_redis, patience, prefixed
 from tests.support.stores import KEY, FakeStream, adding, fresh, open_redis, plain, record
 
 pytest.importorskip("redis", reason="needs the extra redis")

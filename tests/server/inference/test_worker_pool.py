@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.shared_memory import ARENA_BYTES, Arena
 from kibun.server.inference.worker_pool import LocalBackend, WorkerTimes
 from tests.support import ROOT, stub_model
+from tests.support.processes import exists, until
 
 QUICK = WorkerTimes(start_s=20, batch_s=1.0, batch_s_per_audio_s=0.1, queue_s=10, close_s=1, backoff_first_s=0.05)
 PATIENT = WorkerTimes(start_s=20, batch_s=30, queue_s=10, close_s=1, backoff_first_s=0.05)
@@ -52,20 +53,6 @@ def arousal(outcome: Result | BackendError) -> float:
 def reason(outcome: Result | BackendError) -> str:
     assert isinstance(outcome, BackendError), outcome
     return outcome.reason
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - what the tests wait for announces itself to nobody
-            await asyncio.sleep(0.01)
 
 
 def arenas(backend: LocalBackend) -> list[Arena]:

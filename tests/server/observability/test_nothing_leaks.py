@@ -22,8 +22,8 @@ import pytest
 
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
-from tests.server.observability.test_tracing import collector
 from tests.support import leaks
+from tests.support.collector import collector
 from tests.support.leaks import Secrets, hits
 from tests.support.scraping import Scrape, fetch, scrape_until, site
 from tests.support.serving import (

@@ -1,16 +1,12 @@
 """Traces: what a collector gets from a real `kibun serve`, and that a collector which is away holds nobody up."""
 
 import asyncio
-import contextlib
 import itertools
 import re
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -18,6 +14,7 @@ import pytest
 from kibun.server.observability.setup import Observability
 from kibun.server.observability.telemetry import traces_wanted
 from kibun.server.settings import StartError
+from tests.support.collector import Collector, collector
 from tests.support.serving import (
     chunks,
     command,
@@ -32,60 +29,10 @@ from tests.support.serving import (
     sound,
 )
 
-trace_service = pytest.importorskip(
-    "opentelemetry.proto.collector.trace.v1.trace_service_pb2", reason="needs the extra otel"
-)
-
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 MARKER = "Jane-Doe"
 TWO_UTTERANCES = encode(sound(("speech", 0.8), ("silence", 0.9), ("speech", 0.8), ("silence", 0.9)))
 METHOD = "kibun.v1.SpeechAnalysisService/StreamingAnalyze"
-
-
-class Collector:
-    """Receives OTLP over HTTP. `spans` are those that have come."""
-
-    def __init__(self) -> None:
-        self.spans: list[Any] = []
-        self.raw = b""
-        self.resources: list[Any] = []
-        self.paths: set[str] = set()
-
-    def take(self, path: str, body: bytes) -> None:
-        self.paths.add(path)
-        self.raw += body
-        request = trace_service.ExportTraceServiceRequest.FromString(body)
-        for resource in request.resource_spans:
-            self.resources.append(resource.resource)
-            self.spans += [span for scope in resource.scope_spans for span in scope.spans]
-
-    def below(self, span: Any, name: str) -> list[Any]:
-        """Its children of this name, by time."""
-        found = [s for s in self.spans if s.parent_span_id == span.span_id and s.name == name]
-        return sorted(found, key=lambda s: s.start_time_unix_nano)
-
-
-@contextlib.contextmanager
-def collector() -> Iterator[tuple[Collector, str]]:
-    """A collector and its base URL."""
-    got = Collector()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            got.take(self.path, self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield got, f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def attributes(span: Any) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from grpc_health.v1 import health_pb2
 
 from kibun.server.observability import logs
 from kibun.server.observability.watchdog import EXIT_CODE, Watchdog, WatchdogTimes
-from tests.contract.test_lifecycle import health_of
-from tests.support.serving import Talk, chunks, config, connect, encode, serve, spoken, workers_of
+from tests.support.processes import exists, until
+from tests.support.serving import Talk, chunks, config, connect, encode, health_of, serve, spoken, workers_of
 
 QUICK = WatchdogTimes(blocked_after_s=0.2, exit_after_s=60, calm_s=0.3)
 HASTY = WatchdogTimes(blocked_after_s=0.2, exit_after_s=0.6, calm_s=0.3)
@@ -33,12 +33,6 @@ async def watched(times: WatchdogTimes = QUICK, left: list[int] | None = None) -
         yield watchdog
     finally:
         watchdog.stop()
-
-
-async def until(condition: Callable[[], bool], within_s: float = 10.0) -> None:
-    async with asyncio.timeout(within_s):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.02)
 
 
 SECRET = "what somebody said"
@@ -225,11 +219,3 @@ async def test_a_server_that_was_suspended_for_long_goes_on() -> None:
             await talk.send(*SPEECH)
             await talk.finish()
         assert "all threads are at" not in server.log.read_text()
-
-
-def exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
