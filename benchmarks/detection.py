@@ -35,7 +35,8 @@ from speech_material import (
 )
 
 from kibun.server.audio.decoder import AudioDecoder, AudioFormat
-from kibun.server.audio.segmenter import EndpointingOptions, EndReason, Segmenter, Utterance
+from kibun.server.audio.endpointing import EndpointingOptions, EndReason, SpeechSegment
+from kibun.server.audio.segmenter import Segmenter
 from kibun.server.audio.vad import SileroVad, Vad, WebRtcVad
 
 #: Name, speech level in dBFS (RMS), noise and its distance from the speech in dB.
@@ -210,9 +211,9 @@ def segment(audio: FloatArray, vad: Vad, options: EndpointingOptions) -> list[tu
     found: list[tuple[int, int, int | None]] = []
     for position in range(0, len(audio), _PUSH_SAMPLES):
         events = segmenter.push(audio[position : position + _PUSH_SAMPLES])
-        found += [(e.start, e.end, segmenter.position) for e in events if isinstance(e, Utterance)]
+        found += [(e.start, e.end, segmenter.position) for e in events if isinstance(e, SpeechSegment)]
     closing = segmenter.flush(EndReason.HALF_CLOSE)
-    return found + [(e.start, e.end, None) for e in closing if isinstance(e, Utterance)]
+    return found + [(e.start, e.end, None) for e in closing if isinstance(e, SpeechSegment)]
 
 
 def scenes_of(condition: tuple[str, float, str, float], voices: list[Voice], seconds: float) -> list[Scene]:

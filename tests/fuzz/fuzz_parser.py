@@ -78,7 +78,7 @@ def check_config(config: pb.StreamingAnalyzeConfig) -> None:
     assert 1 <= options.ttl_s <= 24 * 3600
     assert all(1 <= trait <= 7 for trait in options.given_traits or ())
     assert options.emotion or options.personality
-    started = events.Started(options.turn_id, True, 0, options.ttl_s, options.given_traits)
+    started = events.StreamStarted(options.turn_id, True, 0, options.ttl_s, options.given_traits)
     told = convert.effective_config(config, options, started)
     again = convert.stream_options(told, tenant="acme", defaults=DEFAULTS)
     assert abs(again.ttl_s - options.ttl_s) <= 1 / 16_000, "told in samples, as every duration"

@@ -15,8 +15,8 @@ with instrumented(__name__):
         SegmenterEvent,
         SpeechBegin,
         SpeechEnd,
+        SpeechSegment,
         TurnSilence,
-        Utterance,
     )
     from kibun.server.audio.segmenter import Segmenter
     from kibun.server.audio.vad_webrtc import WebRtcVad
@@ -91,7 +91,7 @@ def check_utterances(options: EndpointingOptions, sound: np.ndarray, events: lis
     before = 0
     for event in events:
         match event:
-            case Utterance():
+            case SpeechSegment():
                 assert before <= event.start < event.end <= len(sound)
                 assert np.array_equal(event.audio, sound[event.start : event.end])
                 assert 0 < event.speech_samples <= event.end - event.start
@@ -103,26 +103,26 @@ def check_utterances(options: EndpointingOptions, sound: np.ndarray, events: lis
 
 def check_resume(setup: Setup, sound: np.ndarray, end: int, events: list[SegmenterEvent]) -> None:
     """A client that lost its connection goes on from the end of an utterance and gets the same ones."""
-    first = [e for e in events if isinstance(e, Utterance) and e.end <= end and e.reason not in FLUSHES]
+    first = [e for e in events if isinstance(e, SpeechSegment) and e.end <= end and e.reason not in FLUSHES]
     for utterance in first[:2]:
         again = run_on(setup, sound[utterance.end : end], utterance.reason)
-        rest = [e for e in events if isinstance(e, Utterance) and utterance.end <= e.start and e.end <= end]
+        rest = [e for e in events if isinstance(e, SpeechSegment) and utterance.end <= e.start and e.end <= end]
         assert [told(e) for e in rest] == [told(moved(e, utterance.end)) for e in again]
 
 
-def run_on(setup: Setup, sound: np.ndarray, after: EndReason) -> list[Utterance]:
+def run_on(setup: Setup, sound: np.ndarray, after: EndReason) -> list[SpeechSegment]:
     segmenter = setup.segmenter(after)
     events = segmenter.push(sound) + segmenter.flush(EndReason.CLIENT_END_OF_TURN)
-    return [e for e in events if isinstance(e, Utterance)]
+    return [e for e in events if isinstance(e, SpeechSegment)]
 
 
-def moved(utterance: Utterance, by: int) -> Utterance:
+def moved(utterance: SpeechSegment, by: int) -> SpeechSegment:
     return replace(utterance, start=utterance.start + by, end=utterance.end + by)
 
 
 def told(event: SegmenterEvent) -> tuple[object, ...]:
     """What can be compared; reasons of flushes are the caller's own."""
-    if isinstance(event, Utterance):
+    if isinstance(event, SpeechSegment):
         reason = "flush" if event.reason in FLUSHES else event.reason.value
         return event.start, event.end, event.audio.tobytes(), event.speech_samples, reason
     return type(event).__name__, event.position

@@ -20,8 +20,8 @@ from kibun.server.audio.endpointing import (
     SegmenterEvent,
     SpeechBegin,
     SpeechEnd,
+    SpeechSegment,
     TurnSilence,
-    Utterance,
 )
 from kibun.server.audio.segmenter import Segmenter
 from kibun.server.audio.vad_webrtc import WebRtcVad
@@ -257,14 +257,14 @@ class Stream:
                     self._tell_activity("SPEECH_ACTIVITY_END", position)
                 case NoSpeechTimeout(position):
                     self._tell("NO_SPEECH_TIMEOUT", position)
-                case Utterance():
+                case SpeechSegment():
                     self._begin_turn(event.start)
                     self._final(event)
                 case TurnSilence(position):
                     self._close_turn(EndReason.SILENCE, position)
                     self.turn = Turn(None, asked=False)
 
-    def _final(self, heard: Utterance) -> None:
+    def _final(self, heard: SpeechSegment) -> None:
         config, person, n = self.config, self.person, len(heard.audio)
         start, end = heard.start + config.offset, heard.end + config.offset
         level = None

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kibun.client import AsyncClient, ResourceExhaustedError, StreamConfig
 from kibun.server.api.gate import _certified_tenant
 from kibun.server.errors import Failure
-from kibun.server.session.wall_clock import BURST_S, MessagePace
+from kibun.server.session.wall_clock import BURST_S, MessageThrottle
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support.certificates import make_certificates
@@ -169,7 +169,7 @@ async def test_messages_over_the_limit_end_the_stream(server: Server) -> None:
 
 
 def test_a_pace_spreads_messages_after_a_burst() -> None:
-    pace = MessagePace(10)
+    pace = MessageThrottle(10)
     now, waited = 100.0, []
     for _ in range(60):
         waited.append(pace.wait_s(now))

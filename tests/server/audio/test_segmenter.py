@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kibun.server.audio.segmenter import (
+from kibun.server.audio.endpointing import (
     EndpointingError,
     EndpointingOptions,
     EndReason,
     NoSpeechTimeout,
-    Segmenter,
     SegmenterEvent,
     SpeechBegin,
     SpeechEnd,
+    SpeechSegment,
     TurnSilence,
-    Utterance,
 )
+from kibun.server.audio.segmenter import Segmenter
 
 FRAME = 320  # 20 ms
 MS = 16
@@ -66,14 +66,14 @@ def plain(events: list[SegmenterEvent], shift: int = 0) -> list[tuple[object, ..
     """Events as comparable tuples, moved by `shift` samples."""
     return [
         (e.start + shift, e.end + shift, e.audio.tobytes(), e.speech_samples, e.reason)
-        if isinstance(e, Utterance)
+        if isinstance(e, SpeechSegment)
         else (type(e), e.position + shift)
         for e in events
     ]
 
 
-def utterances(events: list[SegmenterEvent]) -> list[Utterance]:
-    return [event for event in events if isinstance(event, Utterance)]
+def utterances(events: list[SegmenterEvent]) -> list[SpeechSegment]:
+    return [event for event in events if isinstance(event, SpeechSegment)]
 
 
 def run(audio: Samples, options: EndpointingOptions, sizes: list[int] | None = None) -> list[SegmenterEvent]:
@@ -170,7 +170,7 @@ def test_a_replay_from_an_utterances_end_gives_what_followed(
     events = undisturbed.push(audio)
     closing = undisturbed.flush(EndReason.HALF_CLOSE)
     for index, event in enumerate(events):
-        if isinstance(event, Utterance):
+        if isinstance(event, SpeechSegment):
             replay = Segmenter(options, FakeVad(memory), resume_after=event.reason)
             again = push_in(replay, audio[event.end :], [777])
             assert plain(again, event.end) == plain(events[index + 1 :])
@@ -242,7 +242,7 @@ def test_endless_speech_is_cut_without_a_gap() -> None:
     assert all(u.end - u.start == 2_000 * MS for u in found[:-1])
     assert found[-1].end == len(audio)
     assert sum(u.speech_samples for u in found) == 9_000 * MS
-    assert [type(e) for e in events if not isinstance(e, Utterance)] == [SpeechBegin, SpeechEnd]
+    assert [type(e) for e in events if not isinstance(e, SpeechSegment)] == [SpeechBegin, SpeechEnd]
 
 
 @pytest.mark.parametrize("end", ["silence", "flush in speech", "flush in a pause"])

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from kibun.bench.support.speech_like import Layout, lay_out
 from kibun.server.audio.decoder import AudioDecoder, AudioFormat, Encoding
-from kibun.server.audio.segmenter import EndpointingOptions, EndReason, Segmenter, SegmenterEvent, Utterance
+from kibun.server.audio.endpointing import EndpointingOptions, EndReason, SegmenterEvent, SpeechSegment
+from kibun.server.audio.segmenter import Segmenter
 from kibun.server.audio.vad import SileroVad, Vad, WebRtcVad
 
 RATE = 16_000
@@ -49,7 +50,7 @@ def listen(vad: Vad, audio: Samples, options: EndpointingOptions | None = None) 
 
 
 def spans(events: list[SegmenterEvent]) -> list[tuple[int, int]]:
-    return [(event.start, event.end) for event in events if isinstance(event, Utterance)]
+    return [(event.start, event.end) for event in events if isinstance(event, SpeechSegment)]
 
 
 def assert_found(found: list[tuple[int, int]], truth: tuple[tuple[int, int], ...], cut_ms: int = 0) -> None:
@@ -119,7 +120,7 @@ def _utterances_of(data: bytes, sizes: list[int], encoding: Encoding, rate: int)
         events += segmenter.push(decoder.decode(data[position : position + size]))
         position, index = position + size, index + 1
     events += segmenter.push(decoder.flush()) + segmenter.flush(EndReason.HALF_CLOSE)
-    return [(e.start, e.end, e.audio.tobytes()) for e in events if isinstance(e, Utterance)]
+    return [(e.start, e.end, e.audio.tobytes()) for e in events if isinstance(e, SpeechSegment)]
 
 
 def test_an_utterance_is_given_out_soon_after_its_last_sound() -> None:
@@ -128,7 +129,7 @@ def test_an_utterance_is_given_out_soon_after_its_last_sound() -> None:
     given: list[int] = []
     for position in range(0, len(layout.audio), 160):
         events = segmenter.push(layout.audio[position : position + 160])
-        given += [segmenter.position for event in events if isinstance(event, Utterance)]
+        given += [segmenter.position for event in events if isinstance(event, SpeechSegment)]
     # 500 ms of silence and a frame; the detector's own hang-over of some 100 ms must not come on top.
     assert all(out - end <= 540 * 16 for out, (_, end) in zip(given, layout.speech, strict=True))
 
@@ -141,7 +142,7 @@ def test_a_replay_from_an_utterances_end_gives_what_followed(make: Callable[[], 
     events = listen(make(), audio, options)
     reasons = set()
     for index, event in enumerate(events):
-        if isinstance(event, Utterance) and event.reason is not EndReason.HALF_CLOSE:
+        if isinstance(event, SpeechSegment) and event.reason is not EndReason.HALF_CLOSE:
             segmenter = Segmenter(options, make(), resume_after=event.reason)
             again = segmenter.push(audio[event.end :]) + segmenter.flush(EndReason.HALF_CLOSE)
             assert _moved(again, event.end) == _moved(events[index + 1 :], 0)
@@ -152,7 +153,7 @@ def test_a_replay_from_an_utterances_end_gives_what_followed(make: Callable[[], 
 def _moved(events: list[SegmenterEvent], shift: int) -> list[tuple[object, ...]]:
     return [
         (e.start + shift, e.end + shift, e.audio.tobytes(), e.speech_samples, e.reason)
-        if isinstance(e, Utterance)
+        if isinstance(e, SpeechSegment)
         else (type(e), e.position + shift)
         for e in events
     ]

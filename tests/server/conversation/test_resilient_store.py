@@ -32,9 +32,9 @@ from kibun.server.conversation.redis_connection import Address, RedisLink
 from kibun.server.conversation.redis_store import RedisStore
 from kibun.server.conversation.resilient_store import ResilientStore
 from kibun.server.inference.backend import ModelInfo
-from kibun.server.session.conversation_handle import HeldConversation
+from kibun.server.session.conversation_handle import ConversationHandle
 from kibun.server.session.events import StreamOptions
-from kibun.server.session.open_streams import LiveStream
+from kibun.server.session.open_streams import OpenStream
 
 pytestmark = pytest.mark.filterwarnings("error")
 MODEL = ModelInfo("m", "1", vector_size=4)
@@ -386,13 +386,13 @@ async def test_a_late_change_does_not_bring_back_what_was_deleted(site: Site) ->
 async def test_a_turn_resumed_elsewhere_meanwhile(site: Site, other: Site, entered: str) -> None:
     """Its first server could not reach the store, and tells it late: what counts is what each heard of its part."""
 
-    def enter(site: Site, offset: int) -> HeldConversation:
+    def enter(site: Site, offset: int) -> ConversationHandle:
         options = StreamOptions(
             "tenant", "c", "p", "t", "m", AudioFormat("linear16", 16_000), EndpointingOptions(), start_offset=offset
         )
-        live = LiveStream("tenant", "c", "p", "t", end=lambda _: None, warn=lambda _: None)
+        live = OpenStream("tenant", "c", "p", "t", end=lambda _: None, warn=lambda _: None)
         ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        return HeldConversation(options, MODEL, site.store, ended, live)
+        return ConversationHandle(options, MODEL, site.store, ended, live)
 
     first = enter(site, 0)
     if entered == "in the outage":
@@ -589,8 +589,8 @@ async def test_keeping_a_conversation_alive_takes_no_room(site: Site) -> None:
 
 async def test_a_silent_stream_takes_no_room(site: Site) -> None:
     options = StreamOptions("tenant", "c", "p", "t", "m", AudioFormat("linear16", 16_000), EndpointingOptions())
-    live = LiveStream("tenant", "c", "p", "t", end=lambda _: None, warn=lambda _: None)
-    held = HeldConversation(options, MODEL, site.store, asyncio.get_running_loop().create_future(), live)
+    live = OpenStream("tenant", "c", "p", "t", end=lambda _: None, warn=lambda _: None)
+    held = ConversationHandle(options, MODEL, site.store, asyncio.get_running_loop().create_future(), live)
     site.mode = "down"
     await held.enter()
     for _ in range(10):

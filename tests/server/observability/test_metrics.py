@@ -23,7 +23,7 @@ from kibun.server.observability.exporter import MAX_CONNECTIONS, Exporter, Readi
 from kibun.server.observability.metrics import MAX_REASONS, OTHER, Histogram, Metrics
 from kibun.server.observability.telemetry import CallTelemetry, Telemetry
 from kibun.server.session.events import Audio, Limits, Request, StreamOptions
-from kibun.server.session.open_streams import LiveStreams
+from kibun.server.session.open_streams import OpenStreams
 from kibun.server.session.session import OUTBOX, Session
 from kibun.v1 import speech_analysis_pb2 as pb
 from tests.support.scraping import Scrape, fetch, scrape, scrape_until, site
@@ -118,7 +118,7 @@ def session(metrics: Metrics, analyzer: FakeAnalyzer) -> Session:
         MODEL,
         analyzer=analyzer,
         store=MemoryStore(),
-        live=LiveStreams(),
+        live=OpenStreams(),
         make_vad=lambda _: LoudnessVad(),
         new_turn_id=lambda: "made",
         limits=Limits(),

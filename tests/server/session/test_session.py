@@ -23,20 +23,20 @@ from kibun.server.errors import Failure, Kind
 from kibun.server.inference.backend import Analyzer, BackendError, Job, ModelInfo, Superseded
 from kibun.server.session.events import (
     Audio,
-    Ended,
     EndOfTurn,
     Limits,
     PersonalityUpdate,
     Reply,
     Request,
-    Speech,
-    Started,
+    SpeechEvent,
+    StreamEnded,
     StreamOptions,
-    Turn,
-    Utterance,
-    Warn,
+    StreamStarted,
+    StreamWarning,
+    TurnResult,
+    UtteranceResult,
 )
-from kibun.server.session.open_streams import LiveStreams
+from kibun.server.session.open_streams import OpenStreams
 from kibun.server.session.session import OUTBOX, Session
 from tests.support.scripted import MODEL, FakeAnalyzer, LoudnessVad
 
@@ -60,7 +60,7 @@ class World:
 
     analyzer: FakeAnalyzer = field(default_factory=FakeAnalyzer)
     store: MemoryStore = field(default_factory=MemoryStore)
-    live: LiveStreams = field(default_factory=LiveStreams)
+    live: OpenStreams = field(default_factory=OpenStreams)
     now: float = 0.0
 
     def session(self, limits: Limits | None = None, model: ModelInfo = MODEL, **options: Any) -> Session:
@@ -127,8 +127,8 @@ def events(replies: Iterable[Reply], *kinds: type) -> list[Any]:
     return [r.event for r in replies if isinstance(r.event, kinds)]
 
 
-def finals(replies: Iterable[Reply]) -> list[Utterance]:
-    return [u for u in events(replies, Utterance) if u.is_final]
+def finals(replies: Iterable[Reply]) -> list[UtteranceResult]:
+    return [u for u in events(replies, UtteranceResult) if u.is_final]
 
 
 async def settle(turns: int = 30) -> None:
@@ -140,7 +140,7 @@ async def until_final(replies: AsyncIterator[Reply]) -> AsyncIterator[Reply]:
     """Up to the first final, which ends with it."""
     async for reply in replies:
         yield reply
-        if isinstance(reply.event, Utterance) and reply.event.is_final:
+        if isinstance(reply.event, UtteranceResult) and reply.event.is_final:
             return
 
 
@@ -164,10 +164,10 @@ async def test_speech_events_overtake_slow_finals_which_keep_their_order() -> No
         queue.put_nowait(Audio(said(level=level)))
     queue.put_nowait(EndOfTurn("t2"))
     await settle()
-    assert [e.type for e in events(told, Speech)] == [
+    assert [e.type for e in events(told, SpeechEvent)] == [
         *("turn_start", "activity_begin", "activity_end", "activity_begin", "activity_end", "turn_end")
     ]
-    assert not events(told, Utterance)
+    assert not events(told, UtteranceResult)
     assert world.analyzer.running == 1, "the second rests on the first"
     assert told[-1].processed == 0 < told[-1].received, "nothing is answered yet"
     gate.set()
@@ -177,8 +177,8 @@ async def test_speech_events_overtake_slow_finals_which_keep_their_order() -> No
     assert first.start < first.end <= second.start
     assert second.condition is not None
     assert second.condition.utterance_count == 2
-    kinds = [type(r.event) for r in told if not isinstance(r.event, Speech)]
-    assert kinds == [Started, *[Utterance, PersonalityUpdate] * 2, Turn, Ended]
+    kinds = [type(r.event) for r in told if not isinstance(r.event, SpeechEvent)]
+    assert kinds == [StreamStarted, *[UtteranceResult, PersonalityUpdate] * 2, TurnResult, StreamEnded]
 
 
 async def test_processed_tells_what_is_settled_and_never_falls() -> None:
@@ -188,7 +188,7 @@ async def test_processed_tells_what_is_settled_and_never_falls() -> None:
     replies = await run(world.session(voice_activity_events=True), *chunks)
     processed = [r.processed for r in replies]
     assert processed == sorted(processed)
-    begin = next(r for r in replies if isinstance(r.event, Speech) and r.event.type == "activity_begin")
+    begin = next(r for r in replies if isinstance(r.event, SpeechEvent) and r.event.type == "activity_begin")
     assert begin.processed == finals(replies)[0].start
     assert replies[-1].processed == replies[-1].received == len(audio) // 2
 
@@ -200,10 +200,10 @@ async def test_a_result_that_was_written_finishes_its_turn_even_where_the_server
         async with aclosing(world.session().run(feed([Audio(said())]))) as replies:
             async for reply in replies:
                 told.append(reply)
-                if isinstance(reply.event, Turn):
+                if isinstance(reply.event, TurnResult):
                     world.live.end_all(stopping)
     assert caught.value is stopping
-    assert events(told, Turn)
+    assert events(told, TurnResult)
     assert (await world.conversation()).participant("p").finished_turns == ("t1",)
 
 
@@ -232,11 +232,11 @@ async def test_the_turn_counts_as_finished_only_once_its_result_was_taken() -> N
     world = World()
     async with aclosing(world.session().run(feed([Audio(said())]))) as replies:
         async for reply in replies:
-            if isinstance(reply.event, Turn):
+            if isinstance(reply.event, TurnResult):
                 break  # the client is gone before it was written
     assert not (await world.conversation()).participant("p").finished_turns
     again = await run(world.session(), Audio(said()))
-    (ended,) = events(again, Ended)
+    (ended,) = events(again, StreamEnded)
     assert ended.conversation.participant("p").finished_turns == ("t1",)
     assert len(ended.conversation.participant("p").records) == 1
     with pytest.raises(Failure) as caught:
@@ -247,10 +247,10 @@ async def test_the_turn_counts_as_finished_only_once_its_result_was_taken() -> N
 # ---- interims
 
 
-async def interims_of(world: World, requests: list[Request], **options: Any) -> list[Utterance]:
+async def interims_of(world: World, requests: list[Request], **options: Any) -> list[UtteranceResult]:
     replies = await run(world.session(interims=True, **options), *requests)
     assert len(finals(replies)) == 1
-    return [u for u in events(replies, Utterance) if not u.is_final]
+    return [u for u in events(replies, UtteranceResult) if not u.is_final]
 
 
 def in_blocks(payload: bytes, samples: int = 1_600) -> list[Request]:
@@ -275,7 +275,7 @@ async def test_interims_fall_due_at_exact_positions(interval: int | None, expect
     session = world.session(interims=True, interim_interval=interval, endpointing=LONG)
     async with aclosing(session.run(slow_feed(in_blocks(said(4.4), block)))) as replies:
         told = [reply async for reply in replies]
-    interims = [u for u in events(told, Utterance) if not u.is_final]
+    interims = [u for u in events(told, UtteranceResult) if not u.is_final]
     (final,) = finals(told)
     assert [u.end - u.start for u in interims] == expected
     assert {u.utterance_id for u in interims} == {final.utterance_id}
@@ -286,13 +286,13 @@ async def test_a_stream_that_resumes_within_a_cut_utterance_has_the_interims_of_
     whole, world = World(), World()
     audio = said(5.0)
     async with aclosing(whole.session(interims=True).run(slow_feed(in_blocks(audio)))) as replies:
-        expected = events([reply async for reply in replies], Utterance)
+        expected = events([reply async for reply in replies], UtteranceResult)
     async with aclosing(world.session(interims=True).run(slow_feed(in_blocks(audio)))) as replies:
         first = next(iter(finals([reply async for reply in until_final(replies)])))
     assert first.reason is EndReason.MAX_DURATION
     session = world.session(interims=True, start_offset=first.end)
     async with aclosing(session.run(slow_feed(in_blocks(audio[2 * first.end :])))) as replies:
-        resumed = events([reply async for reply in replies], Utterance)
+        resumed = events([reply async for reply in replies], UtteranceResult)
     spans = [(u.is_final, u.start, u.end) for u in resumed]
     assert spans == [(u.is_final, u.start, u.end) for u in expected if u.start >= first.end]
     assert not all(final for final, _, _ in spans), "no interim was due"
@@ -303,7 +303,7 @@ async def test_interims_stretch_under_load(interval: int | None, expected: list[
     session = World(FakeAnalyzer(stretch=1.5)).session(interims=True, interim_interval=interval, endpointing=LONG)
     async with aclosing(session.run(slow_feed(in_blocks(said(4.4))))) as replies:
         told = [reply async for reply in replies]
-    assert [u.end - u.start for u in events(told, Utterance) if not u.is_final] == expected
+    assert [u.end - u.start for u in events(told, UtteranceResult) if not u.is_final] == expected
 
 
 @pytest.mark.parametrize("error", [Superseded(), BackendError("WORKER_FAILED", "died")])
@@ -345,7 +345,7 @@ async def test_an_interim_never_follows_its_final_and_a_newer_one_replaces_it() 
     world.analyzer.before = hold_interims
     queue: asyncio.Queue[Request | None] = asyncio.Queue()
     async with aclosing(world.session(interims=True, interim_interval=8_000).run(feed_queue(queue))) as replies:
-        assert isinstance((await anext(replies)).event, Started)
+        assert isinstance((await anext(replies)).event, StreamStarted)
         for block in in_blocks(pcm((0.5, 1.3))):
             queue.put_nowait(block)
             await settle(10)
@@ -356,7 +356,7 @@ async def test_an_interim_never_follows_its_final_and_a_newer_one_replaces_it() 
         queue.put_nowait(Audio(pcm((0, 0.3))))
         queue.put_nowait(None)
         told = [reply async for reply in replies]
-    utterances = events(told, Utterance)
+    utterances = events(told, UtteranceResult)
     assert [u.is_final for u in utterances][-1]
     assert len(finals(told)) == 1
 
@@ -374,7 +374,7 @@ async def test_an_interim_answered_after_its_final_is_not_told() -> None:
         gate.set()
         await settle()
         queue.put_nowait(None)
-        assert not events([reply async for reply in replies], Utterance)
+        assert not events([reply async for reply in replies], UtteranceResult)
 
 
 async def test_an_interim_for_which_there_is_no_room_is_not_told() -> None:
@@ -389,15 +389,15 @@ async def test_an_interim_for_which_there_is_no_room_is_not_told() -> None:
             await settle()
         assert world.analyzer.running == 1
         for _ in range(OUTBOX + 1):
-            world.live.warn_all(Warn("GOING_AWAY", "soon"))
+            world.live.warn_all(StreamWarning("GOING_AWAY", "soon"))
         gate.set()
         await settle()
         told = [await anext(replies), await anext(replies)]
         await settle()
         queue.put_nowait(None)
         told += [reply async for reply in replies]
-    assert [u.is_final for u in events(told, Utterance)] == [True]
-    assert len(events(told, Warn)) == OUTBOX - 1, "the turn's start had its place already"
+    assert [u.is_final for u in events(told, UtteranceResult)] == [True]
+    assert len(events(told, StreamWarning)) == OUTBOX - 1, "the turn's start had its place already"
 
 
 # ---- failures
@@ -414,7 +414,7 @@ async def test_a_failed_final_ends_the_stream_after_what_was_computed(reason: st
     assert isinstance(error, BackendError)
     assert error.reason == reason
     assert len(finals(told)) == 1
-    assert not events(told, Turn, Ended)
+    assert not events(told, TurnResult, StreamEnded)
     assert len((await world.conversation()).participant("p").records) == 1
 
 
@@ -465,12 +465,12 @@ async def test_idle_timeout_tells_first_what_was_heard() -> None:
 async def test_a_stream_of_exactly_the_maximum_is_whole_and_a_little_more_is_too_much() -> None:
     limits = Limits(max_stream_s=1.0, warn_before_end_s=0.5)
     replies = await run(World().session(limits), *in_blocks(pcm((0.5, 1.0))))
-    assert events(replies, Ended)
-    assert [w.reason for w in events(replies, Warn)] == ["STREAM_ENDS_SOON"]
+    assert events(replies, StreamEnded)
+    assert [w.reason for w in events(replies, StreamWarning)] == ["STREAM_ENDS_SOON"]
     told, error = await run_until_failure(World().session(limits), feed(in_blocks(pcm((0.5, 1.02)))))
     assert isinstance(error, Failure)
     assert error.reason == "STREAM_TOO_LONG"
-    (turn,) = events(told, Turn)
+    (turn,) = events(told, TurnResult)
     assert turn.reason is EndReason.MAX_DURATION
     assert (finals(told)[0].start, finals(told)[0].end) == (0, SECOND + 320)
 
@@ -599,7 +599,7 @@ async def test_a_turn_still_waiting_for_its_result_is_superseded_too() -> None:
         await anext(older)
         await settle()
         world.analyzer.before = None
-        assert events(await run(world.session(), Audio(said())), Turn)
+        assert events(await run(world.session(), Audio(said())), TurnResult)
         with pytest.raises(Failure, match="newer stream"):
             while True:
                 await anext(older)
@@ -611,10 +611,10 @@ async def test_opening_an_answered_turn_of_a_stream_that_goes_on_is_refused_and_
     async with aclosing(world.session().run(feed_queue(queue))) as replies:
         queue.put_nowait(Audio(said()))
         queue.put_nowait(EndOfTurn("t2"))
-        while not isinstance((await anext(replies)).event, Turn):
+        while not isinstance((await anext(replies)).event, TurnResult):
             pass
         queue.put_nowait(Audio(said()))
-        while not isinstance((await anext(replies)).event, Utterance):
+        while not isinstance((await anext(replies)).event, UtteranceResult):
             pass
         with pytest.raises(Failure, match="already has its result"):
             await run(world.session())
@@ -713,7 +713,9 @@ async def test_audio_of_another_rate_than_its_label_is_noticed_once(
             yield Audio(bytes(2 * true_hz // 10))  # what a microphone at the true rate gives in 100 ms
 
     async with aclosing(world.session(rate=rate).run(paced())) as replies:
-        warnings = [w for w in events([r async for r in replies], Warn) if w.reason == "RATE_MISMATCH_SUSPECTED"]
+        warnings = [
+            w for w in events([r async for r in replies], StreamWarning) if w.reason == "RATE_MISMATCH_SUSPECTED"
+        ]
     assert [w.metadata["likely_hertz"] for w in warnings] == ([str(expected)] if expected else [])
 
 
@@ -728,7 +730,7 @@ async def test_a_file_sent_in_bursts_is_not_suspected() -> None:
 
     async with aclosing(world.session().run(bursts())) as replies:
         told = [r async for r in replies]
-    assert [w.reason for w in events(told, Warn)] == ["NO_SPEECH"]
+    assert [w.reason for w in events(told, StreamWarning)] == ["NO_SPEECH"]
 
 
 # ---- any order of requests, any chunking
@@ -754,7 +756,7 @@ async def results(turns: list[list[Request]], **options: Any) -> list[Any]:
         requests += [EndOfTurn(f"turn-{number}")] if number else []
         requests += turn
     replies = await run(World().session(turn_id="turn-0", **options), *requests)
-    (ended,) = events(replies, Ended)
+    (ended,) = events(replies, StreamEnded)
     assert replies[-1].event is ended
     assert ended.received == ended.speech + ended.non_speech + ended.dropped
     assert ended.received == replies[-1].received
@@ -764,10 +766,10 @@ async def results(turns: list[list[Request]], **options: Any) -> list[Any]:
     for before, after in itertools.pairwise(finals(replies)):
         assert before.end <= after.start
     answered: set[str] = set()
-    for event in events(replies, Utterance, Turn):
+    for event in events(replies, UtteranceResult, TurnResult):
         assert event.turn_id not in answered
-        answered |= {event.turn_id} if isinstance(event, Turn) else set()
-    kept = [u for u in events(replies, Utterance, PersonalityUpdate, Turn) if getattr(u, "is_final", True)]
+        answered |= {event.turn_id} if isinstance(event, TurnResult) else set()
+    kept = [u for u in events(replies, UtteranceResult, PersonalityUpdate, TurnResult) if getattr(u, "is_final", True)]
     return [*kept, (ended.received, ended.speech, ended.dropped)]
 
 
@@ -792,7 +794,7 @@ def test_any_chunking_and_any_turns(
     payloads = [encoded(parts) for parts in turns]
     options = {"rate": rate, "encoding": encoding, "model": ModelInfo("fake", "1", 2, min_samples=min_samples)}
     whole = asyncio.run(results([[Audio(p)] if p else [] for p in payloads], **options))
-    assert [t.turn_id for t in whole if isinstance(t, Turn)] == expected_turns(payloads)
+    assert [t.turn_id for t in whole if isinstance(t, TurnResult)] == expected_turns(payloads)
     assert asyncio.run(results([split(p, cuts) for p in payloads], **options)) == whole
 
 
@@ -809,7 +811,7 @@ async def test_a_stream_ends_though_a_library_lost_its_cancellation() -> None:
     store = Deaf()
     queue: asyncio.Queue[Request | None] = asyncio.Queue()
     async with asyncio.timeout(20), aclosing(World(store=store).session().run(feed_queue(queue))) as replies:
-        assert isinstance((await anext(replies)).event, Started)
+        assert isinstance((await anext(replies)).event, StreamStarted)
         for request in (Audio(said()), None):
             queue.put_nowait(request)
         await store.asked.wait()  # before the final

@@ -13,7 +13,15 @@ from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import C, Change, Key, MemoryStore, StoreUnavailable, StreamHandle
 from kibun.server.errors import Failure, Kind
 from kibun.server.inference.backend import Traits
-from kibun.server.session.events import Audio, Ended, EndOfTurn, Started, Turn, Utterance, Warn
+from kibun.server.session.events import (
+    Audio,
+    EndOfTurn,
+    StreamEnded,
+    StreamStarted,
+    StreamWarning,
+    TurnResult,
+    UtteranceResult,
+)
 from kibun.server.session.session import Session
 from tests.server.session.test_session import KEY, World, feed_queue, finals, pcm, run, said, settle
 from tests.support.scripted import MODEL
@@ -29,7 +37,7 @@ async def forever() -> Any:
 
 async def open_and_drop(session: Session) -> None:
     async with aclosing(session.run(forever())) as replies:
-        assert isinstance((await anext(replies)).event, Started)
+        assert isinstance((await anext(replies)).event, StreamStarted)
 
 
 class Open:
@@ -193,9 +201,9 @@ class TellingStore(MemoryStore):
 async def test_a_client_is_told_of_an_outage_and_its_end() -> None:
     world = World(store=TellingStore(Told(behind_at=1)))
     replies = await run(world.session(), *[Audio(said())] * 3)
-    warnings = [r.event.reason for r in replies if isinstance(r.event, Warn)]
+    warnings = [r.event.reason for r in replies if isinstance(r.event, StreamWarning)]
     assert warnings == ["STORE_UNAVAILABLE", "STORE_RECOVERED"]
-    assert isinstance(replies[0].event, Started), "even where it is told while entering"
+    assert isinstance(replies[0].event, StreamStarted), "even where it is told while entering"
 
 
 async def test_a_stream_whose_conversation_has_no_place_for_it_ends() -> None:
@@ -224,7 +232,7 @@ class Spoken:
         self._replies = session.run(feed_queue(self._requests))
 
     async def __aenter__(self) -> "Spoken":
-        await self.until(Started)
+        await self.until(StreamStarted)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -243,7 +251,7 @@ class Spoken:
 
     async def superseded(self) -> None:
         with pytest.raises(Failure) as caught:
-            await self.until(Ended)
+            await self.until(StreamEnded)
         assert (caught.value.kind, caught.value.reason) == (Kind.ABORTED, "SUPERSEDED")
 
 
@@ -260,14 +268,14 @@ async def test_a_turn_resumed_through_another_server_is_no_longer_the_first_ones
     here, there = two_servers()
     async with Spoken(here.session()) as old:
         old.send(Audio(said()))
-        first = await old.until(Utterance, is_final=True)
+        first = await old.until(UtteranceResult, is_final=True)
         async with Spoken(there.session(start_offset=first.end)) as new:
             old.send(Audio(said()))
             await old.superseded()
             new.send(Audio(said()), None)
-            second = await new.until(Utterance, is_final=True)
-            assert (await new.until(Turn)).utterance_count == 2
-            await new.until(Ended)
+            second = await new.until(UtteranceResult, is_final=True)
+            assert (await new.until(TurnResult)).utterance_count == 2
+            await new.until(StreamEnded)
     assert await heard(here) == [("t1", first.start), ("t1", second.start)]
     assert (await here.conversation()).participant("p").finished_turns == ("t1",)
 
@@ -285,11 +293,11 @@ async def test_a_later_turn_of_a_stream_supersedes_as_well() -> None:
     here, there = two_servers()
     async with Spoken(here.session()) as claims, Spoken(there.session(turn_id="t2")) as loses:
         claims.send(Audio(said()), EndOfTurn("t2"), Audio(said()))
-        await claims.until(Utterance, is_final=True, turn_id="t2")
+        await claims.until(UtteranceResult, is_final=True, turn_id="t2")
         loses.send(Audio(said()))
         await loses.superseded()
         claims.send(None)
-        await claims.until(Ended)
+        await claims.until(StreamEnded)
     assert [turn for turn, _ in await heard(here)] == ["t1", "t2"]
 
 
@@ -298,10 +306,10 @@ async def test_other_turns_are_nobodys_business() -> None:
     async with Spoken(here.session()) as one, Spoken(there.session(turn_id="t2")) as two:
         for stream in (one, two, one):
             stream.send(Audio(said()))
-            await stream.until(Utterance, is_final=True)
+            await stream.until(UtteranceResult, is_final=True)
         for stream in (one, two):
             stream.send(None)
-            await stream.until(Ended)
+            await stream.until(StreamEnded)
     assert sorted(turn for turn, _ in await heard(here)) == ["t1", "t1", "t2"]
 
 
@@ -329,13 +337,13 @@ async def test_a_turn_whose_result_was_read_is_finished_for_other_streams() -> N
     world = World(store=store)
     async with Spoken(world.session()) as old:
         old.send(Audio(said()), None)
-        await old.until(Turn)
+        await old.until(TurnResult)
         store.go_on.clear()
-        rest = asyncio.create_task(old.until(Ended))  # goes on after having written the result
+        rest = asyncio.create_task(old.until(StreamEnded))  # goes on after having written the result
         await settle(3)
         again = asyncio.create_task(run(world.session(), Audio(said())))
         other = await run(world.session(participant_id="q"), Audio(said()))
-        assert isinstance(other[-1].event, Ended), "others do not wait"
+        assert isinstance(other[-1].event, StreamEnded), "others do not wait"
         assert not again.done()
         store.go_on.set()
         with pytest.raises(Failure) as caught:
@@ -348,9 +356,9 @@ async def test_a_turn_whose_result_was_read_is_finished_for_its_own_stream() -> 
     store = HeldUp()
     async with Spoken(World(store=store).session()) as stream:
         stream.send(Audio(said()), EndOfTurn("t2"))
-        await stream.until(Turn)
+        await stream.until(TurnResult)
         store.go_on.clear()
-        rest = asyncio.create_task(stream.until(Ended))
+        rest = asyncio.create_task(stream.until(StreamEnded))
         await settle(3)
         stream.send(EndOfTurn("t1"))
         await settle(3)
@@ -366,9 +374,9 @@ async def test_a_stream_cancelled_while_its_turn_is_being_finished_holds_up_nobo
     old = Spoken(world.session())
     await old.__aenter__()
     old.send(Audio(said()), None)
-    await old.until(Turn)
+    await old.until(TurnResult)
     store.go_on.clear()
-    rest = asyncio.create_task(old.until(Ended))
+    rest = asyncio.create_task(old.until(StreamEnded))
     await settle(3)
     again = asyncio.create_task(run(world.session(), Audio(said())))
     await settle(3)
@@ -376,4 +384,4 @@ async def test_a_stream_cancelled_while_its_turn_is_being_finished_holds_up_nobo
     await asyncio.wait([rest])
     await old.__aexit__()
     store.go_on.set()
-    assert isinstance((await again)[-1].event, Ended), "it was not finished, and a client may say it again"
+    assert isinstance((await again)[-1].event, StreamEnded), "it was not finished, and a client may say it again"

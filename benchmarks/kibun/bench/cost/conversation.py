@@ -40,8 +40,8 @@ from kibun.server.conversation.store import MemoryStore
 from kibun.server.inference.backend import Backend, Job, ModelInfo, Result
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.worker_pool import LocalBackend
-from kibun.server.session.events import Audio, Limits, Request, StreamOptions, Utterance
-from kibun.server.session.open_streams import LiveStreams
+from kibun.server.session.events import Audio, Limits, Request, StreamOptions, UtteranceResult
+from kibun.server.session.open_streams import OpenStreams
 from kibun.server.session.session import Session
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
@@ -98,10 +98,10 @@ class _Speaker:
 
     def __init__(self, model: ModelInfo, backend: Backend) -> None:
         self.model, self.analyzer = model, _Timed(backend)
-        self.store, self.live = MemoryStore(), LiveStreams()
+        self.store, self.live = MemoryStore(), OpenStreams()
         self._numbers = itertools.count()
 
-    async def turn(self, pcm: bytes, known: Conversation | None = None) -> Utterance:
+    async def turn(self, pcm: bytes, known: Conversation | None = None) -> UtteranceResult:
         """One stream of one turn, after what is known; its final."""
         if known is not None:
             await self.store.update(KEY, lambda _: known)
@@ -123,7 +123,7 @@ class _Speaker:
         )
         async with aclosing(session.run(_all_at_once(pcm))) as replies:
             told = [reply.event async for reply in replies]
-        (final,) = (event for event in told if isinstance(event, Utterance) and event.is_final)
+        (final,) = (event for event in told if isinstance(event, UtteranceResult) and event.is_final)
         return final
 
     async def conversation(self) -> Conversation:

@@ -24,7 +24,7 @@ from kibun.bench.support.speech_like import lay_out
 from kibun.client.status import error_from_rpc
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.decoder import AudioDecoder, AudioFormat
-from kibun.server.audio.endpointing import EndpointingOptions, EndReason, Utterance
+from kibun.server.audio.endpointing import EndpointingOptions, EndReason, SpeechSegment
 from kibun.server.audio.segmenter import Segmenter
 from kibun.server.audio.vad import make_vad
 from kibun.v1 import speech_analysis_pb2 as pb
@@ -253,7 +253,7 @@ def _known(chunks: Sequence[bytes]) -> dict[Span, float]:
     for number, chunk in enumerate([*chunks, b""], 1):
         found = segmenter.push(decoder.decode(chunk)) if chunk else segmenter.flush(EndReason.HALF_CLOSE)
         for event in found:
-            if isinstance(event, Utterance):
+            if isinstance(event, SpeechSegment):
                 known[event.start / SAMPLE_RATE_HZ, event.end / SAMPLE_RATE_HZ] = min(number, len(chunks)) * CHUNK_S
     return known
 

@@ -90,7 +90,7 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
         ttl_s = seconds(config.conversation_ttl, "conversation_ttl", (MIN_TTL_S, defaults.max_ttl_s))
     given = traits(config.given_personality) if config.HasField("given_personality") else None
     model = model_named(config.model, defaults.models)
-    emotion, personality, warnings = capability.settle(
+    emotion, personality, warnings = capability.resolve_features(
         model,
         defaults.models,
         emotion=not features.disable_emotion,
@@ -220,7 +220,7 @@ def duration_of(value_s: float) -> Duration:
 
 
 def effective_config(
-    config: pb.StreamingAnalyzeConfig, options: events.StreamOptions, started: events.Started
+    config: pb.StreamingAnalyzeConfig, options: events.StreamOptions, started: events.StreamStarted
 ) -> pb.StreamingAnalyzeConfig:
     """The config as the server understood it: nothing is left to guess."""
     full = pb.StreamingAnalyzeConfig()
@@ -251,7 +251,7 @@ def endpointing_config(options: EndpointingOptions) -> pb.EndpointingConfig:
 
 
 def response(
-    reply: events.Reply, sequence_number: int, stream: Callable[[events.Started], pb.StreamStarted]
+    reply: events.Reply, sequence_number: int, stream: Callable[[events.StreamStarted], pb.StreamStarted]
 ) -> pb.StreamingAnalyzeResponse:
     """One message; `stream` fills in what only the service knows of `StreamStarted`."""
     message = pb.StreamingAnalyzeResponse(
@@ -260,13 +260,13 @@ def response(
         audio_processed=duration(reply.processed),
     )
     match reply.event:
-        case events.Started() as event:
+        case events.StreamStarted() as event:
             message.stream_started.CopyFrom(stream(event))
-        case events.Speech() as event:
+        case events.SpeechEvent() as event:
             message.speech_event.CopyFrom(
                 pb.SpeechEvent(type=_SPEECH[event.type], offset=duration(event.position), turn_id=event.turn_id)
             )
-        case events.Utterance() as event:
+        case events.UtteranceResult() as event:
             message.utterance_result.CopyFrom(utterance(event))
         case events.PersonalityUpdate() as event:
             message.personality_update.CopyFrom(
@@ -276,22 +276,22 @@ def response(
                     revision=event.revision,
                 )
             )
-        case events.Turn() as event:
+        case events.TurnResult() as event:
             message.turn_result.CopyFrom(turn(event))
-        case events.Warn() as event:
+        case events.StreamWarning() as event:
             message.stream_warning.CopyFrom(warning(event))
-        case events.Progress() as event:
+        case events.StreamProgress() as event:
             message.stream_progress.settled_offset.CopyFrom(duration(event.settled))
-        case events.Ended() as event:
+        case events.StreamEnded() as event:
             message.stream_ended.CopyFrom(ended(event))
     return message
 
 
-def warning(event: events.Warn) -> pb.StreamWarning:
+def warning(event: events.StreamWarning) -> pb.StreamWarning:
     return pb.StreamWarning(reason=event.reason, message=event.message, metadata=event.metadata)
 
 
-def utterance(event: events.Utterance) -> pb.UtteranceResult:
+def utterance(event: events.UtteranceResult) -> pb.UtteranceResult:
     return pb.UtteranceResult(
         utterance_id=event.utterance_id,
         turn_id=event.turn_id,
@@ -306,7 +306,7 @@ def utterance(event: events.Utterance) -> pb.UtteranceResult:
     )
 
 
-def turn(event: events.Turn) -> pb.TurnResult:
+def turn(event: events.TurnResult) -> pb.TurnResult:
     return pb.TurnResult(
         turn_id=event.turn_id,
         start_offset=duration(event.start),
@@ -319,7 +319,7 @@ def turn(event: events.Turn) -> pb.TurnResult:
     )
 
 
-def ended(event: events.Ended) -> pb.StreamEnded:
+def ended(event: events.StreamEnded) -> pb.StreamEnded:
     return pb.StreamEnded(
         reason=event.reason,
         audio_received=duration(event.received),

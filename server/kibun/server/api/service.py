@@ -27,16 +27,16 @@ from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.inference.backend import Analyzer, ModelInfo
 from kibun.server.observability.telemetry import Telemetry
 from kibun.server.session import capability, events
-from kibun.server.session.open_streams import LiveStreams
+from kibun.server.session.open_streams import OpenStreams
 from kibun.server.session.session import Session
-from kibun.server.session.timeout import Patience
+from kibun.server.session.timeout import Timeout
 from kibun.v1 import speech_analysis_pb2 as pb
 
 SERVICE = "kibun.v1.SpeechAnalysisService"
 MAX_AUDIO_CONTENT_BYTES = 256 * 1024
 LAST_RESULTS_S = 0.2
 MAX_ANALYZE_BYTES = 4 * 1024 * 1024  # each place may hold a request of this size: what all of them may weigh
-GOING_AWAY = events.Warn(
+GOING_AWAY = events.StreamWarning(
     "GOING_AWAY", "this server is stopping: finish the turn and open the next stream on another connection"
 )
 
@@ -80,7 +80,7 @@ class SpeechAnalysis:
         self._endpointing = endpointing
         self._limits = limits
         self._stream_limits = stream_limits
-        self._live = LiveStreams()
+        self._live = OpenStreams()
         self._models: tuple[ModelInfo, ...] = ()
         self._draining = False
         self._quotas = Quotas(limits.max_streams, lambda tenant: authenticator.limits(tenant, limits.tenant))
@@ -138,7 +138,7 @@ class SpeechAnalysis:
         options = convert.stream_options(config, tenant=call.tenant, defaults=self._defaults())
         session = self._session(call.request_id, options)
 
-        def started(event: events.Started) -> pb.StreamStarted:
+        def started(event: events.StreamStarted) -> pb.StreamStarted:
             model = convert.model_named(options.model, self._models)
             return pb.StreamStarted(
                 request_id=call.request_id,
@@ -178,7 +178,7 @@ class SpeechAnalysis:
     async def _first(self, requests: AsyncIterator[Any], what: str) -> Any:
         """The first message of a call, None where there is none. Raises Failure where it does not come in time."""
         timeout_s = self._limits.config_timeout_s
-        patience = Patience(timeout_s)
+        patience = Timeout(timeout_s)
         try:
             message = await patience.wait(anext(requests, None))
         except TimeoutError:
@@ -190,7 +190,7 @@ class SpeechAnalysis:
 
     async def _write(self, context: Context, message: Message) -> None:
         timeout_s = self._limits.slow_reader_timeout_s
-        patience = Patience(timeout_s)
+        patience = Timeout(timeout_s)
         try:
             await patience.wait(context.write(message))
         except grpc.aio.InternalError:
@@ -284,13 +284,13 @@ class SpeechAnalysis:
         async with self._room(call.request_id, options), aclosing(session.run(pieces)) as replies:
             async for reply in replies:
                 match reply.event:
-                    case events.Utterance() as event:
+                    case events.UtteranceResult() as event:
                         response.utterances.append(convert.utterance(event))
-                    case events.Warn() as event:
+                    case events.StreamWarning() as event:
                         response.warnings.append(convert.warning(event))
-                    case events.Turn() as event:
+                    case events.TurnResult() as event:
                         response.turn_result.CopyFrom(convert.turn(event))
-                    case events.Ended() as event:
+                    case events.StreamEnded() as event:
                         response.conversation.CopyFrom(convert.conversation(event.conversation, event.model))
         return response
 

@@ -104,7 +104,7 @@ class TurnSilence:
 
 
 @dataclass(frozen=True, eq=False)
-class Utterance:
+class SpeechSegment:
     """[start, end) of the stream and its audio, float32 (end - start,). Utterances never overlap."""
 
     start: int
@@ -114,4 +114,4 @@ class Utterance:
     reason: EndReason
 
 
-SegmenterEvent = SpeechBegin | SpeechEnd | NoSpeechTimeout | TurnSilence | Utterance
+SegmenterEvent = SpeechBegin | SpeechEnd | NoSpeechTimeout | TurnSilence | SpeechSegment

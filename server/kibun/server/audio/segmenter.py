@@ -25,31 +25,17 @@ import numpy.typing as npt
 
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import (
-    EndpointingError,
     EndpointingOptions,
     EndReason,
     NoSpeechTimeout,
     SegmenterEvent,
     SpeechBegin,
     SpeechEnd,
+    SpeechSegment,
     TurnSilence,
-    Utterance,
 )
 from kibun.server.audio.sample_buffer import SampleBuffer
 from kibun.server.audio.vad import Vad
-
-__all__ = [
-    "EndReason",
-    "EndpointingError",
-    "EndpointingOptions",
-    "NoSpeechTimeout",
-    "Segmenter",
-    "SegmenterEvent",
-    "SpeechBegin",
-    "SpeechEnd",
-    "TurnSilence",
-    "Utterance",
-]
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -260,7 +246,7 @@ class Segmenter:
 
     def _emit(self, end: int, reason: EndReason, events: list[SegmenterEvent]) -> None:
         audio = self._buffer.copy(self._start, end)
-        events.append(Utterance(self._start, end, audio, self._speech_samples, reason))
+        events.append(SpeechSegment(self._start, end, audio, self._speech_samples, reason))
 
     def _restart(self, origin: int, after: EndReason | None) -> None:
         """Read on from `origin` as if the stream began there."""

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 
 from kibun.server.errors import Failure, invalid
 from kibun.server.inference.backend import ModelInfo, Traits
-from kibun.server.session.events import Warn
+from kibun.server.session.events import StreamWarning
 
 
-def settle(
+def resolve_features(
     model: ModelInfo, models: Sequence[ModelInfo], *, emotion: bool, personality: bool, given: Traits | None
-) -> tuple[bool, bool, tuple[Warn, ...]]:
+) -> tuple[bool, bool, tuple[StreamWarning, ...]]:
     """Whether emotion and personality will be estimated, and what to warn of.
 
     Args:
@@ -33,14 +33,15 @@ def settle(
         if not emotion:
             raise _nothing(model, models, "personality", "emotion")
         text = f"{no_personality(model)}; results carry none"
-        warnings.append(Warn("PERSONALITY_UNSUPPORTED", text, {"model": model.name}))
+        warnings.append(StreamWarning("PERSONALITY_UNSUPPORTED", text, {"model": model.name}))
     if emotion and not model.supports_emotion:
         if not personality:
             raise _nothing(model, models, "emotion", "personality")
-        warnings.append(Warn("EMOTION_UNSUPPORTED", f"{no_emotion(model)}; results carry none", {"model": model.name}))
+        text = f"{no_emotion(model)}; results carry none"
+        warnings.append(StreamWarning("EMOTION_UNSUPPORTED", text, {"model": model.name}))
     if given is not None and not (model.supports_emotion and model.conditioned):
         text = f"model {model.name!r} conditions no emotion on traits: given_personality changes no estimate"
-        warnings.append(Warn("GIVEN_PERSONALITY_UNUSED", text, {"model": model.name}))
+        warnings.append(StreamWarning("GIVEN_PERSONALITY_UNUSED", text, {"model": model.name}))
     return emotion and model.supports_emotion, personality and model.supports_personality, tuple(warnings)
 
 

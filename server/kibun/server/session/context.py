@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.observability.telemetry import CallTelemetry
-from kibun.server.session.conversation_handle import HeldConversation
+from kibun.server.session.conversation_handle import ConversationHandle
 from kibun.server.session.events import Event, Limits, StreamOptions
-from kibun.server.session.open_streams import LiveStream, LiveStreams
+from kibun.server.session.open_streams import OpenStream, OpenStreams
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Stream:
     options: StreamOptions
     limits: Limits
     model: ModelInfo
-    held: HeldConversation
-    live: LiveStream
-    streams: LiveStreams
+    held: ConversationHandle
+    live: OpenStream
+    streams: OpenStreams
     outbox: asyncio.Queue[Event | Exception]
     telemetry: CallTelemetry

@@ -25,15 +25,15 @@ from kibun.server.conversation.store import ConversationStore
 from kibun.server.errors import Failure, Kind
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.session.capability import check_traits
-from kibun.server.session.events import StreamOptions, Warn
-from kibun.server.session.open_streams import LiveStream, superseded
+from kibun.server.session.events import StreamOptions, StreamWarning
+from kibun.server.session.open_streams import OpenStream, superseded
 
-STORE_UNAVAILABLE = Warn(
+STORE_UNAVAILABLE = StreamWarning(
     "STORE_UNAVAILABLE",
     "the conversation store cannot be reached: this server goes on with what it knows of the conversation, and stores "
     "what is said once it can",
 )
-STORE_RECOVERED = Warn("STORE_RECOVERED", "the conversation store is back and has all that was said")
+STORE_RECOVERED = StreamWarning("STORE_RECOVERED", "the conversation store is back and has all that was said")
 
 
 END = 2**62  # later than any sample
@@ -43,7 +43,7 @@ class _InUse(Exception):
     """Leaves a conversation as it is."""
 
 
-class HeldConversation:
+class ConversationHandle:
     """What a stream knows of its conversation and of its own participant in it; the store's `StreamHandle`.
 
     A stream goes on from what it last saw where the store loses the conversation. Once `ended` has a failure
@@ -56,13 +56,13 @@ class HeldConversation:
         model: ModelInfo,
         store: ConversationStore,
         ended: asyncio.Future[Exception],
-        live: LiveStream,
+        live: OpenStream,
     ) -> None:
         self._options = options
         self._model = model
         self._store = store
         self._ended = ended
-        self._live: LiveStream | None = live  # until the stream leaves
+        self._live: OpenStream | None = live  # until the stream leaves
         self._key = (options.tenant, options.conversation_id)
         self._entering = False
         self._openings: dict[str, Opening] = {}  # of the stream's turns

@@ -44,7 +44,7 @@ class StreamOptions:
     resumes_after: EndReason | None = None  # of the utterance that ended at start_offset, as the client has it
     ttl_s: float = 1800.0
     ttl_asked: bool = False  # by the client; otherwise a conversation that exists keeps its own
-    warnings: tuple[Warn, ...] = ()  # of what the request asks for and will not get; told at the start
+    warnings: tuple[StreamWarning, ...] = ()  # of what the request asks for and will not get; told at the start
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Personality:
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class StreamStarted:
     turn_id: str
     created: bool
     prior_utterances: int
@@ -112,14 +112,14 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
-class Speech:
+class SpeechEvent:
     type: SpeechType
     position: int
     turn_id: str
 
 
 @dataclass(frozen=True, slots=True)
-class Utterance:
+class UtteranceResult:
     """An interim or the one final estimate of an utterance. `reason` is None on interims."""
 
     utterance_id: str
@@ -142,7 +142,7 @@ class PersonalityUpdate:
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class TurnResult:
     turn_id: str
     start: int
     end: int
@@ -154,21 +154,21 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Warn:
+class StreamWarning:
     reason: str
     message: str
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class StreamProgress:
     """Audio before `settled` has its finals, all of them told before this, or belongs to no utterance."""
 
     settled: int
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class StreamEnded:
     """`received` = `speech` + `non_speech` + `dropped`, to the sample."""
 
     reason: str
@@ -180,7 +180,16 @@ class Ended:
     model: ModelInfo
 
 
-Event = Started | Speech | Utterance | PersonalityUpdate | Turn | Warn | Progress | Ended
+Event = (
+    StreamStarted
+    | SpeechEvent
+    | UtteranceResult
+    | PersonalityUpdate
+    | TurnResult
+    | StreamWarning
+    | StreamProgress
+    | StreamEnded
+)
 
 
 @dataclass(frozen=True, slots=True)

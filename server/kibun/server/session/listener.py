@@ -17,17 +17,17 @@ from kibun.server.audio.endpointing import (
     SegmenterEvent,
     SpeechBegin,
     SpeechEnd,
+    SpeechSegment,
     TurnSilence,
-    Utterance,
 )
 from kibun.server.audio.segmenter import Segmenter
 from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.session import quality
-from kibun.server.session.analysis import Analysis
 from kibun.server.session.context import Stream
-from kibun.server.session.events import Audio, Progress, Refused, Request, Speech, SpeechType, Warn
-from kibun.server.session.timeout import Patience
-from kibun.server.session.wall_clock import MessagePace, RateWatch
+from kibun.server.session.events import Audio, Refused, Request, SpeechEvent, SpeechType, StreamProgress, StreamWarning
+from kibun.server.session.responder import Responder
+from kibun.server.session.timeout import Timeout
+from kibun.server.session.wall_clock import MessageThrottle, RateWatch
 
 BLOCK = SAMPLE_RATE_HZ // 10  # audio is segmented in blocks of 100 to 200 ms: interims fall due inside big chunks
 BREATH = 10 * BLOCK  # of one message; then other streams get their turn
@@ -57,7 +57,7 @@ class Listener:
     def __init__(
         self,
         stream: Stream,
-        analysis: Analysis,
+        analysis: Responder,
         segmenter: Segmenter,
         *,
         new_turn_id: Callable[[], str],
@@ -75,7 +75,7 @@ class Listener:
         self._decoder = AudioDecoder(stream.options.audio)
         self._turn = _OpenTurn(stream.options.turn_id, asked=True, due=True)
         self._pace = RateWatch(stream.options.audio.sample_rate_hz)
-        self._message_pace = MessagePace(self._limits.max_messages_per_s)
+        self._message_pace = MessageThrottle(self._limits.max_messages_per_s)
         self._end_announced = False
         self._next_progress, self._told_settled = PROGRESS_EVERY, 0  # samples
         self._next_interim = self._first_interim  # samples of the open utterance; it may be open from the start
@@ -91,7 +91,7 @@ class Listener:
         Returns the failure to end the stream with, where all that was heard shall be answered before it.
         Raises Failure where the stream cannot go on.
         """
-        idle = Patience(self._limits.idle_timeout_s)
+        idle = Timeout(self._limits.idle_timeout_s)
         try:
             while True:
                 try:
@@ -117,7 +117,7 @@ class Listener:
         finally:
             idle.close()
 
-    async def _next_request(self, requests: AsyncIterator[Request], idle: Patience) -> Request | None:
+    async def _next_request(self, requests: AsyncIterator[Request], idle: Timeout) -> Request | None:
         self._stream.live.awaits_client(True)
         try:
             return await idle.wait(anext(requests, None))
@@ -151,10 +151,10 @@ class Listener:
         await self._segment(self._segmenter.push(tail))
         if self._decoder.pending_bytes:
             message = f"the audio ended within a sample; its last {self._decoder.pending_bytes} bytes were ignored"
-            await self._tell(Warn("INCOMPLETE_SAMPLE", message))
+            await self._tell(StreamWarning("INCOMPLETE_SAMPLE", message))
         if clipped := self._decoder.clipped_samples:
             message = f"{clipped} samples lay beyond ±1 and were brought back to it; send float32 samples within ±1"
-            await self._tell(Warn("SAMPLES_CLIPPED", message, {"sample_count": str(clipped)}))
+            await self._tell(StreamWarning("SAMPLES_CLIPPED", message, {"sample_count": str(clipped)}))
         self._decoder = AudioDecoder(self._options.audio)
 
     async def _segment(self, found: list[SegmenterEvent]) -> None:
@@ -168,7 +168,7 @@ class Listener:
                     await self._tell_activity("activity_end", position)
                 case NoSpeechTimeout(position):
                     await self._tell_speech("no_speech_timeout", position)
-                case Utterance(start=position):
+                case SpeechSegment(start=position):
                     await self._begin_turn(position)
                     self._next_interim = self._first_interim
                     await self._tell_quality(event)
@@ -189,7 +189,7 @@ class Listener:
         if due is not None:
             audio = self._segmenter.open_audio(opened + due)
             self._analysis.interim(
-                Utterance(opened, opened + due, audio, len(audio), EndReason.SILENCE), self._turn.turn_id
+                SpeechSegment(opened, opened + due, audio, len(audio), EndReason.SILENCE), self._turn.turn_id
             )
 
     @property
@@ -241,7 +241,7 @@ class Listener:
             self._end_announced = True
             left_s = max(self._left_s, 0.0)
             message = f"this stream will end after {left_s:.0f} s more of audio; open a new one for the next turn"
-            await self._tell(Warn("STREAM_ENDS_SOON", message))
+            await self._tell(StreamWarning("STREAM_ENDS_SOON", message))
 
     def _too_long(self) -> Failure:
         text = f"a stream may carry {self._limits.max_stream_s:g} s of audio; go on in a new stream with a new turn"
@@ -256,7 +256,7 @@ class Listener:
         if true_hz is not None:
             labelled = self._options.audio.sample_rate_hz
             message = f"audio labelled {labelled} Hz arrives at the pace of {true_hz} Hz; check sample_rate_hertz"
-            await self._tell(Warn("RATE_MISMATCH_SUSPECTED", message, {"likely_hertz": str(true_hz)}))
+            await self._tell(StreamWarning("RATE_MISMATCH_SUSPECTED", message, {"likely_hertz": str(true_hz)}))
 
     # ---- telling
 
@@ -269,12 +269,12 @@ class Listener:
         settled = self.settled if waits_from is None else min(self.settled, waits_from)
         if settled > self._told_settled:
             self._told_settled = settled
-            await self._tell(Progress(settled + self._options.start_offset))
+            await self._tell(StreamProgress(settled + self._options.start_offset))
 
-    async def _tell(self, event: Speech | Warn | Progress) -> None:
+    async def _tell(self, event: SpeechEvent | StreamWarning | StreamProgress) -> None:
         await self._stream.outbox.put(event)
 
-    async def _tell_quality(self, utterance: Utterance) -> None:
+    async def _tell_quality(self, utterance: SpeechSegment) -> None:
         """Each fault once a turn."""
         for warning in quality.warnings(utterance.audio):
             if warning.reason not in self._turn.faults:
@@ -282,7 +282,7 @@ class Listener:
                 await self._tell(replace(warning, metadata={**warning.metadata, "turn_id": self._turn.turn_id}))
 
     async def _tell_speech(self, kind: SpeechType, position: int) -> None:
-        await self._tell(Speech(kind, position + self._options.start_offset, self._turn.turn_id))
+        await self._tell(SpeechEvent(kind, position + self._options.start_offset, self._turn.turn_id))
 
     async def _tell_activity(self, kind: SpeechType, position: int) -> None:
         if self._options.voice_activity_events:

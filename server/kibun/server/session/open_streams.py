@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from kibun.server.errors import Failure, Kind
-from kibun.server.session.events import Warn
+from kibun.server.session.events import StreamWarning
 
 # A stream that waits for its client may have audio on its way through the transport: it has caught up once it has
 # waited this long. One whose audio keeps arriving in smaller steps is taken to be live after PATIENCE_S.
@@ -18,7 +18,7 @@ SETTLE_S = 0.02
 PATIENCE_S = 0.5
 
 
-class LiveStream:
+class OpenStream:
     """One open stream. `end` stops it with a failure, `warn` sends its client a warning; both return at once."""
 
     def __init__(
@@ -29,7 +29,7 @@ class LiveStream:
         turn_id: str,
         *,
         end: Callable[[Failure], None],
-        warn: Callable[[Warn], None],
+        warn: Callable[[StreamWarning], None],
     ) -> None:
         self.conversation = (tenant, conversation_id)
         self.participant_id = participant_id
@@ -91,22 +91,22 @@ class LiveStream:
             self._idle.set()
 
 
-class LiveStreams:
+class OpenStreams:
     """Registry of open streams, in the order in which they opened."""
 
     def __init__(self) -> None:
-        self._streams: dict[tuple[str, str], list[LiveStream]] = {}  # by conversation
+        self._streams: dict[tuple[str, str], list[OpenStream]] = {}  # by conversation
 
     def __len__(self) -> int:
         return sum(map(len, self._streams.values()))
 
-    def add(self, stream: LiveStream) -> None:
+    def add(self, stream: OpenStream) -> None:
         """Registers the stream for its first turn."""
         self._streams.setdefault(stream.conversation, []).append(stream)
         for turn_id in tuple(stream.turn_ids):
             self.claim(stream, turn_id)
 
-    def claim(self, stream: LiveStream, turn_id: str) -> None:
+    def claim(self, stream: OpenStream, turn_id: str) -> None:
         """The turn is this stream's now: another one that has yet to answer it ends with ABORTED SUPERSEDED."""
         stream.turn_ids.add(turn_id)
         for other in self._of(stream):
@@ -114,7 +114,7 @@ class LiveStreams:
                 self.remove(other)  # at once: nobody waits for what it still does
                 other.end(superseded())
 
-    def remove(self, stream: LiveStream) -> None:
+    def remove(self, stream: OpenStream) -> None:
         """Forgets the stream; does nothing the second time."""
         stream.ended()
         streams = self._streams.get(stream.conversation, [])
@@ -123,7 +123,7 @@ class LiveStreams:
         if not streams:
             self._streams.pop(stream.conversation, None)
 
-    async def wait_for_earlier(self, stream: LiveStream) -> None:
+    async def wait_for_earlier(self, stream: OpenStream) -> None:
         """Returns once every earlier stream of the same participant is analysed as far as its client sent it.
 
         So the estimates of a turn rest on all turns before it, even when a client opens the next stream while
@@ -134,7 +134,7 @@ class LiveStreams:
                 return
             await earlier.caught_up()
 
-    async def settled(self, stream: LiveStream, turn_id: str) -> None:
+    async def settled(self, stream: OpenStream, turn_id: str) -> None:
         """Returns once the conversation tells whether the participant's turn is finished: a client may have read its
         result a moment before.
         """
@@ -155,12 +155,12 @@ class LiveStreams:
         for conversation in tuple(self._streams):
             self.end_conversation(conversation, failure)
 
-    def warn_all(self, warning: Warn) -> None:
+    def warn_all(self, warning: StreamWarning) -> None:
         for streams in self._streams.values():
             for stream in streams:
                 stream.warn(warning)
 
-    def _of(self, stream: LiveStream) -> list[LiveStream]:
+    def _of(self, stream: OpenStream) -> list[OpenStream]:
         """The participant's streams."""
         streams = self._streams.get(stream.conversation, ())
         return [s for s in streams if s.participant_id == stream.participant_id]

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kibun.models.types import SAMPLE_RATE_HZ
-from kibun.server.session.events import Warn
+from kibun.server.session.events import StreamWarning
 
 CLIPPED = 0.98  # of full scale; G.711's loudest codes lie there
 CLIPPED_SHARE = 0.01  # of the samples
@@ -25,24 +25,24 @@ AUDIBLE = 1e-3  # of the loudest level's power: 30 dB below
 _ONES = np.ones(LEVEL_SAMPLES, np.float32)
 
 
-def warnings(audio: npt.NDArray[np.float32]) -> list[Warn]:
+def warnings(audio: npt.NDArray[np.float32]) -> list[StreamWarning]:
     """At most one per fault. `audio`: (n,) at 16 kHz, ±1, n > 0."""
     top, bottom = float(audio.max()), float(audio.min())
     if top == bottom:
-        return [Warn("AUDIO_CONSTANT", "all samples of an utterance have one value; check the microphone")]
+        return [StreamWarning("AUDIO_CONSTANT", "all samples of an utterance have one value; check the microphone")]
     found = []
     if max(top, -bottom) >= CLIPPED:
         share = np.count_nonzero(np.abs(audio) >= CLIPPED) / len(audio)
         if share >= CLIPPED_SHARE:
             text = f"{share:.0%} of an utterance's samples are at full scale; turn the microphone's gain down"
-            found.append(Warn("AUDIO_CLIPPED", text, {"share": f"{share:.3f}"}))
+            found.append(StreamWarning("AUDIO_CLIPPED", text, {"share": f"{share:.3f}"}))
     mean, powers = _levels(audio)
     if abs(mean) >= OFFSET and mean * mean >= OFFSET_SHARE**2 * powers.mean():
         text = f"an utterance's samples are off zero by {mean:+.2f} of full scale; remove the DC offset"
-        found.append(Warn("AUDIO_DC_OFFSET", text, {"offset": f"{mean:.3f}"}))
+        found.append(StreamWarning("AUDIO_DC_OFFSET", text, {"offset": f"{mean:.3f}"}))
     if _steady(powers):
         text = "an utterance's level changes as little as that of a tone, music or noise; it may not be speech"
-        found.append(Warn("AUDIO_STEADY", text))
+        found.append(StreamWarning("AUDIO_STEADY", text))
     return found
 
 

@@ -18,23 +18,23 @@ from kibun.server.conversation.store import ConversationStore
 from kibun.server.errors import Failure
 from kibun.server.inference.backend import Analyzer, ModelInfo
 from kibun.server.observability.telemetry import CallTelemetry
-from kibun.server.session.analysis import Analysis
 from kibun.server.session.context import Stream
-from kibun.server.session.conversation_handle import HeldConversation
+from kibun.server.session.conversation_handle import ConversationHandle
 from kibun.server.session.events import (
-    Ended,
     Event,
     Limits,
     Reply,
     Request,
-    Started,
+    StreamEnded,
     StreamOptions,
-    Turn,
-    Utterance,
-    Warn,
+    StreamStarted,
+    StreamWarning,
+    TurnResult,
+    UtteranceResult,
 )
 from kibun.server.session.listener import Listener
-from kibun.server.session.open_streams import LiveStream, LiveStreams
+from kibun.server.session.open_streams import OpenStream, OpenStreams
+from kibun.server.session.responder import Responder
 
 OUTBOX = 64  # replies waiting for a slow reader
 CANCEL_AGAIN_S = 0.1
@@ -54,7 +54,7 @@ class Session:
         *,
         analyzer: Analyzer,
         store: ConversationStore,
-        live: LiveStreams,
+        live: OpenStreams,
         make_vad: Callable[[int], Vad],
         new_turn_id: Callable[[], str],
         limits: Limits,
@@ -65,7 +65,7 @@ class Session:
         self._ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._outbox: asyncio.Queue[Event | Exception] = asyncio.Queue(OUTBOX)
         self._streams = live
-        self._live = LiveStream(
+        self._live = OpenStream(
             options.tenant,
             options.conversation_id,
             options.participant_id,
@@ -73,7 +73,7 @@ class Session:
             end=self._end,
             warn=self._warn,
         )
-        self._held = HeldConversation(options, model, store, self._ended, self._live)
+        self._held = ConversationHandle(options, model, store, self._ended, self._live)
         self._telemetry = telemetry or CallTelemetry.unwatched()
         self._stream = Stream(
             request_id, options, limits, model, self._held, self._live, live, self._outbox, self._telemetry
@@ -81,7 +81,7 @@ class Session:
         self._make_vad = make_vad
         self._new_turn_id = new_turn_id
         self._clock = clock
-        self._analysis = Analysis(self._stream, analyzer, self._spawn)
+        self._analysis = Responder(self._stream, analyzer, self._spawn)
         self._tasks: set[asyncio.Task[None]] = set()
         self._finishing: asyncio.Task[None] | None = None  # the latest turn whose result was written
         self._failure: Failure | None = None  # ends the stream once all is answered
@@ -106,13 +106,15 @@ class Session:
             while True:
                 event = await self._next_event()
                 yield self._reply(event, listener)
-                if isinstance(event, Utterance):
+                if isinstance(event, UtteranceResult):
                     self._telemetry.wrote(final=event.is_final, speech_samples=event.analyzed)
-                if isinstance(event, Turn):  # finished only now that its result was written, whoever cancels the call
+                if isinstance(
+                    event, TurnResult
+                ):  # finished only now that its result was written, whoever cancels the call
                     self._finishing = asyncio.create_task(self._finish(event.turn_id))
                     await asyncio.shield(self._finishing)
                 self._outbox.task_done()
-                if isinstance(event, Ended):
+                if isinstance(event, StreamEnded):
                     return
         finally:
             if self._finishing is not None:
@@ -175,15 +177,15 @@ class Session:
 
     def _reply(self, event: Event, listener: Listener) -> Reply:
         received, processed = listener.received, listener.settled
-        if isinstance(event, Ended):
+        if isinstance(event, StreamEnded):
             processed = received
         elif self._analysis.waits_from is not None:
             processed = min(processed, self._analysis.waits_from)
         return Reply(event, received, processed)
 
-    def _account(self, listener: Listener) -> Ended:
+    def _account(self, listener: Listener) -> StreamEnded:
         received, speech, dropped = listener.received, self._analysis.speech, self._analysis.dropped
-        return Ended(
+        return StreamEnded(
             reason="COMPLETED",
             received=received,
             speech=speech,
@@ -193,10 +195,10 @@ class Session:
             model=self._stream.model,
         )
 
-    def _started(self, created: bool) -> Started:
+    def _started(self, created: bool) -> StreamStarted:
         participant, ttl_s = self._held.participant, self._held.conversation.ttl_s
         heard = len(participant.heard)
-        return Started(self._stream.options.turn_id, created, heard, ttl_s, participant.given_traits)
+        return StreamStarted(self._stream.options.turn_id, created, heard, ttl_s, participant.given_traits)
 
     # ---- from outside
 
@@ -207,7 +209,7 @@ class Session:
             with suppress(asyncio.QueueFull):  # an empty outbox may be waited for; what lies in it is not looked at
                 self._outbox.put_nowait(failure)
 
-    def _warn(self, warning: Warn) -> None:
+    def _warn(self, warning: StreamWarning) -> None:
         """A reader too slow to have room for it misses it."""
         with suppress(asyncio.QueueFull):
             self._outbox.put_nowait(warning)

@@ -15,7 +15,7 @@ CATCH_UP_S = 1.0
 """What is waited for gets so much more then: nobody can tell for how long nothing had run before that, either."""
 
 
-class Patience:
+class Timeout:
     """Waits with a timeout each, as `asyncio.timeout` gives, but with one timer for all of them: to start and stop one
     per message costs more than the message. Made and used in one task.
 

@@ -42,7 +42,7 @@ class RateWatch:
 BURST_S = 2.0  # of messages that may come at once
 
 
-class MessagePace:
+class MessageThrottle:
     """Spreads what comes faster than so many messages per second: it is read later, and the transport slows the client.
 
     A message costs the server about as much with one byte of audio in it as with a second of it.

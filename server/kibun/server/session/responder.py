@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 from kibun.models.types import SAMPLE_RATE_HZ
-from kibun.server.audio.endpointing import EndReason, Utterance
+from kibun.server.audio.endpointing import EndReason, SpeechSegment
 from kibun.server.conversation.state import Participant, UtteranceRecord
 from kibun.server.errors import Failure, Kind
 from kibun.server.inference.backend import Analyzer, BackendError, Job, Result, Superseded
@@ -25,7 +25,7 @@ MAX_WORK = 256  # utterances and ends of turns that may wait; what utterances we
 
 @dataclass(frozen=True, slots=True)
 class _Final:
-    utterance: Utterance
+    utterance: SpeechSegment
     turn_id: str
 
 
@@ -36,7 +36,7 @@ class _TurnEnd:
     position: int
 
 
-class Analysis:
+class Responder:
     """Takes utterances and ends of turns in order (`final`, `turn_end`, `close`); `run` answers them.
 
     `spawn` starts a coroutine as one of the session's tasks.
@@ -55,7 +55,7 @@ class Analysis:
         self._analyzer = analyzer
         self._spawn = spawn
         self._work: asyncio.Queue[_Final | _TurnEnd | None] = asyncio.Queue(MAX_WORK)
-        self._waiting: deque[Utterance] = deque()  # without an answer yet
+        self._waiting: deque[SpeechSegment] = deque()  # without an answer yet
         self._progress = asyncio.Event()
         self._interim: asyncio.Task[None] | None = None
 
@@ -71,7 +71,7 @@ class Analysis:
 
     # ---- taking work
 
-    async def final(self, utterance: Utterance, turn_id: str) -> None:
+    async def final(self, utterance: SpeechSegment, turn_id: str) -> None:
         """Queues an utterance; blocks while too much audio waits, and the transport slows the client down.
 
         Raises Failure AUDIO_BACKLOG where no room comes about.
@@ -90,7 +90,7 @@ class Analysis:
         """Nothing more will come: `run` returns after what is queued."""
         await self._work.put(None)
 
-    def interim(self, utterance: Utterance, turn_id: str) -> None:
+    def interim(self, utterance: SpeechSegment, turn_id: str) -> None:
         """Estimates the open utterance as far as it goes, unless finals wait: those come first."""
         if self._waiting or self._analyzer.full:
             self._stream.telemetry.dropped_interim("busy")
@@ -136,7 +136,7 @@ class Analysis:
                 await self._answer_turn(work)
             self._stream.live.work(-1)
 
-    async def _answer_interim(self, utterance: Utterance, turn_id: str) -> None:
+    async def _answer_interim(self, utterance: SpeechSegment, turn_id: str) -> None:
         known, outbox, telemetry = self._stream.held.participant, self._stream.outbox, self._stream.telemetry
         try:
             result = await self._submit(utterance, known, final=False)
@@ -150,7 +150,7 @@ class Analysis:
             else:
                 outbox.put_nowait(self._event(utterance, turn_id, result, known, is_final=False))
 
-    async def _answer_final(self, utterance: Utterance, turn_id: str) -> None:
+    async def _answer_final(self, utterance: SpeechSegment, turn_id: str) -> None:
         held, outbox, model = self._stream.held, self._stream.outbox, self._stream.model
         await self._stream.streams.wait_for_earlier(self._stream.live)
         await held.refresh()
@@ -158,7 +158,7 @@ class Analysis:
         result = None
         if len(utterance.audio) < model.min_samples:
             message = f"an utterance of {len(utterance.audio) / SAMPLE_RATE_HZ:.3f} s is too short to estimate from"
-            await outbox.put(events.Warn("TOO_LITTLE_SPEECH", message, {"turn_id": turn_id}))
+            await outbox.put(events.StreamWarning("TOO_LITTLE_SPEECH", message, {"turn_id": turn_id}))
             self.dropped += len(utterance.audio)
         else:
             result = await self._submit(utterance, known, final=True)
@@ -173,7 +173,7 @@ class Analysis:
         self._waiting.popleft()
         self._progress.set()
 
-    async def _submit(self, utterance: Utterance, known: Participant, *, final: bool) -> Result:
+    async def _submit(self, utterance: SpeechSegment, known: Participant, *, final: bool) -> Result:
         options, model = self._options, self._stream.model
         job = Job(
             model=model.name,
@@ -197,11 +197,11 @@ class Analysis:
             raise
 
     def _event(
-        self, utterance: Utterance, turn_id: str, result: Result | None, known: Participant, *, is_final: bool
-    ) -> events.Utterance:
+        self, utterance: SpeechSegment, turn_id: str, result: Result | None, known: Participant, *, is_final: bool
+    ) -> events.UtteranceResult:
         options, model, n = self._options, self._stream.model, len(utterance.audio)
         start = utterance.start + options.start_offset
-        return events.Utterance(
+        return events.UtteranceResult(
             utterance_id=f"{options.participant_id}:{turn_id}:{start}",
             turn_id=turn_id,
             is_final=is_final,
@@ -222,10 +222,10 @@ class Analysis:
         position = turn.position + self._options.start_offset
         if not any(r.speech for r in records):
             message = "no speech to estimate from was found in this turn; its estimates are unset"
-            await self._stream.outbox.put(events.Warn("NO_SPEECH", message, {"turn_id": turn.turn_id}))
+            await self._stream.outbox.put(events.StreamWarning("NO_SPEECH", message, {"turn_id": turn.turn_id}))
         personality = estimates.of_participant(self._stream.model, participant) if self._options.personality else None
         await self._stream.outbox.put(
-            events.Turn(
+            events.TurnResult(
                 turn_id=turn.turn_id,
                 start=min((r.start for r in records), default=position),
                 end=max((r.end for r in records), default=position),
@@ -238,7 +238,7 @@ class Analysis:
         )
 
 
-def _record(final: events.Utterance, result: Result | None) -> UtteranceRecord:
+def _record(final: events.UtteranceResult, result: Result | None) -> UtteranceRecord:
     assert final.reason is not None  # a final has one
     traits, source = estimates.conversation_traits(result) if result else (None, "average")
     return UtteranceRecord(
