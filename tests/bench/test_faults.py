@@ -20,7 +20,7 @@ from kibun.bench.faults.proxy import Proxy
 from kibun.bench.faults.run import Outcome
 from kibun.bench.faults.servers import Processes, has_redis_server
 from kibun.bench.support.stub_model import RecallingModel
-from kibun.server.inference.backend import Job
+from kibun.models.types import Utterance
 
 PATIENCE_S = 20.0
 
@@ -175,11 +175,11 @@ def test_estimates_of_the_recalling_model_show_what_was_lost_doubled_or_reordere
     audio = np.linspace(-0.5, 0.5, 16_000, dtype=np.float32)
     heard = np.arange(24, dtype=np.float16).reshape(3, 8)
     histories = [heard, heard[:2], heard[[0, 1, 2, 2]], heard[[0, 2, 1]], heard[:0]]
-    results = model.analyze([Job("stub", audio, history) for history in histories])
+    results = model.analyze([Utterance(audio, history) for history in histories])
     assert len({(result.conversation_traits, result.valence) for result in results}) == len(histories)
     assert len({result.utterance_traits for result in results}) == 1
     audio[100] += 1e-4
-    (changed,) = model.analyze([Job("stub", audio, heard)])
+    (changed,) = model.analyze([Utterance(audio, heard)])
     assert changed.utterance_traits != results[0].utterance_traits
     assert changed.vector.tobytes() != results[0].vector.tobytes()
     assert all(1 <= trait <= 7 for result in results for trait in result.conversation_traits or ())

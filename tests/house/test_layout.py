@@ -32,7 +32,7 @@ HOUSE = {
     "server.audio": "models.types",
     "server.observability": "models.types server.errors",
     "server.inference": "models.types models server.observability",
-    "server.conversation": "server.errors server.audio server.inference",
+    "server.conversation": "models.types server.errors server.audio",
     "server.session": "models.types server.errors server.audio server.observability server.inference"
     " server.conversation",
     "server.api": "v1 models.types server.errors server.audio server.observability server.inference server.conversation"

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kibun.server.inference.backend import Job, Result
+from kibun.models.types import Analysis, Utterance
 from kibun.server.inference.runner import LoadedModels
 from kibun.server.inference.worker_protocol import LoadOptions
 from tests.support import stub_model
@@ -103,10 +103,10 @@ def _base64(data: bytes) -> list[bytes]:
 class _Scored(stub_model.StubModel):
     """Its valence can be told from other numbers."""
 
-    def analyze(self, jobs: Sequence[Job]) -> list[Result]:
+    def analyze(self, utterances: Sequence[Utterance]) -> list[Analysis]:
         from dataclasses import replace
 
-        return [replace(result, valence=VALENCE) for result in super().analyze(jobs)]
+        return [replace(result, valence=VALENCE) for result in super().analyze(utterances)]
 
 
 def load(options: LoadOptions) -> LoadedModels:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from kibun.server.inference.backend import Job, ModelInfo, Result
+from kibun.models.types import Analysis
+from kibun.server.inference.backend import Job, ModelInfo
 
 MODEL = ModelInfo("fake", "1", vector_size=2)
 FRAME = 320
@@ -56,7 +57,7 @@ class FakeAnalyzer:
         finally:
             self.open.remove(stream_id)
 
-    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Result:
+    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Analysis:
         self.finals += final
         self.deadlines_s.append(deadline_s)
         self.running += 1
@@ -67,8 +68,8 @@ class FakeAnalyzer:
                 await waited
         finally:
             self.running -= 1
-        level = float(np.abs(job.audio).mean())
-        so_far = float(np.mean([*job.history[:, 0], np.float16(level)], dtype=np.float64))
+        level = float(np.abs(job.utterance.audio).mean())
+        so_far = float(np.mean([*job.utterance.history[:, 0], np.float16(level)], dtype=np.float64))
         traits, conversation = (1 + level, 4.0, 4.0, 4.0, 4.0), (1 + so_far, 4.0, 4.0, 4.0, 4.0)
-        vector = np.array([level, len(job.history)], np.float16)
-        return Result(vector, traits, conversation, conversation, conversation, "conversation", 3.0, 1 + level)
+        vector = np.array([level, len(job.utterance.history)], np.float16)
+        return Analysis(vector, traits, conversation, conversation, conversation, "conversation", 3.0, 1 + level)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 
+from kibun.models.types import Traits
 from kibun.server.audio.endpointing import EndReason
 from kibun.server.conversation.state import (
     Conversation,
@@ -17,7 +18,6 @@ from kibun.server.conversation.state import (
 )
 from kibun.server.conversation.store import ConversationStore, Key, MemoryStore
 from kibun.server.errors import Failure
-from kibun.server.inference.backend import Traits
 from tests.support.redis_server import command, prefixed
 
 KEY = ("tenant", "c")

@@ -1,7 +1,7 @@
 """A stand-in for real models, run by real worker processes: `--loader tests.support.stub_model:load`.
 
 Also the model of load tests of the whole server. A model's name may carry options:
-`stub?delay_s=0.02&s_per_audio_s=0.1&slots=4`. What it does with a job depends on the first sample of its audio,
+`stub?delay_s=0.02&s_per_audio_s=0.1&slots=4`. What it does with an utterance depends on the first sample of its audio,
 unless `faults=0` says otherwise: where any sample may come first, one of these will.
 """
 
@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result, Traits
+from kibun.models.types import Analysis, Traits, Utterance
+from kibun.server.inference.backend import BackendError, ModelInfo
 from kibun.server.inference.runner import LoadedModels
 from kibun.server.inference.worker_protocol import LoadOptions
 
@@ -30,7 +31,7 @@ SLOW_POISON = 0.015625  # half a second later the process is killed
 
 
 class StubModel:
-    """Estimates are plain functions of the audio, so that tests can tell which job they belong to."""
+    """Estimates are plain functions of the audio, so that tests can tell which utterance they belong to."""
 
     def __init__(
         self, name: str, delay_s: float, s_per_audio_s: float, hangs_after: float = float("inf"), hang_s: float = 3600
@@ -43,14 +44,14 @@ class StubModel:
         self._hangs_after = hangs_after  # batches, those of the warm-up included
         self._batches = itertools.count(1)
 
-    def analyze(self, jobs: Sequence[Job]) -> list[Result]:
+    def analyze(self, utterances: Sequence[Utterance]) -> list[Analysis]:
         if next(self._batches) > self._hangs_after:
             time.sleep(self._hang_s)
-        time.sleep(self._delay_s + self._s_per_audio_s * sum(job.seconds for job in jobs))
-        return [self._analyze(job) for job in jobs]
+        time.sleep(self._delay_s + self._s_per_audio_s * sum(utterance.seconds for utterance in utterances))
+        return [self._analyze(utterance) for utterance in utterances]
 
-    def _analyze(self, job: Job) -> Result:
-        what = float(job.audio[0]) if self.faults else 0.0
+    def _analyze(self, utterance: Utterance) -> Analysis:
+        what = float(utterance.audio[0]) if self.faults else 0.0
         if what == SLOW_POISON:
             time.sleep(0.5)
         if what in (POISON, SLOW_POISON):
@@ -59,21 +60,21 @@ class StubModel:
             raise ValueError(f"the audio starts with {what}")
         if what in (HANGS, SLOW):
             time.sleep(3600 if what == HANGS else 1)
-        level = float(np.sqrt(np.mean(np.square(job.audio, dtype=np.float64))))
+        level = float(np.sqrt(np.mean(np.square(utterance.audio, dtype=np.float64))))
         traits = _traits(level)
-        so_far = _traits(float(np.mean([*job.history[:, 1], np.float16(level)], dtype=np.float64)))
-        known = job.given_traits or so_far
-        vector = np.array([len(job.history), level, len(job.audio) / 16_000, os.getpid() % 1000], np.float16)
-        return Result(
+        so_far = _traits(float(np.mean([*utterance.history[:, 1], np.float16(level)], dtype=np.float64)))
+        known = utterance.given_traits or so_far
+        vector = np.array([len(utterance.history), level, utterance.seconds, os.getpid() % 1000], np.float16)
+        return Analysis(
             vector,
-            utterance_traits=traits if job.personality else None,
-            average_traits=so_far if job.personality else None,
-            conversation_traits=so_far if job.personality else None,
-            condition_traits=known if job.emotion else None,
-            condition_source=None if not job.emotion else "given" if job.given_traits else "conversation",
-            valence=3.0 if job.emotion else None,
+            utterance_traits=traits if utterance.personality else None,
+            average_traits=so_far if utterance.personality else None,
+            conversation_traits=so_far if utterance.personality else None,
+            condition_traits=known if utterance.emotion else None,
+            condition_source=None if not utterance.emotion else "given" if utterance.given_traits else "conversation",
+            valence=3.0 if utterance.emotion else None,
             arousal=(float("nan") if what == NAN or self.info.name == "nan" else 1.0 + 4.0 * min(level, 1.0))
-            if job.emotion
+            if utterance.emotion
             else None,
         )
 

@@ -15,7 +15,7 @@ from kibun.models.config import KibunConfig
 from kibun.models.model import KibunModel
 from kibun.models.packed import HEIGHTS, PackedLinear
 from kibun.models.packed_model import PackedModel
-from kibun.models.types import SAMPLE_RATE_HZ, Analysis, Utterance
+from kibun.models.types import NEUTRAL_TRAITS, SAMPLE_RATE_HZ, Analysis, Utterance
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -89,7 +89,7 @@ def bfloat16_gain(config: KibunConfig) -> float:
 
 def check_estimates(model: KibunModel | PackedModel) -> list[Analysis]:
     """What a model says of two made-up utterances, the second in the light of the first."""
-    given = None if model.config.supports_personality else (4.0, 4.0, 4.0, 4.0, 4.0)
+    given = None if model.config.supports_personality else NEUTRAL_TRAITS
     first, second = (
         Utterance(_voice(seconds, f0), np.zeros((0, model.vector_size), np.float16), given)
         for seconds, f0 in ((0.7, 120.0), (1.0, 210.0))

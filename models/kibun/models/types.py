@@ -17,10 +17,14 @@ CONDITIONED = ("concat", "ca", "ticn-ca")
 Traits = tuple[float, float, float, float, float]
 """In the order of TRAITS, on the scale of the Ten-Item Personality Inventory, 1..7."""
 
+NEUTRAL_TRAITS: Traits = (4.0, 4.0, 4.0, 4.0, 4.0)
+"""The middle of the scale."""
+
 ConditionSource = Literal["given", "utterance", "average", "conversation"]
+"""Where the traits came from that emotion was conditioned on."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Utterance:
     """One utterance to analyse, and what is already known about who says it.
 
@@ -36,8 +40,13 @@ class Utterance:
     emotion: bool = True
     personality: bool = True
 
+    @property
+    def seconds(self) -> float:
+        """Duration of the audio in seconds."""
+        return len(self.audio) / SAMPLE_RATE_HZ
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Analysis:
     """Estimates for one utterance; None where not wanted or not supported. Always within the scales.
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kibun.models.types import Analysis, Traits
 from kibun.server.api import convert
 from kibun.server.audio.endpointing import EndReason
 from kibun.server.conversation.state import (
@@ -21,7 +22,7 @@ from kibun.server.conversation.state import (
     weighted_emotion,
 )
 from kibun.server.conversation.store import MemoryStore
-from kibun.server.inference.backend import ModelInfo, Result, Traits
+from kibun.server.inference.backend import ModelInfo
 from kibun.server.session import estimates
 
 KEY = ("tenant", "c")
@@ -122,7 +123,7 @@ def test_expected_error_is_that_of_the_evidence_at_hand(count: int, row: int | N
 
 @pytest.mark.parametrize("source", ["utterance", "average", "conversation", "given"])
 def test_the_condition_tells_its_evidence(source: str) -> None:
-    result = Result(np.zeros(2, np.float16), condition_traits=traits(3), condition_source=source)  # type: ignore[arg-type]
+    result = Analysis(np.zeros(2, np.float16), condition_traits=traits(3), condition_source=source)  # type: ignore[arg-type]
     known = participant(record(), record(start=16_000, level=None))
     told = estimates.condition(MODEL, result, known, 8_000)
     assert told is not None

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result, Superseded
+from kibun.models.types import Analysis, Utterance
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded
 from kibun.server.inference.batcher import Batcher, JobQueue, QueueLimits, Ticket
 from kibun.server.inference.cost import CostModel
 
@@ -20,7 +21,7 @@ LIMITS = QueueLimits(queued_s=20.0)
 
 
 def make_job(seconds: float = 1.0, label: float = 0.0) -> Job:
-    return Job("stub", np.full(int(seconds * 16_000), label, np.float32), NO_HISTORY)
+    return Job("stub", Utterance(np.full(int(seconds * 16_000), label, np.float32), NO_HISTORY))
 
 
 def make_ticket(number: int, deadline: float, *, stream: str = "a", final: bool = True, seconds: float = 1.0) -> Ticket:
@@ -97,9 +98,9 @@ class QueueMachine(RuleBasedStateMachine):
         finals = sorted(t for t in self.queued.values() if t.final)
         lane = finals or sorted(self.queued.values())
         assert batch == lane[: len(batch)], "earliest deadlines first, finals before interims"
-        seconds = sum(t.job.seconds for t in batch)
+        seconds = sum(t.job.utterance.seconds for t in batch)
         assert len(batch) <= 1 or seconds <= batch_s
-        if batch and now + cost.expect(batch[0].job.seconds) <= batch[0].deadline:
+        if batch and now + cost.expect(batch[0].job.utterance.seconds) <= batch[0].deadline:
             assert now + cost.expect(seconds) <= batch[0].deadline, "company makes no job late"
         assert len(batch) <= 1 or costs != "it does not"
         if finals:
@@ -118,7 +119,7 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def bounded(self) -> None:
         for final in (True, False):
-            lengths = [t.job.seconds for t in self.queued.values() if t.final == final]
+            lengths = [t.job.utterance.seconds for t in self.queued.values() if t.final == final]
             assert len(lengths) <= 1 or sum(lengths) <= LIMITS.queued_s
         interims = [t.stream_id for t in self.queued.values() if not t.final]
         assert len(interims) == len(set(interims)), "at most one interim per stream"
@@ -218,14 +219,14 @@ class FakeBackend:
         self.gate = asyncio.Event()
         self.error: BaseException | None = None
 
-    async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
-        labels = [float(job.audio[0]) for job in jobs]
+    async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
+        labels = [float(job.utterance.audio[0]) for job in jobs]
         self.calls.append(labels)
         await self.gate.wait()
         if self.error is not None:
             raise self.error
         return [
-            BackendError("MODEL_NONFINITE", "nan") if label < 0 else Result(np.full(4, label, np.float16))
+            BackendError("MODEL_NONFINITE", "nan") if label < 0 else Analysis(np.full(4, label, np.float16))
             for label in labels
         ]
 
@@ -264,7 +265,7 @@ def ask(
     final: bool = True,
     within: float = 1.0,
     s: float = 1.0,
-) -> "asyncio.Task[Result]":
+) -> "asyncio.Task[Analysis]":
     job = make_job(s, label)
     return asyncio.create_task(
         batcher.submit(job, stream_id=stream or str(label), final=final, deadline_s=within), name=str(label)
@@ -409,11 +410,11 @@ async def test_costs_are_measured_before_any_stream_comes(failure: BackendError 
     clock = Clock()
 
     class Timed(FakeBackend):
-        async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
-            clock.now += 0.01 * sum(job.seconds for job in jobs) + 0.2
+        async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
+            clock.now += 0.01 * sum(job.utterance.seconds for job in jobs) + 0.2
             if isinstance(failure, BackendError):
                 raise failure
-            answer = BackendError("MODEL_FAILED", "raised") if failure else Result(np.zeros(4, np.float16))
+            answer = BackendError("MODEL_FAILED", "raised") if failure else Analysis(np.zeros(4, np.float16))
             return [answer] * len(jobs)
 
     cost = CostModel()
@@ -455,8 +456,8 @@ async def test_an_error_of_one_job_is_its_own() -> None:
     good, bad, other = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(bad, BackendError)
     assert bad.reason == "MODEL_NONFINITE"
-    assert isinstance(good, Result)
-    assert isinstance(other, Result)
+    assert isinstance(good, Analysis)
+    assert isinstance(other, Analysis)
 
 
 async def test_a_backend_error_reaches_every_caller_and_the_queue_goes_on() -> None:
@@ -532,7 +533,7 @@ def test_every_caller_gets_its_own_answer(asks: list[tuple[str, bool, float, flo
         backend.gate.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         for label, (outcome, (_, final, *_)) in enumerate(zip(outcomes, asks, strict=True)):
-            if isinstance(outcome, Result):
+            if isinstance(outcome, Analysis):
                 assert float(outcome.vector[0]) == label
             else:
                 assert isinstance(outcome, Superseded)

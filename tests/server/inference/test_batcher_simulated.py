@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result, Superseded
+from kibun.models.types import Analysis, Utterance
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.cost import CostModel
 from tests.support import virtual_time
@@ -108,8 +109,8 @@ class Machine:
     def finals_per_batch(self) -> float:
         return float(np.mean([len(jobs) for _, jobs in self.batches if jobs[0].model == "final"]))
 
-    async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
-        took_s = self.per_audio_s * sum(job.seconds for job in jobs) + self.per_batch_s
+    async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
+        took_s = self.per_audio_s * sum(job.utterance.seconds for job in jobs) + self.per_batch_s
         took_s *= float(np.exp(0.1 * self.rng.standard_normal()))
         self.batches.append((asyncio.get_running_loop().time(), list(jobs)))
         self.running.append(jobs[0])
@@ -118,7 +119,7 @@ class Machine:
         self.most_interims = max(self.most_interims, sum(job.model == "interim" for job in self.running))
         await asyncio.sleep(took_s)
         self.running.remove(jobs[0])
-        return [Result(NO_HISTORY[0:0])] * len(jobs)
+        return [Analysis(NO_HISTORY[0:0])] * len(jobs)
 
     async def start(self) -> tuple[ModelInfo, ...]:
         return (MODEL,)
@@ -177,8 +178,8 @@ async def speak(batcher: Batcher, name: str, length_s: float, pause_s: float, in
     """A stream: a pause, an utterance, and its final awaited."""
     loop = asyncio.get_running_loop()
 
-    def submit(heard_s: float, model: str) -> "asyncio.Task[Result]":
-        job = Job(model, SILENCE[: int(heard_s * 16_000)], NO_HISTORY)
+    def submit(heard_s: float, model: str) -> "asyncio.Task[Analysis]":
+        job = Job(model, Utterance(SILENCE[: int(heard_s * 16_000)], NO_HISTORY))
         final = model == "final"
         wanted = batcher.submit(job, stream_id=name, final=final, deadline_s=1.0 if final else 2.0)
         return asyncio.create_task(wanted)
@@ -199,8 +200,8 @@ async def speak(batcher: Batcher, name: str, length_s: float, pause_s: float, in
         if RAMP_S < began < seen.until:
             seen.latencies.append(loop.time() - began)
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
-        assert all(isinstance(outcome, (Result, Superseded)) for outcome in outcomes)
-        seen.interims += sum(isinstance(outcome, Result) for outcome in outcomes)
+        assert all(isinstance(outcome, (Analysis, Superseded)) for outcome in outcomes)
+        seen.interims += sum(isinstance(outcome, Analysis) for outcome in outcomes)
 
 
 async def crowd(machine: Machine, load: float, *, pause_s: float, interims: bool, seed: int) -> Seen:
@@ -291,7 +292,7 @@ def test_every_final_is_answered_in_the_order_of_deadlines(
         tasks = []
         for after_s, stream, final, deadline_s, audio_s in arrivals:
             await asyncio.sleep(after_s)
-            job = Job("final" if final else "interim", SILENCE[: int(audio_s * 16_000)], NO_HISTORY)
+            job = Job("final" if final else "interim", Utterance(SILENCE[: int(audio_s * 16_000)], NO_HISTORY))
             asked.append((job, final, loop.time(), loop.time() + deadline_s))
             wanted = batcher.submit(job, stream_id=stream, final=final, deadline_s=deadline_s)
             tasks.append(asyncio.create_task(wanted))
@@ -300,8 +301,8 @@ def test_every_final_is_answered_in_the_order_of_deadlines(
         began = {id(job): at for at, jobs in machine.batches for job in jobs}
         finals = []
         for (job, final, submitted, deadline), outcome in zip(asked, outcomes, strict=True):
-            assert isinstance(outcome, Result if final else (Result, Superseded))
-            assert (id(job) in began) == isinstance(outcome, Result)
+            assert isinstance(outcome, Analysis if final else (Analysis, Superseded))
+            assert (id(job) in began) == isinstance(outcome, Analysis)
             if final:
                 finals.append((submitted, deadline, began[id(job)]))
         for _, deadline, at in finals:

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kibun.models.types import Analysis, Utterance
 from kibun.server.inference import worker
 from kibun.server.inference import worker_protocol as wire
-from kibun.server.inference.backend import BackendError, Job, Result
+from kibun.server.inference.backend import BackendError, Job
 from kibun.server.inference.runner import BatchRunner
 from kibun.server.inference.shared_memory import Arena, Block, attach
 from kibun.server.inference.worker_pool import LocalBackend
@@ -37,7 +39,10 @@ class Drip(io.RawIOBase):
 def a_batch() -> wire.Batch:
     audio = np.arange(3000, dtype=np.float32) / 3000
     history = np.ones((3, 4), np.float16)
-    return wire.Batch(7, (Job("a", audio, history[:0]), Job("b", audio[::2], history, (1.0, 2.0, 3.0, 4.0, 5.0))))
+    return wire.Batch(
+        7,
+        (Job("a", Utterance(audio, history[:0])), Job("b", Utterance(audio[::2], history, (1.0, 2.0, 3.0, 4.0, 5.0)))),
+    )
 
 
 @settings(max_examples=20, deadline=None)
@@ -60,10 +65,11 @@ def test_messages_survive_a_pipe_that_splits_them_anywhere(step: int) -> None:
     for got in (batch, asyncio.run(read_in_server())):
         assert got.number == 7
         for sent, received in zip(a_batch().jobs, got.jobs, strict=True):
-            assert (received.model, received.given_traits) == (sent.model, sent.given_traits)
-            np.testing.assert_array_equal(received.audio, sent.audio)
-            np.testing.assert_array_equal(received.history, sent.history)
-    assert batch.jobs[0].audio.flags.writeable, "torch asks for writable memory"
+            assert received.model == sent.model
+            assert received.utterance.given_traits == sent.utterance.given_traits
+            np.testing.assert_array_equal(received.utterance.audio, sent.utterance.audio)
+            np.testing.assert_array_equal(received.utterance.history, sent.utterance.history)
+    assert batch.jobs[0].utterance.audio.flags.writeable, "torch asks for writable memory"
 
 
 def test_end_of_file_inside_a_message_is_end_of_file() -> None:
@@ -75,7 +81,7 @@ def test_end_of_file_inside_a_message_is_end_of_file() -> None:
 
 def test_audio_is_not_copied_into_the_frame() -> None:
     audio = np.zeros(160_000, np.float32)
-    pieces = wire.encode(wire.Batch(1, (Job("a", audio, np.zeros((0, 4), np.float16)),))).pieces
+    pieces = wire.encode(wire.Batch(1, (Job("a", Utterance(audio, np.zeros((0, 4), np.float16))),))).pieces
     assert any(
         np.shares_memory(np.frombuffer(piece, np.uint8), audio) for piece in pieces if len(piece) == audio.nbytes
     )
@@ -86,14 +92,14 @@ def test_what_lies_in_shared_memory_is_neither_sent_nor_copied() -> None:
     arena = Arena()
     shared = attach(os.dup(arena.fd))
     frames = [wire.encode(a_batch(), arena) for _ in range(2)]
-    assert all(len(b"".join(frame.pieces)) < 1000 + a_batch().jobs[1].audio.nbytes for frame in frames)
+    assert all(len(b"".join(frame.pieces)) < 1000 + a_batch().jobs[1].utterance.audio.nbytes for frame in frames)
     for frame in frames:
         batch = wire.read_message_blocking(io.BytesIO(b"".join(frame.pieces)), shared)
         for sent, received in zip(a_batch().jobs, batch.jobs, strict=True):
-            np.testing.assert_array_equal(received.audio, sent.audio)
-            np.testing.assert_array_equal(received.history, sent.history)
-        assert np.shares_memory(batch.jobs[0].audio, np.frombuffer(shared, np.uint8))
-        assert batch.jobs[0].audio.flags.writeable, "torch asks for writable memory"
+            np.testing.assert_array_equal(received.utterance.audio, sent.utterance.audio)
+            np.testing.assert_array_equal(received.utterance.history, sent.utterance.history)
+        assert np.shares_memory(batch.jobs[0].utterance.audio, np.frombuffer(shared, np.uint8))
+        assert batch.jobs[0].utterance.audio.flags.writeable, "torch asks for writable memory"
     for frame in frames:
         assert frame.block is not None
         arena.free(frame.block)
@@ -107,7 +113,7 @@ def test_where_the_arena_is_full_a_message_goes_whole() -> None:
     assert frame.block is None
     assert arena.used == 0
     batch = wire.read_message_blocking(io.BytesIO(b"".join(frame.pieces)), attach(os.dup(arena.fd)))
-    np.testing.assert_array_equal(batch.jobs[0].audio, a_batch().jobs[0].audio)
+    np.testing.assert_array_equal(batch.jobs[0].utterance.audio, a_batch().jobs[0].utterance.audio)
     arena.close()
 
 
@@ -142,28 +148,28 @@ class Recorder(stub_model.StubModel):
         super().__init__(name, 0.0, 0.0)
         self.sizes: list[int] = []
 
-    def analyze(self, jobs: "list[Job]") -> list[Result]:  # type: ignore[override]
-        self.sizes.append(len(jobs))
-        return super().analyze(jobs)
+    def analyze(self, utterances: Sequence[Utterance]) -> list[Analysis]:
+        self.sizes.append(len(utterances))
+        return super().analyze(utterances)
 
 
 def job(first: float = 0.1, *, model: str = "a", samples: int = 8000, vectors: object = None) -> Job:
     history = np.zeros((0, 4), np.float16) if vectors is None else vectors
-    return Job(model, np.full(samples, first, np.float32), history)  # type: ignore[arg-type]
+    return Job(model, Utterance(np.full(samples, first, np.float32), history))  # type: ignore[arg-type]
 
 
 def test_a_failing_batch_is_run_one_by_one() -> None:
     model = Recorder("a")
     outcomes = BatchRunner([model]).run([job(), job(stub_model.RAISES), job()])
     assert model.sizes == [3, 1, 1, 1]
-    assert [isinstance(outcome, Result) for outcome in outcomes] == [True, False, True]
+    assert [isinstance(outcome, Analysis) for outcome in outcomes] == [True, False, True]
 
 
 def test_each_model_gets_one_batch() -> None:
     models = [Recorder("a"), Recorder("b")]
     outcomes = BatchRunner(models).run([job(), job(0.2, model="b"), job(0.3), job(0.4, model="b")])
     assert [model.sizes for model in models] == [[2], [2]]
-    assert [o.arousal for o in outcomes if isinstance(o, Result)] == pytest.approx([1.4, 1.8, 2.2, 2.6])
+    assert [o.arousal for o in outcomes if isinstance(o, Analysis)] == pytest.approx([1.4, 1.8, 2.2, 2.6])
 
 
 @pytest.mark.parametrize(
@@ -177,8 +183,8 @@ def test_each_model_gets_one_batch() -> None:
         (job(vectors=np.zeros((2, 5), np.float16)), "INVALID_JOB"),
         (job(vectors=np.zeros((2, 4), np.float32)), "INVALID_JOB"),
         (job(vectors=np.zeros(4, np.float16)), "INVALID_JOB"),
-        (Job("a", np.zeros(8000), np.zeros((0, 4), np.float16)), "INVALID_JOB"),  # type: ignore[arg-type]
-        (Job("a", np.zeros((2, 8000), np.float32), np.zeros((0, 4), np.float16)), "INVALID_JOB"),
+        (Job("a", Utterance(np.zeros(8000), np.zeros((0, 4), np.float16))), "INVALID_JOB"),  # type: ignore[arg-type]
+        (Job("a", Utterance(np.zeros((2, 8000), np.float32), np.zeros((0, 4), np.float16))), "INVALID_JOB"),
     ],
 )
 def test_impossible_jobs_never_reach_a_model(bad: Job, reason: str) -> None:
@@ -186,7 +192,7 @@ def test_impossible_jobs_never_reach_a_model(bad: Job, reason: str) -> None:
     first, second = BatchRunner([model]).run([bad, job()])
     assert isinstance(first, BackendError)
     assert first.reason == reason
-    assert isinstance(second, Result)
+    assert isinstance(second, Analysis)
     assert model.sizes == [1]
 
 
@@ -219,6 +225,11 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def a_job() -> Job:
+    """Half a second of silence."""
+    return Job("tiny", Utterance(np.zeros(8000, np.float32), np.zeros((0, 16), np.float16)))
+
+
 def options(*models: Path | str, device: str = "cpu", allow_untrained: bool = True) -> wire.LoadOptions:
     names = tuple(map(str, models))
     return wire.LoadOptions(
@@ -227,7 +238,7 @@ def options(*models: Path | str, device: str = "cpu", allow_untrained: bool = Tr
 
 
 async def test_a_real_bundle_answers_through_the_worker_as_it_does_in_process(bundle: Path) -> None:
-    from kibun.models.bundle import Utterance, load_bundle
+    from kibun.models.bundle import load_bundle
 
     backend = LocalBackend([bundle], device="cpu", threads=2, allow_untrained=True)
     (info,) = await backend.start()
@@ -238,28 +249,26 @@ async def test_a_real_bundle_answers_through_the_worker_as_it_does_in_process(bu
         assert info.precision == "float32: too small for bfloat16 to pay"
         rng = np.random.default_rng(0)
         jobs = [
-            Job("tiny", rng.normal(0, 0.1, samples).astype(np.float32), np.zeros((0, 16), np.float16), given)
+            Job("tiny", Utterance(rng.normal(0, 0.1, samples).astype(np.float32), np.zeros((0, 16), np.float16), given))
             for samples, given in [(400, None), (16_000, None), (24_000, (1.0, 2.0, 3.0, 4.0, 5.0))]
         ]
         outcomes = await backend.infer(jobs)
         first = outcomes[0]
-        assert isinstance(first, Result)
-        jobs.append(Job("tiny", jobs[1].audio, first.vector[None]))
+        assert isinstance(first, Analysis)
+        jobs.append(Job("tiny", Utterance(jobs[1].utterance.audio, first.vector[None])))
         outcomes += await backend.infer(jobs[-1:])
     finally:
         await backend.close()
-    wanted = load_bundle(bundle, allow_untrained=True).analyze(
-        [Utterance(j.audio, j.history, j.given_traits) for j in jobs]
-    )
+    wanted = load_bundle(bundle, allow_untrained=True).analyze([job.utterance for job in jobs])
     for got, want in zip(outcomes, wanted, strict=True):
-        assert isinstance(got, Result), got
+        assert isinstance(got, Analysis), got
         np.testing.assert_allclose(got.vector, want.vector, atol=1e-3)
         for field in ("utterance_traits", "average_traits", "conversation_traits", "condition_traits"):
             assert getattr(got, field) == pytest.approx(getattr(want, field), abs=1e-4)
         assert got.condition_source == want.condition_source
         assert (got.valence, got.arousal) == pytest.approx((want.valence, want.arousal), abs=1e-4)
     last = outcomes[-1]
-    assert isinstance(last, Result)
+    assert isinstance(last, Analysis)
     assert last.utterance_traits != pytest.approx(last.average_traits, abs=1e-6), "the history counts"
 
 
@@ -308,7 +317,7 @@ def test_weights_that_are_not_finite_are_an_error_of_the_job(bundle: Path) -> No
             weight.fill_(float("nan"))
     with pytest.raises(BackendError, match="warm-up inference failed"):
         BatchRunner([model]).warm_up()
-    (outcome,) = BatchRunner([model]).run([Job("tiny", np.zeros(8000, np.float32), np.zeros((0, 16), np.float16))])
+    (outcome,) = BatchRunner([model]).run([a_job()])
     assert isinstance(outcome, BackendError)
     assert outcome.reason == "MODEL_NONFINITE"
 
@@ -325,7 +334,7 @@ def test_a_lost_device_ends_the_worker_and_is_no_fault_of_a_job(bundle: Path) ->
 
     model._bundle._trunk.register_forward_pre_hook(lose)  # type: ignore[attr-defined]
     with pytest.raises(DeviceLost):
-        BatchRunner([model]).run([Job("tiny", np.zeros(8000, np.float32), np.zeros((0, 16), np.float16))])
+        BatchRunner([model]).run([a_job()])
 
 
 def test_out_of_memory_is_answered_with_smaller_batches(bundle: Path) -> None:
@@ -340,8 +349,8 @@ def test_out_of_memory_is_answered_with_smaller_batches(bundle: Path) -> None:
         return real(requests)
 
     model._bundle.analyze = analyze  # type: ignore[attr-defined]
-    jobs = [Job("tiny", np.zeros(8000, np.float32), np.zeros((0, 16), np.float16))] * 3
-    assert all(isinstance(outcome, Result) for outcome in BatchRunner([model]).run(jobs))
+    jobs = [a_job()] * 3
+    assert all(isinstance(outcome, Analysis) for outcome in BatchRunner([model]).run(jobs))
 
 
 @pytest.fixture(autouse=True)
@@ -354,7 +363,7 @@ def test_precision_is_obeyed_and_said(bundle: Path) -> None:
 
     (model,) = worker.load_models(replace(options(bundle), precision="bf16")).models
     assert model.info.precision.startswith("bfloat16: ")
-    (outcome,) = BatchRunner([model]).run([Job("tiny", np.zeros(8000, np.float32), np.zeros((0, 16), np.float16))])
-    assert isinstance(outcome, Result)
+    (outcome,) = BatchRunner([model]).run([a_job()])
+    assert isinstance(outcome, Analysis)
     (model,) = worker.load_models(replace(options(bundle), precision="fp32")).models
     assert model.info.precision == "float32, as asked for"

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kibun.server.inference.backend import BackendError, Job, Result
+from kibun.models.types import Analysis, Utterance
+from kibun.server.inference.backend import BackendError, Job
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.shared_memory import ARENA_BYTES, Arena
 from kibun.server.inference.worker_pool import LocalBackend, WorkerTimes
@@ -41,16 +42,16 @@ async def running(
 
 
 def job(first: float, *, model: str = "stub", seconds: float = 0.5, heard: int = 0) -> Job:
-    return Job(model, np.full(int(seconds * 16_000), first, np.float32), np.zeros((heard, 4), np.float16))
+    return Job(model, Utterance(np.full(int(seconds * 16_000), first, np.float32), np.zeros((heard, 4), np.float16)))
 
 
-def arousal(outcome: Result | BackendError) -> float:
-    assert isinstance(outcome, Result), outcome
+def arousal(outcome: Analysis | BackendError) -> float:
+    assert isinstance(outcome, Analysis), outcome
     assert outcome.arousal is not None
     return outcome.arousal
 
 
-def reason(outcome: Result | BackendError) -> str:
+def reason(outcome: Analysis | BackendError) -> str:
     assert isinstance(outcome, BackendError), outcome
     return outcome.reason
 
@@ -89,7 +90,7 @@ async def test_answers_come_in_the_order_of_the_jobs() -> None:
         jobs = [job(level, model="stub" if level < 0.5 else "other", heard=2) for level in levels]
         outcomes = await backend.infer(jobs)
     assert [arousal(outcome) for outcome in outcomes] == pytest.approx([1 + 4 * level for level in levels])
-    assert [int(outcome.vector[0]) for outcome in outcomes if isinstance(outcome, Result)] == [2] * 4
+    assert [int(outcome.vector[0]) for outcome in outcomes if isinstance(outcome, Analysis)] == [2] * 4
 
 
 @pytest.mark.parametrize("arena_bytes", [0, 8192])
@@ -140,7 +141,7 @@ async def test_two_devices_have_a_worker_each_and_share_the_work() -> None:
     async with running("stub?slots=1&delay_s=0.1", device=["cpu", "cpu"]) as backend:
         assert (backend.slots, len(set(backend.pids))) == (2, 2)
         outcomes = await asyncio.gather(*(backend.infer([job(0.1)]) for _ in range(4)))
-        answered_by = {float(outcome.vector[3]) for (outcome,) in outcomes if isinstance(outcome, Result)}
+        answered_by = {float(outcome.vector[3]) for (outcome,) in outcomes if isinstance(outcome, Analysis)}
         assert len(answered_by) == 2
 
 
@@ -247,7 +248,7 @@ async def test_second_attempts_go_before_new_jobs() -> None:
     async with running("stub?slots=2&s_per_audio_s=0.2", times=times) as backend:
         stop = asyncio.Event()
 
-        async def keep_busy(offset: int) -> list[Result | BackendError]:
+        async def keep_busy(offset: int) -> list[Analysis | BackendError]:
             await asyncio.sleep(0.025 * offset)
             outcomes = []
             while not stop.is_set():
@@ -373,6 +374,7 @@ def test_workers_end_when_the_server_is_killed() -> None:
     program = """
 import asyncio, numpy, os
 from tests.support import stub_model
+from kibun.models.types import Utterance
 from kibun.server.inference.backend import Job
 from kibun.server.inference.worker_pool import LocalBackend
 
@@ -380,7 +382,7 @@ async def main():
     backend = LocalBackend(["stub"], loader="tests.support.stub_model:load")
     await backend.start()
     print(*backend.pids, flush=True)
-    job = Job("stub", numpy.full(8000, stub_model.HANGS, numpy.float32), numpy.zeros((0, 4), numpy.float16))
+    job = Job("stub", Utterance(numpy.full(8000, stub_model.HANGS, numpy.float32), numpy.zeros((0, 4), numpy.float16)))
     await backend.infer([job])
 
 asyncio.run(main())

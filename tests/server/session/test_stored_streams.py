@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from kibun.models.types import Traits
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import C, Change, Key, MemoryStore, StoreUnavailable, StreamHandle
 from kibun.server.errors import Failure, Kind
-from kibun.server.inference.backend import Traits
 from kibun.server.session.events import (
     Audio,
     EndOfTurn,

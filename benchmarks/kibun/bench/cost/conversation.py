@@ -31,13 +31,13 @@ from kibun.bench.support.speech_like import speech_like
 from kibun.bench.support.timing import interleaved
 from kibun.models.files import resolve_bundle
 from kibun.models.model import KibunModel
-from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ, Analysis
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import make_vad
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import MemoryStore
-from kibun.server.inference.backend import Backend, Job, ModelInfo, Result
+from kibun.server.inference.backend import Backend, Job, ModelInfo
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.worker_pool import LocalBackend
 from kibun.server.session.events import Audio, Limits, Request, StreamOptions, UtteranceResult
@@ -86,7 +86,7 @@ class _Timed(Batcher):
 
     seconds = 0.0
 
-    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Result:
+    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Analysis:
         begin = time.perf_counter()
         result = await super().submit(job, stream_id=stream_id, final=final, deadline_s=deadline_s)
         self.seconds = time.perf_counter() - begin

@@ -27,7 +27,6 @@ from kibun.bench.support.timing import interleaved
 from kibun.models.bundle import load_bundle
 from kibun.models.types import SAMPLE_RATE_HZ, Analysis, Utterance
 from kibun.server.audio.endpointing import EndpointingOptions
-from kibun.server.inference.backend import Job
 from kibun.server.inference.worker import load_models
 from kibun.server.inference.worker_protocol import LoadOptions
 from kibun.server.session.listener import FIRST_INTERIM, INTERIM_RATIO
@@ -182,8 +181,8 @@ def _time(longest_s: float, rounds: int) -> tuple[Costs, str]:
     nothing = np.empty((0, model.info.vector_size), np.float16)
 
     def encoding(length_s: float) -> Callable[[], object]:
-        job = Job(model.info.name, speech_like(length_s), nothing)
-        return lambda: model.analyze([job])
+        utterance = Utterance(speech_like(length_s), nothing)
+        return lambda: model.analyze([utterance])
 
     times = interleaved({str(length): encoding(length) for length in lengths}, rounds)
     return Costs({float(length): taken for length, taken in times.items()}), model.info.precision

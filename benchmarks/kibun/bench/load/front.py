@@ -25,7 +25,7 @@ from kibun.bench.support.child import Child, cpu_seconds
 from kibun.bench.support.report import Report
 from kibun.bench.support.stub_model import VECTOR_SIZE
 from kibun.client.server_process import ServerProcess
-from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ, Utterance
 from kibun.server.inference.backend import Job
 from kibun.server.inference.shared_memory import ARENA_BYTES
 from kibun.server.inference.worker_pool import LocalBackend
@@ -123,7 +123,7 @@ async def _handovers(rounds: int) -> dict[str, Handover]:
     """An utterance of ten seconds to a worker and back, both ways in turn."""
     backends = {way: LocalBackend(["stub"], loader=STUB_LOADER, arena_bytes=size) for way, size in WAYS.items()}
     audio = np.random.default_rng(0).normal(0, 0.1, round(UTTERANCE_S * SAMPLE_RATE_HZ)).astype(np.float32)
-    job = Job("stub", audio, np.zeros((8, VECTOR_SIZE), np.float16))
+    job = Job("stub", Utterance(audio, np.zeros((8, VECTOR_SIZE), np.float16)))
     wall: dict[str, list[float]] = {way: [] for way in WAYS}
     own: dict[str, list[float]] = {way: [] for way in WAYS}
     worker_s = dict.fromkeys(WAYS, 0.0)

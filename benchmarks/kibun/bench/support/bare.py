@@ -17,7 +17,7 @@ import numpy as np
 
 from kibun.bench.support import machine, material
 from kibun.bench.support.child import answer
-from kibun.server.inference.backend import Job
+from kibun.models.types import Utterance
 from kibun.server.inference.runner import LoadedModels
 from kibun.server.inference.worker import load_models
 from kibun.server.inference.worker_protocol import LoadOptions
@@ -93,7 +93,7 @@ class Bare:
         model = self._loaded.models[0]
         nothing = np.empty((0, model.info.vector_size), np.float16)
         for index in turns:
-            (result,) = model.analyze([Job(model.info.name, self._audio[index], nothing)])
+            (result,) = model.analyze([Utterance(self._audio[index], nothing)])
             yield index, (result.valence, result.arousal)
 
 

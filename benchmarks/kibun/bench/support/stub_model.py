@@ -9,27 +9,28 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from kibun.server.inference.backend import Job, ModelInfo, Result, Traits
+from kibun.models.types import NEUTRAL_TRAITS, Analysis, Traits, Utterance
+from kibun.server.inference.backend import ModelInfo
 from kibun.server.inference.runner import LoadedModels
 from kibun.server.inference.worker_protocol import LoadOptions
 
 VECTOR_SIZE = 768  # as HuBERT-base's
-_TRAITS: Traits = (4.0, 4.0, 4.0, 4.0, 4.0)
 
 
-class StubModel:
+class ConstantModel:
     """Reads all of the audio once and estimates nothing from it."""
 
     def __init__(self, name: str) -> None:
         self.info = ModelInfo(name, "1", VECTOR_SIZE, synthetic=True)
 
-    def analyze(self, jobs: Sequence[Job]) -> list[Result]:
-        """Each job's mean sample as its vector, everything else in the middle of its scale."""
-        return [self._analyze(job) for job in jobs]
+    def analyze(self, utterances: Sequence[Utterance]) -> list[Analysis]:
+        """Each utterance's mean sample as its vector, everything else in the middle of its scale."""
+        return [self._analyze(utterance) for utterance in utterances]
 
-    def _analyze(self, job: Job) -> Result:
-        vector = np.full(VECTOR_SIZE, job.audio.mean(), np.float16)
-        return Result(vector, _TRAITS, _TRAITS, _TRAITS, _TRAITS, "conversation", valence=3.0, arousal=3.0)
+    def _analyze(self, utterance: Utterance) -> Analysis:
+        vector = np.full(VECTOR_SIZE, utterance.audio.mean(), np.float16)
+        traits = NEUTRAL_TRAITS
+        return Analysis(vector, traits, traits, traits, traits, "conversation", valence=3.0, arousal=3.0)
 
 
 class RecallingModel:
@@ -43,33 +44,33 @@ class RecallingModel:
     def __init__(self, name: str) -> None:
         self.info = ModelInfo(name, "1", 8, synthetic=True)
 
-    def analyze(self, jobs: Sequence[Job]) -> list[Result]:
+    def analyze(self, utterances: Sequence[Utterance]) -> list[Analysis]:
         """Traits of the utterance and emotion follow the audio, traits of the conversation the history too."""
-        time.sleep(self.LATENCY_S + self.S_PER_AUDIO_S * sum(job.seconds for job in jobs))
-        return [self._analyze(job) for job in jobs]
+        time.sleep(self.LATENCY_S + self.S_PER_AUDIO_S * sum(utterance.seconds for utterance in utterances))
+        return [self._analyze(utterance) for utterance in utterances]
 
-    def _analyze(self, job: Job) -> Result:
-        own = _checksum(job.audio.tobytes())
-        so_far = _checksum(job.history.tobytes(), own)
+    def _analyze(self, utterance: Utterance) -> Analysis:
+        own = _checksum(utterance.audio.tobytes())
+        so_far = _checksum(utterance.history.tobytes(), own)
         vector = np.array([own >> shift & 1023 for shift in (0, 10, 20)] + [0] * 5, np.float16)  # exact in float16
         traits, conversation = _traits(own), _traits(so_far)
-        condition = job.given_traits or conversation
+        condition = utterance.given_traits or conversation
         emotion = _checksum(np.array(condition, np.float32).tobytes(), own)
-        return Result(
+        return Analysis(
             vector,
-            traits if job.personality else None,
-            conversation if job.personality else None,
-            conversation if job.personality else None,
-            condition if job.emotion else None,
-            None if not job.emotion else "given" if job.given_traits else "conversation",
-            valence=_scaled(emotion, 0, 1.0, 5.0) if job.emotion else None,
-            arousal=_scaled(emotion, 16, 1.0, 5.0) if job.emotion else None,
+            traits if utterance.personality else None,
+            conversation if utterance.personality else None,
+            conversation if utterance.personality else None,
+            condition if utterance.emotion else None,
+            None if not utterance.emotion else "given" if utterance.given_traits else "conversation",
+            valence=_scaled(emotion, 0, 1.0, 5.0) if utterance.emotion else None,
+            arousal=_scaled(emotion, 16, 1.0, 5.0) if utterance.emotion else None,
         )
 
 
 def load(options: LoadOptions) -> LoadedModels:
     """One stub per name, two batches at once."""
-    return LoadedModels([StubModel(name) for name in options.models], options.threads or 2, 0.0, "cpu")
+    return LoadedModels([ConstantModel(name) for name in options.models], options.threads or 2, 0.0, "cpu")
 
 
 def load_recalling(options: LoadOptions) -> LoadedModels:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from kibun.models.model import KibunModel
-from kibun.models.types import SAMPLE_RATE_HZ, Analysis, Utterance
+from kibun.models.types import NEUTRAL_TRAITS, SAMPLE_RATE_HZ, Analysis, Utterance
 
 
 def warm_up(model: KibunModel, samples: int = SAMPLE_RATE_HZ) -> Analysis:
@@ -19,7 +19,7 @@ def warm_up(model: KibunModel, samples: int = SAMPLE_RATE_HZ) -> Analysis:
     """
     noise = np.random.default_rng(0).standard_normal(max(samples, model.min_samples)).astype(np.float32) * 0.1
     history = np.zeros((1, model.vector_size), np.float16)
-    request = Utterance(noise, history, given_traits=(4.0, 4.0, 4.0, 4.0, 4.0))
+    request = Utterance(noise, history, given_traits=NEUTRAL_TRAITS)
     first, second = (model.analyze([request])[0] for _ in range(2))
     if not np.array_equal(first.vector, second.vector) or _estimates(first) != _estimates(second):
         raise ArithmeticError("two equal calls gave different answers")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ, Traits
 from kibun.server.audio.decoder import AudioError, AudioFormat, Encoding
 from kibun.server.audio.endpointing import EndpointingError, EndpointingOptions, EndReason
 from kibun.server.conversation.state import Conversation
 from kibun.server.errors import Failure, Kind, invalid
-from kibun.server.inference.backend import ModelInfo, Traits
+from kibun.server.inference.backend import ModelInfo
 from kibun.server.session import capability, estimates, events
 from kibun.v1 import speech_analysis_pb2 as pb
 

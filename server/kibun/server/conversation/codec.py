@@ -19,9 +19,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from kibun.models.types import ConditionSource, Traits
 from kibun.server.audio.endpointing import EndReason
 from kibun.server.conversation.state import MAX_FINISHED_TURNS, MAX_RECORDS, Opening, UtteranceRecord
-from kibun.server.inference.backend import ConditionSource, Traits
 
 VERSION = 1
 MAX_ENTRIES = max(MAX_RECORDS, MAX_FINISHED_TURNS)  # of one kind and participant

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from kibun.models.types import ConditionSource, Traits
 from kibun.server.audio.endpointing import EndReason
-from kibun.server.inference.backend import ConditionSource, Traits
 
 MAX_RECORDS = 512  # per participant; the oldest leave: 512 vectors of 768 float16 are 0.8 MB
 MAX_PARTICIPANTS = 64  # per conversation

@@ -1,57 +1,24 @@
 """What the session asks of whatever runs the models, and what it gets back.
 
-Plain data and two Protocols: neither torch nor grpc is needed to import this. A backend is stateless
-towards its callers: a `Job` carries the audio *and* what the conversation already knows, a `Result`
-carries the estimates *and* the new utterance vector. Any worker on any machine can therefore answer any
-job, and a crash loses nothing.
+Plain data and two Protocols: neither torch nor grpc is needed to import this. A backend is stateless: an `Utterance`
+carries the audio *and* what is already known of its speaker, an `Analysis` the estimates *and* the new utterance
+vector. Any worker on any machine can therefore answer any job, and a crash loses nothing.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from kibun.models.types import SAMPLE_RATE_HZ
-
-Traits = tuple[float, float, float, float, float]
-"""Openness, conscientiousness, extraversion, agreeableness, neuroticism, each 1 to 7 (TIPI)."""
-
-ConditionSource = Literal["given", "utterance", "average", "conversation"]
-"""Where the traits came from on which the emotion was conditioned."""
+from kibun.models.types import Analysis, Traits, Utterance
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Job:
-    """One utterance to analyse, with what is already known of its speaker."""
+    """An utterance, and the model that is to analyse it."""
 
     model: str
-    audio: npt.NDArray[np.float32]  # (N,) mono, 16 kHz, -1..1
-    history: npt.NDArray[np.float16]  # (K, D) earlier utterance vectors of the speaker, oldest first
-    given_traits: Traits | None = None  # condition the emotion on these instead of predicted ones
-    emotion: bool = True
-    personality: bool = True
-
-    @property
-    def seconds(self) -> float:
-        """Duration of the audio in seconds: what a job costs, roughly."""
-        return len(self.audio) / SAMPLE_RATE_HZ
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Result:
-    """Estimates of one utterance. None means "not estimated"; zero is never used for that."""
-
-    vector: npt.NDArray[np.float16]  # (D,) this utterance's vector, to be handed in as history later
-    utterance_traits: Traits | None = None  # from this utterance alone
-    average_traits: Traits | None = None  # mean of the estimates of all utterances so far, this one included
-    conversation_traits: Traits | None = None  # of the conversation head, this utterance included
-    condition_traits: Traits | None = None  # what the emotion was conditioned on
-    condition_source: ConditionSource | None = None
-    valence: float | None = None  # 1 (negative) to 5 (positive), 3 neutral
-    arousal: float | None = None  # 1 (calm) to 5 (excited), 3 neutral
+    utterance: Utterance
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +27,7 @@ class ModelInfo:
 
     name: str
     version: str
-    vector_size: int  # D of `Job.history` and `Result.vector`
+    vector_size: int  # D of `Utterance.history` and `Analysis.vector`
     min_samples: int = 400  # shorter audio cannot be analysed (receptive field of HuBERT's front)
     max_samples: int | None = None
     supports_emotion: bool = True  # valence and arousal
@@ -130,7 +97,7 @@ class Backend(Protocol):
         """
         ...
 
-    async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+    async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
         """Analyse a batch: one entry per job, in order. A failed job is its own error and spoils no other.
 
         Raises BackendError only where no job could be tried at all.
@@ -182,7 +149,7 @@ class Analyzer(Protocol):
         """Entered while a stream is open. What it is expected to say takes room, until it ends."""
         ...
 
-    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Result:
+    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Analysis:
         """Analyse one utterance; cancelling the awaiting task drops the job if it is still queued.
 
         `deadline_s`: seconds from now by which the answer is wanted. It orders the queue; a late final is

@@ -25,10 +25,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.models.types import NEUTRAL_TRAITS, SAMPLE_RATE_HZ, Analysis, Utterance
 from kibun.server.inference import admission
 from kibun.server.inference.admission import Level, SpeechLoad
-from kibun.server.inference.backend import Backend, BackendError, Job, ModelInfo, Result, Superseded
+from kibun.server.inference.backend import Backend, BackendError, Job, ModelInfo, Superseded
 from kibun.server.inference.cost import CostModel
 from kibun.server.observability.telemetry import Telemetry
 
@@ -70,7 +70,7 @@ class JobQueue:
     def has_room(self, job: Job, *, final: bool) -> bool:
         """Whether a job may be pushed. A lane that is empty takes any job."""
         lane = self._finals if final else self._interims
-        return not lane or _seconds(lane) + job.seconds <= self._limits.queued_s
+        return not lane or _seconds(lane) + job.utterance.seconds <= self._limits.queued_s
 
     def push(self, ticket: Ticket) -> Ticket | None:
         """Queue a job; return its stream's interim that it supersedes, if any."""
@@ -111,9 +111,9 @@ class JobQueue:
             if idle_slots < 1 or not lane:
                 return []
         share = -(-len(lane) // idle_slots)
-        count, seconds, left_s = 1, lane[0].job.seconds, lane[0].deadline - now
+        count, seconds, left_s = 1, lane[0].job.utterance.seconds, lane[0].deadline - now
         while count < share:
-            added_s = lane[count].job.seconds
+            added_s = lane[count].job.utterance.seconds
             saved_s = cost.per_batch_s * (len(lane) - count) / slots
             if seconds + added_s > batch_s or count * cost.per_audio_s * added_s >= saved_s:
                 break
@@ -144,7 +144,7 @@ class JobQueue:
 
 
 def _seconds(lane: list[Ticket]) -> float:
-    return sum(ticket.job.seconds for ticket in lane)
+    return sum(ticket.job.utterance.seconds for ticket in lane)
 
 
 class Batcher:
@@ -165,7 +165,7 @@ class Batcher:
         self._telemetry = telemetry or Telemetry()
         self._speech = SpeechLoad()
         self._numbers = itertools.count()
-        self._futures: dict[int, asyncio.Future[Result]] = {}  # by ticket number; queued and running
+        self._futures: dict[int, asyncio.Future[Analysis]] = {}  # by ticket number; queued and running
         self._running: dict[asyncio.Task[None], float] = {}  # batches, and when they are expected to be done
         self._entry = asyncio.Lock()  # finals that wait for room enter in the order they came
         self._room = asyncio.Event()  # something left the queue
@@ -223,17 +223,17 @@ class Batcher:
     async def measure(self, model: ModelInfo) -> None:
         """Learn from noise of two lengths what batches cost here, before any stream has to be admitted."""
         noise = np.random.default_rng(0).normal(0, 0.01, SAMPLE_RATE_HZ).astype(np.float32)  # (N,)
-        given = (4.0, 4.0, 4.0, 4.0, 4.0) if model.requires_given_traits else None
+        given = NEUTRAL_TRAITS if model.requires_given_traits else None
         history = np.empty((0, model.vector_size), np.float16)
         with suppress(BackendError):  # then the first finals tell
             for audio in (noise[: len(noise) // 4], noise):
-                job = Job(model.name, audio, history, given)
+                job = Job(model.name, Utterance(audio, history, given))
                 # Twice, side by side where there are two slots: either may be delayed by whatever else starts now.
                 times_s: list[float] = []
                 while len(times_s) < 2:
                     side_by_side = (self._timed(job) for _ in range(min(self._backend.slots, 2)))
                     times_s += await asyncio.gather(*side_by_side)
-                self._cost.observe(job.seconds, min(times_s))
+                self._cost.observe(job.utterance.seconds, min(times_s))
 
     async def _timed(self, job: Job) -> float:
         """Seconds that a job takes. Raises BackendError."""
@@ -243,13 +243,13 @@ class Batcher:
             raise outcome
         return self._clock() - began
 
-    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Result:
+    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Analysis:
         """See backend.Analyzer.submit. A job that has left the queue is computed even if its caller is gone."""
         now = self._clock()
         deadline = now + deadline_s
         ticket = Ticket(deadline, next(self._numbers), job, stream_id, final, now)
         if final:
-            self._speech.spoke(stream_id, job.seconds, now)
+            self._speech.spoke(stream_id, job.utterance.seconds, now)
             async with self._entry:
                 while not self._queue.has_room(job, final=True):
                     self._room.clear()
@@ -258,7 +258,7 @@ class Batcher:
             raise Superseded
         if self._closed:
             raise BackendError("UNAVAILABLE", "the server is stopping")
-        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Analysis] = asyncio.get_running_loop().create_future()
         self._futures[ticket.number] = future
         superseded = self._queue.push(ticket)
         if superseded is not None:
@@ -324,7 +324,7 @@ class Batcher:
             elif (future := self._waiting(ticket)) is not None:
                 future.set_result(outcome)
 
-    async def _infer(self, batch: list[Ticket]) -> list[Result | BackendError]:
+    async def _infer(self, batch: list[Ticket]) -> list[Analysis | BackendError]:
         """Run a batch and learn from the time it took, unless a job failed: nobody knows what ran then."""
         began = self._clock()
         outcomes = await self._backend.infer([ticket.job for ticket in batch])
@@ -344,7 +344,7 @@ class Batcher:
                 # One exception each: awaiters in different tasks add their tracebacks to it.
                 future.set_exception(BackendError(error.reason, error.message))
 
-    def _waiting(self, ticket: Ticket) -> asyncio.Future[Result] | None:
+    def _waiting(self, ticket: Ticket) -> asyncio.Future[Analysis] | None:
         """Find the future of a caller who still waits."""
         future = self._futures.get(ticket.number)
         return None if future is None or future.done() else future

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-from kibun.models.types import SAMPLE_RATE_HZ
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result
+from kibun.models.types import NEUTRAL_TRAITS, SAMPLE_RATE_HZ, Analysis, Utterance
+from kibun.server.inference.backend import BackendError, Job, ModelInfo
 from kibun.server.inference.worker_protocol import LoadOptions
 
 _log = logging.getLogger("kibun.server.inference.worker")
@@ -29,10 +29,10 @@ class Model(Protocol):
 
     info: ModelInfo
 
-    def analyze(self, jobs: Sequence[Job]) -> Sequence[Result]:
-        """Analyse a batch of valid jobs, results in order.
+    def analyze(self, utterances: Sequence[Utterance]) -> Sequence[Analysis]:
+        """Analyse a batch of valid utterances, in order.
 
-        May raise: each job is then tried alone; a BackendError raised for one alone is its answer.
+        May raise: each utterance is then tried alone; a BackendError raised for one alone is its answer.
         """
         ...
 
@@ -66,14 +66,14 @@ class BatchRunner:
         noise = np.random.default_rng(0).normal(0, 0.01, SAMPLE_RATE_HZ).astype(np.float32)  # (N,)
         for name, model in self._models.items():
             history = np.zeros((1, model.info.vector_size), np.float16)
-            given = None if model.info.supports_personality else (4.0, 4.0, 4.0, 4.0, 4.0)
-            (outcome,) = self.run([Job(name, noise, history, given)])
+            given = None if model.info.supports_personality else NEUTRAL_TRAITS
+            (outcome,) = self.run([Job(name, Utterance(noise, history, given))])
             if isinstance(outcome, BackendError):
                 raise BackendError("LOAD_FAILED", f"{name}: the warm-up inference failed: {outcome.message}")
 
-    def run(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+    def run(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
         """Answer every job, in order."""
-        outcomes: dict[int, Result | BackendError] = {}
+        outcomes: dict[int, Analysis | BackendError] = {}
         by_model: dict[str, list[int]] = {}
         for index, job in enumerate(jobs):
             error = self._refusal(job)
@@ -82,27 +82,27 @@ class BatchRunner:
             else:
                 by_model.setdefault(job.model, []).append(index)
         for name, indices in by_model.items():
-            answers = self._run_isolated(self._models[name], [jobs[index] for index in indices])
+            answers = self._run_isolated(self._models[name], [jobs[index].utterance for index in indices])
             outcomes.update(zip(indices, answers, strict=True))
         return [outcomes[index] for index in range(len(jobs))]
 
-    def _run_isolated(self, model: Model, jobs: Sequence[Job]) -> list[Result | BackendError]:
+    def _run_isolated(self, model: Model, utterances: Sequence[Utterance]) -> list[Analysis | BackendError]:
         """Run together; if that fails (out of memory, say), run each alone, so that only the culprit fails."""
         try:
-            return [_finite(result) for result in model.analyze(jobs)]
+            return [_finite(analysis) for analysis in model.analyze(utterances)]
         except Exception as error:
-            _log.error("a batch failed", extra={"count": len(jobs)}, exc_info=error)
-            if len(jobs) == 1:
+            _log.error("a batch failed", extra={"count": len(utterances)}, exc_info=error)
+            if len(utterances) == 1:
                 unnamed = BackendError("MODEL_FAILED", f"the model raised {type(error).__name__}")
                 return [error if isinstance(error, BackendError) else unnamed]
-        return [outcome for job in jobs for outcome in self._run_isolated(model, [job])]
+        return [outcome for utterance in utterances for outcome in self._run_isolated(model, [utterance])]
 
     def _refusal(self, job: Job) -> BackendError | None:
         """Why a job must not reach a model."""
         model = self._models.get(job.model)
         if model is None:
             return BackendError("UNKNOWN_MODEL", f"no model {job.model!r}; loaded: {', '.join(self._models)}")
-        info, audio, history = model.info, job.audio, job.history
+        info, audio, history = model.info, job.utterance.audio, job.utterance.history
         if audio.dtype != np.float32 or audio.ndim != 1 or not np.isfinite(audio).all():
             return BackendError("INVALID_JOB", "audio must be finite float32 of shape (N,)")
         if len(audio) < info.min_samples or (info.max_samples is not None and len(audio) > info.max_samples):
@@ -113,15 +113,15 @@ class BatchRunner:
         return None
 
 
-def _finite(result: Result) -> Result | BackendError:
+def _finite(analysis: Analysis) -> Analysis | BackendError:
     traits = (
-        result.utterance_traits,
-        result.average_traits,
-        result.conversation_traits,
-        result.condition_traits,
+        analysis.utterance_traits,
+        analysis.average_traits,
+        analysis.conversation_traits,
+        analysis.condition_traits,
     )
     numbers = [value for group in traits if group is not None for value in group]
-    numbers += [value for value in (result.valence, result.arousal) if value is not None]
-    if np.isfinite(result.vector).all() and np.isfinite(numbers).all():
-        return result
+    numbers += [value for value in (analysis.valence, analysis.arousal) if value is not None]
+    if np.isfinite(analysis.vector).all() and np.isfinite(numbers).all():
+        return analysis
     return BackendError("MODEL_NONFINITE", "the model gave a value that is not finite")

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from kibun.models.files import BundleError, resolve_bundle, verify
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result
+from kibun.models.types import EMOTIONS, Analysis, Utterance
+from kibun.server.inference.backend import BackendError, ModelInfo
 from kibun.server.inference.runner import BatchRunner, DeviceLost, LoadedModels, Loader
 from kibun.server.inference.shared_memory import attach
 from kibun.server.inference.worker_protocol import (
@@ -200,8 +201,6 @@ class BundleModel:
 
     def __init__(self, bundle: "PackedModel", precision: str) -> None:
         """precision: that it runs in, and why, in words."""
-        from kibun.models.types import EMOTIONS
-
         self._bundle = bundle
         self._streams = threading.local()
         config, rescaled = bundle.config, bundle.config.emotion_rescaled_from
@@ -229,38 +228,22 @@ class BundleModel:
                 " `kibun models build --valence RUN --arousal RUN --out DIR`",
             )
 
-    def analyze(self, jobs: Sequence[Job]) -> list[Result]:
+    def analyze(self, utterances: Sequence[Utterance]) -> list[Analysis]:
         """Analyse a batch. Raises BackendError MODEL_NONFINITE or INVALID_JOB, and DeviceLost."""
         import torch
 
         from kibun.models.analysis import NonFiniteError
-        from kibun.models.types import Utterance
 
         torch.set_num_threads(1)  # a setting of each thread
         try:
             with self._own_stream():
-                analyses = self._bundle.analyze(
-                    [Utterance(j.audio, j.history, j.given_traits, j.emotion, j.personality) for j in jobs]
-                )
+                return self._bundle.analyze(utterances)
         except NonFiniteError as error:
             raise BackendError("MODEL_NONFINITE", str(error)) from error
         except ValueError as error:
             raise BackendError("INVALID_JOB", str(error)) from error
         except torch.AcceleratorError as error:
             raise DeviceLost from error
-        return [
-            Result(
-                vector=analysis.vector,
-                utterance_traits=analysis.utterance_traits,
-                average_traits=analysis.average_traits,
-                conversation_traits=analysis.conversation_traits,
-                condition_traits=analysis.condition_traits,
-                condition_source=analysis.condition_source,
-                valence=analysis.valence,
-                arousal=analysis.arousal,
-            )
-            for analysis in analyses
-        ]
 
     def _own_stream(self) -> AbstractContextManager[Any]:
         """On a GPU a queue of kernels for each inference thread, so that batches of two threads overlap."""

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result
+from kibun.models.types import Analysis
+from kibun.server.inference.backend import BackendError, Job, ModelInfo
 from kibun.server.inference.cost import CostModel
 from kibun.server.inference.shared_memory import ARENA_BYTES
 from kibun.server.inference.worker_process import EXIT_GRACE_S, WorkerDied, WorkerProcess
@@ -158,7 +159,7 @@ class LocalBackend:
         """Seconds for which no worker has lived, 0 while one does and before the first."""
         return 0.0 if self._down_since is None else asyncio.get_running_loop().time() - self._down_since
 
-    async def infer(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+    async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
         """Analyse a batch on the least busy worker; see Backend.infer.
 
         A job whose worker died or hung on both attempts is answered with BackendError WORKER_FAILED, one that no
@@ -192,11 +193,11 @@ class LocalBackend:
         await asyncio.gather(*(worker.close(grace_s=self._times.close_s) for worker in workers))
         self._announce()
 
-    async def _first_attempt(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+    async def _first_attempt(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
         device = await self._wait_for_worker(self._first_turn, self._least_busy)
         return await self._run(device, jobs, self._first_deadline_s(jobs))
 
-    async def _second_attempts(self, jobs: Sequence[Job]) -> list[Result | BackendError]:
+    async def _second_attempts(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
         outcomes = []
         for job in jobs:
             self._suspects += 1
@@ -207,7 +208,7 @@ class LocalBackend:
                 self._announce()
         return outcomes
 
-    async def _attempt_alone(self, job: Job) -> Result | BackendError:
+    async def _attempt_alone(self, job: Job) -> Analysis | BackendError:
         try:
             device = await self._wait_for_worker(self._second_turn, self._idle)
         except BackendError as error:
@@ -223,7 +224,7 @@ class LocalBackend:
             device.reserved = False
         return outcome
 
-    async def _run(self, device: _Device, jobs: Sequence[Job], timeout_s: float) -> list[Result | BackendError]:
+    async def _run(self, device: _Device, jobs: Sequence[Job], timeout_s: float) -> list[Analysis | BackendError]:
         assert device.worker is not None
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -327,4 +328,4 @@ class LocalBackend:
 
 
 def _seconds(jobs: Sequence[Job]) -> float:
-    return sum(job.seconds for job in jobs)
+    return sum(job.utterance.seconds for job in jobs)

@@ -15,7 +15,8 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from kibun.server.inference.backend import BackendError, Job, Result
+from kibun.models.types import Analysis
+from kibun.server.inference.backend import BackendError, Job
 from kibun.server.inference.shared_memory import ARENA_BYTES, Arena, Block
 from kibun.server.inference.worker_protocol import (
     Answers,
@@ -48,7 +49,7 @@ class WorkerDied(Exception):
 
 @dataclass(slots=True)
 class _Pending:
-    future: asyncio.Future[list[Result | BackendError]]
+    future: asyncio.Future[list[Analysis | BackendError]]
     deadline: asyncio.TimerHandle
     block: Block | None  # of the arena; the worker may read it until it has answered
 
@@ -128,7 +129,7 @@ class WorkerProcess:
         """Batches handed over and not answered yet, those that nobody waits for any more included."""
         return len(self._pending)
 
-    async def infer(self, jobs: Sequence[Job], *, timeout_s: float) -> list[Result | BackendError]:
+    async def infer(self, jobs: Sequence[Job], *, timeout_s: float) -> list[Analysis | BackendError]:
         """Hand over a batch and await its answer; past the timeout the worker is killed.
 
         Cancelling the caller neither stops the work nor frees its slot: `in_flight` tells the truth.

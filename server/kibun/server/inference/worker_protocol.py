@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal
 
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Result
+from kibun.models.types import Analysis
+from kibun.server.inference.backend import BackendError, Job, ModelInfo
 from kibun.server.inference.shared_memory import Arena, Block
 from kibun.server.observability.logs import Format
 
@@ -68,7 +69,7 @@ class Answers:
     """One entry per job of the batch with this number, in order."""
 
     number: int
-    results: tuple[Result | BackendError, ...]
+    results: tuple[Analysis | BackendError, ...]
 
 
 @dataclass(frozen=True, slots=True)

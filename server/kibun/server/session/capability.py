@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from kibun.models.types import Traits
 from kibun.server.errors import Failure, invalid
-from kibun.server.inference.backend import ModelInfo, Traits
+from kibun.server.inference.backend import ModelInfo
 from kibun.server.session.events import StreamWarning
 
 

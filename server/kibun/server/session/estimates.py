@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
+from kibun.models.types import Analysis, ConditionSource, Traits
 from kibun.server.conversation.state import Participant, UtteranceRecord, weighted_emotion
-from kibun.server.inference.backend import ConditionSource, ModelInfo, Result, Traits
+from kibun.server.inference.backend import ModelInfo
 from kibun.server.session.events import Emotion, Personality
 
 
@@ -24,20 +25,20 @@ def history(records: Iterable[UtteranceRecord], vector_size: int) -> NDArray[np.
     return np.stack(vectors) if vectors else np.zeros((0, vector_size), np.float16)
 
 
-def emotion(result: Result) -> Emotion | None:
+def emotion(result: Analysis) -> Emotion | None:
     if result.valence is None or result.arousal is None:
         return None
     return Emotion(result.valence, result.arousal)
 
 
-def of_utterance(model: ModelInfo, result: Result, samples: int) -> Personality | None:
+def of_utterance(model: ModelInfo, result: Analysis, samples: int) -> Personality | None:
     """Traits from this utterance alone (setting 1)."""
     if result.utterance_traits is None:
         return None
     return Personality(result.utterance_traits, "utterance", 1, samples, expected_error(model, 1))
 
 
-def condition(model: ModelInfo, result: Result, known: Participant, samples: int) -> Personality | None:
+def condition(model: ModelInfo, result: Analysis, known: Participant, samples: int) -> Personality | None:
     """The traits that the emotion was conditioned on, with the evidence behind them."""
     if result.condition_traits is None or result.condition_source is None:
         return None
@@ -50,7 +51,7 @@ def condition(model: ModelInfo, result: Result, known: Participant, samples: int
     return Personality(result.condition_traits, source, count, speech, expected_error(model, count))
 
 
-def conversation_traits(result: Result) -> tuple[Traits | None, ConditionSource]:
+def conversation_traits(result: Analysis) -> tuple[Traits | None, ConditionSource]:
     """The best traits over the conversation that this model gives, and their source."""
     if result.conversation_traits is not None:
         return result.conversation_traits, "conversation"

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from kibun.models.types import ConditionSource, Traits
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason
 from kibun.server.conversation.state import Conversation
 from kibun.server.errors import Failure
-from kibun.server.inference.backend import ConditionSource, ModelInfo, Traits
+from kibun.server.inference.backend import ModelInfo
 
 SpeechType = Literal["activity_begin", "activity_end", "turn_start", "turn_end", "no_speech_timeout"]
 

@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
-from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ, Analysis, Utterance
 from kibun.server.audio.endpointing import EndReason, SpeechSegment
 from kibun.server.conversation.state import Participant, UtteranceRecord
 from kibun.server.errors import Failure, Kind
-from kibun.server.inference.backend import Analyzer, BackendError, Job, Result, Superseded
+from kibun.server.inference.backend import Analyzer, BackendError, Job, Superseded
 from kibun.server.session import estimates, events
 from kibun.server.session.context import Stream
 
@@ -173,15 +173,17 @@ class Responder:
         self._waiting.popleft()
         self._progress.set()
 
-    async def _submit(self, utterance: SpeechSegment, known: Participant, *, final: bool) -> Result:
+    async def _submit(self, utterance: SpeechSegment, known: Participant, *, final: bool) -> Analysis:
         options, model = self._options, self._stream.model
         job = Job(
-            model=model.name,
-            audio=utterance.audio,
-            history=estimates.history(known.records, model.vector_size),
-            given_traits=options.given_traits or known.given_traits,
-            emotion=options.emotion,
-            personality=model.supports_personality,  # also where it is not shown: emotion is conditioned on it
+            model.name,
+            Utterance(
+                audio=utterance.audio,
+                history=estimates.history(known.records, model.vector_size),
+                given_traits=options.given_traits or known.given_traits,
+                emotion=options.emotion,
+                personality=model.supports_personality,  # also where it is not shown: emotion is conditioned on it
+            ),
         )
         deadline_s = FINAL_DEADLINE_S if final else INTERIM_DEADLINE_S
         request_id = self._stream.request_id
@@ -197,7 +199,7 @@ class Responder:
             raise
 
     def _event(
-        self, utterance: SpeechSegment, turn_id: str, result: Result | None, known: Participant, *, is_final: bool
+        self, utterance: SpeechSegment, turn_id: str, result: Analysis | None, known: Participant, *, is_final: bool
     ) -> events.UtteranceResult:
         options, model, n = self._options, self._stream.model, len(utterance.audio)
         start = utterance.start + options.start_offset
@@ -238,7 +240,7 @@ class Responder:
         )
 
 
-def _record(final: events.UtteranceResult, result: Result | None) -> UtteranceRecord:
+def _record(final: events.UtteranceResult, result: Analysis | None) -> UtteranceRecord:
     assert final.reason is not None  # a final has one
     traits, source = estimates.conversation_traits(result) if result else (None, "average")
     return UtteranceRecord(
