@@ -28,16 +28,13 @@ from kibun.server.inference.worker_protocol import (
     encode,
     read_message,
 )
+from kibun.server.observability.suspension import suspended
 
 _log = logging.getLogger(__name__)
 
 # -P: a torch.py in the current directory must not become torch.
 _COMMAND = (sys.executable, "-P", "-c", "from kibun.server.inference.worker import main; main()")
 
-
-OVERSLEPT_S = 0.25
-"""A deadline that is noticed so much later was not kept by this process either: it was suspended, or its loop blocked.
-The answer may lie in the pipe, or the worker was suspended too."""
 
 EXIT_GRACE_S = 0.5
 """A process that ends by itself is gone by then. Killing it meanwhile could lose its exit code (asyncio reaps once)."""
@@ -232,7 +229,7 @@ class WorkerProcess:
         return loop.call_at(loop.time() + timeout_s, self._late, number, timeout_s, loop.time() + timeout_s)
 
     def _late(self, number: int, timeout_s: float, due: float) -> None:
-        if asyncio.get_running_loop().time() - due > OVERSLEPT_S:
+        if suspended(asyncio.get_running_loop().time() - due):  # the answer may lie in the pipe, or the worker was too
             self._pending[number].deadline = self._deadline(number, timeout_s)
             return
         _log.error("a batch was not answered in time; worker killed", extra={"pid": self.pid, "seconds": timeout_s})

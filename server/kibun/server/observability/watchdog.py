@@ -3,8 +3,7 @@
 gRPC's own keepalive does not: its threads go on answering pings while no handler runs. Somebody has to end such a
 process, so that its supervisor starts another and its clients resume there.
 
-Time in which this very thread did not run, and the process used no processor either, does not count: then the whole
-process was suspended (SIGSTOP, a laptop's lid) or starved, and ending it would help nobody.
+Time in which the whole process was suspended, see `suspension`, does not count: ending it would not help.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from kibun.server.observability import logs
+from kibun.server.observability.suspension import suspended
 
 EXIT_CODE = 70
 """Of a process whose event loop stayed blocked."""
@@ -98,10 +98,9 @@ class Watchdog:
                 _say(partial(_tell_block, late_s, _stacks()))
 
     def _counts(self, passed_s: float, used_s: float) -> float:
-        """How much of the time since the last look the loop is held to account for."""
+        """How many of the seconds since the last look count: in the others the loop could not have run."""
         tick_s = self._times.tick_s
-        ran = passed_s < 3 * tick_s or used_s > passed_s / 2  # or something kept even this thread from running
-        return passed_s if ran else tick_s
+        return tick_s if suspended(passed_s - tick_s, used_s=used_s) else passed_s
 
     def _recovered(self) -> None:
         if self._late:

@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from kibun.server.observability.suspension import suspended
+
 T = TypeVar("T")
 
-OVERSLEPT_S = 0.25
-"""A timer that fires so much later than due was held up: the process was suspended, or its loop blocked."""
-
 CATCH_UP_S = 1.0
-"""What is waited for gets so much more then: nobody can tell for how long nothing had run before that, either."""
+"""More time that a suspended process gives what it waits for: the timer does not tell how long nothing had run."""
 
 
 class Timeout:
@@ -50,7 +49,7 @@ class Timeout:
         now = self._loop.time()
         since = now if self._waiting_since is None else self._waiting_since
         left_s = since + self._seconds - now
-        if now - self._timer.when() > OVERSLEPT_S:
+        if suspended(now - self._timer.when()):
             left_s = max(left_s, min(self._seconds, CATCH_UP_S))
         if left_s > 0:
             self._timer = self._loop.call_later(left_s, self._check)
