@@ -49,15 +49,15 @@ HOUSE = {
     "training._transformers": "models",
     "training.audio": "models.types models training.errors",
     "training.corpora": "models.types training.errors training.audio",
-    "training.evaluation": "models.types models models.building training.errors training.corpora",
+    "training.evaluation": "models.types training.corpora",
     "training.runs": "models.types models models.building training.errors training.losses training._transformers"
     " training.audio training.corpora training.evaluation",
     "training.experiments": "models.types models training.errors training.corpora training.evaluation training.runs",
     "training.demo_tiny": "models.types models training.losses training._transformers training.audio training.corpora"
     " training.evaluation",
     "training.simulation": "models.types models training.errors training.losses training.evaluation training.demo_tiny",
-    "training": "training.errors training.corpora training.evaluation training.runs training.experiments"
-    " training.demo_tiny training.simulation",
+    "training": "models models.building training.errors training.corpora training.evaluation training.runs"
+    " training.experiments training.demo_tiny training.simulation",
     # ---- what all of it costs, and what breaks it
     "bench.support": "models.types models server.inference training.evaluation",
     "bench.faults": "models.types server client training.evaluation bench.support",

@@ -43,7 +43,7 @@ COMMANDS = {
     "models": Command("kibun.models.building.commands", "app", "List, show, verify and build model bundles.", "server"),
     "train": Command("kibun.training.commands", "train_app", "Prepare corpora and train models.", "train"),
     "eval": Command("kibun.training.eval_commands", "eval_app", "Compute the paper's tables.", "train"),
-    "plot": Command("kibun.training.eval_commands", "plot_app", "Draw the paper's figures.", "train"),
+    "plot": Command("kibun.training.plot_commands", "plot_app", "Draw the paper's figures.", "train"),
     "bench": Command(
         "kibun.bench.commands", "bench_app", "Measure speed and exactness, and models against known truth.", "train"
     ),

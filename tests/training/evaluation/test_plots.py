@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from kibun.models.files import resolve_bundle
 from kibun.models.types import TRAITS
-from kibun.training.eval_commands import plot_app
 from kibun.training.evaluation import plots
 from kibun.training.evaluation.predictions import Prediction, PredictionsError, ccc_of, write_predictions
+from kibun.training.plot_commands import plot_app
 from tests.training.evaluation.test_predictions import utterances
 
 RESULTS = {
@@ -169,7 +169,7 @@ def test_what_cannot_be_drawn_is_named(file: Path) -> None:
 
 def test_help_does_not_load_what_drawing_needs() -> None:
     code = (
-        "import sys, kibun.training.eval_commands;"
+        "import sys, kibun.training.eval_commands, kibun.training.plot_commands;"
         "print([m for m in ('matplotlib', 'scipy', 'torch', 'numpy', 'rich.table') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,8 +14,9 @@ from typer.testing import CliRunner, Result
 from kibun.models.types import TRAITS
 from kibun.training.audio.reading import load_audio
 from kibun.training.corpora.splits import SPLIT_FILES
-from kibun.training.eval_commands import eval_app, plot_app
+from kibun.training.eval_commands import eval_app
 from kibun.training.evaluation.paper_figures import VALENCE_CCC
+from kibun.training.plot_commands import plot_app
 from kibun.training.runs import run as training_runs
 from kibun.training.runs.run import load_run
 from tests.support.session_corpus import make_sessions

@@ -1,4 +1,4 @@
-"""`kibun eval …`: the paper's tables. Heavy imports happen inside the commands. `kibun plot …` is in plot_commands."""
+"""`kibun eval …`: the paper's tables. Heavy imports happen inside the commands."""
 
 import dataclasses
 import enum
@@ -8,10 +8,7 @@ from typing import Annotated
 import typer
 
 from kibun.training.errors import fail
-from kibun.training.evaluation.plot_commands import plot_app
 from kibun.training.experiments.commands import add_experiment_commands
-
-__all__ = ["JsonOption", "MarkdownOption", "eval_app", "plot_app"]
 
 eval_app = typer.Typer(help="Compute the paper's tables.", no_args_is_help=True)
 
