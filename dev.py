@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
-"""The two commands of this project, from a bare Python >= 3.11 (standard library only).
+"""The commands of this project, from a bare Python >= 3.11 (standard library only).
 
-python3 dev.py demo [options of `kibun demo`]    watch a spoken dialogue being analysed
-python3 dev.py test [--slow] [options of pytest]  ruff, mypy --strict, pytest
+python3 dev.py demo [options of `kibun demo`]   watch a spoken dialogue being analysed
+python3 dev.py test                             all that a change must pass: ruff, mypy --strict, pytest on each core
+python3 dev.py test [options of pytest]         the same, with these options for pytest: `-n 2`, `--durations 20`
+python3 dev.py test PATH... | -k EXPRESSION     pytest alone, on a part: a path is quickest, as -k must import all tests
+python3 dev.py test --slow                      the long tests, which the others leave out
+python3 dev.py format                           ruff format, and what ruff can fix
 
-Both make `.venv` beside this file and install kibun into it, once per change of pyproject.toml or
-constraints.txt.
+All make `.venv` beside this file and install kibun into it, once per change of pyproject.toml or constraints.txt.
 """
 
 from __future__ import annotations
@@ -23,15 +26,15 @@ BIN = VENV / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = BIN / ("python.exe" if os.name == "nt" else "python")
 
 
-def say(text: str) -> None:
-    """Progress goes to stderr: stdout belongs to the command (`demo --json`)."""
+def log(text: str) -> None:
+    """Prints progress to stderr: stdout belongs to the command (`demo --json`)."""
     print(f"dev.py: {text}", file=sys.stderr, flush=True)
 
 
 def make_venv() -> None:
     if PYTHON.exists():
         return
-    say(f"making {VENV}")
+    log(f"making {VENV}")
     try:
         venv.create(VENV, with_pip=True)
     except subprocess.CalledProcessError:
@@ -47,16 +50,29 @@ def install(extra: str) -> None:
     ).hexdigest()
     if stamp.exists() and stamp.read_text() == wanted:
         return
-    say(f"installing kibun[{extra}] (about a minute the first time, more where PyTorch must be downloaded)")
+    log(f"installing kibun[{extra}] (about a minute the first time, more where PyTorch must be downloaded)")
     command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{extra}]"]
     if subprocess.run(command, stdout=sys.stderr).returncode:
-        sys.exit("dev.py: installation failed; the lines above say why. Once mended, run the same command again.")
+        sys.exit("dev.py: installation failed; the lines above say why. Then run the same command again.")
     stamp.write_text(wanted)
 
 
 def run(*command: str | Path) -> int:
-    return subprocess.run(command, cwd=ROOT).returncode
+    # Bytecode is kept even where the environment says otherwise: the tests start hundreds of processes, and each
+    # would compile all of kibun again.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode
+
+
+def run_tools(*tools: list[str]) -> int:
+    """Runs one Python module after the other until one fails. Returns its exit code, or 0."""
+    for tool in tools:
+        log(" ".join(tool))
+        if code := run(PYTHON, "-m", *tool):
+            log(f"{tool[0]} failed")
+            return code
+    return 0
 
 
 def demo(options: list[str]) -> int:
@@ -66,23 +82,31 @@ def demo(options: list[str]) -> int:
 
 def test(options: list[str]) -> int:
     install("dev")
+    if any(selects(option) for option in options):
+        return run_tools(["pytest", *options])
     if not options:
-        # The whole suite, a file at a time on each core; with options, one process, so that a debugger works.
-        options = ["-n", str(min(4, os.cpu_count() or 1)), "--dist", "loadfile"]
+        options = ["-n", str(min(4, os.cpu_count() or 1))]
+    if "-n" in options and "--dist" not in options:
+        options = [*options, "--dist", "worksteal"]  # neighbours stay together, and so share their module's server
     if "--slow" in options:
         options = ["-m", "slow", "--timeout=3600", *(o for o in options if o != "--slow")]
-    for tool in (["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest", *options]):
-        say(" ".join(tool))
-        if code := run(PYTHON, "-m", *tool):
-            say(f"{tool[0]} failed")
-            return code
-    return 0
+    return run_tools(["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest", *options])
+
+
+def selects(option: str) -> bool:
+    """Whether an option of pytest selects a part of the tests: by path, by name, or what failed last."""
+    return option.startswith("-k") or option in ("--lf", "--last-failed") or (ROOT / option.split("::")[0]).exists()
+
+
+def format_code(options: list[str]) -> int:
+    install("dev")
+    return run_tools(["ruff", "check", "--fix", *options], ["ruff", "format", *options])
 
 
 def main(arguments: list[str]) -> int:
-    if sys.version_info < (3, 11):  # noqa: UP036 (whoever starts this may well have an older one)
+    if sys.version_info < (3, 11):  # noqa: UP036 (this may well be started with an older one)
         sys.exit(f"dev.py: kibun needs Python 3.11 or newer; this is {sys.version.split()[0]}")
-    commands = {"demo": demo, "test": test}
+    commands = {"demo": demo, "test": test, "format": format_code}
     if not arguments or arguments[0] not in commands:
         print(__doc__)
         return 0 if arguments[:1] in (["-h"], ["--help"]) else 2
