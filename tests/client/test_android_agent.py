@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
 
 EXAMPLE = ROOT / "examples" / "android_agent.py"
+Json = dict[str, Any]
 TURNS = json.loads((ROOT / "client" / "kibun" / "client" / "demo" / "dialogue.json").read_text())
 
 # The example takes who speaks second for the robot.
@@ -32,7 +34,7 @@ def agent() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def commands(demo_server: ServerProcess) -> list[dict]:
+def commands(demo_server: ServerProcess) -> list[Json]:
     """What the robot was told, in the whole dialogue, played faster than it was spoken."""
     result = subprocess.run(
         [sys.executable, str(EXAMPLE), "--server", demo_server.target, "--speed", "15"],
@@ -44,11 +46,11 @@ def commands(demo_server: ServerProcess) -> list[dict]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def named(commands: list[dict], name: str) -> list[dict]:
+def named(commands: list[Json], name: str) -> list[Json]:
     return [command for command in commands if command["command"] == name]
 
 
-def test_only_the_user_is_heard(commands):
+def test_only_the_user_is_heard(commands: list[Json]) -> None:
     users = [turn["turn_id"] for turn in TURNS if turn["participant_id"] == USER]
     robots = [turn["turn_id"] for turn in TURNS if turn["participant_id"] == ROBOT]
     assert named(commands, "goodbye")[0]["heard"] == [USER], "the server knows of nobody else"
@@ -56,7 +58,7 @@ def test_only_the_user_is_heard(commands):
     assert [c["turn_id"] for c in named(commands, "own_speech")] == robots
 
 
-def test_faces_come_while_the_user_speaks_and_once_for_the_whole(commands):
+def test_faces_come_while_the_user_speaks_and_once_for_the_whole(commands: list[Json]) -> None:
     faces = named(commands, "expression")
     assert all(-1 <= face[axis] <= 1 for face in faces for axis in ("valence", "arousal"))
     for turn in TURNS:
@@ -69,7 +71,7 @@ def test_faces_come_while_the_user_speaks_and_once_for_the_whole(commands):
     assert commands[0] == {"t": 0.0, "command": "notice", "text": "synthetic model: says nothing of people"}
 
 
-def test_the_face_is_livelier_in_livelier_turns(commands):
+def test_the_face_is_livelier_in_livelier_turns(commands: list[Json]) -> None:
     made = {turn["turn_id"]: turn["arousal"] for turn in TURNS if turn["participant_id"] == USER}
     final = {face["turn_id"]: face["arousal"] for face in named(commands, "expression") if face["is_final"]}
     lively = [final[turn] for turn, arousal in made.items() if arousal > np.median(list(made.values()))]
@@ -77,7 +79,7 @@ def test_the_face_is_livelier_in_livelier_turns(commands):
     assert np.mean(lively) > np.mean(calm) + 0.2
 
 
-def test_style_comes_late_and_changes_slowly(commands, agent):
+def test_style_comes_late_and_changes_slowly(commands: list[Json], agent: ModuleType) -> None:
     styles = named(commands, "speaking_style")
     assert styles
     assert styles[0]["heard"]["utterance_count"] >= agent.MIN_UTTERANCES
@@ -91,7 +93,7 @@ def test_style_comes_late_and_changes_slowly(commands, agent):
 
 
 @pytest.mark.parametrize("extreme", [1.0, 7.0])
-def test_style_is_bounded_for_any_traits(agent, extreme):
+def test_style_is_bounded_for_any_traits(agent: ModuleType, extreme: float) -> None:
     behaviour = agent.Behaviour()
     traits = Traits(extreme, extreme, extreme, extreme, extreme)
     estimate = PersonalityEstimate(traits, PersonalitySource.CONVERSATION, 9, 60.0, None)
@@ -102,28 +104,28 @@ def test_style_is_bounded_for_any_traits(agent, extreme):
         assert abs(rule.target(traits) - rule.neutral) <= rule.swing + 1e-9
 
 
-def test_an_extravert_is_answered_sooner_and_with_more(agent):
+def test_an_extravert_is_answered_sooner_and_with_more(agent: ModuleType) -> None:
     def target(name: str, extraversion: float) -> float:
-        return agent.STYLE_RULES[name].target(Traits(4, 4, extraversion, 4, 4))
+        return float(agent.STYLE_RULES[name].target(Traits(4, 4, extraversion, 4, 4)))
 
     assert target("utterance_amount", 6) > 1 > target("utterance_amount", 2)
     assert target("switching_pause_ms", 6) < 600 < target("switching_pause_ms", 2)
 
 
 @pytest.mark.parametrize(("utterances", "speech_s"), [(2, 60.0), (9, 4.9)])
-def test_too_little_evidence_changes_nothing(agent, utterances, speech_s):
+def test_too_little_evidence_changes_nothing(agent: ModuleType, utterances: int, speech_s: float) -> None:
     estimate = PersonalityEstimate(Traits(7, 7, 7, 7, 7), PersonalitySource.CONVERSATION, utterances, speech_s, None)
     assert agent.Behaviour().speaking_style(estimate) is None
 
 
-def test_faces_are_not_too_many(agent):
+def test_faces_are_not_too_many(agent: ModuleType) -> None:
     behaviour = agent.Behaviour()
     shown = [behaviour.expression(t / 10, Emotion(3, 3), is_final=False) is not None for t in range(20)]
     assert sum(shown) == 4
     assert behaviour.expression(1.95, Emotion(3, 3), is_final=True) is not None, "the final always shows"
 
 
-def test_own_voice_is_cut_out_with_its_tail(agent):
+def test_own_voice_is_cut_out_with_its_tail(agent: ModuleType) -> None:
     samples = np.ones(3 * 1000, np.int16)
     ears = agent.Ears(samples, 1000, [agent.Turn("t", "robot", 1.0, 1.5)])
     heard = np.concatenate([ears.hear(start / 10, (start + 1) / 10) for start in range(30)])
@@ -134,7 +136,7 @@ def test_own_voice_is_cut_out_with_its_tail(agent):
     assert samples.all(), "the recording itself is left alone"
 
 
-def test_wrong_robot_is_named():
+def test_wrong_robot_is_named() -> None:
     result = subprocess.run([sys.executable, str(EXAMPLE), "--robot", "hal"], capture_output=True, text=True)
     assert result.returncode == 2
     assert f"--robot must be one of at least two speakers: {USER}, {ROBOT}" in result.stderr

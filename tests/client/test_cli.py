@@ -18,7 +18,7 @@ def kibun(*arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess
     )
 
 
-def test_help_lists_every_command_and_is_quick():
+def test_help_lists_every_command_and_is_quick() -> None:
     durations = []
     for _ in range(3):
         start = time.monotonic()
@@ -32,7 +32,7 @@ def test_help_lists_every_command_and_is_quick():
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["no-such-command"]])
-def test_top_level_imports_nothing_heavy(arguments):
+def test_top_level_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys, json\n"
         "from kibun.client.main import main\n"
@@ -44,7 +44,7 @@ def test_top_level_imports_nothing_heavy(arguments):
     assert json.loads(result.stderr.splitlines()[-1]) == []
 
 
-def test_the_sdk_imports_neither_torch_nor_a_server():
+def test_the_sdk_imports_neither_torch_nor_a_server() -> None:
     code = (
         "import sys, time, grpc\n"
         "start = time.perf_counter()\n"
@@ -59,7 +59,7 @@ def test_the_sdk_imports_neither_torch_nor_a_server():
     assert float(result.stdout) < 1.5, "0.15 s on an idle core; loaded machines get room"
 
 
-def test_every_name_of_the_sdk_can_be_had():
+def test_every_name_of_the_sdk_can_be_had() -> None:
     import kibun.client
 
     for name in kibun.client.__all__:
@@ -69,18 +69,18 @@ def test_every_name_of_the_sdk_can_be_had():
         _ = kibun.client.nonsense
 
 
-def test_version(capsys):
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"kibun {cli.version_text()}\n"
     assert cli.version_text()[0].isdigit()
 
 
-def test_unknown_command_is_a_usage_error(capsys):
+def test_unknown_command_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["no-such-command"]) == 2
     assert "no-such-command" in capsys.readouterr().err
 
 
-def test_every_command_can_be_loaded(capsys):
+def test_every_command_can_be_loaded(capsys: pytest.CaptureFixture[str]) -> None:
     """Each name in the table leads to a function or an application that prints its own help."""
     for name in cli.COMMANDS:
         assert run([name, "--help"]) == 0, name
@@ -91,8 +91,10 @@ def test_every_command_can_be_loaded(capsys):
     ("command", "missing", "extra"),
     [("serve", "webrtcvad", "server"), ("stream", "soundfile", "cli"), ("stream", "sounddevice", "mic")],
 )
-def test_a_missing_package_names_the_extra(capsys, monkeypatch, command, missing, extra):
-    def fail(name: str):
+def test_a_missing_package_names_the_extra(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str, missing: str, extra: str
+) -> None:
+    def fail(name: str) -> None:
         raise ModuleNotFoundError(f"No module named {missing!r}", name=missing)
 
     monkeypatch.setattr(cli, "import_module", fail)
@@ -100,8 +102,8 @@ def test_a_missing_package_names_the_extra(capsys, monkeypatch, command, missing
     assert capsys.readouterr().err == f"kibun: this command needs: pip install 'kibun[{extra}]'\n"
 
 
-def test_a_missing_module_of_our_own_is_no_missing_extra(monkeypatch):
-    def fail(name: str):
+def test_a_missing_module_of_our_own_is_no_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
         raise ModuleNotFoundError("No module named 'kibun.server.nonsense'", name="kibun.server.nonsense")
 
     monkeypatch.setattr(cli, "import_module", fail)

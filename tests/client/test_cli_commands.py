@@ -9,6 +9,7 @@ import types
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,13 +34,13 @@ def surroundings() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def target(surroundings) -> Iterator[str]:
+def target(surroundings: None) -> Iterator[str]:
     with ServerProcess("stub", STUB) as server:
         yield server.target
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two turns of the dialogue in every kind of file, and things that are none."""
     folder = tmp_path_factory.mktemp("audio")
     (folder / "below").mkdir()
@@ -65,12 +66,12 @@ class Kibun:
         return int(caught.value.code or 0)
 
     @property
-    def lines(self) -> list[dict]:
+    def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
 @pytest.fixture
-def kibun(capfd) -> Kibun:
+def kibun(capfd: pytest.CaptureFixture[str]) -> Kibun:
     return Kibun(capfd)
 
 
@@ -78,7 +79,7 @@ def kibun(capfd) -> Kibun:
 
 
 @pytest.mark.parametrize("name", ["a.wav", "below/b.flac", "below/c.ogg", "below/d.mp3"])
-def test_stream_every_kind_of_file(kibun, target, folder, name):
+def test_stream_every_kind_of_file(kibun: Kibun, target: str, folder: Path, name: str) -> None:
     assert kibun("stream", folder / name, "--server", target, "--json") == 0
     kinds = [next(key for key in line if key not in ENVELOPE) for line in kibun.lines]
     assert kinds[0] == "stream_started"
@@ -90,7 +91,7 @@ def test_stream_every_kind_of_file(kibun, target, folder, name):
 ENVELOPE = ("sequence_number", "audio_received", "audio_processed")
 
 
-def test_stream_json_is_the_contract_and_nothing_else(kibun, target, folder):
+def test_stream_json_is_the_contract_and_nothing_else(kibun: Kibun, target: str, folder: Path) -> None:
     assert kibun("stream", folder / "a.wav", "--server", target, "--json", "--conversation", "c-7") == 0
     lines = kibun.lines
     assert [int(line["sequence_number"]) for line in lines[:-1]] == list(range(len(lines) - 1))
@@ -101,8 +102,15 @@ def test_stream_json_is_the_contract_and_nothing_else(kibun, target, folder):
     assert kibun.lines[0]["stream_started"]["conversation_created"] is False
 
 
-def test_stream_turns_of_a_dialogue(kibun, target):
-    arguments = ["stream", DEMO / "dialogue.flac", "--turns", DEMO / "dialogue.json", "--server", target]
+def test_stream_turns_of_a_dialogue(kibun: Kibun, target: str) -> None:
+    arguments: list[str | Path] = [
+        "stream",
+        DEMO / "dialogue.flac",
+        "--turns",
+        DEMO / "dialogue.json",
+        "--server",
+        target,
+    ]
     assert kibun(*arguments, "--json") == 0
     turns = json.loads((DEMO / "dialogue.json").read_text())
     results = [line["turn_result"] for line in kibun.lines if "turn_result" in line]
@@ -117,14 +125,23 @@ def test_stream_turns_of_a_dialogue(kibun, target):
     assert all(participant["participant_id"] in kibun.out for participant in participants)
 
 
-def test_stream_rttm_in_real_time_overlapping(kibun, target, tmp_path):
+def test_stream_rttm_in_real_time_overlapping(kibun: Kibun, target: str, tmp_path: Path) -> None:
     """Turns that overlap are streamed at the same time, at the pace of speech."""
     rttm = tmp_path / "x.rttm"
     rttm.write_text(
         ";; a comment\nSPEAKER x 1 0.30 1.20 <NA> <NA> anna <NA> <NA>\nSPEAKER x 1 0.60 1.00 <NA> <NA> ben <NA> <NA>\n"
     )
     start = asyncio.run(_now())
-    arguments = ["stream", DEMO / "dialogue.flac", "--turns", rttm, "--server", target, "--json", "--realtime"]
+    arguments: list[str | Path] = [
+        "stream",
+        DEMO / "dialogue.flac",
+        "--turns",
+        rttm,
+        "--server",
+        target,
+        "--json",
+        "--realtime",
+    ]
     assert kibun(*arguments) == 0
     assert asyncio.run(_now()) - start > 1.5
     order = [
@@ -139,7 +156,7 @@ async def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-def test_stream_one_channel(kibun, target, folder):
+def test_stream_one_channel(kibun: Kibun, target: str, folder: Path) -> None:
     assert kibun("stream", folder / "below" / "b.flac", "--channel", "2", "--server", target, "--json") == 0
     ended = next(line["stream_ended"] for line in kibun.lines if "stream_ended" in line)
     assert ended["speech_duration"] == "0s", "the second channel is silent"
@@ -169,7 +186,9 @@ def test_stream_one_channel(kibun, target, folder):
         ("x", "txt", "turns are read from .json or .rttm"),
     ],
 )
-def test_bad_turns_file_names_the_line(kibun, folder, tmp_path, content, suffix, message):
+def test_bad_turns_file_names_the_line(
+    kibun: Kibun, folder: Path, tmp_path: Path, content: str, suffix: str, message: str
+) -> None:
     path = tmp_path / f"turns.{suffix}"
     path.write_text(content)
     assert kibun("stream", folder / "a.wav", "--turns", path) == 2
@@ -178,13 +197,13 @@ def test_bad_turns_file_names_the_line(kibun, folder, tmp_path, content, suffix,
     assert kibun.out == ""
 
 
-def test_wrong_sources_name_the_fix(kibun, folder, tmp_path):
+def test_wrong_sources_name_the_fix(kibun: Kibun, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.wav").write_text("this is text")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.int16), 16000)
     soundfile.write(tmp_path / "fast.wav", np.zeros(96000, np.int16), 96000)
     soundfile.write(tmp_path / "slow.wav", np.zeros(4000, np.int16), 4000)
     a = folder / "a.wav"
-    for arguments, message in [
+    wrong: list[tuple[list[str | Path], str]] = [
         ([tmp_path / "none.wav"], "no such file"),
         ([folder], "is a folder: name a file in it, or use `kibun analyze"),
         ([tmp_path / "notes.wav"], "is no audio that can be read here (WAV, FLAC, OGG, MP3): convert it"),
@@ -200,18 +219,19 @@ def test_wrong_sources_name_the_fix(kibun, folder, tmp_path):
         ([a, "--chunk-ms", "5"], "--chunk-ms"),
         (["mic", a], "mic stands alone"),
         ([], "Missing argument"),
-    ]:
+    ]
+    for arguments, message in wrong:
         assert kibun("stream", *arguments) == 2, arguments
         assert message in kibun.err, (arguments, kibun.err)
 
 
-def test_unreachable_server(kibun, folder):
+def test_unreachable_server(kibun: Kibun, folder: Path) -> None:
     assert kibun("stream", folder / "a.wav", "--server", "127.0.0.1:1") == 1
     assert "cannot reach 127.0.0.1:1: start a server there with `kibun serve`" in kibun.err
     assert "Traceback" not in kibun.err
 
 
-def test_errors_of_the_server_are_shown(kibun, target, folder):
+def test_errors_of_the_server_are_shown(kibun: Kibun, target: str, folder: Path) -> None:
     assert kibun("stream", folder / "a.wav", "--server", target, "--conversation", "not valid!") == 1
     assert "conversation_id" in kibun.err
     assert kibun("stream", folder / "a.wav", "--server", target, "--model", "nonsense") == 1
@@ -235,14 +255,14 @@ class FakeSounddevice(types.ModuleType):
             for name, inputs, rate in devices
         ]
         self.default = types.SimpleNamespace(device=[1, 0])
-        self.opened: dict = {}
+        self.opened: dict[str, Any] = {}
         self.closed = False
         self.fails = fails
 
-    def query_devices(self) -> list[dict]:
+    def query_devices(self) -> list[dict[str, object]]:
         return self.devices
 
-    def RawInputStream(self, **options):
+    def RawInputStream(self, **options: object) -> "FakeSounddevice":
         if self.fails:
             raise self.PortAudioError("Device unavailable")
         self.opened = options
@@ -264,7 +284,7 @@ DEVICES = [("speakers", 0, 48000), ("built-in mic", 1, 44100), ("USB mic", 2, 19
 
 
 @pytest.fixture
-def sounddevice(monkeypatch) -> FakeSounddevice:
+def sounddevice(monkeypatch: pytest.MonkeyPatch) -> FakeSounddevice:
     samples, _ = soundfile.read(DEMO / "dialogue.flac", dtype="int16", frames=4 * 16000)
     fake = FakeSounddevice(np.repeat(samples, 3), DEVICES)
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
@@ -272,10 +292,12 @@ def sounddevice(monkeypatch) -> FakeSounddevice:
 
 
 @pytest.mark.parametrize(("source", "rate_hz"), [("mic", 44100), ("mic:2", 48000), ("mic:usb", 48000)])
-def test_stream_from_a_microphone(kibun, target, sounddevice, monkeypatch, source, rate_hz):
+def test_stream_from_a_microphone(
+    kibun: Kibun, target: str, sounddevice: FakeSounddevice, monkeypatch: pytest.MonkeyPatch, source: str, rate_hz: int
+) -> None:
     aenter = mic_module.Microphone.__aenter__
 
-    async def record_and_stop(self):  # as Ctrl-C does
+    async def record_and_stop(self: mic_module.Microphone) -> mic_module.Microphone:  # as Ctrl-C does
         await aenter(self)
         asyncio.get_running_loop().call_later(0.2, self.stop)
         return self
@@ -291,14 +313,16 @@ def test_stream_from_a_microphone(kibun, target, sounddevice, monkeypatch, sourc
 
 
 @pytest.mark.parametrize("source", ["mic:7", "mic:nonsense", "mic:mic", "mic:0"])
-def test_wrong_microphone_lists_those_that_there_are(kibun, sounddevice, source):
+def test_wrong_microphone_lists_those_that_there_are(kibun: Kibun, sounddevice: FakeSounddevice, source: str) -> None:
     assert kibun("stream", source) == 2
     assert "mic:1  built-in mic (44100 Hz)" in kibun.err
     assert "mic:2  USB mic" in kibun.err
     assert "speakers" not in kibun.err
 
 
-def test_troubles_of_the_microphone(kibun, target, sounddevice, monkeypatch):
+def test_troubles_of_the_microphone(
+    kibun: Kibun, target: str, sounddevice: FakeSounddevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sounddevice.fails = True
     assert kibun("stream", "mic", "--server", target) == 1
     assert "cannot record from built-in mic: Device unavailable: is it in use" in kibun.err
@@ -310,7 +334,7 @@ def test_troubles_of_the_microphone(kibun, target, sounddevice, monkeypatch):
     assert "pip install 'kibun[mic]'" in kibun.err
 
 
-async def test_a_microphone_faster_than_the_network_drops_the_oldest_and_counts(sounddevice):
+async def test_a_microphone_faster_than_the_network_drops_the_oldest_and_counts(sounddevice: FakeSounddevice) -> None:
     sounddevice.samples = np.arange(150 * 4410, dtype=np.int64).astype(np.int16)
     microphone = mic_module.Microphone("", 100)
     async with microphone:
@@ -326,7 +350,7 @@ async def test_a_microphone_faster_than_the_network_drops_the_oldest_and_counts(
 # -- analyze
 
 
-def test_analyze_formats_agree(kibun, target, folder, tmp_path):
+def test_analyze_formats_agree(kibun: Kibun, target: str, folder: Path, tmp_path: Path) -> None:
     assert kibun("analyze", folder, "--server", target, "-f", "jsonl") == 0
     rows = kibun.lines
     assert [Path(row["file"]).name for row in rows] == sorted(Path(row["file"]).name for row in rows)
@@ -350,7 +374,7 @@ def test_analyze_formats_agree(kibun, target, folder, tmp_path):
     assert first["openness_error"] is None
 
 
-def test_analyze_keeps_its_conversations_to_itself(kibun, target, folder):
+def test_analyze_keeps_its_conversations_to_itself(kibun: Kibun, target: str, folder: Path) -> None:
     """The same file twice, at the same time: both rows are the same, nothing is carried over."""
     assert kibun("analyze", folder / "a.wav", folder / "a.wav", "--server", target, "-f", "jsonl", "-j", "2") == 0
     half = len(kibun.lines) // 2
@@ -359,7 +383,7 @@ def test_analyze_keeps_its_conversations_to_itself(kibun, target, folder):
         assert one["utterance_count"] == other["utterance_count"]
 
 
-def test_one_bad_file_does_not_lose_the_rest(kibun, target, folder, tmp_path):
+def test_one_bad_file_does_not_lose_the_rest(kibun: Kibun, target: str, folder: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.wav"
     bad.write_text("this is text")
     truncated = tmp_path / "cut.flac"
@@ -372,14 +396,14 @@ def test_one_bad_file_does_not_lose_the_rest(kibun, target, folder, tmp_path):
     assert f"{truncated} is damaged" in kibun.err
 
 
-def test_a_file_without_speech_gives_no_row_and_a_note(kibun, target, tmp_path):
+def test_a_file_without_speech_gives_no_row_and_a_note(kibun: Kibun, target: str, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "quiet.wav", np.zeros(32000, np.int16), 16000)
     assert kibun("analyze", tmp_path / "quiet.wav", "--server", target, "-f", "jsonl") == 0
     assert kibun.out == ""
     assert "quiet.wav: NO_SPEECH" in kibun.err
 
 
-def test_analyze_starts_its_own_server(kibun, folder, monkeypatch):
+def test_analyze_starts_its_own_server(kibun: Kibun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import kibun.client.commands.analyze as module
 
     class StubServer(ServerProcess):
@@ -395,9 +419,9 @@ def test_analyze_starts_its_own_server(kibun, folder, monkeypatch):
     assert started[0]._process.returncode == 0, "stopped in good order"
 
 
-def test_wrong_analyze_names_the_fix(kibun, folder, tmp_path):
+def test_wrong_analyze_names_the_fix(kibun: Kibun, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    for arguments, code, message in [
+    wrong: list[tuple[list[str | Path], int, str]] = [
         ([folder], 2, "--model demo-tiny to try the software (synthetic, says nothing of people)"),
         ([tmp_path / "none"], 2, "no such file or folder"),
         ([tmp_path / "empty"], 2, "no audio in"),
@@ -407,7 +431,8 @@ def test_wrong_analyze_names_the_fix(kibun, folder, tmp_path):
         ([folder, "--server", "127.0.0.1:1", "-o", tmp_path / "none" / "x"], 2, "name a file in a folder that exists"),
         ([folder, "-j", "0"], 2, "--jobs"),
         ([], 2, "Missing argument"),
-    ]:
+    ]
+    for arguments, code, message in wrong:
         assert kibun("analyze", *arguments) == code, arguments
         assert message in kibun.err, (arguments, kibun.err)
         assert kibun.out == ""
@@ -416,7 +441,7 @@ def test_wrong_analyze_names_the_fix(kibun, folder, tmp_path):
 # -- doctor
 
 
-def test_doctor(kibun, target, monkeypatch):
+def test_doctor(kibun: Kibun, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from kibun.client.commands import doctor
 
     monkeypatch.setattr(doctor, "_TORCH", "print('2.0 cuda:0')")  # importing torch takes seconds
@@ -436,7 +461,9 @@ def test_doctor(kibun, target, monkeypatch):
     assert "Traceback" not in kibun.err
 
 
-def test_doctor_names_the_microphones(kibun, sounddevice, monkeypatch):
+def test_doctor_names_the_microphones(
+    kibun: Kibun, sounddevice: FakeSounddevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from kibun.client.commands import doctor
 
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name.startswith("torch") else object())

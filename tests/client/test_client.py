@@ -11,8 +11,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -42,9 +43,13 @@ from kibun.client import (
     UnavailableError,
     UtteranceResult,
 )
+from kibun.client.options import Encoding
 from kibun.client.server_process import ServerProcess, ServerStartError
 from tests.support import ROOT
 from tests.support.serving import sound
+
+if TYPE_CHECKING:
+    from kibun.client.pcm import Pcm
 
 DIALOGUE = ROOT / "client" / "kibun" / "client" / "demo" / "dialogue.flac"
 STUB = ["--loader", "tests.support.stub_model:load"]
@@ -59,13 +64,13 @@ def stub_on_path() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def target(stub_on_path) -> Iterator[str]:
+def target(stub_on_path: None) -> Iterator[str]:
     with ServerProcess("stub", STUB) as server:
         yield server.target
 
 
 @pytest.fixture
-async def client(target):
+async def client(target: str) -> AsyncIterator[AsyncClient]:
     async with AsyncClient(target) as client:
         yield client
 
@@ -83,7 +88,7 @@ def speech() -> np.ndarray:
     return np.concatenate([part for spoken in parts for part in (spoken, quiet)])
 
 
-async def test_a_turn(client, speech):
+async def test_a_turn(client: AsyncClient, speech: np.ndarray) -> None:
     features = Features(interim_results=True, voice_activity_events=True)
     conversation = client.conversation()
     async with conversation.turn("t1", "alice", features=features) as turn:
@@ -99,7 +104,7 @@ async def test_a_turn(client, speech):
     updates = [event for event in events if isinstance(event, PersonalityUpdate)]
     assert len(finals) == len(updates) >= 3
     assert interims
-    assert all(1 <= final.emotion.arousal <= 5 for final in finals)
+    assert all(final.emotion is not None and 1 <= final.emotion.arousal <= 5 for final in finals)
     begins = [e for e in events if isinstance(e, SpeechEvent) and e.type is SpeechEventType.SPEECH_ACTIVITY_BEGIN]
     assert len(begins) >= len(finals)
     ended = events[-1]
@@ -113,33 +118,38 @@ async def test_a_turn(client, speech):
         state.participant("bob")
 
 
-async def test_encodings_and_rates_give_nearly_the_same(client, speech):
+async def test_encodings_and_rates_give_nearly_the_same(client: AsyncClient, speech: np.ndarray) -> None:
     """float32 is the same audio; every second sample of it is a phone line's."""
-    arousals = []
+    arousals: list[float] = []
     as_float = (speech / 32768).astype(np.float32)
-    for encoding, rate_hz, audio in (
+    forms: list[tuple[Encoding, int, Pcm]] = [
         ("linear16", 16000, speech),
         ("float32", 16000, as_float),
         ("linear16", 8000, speech[::2]),
-    ):
+    ]
+    for encoding, rate_hz, audio in forms:
         async with client.conversation().turn(encoding=encoding, sample_rate_hz=rate_hz) as turn:
             await turn.push(audio)
-            arousals.append((await turn.result()).emotion.arousal)
+            emotion = (await turn.result()).emotion
+            assert emotion is not None
+            arousals.append(emotion.arousal)
     assert arousals[1] == pytest.approx(arousals[0], abs=1e-4)
     assert arousals[2] == pytest.approx(arousals[0], abs=0.2)
 
 
-async def test_given_personality_is_used(client, speech):
+async def test_given_personality_is_used(client: AsyncClient, speech: np.ndarray) -> None:
     given = Traits(1.5, 2.5, 3.5, 4.5, 5.5)
     async with client.conversation().turn(given_personality=given) as turn:
         await turn.push(speech)
         turn.end()
         finals = [event async for event in turn if isinstance(event, UtteranceResult)]
-    assert all(final.condition.source is PersonalitySource.GIVEN for final in finals)
-    assert finals[0].condition.traits.as_tuple() == pytest.approx(given.as_tuple())
+    for final in finals:
+        assert final.condition is not None
+        assert final.condition.source is PersonalitySource.GIVEN
+        assert final.condition.traits.as_tuple() == pytest.approx(given.as_tuple())
 
 
-async def test_many_turns_on_one_stream(client, speech):
+async def test_many_turns_on_one_stream(client: AsyncClient, speech: np.ndarray) -> None:
     async with client.stream(StreamConfig(turn_id="a")) as stream:
         await stream.push(speech[: 4 * 16000])
         await stream.end_of_turn("b")
@@ -150,7 +160,7 @@ async def test_many_turns_on_one_stream(client, speech):
     assert all(result.utterance_count for result in results)
 
 
-async def test_the_server_ends_the_turn_after_silence(client, speech):
+async def test_the_server_ends_the_turn_after_silence(client: AsyncClient, speech: np.ndarray) -> None:
     quiet = np.zeros(3 * 16000, np.int16)
     endpointing = Endpointing(end_of_turn_silence_ms=1000)
     async with client.conversation().turn("t", endpointing=endpointing) as turn:
@@ -160,7 +170,7 @@ async def test_the_server_ends_the_turn_after_silence(client, speech):
     assert [event.turn_id for event in events if isinstance(event, TurnResult)] == ["t"]
 
 
-async def test_two_participants_at_the_same_time(client, speech):
+async def test_two_participants_at_the_same_time(client: AsyncClient, speech: np.ndarray) -> None:
     conversation = client.conversation()
 
     async def speak(participant_id: str) -> None:
@@ -173,7 +183,7 @@ async def test_two_participants_at_the_same_time(client, speech):
     assert sorted(participant.participant_id for participant in state.participants) == ["a", "b"]
 
 
-async def test_errors_of_the_server_are_typed(client, speech):
+async def test_errors_of_the_server_are_typed(client: AsyncClient, speech: np.ndarray) -> None:
     conversation = client.conversation()
     with pytest.raises(NotFoundError):
         await conversation.get()
@@ -208,7 +218,7 @@ async def test_errors_of_the_server_are_typed(client, speech):
             pass
 
 
-async def test_analyze_in_one_request(client, speech):
+async def test_analyze_in_one_request(client: AsyncClient, speech: np.ndarray) -> None:
     result = await client.analyze(speech, StreamConfig(participant_id="alice"))
     assert result.utterances
     assert result.turn_result.utterance_count == len(result.utterances)
@@ -216,13 +226,13 @@ async def test_analyze_in_one_request(client, speech):
     assert result.request_id
 
 
-async def test_a_recording_too_long_for_one_request_says_what_to_do(client):
+async def test_a_recording_too_long_for_one_request_says_what_to_do(client: AsyncClient) -> None:
     with pytest.raises(InvalidRequestError, match="stream long audio") as caught:
         await client.analyze(np.zeros(10 * 2**20, np.int16), StreamConfig())
     assert caught.value.reason == "MESSAGE_TOO_LARGE"
 
 
-async def test_service_info(client):
+async def test_service_info(client: AsyncClient) -> None:
     info = await client.service_info()
     assert [model.name for model in info.models] == ["stub"]
     assert set(info.encodings) == {"linear16", "float32", "mulaw", "alaw"}
@@ -230,7 +240,7 @@ async def test_service_info(client):
     assert {scale.dimension: (scale.min, scale.max) for scale in info.scales}["valence"] == (1.0, 5.0)
 
 
-def test_sync_client(target, speech):
+def test_sync_client(target: str, speech: np.ndarray) -> None:
     with Client(target) as client:
         client.wait_until_ready()
         conversation = client.conversation()
@@ -252,7 +262,7 @@ def serve_on(port: int, port_file: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*command, "--port", str(port), "--port-file", str(port_file)], stderr=subprocess.DEVNULL)
 
 
-async def test_a_server_that_is_killed_and_started_again_loses_no_final(speech, tmp_path):
+async def test_a_server_that_is_killed_and_started_again_loses_no_final(speech: np.ndarray, tmp_path: Path) -> None:
     """SIGKILL in the middle of a turn; another process takes over the port. Its conversation starts afresh."""
     server = ServerProcess("stub", STUB)
     await asyncio.to_thread(server.start)
@@ -282,6 +292,8 @@ async def test_a_server_that_is_killed_and_started_again_loses_no_final(speech, 
         assert len(finals) == len(whole.utterances)
         for final, expected in zip(finals, whole.utterances, strict=True):
             assert final.end_s == pytest.approx(expected.end_s, abs=0.25)
+            assert final.emotion is not None
+            assert expected.emotion is not None
             assert final.emotion.arousal == pytest.approx(expected.emotion.arousal, abs=0.05)
     finally:
         if successor is not None:
@@ -291,7 +303,7 @@ async def test_a_server_that_is_killed_and_started_again_loses_no_final(speech, 
 
 
 @pytest.mark.parametrize("silence_s", [12, 24])
-async def test_a_silence_longer_than_what_is_kept_needs_no_replay(target, silence_s):
+async def test_a_silence_longer_than_what_is_kept_needs_no_replay(target: str, silence_s: int) -> None:
     """The connection is lost when far more audio had come than is kept, but nobody had said anything in it."""
     speech = sound(("speech", 1.0), ("silence", 0.8))
     quiet = np.zeros(silence_s * 16000, np.int16)
@@ -316,12 +328,12 @@ async def test_a_silence_longer_than_what_is_kept_needs_no_replay(target, silenc
         assert (await turn.result()).utterance_count == 1
 
 
-def test_a_server_that_cannot_start_says_why():
+def test_a_server_that_cannot_start_says_why() -> None:
     with pytest.raises(ServerStartError, match=r"exit code 1(.|\n)*none\.pem"):
         ServerProcess("stub", [*STUB, "--tls-cert", "none.pem", "--tls-key", "none.pem"]).start()
 
 
-def test_a_server_that_does_not_get_ready_is_stopped():
+def test_a_server_that_does_not_get_ready_is_stopped() -> None:
     server = ServerProcess("stub?delay_s=60", STUB, ready_timeout_s=0.2)
     with pytest.raises(ServerStartError, match=r"not ready within 0\.2 s"):
         server.start()
@@ -329,7 +341,7 @@ def test_a_server_that_does_not_get_ready_is_stopped():
     assert server._process.poll() is not None
 
 
-def test_a_server_is_stopped_by_its_pid():
+def test_a_server_is_stopped_by_its_pid() -> None:
     server = ServerProcess("stub", STUB)
     with server:
         pid = server.pid
@@ -343,7 +355,7 @@ def test_a_server_is_stopped_by_its_pid():
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory) -> Path:
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if shutil.which("openssl") is None:
         pytest.skip("openssl makes the certificates of this test")
     folder = tmp_path_factory.mktemp("tls")
@@ -361,7 +373,7 @@ def certificates(tmp_path_factory) -> Path:
     return folder
 
 
-async def test_tls_and_token(certificates, speech):
+async def test_tls_and_token(certificates: Path, speech: np.ndarray) -> None:
     arguments = ["--tls-cert", certificates / "server.pem", "--tls-key", certificates / "server.key"]
     arguments += ["--token-file", certificates / "tokens"]
     server = ServerProcess("stub", [*STUB, *map(str, arguments)])
@@ -390,7 +402,7 @@ async def test_tls_and_token(certificates, speech):
         server.stop()
 
 
-async def test_mutual_tls(certificates, speech):
+async def test_mutual_tls(certificates: Path, speech: np.ndarray) -> None:
     """The server asks for a certificate of the client's own; without one there is no connection."""
     arguments = ["--tls-cert", certificates / "server.pem", "--tls-key", certificates / "server.key"]
     arguments += ["--tls-client-ca", certificates / "other.pem"]
@@ -412,7 +424,7 @@ async def test_mutual_tls(certificates, speech):
 
 
 @pytest.mark.slow
-async def test_a_frozen_server_is_noticed(speech):
+async def test_a_frozen_server_is_noticed(speech: np.ndarray) -> None:
     """SIGSTOP: nothing is closed, nothing answers. Keepalive notices within 20 s + 5 s."""
     server = ServerProcess("stub", STUB)
     await asyncio.to_thread(server.start)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -63,7 +64,7 @@ def assert_close(found: object, expected: object, where: str) -> None:
         assert found == expected, where
 
 
-def test_json_is_as_committed(runs):
+def test_json_is_as_committed(runs: dict[str, subprocess.CompletedProcess[str]]) -> None:
     """The whole output, line by line."""
     result = runs["json"]
     assert result.returncode == 0, result.stderr
@@ -77,10 +78,10 @@ def test_json_is_as_committed(runs):
         assert_close(lasting(one), lasting(other), f"response {number} ({REMEDY})")
 
 
-def test_json_keeps_the_promises_of_the_contract(runs):
+def test_json_keeps_the_promises_of_the_contract(runs: dict[str, subprocess.CompletedProcess[str]]) -> None:
     lines = [json.loads(line) for line in runs["json"].stdout.splitlines()]
     turns = json.loads((DEMO / "dialogue.json").read_text())
-    streams: list[list[dict]] = []
+    streams: list[list[dict[str, Any]]] = []
     for line in lines[:-1]:
         if "stream_started" in line:
             streams.append([])
@@ -106,7 +107,7 @@ def test_json_keeps_the_promises_of_the_contract(runs):
     assert len(participants) == 2
 
 
-def test_arousal_follows_what_the_dialogue_was_made_with(runs):
+def test_arousal_follows_what_the_dialogue_was_made_with(runs: dict[str, subprocess.CompletedProcess[str]]) -> None:
     """The renderer's own arousal of each turn, against the estimate: they must rank alike."""
     turns = {turn["turn_id"]: turn for turn in json.loads((DEMO / "dialogue.json").read_text())}
     lines = [json.loads(line) for line in runs["json"].stdout.splitlines()]
@@ -116,7 +117,7 @@ def test_arousal_follows_what_the_dialogue_was_made_with(runs):
     assert spearman(made, estimated) > 0.7
 
 
-def test_table_is_for_people(runs):
+def test_table_is_for_people(runs: dict[str, subprocess.CompletedProcess[str]]) -> None:
     result = runs["table"]
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("synthetic model: says nothing of people") == 2
@@ -129,7 +130,7 @@ def test_table_is_for_people(runs):
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_the_server_is_gone_afterwards(runs):
+def test_the_server_is_gone_afterwards(runs: dict[str, subprocess.CompletedProcess[str]]) -> None:
     port = int(runs["table"].stdout.split("demo-tiny at 127.0.0.1:")[1].split()[0])
     import socket
 
@@ -138,7 +139,7 @@ def test_the_server_is_gone_afterwards(runs):
 
 
 @pytest.mark.slow
-def test_realtime_takes_as_long_as_the_dialogue():
+def test_realtime_takes_as_long_as_the_dialogue() -> None:
     start = time.monotonic()
     command = [sys.executable, "-m", "kibun.client.main", "demo", "--json", "--realtime"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=110)
@@ -154,5 +155,5 @@ def seconds(duration: str) -> float:
 def spearman(one: list[float], other: list[float]) -> float:
     import numpy as np
 
-    ranks = [np.argsort(np.argsort(values)) for values in (one, other)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    ranks = np.array([np.argsort(np.argsort(values)) for values in (one, other)])
+    return float(np.corrcoef(ranks)[0, 1])

@@ -5,8 +5,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 import grpc
 import numpy as np
@@ -35,12 +36,16 @@ from kibun.client import (
     UnavailableError,
     UtteranceResult,
 )
+from kibun.client.options import Encoding
 from kibun.client.transport import StreamCall
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import (
     SpeechAnalysisServiceServicer,
     add_SpeechAnalysisServiceServicer_to_server,
 )
+
+if TYPE_CHECKING:
+    from kibun.client.pcm import Pcm
 
 RATE_HZ = 16000
 SECOND = RATE_HZ * 2  # bytes of LINEAR16
@@ -56,7 +61,7 @@ def duration(seconds: float) -> Duration:
 class Connection:
     """What one call sent."""
 
-    config: pb.StreamingAnalyzeConfig | None = None
+    config: pb.StreamingAnalyzeConfig = field(default_factory=pb.StreamingAnalyzeConfig)
     audio: bytearray = field(default_factory=bytearray)
     half_closed: bool = False
     cancelled: bool = False
@@ -71,7 +76,9 @@ class ScriptedService(SpeechAnalysisServiceServicer):
         self.read_delay_s = 0.0
         self.server_ends_turn_after_s: float | None = None
 
-    async def StreamingAnalyze(self, requests, context):
+    async def StreamingAnalyze(
+        self, requests: AsyncIterator[pb.StreamingAnalyzeRequest], context: grpc.aio.ServicerContext
+    ) -> AsyncIterator[pb.StreamingAnalyzeResponse]:
         connection = Connection()
         self.connections.append(connection)
         number = len(self.connections)
@@ -110,7 +117,7 @@ class ScriptedService(SpeechAnalysisServiceServicer):
             connection.cancelled = True
             raise
 
-    async def _break(self, number: int, connection: Connection, context) -> None:
+    async def _break(self, number: int, connection: Connection, context: grpc.aio.ServicerContext) -> None:
         fault = self.fault(number, connection)
         if fault == "lose":
             await context.abort(grpc.StatusCode.UNAVAILABLE, "connection reset by the test")
@@ -119,7 +126,7 @@ class ScriptedService(SpeechAnalysisServiceServicer):
         elif fault == "crash":
             raise RuntimeError("a fault of the server")
 
-    def _wrap(self, **response) -> pb.StreamingAnalyzeResponse:
+    def _wrap(self, **response: Any) -> pb.StreamingAnalyzeResponse:
         self._sequence += 1
         return pb.StreamingAnalyzeResponse(sequence_number=self._sequence - 1, audio_received=duration(1.5), **response)
 
@@ -191,7 +198,7 @@ def service() -> ScriptedService:
 
 
 @pytest.fixture
-async def client(service):
+async def client(service: ScriptedService) -> AsyncIterator[AsyncClient]:
     async with serving(service) as target, AsyncClient(target, retry=QUICK) as client:
         yield client
 
@@ -201,7 +208,7 @@ def noise(seconds: float, seed: int = 0) -> bytes:
     return samples.tobytes()
 
 
-async def test_events_are_typed_and_in_order(client, service):
+async def test_events_are_typed_and_in_order(client: AsyncClient, service: ScriptedService) -> None:
     async with client.conversation("c1").turn("t1", "alice") as turn:
         await turn.push(noise(2.5))
         turn.end()
@@ -210,10 +217,15 @@ async def test_events_are_typed_and_in_order(client, service):
     assert kinds == [StreamStarted, *[UtteranceResult, PersonalityUpdate] * 2, TurnResult, StreamEnded]
     assert [event.sequence_number for event in events] == list(range(7))
     assert events[1].audio_received_s == 1.5
-    assert (events[3].start_s, events[3].end_s) == (1.0, 2.0)
-    assert events[1].emotion.normalized().arousal == 0.5
-    assert events[2].personality.normalized().traits.conscientiousness == 1.0
-    assert events[1].personality is None
+    first, second = (event for event in events if isinstance(event, UtteranceResult))
+    assert (second.start_s, second.end_s) == (1.0, 2.0)
+    assert first.emotion is not None
+    assert first.emotion.normalized().arousal == 0.5
+    assert first.personality is None
+    update = events[2]
+    assert isinstance(update, PersonalityUpdate)
+    assert update.personality is not None
+    assert update.personality.normalized().traits.conscientiousness == 1.0
     assert (await turn.result()).utterance_count == 2
     config = service.connections[0].config
     assert (config.conversation_id, config.participant_id, config.turn_id) == ("c1", "alice", "t1")
@@ -221,7 +233,9 @@ async def test_events_are_typed_and_in_order(client, service):
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 3199, 3201, 100_000])
-async def test_any_chunking_sends_the_same_bytes(client, service, chunk_bytes):
+async def test_any_chunking_sends_the_same_bytes(
+    client: AsyncClient, service: ScriptedService, chunk_bytes: int
+) -> None:
     audio = noise(0.3 if chunk_bytes == 1 else 2.0)
     async with client.conversation().turn() as turn:
         for start in range(0, len(audio), chunk_bytes):
@@ -230,7 +244,7 @@ async def test_any_chunking_sends_the_same_bytes(client, service, chunk_bytes):
     assert service.connections[0].audio == audio
 
 
-async def test_several_turns_on_one_stream(client, service):
+async def test_several_turns_on_one_stream(client: AsyncClient, service: ScriptedService) -> None:
     async with client.stream(StreamConfig(turn_id="first")) as stream:
         await stream.push(noise(1))
         await stream.end_of_turn("second")
@@ -240,7 +254,7 @@ async def test_several_turns_on_one_stream(client, service):
     assert [result.turn_id for result in results] == ["first", "second"]
 
 
-async def test_error_carries_everything_that_the_server_said(client, service):
+async def test_error_carries_everything_that_the_server_said(client: AsyncClient, service: ScriptedService) -> None:
     service.fault = lambda number, connection: "full"
     with pytest.raises(ResourceExhaustedError, match="4 of 4 streams are in use") as caught:
         async with client.conversation().turn():
@@ -253,7 +267,7 @@ async def test_error_carries_everything_that_the_server_said(client, service):
     assert len(service.connections) == 1, "only a lost connection is retried"
 
 
-async def test_error_in_the_middle_is_the_servers_whatever_is_being_written(service):
+async def test_error_in_the_middle_is_the_servers_whatever_is_being_written(service: ScriptedService) -> None:
     """The status must win against the failure of the write that it interrupts."""
     service.fault = lambda number, connection: "full" if len(connection.audio) >= SECOND else None
     async with serving(service) as target, AsyncClient(target) as client:
@@ -265,7 +279,7 @@ async def test_error_in_the_middle_is_the_servers_whatever_is_being_written(serv
             assert caught.value.reason == "TOO_MANY_STREAMS"
 
 
-async def test_a_fault_of_the_server_is_an_internal_error(client, service):
+async def test_a_fault_of_the_server_is_an_internal_error(client: AsyncClient, service: ScriptedService) -> None:
     service.fault = lambda number, connection: "crash" if connection.half_closed else None
     with pytest.raises(InternalError):
         async with client.conversation().turn() as turn:
@@ -273,7 +287,7 @@ async def test_a_fault_of_the_server_is_an_internal_error(client, service):
             await turn.result()
 
 
-async def test_a_lost_connection_replays_what_has_no_final(client, service):
+async def test_a_lost_connection_replays_what_has_no_final(client: AsyncClient, service: ScriptedService) -> None:
     audio = noise(4.4)
     lost_at = round(2.6 * SECOND)
     service.fault = lambda number, c: "lose" if number == 1 and len(c.audio) >= lost_at else None
@@ -291,7 +305,7 @@ async def test_a_lost_connection_replays_what_has_no_final(client, service):
     assert (await turn.result()).turn_id == "made-up-turn"
 
 
-async def test_replay_keeps_the_offset_that_the_caller_gave(client, service):
+async def test_replay_keeps_the_offset_that_the_caller_gave(client: AsyncClient, service: ScriptedService) -> None:
     service.fault = lambda number, c: "lose" if number == 1 and len(c.audio) >= 1.5 * SECOND else None
     async with client.conversation().turn(audio_start_offset_s=10.0) as turn:
         await turn.push(noise(2.5))
@@ -300,7 +314,7 @@ async def test_replay_keeps_the_offset_that_the_caller_gave(client, service):
     assert len(service.connections[1].audio) == 1.5 * SECOND
 
 
-async def test_attempts_are_bounded(client, service):
+async def test_attempts_are_bounded(client: AsyncClient, service: ScriptedService) -> None:
     service.fault = lambda number, connection: "lose" if connection.audio else None
     with pytest.raises(UnavailableError):
         async with client.conversation().turn() as turn:
@@ -309,7 +323,7 @@ async def test_attempts_are_bounded(client, service):
     assert len(service.connections) == QUICK.max_attempts
 
 
-async def test_a_final_makes_the_count_of_attempts_start_again(client, service):
+async def test_a_final_makes_the_count_of_attempts_start_again(client: AsyncClient, service: ScriptedService) -> None:
     service.fault = lambda number, connection: "lose" if len(connection.audio) >= 1.2 * SECOND else None
     async with client.conversation().turn() as turn:
         await turn.push(noise(8.0))
@@ -318,20 +332,20 @@ async def test_a_final_makes_the_count_of_attempts_start_again(client, service):
 
 
 @pytest.mark.parametrize("error", [grpc.aio.InternalError("execute_batch"), asyncio.InvalidStateError()])
-async def test_writing_into_a_call_that_has_just_ended_is_no_error_of_its_own(error):
+async def test_writing_into_a_call_that_has_just_ended_is_no_error_of_its_own(error: Exception) -> None:
     """What ended it, the reader is told."""
 
     class Ended:
-        async def __aiter__(self):
+        async def __aiter__(self) -> AsyncIterator[pb.StreamingAnalyzeResponse]:
             yield pb.StreamingAnalyzeResponse()
 
-        def add_done_callback(self, callback):
+        def add_done_callback(self, callback: object) -> None:
             pass
 
-        async def write(self, request):
+        async def write(self, request: object) -> None:
             raise error
 
-        async def done_writing(self):
+        async def done_writing(self) -> None:
             raise error
 
     call = StreamCall(Ended(), "host:1")
@@ -339,7 +353,9 @@ async def test_writing_into_a_call_that_has_just_ended_is_no_error_of_its_own(er
     await call.half_close()
 
 
-async def test_a_server_that_is_full_when_a_turn_comes_back_is_waited_for(client, service):
+async def test_a_server_that_is_full_when_a_turn_comes_back_is_waited_for(
+    client: AsyncClient, service: ScriptedService
+) -> None:
     """Its places may be taken by the very streams that were lost."""
 
     def fault(number: int, connection: Connection) -> str | None:
@@ -355,14 +371,14 @@ async def test_a_server_that_is_full_when_a_turn_comes_back_is_waited_for(client
     assert [connection.config.resume_turn for connection in service.connections] == [False, *[True] * 6]
 
 
-async def test_a_turn_that_was_never_accepted_is_not_resumed(client, service):
+async def test_a_turn_that_was_never_accepted_is_not_resumed(client: AsyncClient, service: ScriptedService) -> None:
     service.fault = lambda number, connection: "lose" if number == 1 else None
     async with client.conversation().turn("t"):
         pass
     assert [connection.config.resume_turn for connection in service.connections] == [False, False]
 
 
-async def test_a_server_that_was_there_before_is_waited_for(client, service):
+async def test_a_server_that_was_there_before_is_waited_for(client: AsyncClient, service: ScriptedService) -> None:
     async with client.conversation().turn():
         pass
     service.fault = lambda number, connection: "lose" if number < 3 * QUICK.max_attempts else None
@@ -371,7 +387,7 @@ async def test_a_server_that_was_there_before_is_waited_for(client, service):
     assert len(service.connections) == 3 * QUICK.max_attempts
 
 
-async def test_a_server_that_refuses_leaves_turns_to_the_others_of_its_name():
+async def test_a_server_that_refuses_leaves_turns_to_the_others_of_its_name() -> None:
     leaving, staying = ScriptedService(), ScriptedService()
     leaving.fault = lambda number, connection: "lose"
     async with (
@@ -387,7 +403,7 @@ async def test_a_server_that_refuses_leaves_turns_to_the_others_of_its_name():
     assert leaving.connections, "turns are spread over the servers"
 
 
-async def test_a_replay_buffer_that_is_too_small_is_an_error(service):
+async def test_a_replay_buffer_that_is_too_small_is_an_error(service: ScriptedService) -> None:
     service.fault = lambda number, connection: "lose" if len(connection.audio) >= 0.9 * SECOND else None
     policy = RetryPolicy(initial_backoff_s=0.01, replay_limit_s=0.5)
     async with serving(service) as target, AsyncClient(target, retry=policy) as client:
@@ -397,7 +413,7 @@ async def test_a_replay_buffer_that_is_too_small_is_an_error(service):
                 await turn.result()
 
 
-async def test_a_stream_below_the_level_of_turns_does_not_resume(client, service):
+async def test_a_stream_below_the_level_of_turns_does_not_resume(client: AsyncClient, service: ScriptedService) -> None:
     service.fault = lambda number, connection: "lose" if connection.audio else None
     with pytest.raises(UnavailableError, match="was lost"):
         async with client.stream(StreamConfig()) as stream:
@@ -406,11 +422,11 @@ async def test_a_stream_below_the_level_of_turns_does_not_resume(client, service
     assert len(service.connections) == 1
 
 
-async def test_an_exception_of_the_source_surfaces_as_itself(client, service):
+async def test_an_exception_of_the_source_surfaces_as_itself(client: AsyncClient, service: ScriptedService) -> None:
     class MicrophoneError(Exception):
         pass
 
-    async def source():
+    async def source() -> AsyncIterator[bytes]:
         yield noise(0.5)
         raise MicrophoneError("unplugged")
 
@@ -423,7 +439,7 @@ async def test_an_exception_of_the_source_surfaces_as_itself(client, service):
     assert service.connections[0].cancelled, "the call must not stay alive on the server"
 
 
-async def test_leaving_by_an_exception_cancels_the_call(client, service):
+async def test_leaving_by_an_exception_cancels_the_call(client: AsyncClient, service: ScriptedService) -> None:
     with pytest.raises(ZeroDivisionError):
         async with client.conversation().turn() as turn:
             await turn.push(noise(0.5))
@@ -433,14 +449,16 @@ async def test_leaving_by_an_exception_cancels_the_call(client, service):
     assert not service.connections[0].half_closed
 
 
-async def test_leaving_normally_waits_for_the_result(client, service):
+async def test_leaving_normally_waits_for_the_result(client: AsyncClient, service: ScriptedService) -> None:
     async with client.conversation().turn() as turn:
         await turn.push(noise(1.0))
     assert turn.ended
     assert service.connections[0].half_closed
 
 
-async def test_push_waits_for_a_slow_network_and_its_cancellation_harms_nothing(client, service):
+async def test_push_waits_for_a_slow_network_and_its_cancellation_harms_nothing(
+    client: AsyncClient, service: ScriptedService
+) -> None:
     service.read_delay_s = 0.05
     async with client.conversation().turn() as turn:
         with pytest.raises(TimeoutError):
@@ -453,7 +471,7 @@ async def test_push_waits_for_a_slow_network_and_its_cancellation_harms_nothing(
         assert (await turn.result()).utterance_count >= 2
 
 
-async def test_server_ends_the_turn(client, service):
+async def test_server_ends_the_turn(client: AsyncClient, service: ScriptedService) -> None:
     service.server_ends_turn_after_s = 1
     async with client.conversation().turn("t") as turn:
         with pytest.raises(TurnEndedError, match="open the next one"):
@@ -466,10 +484,10 @@ async def test_server_ends_the_turn(client, service):
         assert (await turn.result()).end_reason == "silence"
 
 
-async def test_feeding_a_turn_that_the_server_ends_is_no_error(client, service):
+async def test_feeding_a_turn_that_the_server_ends_is_no_error(client: AsyncClient, service: ScriptedService) -> None:
     service.server_ends_turn_after_s = 1
 
-    async def endless():
+    async def endless() -> AsyncIterator[bytes]:
         while True:
             yield noise(0.1)
             await asyncio.sleep(0.01)
@@ -479,7 +497,7 @@ async def test_feeding_a_turn_that_the_server_ends_is_no_error(client, service):
         assert isinstance([event async for event in turn][-1], StreamEnded)
 
 
-async def test_result_within_a_time(client, service):
+async def test_result_within_a_time(client: AsyncClient, service: ScriptedService) -> None:
     service.read_delay_s = 1.0
     async with client.conversation().turn() as turn:
         await turn.push(noise(0.2))
@@ -490,7 +508,7 @@ async def test_result_within_a_time(client, service):
             await turn.push(noise(0.1))
 
 
-async def test_push_after_the_end_is_refused(client):
+async def test_push_after_the_end_is_refused(client: AsyncClient) -> None:
     async with client.conversation().turn() as turn:
         turn.end()
         with pytest.raises(TurnEndedError):
@@ -508,7 +526,9 @@ async def test_push_after_the_end_is_refused(client):
         ("linear16", np.zeros((10, 2), np.int16), "not mono"),
     ],
 )
-async def test_an_array_of_another_type_names_the_fix(client, encoding, array, fix):
+async def test_an_array_of_another_type_names_the_fix(
+    client: AsyncClient, encoding: Encoding, array: np.ndarray, fix: str
+) -> None:
     async with client.conversation().turn(encoding=encoding) as turn:
         with pytest.raises(InvalidRequestError, match=fix) as caught:
             await turn.push(array)
@@ -516,7 +536,9 @@ async def test_an_array_of_another_type_names_the_fix(client, encoding, array, f
 
 
 @pytest.mark.parametrize(("encoding", "dtype"), [("linear16", ">i2"), ("linear16", "<i2"), ("float32", ">f4")])
-async def test_arrays_are_sent_little_endian(client, service, encoding, dtype):
+async def test_arrays_are_sent_little_endian(
+    client: AsyncClient, service: ScriptedService, encoding: Encoding, dtype: str
+) -> None:
     values = np.arange(-50, 50).astype(dtype)
     async with client.conversation().turn(encoding=encoding) as turn:
         await turn.push(values[:50])
@@ -525,18 +547,18 @@ async def test_arrays_are_sent_little_endian(client, service, encoding, dtype):
     assert bytes(service.connections[0].audio) == values.astype(np.dtype(dtype).newbyteorder("<")).tobytes()
 
 
-async def test_push_takes_bytes_or_arrays_only(client):
+async def test_push_takes_bytes_or_arrays_only(client: AsyncClient) -> None:
     async with client.conversation().turn() as turn:
         with pytest.raises(TypeError, match="not list"):
-            await turn.push([0.0, 0.1])
+            await turn.push(cast("Pcm", [0.0, 0.1]))
 
 
-async def test_unknown_call_is_a_server_too_old(client):
+async def test_unknown_call_is_a_server_too_old(client: AsyncClient) -> None:
     with pytest.raises(ServerTooOldError, match="upgrade the server"):
         await client.service_info()
 
 
-async def test_unreachable_server_says_what_to_start():
+async def test_unreachable_server_says_what_to_start() -> None:
     async with AsyncClient("127.0.0.1:1", retry=QUICK) as client:
         with pytest.raises(UnavailableError, match="start a server there with `kibun serve`"):
             async with client.conversation().turn():
@@ -546,7 +568,7 @@ async def test_unreachable_server_says_what_to_start():
         assert caught.value.reason == "NOT_READY"
 
 
-async def test_a_server_that_stops_and_comes_back_loses_nothing(service):
+async def test_a_server_that_stops_and_comes_back_loses_nothing(service: ScriptedService) -> None:
     """A real lost connection: the listener is gone for a while."""
     server = grpc.aio.server()
     add_SpeechAnalysisServiceServicer_to_server(service, server)
@@ -571,7 +593,7 @@ async def test_a_server_that_stops_and_comes_back_loses_nothing(service):
     await server.stop(0)
 
 
-async def test_sync_client_is_a_thin_twin(service):
+async def test_sync_client_is_a_thin_twin(service: ScriptedService) -> None:
     async with serving(service) as target:
 
         def use() -> list[type]:
@@ -583,7 +605,9 @@ async def test_sync_client_is_a_thin_twin(service):
                 with client.stream(StreamConfig(turn_id="a")) as stream:
                     stream.push(noise(1.0))
                     stream.end_of_turn("b")
-                    assert stream.wait_ended().reason == "HALF_CLOSE"
+                    ended = stream.wait_ended()
+                    assert ended is not None
+                    assert ended.reason == "HALF_CLOSE"
                 with pytest.raises(ServerTooOldError):
                     client.service_info()
             client.close()
@@ -595,8 +619,8 @@ async def test_sync_client_is_a_thin_twin(service):
     assert kinds == [StreamStarted, *[UtteranceResult, PersonalityUpdate] * 2, TurnResult, StreamEnded]
 
 
-async def test_sync_feed_raises_the_sources_own_error(service):
-    def source():
+async def test_sync_feed_raises_the_sources_own_error(service: ScriptedService) -> None:
+    def source() -> Iterator[bytes]:
         yield noise(0.2)
         raise OSError("unplugged")
 

@@ -1,6 +1,8 @@
 """Parts of the SDK that need no server: options, estimates, addresses, errors, the replay buffer."""
 
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -25,15 +27,15 @@ from kibun.client import (
 )
 from kibun.client.channel import Credentials, check_target
 from kibun.client.engine import MAX_WAITING_EVENTS
-from kibun.client.events import SpeechEvent, SpeechEventType, event_from_response
-from kibun.client.options import BYTES_PER_SAMPLE
+from kibun.client.events import Event, SpeechEvent, SpeechEventType, UtteranceResult, event_from_response
+from kibun.client.options import BYTES_PER_SAMPLE, Encoding
 from kibun.client.pcm import pieces
 from kibun.client.replay import EndOfTurn, ReplayBuffer
 from kibun.client.status import error_from_rpc, explain_unavailable
 from kibun.v1 import speech_analysis_pb2 as pb
 
 
-def test_config_is_written_as_the_contract_has_it():
+def test_config_is_written_as_the_contract_has_it() -> None:
     config = StreamConfig(
         conversation_id="c",
         participant_id="p",
@@ -68,15 +70,27 @@ def test_config_is_written_as_the_contract_has_it():
     assert not plain.HasField("conversation_ttl")
 
 
-def test_config_refuses_what_it_can_judge_itself():
+def test_config_refuses_what_it_can_judge_itself() -> None:
     with pytest.raises(InvalidRequestError, match="choose one of linear16, float32, mulaw, alaw") as caught:
-        StreamConfig(encoding="mp3")
+        StreamConfig(encoding=cast(Encoding, "mp3"))
     assert caught.value.field == "encoding"
     with pytest.raises(InvalidRequestError, match="timezone"):
         StreamConfig(audio_start_time=datetime(2024, 1, 2))
 
 
-def test_normalized_scales():
+async def test_an_option_that_a_turn_does_not_have_is_named() -> None:
+    async with AsyncClient("127.0.0.1:1") as client:
+        misspelt: dict[str, Any] = {"samplerate": 8000}
+        with pytest.raises(TypeError, match="no option 'samplerate'; it has sample_rate_hz, encoding"):
+            client.conversation().turn(**misspelt)
+        turn = client.conversation("c").turn("t", "ann", features=None, encoding="mulaw", require_existing=True)
+        config = turn.config
+        assert (config.conversation_id, config.participant_id, config.turn_id) == ("c", "ann", "t")
+        assert (config.encoding, config.require_existing_conversation) == ("mulaw", True)
+        assert config.features == Features(), "None means the default"
+
+
+def test_normalized_scales() -> None:
     assert Emotion(1, 5).normalized() == Emotion(-1, 1)
     assert Emotion(3, 2).normalized() == Emotion(0, -0.5)
     assert Emotion(0.5, 6).normalized() == Emotion(-1, 1), "a regressor may leave its scale"
@@ -85,27 +99,33 @@ def test_normalized_scales():
     assert estimate.normalized().expected_error == Traits(1, 0, 0.5, 0.5, 0.5)
 
 
-def test_numbers_of_a_newer_server_are_read_as_unspecified():
+def speech_event(number: int) -> Event | None:
+    message = pb.SpeechEvent(type=cast(pb.SpeechEvent.Type, number))
+    return event_from_response(pb.StreamingAnalyzeResponse(speech_event=message))
+
+
+def test_numbers_of_a_newer_server_are_read_as_unspecified() -> None:
     assert PersonalitySource.from_proto(99) is PersonalitySource.UNSPECIFIED
     assert EndReason.from_proto(99) is EndReason.UNSPECIFIED
     assert event_from_response(pb.StreamingAnalyzeResponse()) is None, "a kind of response that is not known yet"
-    event = event_from_response(pb.StreamingAnalyzeResponse(speech_event=pb.SpeechEvent(type=99)))
+    event = speech_event(99)
     assert isinstance(event, SpeechEvent)
     assert event.type is SpeechEventType.UNSPECIFIED
 
 
-def test_every_enum_value_of_the_contract_is_known():
+def test_every_enum_value_of_the_contract_is_known() -> None:
     for number in pb.PersonalitySource.values():
         assert pb.PersonalitySource.Name(number).lower().endswith(PersonalitySource.from_proto(number).value)
     for number in pb.EndReason.values():
         assert pb.EndReason.Name(number).lower().endswith(EndReason.from_proto(number).value)
     for number in pb.SpeechEvent.Type.values():
-        event = event_from_response(pb.StreamingAnalyzeResponse(speech_event=pb.SpeechEvent(type=number)))
+        event = speech_event(number)
+        assert isinstance(event, SpeechEvent)
         assert pb.SpeechEvent.Type.Name(number).lower().endswith(event.type.value)
 
 
 @pytest.mark.parametrize("target", ["localhost:50051", "[::1]:1", "10.0.0.1:65535", "unix:/tmp/x", "dns:///a:1"])
-def test_good_addresses(target):
+def test_good_addresses(target: str) -> None:
     check_target(target)
 
 
@@ -123,17 +143,17 @@ def test_good_addresses(target):
         ("http://localhost:50051", "is a URL"),
     ],
 )
-def test_bad_addresses_name_the_fix(target, fix):
+def test_bad_addresses_name_the_fix(target: str, fix: str) -> None:
     with pytest.raises(InvalidRequestError, match=fix):
         check_target(target)
 
 
-def test_sync_client_raises_the_same_and_leaves_no_thread():
+def test_sync_client_raises_the_same_and_leaves_no_thread() -> None:
     with pytest.raises(InvalidRequestError, match="HOST:PORT"):
         Client("nowhere")
 
 
-async def test_a_token_does_not_travel_in_clear_text(tmp_path):
+async def test_a_token_does_not_travel_in_clear_text(tmp_path: Path) -> None:
     for target in ("example.org:50051", "dns:///example.org:1", "ipv4:127.0.0.1:1,192.0.2.1:1"):
         with pytest.raises(InvalidRequestError, match="clear text"):
             AsyncClient(target, token="secret")
@@ -152,7 +172,7 @@ async def test_a_token_does_not_travel_in_clear_text(tmp_path):
         AsyncClient("localhost:1", certificate_chain=b"x")
 
 
-def test_transport_failures_are_explained():
+def test_transport_failures_are_explained() -> None:
     assert "root_certificates" in explain_unavailable("Ssl handshake failed: CERTIFICATE_VERIFY_FAILED", "h:1")
     assert "kibun serve" in explain_unavailable("failed to connect to all addresses", "h:1")
     assert "tls=True" in explain_unavailable("failed to connect to all addresses; last error: Socket closed", "h:1")
@@ -162,7 +182,7 @@ def test_transport_failures_are_explained():
     assert "was lost" in explain_unavailable("Socket closed", "h:1")
 
 
-def test_error_says_reason_and_request():
+def test_error_says_reason_and_request() -> None:
     error = grpc.aio.AioRpcError(grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), details="it broke")
     ours = error_from_rpc(error, "h:1", request_id="r-1")
     assert isinstance(ours, KibunError)
@@ -170,7 +190,7 @@ def test_error_says_reason_and_request():
     assert ours.field is None
 
 
-def test_backoffs_grow_to_their_limit():
+def test_backoffs_grow_to_their_limit() -> None:
     policy = RetryPolicy(initial_backoff_s=0.5, backoff_multiplier=3, max_backoff_s=4)
     assert [policy.backoff_s(failures) for failures in (0, 1, 2, 3, 10_000)] == [0.5, 1.5, 4, 4, 4]
 
@@ -181,7 +201,7 @@ def test_backoffs_grow_to_their_limit():
     st.integers(0, 48000),
     st.integers(0, 5000),
 )
-def test_pieces_are_whole_samples_and_lose_nothing(data, encoding, rate_hz, max_bytes):
+def test_pieces_are_whole_samples_and_lose_nothing(data: bytes, encoding: str, rate_hz: int, max_bytes: int) -> None:
     parts = list(pieces(data, encoding, rate_hz, max_bytes))
     width = BYTES_PER_SAMPLE[encoding]
     assert b"".join(parts) == data
@@ -202,7 +222,7 @@ operations = st.lists(
 
 
 @given(operations, st.integers(0, 30))
-def test_replay_buffer_resends_all_that_has_no_final(steps, limit):
+def test_replay_buffer_resends_all_that_has_no_final(steps: list[tuple[str, int]], limit: int) -> None:
     """Against the plainest model: one byte string and three positions into it."""
     buffer = ReplayBuffer(limit)
     everything, sent, released, count = b"", 0, 0, 0
@@ -214,6 +234,7 @@ def test_replay_buffer_resends_all_that_has_no_final(steps, limit):
             buffer.append(piece)
         elif step == "next":
             item = buffer.next_item()
+            assert not isinstance(item, EndOfTurn)
             assert item is None or item == everything[sent : sent + len(item)]
             assert item is not None or sent == len(everything)
             sent += len(item or b"")
@@ -231,21 +252,21 @@ def test_replay_buffer_resends_all_that_has_no_final(steps, limit):
         assert buffer.unsent_bytes == len(everything) - sent
 
 
-def test_a_replay_buffer_may_forget_a_long_silence():
+def test_a_replay_buffer_may_forget_a_long_silence() -> None:
     buffer = ReplayBuffer(10)
     for _ in range(30):
         buffer.append(b"x")
         buffer.next_item()
-    buffer.settle(19)
+    buffer.mark_droppable(19)
     with pytest.raises(ReplayBufferExceededError):
-        buffer.rewind()  # of 20 bytes one is not settled
-    buffer.settle(25)
+        buffer.rewind()  # of 20 bytes that are gone, one is needed
+    buffer.mark_droppable(25)
     buffer.rewind()
-    assert buffer.start == 20, "what is kept is sent again, also what is settled"
+    assert buffer.start == 20, "what is kept is sent again, also what may be dropped"
     assert buffer.unsent_bytes == 10
 
 
-def test_replay_buffer_keeps_markers_in_their_place():
+def test_replay_buffer_keeps_markers_in_their_place() -> None:
     buffer = ReplayBuffer(100)
     for item in (b"ab", EndOfTurn("t2"), b"cd"):
         buffer.append(item)
@@ -255,7 +276,7 @@ def test_replay_buffer_keeps_markers_in_their_place():
     assert buffer.next_item() is None
 
 
-async def test_events_nobody_reads_are_bounded_but_finals_are_kept():
+async def test_events_nobody_reads_are_bounded_but_finals_are_kept() -> None:
     async with AsyncClient("127.0.0.1:1") as client:
         stream = client.stream(StreamConfig())
         engine = stream._engine
@@ -263,7 +284,8 @@ async def test_events_nobody_reads_are_bounded_but_finals_are_kept():
             message = pb.UtteranceResult(utterance_id=str(number), is_final=number % 100 == 0)
             event = event_from_response(pb.StreamingAnalyzeResponse(utterance_result=message))
             assert event is not None
-            engine._offer(event)
+            engine.offer(event)
         waiting = [engine.events.get_nowait() for _ in range(engine.events.qsize())]
-    assert sum(event.is_final for event in waiting) == len(range(0, 3 * MAX_WAITING_EVENTS, 100))
+    finals = [event for event in waiting if isinstance(event, UtteranceResult) and event.is_final]
+    assert len(finals) == len(range(0, 3 * MAX_WAITING_EVENTS, 100))
     assert len(waiting) < MAX_WAITING_EVENTS + 3 * MAX_WAITING_EVENTS // 100

@@ -3,16 +3,14 @@
 import asyncio
 import time
 import uuid
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from kibun.client.channel import Credentials, read_pem
 from kibun.client.errors import DeadlineError, ErrorDetails, UnavailableError
-from kibun.client.estimates import Traits
 from kibun.client.events import AnalyzeResult
-from kibun.client.options import Encoding, Endpointing, Features, RetryPolicy, StreamConfig
+from kibun.client.options import RetryPolicy, StreamConfig, TurnOptions
 from kibun.client.pcm import payload_bytes
 from kibun.client.resources import ConversationState, ServiceInfo
 from kibun.client.stream import AsyncStream
@@ -24,6 +22,19 @@ if TYPE_CHECKING:
     from kibun.client.pcm import Pcm
 
 DEFAULT_TIMEOUT_S = 30.0
+
+
+class ClientOptions(TypedDict, total=False):
+    """Keyword options of `AsyncClient` and `Client`, as described there."""
+
+    token: str | None
+    tls: bool
+    root_certificates: bytes | str | Path | None
+    certificate_chain: bytes | str | Path | None
+    private_key: bytes | str | Path | None
+    allow_plaintext_token: bool
+    timeout_s: float
+    retry: RetryPolicy | None
 
 
 class AsyncClient:
@@ -165,34 +176,14 @@ class AsyncConversation:
         turn_id: str | None = None,
         participant_id: str = "user",
         *,
-        sample_rate_hz: int = 16000,
-        encoding: Encoding = "linear16",
-        features: Features | None = None,
-        endpointing: Endpointing | None = None,
-        model: str = "",
-        given_personality: Traits | None = None,
-        require_existing: bool = False,
-        audio_start_offset_s: float = 0.0,
-        audio_start_time: datetime | None = None,
-        conversation_ttl_s: float | None = None,
         retry: RetryPolicy | None = None,
+        **options: Unpack[TurnOptions],
     ) -> AsyncTurn:
-        """A turn of `participant_id`, to be opened with `async with`. The options are those of `StreamConfig`."""
-        config = StreamConfig(
-            conversation_id=self.conversation_id,
-            participant_id=participant_id,
-            turn_id=turn_id or "",
-            sample_rate_hz=sample_rate_hz,
-            encoding=encoding,
-            features=features or Features(),
-            endpointing=endpointing or Endpointing(),
-            model=model,
-            given_personality=given_personality,
-            require_existing_conversation=require_existing,
-            audio_start_offset_s=audio_start_offset_s,
-            audio_start_time=audio_start_time,
-            conversation_ttl_s=conversation_ttl_s,
-        )
+        """A turn of `participant_id`, to be opened with `async with`; `options` as in `StreamConfig`.
+
+        Raises InvalidRequestError for an option that cannot be sent, TypeError for one that does not exist.
+        """
+        config = StreamConfig.of_turn(self.conversation_id, participant_id, turn_id or "", options)
         return self._client.turn(config, retry=retry)
 
     async def get(self) -> ConversationState:

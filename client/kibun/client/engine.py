@@ -20,8 +20,8 @@ from kibun.client.events import (
     event_from_response,
 )
 from kibun.client.options import BYTES_PER_SAMPLE, RetryPolicy, StreamConfig
-from kibun.client.patience import Patience, may_retry
 from kibun.client.replay import EndOfTurn, ReplayBuffer
+from kibun.client.retry import RetryBudget, may_retry
 from kibun.client.transport import StreamCall, Transport
 from kibun.v1 import speech_analysis_pb2 as pb
 
@@ -47,7 +47,7 @@ class StreamEngine:
         # None at the end marks that nothing more will come.
         self.events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._transport = transport
-        self._patience = Patience(retry)
+        self._retries = RetryBudget(retry)
         self._accepted_at: float | None = None  # the present call, on the loop's clock
         self._single_turn = single_turn
         self._first_offset_s = config.audio_start_offset_s
@@ -55,7 +55,7 @@ class StreamEngine:
         self._max_unsent_bytes = max(round(SEND_BUFFER_S * config.bytes_per_second), 1)
         self._input_closed = False
         self._something_to_send = asyncio.Event()
-        self._room = asyncio.Event()
+        self._may_put = asyncio.Event()
         self._reconnects = 0
         self._last_final: UtteranceResult | None = None
         self._task: asyncio.Task[None] | None = None
@@ -80,8 +80,8 @@ class StreamEngine:
     async def put(self, item: bytes | EndOfTurn) -> None:
         """Takes audio or a marker to be sent; waits while too much audio is waiting already."""
         while self._buffer.unsent_bytes >= self._max_unsent_bytes and not self.over.is_set():
-            self._room.clear()
-            await self._room.wait()
+            self._may_put.clear()
+            await self._may_put.wait()
         self.check_open()
         self._buffer.append(item)
         self._something_to_send.set()
@@ -112,14 +112,14 @@ class StreamEngine:
         finally:
             self.over.set()
             self.opened.set()
-            self._room.set()
+            self._may_put.set()
             self.events.put_nowait(None)
 
     async def _run_attempts(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
             self._accepted_at = None
-            known, resumes = self._transport.was_accepted, self.started is not None
+            reached_before, resumes = self._transport.was_accepted, self.started is not None
             try:
                 return await self._attempt()
             except KibunError as error:
@@ -127,7 +127,9 @@ class StreamEngine:
                     raise
                 if self._is_complete():
                     return None
-                pause_s = self._patience.pause_s(error, now=loop.time(), accepted_at=self._accepted_at, known=known)
+                pause_s = self._retries.pause_s(
+                    error, now=loop.time(), accepted_at=self._accepted_at, reached_before=reached_before
+                )
                 if pause_s is None:
                     raise
                 self._buffer.rewind()
@@ -159,7 +161,7 @@ class StreamEngine:
         while True:
             item = self._buffer.next_item()
             if self._buffer.unsent_bytes < self._max_unsent_bytes:
-                self._room.set()
+                self._may_put.set()
             if item is not None:
                 if not await call.write(_request(item)):
                     return None
@@ -178,7 +180,7 @@ class StreamEngine:
                 call.request_id = event.request_id or None
                 accepted.set()
             self._absorb(event)
-            self._offer(event)
+            self.offer(event)
         if self.ended is None:
             raise InternalError(
                 f"{self._transport.target} closed the stream without saying why: look into the server's log",
@@ -193,11 +195,11 @@ class StreamEngine:
                 self._accepted_at = asyncio.get_running_loop().time()
                 self._transport.was_accepted = True
             case UtteranceResult(is_final=True):
-                self._patience.progressed()
+                self._retries.reset()
                 self._buffer.release(self._position(event.end_s))
                 self._last_final = event
             case StreamProgress():
-                self._buffer.settle(self._position(event.settled_s))
+                self._buffer.mark_droppable(self._position(event.settled_s))
             case TurnResult() if self.turn_result is None:
                 self.turn_result = event
                 if self._single_turn:  # where the server ended it, audio still on its way belongs to no turn
@@ -206,7 +208,7 @@ class StreamEngine:
             case StreamEnded():
                 self.ended = event
 
-    def _offer(self, event: Event) -> None:
+    def offer(self, event: Event) -> None:
         droppable = isinstance(event, SpeechEvent | StreamProgress) or (
             isinstance(event, UtteranceResult) and not event.is_final
         )

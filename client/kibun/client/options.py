@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, get_args
+from typing import Any, Literal, Self, TypedDict, get_args
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -110,6 +110,16 @@ class StreamConfig:
         if self.audio_start_time is not None and self.audio_start_time.tzinfo is None:
             raise _invalid("audio_start_time", "audio_start_time needs a timezone: datetime.now(timezone.utc)")
 
+    @classmethod
+    def of_turn(cls, conversation_id: str, participant_id: str, turn_id: str, options: "TurnOptions") -> Self:
+        """The configuration of one turn. Raises TypeError for an option that does not exist."""
+        known = TurnOptions.__annotations__
+        if unknown := options.keys() - known.keys():
+            raise TypeError(f"a turn has no option {min(unknown)!r}; it has {', '.join(known)}")
+        given: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        given["require_existing_conversation"] = given.pop("require_existing", False)
+        return cls(conversation_id=conversation_id, participant_id=participant_id, turn_id=turn_id, **given)
+
     @property
     def bytes_per_second(self) -> int:
         return self.sample_rate_hz * BYTES_PER_SAMPLE[self.encoding]
@@ -135,6 +145,25 @@ class StreamConfig:
             resume_after=None if self.resume_after is None else self.resume_after.to_proto(),
             conversation_ttl=None if self.conversation_ttl_s is None else _duration_s(self.conversation_ttl_s),
         )
+
+
+class TurnOptions(TypedDict, total=False):
+    """Keyword options of `AsyncConversation.turn` and `Conversation.turn`, as described in `StreamConfig`.
+
+    None, or leaving one out, means the default of `StreamConfig`. `require_existing` is its
+    `require_existing_conversation`.
+    """
+
+    sample_rate_hz: int
+    encoding: Encoding
+    features: Features | None
+    endpointing: Endpointing | None
+    model: str
+    given_personality: Traits | None
+    require_existing: bool
+    audio_start_offset_s: float
+    audio_start_time: datetime | None
+    conversation_ttl_s: float | None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class ReplayBuffer:
         self._start = 0
         self._middle = 0
         self._released = 0
-        self._settled = 0  # all before it needs no replay, though it is kept while there is room: see `settle`
+        self._droppable = 0  # all before it may be dropped where space runs out: see `mark_droppable`
         self.unsent_bytes = 0
 
     @property
@@ -55,7 +55,7 @@ class ReplayBuffer:
         return item
 
     def release(self, position: int) -> None:
-        """Forgets the audio before `position`: it has its final. Audio not yet sent stays."""
+        """Drops the audio before `position` bytes, which has its final. Audio not yet sent stays."""
         self._released = max(self._released, min(position, self._middle))
         while self._sent and self._start < self._released:
             first = self._sent.popleft()
@@ -66,19 +66,19 @@ class ReplayBuffer:
             else:
                 self._start += len(first)
 
-    def settle(self, position: int) -> None:
-        """Audio before `position` may go when room is short: it has its finals, or holds no utterance.
+    def mark_droppable(self, position: int) -> None:
+        """Allows audio before `position` bytes to be dropped where space runs out: it needs no replay.
 
-        It is kept otherwise. A replay from the end of the last utterance hears what follows just as it was heard
-        before; from within a silence, the server's detector would begin anew.
+        It is kept as long as there is space. A replay from the end of the last utterance is cut into utterances just
+        as before; in one from within a silence, the server's detector would start afresh.
         """
-        self._settled = max(self._settled, min(position, self._middle))
+        self._droppable = max(self._droppable, min(position, self._middle))
 
     def rewind(self) -> None:
-        """Everything kept is to be sent again. Raises ReplayBufferExceededError when some that is needed is gone."""
-        if self._start > max(self._released, self._settled):
+        """Marks everything kept as unsent. Raises ReplayBufferExceededError if audio that is needed was dropped."""
+        if self._start > max(self._released, self._droppable):
             raise ReplayBufferExceededError(
-                "the connection was lost when more audio had no final yet than is kept for replay: raise "
+                "the connection was lost while more audio was without a final than is kept for replay: raise "
                 "RetryPolicy.replay_limit_s, or shorten utterances with Endpointing.max_utterance_ms"
             )
         while self._sent:

@@ -7,16 +7,14 @@ that pushes, one that iterates.
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from datetime import datetime
-from pathlib import Path
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
 
-from kibun.client.client import DEFAULT_TIMEOUT_S, AsyncClient, AsyncConversation
+from kibun.client.client import AsyncClient, AsyncConversation, ClientOptions
 from kibun.client.errors import TurnEndedError
-from kibun.client.estimates import Traits
 from kibun.client.events import AnalyzeResult, Event, StreamEnded, StreamStarted, TurnResult
-from kibun.client.options import Encoding, Endpointing, Features, RetryPolicy, StreamConfig
+from kibun.client.options import RetryPolicy, StreamConfig, TurnOptions
 from kibun.client.resources import ConversationState, ServiceInfo
 from kibun.client.stream import AsyncStream
 from kibun.client.turn import AsyncTurn
@@ -70,35 +68,10 @@ class LoopThread:
 class Client:
     """Synchronous twin of `AsyncClient`, with the same arguments. Use it as a context manager, or `close` it."""
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        token: str | None = None,
-        tls: bool = False,
-        root_certificates: bytes | str | Path | None = None,
-        certificate_chain: bytes | str | Path | None = None,
-        private_key: bytes | str | Path | None = None,
-        allow_plaintext_token: bool = False,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
-        retry: RetryPolicy | None = None,
-    ) -> None:
-        async def make() -> AsyncClient:
-            return AsyncClient(
-                target,
-                token=token,
-                tls=tls,
-                root_certificates=root_certificates,
-                certificate_chain=certificate_chain,
-                private_key=private_key,
-                allow_plaintext_token=allow_plaintext_token,
-                timeout_s=timeout_s,
-                retry=retry,
-            )
-
+    def __init__(self, target: str, **options: Unpack[ClientOptions]) -> None:
         self._thread = LoopThread()
         try:
-            self._client = self._thread.run(make())
+            self._client = self._thread.call(partial(AsyncClient, target, **options))
         except BaseException:
             self._thread.close()
             raise
@@ -169,37 +142,11 @@ class Conversation:
         turn_id: str | None = None,
         participant_id: str = "user",
         *,
-        sample_rate_hz: int = 16000,
-        encoding: Encoding = "linear16",
-        features: Features | None = None,
-        endpointing: Endpointing | None = None,
-        model: str = "",
-        given_personality: Traits | None = None,
-        require_existing: bool = False,
-        audio_start_offset_s: float = 0.0,
-        audio_start_time: datetime | None = None,
-        conversation_ttl_s: float | None = None,
         retry: RetryPolicy | None = None,
+        **options: Unpack[TurnOptions],
     ) -> "Turn":
-        """A turn of `participant_id`, to be opened with `with`. The options are those of `StreamConfig`."""
-
-        def make() -> AsyncTurn:
-            return self._conversation.turn(
-                turn_id,
-                participant_id,
-                sample_rate_hz=sample_rate_hz,
-                encoding=encoding,
-                features=features,
-                endpointing=endpointing,
-                model=model,
-                given_personality=given_personality,
-                require_existing=require_existing,
-                audio_start_offset_s=audio_start_offset_s,
-                audio_start_time=audio_start_time,
-                conversation_ttl_s=conversation_ttl_s,
-                retry=retry,
-            )
-
+        """A turn of `participant_id`, to be opened with `with`; options and errors as `AsyncConversation.turn`."""
+        make = partial(self._conversation.turn, turn_id, participant_id, retry=retry, **options)
         return Turn(self._thread, self._thread.call(make))
 
     def get(self) -> ConversationState:

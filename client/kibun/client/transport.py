@@ -29,7 +29,7 @@ class Transport:
         self.was_accepted = False
         self.channel = open_channel(target, credentials)
         self._metadata = call_metadata(credentials)
-        self.stub = SpeechAnalysisServiceStub(self.channel)  # type: ignore[no-untyped-call]
+        self.stub = SpeechAnalysisServiceStub(self.channel)
 
     async def unary(
         self,

@@ -57,6 +57,11 @@ class AsyncTurn:
         return self._stream.started
 
     @property
+    def config(self) -> StreamConfig:
+        """What was asked of the server; after a reconnect, with the offset of the replay."""
+        return self._stream.config
+
+    @property
     def turn_id(self) -> str:
         """Id of this turn, also where the server made it up."""
         return self.started.turn_id

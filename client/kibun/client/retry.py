@@ -1,4 +1,4 @@
-"""When a turn whose connection was lost tries again, and when it gives up. No clock: times come from the caller."""
+"""When a turn whose connection was lost is tried again, and when it is given up. Times come from the caller."""
 
 from kibun.client.errors import (
     DeadlineError,
@@ -8,18 +8,19 @@ from kibun.client.errors import (
 )
 from kibun.client.options import RetryPolicy
 
-# A connection that stood this long is no sign of a server that fails over this turn again and again.
+# A connection that lasted this long shows that the turn itself does not bring the server down.
 STABLE_S = 10.0
-# Errors that stand for a network which let nothing through for a while.
+# Reasons that mean that the network let nothing through for a while.
 _STALLED = {"CONFIG_TIMEOUT", "SLOW_CONSUMER"}
 
 
-class Patience:
-    """Two bounds, for two ways to fail.
+class RetryBudget:
+    """Decides after each failed attempt of one turn how long to pause, or that the turn has failed.
 
-    A turn that is accepted and lost again, without a new final, may be what brings the server down: that many times in
-    a row as `RetryPolicy.max_attempts` says. A server that is not there, is loading, draining or full is waited for:
-    `give_up_after_s`, if it was there before or says itself when to come back. At first contact, attempts count.
+    There are two bounds. A turn that is accepted and lost again without a new final may itself be what brings the
+    server down: it is tried `RetryPolicy.max_attempts` times in a row. A server that is absent, loading, draining or
+    full is waited for, up to `give_up_after_s`, if it was there before or says when to come back; a server that was
+    never reached is tried `max_attempts` times.
     """
 
     def __init__(self, policy: RetryPolicy) -> None:
@@ -29,16 +30,18 @@ class Patience:
         self._contacts = 0  # attempts to reach a server that was never there
         self._missing_since: float | None = None
 
-    def progressed(self) -> None:
-        """A new final has come."""
+    def reset(self) -> None:
+        """Starts both bounds anew: a new final has come."""
         self._failures = self._losses = 0
         self._missing_since = None
 
-    def pause_s(self, error: KibunError, *, now: float, accepted_at: float | None, known: bool) -> float | None:
-        """Seconds to wait before the next attempt after one that failed with `error`; None: raise it.
+    def pause_s(
+        self, error: KibunError, *, now: float, accepted_at: float | None, reached_before: bool
+    ) -> float | None:
+        """Returns the seconds to pause before the next attempt, or None where `error` is to be raised.
 
-        `accepted_at`: when the server had accepted the attempt, if it had; `known`: the server had accepted an earlier
-        one, of this turn or another.
+        `now` and `accepted_at` are seconds on the same clock; `accepted_at` is when the server accepted the attempt
+        that failed, None if it did not. `reached_before`: it had accepted an earlier one, of this turn or another.
         """
         if self._policy.max_attempts <= 1:
             return None
@@ -47,7 +50,7 @@ class Patience:
             if now - accepted_at >= STABLE_S:
                 self._failures = self._losses = 0
             self._losses += 1
-        elif known or error.retry_after_s is not None:
+        elif reached_before or error.retry_after_s is not None:
             self._missing_since = now if self._missing_since is None else self._missing_since
             if now - self._missing_since >= self._policy.give_up_after_s:
                 return None
@@ -61,7 +64,7 @@ class Patience:
 
 
 def may_retry(error: KibunError, *, accepted: bool, resumes: bool) -> bool:
-    """Whether an attempt that failed like this says nothing against the turn itself.
+    """Whether an attempt that failed with `error` may be repeated, as the turn itself was not at fault.
 
     `accepted`: the server had accepted the attempt; `resumes`: it had accepted an earlier one of this turn.
     """
@@ -69,6 +72,6 @@ def may_retry(error: KibunError, *, accepted: bool, resumes: bool) -> bool:
         return True
     if isinstance(error, ResourceExhaustedError | DeadlineError) and error.reason in _STALLED:
         return True
-    # Full, perhaps with the very stream whose connection was lost. A turn that begins is refused instead: its caller
-    # decides, who has lost nothing yet.
+    # The server is full, perhaps with the very stream whose connection was lost. A new turn is refused instead: its
+    # caller has lost nothing yet, and decides.
     return isinstance(error, ResourceExhaustedError) and resumes and not accepted and error.retry_after_s is not None
