@@ -48,8 +48,8 @@ HOUSE = {
     "training.losses": "",
     "training._transformers": "models",
     "training.audio": "models.types models training.errors",
-    "training.corpora": "models.types training.errors training.audio",
-    "training.evaluation": "models.types training.corpora",
+    "training.corpora": "models.types models training.errors training.audio",
+    "training.evaluation": "models.types models training.corpora",
     "training.runs": "models.types models models.building training.errors training.losses training._transformers"
     " training.audio training.corpora training.evaluation",
     "training.experiments": "models.types models training.errors training.corpora training.evaluation training.runs",

@@ -1,7 +1,7 @@
 """Estimates as immutable values, on the scales of the service: emotion 1..5, traits 1..7."""
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Self
 
 from google.protobuf.duration_pb2 import Duration
@@ -128,6 +128,9 @@ class Traits:
         """The same on 0..1: (x - 1) / 6, clipped."""
         span = TRAIT_MAX - TRAIT_MIN
         return Traits(*(_clip((value - TRAIT_MIN) / span, 0.0, 1.0) for value in self.as_tuple()))
+
+
+TRAITS = tuple(field.name for field in fields(Traits))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,11 @@
 
 import hashlib
 import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -36,6 +41,27 @@ def resolve_bundle(path_or_name: str | Path) -> Path:
         f" ({', '.join(bundle_names()) or 'none'}); make one from a HuBERT checkpoint with"
         " `kibun models build --hubert PATH_OR_HUB_ID --out DIR`"
     )
+
+
+@contextmanager
+def written_atomically(path: Path, *, fsync: bool = False) -> Iterator[Path]:
+    """Give a path beside `path` to write a file or folder to, and move it to `path` when the block ends.
+
+    Readers find the old content or the new, never a part of it. If the block raises, nothing is left behind.
+
+    Args:
+        fsync: whether the file must be on the disk before it is moved, so that it survives a power failure whole.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # several processes may write at once
+    try:
+        yield draft
+        if fsync:
+            with draft.open("r+b") as file:
+                os.fsync(file.fileno())
+        os.replace(draft, path)
+    except BaseException:
+        shutil.rmtree(draft) if draft.is_dir() else draft.unlink(missing_ok=True)
+        raise
 
 
 def check_free(folder: Path) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Awaitable
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from kibun.models.files import BundleError, resolve_bundle
+from kibun.models.files import BundleError, resolve_bundle, written_atomically
 from kibun.server.api.auth import Authenticator, TokenFileError
 from kibun.server.api.gate import Gate
 from kibun.server.api.health import Health
@@ -229,10 +229,9 @@ class Server:
             if not model.trained:
                 logs.say(f"{model.name} is not trained: its estimates mean nothing", "WARNING")
         if self.settings.port_file:
-            partial = self.settings.port_file.with_suffix(".part")
             try:
-                partial.write_text(f"{self.port}\n")
-                partial.replace(self.settings.port_file)  # whoever waits for the file sees it whole
+                with written_atomically(self.settings.port_file) as draft:
+                    draft.write_text(f"{self.port}\n")
             except OSError as error:
                 raise StartError(f"--port-file {self.settings.port_file}: {error.strerror}") from error
 

@@ -498,7 +498,7 @@ def test_an_interrupted_write_leaves_nothing(world: Path, tmp_path: Path, monkey
     def full(_file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("kibun.training.runs.trunk_cache.os.fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(ConfigError, match="No space left on device; make room"):
         fill(cache, kibun, utterances.to_keep())
     assert not list(cache.folder.iterdir())

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kibun.client.estimates import Emotion, PersonalityEstimate, PersonalitySource, Traits
+from kibun.client.estimates import TRAITS, Emotion, PersonalityEstimate, PersonalitySource, Traits
 from kibun.client.events import (
     Event,
     PersonalityUpdate,
@@ -25,7 +25,6 @@ from kibun.client.events import (
 from kibun.client.resources import ConversationState, ParticipantState
 
 SYNTHETIC_BANNER = "synthetic model: says nothing of people"
-TRAIT_NAMES = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 # Warnings that are true of a model, and so the same in every stream.
 MODEL_WARNINGS = ("EMOTION_UNSUPPORTED", "PERSONALITY_UNSUPPORTED", "GIVEN_PERSONALITY_UNUSED")
 # Heading, rules, legend and banner of the table, and the line above it.
@@ -100,7 +99,7 @@ class LiveTable:
         table = compact_table()
         table.add_column("seconds", justify="right", no_wrap=True)
         table.add_column("speaker", no_wrap=True, max_width=12)
-        for heading in ("valence", "arousal", *(name[0].upper() for name in TRAIT_NAMES)):
+        for heading in ("valence", "arousal", *(name[0].upper() for name in TRAITS)):
             table.add_column(heading, justify="right", no_wrap=True)
         table.add_column("heard", justify="right", no_wrap=True)
         for row in rows:
@@ -156,7 +155,7 @@ _SUMMARY_ROWS: list[tuple[str, str, _Cell]] = [
     ("mean arousal", "1..5", _emotion_cell("mean", "arousal")),
     ("last valence", "1..5", _emotion_cell("last", "valence")),
     ("last arousal", "1..5", _emotion_cell("last", "arousal")),
-    *((name, "1..7", _trait_cell(name)) for name in TRAIT_NAMES),
+    *((name, "1..7", _trait_cell(name)) for name in TRAITS),
 ]
 
 

@@ -11,8 +11,8 @@ from typing import Protocol, TextIO
 from rich.console import Console
 from rich.text import Text
 
-from kibun.client.commands.report import TRAIT_NAMES, compact_table
-from kibun.client.estimates import Traits
+from kibun.client.commands.report import compact_table
+from kibun.client.estimates import TRAITS, Traits
 from kibun.client.events import PersonalityUpdate, StreamStarted, UtteranceResult
 
 Row = dict[str, str | float | int | bool | None]
@@ -28,12 +28,12 @@ COLUMNS = (
     "valence",
     "arousal",
     # Apparent traits of the speaker from everything heard up to this utterance, scale 1..7, and their evidence.
-    *TRAIT_NAMES,
-    *(f"{name}_error" for name in TRAIT_NAMES),
+    *TRAITS,
+    *(f"{name}_error" for name in TRAITS),
     "utterance_count",
     "speech_s",
     # Apparent traits from this utterance alone.
-    *(f"utterance_{name}" for name in TRAIT_NAMES),
+    *(f"utterance_{name}" for name in TRAITS),
     # What emotion was conditioned on: given traits, or predicted ones of some kind.
     "condition_source",
     "model",
@@ -66,7 +66,7 @@ def row_of(path: Path, final: UtteranceResult, update: PersonalityUpdate | None,
 
 
 def _traits(pattern: str, traits: Traits | None) -> Row:
-    return {pattern.format(name): None if traits is None else getattr(traits, name) for name in TRAIT_NAMES}
+    return {pattern.format(name): None if traits is None else getattr(traits, name) for name in TRAITS}
 
 
 class Rows(Protocol):
@@ -123,12 +123,12 @@ class TableRows:
     def finish(self) -> None:
         table = compact_table()
         table.add_column("file", overflow="fold")
-        for heading in ("seconds", "valence", "arousal", *(name[0].upper() for name in TRAIT_NAMES), "heard"):
+        for heading in ("seconds", "valence", "arousal", *(name[0].upper() for name in TRAITS), "heard"):
             table.add_column(heading, justify="right", no_wrap=True)
         folder = _common_folder([str(row["file"]) for row in self._rows])
         last_file: object = None
         for row in self._rows:
-            numbers = [_cell(row[name]) for name in ("valence", "arousal", *TRAIT_NAMES)]
+            numbers = [_cell(row[name]) for name in ("valence", "arousal", *TRAITS)]
             heard = "–" if row["speech_s"] is None else f"{row['utterance_count']} utt., {row['speech_s']:.0f} s"
             file = "" if row["file"] == last_file else os.path.relpath(str(row["file"]), folder)
             last_file = row["file"]

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from kibun.client.commands.failure import UsageError
-from kibun.client.estimates import TRAIT_MAX, TRAIT_MIN, Traits
+from kibun.client.estimates import TRAIT_MAX, TRAIT_MIN, TRAITS, Traits
 
-NAMES = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 SUFFIXES = (".csv", ".jsonl")
 _SCALE = f"{TRAIT_MIN:g} to {TRAIT_MAX:g}"
 
@@ -21,12 +20,12 @@ _SCALE = f"{TRAIT_MIN:g} to {TRAIT_MAX:g}"
 def parse_traits(text: str) -> Traits:
     """Traits from "O,C,E,A,N". Raises UsageError."""
     values = text.split(",")
-    if len(values) != len(NAMES):
+    if len(values) != len(TRAITS):
         raise UsageError(
-            f"--traits {text!r}: five numbers {_SCALE} are expected, as in 4.5,5,3,6,2 ({', '.join(NAMES)}), or the "
+            f"--traits {text!r}: five numbers {_SCALE} are expected, as in 4.5,5,3,6,2 ({', '.join(TRAITS)}), or the "
             f"name of a {' or '.join(SUFFIXES)} file"
         )
-    return Traits(*(_number("--traits", name, value) for name, value in zip(NAMES, values, strict=True)))
+    return Traits(*(_number("--traits", name, value) for name, value in zip(TRAITS, values, strict=True)))
 
 
 def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
@@ -53,7 +52,7 @@ def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
             raise UsageError(f"{where}: whose traits these are is not said: {' or '.join(keys)} is expected")
         if key in found:
             raise UsageError(f"{where}: {key!r} has traits already, from an earlier line: keep one of them")
-        found[key] = Traits(*(_number(where, name, row.get(name)) for name in NAMES))
+        found[key] = Traits(*(_number(where, name, row.get(name)) for name in TRAITS))
     if not found:
         raise UsageError(f"{path} holds no traits")
     return found
@@ -73,7 +72,7 @@ def match_files(files: Iterable[Path], traits: Mapping[str, Traits]) -> dict[Pat
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.DictReader(text.splitlines())
     header = [name.strip().lower() for name in reader.fieldnames or ()]
-    if missing := [name for name in NAMES if name not in header]:
+    if missing := [name for name in TRAITS if name not in header]:
         raise UsageError(f"{path}, line 1: no column {', '.join(missing)}; the five traits and whose they are, please")
     reader.fieldnames = header
     for row in reader:

@@ -1,8 +1,6 @@
 """A bundle from any HuBERT checkpoint in transformers' layout: trunk and tails from it, heads new, marked untrained."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from kibun.models._transformers import AutoConfig, HubertConfig, HubertModel, cached_file, quiet
 from kibun.models.building.checksum import trunk_checksum
 from kibun.models.config import KibunConfig
-from kibun.models.files import PREPROCESSOR, BundleError, check_free
+from kibun.models.files import PREPROCESSOR, BundleError, check_free, written_atomically
 from kibun.models.model import KibunModel
 from kibun.models.types import SAMPLE_RATE_HZ
 
@@ -66,18 +64,14 @@ def save_bundle(model: KibunModel, folder: Path, **options: Any) -> None:
         BundleError: the folder is not empty, or cannot be written.
     """
     check_free(folder)
-    partial = folder.parent / f".{folder.name}.{os.getpid()}.part"
     try:
-        partial.mkdir(parents=True)
-        with quiet():
-            model.save_pretrained(partial, **options)
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
+        with written_atomically(folder) as draft, quiet():
+            draft.mkdir(parents=True)
+            model.save_pretrained(draft, **options)
+            if folder.exists():
+                folder.rmdir()
     except OSError as error:
         raise BundleError(f"{folder}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def checkpoint_name(checkpoint: str | Path) -> str:

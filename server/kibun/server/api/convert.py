@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from kibun.models.types import SAMPLE_RATE_HZ, Traits
+from kibun.models.types import SAMPLE_RATE_HZ, TRAITS, Traits
 from kibun.server.audio.decoder import AudioError, AudioFormat, Encoding
 from kibun.server.audio.endpointing import EndpointingError, EndpointingOptions, EndReason
 from kibun.server.conversation.state import Conversation
@@ -19,7 +19,6 @@ from kibun.server.session import capability, estimates, events
 from kibun.v1 import speech_analysis_pb2 as pb
 
 NANOS_PER_SAMPLE = 62_500  # 1 / 16 kHz: every position is an exact Duration
-TRAIT_NAMES = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 ENCODINGS: Mapping[pb.AudioEncoding, Encoding] = {
     pb.AUDIO_ENCODING_LINEAR16: "linear16",
     pb.AUDIO_ENCODING_FLOAT32: "float32",
@@ -199,8 +198,8 @@ def seconds(value: Duration, field: str, allowed: tuple[float, float]) -> float:
 
 def traits(value: pb.BigFiveTraits) -> Traits:
     """All five, each 1..7."""
-    o, c, e, a, n = (getattr(value, name) for name in TRAIT_NAMES)
-    for name, score in zip(TRAIT_NAMES, (o, c, e, a, n), strict=True):
+    o, c, e, a, n = (getattr(value, name) for name in TRAITS)
+    for name, score in zip(TRAITS, (o, c, e, a, n), strict=True):
         if not 1.0 <= score <= 7.0:  # also refuses NaN
             field = f"given_personality.{name}"
             raise invalid("TRAITS_OUT_OF_RANGE", field, f"{field} must be 1 to 7 (TIPI scale); all five are required")
@@ -347,7 +346,7 @@ def personality(value: events.Personality | None) -> pb.PersonalityEstimate | No
 
 
 def big_five(value: Traits) -> pb.BigFiveTraits:
-    return pb.BigFiveTraits(**dict(zip(TRAIT_NAMES, value, strict=True)))
+    return pb.BigFiveTraits(**dict(zip(TRAITS, value, strict=True)))
 
 
 def conversation(value: Conversation, model: ModelInfo | None) -> pb.Conversation:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.models.types import EMOTIONS, SAMPLE_RATE_HZ, TRAITS
 from kibun.server import __version__
 from kibun.server.api import convert
 from kibun.server.api.auth import Authenticator
@@ -318,8 +318,8 @@ class SpeechAnalysis:
 
     async def _info(self, request: pb.GetServiceInfoRequest, tenant: str) -> pb.GetServiceInfoResponse:
         info = pb.GetServiceInfoResponse
-        emotion_scales = [info.Scale(dimension=d, min=1, max=5, neutral=3) for d in ("valence", "arousal")]
-        trait_scales = [info.Scale(dimension=d, min=1, max=7, neutral=4) for d in convert.TRAIT_NAMES]
+        emotion_scales = [info.Scale(dimension=d, min=1, max=5, neutral=3) for d in EMOTIONS]
+        trait_scales = [info.Scale(dimension=d, min=1, max=7, neutral=4) for d in TRAITS]
         return info(
             server_version=__version__,
             models=[

@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from kibun.models.files import written_atomically
 from kibun.training.errors import CorpusError
 
 Row = dict[str, Any]
@@ -106,6 +106,5 @@ def repeated(names: Iterable[str]) -> list[str]:
 
 
 def _replace(path: Path, text: str) -> None:
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    with written_atomically(path) as draft:
+        draft.write_text(text, encoding="utf-8")

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ, TRAITS
 from kibun.training.demo_tiny.effects import finish
 from kibun.training.demo_tiny.espeak import Espeak, find_data_dir, version
 from kibun.training.demo_tiny.speakers import (
     RATE_OCTAVES,
-    TRAITS,
     Cues,
     Speaker,
     draw_cues,

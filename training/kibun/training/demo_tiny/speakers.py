@@ -15,7 +15,6 @@ import numpy as np
 from kibun.training.demo_tiny.espeak import VoiceSettings
 from kibun.training.demo_tiny.texts import Split
 
-TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 AROUSAL_WEIGHTS = {"effort": 0.30, "pitch": 0.28, "range": 0.16, "rate": 0.18, "pauses": 0.08}
 
 AROUSAL_PER_UNIT = 1.1  # points of the label when every cue rises by one

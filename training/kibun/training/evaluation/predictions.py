@@ -11,7 +11,6 @@ fields beside ``predicted`` are ignored, unknown ones in it are refused.
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +18,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from kibun.models.files import written_atomically
 from kibun.models.types import EMOTIONS, TRAITS, Traits
 from kibun.training.evaluation.metrics import ccc
 
@@ -72,9 +72,8 @@ class Prediction:
 def write_predictions(path: Path, predictions: Iterable[Prediction]) -> None:
     """Write a predictions file whole or not at all. Raises ValueError for NaN and infinities."""
     lines = [json.dumps(_as_row(prediction), allow_nan=False, ensure_ascii=False) for prediction in predictions]
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(unfinished, path)
+    with written_atomically(path) as draft:
+        draft.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def read_predictions(path: Path) -> list[Prediction]:

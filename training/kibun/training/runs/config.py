@@ -19,6 +19,7 @@ from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from kibun.models.conditioning import HEADS
 from kibun.models.config import QUERIES
+from kibun.models.files import written_atomically
 from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS
 from kibun.training.losses import SMALLEST_CCC_BATCH
 
@@ -202,9 +203,8 @@ def write_config(config: RunConfig, path: Path) -> None:
     lines = [f"{key} = {json.dumps(value)}" for key, value in content.items() if key not in sections]
     for name, section in sections.items():
         lines += ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items())]
-    unfinished = path.with_name(path.name + ".part")
-    unfinished.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    unfinished.replace(path)  # other processes of the run may be reading already
+    with written_atomically(path) as draft:  # other processes of the run may be reading already
+        draft.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _value(text: str) -> Any:

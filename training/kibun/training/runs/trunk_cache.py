@@ -13,9 +13,7 @@ audio's length and looked at before it is trusted. Any number of runs may read a
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,12 +24,12 @@ from torch import Tensor
 
 from kibun.models.building.checksum import trunk_checksum
 from kibun.models.bundle import KibunModel
+from kibun.models.files import written_atomically
 from kibun.models.hubert import Frames, architecture, frame_count
 from kibun.training.runs.config import ConfigError, RunConfig
 
 FORMAT = 1  # of an entry, and of what the digests are made of
 AUTO = "trunk-cache"  # folder beside the run's: runs of one experiment, or of one model, share it
-PART = ".part"
 PART_LIFE_S = 3600.0  # a file that has been unfinished for longer was left by a kill
 SPARE = 1.1  # of what the entries need; checkpoints and bundle need room too
 
@@ -101,15 +99,8 @@ class TrunkCache:
                 f"the trunk's frames do not fit into {self._dtype.name}: set training.trunk_cache_dtype = 'float32',"
                 " and if they are that already, the weights or the audio hold NaN or infinity"
             )
-        with tempfile.NamedTemporaryFile(dir=self.folder, suffix=PART, delete=False) as unfinished:
-            try:
-                unfinished.write(values.tobytes())
-                unfinished.flush()
-                os.fsync(unfinished.fileno())
-                os.replace(unfinished.name, self.file(sound))
-            except BaseException:
-                Path(unfinished.name).unlink(missing_ok=True)
-                raise
+        with written_atomically(self.file(sound), fsync=True) as draft:
+            draft.write_bytes(values.tobytes())
 
 
 def fill(
@@ -181,7 +172,7 @@ def _make_room(cache: TrunkCache, wanted: set[Sound], missing: set[Sound], say: 
         cache.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"training.trunk_cache: {cache.folder} cannot be made ({error.strerror}); {_FIX}") from error
-    for left in cache.folder.glob(f"*{PART}"):
+    for left in cache.folder.glob("*.part"):
         try:
             if time.time() - left.stat().st_mtime > PART_LIFE_S:
                 left.unlink()
