@@ -25,7 +25,6 @@ from kibun.server.inference.backend import BackendError, ModelInfo
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.worker_pool import LocalBackend
 from kibun.server.observability import logs
-from kibun.server.observability.exporter import Readings
 from kibun.server.observability.setup import Observability
 from kibun.server.observability.watchdog import Watchdog
 from kibun.server.session.capability import notice
@@ -86,11 +85,11 @@ class Server:
         credentials = self._certificates.credentials() if self._certificates else None
         self._find_models()
         stopping = asyncio.create_task(self._stop.wait())
-        store_failed = self._observability.telemetry.metrics.store_failed
+        metrics = self._observability.telemetry.metrics
         opening = asyncio.create_task(
             open_store(
                 settings.store,
-                store_failed,
+                metrics.store_errors.inc,
                 insecure=settings.insecure,
                 tenant_conversations=settings.tenant_conversations,
             )
@@ -118,7 +117,15 @@ class Server:
         try:
             await self._listen(server, service, credentials)
             self._watchdog.start()
-            self._observability.open(self._readings(backend, batcher), alive=lambda: not self._watchdog.blocked)
+            # Called in other threads; none of these changes anything.
+            metrics.workers.set_function(lambda: len(backend.pids))
+            metrics.worker_restarts.set_function(lambda: backend.restarts)
+            metrics.queued_jobs.set_function(lambda: batcher.queued)
+            metrics.load_ratio.set_function(lambda: batcher.load)
+            metrics.conversations.set_function(lambda: len(self._store))
+            self._observability.open(
+                ready=lambda: self._serving and not self._watchdog.blocked, alive=lambda: not self._watchdog.blocked
+            )
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
                 return
@@ -175,17 +182,6 @@ class Server:
             limits=settings.limits,
             stream_limits=settings.stream_limits,
             telemetry=self._observability.telemetry,
-        )
-
-    def _readings(self, backend: LocalBackend, batcher: Batcher) -> Readings:
-        """What the metrics ask for, from another thread: nothing here changes anything."""
-        return Readings(
-            ready=lambda: self._serving and not self._watchdog.blocked,
-            workers=lambda: len(backend.pids),
-            worker_restarts=lambda: backend.restarts,
-            queued_jobs=lambda: batcher.queued,
-            load=lambda: batcher.load,
-            conversations=lambda: len(self._store),
         )
 
     async def _listen(

@@ -14,18 +14,22 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from prometheus_client import generate_latest
+from prometheus_client.samples import Sample
 
+from kibun.server import __version__
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.conversation.store import MemoryStore, StoreUnavailable
 from kibun.server.inference.backend import BackendError, Job, Superseded
-from kibun.server.observability.exporter import MAX_CONNECTIONS, Exporter, Readings
-from kibun.server.observability.metrics import MAX_REASONS, OTHER, Histogram, Metrics
+from kibun.server.observability.exporter import MAX_CONNECTIONS, Exporter
+from kibun.server.observability.metrics import JOBS, MAX_REASONS, OTHER, Metrics
 from kibun.server.observability.telemetry import CallTelemetry, Telemetry
 from kibun.server.session.events import Audio, Limits, Request, StreamOptions
 from kibun.server.session.open_streams import OpenStreams
 from kibun.server.session.session import OUTBOX, Session
 from kibun.v1 import speech_analysis_pb2 as pb
+from tests.support.processes import until
 from tests.support.scraping import Scrape, fetch, scrape, scrape_until, site
 from tests.support.scripted import MODEL, FakeAnalyzer, LoudnessVad
 from tests.support.serving import (
@@ -47,37 +51,65 @@ from tests.support.serving import (
 # ---- counting
 
 
+def shown(metrics: Metrics) -> Scrape:
+    """What Prometheus gets."""
+    return Scrape(generate_latest(metrics.registry).decode())
+
+
 def test_a_histogram_counts_up_to_each_bound_inclusively() -> None:
-    histogram = Histogram((1, 2, 4))
-    for value in (0.5, 1, 1.5, 4, 5):
-        histogram.observe(value)
-    assert histogram.cumulative() == [2, 3, 4, 5]
-    assert histogram.sum == 12
+    metrics = Metrics()
+    for jobs in (1, 2, 4, 3, 500):
+        metrics.batch_jobs.observe(jobs)
+    found = shown(metrics)
+    buckets = {bound: found("kibun_batch_jobs_bucket", le=f"{float(bound)}") for bound in JOBS}
+    assert buckets == {bound: min(bound, 4) for bound in JOBS}
+    assert found("kibun_batch_jobs_bucket", le="+Inf") == found("kibun_batch_jobs_count") == 5
+    assert found("kibun_batch_jobs_sum") == 510
+
+
+def test_a_metric_that_has_counted_nothing_yet_is_zero_where_its_labels_are_known() -> None:
+    found = shown(Metrics())
+    counted = {(s.name, *s.labels.values()) for s in found.samples if s.labels and "le" not in s.labels}
+    counted -= {sample for sample in counted if sample[0].startswith("kibun_queue_delay_seconds")}
+    assert counted == {
+        ("kibun_build_info", __version__),
+        *(("kibun_utterances_total", kind) for kind in ("final", "interim")),
+        *(("kibun_interims_dropped_total", cause) for cause in ("superseded", "busy", "failed", "slow_reader")),
+    }
+    for kind in ("final", "interim"):
+        assert found("kibun_queue_delay_seconds_bucket", kind=kind, le="+Inf") == 0
+    assert all(sample.value == 0 for sample in found.samples if sample.name != "kibun_build_info")
 
 
 def test_labels_are_bounded_whatever_comes() -> None:
     metrics = Metrics()
     for number in range(2 * MAX_REASONS):
         metrics.call_ended("StreamingAnalyze", "INTERNAL", f"REASON_{number}")
-        metrics.refused(f"REASON_{number}")
+        metrics.call_refused(f"REASON_{number}")
     metrics.call_ended("StreamingAnalyze", "OK", "jane@example.org")
-    reasons = {reason for _, _, reason in metrics.calls}
+    reasons = {sample.labels["reason"] for sample in calls(metrics)}
     assert len(reasons) == MAX_REASONS + 1
     assert OTHER in reasons
-    assert set(metrics.refusals) == reasons
+    assert {s.labels["reason"] for s in shown(metrics).samples if s.name == "kibun_refusals_total"} == reasons
     telemetry = Telemetry()
     telemetry.begin("jane", "request-1").end("OK")
-    assert set(telemetry.metrics.calls) == {("Other", "OK", "")}
+    assert [sample.labels for sample in calls(telemetry.metrics)] == [{"method": "Other", "code": "OK", "reason": ""}]
+
+
+def calls(metrics: Metrics) -> list[Sample]:
+    return [sample for sample in shown(metrics).samples if sample.name == "kibun_calls_ended_total"]
 
 
 def test_a_call_ends_once() -> None:
     telemetry = Telemetry()
     call = telemetry.begin("StreamingAnalyze", "request-1")
-    assert telemetry.metrics.open_streams == 1
+    assert shown(telemetry.metrics)("kibun_open_streams") == 1
     call.end("INTERNAL", "MODEL_FAILED")
     call.end("CANCELLED")
-    assert telemetry.metrics.open_streams == 0
-    assert telemetry.metrics.calls == {("StreamingAnalyze", "INTERNAL", "MODEL_FAILED"): 1}
+    assert shown(telemetry.metrics)("kibun_open_streams") == 0
+    (counted,) = calls(telemetry.metrics)
+    assert counted.labels == {"method": "StreamingAnalyze", "code": "INTERNAL", "reason": "MODEL_FAILED"}
+    assert counted.value == 1
 
 
 async def test_questions_that_the_store_does_not_answer_are_counted() -> None:
@@ -98,12 +130,12 @@ async def test_questions_that_the_store_does_not_answer_are_counted() -> None:
             pass
 
     metrics = Metrics()
-    store = resilient.ResilientStore(Away(), on_error=metrics.store_failed)
+    store = resilient.ResilientStore(Away(), on_error=metrics.store_errors.inc)
     for _ in range(3):
         with pytest.raises(StoreUnavailable):
             await store.get(("", "c"))
     await store.close()
-    assert metrics.store_errors == 3
+    assert shown(metrics)("kibun_store_errors_total") == 3
 
 
 # ---- interims that are not sent
@@ -155,28 +187,26 @@ async def test_interims_that_are_not_sent_are_counted_by_cause(analyzer: FakeAna
     metrics = Metrics()
     async for _ in session(metrics, analyzer).run(loud(2.3)):
         pass
-    assert +metrics.interims_dropped == {cause: 4}
-    assert metrics.utterances == {"final": 1, "interim": 0}
+    found = shown(metrics)
+    assert found("kibun_interims_dropped_total") == found("kibun_interims_dropped_total", cause=cause) == 4
+    assert found("kibun_utterances_total", kind="final") == found("kibun_utterances_total") == 1
 
 
 async def test_interims_that_a_slow_reader_misses_are_counted() -> None:
     metrics = Metrics()
     replies = session(metrics, FakeAnalyzer()).run(loud(0.5 * (OUTBOX + 20)))
     await anext(replies)
-    async with asyncio.timeout(20):
-        while not metrics.interims_dropped["slow_reader"]:  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.01)
+
+    def dropped() -> float:
+        return shown(metrics)("kibun_interims_dropped_total", cause="slow_reader")
+
+    await until(lambda: dropped() > 0)
     async for _ in replies:
         pass
-    dropped, told = metrics.interims_dropped["slow_reader"], metrics.utterances["interim"]
-    assert dropped + told == OUTBOX + 20 - 1 or dropped + told == OUTBOX + 20
+    assert dropped() + shown(metrics)("kibun_utterances_total", kind="interim") in (OUTBOX + 19, OUTBOX + 20)
 
 
 # ---- the port
-
-
-def readings(ready: bool = True) -> Readings:
-    return Readings(lambda: ready, lambda: 1, lambda: 2, lambda: 3, lambda: 0.5, lambda: 4)
 
 
 @pytest.fixture
@@ -184,7 +214,10 @@ def sites() -> Iterator[Callable[..., str]]:
     opened: list[Exporter] = []
 
     def open_site(host: str = "127.0.0.1", *, ready: bool = True, alive: bool = True) -> str:
-        exporter = Exporter(Metrics(), readings(ready), alive=lambda: alive)
+        metrics = Metrics()
+        metrics.worker_restarts.set_function(lambda: 2)
+        metrics.load_ratio.set_function(lambda: 0.5)
+        exporter = Exporter(metrics, ready=lambda: ready, alive=lambda: alive)
         opened.append(exporter)
         port = exporter.open(host, 0)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -203,8 +236,9 @@ def test_probes(sites: Callable[..., str]) -> None:
     assert fetch(f"{well}/metrics", method="DELETE")[0] == 501
     ill = sites(ready=False, alive=False)
     assert fetch(f"{ill}/healthz")[0] == fetch(f"{ill}/readyz")[0] == 503
-    shown = Scrape(fetch(f"{ill}/metrics")[1])
-    assert (shown("kibun_ready"), shown("kibun_worker_restarts_total"), shown("kibun_load_ratio")) == (0, 2, 0.5)
+    found = Scrape(fetch(f"{ill}/metrics")[1])
+    assert (found("kibun_ready"), found("kibun_worker_restarts_total"), found("kibun_load_ratio")) == (0, 2, 0.5)
+    assert "_created" not in found.text
 
 
 def test_prometheus_gets_the_format_it_asks_for(sites: Callable[..., str]) -> None:

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
@@ -45,14 +45,14 @@ class Call:
     """
 
     method: str
-    request_id: str = field(default_factory=lambda: f"request-{uuid.uuid4().hex[:16]}")
+    request_id: str
+    telemetry: CallTelemetry
     tenant: str = ""
     account: Account | None = None
     token: str | None = None  # its digest
     task: asyncio.Task[Any] | None = None
     ended: Failure | None = None
     aborts: bool = False
-    telemetry: CallTelemetry = field(default_factory=CallTelemetry.unwatched)
 
 
 _call: ContextVar[Call] = ContextVar("call")
@@ -116,11 +116,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _guarded(self, method: str, handler: Handler) -> Handler:
         async def handle(requests: AsyncIterator[Any], context: Context) -> None:
-            call = Call(method, task=asyncio.current_task())
+            request_id = f"request-{uuid.uuid4().hex[:16]}"
+            call = Call(method, request_id, self._telemetry.begin(method, request_id), task=asyncio.current_task())
             _call.set(call)
             self._calls.add(call)
             try:
-                call.telemetry = self._telemetry.begin(method, call.request_id)
                 await self._let_in(call, handler, requests, context)
                 call.telemetry.end("OK")
             except asyncio.CancelledError:

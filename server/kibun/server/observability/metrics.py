@@ -1,15 +1,20 @@
-"""What the server counts and times: plain numbers, cheap to write; `exporter` shows them to Prometheus.
+"""What a server counts and times, each number declared once, in a registry for Prometheus.
 
-Written by the event loop alone, read by the exporter's thread: what is read may be a moment old, but a number never
-goes backwards. Nothing here tells one person, conversation or request from another.
+The event loop writes, the exporter's threads read. No label tells one person, conversation or request from another.
 """
 
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from typing import Literal, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server import __version__
 
 MAX_REASONS = 128  # distinct ones; a hundred exist
 OTHER = "OTHER"
@@ -18,64 +23,72 @@ _REASON = re.compile(r"[A-Z][A-Z0-9_]{1,47}")
 SHORT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 JOBS = (1, 2, 4, 8, 16, 32, 64, 128)
 
-
-class Histogram:
-    """Counts of values up to each bound, and their sum."""
-
-    __slots__ = ("_counts", "bounds", "sum")
-
-    def __init__(self, bounds: Sequence[float]) -> None:
-        self.bounds = tuple(bounds)
-        self.sum = 0.0
-        self._counts = [0] * (len(bounds) + 1)
-
-    def observe(self, value: float) -> None:
-        self._counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def cumulative(self) -> list[int]:
-        """How many values were at most each bound, then how many there were."""
-        total, sums = 0, []
-        for count in self._counts.copy():
-            total += count
-            sums.append(total)
-        return sums
+DropCause = Literal["superseded", "busy", "failed", "slow_reader"]
+"""Why an interim was not sent: a newer one or the final took its place; finals needed the machine; the model failed;
+its client does not read."""
 
 
 class Metrics:
-    """All that is counted. Times are in seconds, audio in samples at 16 kHz."""
+    """The metrics of one server.
+
+    Gauges that other parts know the value of are read from them when Prometheus asks, see `set_function`.
+    """
 
     def __init__(self) -> None:
-        self.open_streams = 0
+        disable_created_metrics()  # type: ignore[no-untyped-call] # a second series of each counter; for the whole process
+        self.registry = registry = CollectorRegistry()
+        self._reasons: set[str] = set()
         self.audio_samples = 0  # received
         self.speech_samples = 0  # that finals were made from
-        self.calls: Counter[tuple[str, str, str]] = Counter()  # ended, by method, code and reason
-        self.refusals: Counter[str] = Counter()  # by reason
-        self.utterances: Counter[str] = Counter(final=0, interim=0)  # results written
-        self.interims_dropped: Counter[str] = Counter(superseded=0, busy=0, failed=0, slow_reader=0)  # by cause
-        self.store_errors = 0
-        self.queue_delay = {"final": Histogram(SHORT_S), "interim": Histogram(SHORT_S)}
-        self.inference = Histogram(SHORT_S)  # of a batch
-        self.batch_jobs = Histogram(JOBS)
-        self.final_latency = Histogram(SHORT_S)  # from the end of an utterance being found to its final being written
-        self.loop_lag = Histogram(SHORT_S)
-        self._reasons: set[str] = set()
+
+        Info("kibun_build", "The server's version.", registry=registry).info({"version": __version__})
+        self.open_streams = Gauge("kibun_open_streams", "Streams that are open.", registry=registry)
+        text = "Streams and other calls that ended; the reason is empty where all went well."
+        self._calls = Counter("kibun_calls_ended", text, ("method", "code", "reason"), registry=registry)
+        text = "Calls turned away before any audio: no valid token, a limit reached, or not ready."
+        self._refusals = Counter("kibun_refusals", text, ("reason",), registry=registry)
+        text = "Seconds of audio received."
+        audio = CounterFunction("kibun_audio_received_seconds", text, registry)
+        audio.set_function(lambda: self.audio_samples / SAMPLE_RATE_HZ)
+        text = "Seconds of speech that finals were made from."
+        speech = CounterFunction("kibun_speech_analyzed_seconds", text, registry)
+        speech.set_function(lambda: self.speech_samples / SAMPLE_RATE_HZ)
+        utterances = Counter("kibun_utterances", "Results written to clients.", ("kind",), registry=registry)
+        self.utterances = {kind: utterances.labels(kind) for kind in ("final", "interim")}
+        text = "Interim results that were not sent, by cause."
+        dropped = Counter("kibun_interims_dropped", text, ("cause",), registry=registry)
+        self.interims_dropped = {cause: dropped.labels(cause) for cause in get_args(DropCause)}
+
+        text = "From an utterance being queued until its batch leaves for a worker."
+        delay = Histogram("kibun_queue_delay_seconds", text, ("kind",), buckets=SHORT_S, registry=registry)
+        self.queue_delay = {kind: delay.labels(kind) for kind in ("final", "interim")}
+        text = "From a batch leaving for a worker until it is answered."
+        self.inference = Histogram("kibun_inference_seconds", text, buckets=SHORT_S, registry=registry)
+        self.batch_jobs = Histogram("kibun_batch_jobs", "Utterances in a batch.", buckets=JOBS, registry=registry)
+        text = "From the end of an utterance being found until its final has been written to the client."
+        self.final_latency = Histogram("kibun_final_latency_seconds", text, buckets=SHORT_S, registry=registry)
+
+        self.ready = Gauge("kibun_ready", "1 while the health service says SERVING.", registry=registry)
+        self.workers = Gauge("kibun_workers", "Worker processes that are alive.", registry=registry)
+        text = "Workers started in place of dead ones."
+        self.worker_restarts = CounterFunction("kibun_worker_restarts", text, registry)
+        self.queued_jobs = Gauge("kibun_queued_jobs", "Utterances that wait for a worker.", registry=registry)
+        text = "Share of the machine that the finals of all open streams are expected to need."
+        self.load_ratio = Gauge("kibun_load_ratio", text, registry=registry)
+        text = "Conversations in this process's memory."
+        self.conversations = Gauge("kibun_conversations", text, registry=registry)
+        text = "Requests that the conversation store did not answer."
+        self.store_errors = Counter("kibun_store_errors", text, registry=registry)
+        text = "How late the event loop was for a timer, measured twice a second."
+        self.loop_lag = Histogram("kibun_event_loop_lag_seconds", text, buckets=SHORT_S, registry=registry)
 
     def call_ended(self, method: str, code: str, reason: str) -> None:
-        """`reason` is empty where all went well."""
-        self.calls[method, code, self._bounded(reason) if reason else ""] += 1
+        """Counts a call by how it ended; `reason` is empty where all went well."""
+        self._calls.labels(method, code, self._bounded(reason) if reason else "").inc()
 
-    def refused(self, reason: str) -> None:
-        """A call was turned away before any audio: no valid token, no room, or not ready."""
-        self.refusals[self._bounded(reason)] += 1
-
-    def batch_ran(self, jobs: int, took_s: float) -> None:
-        self.inference.observe(took_s)
-        self.batch_jobs.observe(jobs)
-
-    def store_failed(self) -> None:
-        """The conversation store did not answer."""
-        self.store_errors += 1
+    def call_refused(self, reason: str) -> None:
+        """Counts a call that was turned away before any audio."""
+        self._refusals.labels(self._bounded(reason)).inc()
 
     def _bounded(self, reason: str) -> str:
         """Reasons are literals of this package; should one ever not be, it does not become a label."""
@@ -84,3 +97,19 @@ class Metrics:
                 return OTHER
             self._reasons.add(reason)
         return reason
+
+
+class CounterFunction(Collector):
+    """A counter that is read from what counts already; prometheus_client has `set_function` for gauges only."""
+
+    def __init__(self, name: str, text: str, registry: CollectorRegistry) -> None:
+        self._name, self._text = name, text
+        self._read: Callable[[], float] = lambda: 0
+        registry.register(self)
+
+    def set_function(self, read: Callable[[], float]) -> None:
+        """`read` is called in the exporter's threads."""
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily(self._name, self._text, self._read())

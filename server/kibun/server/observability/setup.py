@@ -1,4 +1,4 @@
-"""Puts metrics, health probes and traces of one server together, as its settings ask."""
+"""Starts and stops what the settings ask for: metrics, health probes and traces of one server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kibun.server.errors import StartError
 from kibun.server.observability import logs
-from kibun.server.observability.exporter import Exporter, Readings
+from kibun.server.observability.exporter import Exporter
 from kibun.server.observability.telemetry import Telemetry, traces_wanted
 
 if TYPE_CHECKING:
@@ -19,22 +19,22 @@ LAG_EVERY_S = 0.5
 
 
 class Observability:
-    """`telemetry` is for the server's parts; `open` and `close` belong to its event loop."""
+    """Metrics, probes and traces; the server's parts report to `telemetry`. `open` and `close` need the event loop."""
 
     def __init__(self, *, metrics_host: str, metrics_port: int | None, otlp_endpoint: str | None) -> None:
-        """Args as in `Settings`. Raises StartError where traces are asked for and cannot be sent."""
+        """Arguments are fields of `Settings`. Raises StartError where traces are asked for and cannot be sent."""
         self._metrics_host, self._metrics_port = metrics_host, metrics_port
         self._tracer = _tracer(otlp_endpoint)
         self._exporter: Exporter | None = None
         self._timer: asyncio.TimerHandle | None = None
         self.telemetry = Telemetry(self._tracer)
 
-    def open(self, readings: Readings, *, alive: Callable[[], bool]) -> None:
-        """Serves metrics and probes from now on, if asked to. `alive`: as for the Exporter. Raises StartError."""
+    def open(self, *, ready: Callable[[], bool], alive: Callable[[], bool]) -> None:
+        """Starts serving metrics and probes, if asked to; arguments as for `Exporter`. Raises StartError."""
         host, port = self._metrics_host, self._metrics_port
         if port is None:
             return
-        self._exporter = Exporter(self.telemetry.metrics, readings, alive=alive)
+        self._exporter = Exporter(self.telemetry.metrics, ready=ready, alive=alive)
         shown = f"[{host}]" if ":" in host else host
         try:
             port = self._exporter.open(host, port)
@@ -64,7 +64,7 @@ class Observability:
 
 
 def _tracer(endpoint: str | None) -> OtelTracer | None:
-    """None where nobody asked for traces, or OpenTelemetry's variables did and it is not installed."""
+    """Returns None where no traces are asked for, or only OpenTelemetry's variables do and it is not installed."""
     if endpoint is None and not traces_wanted():
         return None
     try:

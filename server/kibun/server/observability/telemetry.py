@@ -1,8 +1,7 @@
-"""What the parts tell about their work, once: it becomes metrics, a log line per call, and traces.
+"""Where the other parts report their work; it becomes metrics, a log line per call, and traces.
 
-`Telemetry` belongs to one server and its event loop, `CallTelemetry` to one stream or other call; its methods cost well
-under a microsecond, as one of them runs for every 100 ms of audio. Neither is told an id that a client chose, or a
-result.
+`Telemetry` belongs to one server and its event loop, `CallTelemetry` to one stream or other call; `received`, which
+runs for every chunk of audio, costs well under a microsecond. Neither gets ids that a client chose, or results.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from kibun.models.types import SAMPLE_RATE_HZ
-from kibun.server.observability.metrics import Metrics
+from kibun.server.observability.metrics import DropCause, Metrics
 
 METHODS = (
     "StreamingAnalyze",
@@ -30,18 +29,14 @@ OTHER_METHOD = "Other"
 REFUSALS = ("UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")  # when they come before any audio
 STREAM = METHODS[0]
 
-DropCause = Literal["superseded", "busy", "failed", "slow_reader"]
-"""Why an interim was not sent: a newer one or the final took its place; finals needed the machine; the model failed;
-its client does not read."""
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class FinalTimes:
-    """When things happened to one final, on the monotonic clock in seconds."""
+    """When things happened to one final, in seconds of the monotonic clock."""
 
-    heard: float  # its end was found
+    ended: float  # the end of the utterance was found
     queued: float
     began: float  # its batch left for the worker
     answered: float
@@ -67,12 +62,12 @@ class Tracer(Protocol):
 
 
 class CallTelemetry:
-    """One stream or single call. Made by `Telemetry.begin`; `unwatched()` where nobody looks."""
+    """What one stream or single call reports. Made by `Telemetry.begin`."""
 
     __slots__ = (
         "_began",
         "_ended",
-        "_heard",
+        "_ends",
         "_metrics",
         "_on_end",
         "audio_samples",
@@ -105,51 +100,52 @@ class CallTelemetry:
         self._metrics = metrics
         self._on_end = on_end
         self.trace: CallTrace | None = None
-        self._heard: deque[float] = deque()  # when the ends of those utterances were found that wait for their final
+        self._ends: deque[float] = deque()  # when the ends of utterances were found whose finals are not written yet
         self._began = time.monotonic()
         self._ended = False
 
     @classmethod
     def unwatched(cls) -> CallTelemetry:
-        """Counts for nobody."""
+        """Returns one whose metrics nothing shows."""
         return cls(Metrics(), OTHER_METHOD, "")
 
     def received(self, samples: int) -> None:
-        """Audio came in."""
+        """Reports audio that came in."""
         self.audio_samples += samples
         self._metrics.audio_samples += samples
 
     def utterance_ended(self) -> None:
-        """A final will come of it."""
-        self._heard.append(time.monotonic())
+        """Reports the end of an utterance that will have a final."""
+        self._ends.append(time.monotonic())
 
     def wrote(self, *, final: bool, speech_samples: int) -> None:
-        """The client was sent a result, made from so many samples. Finals come in the order of `utterance_ended`."""
+        """Reports a result that was written to the client. Finals come in the order of `utterance_ended`."""
         if not final:
             self.interims += 1
-            self._metrics.utterances["interim"] += 1
+            self._metrics.utterances["interim"].inc()
             return
         now = time.monotonic()
-        heard = self._heard.popleft() if self._heard else now
+        ended = self._ends.popleft() if self._ends else now
         self.finals += 1
         self.speech_samples += speech_samples
         self._metrics.speech_samples += speech_samples
-        self._metrics.utterances["final"] += 1
-        self._metrics.final_latency.observe(now - heard)
+        self._metrics.utterances["final"].inc()
+        self._metrics.final_latency.observe(now - ended)
         if self.trace is not None and speech_samples:
-            self.trace.final(FinalTimes(heard, *self.ran, now))
+            self.trace.final(FinalTimes(ended, *self.ran, now))
 
     def dropped_interim(self, cause: DropCause) -> None:
-        self._metrics.interims_dropped[cause] += 1
+        """Reports an interim that was not sent."""
+        self._metrics.interims_dropped[cause].inc()
 
     def end(self, code: str, reason: str = "") -> None:
-        """Once it is over; `code` is gRPC's. Does nothing the second time."""
+        """Reports how the call ended; `code` is gRPC's. Does nothing the second time."""
         if self._ended:
             return
         self._ended = True
         self._metrics.call_ended(self.method, code, reason)
         if code in REFUSALS and not self.audio_samples:
-            self._metrics.refused(reason)
+            self._metrics.call_refused(reason)
         if self._on_end is not None:
             self._on_end(self)
         fields: dict[str, object] = {
@@ -170,7 +166,7 @@ class CallTelemetry:
 
 
 class Telemetry:
-    """Where a server's parts tell of their work."""
+    """What a server's parts report, and its metrics."""
 
     def __init__(self, tracer: Tracer | None = None) -> None:
         self.metrics = Metrics()
@@ -178,15 +174,15 @@ class Telemetry:
         self._traced: dict[str, CallTelemetry] = {}  # by request id
 
     def begin(self, method: str, request_id: str) -> CallTelemetry:
-        """A call came in. `method` is its bare name."""
+        """Reports a call that came in; `method` is its name without the service."""
         method = method if method in METHODS else OTHER_METHOD
         call = CallTelemetry(self.metrics, method, request_id, on_end=self._ended)
         if method == STREAM:
-            self.metrics.open_streams += 1
+            self.metrics.open_streams.inc()
         return call
 
     def trace(self, call: CallTelemetry, parent: str | None) -> None:
-        """Traces a call from now on, where traces are wanted: only once its caller is known, who may ask for it.
+        """Starts a call's trace, where traces are wanted; not before its caller is known to be allowed to ask for one.
 
         `parent`: the caller's W3C `traceparent`, if it sent one.
         """
@@ -195,23 +191,27 @@ class Telemetry:
             self._traced[call.request_id] = call
 
     def ran(self, jobs: Iterable[tuple[str, bool, float]], began: float, answered: float) -> None:
-        """A batch was run. `jobs`: the stream's request id, whether it is a final, and when it was queued."""
+        """Reports a batch that was run.
+
+        `jobs`: the stream's request id, whether it is a final, and when it was queued.
+        """
         count = 0
         for request_id, final, queued in jobs:
             count += 1
             self.metrics.queue_delay["final" if final else "interim"].observe(max(began - queued, 0.0))
             if final and (call := self._traced.get(request_id)) is not None:
                 call.ran = (queued, began, answered)
-        self.metrics.batch_ran(count, answered - began)
+        self.metrics.inference.observe(answered - began)
+        self.metrics.batch_jobs.observe(count)
 
     def _ended(self, call: CallTelemetry) -> None:
         self._traced.pop(call.request_id, None)
         if call.method == STREAM:
-            self.metrics.open_streams -= 1
+            self.metrics.open_streams.dec()
 
 
 def traces_wanted() -> bool:
-    """Whether OpenTelemetry's own environment variables name a collector for traces, and do not turn them off."""
+    """Whether OpenTelemetry's own environment variables name a collector and do not turn traces off."""
     off = os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or os.environ.get("OTEL_TRACES_EXPORTER") == "none"
     names = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
     return not off and any(os.environ.get(name) for name in names)

@@ -1,7 +1,7 @@
 """Traces for OpenTelemetry: a span per call, below it one per final utterance, below that its wait and its inference.
 
-Attributes are those that a log line may have (`logs.FIELDS`). Spans leave from a thread of the SDK. The caller's
-`tracestate` is not passed on, as nobody knows what is in it.
+Attributes are those that a log line may have (`logs.FIELDS`). A thread of the SDK sends the spans. The caller's
+`tracestate` is not passed on, as it may hold anything.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
+from google.rpc import code_pb2
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
@@ -26,23 +27,7 @@ from kibun.server.observability.telemetry import CallTrace, FinalTimes
 
 SERVICE = "kibun.v1.SpeechAnalysisService"
 FLUSH_S = 2.0
-CODES = {  # of gRPC, as numbers: OpenTelemetry's convention
-    "OK": 0,
-    "CANCELLED": 1,
-    "UNKNOWN": 2,
-    "INVALID_ARGUMENT": 3,
-    "DEADLINE_EXCEEDED": 4,
-    "NOT_FOUND": 5,
-    "ALREADY_EXISTS": 6,
-    "RESOURCE_EXHAUSTED": 8,
-    "FAILED_PRECONDITION": 9,
-    "ABORTED": 10,
-    "OUT_OF_RANGE": 11,
-    "INTERNAL": 13,
-    "UNAVAILABLE": 14,
-    "UNAUTHENTICATED": 16,
-}
-OUR_FAULT = ("UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE")  # the same convention's, for servers
+SERVER_ERRORS = ("UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE")  # by OpenTelemetry's convention
 
 
 class OtelTracer:
@@ -51,7 +36,7 @@ class OtelTracer:
     def __init__(self, endpoint: str | None) -> None:
         """`endpoint`: base URL of the collector; None: as OpenTelemetry's own environment variables say.
 
-        Raises ValueError for what is no URL, or a protocol other than http/protobuf.
+        Raises ValueError for an endpoint that is not a URL, or a protocol other than http/protobuf.
         """
         protocol = _environment("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or _environment("OTEL_EXPORTER_OTLP_PROTOCOL")
         if protocol not in ("", "http/protobuf"):
@@ -72,14 +57,14 @@ class OtelTracer:
         return _CallTrace(self._tracer, span)
 
     async def close(self) -> None:
-        """Sends what is left, for FLUSH_S at most: a collector that is away holds nobody up."""
+        """Sends what is left, for FLUSH_S seconds at most: a collector that does not answer must not delay the end."""
         loop, done = asyncio.get_running_loop(), asyncio.Event()
 
         def flush() -> None:
             self._provider.shutdown()
             loop.call_soon_threadsafe(done.set)
 
-        # Not in the loop's executor, which would be waited for at the end.
+        # Not in the loop's executor, which asyncio.run waits for.
         threading.Thread(target=flush, name="traces", daemon=True).start()
         try:
             async with asyncio.timeout(FLUSH_S):
@@ -96,14 +81,14 @@ class _CallTrace:
         self._span = span
 
     def final(self, times: FinalTimes) -> None:
-        """The utterance's span, made when all is known."""
+        """Makes the utterance's span, now that all its times are known."""
         epoch_s = time.time() - time.monotonic()
 
         def ns(moment: float) -> int:
             return round(1e9 * (epoch_s + moment))
 
         utterance = self._tracer.start_span(
-            "utterance", trace.set_span_in_context(self._span), start_time=ns(times.heard)
+            "utterance", trace.set_span_in_context(self._span), start_time=ns(times.ended)
         )
         below = trace.set_span_in_context(utterance)
         for name, begin, end in (
@@ -117,8 +102,8 @@ class _CallTrace:
         """See telemetry.CallTrace."""
         for name, value in logs.allowed(fields).items():
             if name == "code":
-                self._span.set_attribute("rpc.grpc.status_code", CODES.get(str(value), 2))
-                if value in OUR_FAULT:
+                self._span.set_attribute("rpc.grpc.status_code", code_pb2.Code.Value(str(value)))
+                if value in SERVER_ERRORS:
                     self._span.set_status(trace.Status(trace.StatusCode.ERROR))
             elif name != "method":
                 self._span.set_attribute(f"kibun.{name}", value)
