@@ -46,16 +46,18 @@ HOUSE = {
     # ---- corpora -> runs -> experiments
     "training.errors": "",
     "training.losses": "",
+    "training.fit": "",
     "training._transformers": "models",
     "training.audio": "models.types models training.errors",
     "training.corpora": "models.types models training.errors training.audio",
     "training.evaluation": "models.types models training.corpora",
-    "training.runs": "models.types models models.building training.errors training.losses training._transformers"
-    " training.audio training.corpora training.evaluation",
+    "training.runs": "models.types models models.building training.errors training.losses training.fit"
+    " training._transformers training.audio training.corpora training.evaluation",
     "training.experiments": "models.types models training.errors training.corpora training.evaluation training.runs",
     "training.demo_tiny": "models.types models training.losses training._transformers training.audio training.corpora"
     " training.evaluation",
-    "training.simulation": "models.types models training.errors training.losses training.evaluation training.demo_tiny",
+    "training.simulation": "models.types models training.errors training.losses training.fit training.evaluation"
+    " training.demo_tiny",
     "training": "models models.building training.errors training.corpora training.evaluation training.runs"
     " training.experiments training.demo_tiny training.simulation",
     # ---- what all of it costs, and what breaks it

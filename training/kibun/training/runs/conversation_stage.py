@@ -4,7 +4,6 @@ Each step sees a batch of conversation profiles, half of them whole and half cut
 so that one head serves both the paper's setting 3 (everything heard) and the causal one that a service has.
 """
 
-import copy
 import dataclasses
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from kibun.models.bundle import KibunModel
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item
 from kibun.training.evaluation.metrics import ccc
+from kibun.training.fit import fit
 from kibun.training.runs.config import TrainingOptions
 from kibun.training.runs.predict import conversations, trait_estimates
 
@@ -39,31 +39,28 @@ def train_conversation_head(model: KibunModel, train: Vectors, dev: Vectors, opt
     The score is the mean CCC over the traits of settings 3 and causal 3 together.
     """
     rng = np.random.default_rng([options.seed, 3])
-    head = model.conversation_head.to(model.device).requires_grad_(True)
-    optimizer = torch.optim.AdamW(head.parameters(), options.conversation_learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.conversation_learning_rate, total_steps=options.conversation_steps + 1
-    )
     profiles = list(conversations(train.items).values())
-    best, best_state = -2.0, copy.deepcopy(head.state_dict())
+    head, steps = model.conversation_head.to(model.device).requires_grad_(True), options.conversation_steps
+
+    def batch() -> list[NDArray[np.int64]]:
+        chosen = rng.choice(len(profiles), min(PROFILES, len(profiles)), replace=False)
+        return [_part(profiles[index], rng) for index in chosen]
+
+    def loss(rows: list[NDArray[np.int64]]) -> Tensor:
+        vectors, mask, truth = _batch(train, rows, model.device)
+        return F.mse_loss(model.conversation_traits(vectors, mask), truth)
+
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        for step in range(1, options.conversation_steps + 1):
-            head.train(True)
-            chosen = rng.choice(len(profiles), min(PROFILES, len(profiles)), replace=False)
-            vectors, mask, truth = _batch(train, [_part(profiles[index], rng) for index in chosen], model.device)
-            loss = F.mse_loss(model.conversation_traits(vectors, mask), truth)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            if step % EVERY == 0 or step == options.conversation_steps:
-                head.train(False)
-                if (score := dev_score(model, dev)) > best:
-                    best, best_state = score, copy.deepcopy(head.state_dict())
-    head.load_state_dict(best_state)
-    head.train(False)
-    return best
+        return fit(
+            head,
+            torch.optim.AdamW(head.parameters(), options.conversation_learning_rate, weight_decay=0.01),
+            ((batch() for _ in range(min(EVERY, steps - done))) for done in range(0, steps, EVERY)),
+            loss,
+            lambda: dev_score(model, dev),
+            steps=steps + 1,
+            warmup=0.3,
+        )
 
 
 def dev_score(model: KibunModel, dev: Vectors) -> float:

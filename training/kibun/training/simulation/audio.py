@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from kibun.models.bundle import KibunConfig, KibunModel
 from kibun.models.hubert import Frames, Tail
 from kibun.training.demo_tiny.config import start_as_filter_bank
+from kibun.training.fit import fit
 from kibun.training.simulation.data import BenchOptions, Splits, UtteranceSet, of_profiles
 from kibun.training.simulation.world import CUE_NAMES, SEGMENTS, Scenes, draw_scenes, make_world
 from kibun.training.simulation.world_audio import draw_voice, render
@@ -132,24 +133,27 @@ def _learn_cues(
     """Train trunk and tail to name the cue and its intensity in every frame."""
     model.recogniser = nn.Linear(options.size, len(CUE_NAMES) + 1)
     steps_per_epoch = max(1, len(audio) // RECOGNITION_BATCH)
-    optimizer = torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, total_steps=options.recognition_epochs * steps_per_epoch, pct_start=0.2
-    )
     cues, intensity = (torch.from_numpy(x.reshape(-1, SEGMENTS)) for x in (scenes.cues, scenes.intensity))
     generator = torch.Generator().manual_seed(seed)
-    model.train()
-    for _epoch in range(options.recognition_epochs):
+
+    def loss(rows: Tensor) -> Tensor:
+        logits, strength = _recognise(model, torch.from_numpy(audio[rows.numpy()]))
+        at = _segment_of_frame(logits.shape[1])
+        named = F.cross_entropy(logits.flatten(0, 1), cues[rows][:, at].flatten())
+        return named + 4 * F.mse_loss(strength, intensity[rows][:, at].float())
+
+    def batches() -> Tensor:
         order = torch.randperm(len(audio), generator=generator)
-        for rows in order[: steps_per_epoch * RECOGNITION_BATCH].view(steps_per_epoch, -1):
-            named, strength = _recognise(model, torch.from_numpy(audio[rows.numpy()]))
-            at = _segment_of_frame(named.shape[1])
-            loss = F.cross_entropy(named.flatten(0, 1), cues[rows][:, at].flatten())
-            loss = loss + 4 * F.mse_loss(strength, intensity[rows][:, at].float())
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+        return order[: steps_per_epoch * RECOGNITION_BATCH].view(steps_per_epoch, -1)
+
+    fit(
+        model,
+        torch.optim.AdamW(model.parameters(), options.learning_rate, weight_decay=0.01),
+        (batches() for _ in range(options.recognition_epochs)),
+        loss,
+        steps=options.recognition_epochs * steps_per_epoch,
+        warmup=0.2,
+    )
 
 
 @torch.no_grad()

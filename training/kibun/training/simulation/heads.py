@@ -5,7 +5,7 @@ would hear a frame in its context. Loss: 1 - CCC, plus a little squared error. A
 and falls; the epoch with the best CCC on dev is kept.
 """
 
-import copy
+import itertools
 from collections.abc import Callable
 from typing import cast
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from kibun.models.conditioning import HeadName, make_head
 from kibun.models.hubert import Frames
 from kibun.training.evaluation.metrics import ccc
+from kibun.training.fit import fit
 from kibun.training.losses import emotion_loss
 from kibun.training.simulation.data import BenchOptions, UtteranceSet
 
@@ -81,25 +82,17 @@ def fit_head(
     torch.manual_seed(seed)
     model = Estimator(head, options.size, encoder)
     shuffle = torch.Generator().manual_seed(seed)
-    batches = max(1, len(train.valence) // options.batch)
-    optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, total_steps=options.epochs * batches, pct_start=0.1
+    size = len(train.valence)
+    batches = max(1, size // options.batch)
+    done = itertools.count(1)
+    fit(
+        model,
+        torch.optim.Adam(model.parameters(), options.learning_rate, fused=True),
+        (torch.randperm(size, generator=shuffle).chunk(batches) for _ in range(options.epochs)),
+        lambda rows: emotion_loss(model(train.frames[rows], train.traits[rows]), train.valence[rows]),
+        lambda: model.ccc(dev),
+        steps=options.epochs * batches,
+        patience=options.patience,
+        progress=lambda: progress(next(done) / options.epochs),
     )
-    best, kept, kept_at = float("-inf"), copy.deepcopy(model.state_dict()), 0
-    for epoch in range(options.epochs):
-        model.train()
-        for batch in torch.randperm(len(train.valence), generator=shuffle).chunk(batches):
-            estimate = model(train.frames[batch], train.traits[batch])
-            optimizer.zero_grad()
-            emotion_loss(estimate, train.valence[batch]).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-        progress((epoch + 1) / options.epochs)
-        score = model.ccc(dev)
-        if score > best:
-            best, kept, kept_at = score, copy.deepcopy(model.state_dict()), epoch
-        elif epoch - kept_at >= options.patience:
-            break
-    model.load_state_dict(kept)
     return model

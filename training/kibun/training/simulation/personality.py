@@ -7,7 +7,6 @@ them. Loss: squared error of settings 1 and 3; the conversation head hears a ran
 in service.
 """
 
-import copy
 import dataclasses
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
 from kibun.training.evaluation.metrics import ccc
+from kibun.training.fit import fit
 from kibun.training.losses import trait_loss
 from kibun.training.simulation.data import BenchOptions, UtteranceSet, of_profiles
 from kibun.training.simulation.heads import ATTENTION_HEADS, Encoder
@@ -88,27 +88,22 @@ def fit_personality(train: UtteranceSet, dev: UtteranceSet, options: BenchOption
     profiles, utterances = train.shape
     frames, truth = by_speaker(train), torch.from_numpy(train.scenes.traits).float()  # (P, U, T, H), (P, 5)
     batches = -(-profiles // SPEAKERS_PER_BATCH)
-    optimizer = torch.optim.Adam(model.parameters(), options.learning_rate, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, options.learning_rate, total_steps=options.personality_epochs * batches, pct_start=0.1
+
+    def loss(rows: Tensor) -> Tensor:
+        vectors = model.vectors(frames[rows])  # (B, U, H)
+        alone = trait_loss(model.utterance(vectors), truth[rows, None].expand(-1, utterances, -1))
+        mask = _first_utterances(len(rows), utterances, generator)
+        return alone + trait_loss(model.conversation(vectors, mask), truth[rows])
+
+    fit(
+        model,
+        torch.optim.Adam(model.parameters(), options.learning_rate, fused=True),
+        (torch.randperm(profiles, generator=generator).chunk(batches) for _ in range(options.personality_epochs)),
+        loss,
+        lambda: _score(model, dev),
+        steps=options.personality_epochs * batches,
+        patience=options.patience,
     )
-    best, kept, kept_at = float("-inf"), copy.deepcopy(model.state_dict()), 0
-    for epoch in range(options.personality_epochs):
-        model.train()
-        for batch in torch.randperm(profiles, generator=generator).chunk(batches):
-            vectors = model.vectors(frames[batch])  # (B, U, H)
-            alone = trait_loss(model.utterance(vectors), truth[batch, None].expand(-1, utterances, -1))
-            together = trait_loss(model.conversation(vectors, _heard(len(batch), utterances, generator)), truth[batch])
-            optimizer.zero_grad()
-            (alone + together).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-        score = _score(model, dev)
-        if score > best:
-            best, kept, kept_at = score, copy.deepcopy(model.state_dict()), epoch
-        elif epoch - kept_at >= options.patience:
-            break
-    model.load_state_dict(kept)
     return model
 
 
@@ -145,8 +140,8 @@ def _score(model: PersonalityModel, dev: UtteranceSet) -> float:
     return (alone + _mean_ccc(model.conversation(vectors), truth)) / 2
 
 
-def _heard(speakers: int, utterances: int, generator: torch.Generator) -> Tensor:
-    """(B, U) which utterances the conversation head hears: of each speaker the first few, all in half of the cases."""
+def _first_utterances(speakers: int, utterances: int, generator: torch.Generator) -> Tensor:
+    """(B, U) mask of the conversation head: the first few utterances of each speaker, all of them in half the cases."""
     count = torch.randint(1, utterances + 1, (speakers, 1), generator=generator)
     whole = torch.rand(speakers, 1, generator=generator) < 0.5
     return (torch.arange(utterances) < count) | whole
