@@ -76,12 +76,12 @@ def run(setup: Setup, sound: np.ndarray, ends: list[int], blocks: list[int]) -> 
             events += segmenter.push(sound[at:until])
             at = until
             assert segmenter.position == at
-            assert settled <= segmenter.settled <= at
-            settled = segmenter.settled
+            assert settled <= segmenter.needed_from <= at
+            settled = segmenter.needed_from
             if segmenter.open_start is not None:
                 assert np.array_equal(segmenter.open_audio(at), sound[segmenter.open_start : at])
         events += segmenter.flush(FLUSHES[number == len(ends) - 1])
-        assert segmenter.settled == at, "nothing is open after a flush"
+        assert segmenter.needed_from == at, "nothing is open after a flush"
         settled = at
     return events
 

@@ -140,10 +140,10 @@ def test_what_is_settled_never_falls_and_is_never_given_out_later(runs: Runs, op
     for position in range(0, len(audio), 1_000):
         events = segmenter.push(audio[position : position + 1_000])
         assert all(utterance.start >= settled for utterance in utterances(events))
-        assert settled <= segmenter.settled <= segmenter.position
-        settled = segmenter.settled
+        assert settled <= segmenter.needed_from <= segmenter.position
+        settled = segmenter.needed_from
     assert all(utterance.start >= settled for utterance in utterances(segmenter.flush(EndReason.HALF_CLOSE)))
-    assert segmenter.settled == len(audio)
+    assert segmenter.needed_from == len(audio)
 
 
 @settings(max_examples=120, deadline=None)

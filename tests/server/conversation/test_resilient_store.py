@@ -34,7 +34,8 @@ from kibun.server.conversation.resilient_store import ResilientStore
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.session.conversation_handle import ConversationHandle
 from kibun.server.session.events import StreamOptions
-from kibun.server.session.open_streams import OpenStream
+from kibun.server.session.open_streams import OpenStream, OpenStreams
+from kibun.server.session.outbox import Outbox
 
 pytestmark = pytest.mark.filterwarnings("error")
 MODEL = ModelInfo("m", "1", vector_size=4)
@@ -390,9 +391,7 @@ async def test_a_turn_resumed_elsewhere_meanwhile(site: Site, other: Site, enter
         options = StreamOptions(
             "tenant", "c", "p", "t", "m", AudioFormat("linear16", 16_000), EndpointingOptions(), start_offset=offset
         )
-        live = OpenStream("tenant", "c", "p", "t", end=lambda _: None, warn=lambda _: None)
-        ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        return ConversationHandle(options, MODEL, site.store, ended, live)
+        return conversation_handle(options, site)
 
     first = enter(site, 0)
     if entered == "in the outage":
@@ -414,6 +413,12 @@ async def test_a_turn_resumed_elsewhere_meanwhile(site: Site, other: Site, enter
     assert sorted(starts(found)) == [0, 16_000, 32_000]
     assert {r.start: r.traits for r in someone.records}[32_000] == traits(3.0)
     assert someone.finished_turns == ("t",)
+
+
+def conversation_handle(options: StreamOptions, site: Site) -> ConversationHandle:
+    outbox = Outbox()
+    stream = OpenStream(OpenStreams(), options.key, options.participant_id, options.turn_id, outbox)
+    return ConversationHandle(options, MODEL, site.store, stream, outbox)
 
 
 # ---- limits
@@ -589,8 +594,7 @@ async def test_keeping_a_conversation_alive_takes_no_room(site: Site) -> None:
 
 async def test_a_silent_stream_takes_no_room(site: Site) -> None:
     options = StreamOptions("tenant", "c", "p", "t", "m", AudioFormat("linear16", 16_000), EndpointingOptions())
-    live = OpenStream("tenant", "c", "p", "t", end=lambda _: None, warn=lambda _: None)
-    held = ConversationHandle(options, MODEL, site.store, asyncio.get_running_loop().create_future(), live)
+    held = conversation_handle(options, site)
     site.mode = "down"
     await held.enter()
     for _ in range(10):

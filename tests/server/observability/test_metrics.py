@@ -27,7 +27,8 @@ from kibun.server.observability.metrics import JOBS, MAX_REASONS, OTHER, Metrics
 from kibun.server.observability.telemetry import CallTelemetry, Telemetry
 from kibun.server.session.events import Audio, Limits, Request, StreamOptions
 from kibun.server.session.open_streams import OpenStreams
-from kibun.server.session.session import OUTBOX, Session
+from kibun.server.session.outbox import OUTBOX
+from kibun.server.session.session import Dependencies, Session
 from kibun.v1 import speech_analysis_pb2 as pb
 from tests.support.processes import until
 from tests.support.scraping import Scrape, fetch, scrape, scrape_until, site
@@ -144,18 +145,11 @@ async def test_questions_that_the_store_does_not_answer_are_counted() -> None:
 def session(metrics: Metrics, analyzer: FakeAnalyzer) -> Session:
     endpointing = EndpointingOptions(min_speech_ms=40, pre_roll_ms=40, hang_over_ms=40, max_utterance_ms=30_000)
     options = StreamOptions("", "c", "p", "t", "fake", AudioFormat("linear16", 16_000), endpointing, interims=True)
-    return Session(
-        "request",
-        replace(options, interim_interval=8_000),
-        MODEL,
-        analyzer=analyzer,
-        store=MemoryStore(),
-        live=OpenStreams(),
-        make_vad=lambda _: LoudnessVad(),
-        new_turn_id=lambda: "made",
-        limits=Limits(),
-        telemetry=CallTelemetry(metrics, "StreamingAnalyze", "request"),
+    dependencies = Dependencies(
+        analyzer, MemoryStore(), OpenStreams(), lambda _: LoudnessVad(), lambda: "made", Limits()
     )
+    telemetry = CallTelemetry(metrics, "StreamingAnalyze", "request")
+    return Session("request", replace(options, interim_interval=8_000), MODEL, dependencies, telemetry)
 
 
 async def loud(seconds: float) -> AsyncIterator[Request]:

@@ -86,27 +86,27 @@ serving.make_vad = lambda *arguments: Breaking(make(*arguments))
 LEAKY = """
 import logging
 from kibun.server.api import gate
-from kibun.server.session import listener as listening
 from kibun.server.observability import logs
-from kibun.server.session import session
+from kibun.server.session import listener, outbox, session
 logs.configure = lambda level, style: logging.basicConfig(level=10)
-identify, hear, reply, init = (
-    gate.Gate._identify, listening.Listener._hear, session.Session._reply, session.Session.__init__
+identify, take, get, init = (
+    gate.Gate._identify, listener.Listener._take_audio, outbox.Outbox.get, session.Session.__init__
 )
 def told_identify(self, call, context):
     logging.error("%s", context.invocation_metadata())
     return identify(self, call, context)
-async def told_hear(self, payload):
+async def told_take(self, payload):
     logging.error("%s", payload)
-    await hear(self, payload)
-def told_reply(self, event, listener):
+    await take(self, payload)
+async def told_get(self):
+    event = await get(self)
     logging.error("%s", event)
-    return reply(self, event, listener)
+    return event
 def told_init(self, request_id, options, *rest, **named):
     logging.error("%s", options)
     init(self, request_id, options, *rest, **named)
-gate.Gate._identify, listening.Listener._hear = told_identify, told_hear
-session.Session._reply, session.Session.__init__ = told_reply, told_init
+gate.Gate._identify, listener.Listener._take_audio = told_identify, told_take
+outbox.Outbox.get, session.Session.__init__ = told_get, told_init
 """
 
 

@@ -7,7 +7,6 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kibun.server.audio.decoder import AudioFormat
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import MemoryStore
 from kibun.server.errors import Failure, Kind
-from kibun.server.inference.backend import Analyzer, BackendError, Job, ModelInfo, Superseded
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded
 from kibun.server.session.events import (
     Audio,
     EndOfTurn,
@@ -30,88 +29,34 @@ from kibun.server.session.events import (
     Request,
     SpeechEvent,
     StreamEnded,
-    StreamOptions,
     StreamStarted,
     StreamWarning,
     TurnResult,
     UtteranceResult,
 )
-from kibun.server.session.open_streams import OpenStreams
-from kibun.server.session.session import OUTBOX, Session
-from tests.support.scripted import MODEL, FakeAnalyzer, LoudnessVad
+from kibun.server.session.outbox import OUTBOX
+from kibun.server.session.session import Session
+from tests.support.scripted import FakeAnalyzer
+from tests.support.session_world import (
+    KEY,
+    Requests,
+    World,
+    events,
+    feed,
+    feed_queue,
+    finals,
+    in_blocks,
+    interims,
+    let_others_run,
+    pcm,
+    run,
+    said,
+)
 
 # A coroutine that was made and never run shows only as a warning.
 pytestmark = pytest.mark.filterwarnings("error")
 
-SECOND = 16_000
-KEY = ("tenant", "c")
-ENDPOINTING = EndpointingOptions(
-    min_speech_ms=40, utterance_end_silence_ms=100, pre_roll_ms=40, hang_over_ms=40, max_utterance_ms=2_000
-)
-
-
-def check_protocol(analyzer: FakeAnalyzer) -> Analyzer:
-    return analyzer  # mypy has its say here
-
-
-@dataclass
-class World:
-    """What sessions of one server share."""
-
-    analyzer: FakeAnalyzer = field(default_factory=FakeAnalyzer)
-    store: MemoryStore = field(default_factory=MemoryStore)
-    live: OpenStreams = field(default_factory=OpenStreams)
-    now: float = 0.0
-
-    def session(self, limits: Limits | None = None, model: ModelInfo = MODEL, **options: Any) -> Session:
-        numbers = itertools.count(1)
-        audio = AudioFormat(options.pop("encoding", "linear16"), options.pop("rate", SECOND))
-        defaults: dict[str, Any] = {"turn_id": "t1", "participant_id": "p", "endpointing": ENDPOINTING}
-        defaults["conversation_id"] = "c"
-        return Session(
-            "request",
-            StreamOptions(tenant="tenant", model="fake", audio=audio, **{**defaults, **options}),
-            model,
-            analyzer=check_protocol(self.analyzer),
-            store=self.store,
-            live=self.live,
-            make_vad=lambda _: LoudnessVad(),
-            new_turn_id=lambda: f"made-{next(numbers)}",
-            limits=limits or Limits(),
-            clock=lambda: self.now,
-        )
-
-    async def conversation(self) -> Conversation:
-        found = await self.store.get(KEY)
-        assert found is not None
-        return found
-
-
-def pcm(*parts: tuple[float, float]) -> bytes:
-    """LINEAR16 of (level, seconds)."""
-    signs = np.resize([1, -1], round(max(s for _, s in parts) * SECOND))
-    return b"".join((signs[: round(s * SECOND)] * level * 32767).astype("<i2").tobytes() for level, s in parts)
-
-
-def said(seconds: float = 0.5, level: float = 0.5) -> bytes:
-    """An utterance and the pause that ends it."""
-    return pcm((level, seconds), (0, 0.3))
-
-
-async def feed(requests: Iterable[Request]) -> AsyncIterator[Request]:
-    for request in requests:
-        yield request
-        await asyncio.sleep(0)
-
-
-async def feed_queue(queue: "asyncio.Queue[Request | None]") -> AsyncIterator[Request]:
-    while (request := await queue.get()) is not None:
-        yield request
-
-
-async def run(session: Session, *requests: Request) -> list[Reply]:
-    async with aclosing(session.run(feed(requests))) as replies:
-        return [reply async for reply in replies]
+SECOND = SAMPLE_RATE_HZ
 
 
 async def run_until_failure(session: Session, requests: AsyncIterator[Request]) -> tuple[list[Reply], Exception]:
@@ -121,19 +66,6 @@ async def run_until_failure(session: Session, requests: AsyncIterator[Request]) 
             async for reply in replies:
                 told.append(reply)  # noqa: PERF401 (what came before the failure is kept)
     return told, caught.value
-
-
-def events(replies: Iterable[Reply], *kinds: type) -> list[Any]:
-    return [r.event for r in replies if isinstance(r.event, kinds)]
-
-
-def finals(replies: Iterable[Reply]) -> list[UtteranceResult]:
-    return [u for u in events(replies, UtteranceResult) if u.is_final]
-
-
-async def settle(turns: int = 30) -> None:
-    for _ in range(turns):
-        await asyncio.sleep(0)
 
 
 async def until_final(replies: AsyncIterator[Reply]) -> AsyncIterator[Reply]:
@@ -151,7 +83,7 @@ async def test_speech_events_overtake_slow_finals_which_keep_their_order() -> No
     world = World()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: gate.wait()
-    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    queue: Requests = asyncio.Queue()
     told: list[Reply] = []
 
     async def read() -> None:
@@ -163,7 +95,7 @@ async def test_speech_events_overtake_slow_finals_which_keep_their_order() -> No
     for level in (0.4, 0.6):
         queue.put_nowait(Audio(said(level=level)))
     queue.put_nowait(EndOfTurn("t2"))
-    await settle()
+    await let_others_run()
     assert [e.type for e in events(told, SpeechEvent)] == [
         *("turn_start", "activity_begin", "activity_end", "activity_begin", "activity_end", "turn_end")
     ]
@@ -201,7 +133,7 @@ async def test_a_result_that_was_written_finishes_its_turn_even_where_the_server
             async for reply in replies:
                 told.append(reply)
                 if isinstance(reply.event, TurnResult):
-                    world.live.end_all(stopping)
+                    world.open_streams.end_all(stopping)
     assert caught.value is stopping
     assert events(told, TurnResult)
     assert (await world.conversation()).participant("p").finished_turns == ("t1",)
@@ -247,14 +179,10 @@ async def test_the_turn_counts_as_finished_only_once_its_result_was_taken() -> N
 # ---- interims
 
 
-async def interims_of(world: World, requests: list[Request], **options: Any) -> list[UtteranceResult]:
-    replies = await run(world.session(interims=True, **options), *requests)
+async def interims_of(world: World, requests: list[Request]) -> list[UtteranceResult]:
+    replies = await run(world.session(interims=True), *requests)
     assert len(finals(replies)) == 1
-    return [u for u in events(replies, UtteranceResult) if not u.is_final]
-
-
-def in_blocks(payload: bytes, samples: int = 1_600) -> list[Request]:
-    return [Audio(payload[i : i + 2 * samples]) for i in range(0, len(payload), 2 * samples)]
+    return interims(replies)
 
 
 LONG = EndpointingOptions(min_speech_ms=40, utterance_end_silence_ms=100, pre_roll_ms=40, hang_over_ms=40)
@@ -263,7 +191,7 @@ LONG = EndpointingOptions(min_speech_ms=40, utterance_end_silence_ms=100, pre_ro
 async def slow_feed(requests: Iterable[Request]) -> AsyncIterator[Request]:
     for request in requests:
         yield request
-        await settle()
+        await let_others_run()
 
 
 @pytest.mark.parametrize(
@@ -343,12 +271,12 @@ async def test_an_interim_never_follows_its_final_and_a_newer_one_replaces_it() 
         return held[-1].wait()
 
     world.analyzer.before = hold_interims
-    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    queue: Requests = asyncio.Queue()
     async with aclosing(world.session(interims=True, interim_interval=8_000).run(feed_queue(queue))) as replies:
         assert isinstance((await anext(replies)).event, StreamStarted)
         for block in in_blocks(pcm((0.5, 1.3))):
             queue.put_nowait(block)
-            await settle(10)
+            await let_others_run(10)
         assert len(held) == 2
         assert world.analyzer.running == 1, "of a stream's interims only the newest is under way"
         for event in held:
@@ -365,14 +293,14 @@ async def test_an_interim_answered_after_its_final_is_not_told() -> None:
     world = World()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: None if final else gate.wait()
-    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    queue: Requests = asyncio.Queue()
     async with aclosing(world.session(interims=True).run(feed_queue(queue))) as replies:
         for block in in_blocks(said(1.3)):
             queue.put_nowait(block)
         while not isinstance((await anext(replies)).event, PersonalityUpdate):
-            await settle()
+            await let_others_run()
         gate.set()
-        await settle()
+        await let_others_run()
         queue.put_nowait(None)
         assert not events([reply async for reply in replies], UtteranceResult)
 
@@ -381,19 +309,19 @@ async def test_an_interim_for_which_there_is_no_room_is_not_told() -> None:
     world = World()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: None if final else gate.wait()
-    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    queue: Requests = asyncio.Queue()
     async with aclosing(world.session(interims=True).run(feed_queue(queue))) as replies:
         await anext(replies)
         for block in in_blocks(pcm((0.5, 1.3))):
             queue.put_nowait(block)
-            await settle()
+            await let_others_run()
         assert world.analyzer.running == 1
         for _ in range(OUTBOX + 1):
-            world.live.warn_all(StreamWarning("GOING_AWAY", "soon"))
+            world.open_streams.warn_all(StreamWarning("GOING_AWAY", "soon"))
         gate.set()
-        await settle()
+        await let_others_run()
         told = [await anext(replies), await anext(replies)]
-        await settle()
+        await let_others_run()
         queue.put_nowait(None)
         told += [reply async for reply in replies]
     assert [u.is_final for u in events(told, UtteranceResult)] == [True]
@@ -414,7 +342,8 @@ async def test_a_failed_final_ends_the_stream_after_what_was_computed(reason: st
     assert isinstance(error, BackendError)
     assert error.reason == reason
     assert len(finals(told)) == 1
-    assert not events(told, TurnResult, StreamEnded)
+    assert not events(told, TurnResult)
+    assert not events(told, StreamEnded)
     assert len((await world.conversation()).participant("p").records) == 1
 
 
@@ -433,7 +362,7 @@ async def test_an_error_of_the_client_comes_after_what_was_computed_before_it() 
 
     async def requests() -> AsyncIterator[Request]:
         yield Audio(said())
-        await settle()
+        await let_others_run()
         raise Failure(Kind.INVALID_ARGUMENT, "EMPTY_REQUEST", "nothing in it")
 
     told, error = await run_until_failure(world.session(), requests())
@@ -454,7 +383,7 @@ async def test_a_bad_tail_is_an_audio_error_too() -> None:
 async def test_idle_timeout_tells_first_what_was_heard() -> None:
     world = World()
     world.analyzer.before = lambda job, final: asyncio.sleep(0.2)
-    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    queue: Requests = asyncio.Queue()
     queue.put_nowait(Audio(said()))
     told, error = await run_until_failure(world.session(Limits(idle_timeout_s=0.1)), feed_queue(queue))
     assert isinstance(error, Failure)
@@ -505,7 +434,7 @@ async def test_a_slow_reader_misses_interims_and_no_final_and_holds_little() -> 
     limits = Limits(max_backlog_s=10)
     async with aclosing(world.session(limits, interims=True, interim_interval=3_200).run(talkative())) as replies:
         await anext(replies)
-        await settle(4000)
+        await let_others_run(4000)
         assert len(taken) < OUTBOX + 10 / 0.2, "no more is heard than the outbox and the backlog hold"
         told = [reply async for reply in replies]
     assert len(finals(told)) == 400
@@ -541,15 +470,15 @@ async def test_closing_early_leaves_no_task_no_stream_and_no_work(stop_after: in
     world = World()
     world.analyzer.before = lambda job, final: asyncio.sleep(0.01)
     before = asyncio.all_tasks()
-    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    queue: Requests = asyncio.Queue()
     for block in in_blocks(said(1.2) + said(1.2)):
         queue.put_nowait(block)
     async with aclosing(world.session(interims=True, voice_activity_events=True).run(feed_queue(queue))) as replies:
         for _ in range(stop_after):
             await anext(replies)
-    await settle(3)
+    await let_others_run(3)
     assert asyncio.all_tasks() == before
-    assert len(world.live) == 0
+    assert len(world.open_streams) == 0
     assert world.analyzer.running == 0
 
 
@@ -563,7 +492,7 @@ async def test_cancelling_the_reader_is_closing() -> None:
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
     assert asyncio.all_tasks() == before
-    assert len(world.live) == world.analyzer.running == 0
+    assert len(world.open_streams) == world.analyzer.running == 0
 
 
 # ---- other streams of the conversation
@@ -577,12 +506,12 @@ async def test_a_superseded_stream_changes_nothing_any_more_even_if_nobody_reads
     older = world.session().run(feed([Audio(said()), Audio(said())]))
     async with aclosing(older):
         await anext(older)
-        await settle()
+        await let_others_run()
         world.analyzer.before = None
         async with asyncio.timeout(2):  # does not wait for the older one either
             newer = await run(world.session(), Audio(said(level=0.7)))
         gate.set()
-        await settle()
+        await let_others_run()
         (record,) = (await world.conversation()).participant("p").records
         assert [record.utterance_id] == [u.utterance_id for u in finals(newer)]
         with pytest.raises(Failure) as caught:
@@ -597,7 +526,7 @@ async def test_a_turn_still_waiting_for_its_result_is_superseded_too() -> None:
     older = world.session().run(feed([Audio(said()), EndOfTurn("t2"), Audio(said())]))
     async with aclosing(older):
         await anext(older)
-        await settle()
+        await let_others_run()
         world.analyzer.before = None
         assert events(await run(world.session(), Audio(said())), TurnResult)
         with pytest.raises(Failure, match="newer stream"):
@@ -607,7 +536,7 @@ async def test_a_turn_still_waiting_for_its_result_is_superseded_too() -> None:
 
 async def test_opening_an_answered_turn_of_a_stream_that_goes_on_is_refused_and_ends_nothing() -> None:
     world = World()
-    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    queue: Requests = asyncio.Queue()
     async with aclosing(world.session().run(feed_queue(queue))) as replies:
         queue.put_nowait(Audio(said()))
         queue.put_nowait(EndOfTurn("t2"))
@@ -631,11 +560,11 @@ async def test_a_deleted_conversation_does_not_come_back() -> None:
     session = world.session().run(feed([Audio(said())]))
     async with aclosing(session):
         await anext(session)
-        await settle()
-        world.live.end_conversation(KEY, Failure(Kind.ABORTED, "CONVERSATION_DELETED", "deleted"))
+        await let_others_run()
+        world.open_streams.end_conversation(KEY, Failure(Kind.ABORTED, "CONVERSATION_DELETED", "deleted"))
         await world.store.delete(KEY)
         gate.set()
-        await settle()
+        await let_others_run()
         with pytest.raises(Failure, match="deleted"):
             await anext(session)
     assert await world.store.get(KEY) is None
@@ -643,7 +572,7 @@ async def test_a_deleted_conversation_does_not_come_back() -> None:
 
 async def test_a_conversation_that_the_store_loses_goes_on_from_what_is_held() -> None:
     world = World()
-    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    queue: Requests = asyncio.Queue()
     async with aclosing(world.session().run(feed_queue(queue))) as replies:
         queue.put_nowait(Audio(said()))
         while not isinstance((await anext(replies)).event, PersonalityUpdate):
@@ -766,10 +695,12 @@ async def results(turns: list[list[Request]], **options: Any) -> list[Any]:
     for before, after in itertools.pairwise(finals(replies)):
         assert before.end <= after.start
     answered: set[str] = set()
-    for event in events(replies, UtteranceResult, TurnResult):
-        assert event.turn_id not in answered
+    told = [r.event for r in replies if isinstance(r.event, UtteranceResult | PersonalityUpdate | TurnResult)]
+    for event in told:
+        if isinstance(event, UtteranceResult | TurnResult):
+            assert event.turn_id not in answered
         answered |= {event.turn_id} if isinstance(event, TurnResult) else set()
-    kept = [u for u in events(replies, UtteranceResult, PersonalityUpdate, TurnResult) if getattr(u, "is_final", True)]
+    kept = [event for event in told if getattr(event, "is_final", True)]
     return [*kept, (ended.received, ended.speech, ended.dropped)]
 
 
@@ -809,7 +740,7 @@ async def test_a_stream_ends_though_a_library_lost_its_cancellation() -> None:
             return await super().get(key, holder)
 
     store = Deaf()
-    queue: asyncio.Queue[Request | None] = asyncio.Queue()
+    queue: Requests = asyncio.Queue()
     async with asyncio.timeout(20), aclosing(World(store=store).session().run(feed_queue(queue))) as replies:
         assert isinstance((await anext(replies)).event, StreamStarted)
         for request in (Audio(said()), None):

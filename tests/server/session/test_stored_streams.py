@@ -3,13 +3,10 @@
 import asyncio
 import gc
 import tracemalloc
-from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any
 
 import pytest
 
-from kibun.models.types import Traits
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import C, Change, Key, MemoryStore, StoreUnavailable, StreamHandle
 from kibun.server.errors import Failure, Kind
@@ -22,37 +19,21 @@ from kibun.server.session.events import (
     TurnResult,
     UtteranceResult,
 )
-from kibun.server.session.session import Session
-from tests.server.session.test_session import KEY, World, feed_queue, finals, pcm, run, said, settle
 from tests.support.scripted import MODEL
+from tests.support.session_world import (
+    KEY,
+    TRAITS,
+    OpenSession,
+    World,
+    finals,
+    let_others_run,
+    open_and_drop,
+    pcm,
+    run,
+    said,
+)
 
 pytestmark = pytest.mark.filterwarnings("error")
-TRAITS: Traits = (1.5, 2.0, 3.0, 4.0, 5.0)
-
-
-async def forever() -> Any:
-    await asyncio.Event().wait()
-    yield
-
-
-async def open_and_drop(session: Session) -> None:
-    async with aclosing(session.run(forever())) as replies:
-        assert isinstance((await anext(replies)).event, StreamStarted)
-
-
-class Open:
-    """A stream that stays open."""
-
-    def __init__(self, session: Session) -> None:
-        self._replies = session.run(forever())
-
-    async def __aenter__(self) -> "Open":
-        await anext(self._replies)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._replies.aclose()
-
 
 # ---- nothing said, nothing left
 
@@ -61,7 +42,7 @@ async def test_a_dropped_stream_leaves_nothing() -> None:
     world = World()
     await open_and_drop(world.session())
     assert len(world.store) == 0
-    assert len(world.live) == 0
+    assert len(world.open_streams) == 0
 
 
 @pytest.mark.parametrize("streams", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
@@ -87,7 +68,7 @@ async def test_many_dropped_streams_leave_nothing(streams: int) -> None:
 @pytest.mark.parametrize("leaves_first", [0, 1])
 async def test_the_last_one_turns_off_the_light(leaves_first: int) -> None:
     world = World()
-    streams = [Open(world.session(turn_id=f"t{n}")) for n in range(2)]
+    streams = [OpenSession(world.session(turn_id=f"t{n}")) for n in range(2)]
     for stream in streams:
         await stream.__aenter__()
     await streams[leaves_first].__aexit__()
@@ -112,7 +93,7 @@ async def test_what_tells_something_stays(what: str) -> None:
     elif what == "given":
         await open_and_drop(world.session(given_traits=TRAITS))
     else:
-        async with Open(world.session()):
+        async with OpenSession(world.session()):
             await world.store.update(KEY, completed)
     assert len(world.store) == 1
 
@@ -144,7 +125,7 @@ async def test_an_empty_conversation_of_others_is_not_taken_away() -> None:
 
 async def test_a_stream_that_was_refused_touches_nothing() -> None:
     world = World()
-    async with Open(world.session()):
+    async with OpenSession(world.session()):
         before = await world.conversation()
         with pytest.raises(Failure, match="began with model"):
             await run(world.session(turn_id="t2", model=replace(MODEL, name="other")))
@@ -160,7 +141,7 @@ async def test_a_stream_cancelled_while_it_enters_leaves_nothing() -> None:
 
     world = World(store=Slow())
     task = asyncio.create_task(run(world.session(), Audio(said())))
-    await settle(3)
+    await let_others_run(3)
     assert len(world.store) == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -224,35 +205,10 @@ async def test_a_required_conversation_that_cannot_be_looked_up_is_refused() -> 
 # ---- a turn taken over through another server
 
 
-class Spoken:
-    """A stream that is fed step by step."""
-
-    def __init__(self, session: Session) -> None:
-        self._requests: asyncio.Queue[Any] = asyncio.Queue()
-        self._replies = session.run(feed_queue(self._requests))
-
-    async def __aenter__(self) -> "Spoken":
-        await self.until(StreamStarted)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._replies.aclose()
-
-    def send(self, *requests: Any) -> None:
-        for request in requests:
-            self._requests.put_nowait(request)
-
-    async def until(self, kind: type, **fields: Any) -> Any:
-        async with asyncio.timeout(20):
-            async for reply in self._replies:
-                if isinstance(reply.event, kind) and all(getattr(reply.event, k) == v for k, v in fields.items()):
-                    return reply.event
-        raise AssertionError(f"no {kind}")
-
-    async def superseded(self) -> None:
-        with pytest.raises(Failure) as caught:
-            await self.until(StreamEnded)
-        assert (caught.value.kind, caught.value.reason) == (Kind.ABORTED, "SUPERSEDED")
+async def until_superseded(stream: OpenSession) -> None:
+    with pytest.raises(Failure) as caught:
+        await stream.rest()
+    assert (caught.value.kind, caught.value.reason) == (Kind.ABORTED, "SUPERSEDED")
 
 
 def two_servers() -> tuple[World, World]:
@@ -266,12 +222,12 @@ async def heard(world: World) -> list[tuple[str, int]]:
 
 async def test_a_turn_resumed_through_another_server_is_no_longer_the_first_ones() -> None:
     here, there = two_servers()
-    async with Spoken(here.session()) as old:
+    async with OpenSession(here.session()) as old:
         old.send(Audio(said()))
         first = await old.until(UtteranceResult, is_final=True)
-        async with Spoken(there.session(start_offset=first.end)) as new:
+        async with OpenSession(there.session(start_offset=first.end)) as new:
             old.send(Audio(said()))
-            await old.superseded()
+            await until_superseded(old)
             new.send(Audio(said()), None)
             second = await new.until(UtteranceResult, is_final=True)
             assert (await new.until(TurnResult)).utterance_count == 2
@@ -282,20 +238,20 @@ async def test_a_turn_resumed_through_another_server_is_no_longer_the_first_ones
 
 async def test_the_result_of_a_turn_taken_over_is_not_the_first_ones_to_store() -> None:
     here, there = two_servers()
-    async with Spoken(here.session()) as old, Spoken(there.session()):
+    async with OpenSession(here.session()) as old, OpenSession(there.session()):
         old.send(Audio(pcm((0, 0.3))), None)
-        await old.superseded()
+        await until_superseded(old)
     assert await here.store.get(KEY) is None, "nothing was said"
 
 
 async def test_a_later_turn_of_a_stream_supersedes_as_well() -> None:
     """It is claimed in the middle of a stream, after another stream had opened it."""
     here, there = two_servers()
-    async with Spoken(here.session()) as claims, Spoken(there.session(turn_id="t2")) as loses:
+    async with OpenSession(here.session()) as claims, OpenSession(there.session(turn_id="t2")) as loses:
         claims.send(Audio(said()), EndOfTurn("t2"), Audio(said()))
         await claims.until(UtteranceResult, is_final=True, turn_id="t2")
         loses.send(Audio(said()))
-        await loses.superseded()
+        await until_superseded(loses)
         claims.send(None)
         await claims.until(StreamEnded)
     assert [turn for turn, _ in await heard(here)] == ["t1", "t2"]
@@ -303,7 +259,7 @@ async def test_a_later_turn_of_a_stream_supersedes_as_well() -> None:
 
 async def test_other_turns_are_nobodys_business() -> None:
     here, there = two_servers()
-    async with Spoken(here.session()) as one, Spoken(there.session(turn_id="t2")) as two:
+    async with OpenSession(here.session()) as one, OpenSession(there.session(turn_id="t2")) as two:
         for stream in (one, two, one):
             stream.send(Audio(said()))
             await stream.until(UtteranceResult, is_final=True)
@@ -335,12 +291,12 @@ class HeldUp(MemoryStore):
 async def test_a_turn_whose_result_was_read_is_finished_for_other_streams() -> None:
     store = HeldUp()
     world = World(store=store)
-    async with Spoken(world.session()) as old:
+    async with OpenSession(world.session()) as old:
         old.send(Audio(said()), None)
         await old.until(TurnResult)
         store.go_on.clear()
         rest = asyncio.create_task(old.until(StreamEnded))  # goes on after having written the result
-        await settle(3)
+        await let_others_run(3)
         again = asyncio.create_task(run(world.session(), Audio(said())))
         other = await run(world.session(participant_id="q"), Audio(said()))
         assert isinstance(other[-1].event, StreamEnded), "others do not wait"
@@ -354,14 +310,14 @@ async def test_a_turn_whose_result_was_read_is_finished_for_other_streams() -> N
 
 async def test_a_turn_whose_result_was_read_is_finished_for_its_own_stream() -> None:
     store = HeldUp()
-    async with Spoken(World(store=store).session()) as stream:
+    async with OpenSession(World(store=store).session()) as stream:
         stream.send(Audio(said()), EndOfTurn("t2"))
         await stream.until(TurnResult)
         store.go_on.clear()
         rest = asyncio.create_task(stream.until(StreamEnded))
-        await settle(3)
+        await let_others_run(3)
         stream.send(EndOfTurn("t1"))
-        await settle(3)
+        await let_others_run(3)
         store.go_on.set()
         with pytest.raises(Failure) as caught:
             await rest
@@ -371,15 +327,15 @@ async def test_a_turn_whose_result_was_read_is_finished_for_its_own_stream() -> 
 async def test_a_stream_cancelled_while_its_turn_is_being_finished_holds_up_nobody() -> None:
     store = HeldUp()
     world = World(store=store)
-    old = Spoken(world.session())
+    old = OpenSession(world.session())
     await old.__aenter__()
     old.send(Audio(said()), None)
     await old.until(TurnResult)
     store.go_on.clear()
     rest = asyncio.create_task(old.until(StreamEnded))
-    await settle(3)
+    await let_others_run(3)
     again = asyncio.create_task(run(world.session(), Audio(said())))
-    await settle(3)
+    await let_others_run(3)
     rest.cancel()
     await asyncio.wait([rest])
     await old.__aexit__()

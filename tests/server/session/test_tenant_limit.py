@@ -22,13 +22,12 @@ from kibun.server.conversation.state import (
 )
 from kibun.server.conversation.store import ConversationStore
 from kibun.server.conversation.tenant_limit import LOOK_AGAIN_S, Room
-from kibun.server.errors import Failure, Kind
+from kibun.server.errors import Failure, Kind, StartError
 from kibun.server.session.events import Audio
-from kibun.server.settings import Settings, StartError
+from kibun.server.settings import Settings
 from kibun.v1 import speech_analysis_pb2 as pb
-from tests.server.session.test_session import World, pcm, run
-from tests.server.session.test_stored_streams import TRAITS, Open, open_and_drop
 from tests.support.scripted import MODEL
+from tests.support.session_world import TRAITS, OpenSession, World, open_and_drop, pcm, run
 from tests.support.stores import Stores, adding, fresh, record, stores
 
 __all__ = ["stores"]
@@ -45,7 +44,7 @@ async def test_a_conversation_has_so_many_participants_and_no_more() -> None:
         await run(here.session(participant_id="one-more"), Audio(pcm((0, 0.1))))
     assert (caught.value.kind, caught.value.reason) == (Kind.FAILED_PRECONDITION, "TOO_MANY_PARTICIPANTS")
     assert len((await here.conversation()).participants) == MAX_PARTICIPANTS
-    async with Open(here.session(participant_id="p7", turn_id="t2")):
+    async with OpenSession(here.session(participant_id="p7", turn_id="t2")):
         pass  # those who are in it go on
 
 

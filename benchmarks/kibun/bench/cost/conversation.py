@@ -42,7 +42,7 @@ from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.worker_pool import LocalBackend
 from kibun.server.session.events import Audio, Limits, Request, StreamOptions, UtteranceResult
 from kibun.server.session.open_streams import OpenStreams
-from kibun.server.session.session import Session
+from kibun.server.session.session import Dependencies, Session
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
 if TYPE_CHECKING:
@@ -98,8 +98,16 @@ class _Speaker:
 
     def __init__(self, model: ModelInfo, backend: Backend) -> None:
         self.model, self.analyzer = model, _Timed(backend)
-        self.store, self.live = MemoryStore(), OpenStreams()
+        self.store = MemoryStore()
         self._numbers = itertools.count()
+        self._dependencies = Dependencies(
+            analyzer=self.analyzer,
+            store=self.store,
+            open_streams=OpenStreams(),
+            make_vad=lambda aggressiveness: make_vad("webrtc", aggressiveness),
+            new_turn_id=lambda: f"turn-{next(self._numbers)}",
+            limits=Limits(),
+        )
 
     async def turn(self, pcm: bytes, known: Conversation | None = None) -> UtteranceResult:
         """One stream of one turn, after what is known; its final."""
@@ -110,17 +118,7 @@ class _Speaker:
             AudioFormat("linear16", SAMPLE_RATE_HZ),
             EndpointingOptions(),
         )
-        session = Session(
-            "benchmark",
-            options,
-            self.model,
-            analyzer=self.analyzer,
-            store=self.store,
-            live=self.live,
-            make_vad=lambda aggressiveness: make_vad("webrtc", aggressiveness),
-            new_turn_id=lambda: f"turn-{next(self._numbers)}",
-            limits=Limits(),
-        )
+        session = Session("benchmark", options, self.model, self._dependencies)
         async with aclosing(session.run(_all_at_once(pcm))) as replies:
             told = [reply.event async for reply in replies]
         (final,) = (event for event in told if isinstance(event, UtteranceResult) and event.is_final)

@@ -29,7 +29,7 @@ from kibun.models.types import SAMPLE_RATE_HZ, Analysis, Utterance
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.inference.worker import load_models
 from kibun.server.inference.worker_protocol import LoadOptions
-from kibun.server.session.listener import FIRST_INTERIM, INTERIM_RATIO
+from kibun.server.session.turn_tracker import FIRST_INTERIM, INTERIM_RATIO
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
 if TYPE_CHECKING:

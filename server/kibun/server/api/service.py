@@ -28,7 +28,7 @@ from kibun.server.inference.backend import Analyzer, ModelInfo
 from kibun.server.observability.telemetry import Telemetry
 from kibun.server.session import capability, events
 from kibun.server.session.open_streams import OpenStreams
-from kibun.server.session.session import Session
+from kibun.server.session.session import Dependencies, Session
 from kibun.server.session.timeout import Timeout
 from kibun.v1 import speech_analysis_pb2 as pb
 
@@ -76,11 +76,13 @@ class SpeechAnalysis:
     ) -> None:
         self._analyzer = analyzer
         self._store = store
-        self._make_vad = make_vad
         self._endpointing = endpointing
         self._limits = limits
         self._stream_limits = stream_limits
-        self._live = OpenStreams()
+        self._open_streams = OpenStreams()
+        self._session_dependencies = Dependencies(
+            analyzer, store, self._open_streams, make_vad, lambda: _new_id("turn"), stream_limits
+        )
         self._models: tuple[ModelInfo, ...] = ()
         self._draining = False
         self._quotas = Quotas(limits.max_streams, lambda tenant: authenticator.limits(tenant, limits.tenant))
@@ -102,14 +104,14 @@ class SpeechAnalysis:
     def drain(self) -> None:
         """No new streams; the open ones are told."""
         self._draining = True
-        self._live.warn_all(GOING_AWAY)
+        self._open_streams.warn_all(GOING_AWAY)
 
     async def end_streams(self) -> None:
         """Ends what is still open, streams that have sent nothing yet too: each client is told to resume elsewhere.
 
         A result that is being written gets the time to be: otherwise its client has it, and the conversation does not.
         """
-        self._live.end_all(_draining())
+        self._open_streams.end_all(_draining())
         await self.gate.end_all(_draining(), within_s=LAST_RESULTS_S)
 
     def handler(self) -> grpc.GenericRpcHandler:
@@ -230,18 +232,8 @@ class SpeechAnalysis:
             raise Failure(Kind.UNAVAILABLE, "LOADING", text, retry_after_s=RETRY_AFTER_S)
 
     def _session(self, stream_id: str, options: events.StreamOptions) -> Session:
-        return Session(
-            stream_id,
-            options,
-            convert.model_named(options.model, self._models),
-            analyzer=self._analyzer,
-            store=self._store,
-            live=self._live,
-            make_vad=self._make_vad,
-            new_turn_id=lambda: _new_id("turn"),
-            limits=self._stream_limits,
-            telemetry=current_call().telemetry,
-        )
+        model = convert.model_named(options.model, self._models)
+        return Session(stream_id, options, model, self._session_dependencies, current_call().telemetry)
 
     def _defaults(self) -> convert.Defaults:
         limits = self._limits
@@ -311,7 +303,9 @@ class SpeechAnalysis:
 
     async def _delete(self, request: pb.DeleteConversationRequest, tenant: str) -> pb.DeleteConversationResponse:
         key = _key(request, tenant)
-        self._live.end_conversation(key, Failure(Kind.ABORTED, "CONVERSATION_DELETED", "the conversation was deleted"))
+        self._open_streams.end_conversation(
+            key, Failure(Kind.ABORTED, "CONVERSATION_DELETED", "the conversation was deleted")
+        )
         if not await self._store.delete(key) and not request.allow_missing:
             raise _no_conversation()
         return pb.DeleteConversationResponse()

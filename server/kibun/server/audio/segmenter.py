@@ -114,9 +114,11 @@ class Segmenter:
         return self._start if self._state in (_SPEAKING, _STOPPING) else None
 
     @property
-    def settled(self) -> int:
-        """Everything before this sample belongs to an utterance that was given out, or to none. Never falls."""
-        return self._needed_from()
+    def needed_from(self) -> int:
+        """Everything before this sample belongs to a segment that was given out, or to none. Never falls."""
+        if self._state is _QUIET:
+            return max(self._cursor - self._pre_roll, self._origin)
+        return self._start
 
     def open_audio(self, until: int) -> FloatArray:
         """Audio of the open utterance from `open_start` to sample `until` (<= position), float32, a copy.
@@ -137,7 +139,7 @@ class Segmenter:
             self.position += len(piece)
             while self._cursor + self._frame <= self.position:
                 self._read(events)
-            self._buffer.drop_before(self._needed_from())
+            self._buffer.drop_before(self.needed_from)
         return events
 
     def flush(self, reason: EndReason) -> list[SegmenterEvent]:
@@ -271,11 +273,6 @@ class Segmenter:
         elif self._start_timeout is not None and not self._timed_out and end - self._turn_start >= self._start_timeout:
             events.append(NoSpeechTimeout(end))
             self._timed_out = True
-
-    def _needed_from(self) -> int:
-        if self._state is _QUIET:
-            return max(self._cursor - self._pre_roll, self._origin)
-        return self._start
 
 
 def _samples_or_none(duration_ms: int | None) -> int | None:

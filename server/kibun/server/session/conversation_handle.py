@@ -1,4 +1,4 @@
-"""The conversation as one stream holds it."""
+"""One stream's handle on its conversation: the store's state of it, and the other streams that share it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from kibun.server.conversation.state import (
     reopen_turn,
 )
 from kibun.server.conversation.store import ConversationStore
-from kibun.server.errors import Failure, Kind
+from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.session.capability import check_traits
 from kibun.server.session.events import StreamOptions, StreamWarning
 from kibun.server.session.open_streams import OpenStream, superseded
+from kibun.server.session.outbox import Outbox
 
 STORE_UNAVAILABLE = StreamWarning(
     "STORE_UNAVAILABLE",
@@ -34,7 +35,6 @@ STORE_UNAVAILABLE = StreamWarning(
     "what is said once it can",
 )
 STORE_RECOVERED = StreamWarning("STORE_RECOVERED", "the conversation store is back and has all that was said")
-
 
 END = 2**62  # later than any sample
 
@@ -44,33 +44,28 @@ class _InUse(Exception):
 
 
 class ConversationHandle:
-    """What a stream knows of its conversation and of its own participant in it; the store's `StreamHandle`.
+    """Reads and changes the conversation and the participant of one stream. The `StreamHandle` that the store sees.
 
-    A stream goes on from what it last saw where the store loses the conversation. Once `ended` has a failure
-    (deleted, superseded) nothing more is stored: what is still under way must not bring anything back.
+    Goes on from the state that it last saw if the store loses the conversation. Once the outbox has a failure (the
+    conversation was deleted, the turn superseded) it stores nothing more, lest work in progress bring anything back.
     """
 
     def __init__(
-        self,
-        options: StreamOptions,
-        model: ModelInfo,
-        store: ConversationStore,
-        ended: asyncio.Future[Exception],
-        live: OpenStream,
+        self, options: StreamOptions, model: ModelInfo, store: ConversationStore, stream: OpenStream, outbox: Outbox
     ) -> None:
         self._options = options
         self._model = model
         self._store = store
-        self._ended = ended
-        self._live: OpenStream | None = live  # until the stream leaves
-        self._key = (options.tenant, options.conversation_id)
-        self._entering = False
+        self._stream = stream
+        self._outbox = outbox
+        self._entering = self._left = False
         self._openings: dict[str, Opening] = {}  # of the stream's turns
         self._seen: Conversation | None = None
 
     async def enter(self) -> bool:
-        """Finds or makes the conversation and reopens the turn in it; True when it is new. Raises Failure."""
-        created = False
+        """Finds or creates the conversation and reopens the turn in it; True if it is new. Raises Failure."""
+        await self._stream.wait_until_finished(self._options.turn_id)
+        created = False  # by the last call of `enter`: the store repeats it after a conflict
 
         def enter(conversation: Conversation | None) -> Conversation:
             nonlocal created
@@ -85,61 +80,65 @@ class ConversationHandle:
 
         self._entering = True
         try:
-            self._seen = await self._store.update(self._key, enter, self)
+            self._seen = await self._store.update(self._options.key, enter, self)
         except Exception:
             self._entering = False
             raise
         return created
 
-    async def leave(self, alone: Callable[[], bool]) -> None:
-        """The stream has ended. A conversation in which nothing was said or given leaves nothing behind, once its last
-        stream has left: `alone` tells whether no other stream of it is open on this server. One on another server
-        that has yet to say something brings it back when it does.
+    async def leave(self) -> None:
+        """Lets go of the conversation at the end of the stream, and erases it if it is blank and no longer in use.
+
+        A stream on another server that has yet to add something brings it back when it does.
         """
-        self._live = None
+        self._left = True
         if not self._entering or (self._seen is not None and not _is_blank(self._seen)):
             return
         with suppress(Failure, _InUse):
-            found = await self._store.get(self._key, self)
+            found = await self._store.get(self._options.key, self)
 
             def erase(conversation: Conversation | None) -> None:
                 same = conversation is found or (
                     conversation and found and conversation.update_time == found.update_time
                 )
-                if found is None or not same or not _is_blank(found) or not alone():
+                if found is None or not same or not _is_blank(found) or not self._stream.is_last:
                     raise _InUse
 
-            await self._store.update(self._key, erase, self)
+            await self._store.update(self._options.key, erase, self)
 
     @property
     def conversation(self) -> Conversation:
-        assert self._seen is not None  # entered
+        """As last seen. Only after `enter`."""
+        assert self._seen is not None
         return self._seen
 
     @property
     def participant(self) -> Participant:
+        """The stream's participant, as last seen."""
         return self.conversation.participant(self._options.participant_id)
 
-    # ---- as the store's StreamHandle
+    # ---- the store's StreamHandle
 
     @property
     def last_seen(self) -> Conversation | None:
         return self._seen
 
     def check_open(self) -> None:
-        """What a server that stops has written to a client is stored all the same: nobody took the turn from it."""
-        if self._live is not None and self._ended.done():
-            failure = self._ended.result()
-            if not (isinstance(failure, Failure) and failure.kind is Kind.UNAVAILABLE):
-                raise failure
+        """Raises the failure that ended the stream.
+
+        Not that of a server that stops: what it has sent to a client is stored all the same, as nobody took the turn.
+        """
+        failure = self._outbox.failure
+        if failure is not None and failure.kind is not Kind.UNAVAILABLE and not self._left:
+            raise failure
 
     def notify_behind(self, is_behind: bool) -> None:
-        if self._live is not None:
-            self._live.warn(STORE_UNAVAILABLE if is_behind else STORE_RECOVERED)
+        if not self._left:
+            self._outbox.warn(STORE_UNAVAILABLE if is_behind else STORE_RECOVERED)
 
     def reject(self, failure: Failure) -> None:
-        if self._live is not None:
-            self._live.end(failure)
+        if not self._left:
+            self._outbox.end(failure)
 
     # ---- while the stream runs
 
@@ -148,32 +147,54 @@ class ConversationHandle:
         records = self.participant.turn(self._options.turn_id)
         return next((r for r in records if r.end == self._options.start_offset), None)
 
-    def check_unfinished(self, turn_id: str) -> None:
+    async def check_next_turn(self, turn_id: str) -> None:
+        """Raises Failure unless the stream may go on with a turn of this id."""
+        await self._stream.wait_until_finished(turn_id)
+        if turn_id in self._stream.turn_ids:
+            raise invalid("TURN_ID_REPEATED", "end_of_turn.next_turn_id", "the next turn needs an id of its own")
+        await self.refresh()  # another stream may have finished that turn
         _check_unfinished(self.participant, turn_id)
 
+    def claim_turn(self, turn_id: str) -> None:
+        """Takes the turn for this stream, from any other that has yet to answer it."""
+        self._stream.claim(turn_id)
+
     async def refresh(self) -> None:
-        """Sees what other streams have added."""
-        self._seen = await self._store.get(self._key, self) or self._seen
+        """Reads the conversation again, with what other streams have added."""
+        self._seen = await self._store.get(self._options.key, self) or self._seen
+
+    async def refresh_after_earlier(self) -> None:
+        """As `refresh`, once the participant's earlier streams on this server are analysed so far."""
+        await self._stream.wait_for_earlier()
+        await self.refresh()
 
     async def update(self, change: Callable[[Participant], Participant]) -> None:
         """Changes the participant in the store. Raises the failure that ended the stream, if one did."""
         participant_id = self._options.participant_id
 
         def apply(conversation: Conversation | None) -> Conversation:
-            assert conversation is not None  # at least what is held
+            assert conversation is not None  # at least the one last seen
             participant = conversation.participant(participant_id)
             changed = change(participant)
             return conversation if changed is participant else conversation.with_participant(changed)
 
-        self._seen = await self._store.update(self._key, apply, self)
+        self._seen = await self._store.update(self._options.key, apply, self)
 
     async def add(self, record: UtteranceRecord) -> None:
-        """Stores a final. Raises Failure SUPERSEDED where a stream on another server took over the turn before it."""
+        """Stores a final. Raises Failure SUPERSEDED if a stream on another server took over the turn before it."""
         await self._update_turn(record.turn_id, record.start, lambda participant: add_utterance(participant, record))
 
     async def finish_turn(self, turn_id: str) -> None:
-        """Raises as `add`."""
-        await self._update_turn(turn_id, END, lambda participant: finish_turn(participant, turn_id))
+        """Stores that the turn has its result. Raises as `add`."""
+        with self._stream.finishing(turn_id):
+            await self._update_turn(turn_id, END, lambda participant: finish_turn(participant, turn_id))
+            self._stream.turn_ids.discard(turn_id)
+
+    async def keep_alive(self) -> None:
+        """Keeps the conversation from expiring while the stream is open, however long it is silent."""
+        while True:
+            await asyncio.sleep(self.conversation.ttl_s / 3)
+            await self.update(lambda participant: participant)
 
     async def _update_turn(self, turn_id: str, start: int, change: Callable[[Participant], Participant]) -> None:
         opening = self._openings.setdefault(turn_id, Opening(time.time(), 0))  # a later turn of this stream
@@ -193,14 +214,8 @@ class ConversationHandle:
             self._openings[turn_id] = Opening(when, offset)
         opening = self._openings[turn_id]
         if last is not None and last.when > opening.when:
-            return participant  # told to the store late: meanwhile another stream has taken the turn over
+            return participant  # this change reached the store late: another stream has taken the turn over meanwhile
         return note_opening(reopen_turn(participant, turn_id, offset), turn_id, opening)
-
-    async def keep_alive(self) -> None:
-        """Keeps the conversation from expiring while the stream is open, however long it is silent."""
-        while True:
-            await asyncio.sleep(self.conversation.ttl_s / 3)
-            await self.update(lambda participant: participant)
 
     def _entered(self, conversation: Conversation | None) -> Conversation:
         if conversation is None:

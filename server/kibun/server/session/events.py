@@ -14,6 +14,7 @@ from kibun.models.types import ConditionSource, Traits
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason
 from kibun.server.conversation.state import Conversation
+from kibun.server.conversation.store import Key
 from kibun.server.errors import Failure
 from kibun.server.inference.backend import ModelInfo
 
@@ -45,7 +46,12 @@ class StreamOptions:
     resumes_after: EndReason | None = None  # of the utterance that ended at start_offset, as the client has it
     ttl_s: float = 1800.0
     ttl_asked: bool = False  # by the client; otherwise a conversation that exists keeps its own
-    warnings: tuple[StreamWarning, ...] = ()  # of what the request asks for and will not get; told at the start
+    warnings: tuple[StreamWarning, ...] = ()  # of what the request asks for and will not get; sent at the start
+
+    @property
+    def key(self) -> Key:
+        """The conversation's, in the store."""
+        return self.tenant, self.conversation_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The streams that are open now: who supersedes whom, who waits for whom, who must be told.
+"""The streams that are open on this server: which one has a turn, and which one waits for which.
 
 Belongs to one event loop; nothing here awaits while it changes.
 """
@@ -6,71 +6,68 @@ Belongs to one event loop; nothing here awaits while it changes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
+from kibun.server.conversation.store import Key
 from kibun.server.errors import Failure, Kind
 from kibun.server.session.events import StreamWarning
+from kibun.server.session.outbox import Outbox
 
-# A stream that waits for its client may have audio on its way through the transport: it has caught up once it has
-# waited this long. One whose audio keeps arriving in smaller steps is taken to be live after PATIENCE_S.
-SETTLE_S = 0.02
-PATIENCE_S = 0.5
+# Audio may be on its way through the transport while a stream waits for its client: it has caught up once it has waited
+# this long. A client that goes on sending in smaller steps is speaking now, and waited for no longer than the maximum.
+CAUGHT_UP_AFTER_S = 0.02
+MAX_CATCH_UP_S = 0.5
 
 
 class OpenStream:
-    """One open stream. `end` stops it with a failure, `warn` sends its client a warning; both return at once."""
+    """One stream among those of its conversation on this server."""
 
-    def __init__(
-        self,
-        tenant: str,
-        conversation_id: str,
-        participant_id: str,
-        turn_id: str,
-        *,
-        end: Callable[[Failure], None],
-        warn: Callable[[StreamWarning], None],
-    ) -> None:
-        self.conversation = (tenant, conversation_id)
+    def __init__(self, streams: OpenStreams, key: Key, participant_id: str, turn_id: str, outbox: Outbox) -> None:
+        """Does not join `streams` yet: see `register`. `key`: the conversation's."""
+        self.key = key
         self.participant_id = participant_id
-        self.turn_ids = {turn_id}  # turns that have no written result yet; never empty while the stream is heard
-        self.end = end
-        self.warn = warn
-        self._finishing: dict[str, asyncio.Event] = {}
+        self.turn_ids = {turn_id}  # turns without a written result; never empty while the stream listens
+        self.outbox = outbox
+        self._streams = streams
+        self._finishing: dict[str, asyncio.Event] = {}  # by turn id, set once the store knows of the turn's end
+        self._closed = False
         self._awaits_client = False
-        self._work = 0
+        self._unanswered = 0
         self._idle = asyncio.Event()
         self._idle_since = 0.0
 
-    def awaits_client(self, awaits: bool) -> None:
-        """Whether the stream has taken all that its client sent."""
-        self._awaits_client = awaits
-        self._update()
+    # ---- turns
 
-    def work(self, items: int) -> None:
-        """So many utterances or turns more (fewer if negative) wait to be answered."""
-        self._work += items
-        self._update()
+    def register(self) -> None:
+        """Adds the stream to the open ones, with its first turn."""
+        self._streams.add(self)
+        for turn_id in tuple(self.turn_ids):
+            self.claim(turn_id)
 
-    def ended(self) -> None:
-        """Nobody need wait for this stream any more."""
-        self._idle_since = float("-inf")
+    def claim(self, turn_id: str) -> None:
+        """Takes the turn: another stream that has yet to answer it ends with ABORTED SUPERSEDED."""
+        self.turn_ids.add(turn_id)
+        for other in self._streams.of_participant(self):
+            if other is not self and turn_id in other.turn_ids:
+                other.close()  # at once: nobody waits for what it still does
+                other.outbox.end(superseded())
+
+    def close(self) -> None:
+        """Removes the stream from the open ones; does nothing the second time."""
+        self._closed = True
+        self._idle_since = float("-inf")  # nobody needs to wait for it any more
         self._idle.set()
+        self._streams.remove(self)
 
-    async def caught_up(self) -> None:
-        """Returns once everything that the client sent is analysed. A stream that merely stays open is no hindrance."""
-        patience_s = PATIENCE_S
-        while True:
-            await self._idle.wait()
-            left_s = min(self._idle_since + SETTLE_S - _now(), patience_s)
-            if left_s <= 0:
-                return
-            await asyncio.sleep(left_s)
-            patience_s -= left_s
+    @property
+    def is_last(self) -> bool:
+        """Whether no stream of the conversation is open on this server."""
+        return not self._streams.has(self.key)
 
     @contextmanager
     def finishing(self, turn_id: str) -> Iterator[None]:
-        """While the turn's result is written and the conversation does not say so yet."""
+        """Entered while the turn's result was sent and the store does not know it yet."""
         finished = self._finishing[turn_id] = asyncio.Event()
         try:
             yield
@@ -78,13 +75,50 @@ class OpenStream:
             del self._finishing[turn_id]
             finished.set()
 
-    async def finished(self, turn_id: str) -> None:
-        """Returns at once where it is not about to be."""
-        if finishing := self._finishing.get(turn_id):
-            await finishing.wait()
+    async def wait_until_finished(self, turn_id: str) -> None:
+        """Returns once no stream of the participant is finishing the turn; its client may have the result already."""
+        for other in self._streams.of_participant(self):
+            if finished := other._finishing.get(turn_id):
+                await finished.wait()
+
+    # ---- progress
+
+    def awaits_client(self, awaits: bool) -> None:
+        """Sets whether the stream has taken all that its client sent."""
+        self._awaits_client = awaits
+        self._update()
+
+    def count_unanswered(self, change: int) -> None:
+        """Adds `change` to the number of utterances and ends of turns that wait for their answer."""
+        self._unanswered += change
+        self._update()
+
+    async def wait_for_earlier(self) -> None:
+        """Returns once every earlier stream of the participant is analysed as far as its client sent it.
+
+        So the estimates of a turn rest on all turns before it, even if a client opens the next stream while the last
+        one drains.
+        """
+        for earlier in self._streams.of_participant(self):
+            if earlier is self:
+                return
+            await earlier._caught_up()
+
+    async def _caught_up(self) -> None:
+        """Returns once everything that the client sent is analysed, or after MAX_CATCH_UP_S of further audio."""
+        left_s = MAX_CATCH_UP_S
+        while True:
+            await self._idle.wait()
+            wait_s = min(self._idle_since + CAUGHT_UP_AFTER_S - _now(), left_s)
+            if wait_s <= 0:
+                return
+            await asyncio.sleep(wait_s)
+            left_s -= wait_s
 
     def _update(self) -> None:
-        if not self._awaits_client or self._work:
+        if self._closed:
+            return
+        if not self._awaits_client or self._unanswered:
             self._idle.clear()
         elif not self._idle.is_set():
             self._idle_since = _now()
@@ -92,78 +126,49 @@ class OpenStream:
 
 
 class OpenStreams:
-    """Registry of open streams, in the order in which they opened."""
+    """Registry of a server's open streams, in the order in which they opened."""
 
     def __init__(self) -> None:
-        self._streams: dict[tuple[str, str], list[OpenStream]] = {}  # by conversation
+        self._streams: dict[Key, list[OpenStream]] = {}  # by conversation
 
     def __len__(self) -> int:
         return sum(map(len, self._streams.values()))
 
     def add(self, stream: OpenStream) -> None:
-        """Registers the stream for its first turn."""
-        self._streams.setdefault(stream.conversation, []).append(stream)
-        for turn_id in tuple(stream.turn_ids):
-            self.claim(stream, turn_id)
-
-    def claim(self, stream: OpenStream, turn_id: str) -> None:
-        """The turn is this stream's now: another one that has yet to answer it ends with ABORTED SUPERSEDED."""
-        stream.turn_ids.add(turn_id)
-        for other in self._of(stream):
-            if other is not stream and turn_id in other.turn_ids:
-                self.remove(other)  # at once: nobody waits for what it still does
-                other.end(superseded())
+        self._streams.setdefault(stream.key, []).append(stream)
 
     def remove(self, stream: OpenStream) -> None:
-        """Forgets the stream; does nothing the second time."""
-        stream.ended()
-        streams = self._streams.get(stream.conversation, [])
+        """Does nothing if the stream is not registered."""
+        streams = self._streams.get(stream.key, [])
         if stream in streams:
             streams.remove(stream)
         if not streams:
-            self._streams.pop(stream.conversation, None)
+            self._streams.pop(stream.key, None)
 
-    async def wait_for_earlier(self, stream: OpenStream) -> None:
-        """Returns once every earlier stream of the same participant is analysed as far as its client sent it.
+    def has(self, key: Key) -> bool:
+        """Whether a stream of the conversation is open."""
+        return key in self._streams
 
-        So the estimates of a turn rest on all turns before it, even when a client opens the next stream while
-        the last one drains.
-        """
-        for earlier in self._of(stream):
-            if earlier is stream:
-                return
-            await earlier.caught_up()
+    def of_participant(self, stream: OpenStream) -> list[OpenStream]:
+        """The open streams of the same participant, `stream` among them once it is registered."""
+        return [s for s in self._streams.get(stream.key, ()) if s.participant_id == stream.participant_id]
 
-    async def settled(self, stream: OpenStream, turn_id: str) -> None:
-        """Returns once the conversation tells whether the participant's turn is finished: a client may have read its
-        result a moment before.
-        """
-        for other in self._of(stream):
-            await other.finished(turn_id)
-
-    def has(self, conversation: tuple[str, str]) -> bool:
-        """Whether a stream of (tenant, conversation id) is open."""
-        return conversation in self._streams
-
-    def end_conversation(self, conversation: tuple[str, str], failure: Failure) -> None:
-        """Ends the streams of (tenant, conversation id)."""
-        for stream in tuple(self._streams.get(conversation, ())):
-            self.remove(stream)
-            stream.end(failure)
+    def end_conversation(self, key: Key, failure: Failure) -> None:
+        """Ends the streams of the conversation with `failure`."""
+        for stream in tuple(self._streams.get(key, ())):
+            stream.close()
+            stream.outbox.end(failure)
 
     def end_all(self, failure: Failure) -> None:
-        for conversation in tuple(self._streams):
-            self.end_conversation(conversation, failure)
+        """Ends all streams with `failure`."""
+        for key in tuple(self._streams):
+            self.end_conversation(key, failure)
 
     def warn_all(self, warning: StreamWarning) -> None:
+        """Sends the warning to every stream's client."""
         for streams in self._streams.values():
             for stream in streams:
-                stream.warn(warning)
-
-    def _of(self, stream: OpenStream) -> list[OpenStream]:
-        """The participant's streams."""
-        streams = self._streams.get(stream.conversation, ())
-        return [s for s in streams if s.participant_id == stream.participant_id]
+                stream.outbox.warn(warning)
 
 
 def superseded() -> Failure:

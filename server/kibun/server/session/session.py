@@ -1,16 +1,18 @@
 """One stream: requests in, replies out. Knows neither gRPC nor torch.
 
-Two tasks and one loop. `Listener` turns audio into utterances as it arrives; `Analysis` answers the finished ones
-one after the other; `Session.run` hands out what both put into the outbox. Speech events and interims overtake
-finals that are still being computed; finals and turn results never change their order.
+Two tasks and one loop. Up: `Listener` reads requests and decodes audio, `TurnTracker` divides it into segments and
+turns, `Responder` queues them. Down: `Responder` answers them one after the other, with the `Estimator` that runs the
+model and the `ConversationHandle` that stores what it estimates, and puts results into the `Outbox`; `Session.run`
+sends what lies there. Speech events and interims overtake finals that are still being computed; finals and turn results
+never change their order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from dataclasses import dataclass
 
 from kibun.server.audio.segmenter import Segmenter
 from kibun.server.audio.vad import Vad
@@ -18,213 +20,158 @@ from kibun.server.conversation.store import ConversationStore
 from kibun.server.errors import Failure
 from kibun.server.inference.backend import Analyzer, ModelInfo
 from kibun.server.observability.telemetry import CallTelemetry
-from kibun.server.session.context import Stream
 from kibun.server.session.conversation_handle import ConversationHandle
+from kibun.server.session.estimator import Estimator
 from kibun.server.session.events import (
-    Event,
     Limits,
     Reply,
     Request,
     StreamEnded,
     StreamOptions,
     StreamStarted,
-    StreamWarning,
     TurnResult,
     UtteranceResult,
 )
 from kibun.server.session.listener import Listener
 from kibun.server.session.open_streams import OpenStream, OpenStreams
+from kibun.server.session.outbox import Outbox
 from kibun.server.session.responder import Responder
+from kibun.server.session.tasks import Tasks
+from kibun.server.session.turn_tracker import TurnTracker
 
-OUTBOX = 64  # replies waiting for a slow reader
-CANCEL_AGAIN_S = 0.1
+
+@dataclass(frozen=True, slots=True)
+class Dependencies:
+    """What every session of a server is built from.
+
+    `make_vad` makes one stream's VAD of an aggressiveness 0..3; `new_turn_id` makes ids for turns that the client did
+    not name; `clock` returns wall seconds.
+    """
+
+    analyzer: Analyzer
+    store: ConversationStore
+    open_streams: OpenStreams
+    make_vad: Callable[[int], Vad]
+    new_turn_id: Callable[[], str]
+    limits: Limits
+    clock: Callable[[], float] = time.monotonic
 
 
 class Session:
-    """Runs one stream.
-
-    `new_turn_id` makes ids for turns that the client did not name; `make_vad` makes this stream's own VAD.
-    """
+    """Runs one stream. `request_id` names it to the analyzer."""
 
     def __init__(
         self,
         request_id: str,
         options: StreamOptions,
         model: ModelInfo,
-        *,
-        analyzer: Analyzer,
-        store: ConversationStore,
-        live: OpenStreams,
-        make_vad: Callable[[int], Vad],
-        new_turn_id: Callable[[], str],
-        limits: Limits,
-        clock: Callable[[], float] = time.monotonic,
+        dependencies: Dependencies,
         telemetry: CallTelemetry | None = None,
     ) -> None:
-        # A result and not an exception of this future, so that nobody has to have looked at it.
-        self._ended: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
-        self._outbox: asyncio.Queue[Event | Exception] = asyncio.Queue(OUTBOX)
-        self._streams = live
-        self._live = OpenStream(
-            options.tenant,
-            options.conversation_id,
-            options.participant_id,
-            options.turn_id,
-            end=self._end,
-            warn=self._warn,
-        )
-        self._held = ConversationHandle(options, model, store, self._ended, self._live)
+        self._options = options
+        self._model = model
+        self._dependencies = dependencies
         self._telemetry = telemetry or CallTelemetry.unwatched()
-        self._stream = Stream(
-            request_id, options, limits, model, self._held, self._live, live, self._outbox, self._telemetry
+        self._outbox = Outbox()
+        self._tasks = Tasks(self._outbox)
+        self._stream = OpenStream(
+            dependencies.open_streams, options.key, options.participant_id, options.turn_id, self._outbox
         )
-        self._make_vad = make_vad
-        self._new_turn_id = new_turn_id
-        self._clock = clock
-        self._analysis = Responder(self._stream, analyzer, self._spawn)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._finishing: asyncio.Task[None] | None = None  # the latest turn whose result was written
+        self._conversation = ConversationHandle(options, model, dependencies.store, self._stream, self._outbox)
+        self._responder = Responder(
+            Estimator(request_id, options, model, dependencies.analyzer),
+            self._conversation,
+            self._stream,
+            self._outbox,
+            self._tasks,
+            self._telemetry,
+            dependencies.limits,
+        )
+        self._finishing: asyncio.Task[None] | None = None  # the latest turn whose result was sent
         self._failure: Failure | None = None  # ends the stream once all is answered
 
     async def run(self, requests: AsyncIterator[Request]) -> AsyncGenerator[Reply, None]:
-        """Yields every reply, `Started` first and `Ended` last.
+        """Yields every reply, `StreamStarted` first and `StreamEnded` last.
 
-        Raises Failure where the stream cannot go on, and whatever else went wrong. Must be closed (`aclosing`);
+        Raises Failure where the stream cannot go on, and any other exception of its parts. Must be closed (`aclosing`);
         closing it early drops all that is still queued.
         """
         try:
-            await self._streams.settled(self._live, self._stream.options.turn_id)
-            created = await self._held.enter()
+            created = await self._conversation.enter()
             started = self._started(created)
-            for warning in self._stream.options.warnings:
-                self._warn(warning)
-            listener = self._listener()
-            self._streams.add(self._live)
-            for task in (self._listen(listener, requests), self._analyse(listener), self._held.keep_alive()):
-                self._spawn(task)
+            for warning in self._options.warnings:
+                self._outbox.warn(warning)
+            turns = self._turn_tracker()
+            listener = self._listener(turns)
+            self._stream.register()
+            for work in (self._listen(listener, requests), self._respond(listener), self._conversation.keep_alive()):
+                self._tasks.start(work)
             yield Reply(started, 0, 0)
             while True:
-                event = await self._next_event()
-                yield self._reply(event, listener)
+                event = await self._outbox.get()
+                ended = isinstance(event, StreamEnded)
+                yield Reply(event, listener.received, listener.received if ended else turns.processed)
                 if isinstance(event, UtteranceResult):
                     self._telemetry.wrote(final=event.is_final, speech_samples=event.analyzed)
-                if isinstance(
-                    event, TurnResult
-                ):  # finished only now that its result was written, whoever cancels the call
-                    self._finishing = asyncio.create_task(self._finish(event.turn_id))
+                if isinstance(event, TurnResult):  # finished once its result was sent, even if the call is cancelled
+                    self._finishing = asyncio.create_task(self._conversation.finish_turn(event.turn_id))
                     await asyncio.shield(self._finishing)
-                self._outbox.task_done()
-                if isinstance(event, StreamEnded):
+                self._outbox.sent()
+                if ended:
                     return
         finally:
             if self._finishing is not None:
                 await asyncio.gather(self._finishing, return_exceptions=True)
-            self._streams.remove(self._live)
-            await self._cancel_tasks()
-            await self._held.leave(alone=lambda: not self._streams.has(self._live.conversation))
-
-    async def _finish(self, turn_id: str) -> None:
-        with self._live.finishing(turn_id):
-            await self._held.finish_turn(turn_id)
-            self._live.turn_ids.discard(turn_id)
-
-    # ---- tasks
+            self._stream.close()
+            await self._tasks.cancel()
+            await self._conversation.leave()
 
     async def _listen(self, listener: Listener, requests: AsyncIterator[Request]) -> None:
         self._failure = await listener.run(requests)
-        await self._analysis.close()
+        await self._responder.close()
 
-    async def _analyse(self, listener: Listener) -> None:
-        await self._analysis.run()
+    async def _respond(self, listener: Listener) -> None:
+        await self._responder.run()
         if self._failure is not None:
             raise self._failure
-        await self._outbox.join()  # every turn is finished, and the conversation says so
-        await self._held.refresh()
-        await self._outbox.put(self._account(listener))
+        await self._outbox.all_sent()  # every turn is finished, and the conversation says so
+        await self._conversation.refresh()
+        await self._outbox.put(self._ended(listener.received))
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Runs beside the loop until the stream ends. What it raises ends the stream, after what was told before."""
+    # ---- the parts that depend on what the conversation knows
 
-        async def guarded() -> None:
-            try:
-                await work
-            except Exception as error:
-                await self._outbox.put(error)
+    def _turn_tracker(self) -> TurnTracker:
+        """A stream that resumes its turn exactly where an utterance ended goes on in the same state. If the server has
+        lost that utterance, the client's word counts.
+        """
+        options = self._options
+        before = self._conversation.resumed_after()
+        segmenter = Segmenter(
+            options.endpointing,
+            self._dependencies.make_vad(options.endpointing.vad_aggressiveness),
+            resume_after=before.reason if before else options.resumes_after,
+        )
+        new_turn_id = self._dependencies.new_turn_id
+        return TurnTracker(options, segmenter, self._responder, self._conversation, self._outbox, new_turn_id)
 
-        task = asyncio.create_task(guarded())
-        task.add_done_callback(lambda _: work.close())  # cancelled before its first step, it never ran
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+    def _listener(self, turns: TurnTracker) -> Listener:
+        limits, clock = self._dependencies.limits, self._dependencies.clock
+        return Listener(self._options, limits, turns, self._stream, self._outbox, self._telemetry, clock)
 
-    async def _cancel_tasks(self) -> None:
-        """Asks more than once: asyncio.wait_for of Python 3.11, which libraries use, can lose a cancellation."""
-        while self._tasks:
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks, timeout=CANCEL_AGAIN_S)
+    # ---- the first and the last reply
 
-    # ---- replies
+    def _started(self, created: bool) -> StreamStarted:
+        participant, ttl_s = self._conversation.participant, self._conversation.conversation.ttl_s
+        return StreamStarted(self._options.turn_id, created, len(participant.heard), ttl_s, participant.given_traits)
 
-    async def _next_event(self) -> Event:
-        """The next event from the outbox. Raises what ends the stream."""
-        item = self._ended.result() if self._ended.done() else await self._outbox.get()
-        if self._ended.done():  # meanwhile
-            item = self._ended.result()
-        if isinstance(item, Exception):
-            raise item
-        return item
-
-    def _reply(self, event: Event, listener: Listener) -> Reply:
-        received, processed = listener.received, listener.settled
-        if isinstance(event, StreamEnded):
-            processed = received
-        elif self._analysis.waits_from is not None:
-            processed = min(processed, self._analysis.waits_from)
-        return Reply(event, received, processed)
-
-    def _account(self, listener: Listener) -> StreamEnded:
-        received, speech, dropped = listener.received, self._analysis.speech, self._analysis.dropped
+    def _ended(self, received: int) -> StreamEnded:
+        speech, dropped = self._responder.speech, self._responder.dropped
         return StreamEnded(
             reason="COMPLETED",
             received=received,
             speech=speech,
             non_speech=received - speech - dropped,
             dropped=dropped,
-            conversation=self._held.conversation,
-            model=self._stream.model,
+            conversation=self._conversation.conversation,
+            model=self._model,
         )
-
-    def _started(self, created: bool) -> StreamStarted:
-        participant, ttl_s = self._held.participant, self._held.conversation.ttl_s
-        heard = len(participant.heard)
-        return StreamStarted(self._stream.options.turn_id, created, heard, ttl_s, participant.given_traits)
-
-    # ---- from outside
-
-    def _end(self, failure: Failure) -> None:
-        """Ends the stream at once, whatever is queued."""
-        if not self._ended.done():
-            self._ended.set_result(failure)
-            with suppress(asyncio.QueueFull):  # an empty outbox may be waited for; what lies in it is not looked at
-                self._outbox.put_nowait(failure)
-
-    def _warn(self, warning: StreamWarning) -> None:
-        """A reader too slow to have room for it misses it."""
-        with suppress(asyncio.QueueFull):
-            self._outbox.put_nowait(warning)
-
-    # ---- opening
-
-    def _listener(self) -> Listener:
-        """A stream that resumes its turn exactly where an utterance ended goes on in the same state. What the server
-        has of it may be lost; then the client's word counts.
-        """
-        options = self._stream.options
-        before = self._held.resumed_after()
-        segmenter = Segmenter(
-            options.endpointing,
-            self._make_vad(options.endpointing.vad_aggressiveness),
-            resume_after=before.reason if before else options.resumes_after,
-        )
-        return Listener(self._stream, self._analysis, segmenter, new_turn_id=self._new_turn_id, clock=self._clock)

@@ -1,0 +1,127 @@
+"""Runs the model on the speech of one stream, and makes results of what it estimates."""
+
+from __future__ import annotations
+
+from kibun.models.types import Analysis, Utterance
+from kibun.server.audio.endpointing import EndReason, SpeechSegment
+from kibun.server.conversation.state import Participant, UtteranceRecord
+from kibun.server.errors import Failure, Kind
+from kibun.server.inference.backend import Analyzer, BackendError, Job, ModelInfo
+from kibun.server.session import estimates
+from kibun.server.session.events import PersonalityUpdate, StreamOptions, TurnResult, UtteranceResult
+
+FINAL_DEADLINE_S = 1.0
+INTERIM_DEADLINE_S = 2.0
+
+
+class Estimator:
+    """One stream's way to its model. `request_id` identifies the stream to the analyzer."""
+
+    def __init__(self, request_id: str, options: StreamOptions, model: ModelInfo, analyzer: Analyzer) -> None:
+        self._request_id = request_id
+        self._options = options
+        self._model = model
+        self._analyzer = analyzer
+
+    @property
+    def full(self) -> bool:
+        """Whether the machine is needed for finals, so that no interim should be asked for."""
+        return self._analyzer.full
+
+    @property
+    def interim_stretch(self) -> float:
+        """How many times further apart interims should be than on an idle server, >= 1."""
+        return self._analyzer.stretch
+
+    def can_analyze(self, segment: SpeechSegment) -> bool:
+        """Whether the segment is long enough for the model."""
+        return len(segment.audio) >= self._model.min_samples
+
+    async def run_model(self, segment: SpeechSegment, known: Participant, *, final: bool) -> Analysis:
+        """Analyses a segment with what is known of the participant.
+
+        Raises Failure UNAVAILABLE if another server should do it, BackendError, and for interims Superseded.
+        """
+        options, model = self._options, self._model
+        utterance = Utterance(
+            audio=segment.audio,
+            history=estimates.history(known.records, model.vector_size),
+            given_traits=options.given_traits or known.given_traits,
+            emotion=options.emotion,
+            personality=model.supports_personality,  # even if the client wants none: emotion is conditioned on it
+        )
+        deadline_s = FINAL_DEADLINE_S if final else INTERIM_DEADLINE_S
+        try:
+            return await self._analyzer.submit(
+                Job(model.name, utterance), stream_id=self._request_id, final=final, deadline_s=deadline_s
+            )
+        except BackendError as error:
+            if error.reason == "UNAVAILABLE":
+                message = "the server is stopping; resume the turn on another connection"
+                raise Failure(Kind.UNAVAILABLE, "DRAINING", message, retry_after_s=1.0) from error
+            if error.reason == "NO_WORKER":
+                message = "this server cannot analyse for now; resume the turn on another connection"
+                raise Failure(Kind.UNAVAILABLE, "NO_WORKER", message, retry_after_s=1.0) from error
+            raise
+
+    def utterance_result(
+        self, segment: SpeechSegment, turn_id: str, analysis: Analysis | None, known: Participant, *, is_final: bool
+    ) -> UtteranceResult:
+        """The result of a segment. `analysis`: None if the segment was too short; `known`: what it rested on."""
+        options, model, n = self._options, self._model, len(segment.audio)
+        start = segment.start + options.start_offset
+        return UtteranceResult(
+            utterance_id=f"{options.participant_id}:{turn_id}:{start}",
+            turn_id=turn_id,
+            is_final=is_final,
+            start=start,
+            end=segment.end + options.start_offset,
+            analyzed=n if analysis else 0,
+            emotion=estimates.emotion(analysis) if analysis else None,
+            personality=estimates.of_utterance(model, analysis, n) if analysis and options.personality else None,
+            condition=estimates.condition(model, analysis, known, n) if analysis and options.emotion else None,
+            reason=segment.reason if is_final else None,
+        )
+
+    def personality_update(self, record: UtteranceRecord, participant: Participant) -> PersonalityUpdate | None:
+        """The participant's traits after `record`; None if it changed none, or the client wants none."""
+        personality = estimates.of_participant(self._model, participant)
+        if not self._options.personality or record.traits is None or personality is None:
+            return None
+        return PersonalityUpdate(self._options.participant_id, personality, participant.revision)
+
+    def turn_result(self, turn_id: str, reason: EndReason, position: int, participant: Participant) -> TurnResult:
+        """All utterances of the turn taken together, including those of a stream that this one resumed.
+
+        `position`: where the turn ended, in samples of this stream; the start and end of a turn without utterances.
+        """
+        records = participant.turn(turn_id)
+        position += self._options.start_offset
+        return TurnResult(
+            turn_id=turn_id,
+            start=min((r.start for r in records), default=position),
+            end=max((r.end for r in records), default=position),
+            utterance_count=len(records),
+            speech=sum(r.speech for r in records),
+            emotion=estimates.mean_emotion(records) if self._options.emotion else None,
+            personality=estimates.of_participant(self._model, participant) if self._options.personality else None,
+            reason=reason,
+        )
+
+
+def record_of(final: UtteranceResult, analysis: Analysis | None) -> UtteranceRecord:
+    """What the conversation stores of a final."""
+    assert final.reason is not None  # a final has one
+    traits, source = estimates.conversation_traits(analysis) if analysis else (None, "average")
+    return UtteranceRecord(
+        utterance_id=final.utterance_id,
+        turn_id=final.turn_id,
+        start=final.start,
+        end=final.end,
+        speech=final.analyzed,
+        vector=analysis.vector if analysis else None,
+        emotion=(final.emotion.valence, final.emotion.arousal) if final.emotion else None,
+        traits=traits,
+        traits_source=source,
+        reason=final.reason,
+    )

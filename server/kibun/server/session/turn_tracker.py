@@ -1,0 +1,165 @@
+"""Divides the audio of one stream into segments of speech and turns. Its clock counts samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server.audio.decoder import FloatArray
+from kibun.server.audio.endpointing import (
+    EndReason,
+    NoSpeechTimeout,
+    SegmenterEvent,
+    SpeechBegin,
+    SpeechEnd,
+    SpeechSegment,
+    TurnSilence,
+)
+from kibun.server.audio.segmenter import Segmenter
+from kibun.server.session import quality
+from kibun.server.session.conversation_handle import ConversationHandle
+from kibun.server.session.events import SpeechEvent, SpeechType, StreamOptions
+from kibun.server.session.outbox import Outbox
+from kibun.server.session.responder import Responder
+
+FIRST_INTERIM = SAMPLE_RATE_HZ  # geometric times: 1, 2.5, 6.25, 15.6 s of the utterance
+INTERIM_RATIO = 2.5  # of one time to the next: all encodings, final included, then cost less than three of the final
+
+
+@dataclass(slots=True)
+class _OpenTurn:
+    """`due`: it gets a TurnResult when the client closes the stream.
+
+    The first turn always does; one that the client asked for (`asked`) once it has audio, even without speech; one that
+    began because the last ended in silence, once there is speech.
+    """
+
+    turn_id: str
+    asked: bool
+    due: bool = False
+    began: bool = False
+    warned: set[str] = field(default_factory=set)  # reasons of the warnings about its audio
+
+
+class TurnTracker:
+    """Takes samples; puts speech events into the outbox, and gives segments and ends of turns to the responder."""
+
+    def __init__(
+        self,
+        options: StreamOptions,
+        segmenter: Segmenter,
+        responder: Responder,
+        conversation: ConversationHandle,
+        outbox: Outbox,
+        new_turn_id: Callable[[], str],
+    ) -> None:
+        """`new_turn_id` makes ids for turns that the client did not name."""
+        self._options = options
+        self._segmenter = segmenter
+        self._responder = responder
+        self._conversation = conversation
+        self._outbox = outbox
+        self._new_turn_id = new_turn_id
+        self._turn = _OpenTurn(options.turn_id, asked=True, due=True)
+        self._next_interim = self._first_interim  # samples of the open utterance; it may be open from the start
+
+    @property
+    def processed(self) -> int:
+        """Everything before this sample has its final, or belongs to no utterance. Never falls."""
+        waits_from = self._responder.waits_from
+        return self._segmenter.needed_from if waits_from is None else min(self._segmenter.needed_from, waits_from)
+
+    def audio_arrived(self) -> None:
+        """The client sent audio, be it less than a sample: a turn that it asked for is due."""
+        self._turn.due |= self._turn.asked
+
+    async def push(self, samples: FloatArray) -> None:
+        """Takes the next samples, float32 (n,), n >= 0."""
+        if found := self._segmenter.push(samples):
+            await self._handle(found)
+
+    async def end(self, reason: EndReason, next_turn_id: str | None = None) -> None:
+        """Ends the open segment now, and the turn if a result is due.
+
+        `next_turn_id`: the client asked for this turn's result, and goes on with a turn of this id.
+        """
+        self._turn.due |= next_turn_id is not None
+        await self._handle(self._segmenter.flush(reason))
+        if self._turn.due:
+            await self._close_turn(reason, self._segmenter.position)
+        if next_turn_id is not None:
+            self._open_turn(next_turn_id, asked=True)
+
+    async def check_next_turn(self, turn_id: str) -> str:
+        """The id of the turn to go on with, a new one for "". Raises Failure if it is or was another turn's."""
+        turn_id = turn_id or self._new_turn_id()
+        await self._conversation.check_next_turn(turn_id)
+        return turn_id
+
+    def start_interim(self) -> None:
+        """Starts an interim if one has fallen due: on audio up to the exact sample at which it did."""
+        opened = self._segmenter.open_start
+        if not self._options.interims or opened is None:
+            return
+        due, every = None, self._options.interim_interval
+        while self._segmenter.position - opened >= self._next_interim:
+            due = self._next_interim
+            apart = every or due * (INTERIM_RATIO - 1)
+            self._next_interim = due + round(apart * self._responder.interim_stretch)
+        if due is not None:
+            audio = self._segmenter.open_audio(opened + due)
+            segment = SpeechSegment(opened, opened + due, audio, len(audio), EndReason.SILENCE)
+            self._responder.interim(segment, self._turn.turn_id)
+
+    @property
+    def _first_interim(self) -> int:
+        return self._options.interim_interval or FIRST_INTERIM
+
+    async def _handle(self, found: list[SegmenterEvent]) -> None:
+        for event in found:
+            match event:
+                case SpeechBegin(position):
+                    await self._begin_turn(position)
+                    self._next_interim = self._first_interim
+                    await self._put_activity("activity_begin", position)
+                case SpeechEnd(position):
+                    await self._put_activity("activity_end", position)
+                case NoSpeechTimeout(position):
+                    await self._put_speech("no_speech_timeout", position)
+                case SpeechSegment(start=position):
+                    await self._begin_turn(position)
+                    self._next_interim = self._first_interim
+                    await self._warn_of_quality(event)
+                    await self._responder.final(event, self._turn.turn_id)
+                case TurnSilence(position):
+                    await self._close_turn(EndReason.SILENCE, position)
+                    self._open_turn(self._new_turn_id(), asked=False)
+
+    async def _begin_turn(self, position: int) -> None:
+        if not self._turn.began:
+            self._turn.began = self._turn.due = True
+            await self._put_speech("turn_start", position)
+
+    async def _close_turn(self, reason: EndReason, position: int) -> None:
+        await self._begin_turn(position)
+        await self._put_speech("turn_end", position)
+        await self._responder.turn_end(self._turn.turn_id, reason, position)
+
+    def _open_turn(self, turn_id: str, *, asked: bool) -> None:
+        self._turn = _OpenTurn(turn_id, asked)
+        self._conversation.claim_turn(turn_id)
+
+    async def _warn_of_quality(self, segment: SpeechSegment) -> None:
+        """Warns of each fault once a turn."""
+        for warning in quality.warnings(segment.audio):
+            if warning.reason not in self._turn.warned:
+                self._turn.warned.add(warning.reason)
+                await self._outbox.put(replace(warning, metadata={**warning.metadata, "turn_id": self._turn.turn_id}))
+
+    async def _put_speech(self, kind: SpeechType, position: int) -> None:
+        await self._outbox.put(SpeechEvent(kind, position + self._options.start_offset, self._turn.turn_id))
+
+    async def _put_activity(self, kind: SpeechType, position: int) -> None:
+        if self._options.voice_activity_events:
+            await self._put_speech(kind, position)
