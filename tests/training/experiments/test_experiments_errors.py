@@ -11,9 +11,9 @@ from typer.testing import CliRunner, Result
 from kibun.models.types import TRAITS
 from kibun.training.eval_commands import eval_app
 from kibun.training.evaluation.metrics import ccc
-from kibun.training.experiments.run_store import Runs
+from kibun.training.experiments.run_store import RunStore
 from kibun.training.experiments.scores import score
-from kibun.training.experiments.study import SHUFFLED, Place, read_study
+from kibun.training.experiments.study import Place, read_study
 from kibun.training.runs.config import ConfigError, TraitOptions
 from tests.support import ROOT
 from tests.support.session_corpus import make_sessions
@@ -182,10 +182,13 @@ def test_one_profile_cannot_be_judged(lab: Path) -> None:
     assert "split 'test' has one speaker-conversation" in error(lab, "noise")
 
 
+SHUFFLED = TraitOptions(source="shuffled")
+
+
 def test_runs_are_told_by_what_they_are_of(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     study = read_study(str(lab / "base.toml"))
     place = Place("valence", "paper")
-    runs = Runs(lab / "runs")
+    runs = RunStore(lab / "runs")
     name = runs.name(study.ser(place, 1, "ticn-ca"))
     assert name.startswith("ser-valence-ticn-ca-OCEAN-paper-seed1-")
     assert runs.name(study.ser(place, 1, "ca", ("openness",), SHUFFLED)).startswith("ser-valence-ca-O-shuffled-paper-")
@@ -197,10 +200,12 @@ def test_runs_are_told_by_what_they_are_of(lab: Path, tmp_path_factory: pytest.T
     shutil.copytree(lab / "corpus", moved / "corpus")
     shutil.copy(lab / "base.toml", moved / "base.toml")
     elsewhere = read_study(str(moved / "base.toml"))
-    assert Runs(moved).name(elsewhere.ser(place, 1, "ticn-ca")) == name
+    assert RunStore(moved).name(elsewhere.ser(place, 1, "ticn-ca")) == name
     # A label, a setting, the splits, the personality run that predicts: another run.
     others = {
-        Runs(moved).name(read_study(str(moved / "base.toml"), settings=["training.epochs=7"]).ser(place, 1, "ticn-ca")),
+        RunStore(moved).name(
+            read_study(str(moved / "base.toml"), settings=["training.epochs=7"]).ser(place, 1, "ticn-ca")
+        ),
         runs.name(study.ser(Place("valence", "loso_1"), 1, "ticn-ca")),
         *(
             runs.name(
@@ -210,7 +215,7 @@ def test_runs_are_told_by_what_they_are_of(lab: Path, tmp_path_factory: pytest.T
         ),
     }
     change(moved, valence=3.0)
-    others.add(Runs(moved).name(elsewhere.ser(place, 1, "ticn-ca")))
+    others.add(RunStore(moved).name(elsewhere.ser(place, 1, "ticn-ca")))
     assert len(others | {name}) == 6
 
 
@@ -218,10 +223,10 @@ def test_a_file_of_splits_counts_by_its_content(lab: Path) -> None:
     splits = lab / "mine.csv"
     splits.write_text("dialogue,split\nSes01F_impro01,test\n", encoding="utf-8")
     study = read_study(str(lab / "base.toml"))
-    first = Runs(lab).name(study.pr(0, str(splits)))
+    first = RunStore(lab).name(study.pr(0, str(splits)))
     assert first.startswith("pr-mine-seed0-")
     splits.write_text("dialogue,split\nSes01F_impro01,dev\n", encoding="utf-8")
-    assert Runs(lab).name(study.pr(0, str(splits))) != first
+    assert RunStore(lab).name(study.pr(0, str(splits))) != first
 
 
 def test_score_is_the_mean_over_seeds_of_the_mean_over_draws() -> None:

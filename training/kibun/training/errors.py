@@ -1,4 +1,4 @@
-"""What is wrong with a corpus, told so that its owner can mend it; and how commands say what is wrong."""
+"""Errors of a corpus, worded so that it can be fixed, and how commands end with an error."""
 
 from collections.abc import Sequence
 from typing import NoReturn
@@ -13,7 +13,7 @@ class ManifestError(ValueError):
 
 
 class CorpusError(ManifestError):
-    """A corpus cannot be made into a manifest. ``problems`` has every single one, the message the first 50."""
+    """A corpus cannot be made into a manifest. ``problems`` lists all of them, the message the first 50."""
 
     def __init__(self, what: str, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -24,6 +24,12 @@ class CorpusError(ManifestError):
 
 
 def fail(message: str) -> NoReturn:
-    """End a command: the message to standard error, exit code 2."""
+    """End a command: the message goes to standard error, the exit code is 2."""
     typer.echo(f"error: {message}", err=True)
     raise typer.Exit(2)
+
+
+def check_one_form(*, as_json: bool, as_markdown: bool) -> None:
+    """End a command that was asked for two forms of its tables."""
+    if as_json and as_markdown:
+        fail("--json and --markdown exclude each other: choose one")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from kibun.training.errors import fail
+from kibun.training.errors import check_one_form, fail
 from kibun.training.experiments.commands import add_experiment_commands
 
 eval_app = typer.Typer(help="Compute the paper's tables.", no_args_is_help=True)
@@ -46,7 +46,7 @@ def agreement(
     Per trait score the rater farthest from the mean is dropped. --json: one object with the five traits and "average",
     each with icc2k, icc3k, kappa, icc2k_ci95 (of the average: bootstrap over profiles), untrimmed, published, profiles.
     """
-    _one_form(as_json, as_markdown)
+    check_one_form(as_json=as_json, as_markdown=as_markdown)
     from kibun.training.corpora.tipi import LabelError
     from kibun.training.evaluation.agreement import read_scores, table_one, to_payload, to_table
     from kibun.training.evaluation.report_table import show
@@ -72,7 +72,7 @@ def correlations(
 
     --json: one object with all, male and female, each with n, left_out, and per trait valence and arousal with r and p.
     """
-    _one_form(as_json, as_markdown)
+    check_one_form(as_json=as_json, as_markdown=as_markdown)
     from kibun.training.corpora.manifest import ManifestError, load_manifest
     from kibun.training.evaluation.correlations import correlate, to_payload, to_tables
     from kibun.training.evaluation.report_table import show
@@ -100,7 +100,7 @@ def compare(
     as_markdown: MarkdownOption = False,
 ) -> None:
     """Whether two models differ in CCC: paired cluster bootstrap over speaker-conversations."""
-    _one_form(as_json, as_markdown)
+    check_one_form(as_json=as_json, as_markdown=as_markdown)
     from kibun.training.evaluation.predictions import PredictionsError, check_figure, read_predictions
     from kibun.training.evaluation.report_table import show
     from kibun.training.evaluation.significance import compare_predictions, to_table
@@ -116,8 +116,3 @@ def compare(
 
 
 add_experiment_commands(eval_app)
-
-
-def _one_form(as_json: bool, as_markdown: bool) -> None:
-    if as_json and as_markdown:
-        fail("--json and --markdown exclude each other: choose one")

@@ -8,6 +8,7 @@ is guessed. Tables II and III (correlations) are not among them.
 from dataclasses import dataclass
 
 AVERAGE = "average"
+PUBLISHED_SPLITS = ("paper", "paper_2to5")  # splits whose test half is the paper's
 
 
 @dataclass(frozen=True)

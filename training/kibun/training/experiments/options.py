@@ -1,6 +1,7 @@
-"""What the options of tables of runs mean. Each function raises ConfigError: the option, what is allowed."""
+"""The options of tables of runs, parsed. Each function raises ConfigError, naming the option and what is allowed."""
 
 import math
+from collections.abc import Sequence
 
 from kibun.models.types import EMOTIONS, TRAITS
 from kibun.training.corpora.tipi import SHORT_NAMES
@@ -10,7 +11,7 @@ SETTINGS = {"1": "utterance", "2": "average", "3": "conversation"}
 
 
 def as_words(text: str, option: str) -> list[str]:
-    """A list by commas, no word empty or twice."""
+    """Words separated by commas, none empty or repeated."""
     words = [word.strip() for word in text.split(",")]
     for word in words:
         if not word or words.count(word) > 1:
@@ -18,8 +19,15 @@ def as_words(text: str, option: str) -> list[str]:
     return words
 
 
+def check_words(words: Sequence[str], option: str, allowed: Sequence[str], fault: str = "unknown") -> None:
+    """ConfigError for a word that the option does not allow. fault: what such a word "is"."""
+    for word in words:
+        if word not in allowed:
+            raise ConfigError(f"{option}: {word!r} is {fault}; allowed are {', '.join(allowed)}")
+
+
 def as_numbers(text: str, option: str) -> list[float]:
-    """A list of finite numbers by commas, none twice."""
+    """Finite numbers separated by commas, none repeated."""
     numbers: list[float] = []
     for word in as_words(text, option):
         try:
@@ -33,7 +41,7 @@ def as_numbers(text: str, option: str) -> list[float]:
 
 
 def as_seeds(text: str) -> list[int]:
-    """Whole numbers from 0, none twice."""
+    """Whole numbers from 0, none repeated."""
     words = as_words(text, "--seeds")
     for word in words:
         if not word.isdecimal():
@@ -45,16 +53,14 @@ def as_seeds(text: str) -> list[int]:
 
 
 def as_dimensions(text: str) -> list[str]:
-    """Emotion dimensions, in the order of EMOTIONS."""
+    """Emotion dimensions in the order of EMOTIONS."""
     words = as_words(text, "--dimension")
-    for word in words:
-        if word not in EMOTIONS:
-            raise ConfigError(f"--dimension: {word!r} is unknown; allowed are {', '.join(EMOTIONS)}")
+    check_words(words, "--dimension", EMOTIONS)
     return [name for name in EMOTIONS if name in words]
 
 
 def as_trait_sets(text: str) -> list[tuple[str, ...]]:
-    """Sets of traits to condition on: "each" is five of one, "all" one of five, a name one of that trait."""
+    """Sets of traits to condition on: "each" is five sets of one trait, "all" one set of five, a name that trait."""
     by_letters = {letters: trait for trait, letters in SHORT_NAMES.items()}
     sets: list[tuple[str, ...]] = []
     for word in as_words(text, "--traits"):
@@ -72,13 +78,11 @@ def as_trait_sets(text: str) -> list[tuple[str, ...]]:
 
 
 def as_settings(text: str | None, *, causal: bool) -> list[str]:
-    """Settings of personality as `table_personality.LABELS` names them; None: all, with causal 3."""
+    """Settings of personality, keys of `table_personality.LABELS`; None: all of them, with causal 3."""
     if text is None:
         return [*SETTINGS.values(), "causal"]
     words = as_words(text, "--setting")
-    for word in words:
-        if word not in SETTINGS:
-            raise ConfigError(f"--setting: {word!r} is unknown; allowed are {', '.join(SETTINGS)}")
+    check_words(words, "--setting", tuple(SETTINGS))
     if causal and "3" not in words:
         raise ConfigError("--causal is a form of setting 3: give --setting 3, or no --setting for all")
     return [*(SETTINGS[word] for word in words), *(["causal"] if causal else [])]

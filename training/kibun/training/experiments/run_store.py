@@ -1,7 +1,7 @@
 """The runs behind a table: one folder each, named after its configuration, trained once and then only read.
 
-A name says in words what the run is and ends in a digest of all of its settings, of the manifest's content and of the
-splits file's, so that another corpus or another setting is another run, and a corpus or folder of runs may be moved.
+A name describes the run and ends in a digest of all its settings and of the contents of manifest and splits file, so
+that another corpus or another setting is another run, and corpora and folders of runs may be moved.
 """
 
 import dataclasses
@@ -18,29 +18,30 @@ from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item
 from kibun.training.corpora.splits import resolve_splits
 from kibun.training.evaluation.predictions import Estimate, Prediction, align, read_predictions, write_predictions
+from kibun.training.experiments.study import UNCONDITIONED
 from kibun.training.runs.config import RunConfig, identity
 from kibun.training.runs.folder import RUN_CONFIG, is_finished, predictions_file
 
 State = Literal["finished", "begun", "missing"]
-TESTED = "tested"  # folder in a run: what it says of test under other traits than those it was tested with
+TESTED = "tested"  # folder in a run: its predictions of test with other traits
 
 
-class Runs:
-    """A folder of runs. `say` gets a line before each run that is trained, and before models hear the test again."""
+class RunStore:
+    """A folder of runs. `log` is called with a line before each run is trained, or tested with other traits."""
 
-    def __init__(self, folder: Path, say: Callable[[str], None] = lambda _line: None) -> None:
+    def __init__(self, folder: Path, log: Callable[[str], None] = lambda _line: None) -> None:
         self.folder = folder
-        self.say = say
+        self.log = log
         self._digests: dict[Path, str] = {}
 
     def name(self, config: RunConfig) -> str:
-        """`ser-valence-ticn-ca-OCEAN-paper-seed0-1a2b3c4d5e`, of letters that every file system takes."""
+        """`ser-valence-ticn-ca-OCEAN-paper-seed0-1a2b3c4d5e`: safe as the name of a folder on any file system."""
         words: list[str] = [config.task]
         if config.dimension is not None:
             words.append(config.dimension)
         if config.task == "ser":
             words.append(config.model.head)
-            if config.model.head not in ("baseline", "regression"):
+            if config.model.head not in UNCONDITIONED:
                 words.append("".join(trait[0].upper() for trait in TRAITS if trait in config.model.condition_on))
                 if config.traits.source != "truth":
                     words.append(config.traits.source)
@@ -49,29 +50,29 @@ class Runs:
         return "-".join([*words, f"seed{config.training.seed}", self._digest(config)])
 
     def folder_of(self, config: RunConfig) -> Path:
-        """Where the run is, or will be."""
+        """Absolute path of the run's folder, which need not exist yet."""
         return (self.folder / self.name(config)).resolve()
 
     def state(self, config: RunConfig) -> State:
-        """How far the run has got."""
+        """Whether the run is finished, was begun, or is missing."""
         folder = self.folder_of(config)
         if is_finished(folder):
             return "finished"
         return "begun" if (folder / RUN_CONFIG).is_file() else "missing"
 
     def train(self, configs: Sequence[RunConfig]) -> None:
-        """Train, in this order, what is not finished; a run that was cut off goes on. Errors as `train_run` raises."""
+        """Train the unfinished ones in this order, resuming any that was interrupted. Raises as `train_run`."""
         from kibun.training.runs.run import train_run
 
         wanted = {self.name(config): config for config in configs}
         missing = [name for name, config in wanted.items() if self.state(config) != "finished"]
-        self.say(f"{len(wanted)} runs: {len(wanted) - len(missing)} finished, {len(missing)} to train")
+        self.log(f"{len(wanted)} runs: {len(wanted) - len(missing)} finished, {len(missing)} to train")
         for number, name in enumerate(missing, 1):
-            self.say(f"run {number} of {len(missing)}: {name}")
+            self.log(f"run {number} of {len(missing)}: {name}")
             train_run(wanted[name], self.folder_of(wanted[name]))
 
     def predictions(self, config: RunConfig, items: Sequence[Item]) -> list[Prediction]:
-        """What a finished run said of these test utterances, in their order.
+        """A finished run's predictions of these test utterances, in their order.
 
         Raises PredictionsError where the file is missing or holds other utterances or labels.
         """
@@ -80,15 +81,15 @@ class Runs:
     def under(
         self, config: RunConfig, items: Sequence[Item], conditions: Mapping[str, NDArray[np.float32]]
     ) -> dict[str, list[Prediction]]:
-        """What a finished run of `ser` says of these utterances if it is given these traits.
+        """Predictions of a finished run of `ser` for these utterances, given other traits than it was tested with.
 
-        conditions: (N, 5) traits by name. Each is kept as TESTED/NAME-DIGEST.jsonl in the run's folder, DIGEST of the
-        traits; all that are not there yet are estimated with one encoding of each utterance.
+        conditions: (N, 5) traits by name. The predictions of each are stored as TESTED/NAME-DIGEST.jsonl in the run's
+        folder, DIGEST of the traits; those that are missing are made with a single encoding of each utterance.
         """
         folder = self.folder_of(config) / TESTED
         files = {name: folder / f"{name}-{_sha(traits.tobytes())}.jsonl" for name, traits in conditions.items()}
         if missing := [name for name, file in files.items() if not file.is_file()]:
-            self.say(f"testing with {len(missing)} other assignments of traits: {self.name(config)}")
+            self.log(f"testing with {len(missing)} other assignments of traits: {self.name(config)}")
             estimates = self._estimate(config, items, [conditions[name] for name in missing])
             folder.mkdir(exist_ok=True)
             for name, values in zip(missing, estimates, strict=True):
@@ -121,7 +122,7 @@ class Runs:
             try:
                 self._digests[path] = _sha(path.read_bytes())
             except OSError:
-                self._digests[path] = "unreadable"  # who reads it as a manifest says so
+                self._digests[path] = "unreadable"  # reading it as a manifest reports why
         return self._digests[path]
 
 

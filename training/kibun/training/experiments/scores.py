@@ -1,4 +1,4 @@
-"""What a table of runs says: scores by seed with their significance, lines, and the three forms they are printed in."""
+"""Tables of runs: scores by seed with their significance, lines, reports, and their printed and JSON forms."""
 
 import dataclasses
 import math
@@ -13,15 +13,15 @@ from kibun.training.evaluation.metrics import ccc
 from kibun.training.evaluation.report_table import Cell, Row, Table
 from kibun.training.evaluation.significance import Comparison, compare
 
-Draws = list[NDArray[np.float64]]  # what one trained model says of N utterances, (N,) each, once or under several draws
+Draws = list[NDArray[np.float64]]  # estimates of one trained model for N utterances, (N,) for each draw of noise
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
     """One figure of a table.
 
-    values: one for each seed; one alone where nothing is random. comparison: with what the line is held against, None
-    where it is not. runs: names of the run folders it comes from.
+    values: one for each seed; one alone where nothing is random. comparison: with the baseline of the line, if any.
+    runs: names of the run folders that it comes from.
     """
 
     values: tuple[float, ...]
@@ -31,16 +31,16 @@ class Score:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return statistics.fmean(self.values)
 
     @property
     def sd(self) -> float | None:
-        """Over the seeds, ddof 1; None of a single value."""
+        """Standard deviation over the seeds, ddof 1; None for a single value."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
     def cell(self) -> Cell:
-        """As `mean ± sd **`."""
+        """The cell that prints as `mean ± sd **`."""
         stars = self.comparison.stars if self.comparison is not None else ""
         return Cell.of_seeds(self.values, stars=stars, published=self.published)
 
@@ -56,7 +56,7 @@ class Score:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A line of a report. about: what it is, for programs. scores: by column; a column without one shows "–"."""
+    """A line of a report. about: its fields in JSON. scores: by column; a column without one shows "–"."""
 
     label: str
     about: Mapping[str, Any]
@@ -65,7 +65,7 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """One table. figure: what its scores are, "CCC" or "RMSE". name: what a program finds it by."""
+    """One table. figure: what its scores are, "CCC" or "RMSE". name: identifies it in JSON."""
 
     name: str
     title: str
@@ -75,7 +75,7 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
-        """For the terminal and for Markdown."""
+        """The table for the terminal and for Markdown."""
         rows = [
             Row(line.label, tuple(_cell(line.scores.get(column)) for column in self.columns)) for line in self.lines
         ]
@@ -97,7 +97,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """All that a command prints: reports, what a reader must be warned of, and further fields of the JSON."""
+    """Everything that a command prints: reports, warnings for the reader, and further fields of the JSON."""
 
     table: str
     reports: tuple[Report, ...]
@@ -119,10 +119,10 @@ def score(
     published: float | None = None,
     runs: Sequence[str] = (),
 ) -> Score:
-    """CCC of each seed's estimates with the truth (N,): of several draws, the mean over the draws of their CCC.
+    """CCC of each seed's estimates with the truth (N,); of several draws, the mean of their CCCs.
 
-    against: estimates to compare with by paired bootstrap over the clusters (N names); both sides count by their mean
-    CCC over seeds and draws. Raises ValueError as `compare` does.
+    against: estimates to compare with by paired bootstrap over the clusters (N names), by the mean CCC over seeds and
+    draws. Raises ValueError as `compare` does.
     """
     values = tuple(math.fsum(ccc(draw, truth) for draw in draws) / len(draws) for draws in seeds)
     comparison = None
@@ -130,6 +130,12 @@ def score(
         sides = [np.stack([draw for draws in side for draw in draws]) for side in (seeds, against)]
         comparison = compare(sides[0], sides[1], truth, clusters)
     return Score(values, comparison, published, tuple(runs))
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """The mean of several scores, seed by seed."""
+    values = tuple(map(statistics.fmean, zip(*(one.values for one in scores), strict=True)))
+    return Score(values, runs=tuple(dict.fromkeys(name for one in scores for name in one.runs)))
 
 
 def _cell(found: Score | None) -> Cell:

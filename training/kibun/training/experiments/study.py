@@ -1,7 +1,7 @@
-"""What all runs of one table share, and the configuration of each run that a table asks for.
+"""The settings that all runs of a table share, and the configuration of each of its runs.
 
-The settings come from one TOML file, as `kibun train` reads it, without what the tables vary: task, dimension, head,
-traits and seed.
+The settings come from one TOML file, as `kibun train` reads it, without those that the tables vary: task, dimension,
+head, traits and seed.
 """
 
 import dataclasses
@@ -13,18 +13,17 @@ from typing import Any
 
 from kibun.models.types import EMOTIONS, TRAITS
 from kibun.training.corpora.splits import SPLIT_FILES
-from kibun.training.runs.config import ConfigError, RunConfig, Task, TraitOptions, as_dict, from_dict, load_config
+from kibun.training.runs.config import ConfigError, RunConfig, Task, TraitOptions, load_config
 
 RECIPES = Path(__file__).parent / "recipes"
 VARIED = ("task", "dimension", "name", "model.head", "model.condition_on", "training.seed")
 UNCONDITIONED = ("baseline", "regression")
 TRUTH = TraitOptions()
-SHUFFLED = TraitOptions(source="shuffled")
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Where an emotion is estimated: which one, and by which splits (None: the manifest's own field)."""
+    """An emotion dimension, and the splits it is estimated on (None: the manifest's own field)."""
 
     dimension: str
     splits: str | None
@@ -34,7 +33,7 @@ class Place:
 class Study:
     """The settings that the runs of a table share, its seeds and its emotion dimensions.
 
-    emotion: settings of the runs that estimate emotion; personality: of those of `pr`. Both as a run of `pr`.
+    emotion: settings of the runs that estimate emotion; personality: of the runs of `pr`. Both as a run of `pr`.
     """
 
     emotion: RunConfig
@@ -44,30 +43,32 @@ class Study:
 
     @property
     def places(self) -> list[Place]:
-        """One for each dimension, by the settings' own splits."""
+        """Each dimension with the splits of the settings."""
         return [Place(dimension, self.emotion.splits) for dimension in self.dimensions]
 
     def pr(self, seed: int, splits: str | None) -> RunConfig:
-        """Personality alone."""
-        return _vary("pr", self.personality, seed, splits)
+        """A run that estimates personality alone."""
+        return _vary(self.personality, "pr", seed, splits)
 
     def ser(
         self,
         place: Place,
         seed: int,
         head: str,
-        condition_on: Sequence[str] = TRAITS,
+        condition_on: tuple[str, ...] = TRAITS,
         traits: TraitOptions = TRUTH,
     ) -> RunConfig:
-        """Emotion alone; what a head without traits is conditioned on is left as the default."""
-        model = {"head": head} if head in UNCONDITIONED else {"head": head, "condition_on": list(condition_on)}
-        source = {} if head in UNCONDITIONED else {"traits": dataclasses.asdict(traits)}
-        return _vary("ser", self.emotion, seed, place.splits, dimension=place.dimension, model=model, **source)
+        """A run that estimates emotion alone; a head that sees no traits ignores both options of traits."""
+        options: dict[str, Any] = {"model": dataclasses.replace(self.emotion.model, head=head)}
+        if head not in UNCONDITIONED:
+            options["model"] = dataclasses.replace(options["model"], condition_on=condition_on)
+            options["traits"] = traits
+        return _vary(self.emotion, "ser", seed, place.splits, dimension=place.dimension, **options)
 
     def mtl(self, place: Place, seed: int) -> RunConfig:
-        """Emotion and personality on one tail."""
-        model = {"head": "baseline"}
-        return _vary("mtl", self.emotion, seed, place.splits, dimension=place.dimension, model=model)
+        """A run that estimates emotion and personality on one tail."""
+        model = dataclasses.replace(self.emotion.model, head="baseline")
+        return _vary(self.emotion, "mtl", seed, place.splits, dimension=place.dimension, model=model)
 
 
 def read_study(
@@ -82,9 +83,9 @@ def read_study(
     """Read the shared settings.
 
     config, personality: TOML file, or the name of a recipe that comes with kibun; `personality` (default: the same)
-    is for the runs of `pr`. manifest: instead of the files' own. settings: as "training.epochs=3", on top of both.
+    is for the runs of `pr`. manifest: replaces the files' own. settings: such as "training.epochs=3", on top of both.
 
-    Raises ConfigError: what cannot be read or used, a setting that the tables vary, files of two corpora.
+    Raises ConfigError: a file cannot be read or used, sets what the tables vary, or the two are of different corpora.
     """
     base = _shared(config, manifest, settings)
     other = base if personality is None else _shared(personality, manifest, settings)
@@ -124,12 +125,12 @@ def _shared(config: str, manifest: Path | None, settings: Sequence[str]) -> RunC
 
 
 def _refuse_varied(path: Path, settings: Sequence[str]) -> None:
-    """ConfigError for what the table itself says: a value that would be ignored is an error."""
+    """ConfigError for a setting that the table varies: its value would be ignored."""
     given = {setting.partition("=")[0].strip(): f"--set {setting}" for setting in settings}
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        content = {}  # `load_config` says what is wrong with it
+        content = {}  # `load_config` reports what is wrong with it
     for key, value in content.items():
         names = [f"{key}.{name}" for name in value] if isinstance(value, dict) else [key]
         given |= dict.fromkeys(names, str(path))
@@ -139,15 +140,6 @@ def _refuse_varied(path: Path, settings: Sequence[str]) -> None:
             raise ConfigError(f"{where}: {name} is what the table varies; leave it out, {fix} says it")
 
 
-def _vary(task: Task, settings: RunConfig, seed: int, splits: str | None, **changes: Any) -> RunConfig:
-    content = as_dict(settings)
-    content["task"], content["splits"] = task, splits
-    content["training"]["seed"] = seed
-    for key, value in changes.items():
-        content[key] = {**content[key], **value} if isinstance(value, dict) else value
-    plain = {
-        key: {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
-        for key, value in content.items()
-        if value is not None
-    }
-    return from_dict(task, plain, Path("/"))
+def _vary(settings: RunConfig, task: Task, seed: int, splits: str | None, **changes: Any) -> RunConfig:
+    training = dataclasses.replace(settings.training, seed=seed)
+    return dataclasses.replace(settings, task=task, splits=splits, training=training, **changes)

@@ -1,18 +1,18 @@
-"""Figure 3: emotion and personality each by a model of its own, and together by a multi-task model."""
+"""Figure 3: emotion and personality each estimated by its own model, and together by a multi-task model."""
 
 import dataclasses
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kibun.models.types import TRAITS
+from kibun.training.corpora.manifest import Item
 from kibun.training.evaluation.predictions import Prediction, ccc_of, units_of
 from kibun.training.evaluation.report_table import STARS_NOTE
 from kibun.training.evaluation.significance import compare_predictions
-from kibun.training.experiments import notes as said
-from kibun.training.experiments.rows import Column, read_column
-from kibun.training.experiments.run_store import Runs
-from kibun.training.experiments.scores import Line, Report, Result, Score
+from kibun.training.experiments import notes
+from kibun.training.experiments.emotion_table import read_fold
+from kibun.training.experiments.run_store import RunStore
+from kibun.training.experiments.scores import Line, Report, Result, Score, mean_score
 from kibun.training.experiments.study import Study
 from kibun.training.experiments.table_personality import AVERAGE, LABELS
 from kibun.training.runs.config import RunConfig
@@ -26,111 +26,94 @@ class Multitask:
     """setting: of the traits, one of LABELS. A multi-task model has one emotion dimension and the traits."""
 
     study: Study
-    runs: Runs
+    runs: RunStore
     setting: str
-    columns: tuple[Column, ...]
+    test: tuple[Item, ...]
+    warnings: tuple[str, ...]
 
     def plan(self) -> list[RunConfig]:
         """For each seed one run of each task alone, then of each dimension together with the traits."""
-        return [config for seed in self.study.seeds for group in self._groups(seed).values() for config in group]
+        return [config for seed in self.study.seeds for config in self._models(seed).values()]
 
     def evaluate(self) -> Result:
-        """The table; `facts` hold what `kibun plot multitask` draws."""
-        single = {dimension: self._found(f"{SINGLE} {dimension}") for dimension in self.study.dimensions}
-        traits = self._found(f"{SINGLE} traits")
-        both = {dimension: self._found(_together(dimension)) for dimension in self.study.dimensions}
-        lines = [
-            Line(
-                dimension,
-                {"figure": dimension},
-                {
-                    SINGLE: self._score(dimension, f"{SINGLE} {dimension}", single[dimension]),
-                    _together(dimension): self._score(
-                        dimension, _together(dimension), both[dimension], single[dimension]
-                    ),
-                },
-            )
-            for dimension in self.study.dimensions
-        ]
-        for trait in TRAITS:
-            scores = {SINGLE: self._score(trait, f"{SINGLE} traits", traits)}
-            scores |= {
-                _together(name): self._score(trait, _together(name), rows, traits) for name, rows in both.items()
-            }
-            lines.append(Line(trait, {"figure": trait}, scores))
-        lines.append(_average(lines[-len(TRAITS) :]))
-        warnings = said.warnings(self.columns)
-        notes = (
-            f"{said.test_size(self.columns)} {said.spread(self.study)}",
+        """The table; `facts` hold the bars that `kibun plot multitask` draws."""
+        by_seed = [self._models(seed) for seed in self.study.seeds]
+        names = {model: tuple(self.runs.name(configs[model]) for configs in by_seed) for model in by_seed[0]}
+        found = {
+            model: [self.runs.predictions(configs[model], self.test) for configs in by_seed] for model in by_seed[0]
+        }
+
+        def line(figure: str, single: str, together: Iterable[str]) -> Line:
+            scores = {SINGLE: self._score(figure, found[single], None, names[single])}
+            for model in together:
+                scores[model] = self._score(figure, found[model], found[single], names[model])
+            return Line(figure, {"figure": figure}, scores)
+
+        dimensions = self.study.dimensions
+        together = [_with(dimension) for dimension in dimensions]
+        emotions = [line(dimension, _alone(dimension), [_with(dimension)]) for dimension in dimensions]
+        traits = [line(trait, _alone("traits"), together) for trait in TRAITS]
+        columns = (SINGLE, *together)
+        mean = {column: mean_score([one.scores[column] for one in traits]) for column in columns}
+        average = Line(f"traits, {AVERAGE}", {"figure": AVERAGE}, mean)
+        below = (
+            f"{notes.test_size(self.test)}. {notes.spread(self.study)}",
             "Stars: better or worse than the single task by paired cluster bootstrap over speaker-conversations, seeds"
             f" averaged; {STARS_NOTE}; not corrected for the number of lines.",
             f"Traits: {LABELS[self.setting]}. All models: mean pool, linear.",
             "No figures of the paper's Figure 3 are at hand; none are shown.",
-            *said.closing(self.study, warnings),
+            *notes.closing(self.study, self.warnings),
         )
-        columns = (SINGLE, *map(_together, self.study.dimensions))
-        report = Report("multitask", "Figure 3: single task and multi-task", "CCC", columns, tuple(lines), notes)
-        facts = {**said.facts(self.study), "setting": self.setting, **bars(lines[:-1], self.study.dimensions)}
-        return Result("Figure 3", (report,), warnings, facts)
+        lines = (*emotions, *traits, average)
+        report = Report("multitask", "Figure 3: single task and multi-task", "CCC", columns, lines, below)
+        facts = {**notes.facts(self.study), "setting": self.setting, **_bars([*emotions, *traits])}
+        return Result("Figure 3", (report,), self.warnings, facts)
 
-    def _groups(self, seed: int) -> dict[str, list[RunConfig]]:
-        groups = {f"{SINGLE} traits": [self.study.pr(seed, self.study.emotion.splits)]}
+    def _models(self, seed: int) -> dict[str, RunConfig]:
+        """The runs of a seed by the task, or the tasks, that they estimate."""
+        models = {_alone("traits"): self.study.pr(seed, self.study.emotion.splits)}
         for place in self.study.places:
-            groups[f"{SINGLE} {place.dimension}"] = [self.study.ser(place, seed, "baseline")]
-            groups[_together(place.dimension)] = [self.study.mtl(place, seed)]
-        return groups
-
-    def _found(self, group: str) -> list[list[Prediction]]:
-        """Predictions of each seed."""
-        configs = [self._groups(seed)[group][0] for seed in self.study.seeds]
-        return [self.runs.predictions(config, self.columns[0].test) for config in configs]
+            models[_alone(place.dimension)] = self.study.ser(place, seed, "baseline")
+            models[_with(place.dimension)] = self.study.mtl(place, seed)
+        return models
 
     def _score(
         self,
         figure: str,
-        group: str,
         found: Sequence[Sequence[Prediction]],
-        against: Sequence[Sequence[Prediction]] | None = None,
+        against: Sequence[Sequence[Prediction]] | None,
+        names: tuple[str, ...],
     ) -> Score:
+        """CCC of each seed's predictions, compared with those of another model."""
         field = FIELD_OF_SETTING[self.setting] if figure in TRAITS else None
         values = tuple(ccc_of(units_of(rows, field), figure, field) for rows in found)
         comparison = None if against is None else compare_predictions(found, against, figure, field)
-        names = tuple(self.runs.name(self._groups(seed)[group][0]) for seed in self.study.seeds)
         return Score(values, comparison, runs=names)
 
 
-def multitask(study: Study, runs: Runs, setting: str) -> Multitask:
-    """Figure 3 with the traits of this setting; errors of the corpus as `read_column` raises."""
-    columns = tuple(read_column(study, place, place.dimension) for place in study.places)
-    return Multitask(study, runs, setting, columns)
+def multitask(study: Study, runs: RunStore, setting: str) -> Multitask:
+    """Figure 3 with the traits of this setting; raises errors of the corpus as `read_fold` does."""
+    folds = [read_fold(study, place) for place in study.places]
+    warnings = tuple(dict.fromkeys(warning for fold in folds for warning in fold.warnings))
+    return Multitask(study, runs, setting, folds[0].test, warnings)
 
 
-def bars(lines: Sequence[Line], dimensions: Sequence[str]) -> dict[str, Any]:
+def _bars(lines: Sequence[Line]) -> dict[str, Any]:
     """{"single": {figure: {"mean", "sd"}}, "multitask": …}, as `kibun plot multitask` reads it.
 
     A trait is estimated by the multi-task model of each dimension: its bar is their mean, seed by seed.
     """
     drawn: dict[str, Any] = {"single": {}, "multitask": {}}
     for line in lines:
-        figure = line.about["figure"]
-        together = [line.scores[_together(name)] for name in dimensions if _together(name) in line.scores]
-        values = zip(*(score.values for score in together), strict=True)
-        for kind, score in (
-            ("single", line.scores[SINGLE]),
-            ("multitask", Score(tuple(map(statistics.fmean, values)))),
-        ):
-            drawn[kind][figure] = {"mean": score.mean, "sd": score.sd}
+        together = mean_score([score for column, score in line.scores.items() if column != SINGLE])
+        for kind, score in (("single", line.scores[SINGLE]), ("multitask", together)):
+            drawn[kind][line.label] = {"mean": score.mean, "sd": score.sd}
     return drawn
 
 
-def _average(lines: Sequence[Line]) -> Line:
-    """The mean over the traits, seed by seed."""
-    scores = {}
-    for column in lines[0].scores:
-        values = zip(*(line.scores[column].values for line in lines), strict=True)
-        scores[column] = Score(tuple(map(statistics.fmean, values)), runs=lines[0].scores[column].runs)
-    return Line(f"traits, {AVERAGE}", {"figure": AVERAGE}, scores)
+def _alone(task: str) -> str:
+    return f"{SINGLE} {task}"
 
 
-def _together(dimension: str) -> str:
+def _with(dimension: str) -> str:
     return f"with {dimension}"
