@@ -185,7 +185,7 @@ class Agent:
         async for event in stream:
             match event:
                 case StreamStarted(synthetic_model=True, prior_utterance_count=0):
-                    command(0.0, "notice", text="synthetic model: says nothing of people")
+                    command(0.0, "notice", text="synthetic model: tells you nothing about real people")
                 case UtteranceResult(emotion=Emotion() as emotion):
                     face = self._behaviour.expression(event.end_s, emotion, is_final=event.is_final)
                     if face is not None:

@@ -68,7 +68,11 @@ def test_faces_come_while_the_user_speaks_and_once_for_the_whole(commands: list[
         assert of_turn[-1]["is_final"]
         assert any(not face["is_final"] for face in of_turn), "a face before the turn is over"
         assert all(turn["start_s"] <= face["t"] <= turn["end_s"] + 0.01 for face in of_turn)
-    assert commands[0] == {"t": 0.0, "command": "notice", "text": "synthetic model: says nothing of people"}
+    assert commands[0] == {
+        "t": 0.0,
+        "command": "notice",
+        "text": "synthetic model: tells you nothing about real people",
+    }
 
 
 def test_the_face_is_livelier_in_livelier_turns(commands: list[Json]) -> None:

@@ -121,7 +121,7 @@ def test_stream_turns_of_a_dialogue(kibun: Kibun, target: str) -> None:
     spoken = Counter(turn["participant_id"] for turn in turns)
     assert {p["participant_id"]: p["turn_count"] for p in participants} == spoken
     assert kibun(*arguments) == 0
-    assert "synthetic model: says nothing of people" in kibun.out
+    assert "synthetic model: tells you nothing about real people" in kibun.out
     assert all(participant["participant_id"] in kibun.out for participant in participants)
 
 
@@ -355,7 +355,7 @@ def test_analyze_formats_agree(kibun: Kibun, target: str, folder: Path, tmp_path
     rows = kibun.lines
     assert [Path(row["file"]).name for row in rows] == sorted(Path(row["file"]).name for row in rows)
     assert {Path(row["file"]).name for row in rows} == {"a.wav", "b.flac", "c.ogg", "d.mp3"}
-    assert "synthetic model: says nothing of people" in kibun.err
+    assert "synthetic model: tells you nothing about real people" in kibun.err
     assert kibun("analyze", folder, "--server", target, "-f", "csv", "-o", tmp_path / "x.csv") == 0
     assert kibun.out == ""
     with (tmp_path / "x.csv").open() as file:
@@ -422,7 +422,7 @@ def test_analyze_starts_its_own_server(kibun: Kibun, folder: Path, monkeypatch: 
 def test_wrong_analyze_names_the_fix(kibun: Kibun, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     wrong: list[tuple[list[str | Path], int, str]] = [
-        ([folder], 2, "--model demo-tiny to try the software (synthetic, says nothing of people)"),
+        ([folder], 2, "--model demo-tiny to try the software (synthetic, tells you nothing about real people)"),
         ([tmp_path / "none"], 2, "no such file or folder"),
         ([tmp_path / "empty"], 2, "no audio in"),
         ([folder, "-f", "xls"], 2, "'table', 'jsonl', 'csv'"),

@@ -120,7 +120,7 @@ def test_arousal_follows_what_the_dialogue_was_made_with(runs: dict[str, subproc
 def test_table_is_for_people(runs: dict[str, subprocess.CompletedProcess[str]]) -> None:
     result = runs["table"]
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("synthetic model: says nothing of people") == 2
+    assert result.stdout.count("synthetic model: tells you nothing about real people") == 2
     turns = json.loads((DEMO / "dialogue.json").read_text())
     rows = [line.split()[1] for line in result.stdout.splitlines() if "utt." in line]
     speakers = [row for index, row in enumerate(rows) if index == 0 or rows[index - 1] != row]

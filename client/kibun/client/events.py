@@ -69,7 +69,7 @@ class StreamStarted(Event):
     idle_timeout_s: float
     # Largest audio message that the server takes, in bytes; 0: unknown.
     max_audio_content_bytes: int
-    # True: trained on generated speech; its estimates say nothing of people.
+    # True: trained on generated speech; its estimates tell you nothing about real people.
     synthetic_model: bool
     # How often the SDK had reopened this turn after losing the connection; set by the SDK.
     reconnects: int = 0

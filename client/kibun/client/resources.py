@@ -98,7 +98,7 @@ class ModelDescription:
     supports_emotion: bool
     supports_personality: bool
     supports_conversation_personality: bool
-    # Trained on generated speech: for trying the software, says nothing of people.
+    # Trained on generated speech: for trying the software, tells you nothing about real people.
     synthetic: bool
     # Emotion needs traits that the model does not estimate: give them with a participant's first turn.
     requires_given_personality: bool = False

@@ -218,7 +218,9 @@ class Server:
             if model.precision:
                 logs.say(f"{model.name} runs in {model.precision}")
             if model.synthetic:
-                text = "was trained on generated speech: for trying the software; it says nothing of people"
+                text = (
+                    "was trained on generated speech: for trying the software; it tells you nothing about real people"
+                )
                 logs.say(f"{model.name} {text}", "WARNING")
             if text := notice(model):
                 logs.say(f"{model.name}: {text}", "WARNING")

@@ -158,7 +158,7 @@ def test_one_untrained_or_synthetic_part_marks_the_whole(
     edit(runs["arousal"], lambda model: setattr(model.config, "synthetic", True))
     model = put_together(runs)
     assert model.config.synthetic
-    assert "**Arousal: trained on synthetic speech: it says nothing of people.**" in model.card
+    assert "**Arousal: trained on synthetic speech: it tells you nothing about real people.**" in model.card
     save_bundle(build_model(checkpoint, name="raw", tasks=["valence"], condition_ff=32), tmp_path / "raw")
     model = put_together({**runs, "valence": tmp_path / "raw"})
     assert not model.config.trained

@@ -240,7 +240,7 @@ def test_personality_of_another_size_keeps_a_trunk_of_its_own(tmp_path: Path) ->
         assert answer.condition_traits is None
     assert model.expected_error == ERRORS
     assert model.config.synthetic, "one part is"
-    assert "**Personality: trained on synthetic speech: it says nothing of people.**" in model.card
+    assert "**Personality: trained on synthetic speech: it tells you nothing about real people.**" in model.card
     assert "## Personality: from `pr`" in model.card
     assert "- Split: paper" in model.card
     warm_up(model)

@@ -70,8 +70,8 @@ def analyze(
     files = find_audio(paths)
     if not server and not model:
         raise UsageError(
-            "analyze needs a model: --model DIR for a bundle, --model demo-tiny to try the software (synthetic, says "
-            "nothing of people), or --server HOST:PORT of a server that runs"
+            "analyze needs a model: --model DIR for a bundle, --model demo-tiny to try the software (synthetic, tells "
+            "you nothing about real people), or --server HOST:PORT of a server that runs"
         )
     known = _traits(traits, files)
     batch = _Batch(files, channel, jobs, model if server else "", known)
@@ -129,7 +129,7 @@ async def _analyze(connection: Connection, batch: _Batch, rows: Rows) -> None:
     async with connection.client() as client:
         info = await client.service_info()  # says at once what is wrong with the server, if anything is
         if any(model.synthetic and (model.is_default or model.name == batch.model) for model in info.models):
-            console.print("[yellow]synthetic model: says nothing of people[/]")
+            console.print("[yellow]synthetic model: tells you nothing about real people[/]")
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("files", total=len(batch.files))
             async for outcome in _outcomes(client, batch):

@@ -31,7 +31,7 @@ def demo(
 
     The server runs as a process of its own, on a free port of this machine.
 
-    Its model was trained on generated speech and says nothing of people.
+    Its model was trained on generated speech and tells you nothing about real people.
     """
     console = Console(stderr=as_json)
     try:

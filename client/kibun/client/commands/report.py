@@ -24,7 +24,7 @@ from kibun.client.events import (
 )
 from kibun.client.resources import ConversationState, ParticipantState
 
-SYNTHETIC_BANNER = "synthetic model: says nothing of people"
+SYNTHETIC_BANNER = "synthetic model: tells you nothing about real people"
 # Warnings that are true of a model, and so the same in every stream.
 MODEL_WARNINGS = ("EMOTION_UNSUPPORTED", "PERSONALITY_UNSUPPORTED", "GIVEN_PERSONALITY_UNUSED")
 # Heading, rules, legend and banner of the table, and the line above it.

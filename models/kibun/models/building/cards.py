@@ -77,7 +77,10 @@ def warnings(config: KibunConfig, parts: Sequence[Part]) -> str:
     text = ""
     for untrue, which in (
         ("untrained: its estimates mean nothing", [part.task for part in parts if not part.config.trained]),
-        ("trained on synthetic speech: it says nothing of people", [p.task for p in parts if p.config.synthetic]),
+        (
+            "trained on synthetic speech: it tells you nothing about real people",
+            [p.task for p in parts if p.config.synthetic],
+        ),
     ):
         if which:
             text += f"**{' and '.join(which).capitalize()}: {untrue}.**\n\n"

@@ -33,7 +33,7 @@ class ModelInfo:
     supports_emotion: bool = True  # valence and arousal
     supports_personality: bool = True
     supports_conversation_personality: bool = True
-    synthetic: bool = False  # trained on generated speech: says nothing of people
+    synthetic: bool = False  # trained on generated speech: tells you nothing about real people
     trained: bool = True
     emotions: tuple[str, ...] = ("valence", "arousal")  # dimensions that it estimates; one alone is no emotion
     precision: str = ""  # that it runs in, and why, in words for the operator
