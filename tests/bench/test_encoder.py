@@ -6,7 +6,7 @@ import pytest
 
 from kibun.bench.cost import encoder
 from kibun.models._transformers import HubertConfig
-from tests.models.test_hubert import hubert_config
+from tests.support.tiny_hubert import hubert_config
 
 
 def test_every_promised_figure_is_there_and_exact(monkeypatch: pytest.MonkeyPatch) -> None:

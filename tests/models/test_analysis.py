@@ -2,6 +2,7 @@
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ GIVEN = (2.0, 6.5, 3.0, 7.0, 1.0)
 NO_HISTORY = np.zeros((0, 32), np.float16)
 
 
-def make_model(**settings: object) -> KibunModel:
+def make_model(**settings: Any) -> KibunModel:
     torch.manual_seed(0)
     return KibunModel(KibunConfig(hubert=HUBERT, condition_ff=32, **settings)).eval()
 
@@ -37,7 +38,7 @@ def history(count: int, seed: int = 5) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((count, 32)).astype(np.float16)
 
 
-def estimates(analysis: Analysis) -> dict[str, object]:
+def estimates(analysis: Analysis) -> dict[str, Any]:
     return {name: value for name, value in dataclasses.asdict(analysis).items() if name != "vector"}
 
 
@@ -262,7 +263,7 @@ def test_two_calls_are_equal_and_the_model_leaves_the_global_random_state_alone(
         ({"given_traits": (4, 4, 4, 4, float("nan"))}, r"given_traits is .* 5 numbers 1..7"),
     ],
 )
-def test_a_malformed_utterance_is_named(model: KibunModel, change: dict[str, object], message: str) -> None:
+def test_a_malformed_utterance_is_named(model: KibunModel, change: dict[str, Any], message: str) -> None:
     good = Utterance(audio(800), NO_HISTORY)
     with pytest.raises(ValueError, match=message):
         model.analyze([good, dataclasses.replace(good, **change)])

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ REQUEST = Utterance(
 )
 
 
-def make_model(**settings: object) -> KibunModel:
+def make_model(**settings: Any) -> KibunModel:
     torch.manual_seed(0)
     return KibunModel(KibunConfig(hubert=HUBERT, condition_ff=32, **{"trained": True, **settings})).eval()
 
@@ -54,7 +55,7 @@ def write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def edit_json(path: Path, **changes: object) -> None:
+def edit_json(path: Path, **changes: Any) -> None:
     write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **changes})
 
 

@@ -1,6 +1,7 @@
 """Every emotion head against the paper's graph written out plainly, with PyTorch's own layers where it has them."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -207,7 +208,7 @@ def test_unknown_names_are_refused() -> None:
 # ---- in the whole model ---------------------------------------------------------------------------------------
 
 
-def model_of(**settings: object) -> KibunModel:
+def model_of(**settings: Any) -> KibunModel:
     torch.manual_seed(0)
     return KibunModel(KibunConfig(hubert=HUBERT, condition_ff=32, **settings))
 

@@ -1,66 +1,22 @@
 """Trunk and tails against transformers' own HubertModel, alone and in ragged batches."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from kibun.models._transformers import HubertConfig, HubertModel
+from kibun.models._transformers import HubertModel
 from kibun.models.config import KibunConfig
-from kibun.models.hubert import Frames, Tail, Trunk, frame_count, receptive_field
+from kibun.models.hubert import Frames, frame_count, receptive_field
 from kibun.models.model import KibunModel
-
-VARIANTS = [
-    pytest.param({"feat_extract_norm": "group"}, id="base"),
-    pytest.param({"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}, id="large"),
-    pytest.param({"feat_extract_norm": "group", "do_stable_layer_norm": True}, id="group-stable"),
-    pytest.param({"feat_extract_norm": "layer", "feat_proj_layer_norm": False}, id="layer-unstable"),
-    pytest.param({"conv_pos_batch_norm": True}, id="batch-norm"),
-]
-
-
-def hubert_config(**changes: object) -> HubertConfig:
-    settings: dict[str, object] = {
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 48,
-        "conv_dim": [16] * 7,
-        "num_conv_pos_embeddings": 16,
-        "num_conv_pos_embedding_groups": 4,
-    }
-    config = HubertConfig(**{**settings, **changes})
-    config._attn_implementation = "sdpa"
-    return config
-
-
-def full_model(config: HubertConfig) -> HubertModel:
-    """A random model, with layer norms and biases off their starting values so that a forgotten one shows."""
-    torch.manual_seed(0)
-    model = HubertModel(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn_like(parameter))
-    return model
-
-
-def waveforms(*lengths: int) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(length, generator=generator) for length in lengths]
-
-
-def split(full: HubertModel, layers: int) -> tuple[Trunk, Tail]:
-    count = full.config.num_hidden_layers
-    trunk, tail = Trunk(full.config, layers).eval(), Tail(full.config, count - layers).eval()
-    trunk.load_from(full)
-    tail.load_from(full)
-    return trunk, tail
+from tests.support.tiny_hubert import VARIANTS, full_model, hubert_config, split, waveforms
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
 @pytest.mark.parametrize("layers", [0, 2, 4])
-def test_trunk_and_tail_are_bit_equal_to_the_full_model(changes: dict[str, object], layers: int) -> None:
+def test_trunk_and_tail_are_bit_equal_to_the_full_model(changes: dict[str, Any], layers: int) -> None:
     full = full_model(hubert_config(**changes))
     trunk, tail = split(full, layers)
     batch = torch.stack(waveforms(8000, 8000))
@@ -89,7 +45,7 @@ def test_one_trunk_serves_three_fine_tuned_models() -> None:
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_a_ragged_batch_equals_each_utterance_alone(changes: dict[str, object]) -> None:
+def test_a_ragged_batch_equals_each_utterance_alone(changes: dict[str, Any]) -> None:
     trunk, tail = split(full_model(hubert_config(**changes)), 2)
     lengths = (400, 16_000, 5_001, 16_000, 777, 31_999)
     with torch.no_grad():

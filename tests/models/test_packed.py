@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,13 +27,13 @@ from kibun.models.packed import (
 )
 from kibun.models.packed_model import PackedModel
 from kibun.models.types import Analysis, Utterance
-from tests.models.test_hubert import VARIANTS, full_model, hubert_config, split, waveforms
+from tests.support.tiny_hubert import VARIANTS, full_model, hubert_config, split, waveforms
 
 # One frame, one and a bit, a tile exactly, mixed, several tiles of the front.
 LENGTHS = (400, 719, 720, 400 + 320 * 63, 16_000, 30_001, 400 + 320 * 140)
 
 
-def tiny(seed: int = 0, **changes: object) -> KibunModel:
+def tiny(seed: int = 0, **changes: Any) -> KibunModel:
     torch.manual_seed(seed)
     hubert = {name: value for name, value in hubert_config().to_dict().items() if not name.startswith("_")}
     sizes = {"trunk_layers": 2, "conversation_size": 16, "conversation_heads": 2, "condition_ff": 32}
@@ -61,7 +62,7 @@ def same(one: Analysis, other: Analysis) -> bool:
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_the_packed_encoder_is_the_plain_one(changes: dict[str, object]) -> None:
+def test_the_packed_encoder_is_the_plain_one(changes: dict[str, Any]) -> None:
     trunk, tail = split(full_model(hubert_config(**changes)), 2)
     packed_trunk, packed_tail = PackedTrunk(trunk, torch.float32), PackedTail(tail, torch.float32)
     waves = waveforms(*LENGTHS)
@@ -152,7 +153,7 @@ def test_a_head_linear_is_a_linear(rows: int, batch: int) -> None:
         pytest.param({"tasks": ["personality"]}, id="personality-alone"),
     ],
 )
-def test_a_packed_model_analyses_as_the_plain_one_and_alone_as_in_a_batch(changes: dict[str, object]) -> None:
+def test_a_packed_model_analyses_as_the_plain_one_and_alone_as_in_a_batch(changes: dict[str, Any]) -> None:
     plain = tiny(**changes)
     requests = utterances(plain, 400, 9_000, 16_000, 31_000)
     expected = plain.analyze(requests)

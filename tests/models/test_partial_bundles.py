@@ -5,6 +5,7 @@ import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ from tests.support.tiny_hubert import HUBERT
 
 GIVEN = Traits(2.0, 6.5, 3.0, 7.0, 1.0)
 OTHER = Traits(6.0, 2.5, 5.0, 1.5, 6.0)
-KINDS: dict[str, dict[str, object]] = {
+KINDS: dict[str, dict[str, Any]] = {
     "whole": {},
     "plain-emotion": {
         "tasks": ["valence", "arousal"],

@@ -1,6 +1,15 @@
-"""The smallest HuBERT with all of its parts: seven convolutions, 50 frames per second, four layers of 32."""
+"""The smallest HuBERTs with all of their parts: seven convolutions, 50 frames per second, four layers of 32."""
 
-HUBERT = {
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kibun.models._transformers import HubertConfig, HubertModel
+from kibun.models.hubert import Tail, Trunk
+
+HUBERT: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
@@ -9,3 +18,42 @@ HUBERT = {
     "num_conv_pos_embeddings": 16,
     "num_conv_pos_embedding_groups": 4,
 }
+VARIANTS = [
+    pytest.param({"feat_extract_norm": "group"}, id="base"),
+    pytest.param({"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}, id="large"),
+    pytest.param({"feat_extract_norm": "group", "do_stable_layer_norm": True}, id="group-stable"),
+    pytest.param({"feat_extract_norm": "layer", "feat_proj_layer_norm": False}, id="layer-unstable"),
+    pytest.param({"conv_pos_batch_norm": True}, id="batch-norm"),
+]
+
+
+def hubert_config(**changes: Any) -> HubertConfig:
+    """HUBERT with some settings changed, for the attention that the models use."""
+    config = HubertConfig(**{**HUBERT, **changes})
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def full_model(config: HubertConfig) -> HubertModel:
+    """A random model, with layer norms and biases off their starting values so that a forgotten one shows."""
+    torch.manual_seed(0)
+    model = HubertModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def split(full: HubertModel, layers: int) -> tuple[Trunk, Tail]:
+    """Copy a model into a trunk of `layers` Transformer layers and a tail of the rest."""
+    count = full.config.num_hidden_layers
+    trunk, tail = Trunk(full.config, layers).eval(), Tail(full.config, count - layers).eval()
+    trunk.load_from(full)
+    tail.load_from(full)
+    return trunk, tail
+
+
+def waveforms(*lengths: int) -> list[Tensor]:
+    """White noise, (N_i,) each; the same at every call."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(length, generator=generator) for length in lengths]

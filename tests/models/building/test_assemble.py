@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def train(model: KibunModel, seed: int, *, trunk: bool = False) -> KibunModel:
     return model
 
 
-def make_run(folder: Path, checkpoint: Path, tasks: list[str], seed: int, **settings: object) -> Path:
+def make_run(folder: Path, checkpoint: Path, tasks: list[str], seed: int, **settings: Any) -> Path:
     """A run folder as `kibun train` leaves it, its bundle in bundle/."""
     trunk = bool(settings.pop("train_trunk", False))
     model = train(
@@ -263,7 +264,7 @@ def test_parts_stored_in_different_precision_are_named(runs: dict[str, Path]) ->
     ],
 )
 def test_trunks_set_up_differently_are_named(
-    checkpoint: Path, runs: dict[str, Path], tmp_path: Path, settings: dict[str, object], message: str
+    checkpoint: Path, runs: dict[str, Path], tmp_path: Path, settings: dict[str, Any], message: str
 ) -> None:
     runs["valence"] = make_run(tmp_path / "other", checkpoint, ["valence"], 2, **settings)
     assert message in refusal(runs)
@@ -288,7 +289,7 @@ def test_another_architecture_is_named(runs: dict[str, Path], tmp_path: Path) ->
     ],
 )
 def test_heads_that_differ_are_named(
-    checkpoint: Path, tmp_path: Path, ours: dict[str, object], theirs: dict[str, object], message: str
+    checkpoint: Path, tmp_path: Path, ours: dict[str, Any], theirs: dict[str, Any], message: str
 ) -> None:
     runs = {
         "valence": make_run(tmp_path / "v", checkpoint, ["valence"], 1, **ours),

@@ -6,6 +6,7 @@ were at hand.
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def check_equal(model: KibunModel, plain: Checkpoint) -> None:
     assert not torch.allclose(actual["valence"], actual["arousal"], atol=1e-2)
 
 
-def edit_json(path: Path, **changes: object) -> None:
+def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
@@ -130,7 +131,7 @@ def edit_json(path: Path, **changes: object) -> None:
         pytest.param({"feat_extract_norm": "group", "conv_bias": False, "do_stable_layer_norm": False}, id="base"),
     ],
 )
-def test_estimates_are_those_of_the_checkpoint_rescaled(tmp_path: Path, config: dict[str, object]) -> None:
+def test_estimates_are_those_of_the_checkpoint_rescaled(tmp_path: Path, config: dict[str, Any]) -> None:
     plain = make(tmp_path / "public", **config)
     check_equal(build_emotion_model(tmp_path / "public", name="real"), plain)
 
@@ -213,7 +214,7 @@ def test_checkpoints_for_sequence_classification_load_too(tmp_path: Path, kind: 
 # ---- with personality -----------------------------------------------------------------------------------------
 
 
-def make_personality(folder: Path, **settings: object) -> KibunModel:
+def make_personality(folder: Path, **settings: Any) -> KibunModel:
     torch.manual_seed(4)
     hubert = {**HUBERT, "hidden_size": 16, "num_hidden_layers": 3, "intermediate_size": 24}
     model = KibunModel(
@@ -338,7 +339,7 @@ def test_audeerings_licence_is_mentioned_where_its_page_is_not_at_hand(
         ({"model_type": "wavlm"}, "model_type 'wavlm', only 'wav2vec2' and 'hubert'"),
     ],
 )
-def test_what_cannot_be_wrapped_is_named(tmp_path: Path, changes: dict[str, object], message: str) -> None:
+def test_what_cannot_be_wrapped_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     make(tmp_path / "public")
     edit_json(tmp_path / "public" / "config.json", **changes)
     with pytest.raises(BundleError) as caught:
