@@ -22,7 +22,6 @@ import soundfile
 import soxr
 import webrtcvad
 from speech_material import (
-    RATE_HZ,
     FloatArray,
     Scene,
     Voice,
@@ -34,6 +33,7 @@ from speech_material import (
     rms,
 )
 
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.decoder import AudioDecoder, AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason, SpeechSegment
 from kibun.server.audio.segmenter import Segmenter
@@ -81,7 +81,7 @@ class BareWebRtc:
 
     def decide(self, frames: FloatArray) -> list[bool]:
         pcm = np.clip(frames * 32767, -32768, 32767).astype(np.int16)
-        return [bool(self._vad.is_speech(frame.tobytes(), RATE_HZ)) for frame in pcm]
+        return [bool(self._vad.is_speech(frame.tobytes(), SAMPLE_RATE_HZ)) for frame in pcm]
 
     def reset(self) -> None:
         self._vad = webrtcvad.Vad(self._aggressiveness)
@@ -168,7 +168,7 @@ class Score:
 
     def summary(self) -> dict[str, float]:
         """The figures of one row."""
-        seconds = (self.speech_samples + self.silence_samples) / RATE_HZ
+        seconds = (self.speech_samples + self.silence_samples) / SAMPLE_RATE_HZ
         total_ms = self.speech_samples / 16
         figures = {
             "miss_percent": 100 * self.missed_samples / self.speech_samples,
@@ -233,7 +233,7 @@ def front_cost(voice: Voice, seconds: float) -> dict[str, float]:
     cost = {}
     speech = lay_out(voice, seconds, np.random.default_rng(0)).audio
     for rate in (8_000, 16_000, 44_100, 48_000):
-        source = (np.clip(soxr.resample(speech, RATE_HZ, rate), -1, 1) * 32_767).astype("<i2").tobytes()
+        source = (np.clip(soxr.resample(speech, SAMPLE_RATE_HZ, rate), -1, 1) * 32_767).astype("<i2").tobytes()
         for chunk_ms in (20, 100):
             decoder = AudioDecoder(AudioFormat("linear16", rate))
             segmenter = Segmenter(EndpointingOptions(), WebRtcVad(2))
@@ -242,14 +242,14 @@ def front_cost(voice: Voice, seconds: float) -> dict[str, float]:
             for position in range(0, len(source), size):
                 segmenter.push(decoder.decode(source[position : position + size]))
             spent = time.process_time() - began
-            cost[f"{rate} Hz, {chunk_ms} ms chunks"] = round(1000 * spent * RATE_HZ / len(speech), 3)
+            cost[f"{rate} Hz, {chunk_ms} ms chunks"] = round(1000 * spent * SAMPLE_RATE_HZ / len(speech), 3)
     return cost
 
 
 def bangs(seed: int = 0) -> dict[str, FloatArray]:
     """Short sounds that are not speech, each forty times, one second apart, over room tone at -70 dBFS."""
     rng = np.random.default_rng(seed)
-    time_s = np.arange(4_800) / RATE_HZ  # 300 ms
+    time_s = np.arange(4_800) / SAMPLE_RATE_HZ  # 300 ms
     sounds: dict[str, Callable[[], np.ndarray]] = {
         "clicks, 5 ms": lambda: 0.3 * rng.standard_normal(80),
         "knocks": lambda: 0.3 * np.exp(-time_s / 0.03) * rng.standard_normal(4_800),
@@ -259,10 +259,10 @@ def bangs(seed: int = 0) -> dict[str, FloatArray]:
     }
     scenes = {}
     for name, make in sounds.items():
-        scene = 3e-4 * rng.standard_normal(41 * RATE_HZ)
+        scene = 3e-4 * rng.standard_normal(41 * SAMPLE_RATE_HZ)
         for event in range(40):
             sound = make()
-            scene[event * RATE_HZ + 8_000 :][: len(sound)] += sound
+            scene[event * SAMPLE_RATE_HZ + 8_000 :][: len(sound)] += sound
         scenes[name] = scene.astype(np.float32)
     return scenes
 
@@ -277,10 +277,12 @@ def recordings_report(paths: list[Path], makers: dict[str, Callable[[], Vad]]) -
         rows = {}
         for name, make in makers.items():
             found = segment(audio, make(), EndpointingOptions())
-            rows[name] = [f"{a / RATE_HZ:.2f}-{b / RATE_HZ:.2f} ({_dbfs(audio[a:b]):.0f} dB)" for a, b, _ in found]
+            rows[name] = [
+                f"{a / SAMPLE_RATE_HZ:.2f}-{b / SAMPLE_RATE_HZ:.2f} ({_dbfs(audio[a:b]):.0f} dB)" for a, b, _ in found
+            ]
             outside = audio[~_mask([(a, b) for a, b, _ in found], len(audio))]
             rows[name].append(
-                f"rest {len(outside) / RATE_HZ:.2f} s" + (f" ({_dbfs(outside):.0f} dB)" if len(outside) else "")
+                f"rest {len(outside) / SAMPLE_RATE_HZ:.2f} s" + (f" ({_dbfs(outside):.0f} dB)" if len(outside) else "")
             )
         report[path.name] = rows
     return report

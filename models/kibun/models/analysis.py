@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -15,48 +15,91 @@ from kibun.models.personality import round_to_stored
 from kibun.models.types import TRAITS, Analysis, ConditionSource, Traits, Utterance
 
 
-class Model(Protocol):
-    """What `analyze` runs: a `KibunModel`, or a `PackedModel`; each has its own kind of frames."""
+class EncoderFrames(Protocol):
+    """Encoder frames of B utterances: `hubert.Frames`, padded to (B, T, H), or `packed.Packed`, (T_1 + … + T_B, H)."""
+
+    def rows(self, indices: Sequence[int]) -> Self:
+        """The frames of some of the utterances, in the order of `indices`."""
+        ...
+
+
+F = TypeVar("F", bound=EncoderFrames)
+
+
+class Model(Protocol[F]):
+    """What `analyze` runs: a `KibunModel` with `Frames`, or a `PackedModel` with `Packed`."""
 
     @property
-    def config(self) -> KibunConfig: ...
+    def config(self) -> KibunConfig:
+        """Scales, tasks and the source of the conditioning traits."""
+        ...
+
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """Where the weights are and waveforms must be."""
+        ...
+
     @property
-    def training(self) -> bool: ...
+    def training(self) -> bool:
+        """Whether dropout is on."""
+        ...
+
     @property
     def batches(self) -> bool:
         """Whether utterances of mixed lengths cost no more together than alone."""
         ...
 
     @property
-    def min_samples(self) -> int: ...
+    def min_samples(self) -> int:
+        """The fewest samples, at 16 kHz, that an utterance may have."""
+        ...
+
     @property
-    def vector_size(self) -> int: ...
-    def encode(self, waveforms: Sequence[Tensor]) -> Any: ...
-    def personality_frames(self, waveforms: Sequence[Tensor], frames: Any) -> Any: ...
-    def vectors(self, frames: Any) -> Tensor: ...
-    def utterance_traits(self, vectors: Tensor) -> Tensor: ...
-    def conversation_traits(self, vectors: Tensor) -> Tensor: ...
-    def emotion(self, frames: Any, traits: Tensor | None) -> dict[str, Tensor]: ...
+    def vector_size(self) -> int:
+        """D of the utterance vectors; 0 for a model without personality."""
+        ...
+
+    def encode(self, waveforms: Sequence[Tensor]) -> F:
+        """The shared trunk's frames of B waveforms (N_i,) at 16 kHz."""
+        ...
+
+    def personality_frames(self, waveforms: Sequence[Tensor], frames: F) -> F:
+        """The frames that `vectors` needs of B waveforms (N_i,): `frames` themselves, or another trunk's."""
+        ...
+
+    def vectors(self, frames: F) -> Tensor:
+        """Utterance vectors (B, D), not yet rounded."""
+        ...
+
+    def utterance_traits(self, vectors: Tensor) -> Tensor:
+        """Setting 1: (..., D) vectors to (..., 5) traits, not limited to the scale."""
+        ...
+
+    def conversation_traits(self, vectors: Tensor) -> Tensor:
+        """Setting 3: (B, K, D) vectors to (B, 5) traits, not limited to the scale."""
+        ...
+
+    def emotion(self, frames: F, traits: Tensor | None) -> dict[str, Tensor]:
+        """Each emotion dimension (B,) from `encode`'s frames and (B, 5) traits, not limited to the scale."""
+        ...
 
 
 class NonFiniteError(ArithmeticError):
-    """The model made a NaN or an infinity of finite audio."""
+    """The model's output for finite audio contains NaN or infinity."""
 
 
 @torch.inference_mode()
-def analyze(model: Model, requests: Sequence[Utterance]) -> list[Analysis]:
+def analyze(model: Model[F], requests: Sequence[Utterance]) -> list[Analysis]:
     """Estimate traits and emotion of each utterance; they may belong to different speakers.
 
-    Estimates are limited to their scales here, not in training, and emotion is conditioned on the limited traits: those
-    reported as `condition_traits`. The same utterance gives the same answer alone and among others: bit for bit on a
-    CPU; elsewhere to about 1e-5 of the float32 vector, before it is rounded to float16. Several threads may call at
+    Estimates are clamped to their scales here, not in training, and emotion is conditioned on the clamped traits, which
+    are reported as `condition_traits`. An utterance gives the same result alone and in a batch: bit for bit on a CPU;
+    elsewhere to about 1e-5 of the float32 vector, before it is rounded to float16. Several threads may call this at
     once.
 
     Raises:
-        ValueError: an utterance is malformed (the message names its index and field); nothing was computed.
-        NonFiniteError: the weights made NaN or infinity of finite audio.
+        ValueError: an utterance is malformed (the message names its index and field); nothing has been computed.
+        NonFiniteError: the model's output contains NaN or infinity.
         RuntimeError: the model is in training mode.
     """
     if model.training:
@@ -66,21 +109,21 @@ def analyze(model: Model, requests: Sequence[Utterance]) -> list[Analysis]:
     return [analysis for batch in _batches(model, requests) for analysis in _analyze_batch(model, batch)]
 
 
-def _batches(model: Model, requests: Sequence[Utterance]) -> Iterator[Sequence[Utterance]]:
-    """One by one where padding mixed lengths costs more than batching gains; else all at once."""
+def _batches(model: Model[Any], requests: Sequence[Utterance]) -> Iterator[Sequence[Utterance]]:
+    """One utterance at a time where padding costs more than batching gains, else all of them at once."""
     if not model.batches:
         yield from ([request] for request in requests)
     elif requests:
         yield requests
 
 
-def _analyze_batch(model: Model, requests: Sequence[Utterance]) -> list[Analysis]:
+def _analyze_batch(model: Model[F], requests: Sequence[Utterance]) -> list[Analysis]:
     waveforms = [_on_device(request.audio, model.device) for request in requests]
-    frames = model.encode(waveforms)  # (B, T, H)
+    frames = model.encode(waveforms)
     estimates: list[dict[str, Any]] = [{"vector": np.zeros(0, np.float16)} for _ in requests]
     if model.config.supports_personality:
-        heard = model.personality_frames(waveforms, frames)
-        vectors = _finite(model.vectors(heard), "the utterance vector")  # (B, H)
+        personality_frames = model.personality_frames(waveforms, frames)
+        vectors = _finite(model.vectors(personality_frames), "the utterance vector")  # (B, D)
         for request, vector, estimate in zip(requests, vectors, estimates, strict=True):
             estimate.update(_personality(model, request, vector))
     for request, estimate in zip(requests, estimates, strict=True):
@@ -92,37 +135,38 @@ def _analyze_batch(model: Model, requests: Sequence[Utterance]) -> list[Analysis
         if model.config.conditioned:
             traits = torch.tensor([estimates[row]["condition_traits"] for row in wanted], device=model.device)  # (W, 5)
         for name, values in model.emotion(frames.rows(wanted), traits).items():
-            limited = _finite(values, name).clamp(*model.config.emotion_scale)  # (W,)
-            for row, value in zip(wanted, limited.tolist(), strict=True):
+            clamped = _finite(values, name).clamp(*model.config.emotion_scale)  # (W,)
+            for row, value in zip(wanted, clamped.tolist(), strict=True):
                 estimates[row][name] = value
     return [Analysis(**estimate) for estimate in estimates]
 
 
 def _on_device(audio: NDArray[np.float32], device: torch.device) -> Tensor:
-    """A copy, (N,), as torch warns of arrays that it may not write to, such as those in shared memory.
+    """Copy samples (N,) to the device.
 
-    For a GPU in pinned memory, so that the transfer of one batch runs beside the arithmetic of another.
+    Even a CPU gets a copy, as torch warns about read-only arrays, such as those in shared memory. A GPU gets it from
+    pinned memory, so that the transfer of one batch overlaps with the arithmetic of another.
     """
     waveform = torch.from_numpy(audio.copy())
     return waveform if device.type == "cpu" else waveform.pin_memory().to(device, non_blocking=True)
 
 
-def _personality(model: Model, request: Utterance, vector: Tensor) -> dict[str, Any]:
-    """Settings 1 to 3 from the vector as it will be kept, and those of the history."""
-    vector = round_to_stored(vector)  # (H,)
+def _personality(model: Model[Any], request: Utterance, vector: Tensor) -> dict[str, Any]:
+    """Settings 1 to 3 from the vector (D,) as it will be stored, and the vectors (K, D) of the history."""
+    vector = round_to_stored(vector)  # (D,)
     history = torch.from_numpy(np.asarray(request.history, np.float32)).to(vector)
-    heard = torch.cat([history.reshape(-1, len(vector)), vector[None]])  # (K + 1, H)
-    each = model.utterance_traits(heard)  # (K + 1, 5)
+    vectors = torch.cat([history.reshape(-1, len(vector)), vector[None]])  # (K + 1, D)
+    each = model.utterance_traits(vectors)  # (K + 1, 5)
     return {
         "vector": vector.to(torch.float16).cpu().numpy(),
         "utterance_traits": _traits(model, each[-1]),
         "average_traits": _traits(model, each.mean(dim=0)),
-        "conversation_traits": _traits(model, model.conversation_traits(heard[None])[0]),
+        "conversation_traits": _traits(model, model.conversation_traits(vectors[None])[0]),
     }
 
 
-def _condition(model: Model, request: Utterance, estimate: dict[str, Any]) -> dict[str, Any]:
-    """The traits that emotion is conditioned on: the given ones, else what the configuration names."""
+def _condition(model: Model[Any], request: Utterance, estimate: dict[str, Any]) -> dict[str, Any]:
+    """The traits that emotion is conditioned on: given ones if any, else those that the configuration names."""
     if not (request.emotion and model.config.conditioned):
         return {}
     if request.given_traits is not None:
@@ -131,18 +175,20 @@ def _condition(model: Model, request: Utterance, estimate: dict[str, Any]) -> di
     return {"condition_traits": estimate[f"{source}_traits"], "condition_source": source}
 
 
-def _traits(model: Model, values: Tensor) -> Traits:
-    limited = _finite(values, "the traits").clamp(*model.config.trait_scale)
-    return cast(Traits, tuple(limited.tolist()))
+def _traits(model: Model[Any], values: Tensor) -> Traits:
+    """(5,) values, clamped to the scale."""
+    return cast(Traits, tuple(_finite(values, "the traits").clamp(*model.config.trait_scale).tolist()))
 
 
 def _finite(values: Tensor, what: str) -> Tensor:
+    """The values unchanged. Raises NonFiniteError."""
     if not bool(torch.isfinite(values).all()):
         raise NonFiniteError(f"{what} came out as NaN or infinity: the weights or the precision are at fault")
     return values
 
 
-def _check(model: Model, index: int, request: Utterance) -> None:
+def _check(model: Model[Any], index: int, request: Utterance) -> None:
+    """Raise ValueError for a malformed utterance."""
     where, audio, history = f"utterance {index}", request.audio, request.history
     if audio.ndim != 1 or audio.dtype != np.float32:
         raise ValueError(f"{where}: audio is {audio.dtype} {audio.shape}, it has to be float32 (samples,), mono 16 kHz")
@@ -162,6 +208,3 @@ def _check(model: Model, index: int, request: Utterance) -> None:
         raise ValueError(f"{where}: given_traits is {given}, it has to be {len(TRAITS)} numbers {low:g}..{high:g}")
     if given is None and request.emotion and model.config.conditioned and not model.config.supports_personality:
         raise ValueError(f"{where}: this model has no personality tail, so emotion needs given_traits")
-
-
-__all__ = ["NonFiniteError", "analyze"]

@@ -14,7 +14,7 @@ from kibun.models.analysis import NonFiniteError
 from kibun.models.config import KibunConfig
 from kibun.models.model import KibunModel
 from kibun.models.packed import HEIGHTS, PackedLinear
-from kibun.models.packed_model import PackedModel
+from kibun.models.packed_model import PackedModel, pack
 from kibun.models.types import NEUTRAL_TRAITS, SAMPLE_RATE_HZ, Analysis, Utterance
 
 Precision = Literal["auto", "fp32", "bf16"]
@@ -49,17 +49,17 @@ def packed_for(load: Callable[[], KibunModel], wanted: Precision, device: str = 
     """
     model = _load(load, device)
     if wanted == "fp32":
-        return PackedModel(model, torch.float32), "float32, as asked for"
+        return pack(model, torch.float32), "float32, as asked for"
     if wanted == "auto" and model.config.hubert_config.hidden_size < MIN_SIZE:
-        return PackedModel(model, torch.float32), "float32: too small for bfloat16 to pay"
+        return pack(model, torch.float32), "float32: too small for bfloat16 to pay"
     gain = "a GPU"
     if device == "cpu":
         faster = bfloat16_gain(model.config)
         gain = f"{faster:.1f} times as fast here"
         if wanted == "auto" and faster < MIN_GAIN:
-            return PackedModel(model, torch.float32), f"float32: bfloat16 is {gain}"
+            return pack(model, torch.float32), f"float32: bfloat16 is {gain}"
     expected = check_estimates(model)
-    packed = PackedModel(model, torch.bfloat16)
+    packed = pack(model, torch.bfloat16)
     try:
         error = largest_difference(expected, check_estimates(packed))
     except NonFiniteError:
@@ -69,7 +69,7 @@ def packed_for(load: Callable[[], KibunModel], wanted: Precision, device: str = 
     differ = f"check estimates differ by {error:.4f} points"
     if wanted == "auto" and error > MAX_ERROR:
         del packed
-        return PackedModel(_load(load, device), torch.float32), f"float32: in bfloat16, {differ}, above {MAX_ERROR:g}"
+        return pack(_load(load, device), torch.float32), f"float32: in bfloat16, {differ}, above {MAX_ERROR:g}"
     return packed, f"bfloat16: {gain}, {differ}"
 
 

@@ -313,7 +313,7 @@ def test_weights_that_are_not_finite_are_an_error_of_the_job(bundle: Path) -> No
     (model,) = loaded.models
     assert loaded.slots == worker.usable_cores() >= 1
     with torch.no_grad():
-        for weight in model._bundle._emotion_heads["valence"].parameters():  # type: ignore[attr-defined]
+        for weight in model._bundle.heads.emotion_heads["valence"].parameters():  # type: ignore[attr-defined]
             weight.fill_(float("nan"))
     with pytest.raises(BackendError, match="warm-up inference failed"):
         BatchRunner([model]).warm_up()
@@ -332,7 +332,7 @@ def test_a_lost_device_ends_the_worker_and_is_no_fault_of_a_job(bundle: Path) ->
     def lose(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    model._bundle._trunk.register_forward_pre_hook(lose)  # type: ignore[attr-defined]
+    model._bundle.trunk.register_forward_pre_hook(lose)  # type: ignore[attr-defined]
     with pytest.raises(DeviceLost):
         BatchRunner([model]).run([a_job()])
 

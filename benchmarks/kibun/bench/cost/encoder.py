@@ -25,7 +25,7 @@ from kibun.models.config import KibunConfig
 from kibun.models.hubert import Frames, frame_count, normalised
 from kibun.models.model import KibunModel
 from kibun.models.packed import Packed
-from kibun.models.packed_model import PackedModel
+from kibun.models.packed_model import PackedModel, pack
 from kibun.models.types import SAMPLE_RATE_HZ, Utterance
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
@@ -96,7 +96,7 @@ def build(config: HubertConfig, device: str) -> Models:
     plain = nn.Module.to(_filled(config, singles), device)
     packed = {}
     for name, dtype in ((FP32, torch.float32), (BF16, torch.bfloat16)):
-        packed[name] = PackedModel(copy.deepcopy(plain), dtype)
+        packed[name] = pack(copy.deepcopy(plain), dtype)
     return Models([nn.Module.to(single, device) for single in singles], plain, packed)
 
 
