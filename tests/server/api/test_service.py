@@ -97,7 +97,7 @@ async def test_a_cancelled_stream_leaves_no_task(reached: str) -> None:
                 await talk.until(reached)
         await nothing_left(before)
         assert world.service.active_streams == 0
-        assert len(world.service._live) == 0
+        assert len(world.service._open_streams) == 0
         assert world.analyzer.running == 0
 
 
@@ -110,7 +110,7 @@ async def test_of_a_client_that_never_reads_only_its_status_remains() -> None:
                 await asyncio.sleep(0.01)
         await asyncio.sleep(0.05)
         tasks = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
-        assert len(world.service._live) == 0
+        assert len(world.service._open_streams) == 0
         assert not [name for name in tasks if "Session" in name or "Queue" in name], tasks
         assert (await problem_of(talk.rest())).reason == "SLOW_CONSUMER", "should it read after all"
 
