@@ -1,9 +1,10 @@
-"""One server process: builds the server out of its parts, runs it, stops it."""
+"""Builds a server from its parts, runs it, and stops it."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import signal
 from collections.abc import Awaitable
 
@@ -19,7 +20,6 @@ from kibun.server.api.tls import Certificates
 from kibun.server.audio.vad import make_vad
 from kibun.server.conversation.open_store import open_store
 from kibun.server.conversation.store import ConversationStore, MemoryStore
-from kibun.server.descriptors import allow_open_files
 from kibun.server.errors import StartError
 from kibun.server.inference.backend import BackendError, ModelInfo
 from kibun.server.inference.batcher import Batcher
@@ -33,31 +33,32 @@ from kibun.server.settings import REAL_LOADER, Settings
 log = logging.getLogger(__name__)
 
 GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.so_reuseport", 0),  # two servers on one port would share its streams without a word
-    ("grpc.http2.bdp_probe", 0),  # with lookahead: a stalled server holds 2 s of audio, not 130 s
+    ("grpc.so_reuseport", 0),  # otherwise two servers could share a port, and its streams, unnoticed
+    ("grpc.http2.bdp_probe", 0),  # with the next: a stalled server buffers 2 s of audio, not 130 s
     ("grpc.http2.lookahead_bytes", 65_536),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
-    ("grpc.http2.ping_timeout_ms", 5_000),  # without it a frozen peer is noticed after a minute
+    ("grpc.http2.ping_timeout_ms", 5_000),  # otherwise a frozen peer is noticed only after a minute
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.max_connection_idle_ms", 300_000),  # without a call; clients connect again when they need to
+    ("grpc.max_connection_idle_ms", 300_000),  # without a call; clients reconnect when they need to
     ("grpc.max_connection_age_ms", 3_600_000),
     ("grpc.max_connection_age_grace_ms", 3_600_000),  # above the longest turn
-    ("grpc.server_handshake_timeout_ms", 5_000),  # who connects and sends nothing is gone after that
+    ("grpc.server_handshake_timeout_ms", 5_000),  # a peer that connects and sends nothing is closed
     ("grpc.max_receive_message_length", MAX_ANALYZE_BYTES + 65_536),
-    ("grpc.max_metadata_size", 65_536),  # what is more than the gate allows gets its reason up to here
+    ("grpc.max_metadata_size", 65_536),  # up to here, the gate refuses too much of it with a reason
     ("grpc.absolute_max_metadata_size", 65_536),
 )
-LAST_WORDS_S = 0.5  # for statuses on their way out when the server stops
+STATUS_S = 0.5  # the longest that statuses may take to be sent when the server stops
 STOP_S = 1.0  # the longest that calls and workers may take to end, whatever hangs, …
-CLOSE_S = 0.5  # … and what they used after that
-SPANS_S = 2.5  # the last spans on their way to a collector, unless told twice to stop
+CLOSE_S = 0.5  # … and the store after them
+SPANS_S = 2.5  # the longest that the last spans may take to be sent, unless stopped at once
+OWN_FILES = 128  # open files that are not connections: pipes to workers, libraries, the store
 
 
 class Server:
-    """One process: gRPC in front, a worker process behind. `run` returns once it has stopped."""
+    """A gRPC server with worker processes behind it. `run` returns once it has stopped."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -66,7 +67,7 @@ class Server:
         self._stop_now = asyncio.Event()
         self._store: ConversationStore = MemoryStore()
         self._health = Health(SERVICE)
-        self._gate: Gate | None = None  # once there is one
+        self._gate: Gate | None = None  # until `run` makes it
         self._authenticator = self._read_tokens()
         self._certificates = self._read_certificates()
         self._watchdog = Watchdog(settings.watchdog)
@@ -78,7 +79,7 @@ class Server:
         self._serving = False
 
     async def run(self) -> None:
-        """Serves until stopped. Raises StartError where it cannot."""
+        """Serves until stopped. Raises StartError if it cannot start."""
         settings = self.settings
         self._handle_signals()
         self._load_vad()
@@ -109,7 +110,7 @@ class Server:
             times=settings.worker_times,
         )
         batcher = Batcher(backend, telemetry=self._observability.telemetry)
-        loading = asyncio.create_task(_load(backend, batcher))  # before anything of gRPC exists in this process
+        loading = asyncio.create_task(_load(backend, batcher))  # before gRPC has threads in this process
         await asyncio.sleep(0)
         service = self._service(batcher)
         self._gate = service.gate
@@ -139,19 +140,19 @@ class Server:
             stopping.cancel()
             loading.cancel()
             batcher.close()
-            await _at_most(STOP_S, server.stop(grace=LAST_WORDS_S), backend.close(), loading)
+            await _at_most(STOP_S, server.stop(grace=STATUS_S), backend.close(), loading)
             await _at_most(CLOSE_S, self._store.close())
             await _at_most(CLOSE_S if self._stop_now.is_set() else SPANS_S, self._observability.close())
             self._watchdog.stop()
 
     def stop(self) -> None:
-        """The first call drains, the second stops at once."""
+        """Drains the server; the second call stops it at once."""
         (self._stop_now if self._stop.is_set() else self._stop).set()
 
     # ---- starting
 
     def _find_models(self) -> None:
-        """Says in no time what the worker would only find out after having imported torch."""
+        """Raises StartError at once for a missing model; the worker would notice only after importing torch."""
         if self.settings.loader == REAL_LOADER:
             try:
                 for model in self.settings.models:
@@ -187,7 +188,7 @@ class Server:
     async def _listen(
         self, server: grpc.aio.Server, service: SpeechAnalysis, credentials: grpc.ServerCredentials | None
     ) -> None:
-        """Answers from now on, with UNAVAILABLE LOADING until the models are ready."""
+        """Starts answering, with UNAVAILABLE LOADING until the models are ready. Raises StartError."""
         server.add_generic_rpc_handlers((service.handler(),))
         server.add_generic_rpc_handlers((self._health.handler(),))
         if self.settings.reflection:
@@ -200,12 +201,12 @@ class Server:
             else:
                 self.port = server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            causes = "is the port taken (--port 0 picks a free one), or the host not this machine's"
-            raise StartError(f"cannot listen on {address}: {causes}?") from error
+            causes = "the port may be taken (--port 0 picks a free one), or the host not an address of this machine"
+            raise StartError(f"cannot listen on {address}: {causes}") from error
         await server.start()
 
     def _read_certificates(self) -> Certificates | None:
-        """None: without TLS."""
+        """Returns None where the server runs without TLS."""
         settings = self.settings
         if settings.tls_cert is None or settings.tls_key is None:
             return None
@@ -213,19 +214,17 @@ class Server:
 
     async def _announce(self, service: SpeechAnalysis) -> None:
         self._set_health(serving=True)
-        logs.say(f"serving on {self.settings.host}:{self.port}")
+        logs.report(f"serving on {self.settings.host}:{self.port}")
         for model in service.models:
             if model.precision:
-                logs.say(f"{model.name} runs in {model.precision}")
+                logs.report(f"{model.name} runs in {model.precision}")
             if model.synthetic:
-                text = (
-                    "was trained on generated speech: for trying the software; it tells you nothing about real people"
-                )
-                logs.say(f"{model.name} {text}", "WARNING")
+                text = "was trained on generated speech, to try the software: it tells you nothing about real people"
+                logs.report(f"{model.name} {text}", "WARNING")
             if text := notice(model):
-                logs.say(f"{model.name}: {text}", "WARNING")
+                logs.report(f"{model.name}: {text}", "WARNING")
             if not model.trained:
-                logs.say(f"{model.name} is not trained: its estimates mean nothing", "WARNING")
+                logs.report(f"{model.name} is not trained: its estimates mean nothing", "WARNING")
         if self.settings.port_file:
             try:
                 with written_atomically(self.settings.port_file) as draft:
@@ -236,7 +235,7 @@ class Server:
     # ---- running
 
     async def _watch(self, backend: LocalBackend, service: SpeechAnalysis, stopping: asyncio.Task[bool]) -> None:
-        """Health follows the workers and the event loop, what has expired is erased and ended, until asked to stop."""
+        """Until asked to stop, keeps health up to date, ends calls whose token is revoked, and erases expired data."""
         serving = True
         ticks = 0
         while not stopping.done():
@@ -256,7 +255,7 @@ class Server:
         self._health.set(serving=serving)
 
     async def _drain(self, service: SpeechAnalysis) -> None:
-        """Health off, clients told, open streams get their grace."""
+        """Sets health to NOT_SERVING, warns clients, gives open streams `grace_s` seconds, and ends the rest."""
         self._set_health(serving=False)
         service.drain()
         hurry = asyncio.create_task(self._stop_now.wait())
@@ -278,25 +277,26 @@ class Server:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _reload(self) -> None:
-        """Reads tokens and certificates again. What cannot be used is named in the log, and the old ones stay."""
+        """Reloads tokens and certificates. A file that cannot be used is reported, and what was loaded stays in use."""
         for source in (self._authenticator, self._certificates):
             if source is not None:
                 try:
                     source.reload()
-                    logs.say(f"read again: {source}")
+                    logs.report(f"reloaded {source}")
                 except (TokenFileError, StartError) as error:
-                    logs.say(f"not read again, what was read before stays in force: {error}", "ERROR")
+                    logs.report(f"not reloaded, what was loaded before stays in use: {error}", "ERROR")
         if self._gate is not None:
             self._gate.refresh()
 
 
 def _grpc_options(settings: Settings) -> list[tuple[str, int]]:
-    """What depends on settings. Of one connection, more calls than the server has places wait on the client, unseen,
-    which is no matter for calls that are refused at once. It bounds those whose client does not even read its refusal:
-    they weigh some 150 KB each until they are cancelled or their connection ends.
+    """Returns GRPC_OPTIONS and those that depend on settings.
+
+    A connection may have more calls than the server admits streams, so that further ones get their refusal. The bound
+    is for clients that do not even read that: each such call takes 150 KB until it is cancelled or its connection ends.
     """
     streams = max(100, 2 * settings.limits.max_streams)
-    connections = allow_open_files(settings.max_connections)
+    connections = _allow_connections(settings.max_connections)
     return [
         *GRPC_OPTIONS,
         ("grpc.max_concurrent_streams", streams),
@@ -304,21 +304,37 @@ def _grpc_options(settings: Settings) -> list[tuple[str, int]]:
     ]
 
 
+def _allow_connections(wanted: int) -> int:
+    """Raises this process's limit of open files for so many connections; returns how many it allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    unlimited = resource.RLIM_INFINITY
+    files = wanted + OWN_FILES
+    if soft != unlimited and soft < files:
+        soft = files if hard == unlimited else min(files, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft == unlimited or soft >= files:
+        return wanted
+    allowed = max(soft - OWN_FILES, 1)
+    text = f"only {allowed} connections, not {wanted}, are possible: this process may open {hard} files (ulimit -Hn)"
+    logs.report(text, "WARNING")
+    return allowed
+
+
 async def _load(backend: LocalBackend, batcher: Batcher) -> tuple[ModelInfo, ...]:
-    """The models, once a worker serves them and their cost is known. Raises BackendError."""
+    """Returns the models once a worker serves them and their cost is measured. Raises BackendError."""
     models = await backend.start()
     await batcher.measure(models[0])
     return models
 
 
 async def _at_most(seconds: float, *work: Awaitable[object]) -> None:
-    """Waits for all of it, but no longer than this; what it raises is logged."""
+    """Waits for all of `work`, at most this long, and logs what it raises."""
     tasks = {asyncio.ensure_future(each) for each in work}
     done, hanging = await asyncio.wait(tasks, timeout=seconds)
     for task in hanging:
         task.cancel()
     if hanging:
-        logs.say(f"stopped without waiting longer for {', '.join(sorted(map(_name, hanging)))}", "WARNING")
+        logs.report(f"stopped without waiting for {', '.join(sorted(map(_name, hanging)))}", "WARNING")
     for task in done:
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, BackendError):
             log.error("stopping a part failed", exc_info=error)

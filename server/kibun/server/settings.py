@@ -1,4 +1,4 @@
-"""What `kibun serve` may be asked for, and what it refuses before anything starts."""
+"""The settings of a server, their defaults, and combinations that are refused before anything starts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from kibun.server.inference.worker_pool import WorkerTimes
 from kibun.server.observability.watchdog import WatchdogTimes
 from kibun.server.session.events import Limits
 
+Precision = Literal["auto", "fp32", "bf16"]
 REAL_LOADER = "kibun.server.inference.worker:load_models"
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What `kibun serve` was asked for. Every field is an option of the command."""
+    """What `kibun serve` was asked for; its options take their defaults from here. Raises StartError."""
 
     models: tuple[str, ...]
     host: str = "127.0.0.1"
@@ -30,10 +31,10 @@ class Settings:
     device: str = "auto"
     threads: int | None = None
     allow_untrained: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     vad: VadName = "webrtc"
     store: str = field(default="memory", repr=False)  # an address may hold a password
-    tenant_conversations: int = TENANT_CONVERSATIONS  # kept of each tenant
+    tenant_conversations: int = TENANT_CONVERSATIONS  # stored at a time, per tenant
     token_file: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -44,7 +45,7 @@ class Settings:
     max_connections: int = 4096
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None  # None: no metrics
-    otlp_endpoint: str | None = None  # None: traces only if OpenTelemetry's environment variables ask for them
+    otlp_endpoint: str | None = None  # None: traces only if OpenTelemetry's environment variables name a collector
     loader: str = REAL_LOADER
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     stream_limits: Limits = field(default_factory=Limits)
@@ -54,18 +55,18 @@ class Settings:
 
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise StartError("--tls-cert and --tls-key belong together: give both")
+            raise StartError("give both --tls-cert and --tls-key, or neither")
         if self.limits.conversation_ttl_s > self.limits.max_conversation_ttl_s:
             longest_s = self.limits.max_conversation_ttl_s
             raise StartError(
-                f"--conversation-ttl is above --max-conversation-ttl ({longest_s:g} s): raise that one, too"
+                f"--conversation-ttl is above --max-conversation-ttl ({longest_s:g} s): raise the maximum as well"
             )
         if self.tls_client_ca and not self.tls_cert:
             raise StartError("--tls-client-ca needs --tls-cert and --tls-key")
         if not self.insecure and self.tls_cert is None and not _is_loopback(self.host):
             raise StartError(
-                f"{self.host} can be reached from other machines, and without TLS everybody on the way hears the "
-                "audio: give --tls-cert and --tls-key, or --insecure where something in front encrypts"
+                f"{self.host} can be reached from other machines, and without TLS the audio can be intercepted: "
+                "give --tls-cert and --tls-key, or --insecure if a proxy in front of this server encrypts"
             )
 
 

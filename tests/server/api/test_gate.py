@@ -217,10 +217,10 @@ async def test_tokens_are_read_again_and_what_was_revoked_ends(tmp_path: Path) -
                 await each.send(config(), *SPEECH)
                 await each.until("utterance_result", is_final=True)
             tokens.write_text("nonsense\n")
-            await hang_up(server, "not read again")
+            await hang_up(server, "not reloaded")
             assert of_kind(await converse(stub, [config()], metadata=bearer("old")), "stream_ended")
             tokens.write_text(line("new", "acme") + line("other", "umbrella"))
-            await hang_up(server, "read again: ")
+            await hang_up(server, "kibun: reloaded ")
             problem = await problem_of(talk.rest())
             assert (problem.code, problem.reason) == (Code.UNAUTHENTICATED, "UNAUTHENTICATED")
             assert (await refused(stub, metadata=bearer("old"))).reason == "UNAUTHENTICATED"
@@ -235,7 +235,7 @@ async def test_a_stream_ends_when_its_token_expires(tmp_path: Path) -> None:
         async with connect(server) as stub:
             then = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 4))
             tokens.write_text(line("short", "acme", expires=then) + line("long", "acme"))
-            await hang_up(server, "read again: ")
+            await hang_up(server, "kibun: reloaded ")
             async with Talk(stub, metadata=tuple(bearer("short").items())) as talk:
                 await talk.send(config())
                 await talk.until("stream_started")

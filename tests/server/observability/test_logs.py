@@ -227,17 +227,17 @@ def test_nothing_else_of_the_process_writes_what_an_exception_says() -> None:
     assert done.returncode == 1
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     events = [line["event"] for line in lines if line["level"] in ("ERROR", "CRITICAL")]
-    unforeseen = "an unforeseen error"
-    told = [unforeseen, unforeseen, "Exception in callback", "Task exception was never retrieved", unforeseen]
+    unhandled = "an unhandled exception"
+    told = [unhandled, unhandled, "Exception in callback", "Task exception was never retrieved", unhandled]
     assert events == told, done.stderr
     assert [line for line in lines if line["logger"] == "py.warnings"]
     assert "Jane" not in done.stderr
 
 
 def test_say_is_a_line_of_the_chosen_format(capfd: pytest.CaptureFixture[str]) -> None:
-    logs.say("serving on 127.0.0.1:1")
+    logs.report("serving on 127.0.0.1:1")
     assert capfd.readouterr().err == "kibun: serving on 127.0.0.1:1\n"
-    code = "from kibun.server.observability import logs; logs.configure('ERROR', 'json'); logs.say('serving')"
+    code = "from kibun.server.observability import logs; logs.configure('ERROR', 'json'); logs.report('serving')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     line = json.loads(done.stderr)
     assert (line["level"], line["event"]) == ("INFO", "serving")
@@ -248,7 +248,7 @@ def test_a_start_that_fails_is_told_in_the_chosen_format() -> None:
     done = subprocess.run(program, capture_output=True, text=True, env=environment())
     assert done.returncode == 1
     line = json.loads(done.stderr)
-    assert (line["level"], line["event"]) == ("CRITICAL", "--tls-cert and --tls-key belong together: give both")
+    assert (line["level"], line["event"]) == ("CRITICAL", "give both --tls-cert and --tls-key, or neither")
 
 
 def test_grpc_writes_nothing_of_its_peers(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class ServiceLimits:
     max_streams: int = 256
     config_timeout_s: float = 10.0
     slow_reader_timeout_s: float = 10.0
-    conversation_ttl_s: float = 1800.0
+    conversation_ttl_s: float = events.CONVERSATION_TTL_S
     tenant: TenantLimits = field(default_factory=TenantLimits)  # of each tenant without limits of its own
     max_conversation_ttl_s: float = convert.MAX_TTL_S  # that a client may ask for
 

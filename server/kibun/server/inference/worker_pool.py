@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 from kibun.models.types import Analysis
 from kibun.server.inference.backend import BackendError, Job, ModelInfo
@@ -41,6 +41,11 @@ class WorkerTimes:
     backoff_first_s: float = 0.1  # before the second respawn in a row; the first is immediate, then it doubles
     backoff_max_s: float = 10.0
     stable_s: float = 30.0  # a worker that lived this long starts a new row
+
+    @classmethod
+    def for_batches(cls, batch_s: float) -> Self:
+        """With this deadline of a batch, and that of its audio in proportion."""
+        return cls(batch_s=batch_s, batch_s_per_audio_s=batch_s * cls.batch_s_per_audio_s / cls.batch_s)
 
 
 class _Device:

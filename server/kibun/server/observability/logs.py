@@ -1,11 +1,12 @@
-"""Log lines that hold nothing but what is allowed in them: a time, a fixed text, and fields that pass their check.
+"""Log lines built by allow-list: a time, a fixed text, and fields that pass their check.
 
     log.info("stream ended", extra={"request_id": request_id, "code": "OK", "audio_s": 12.5})
 
-A line is built by allow-list, so that no mistake elsewhere can write what people said, how they were scored, who they
-are, or a token. Its text must be a literal of the function that logs it: a text made at run time is withheld, of other
-packages too, and arguments (`%s`) are never filled in. Values come as `extra`, under the names in `FIELDS`, and each
-must pass that name's check. Of an exception its type and its lines of code are told, never its text.
+No mistake elsewhere can then log what people said, how they were scored, who they are, or a token. The text must be a
+literal of the function that logs it; one made at run time is withheld, and arguments (`%s`) are never filled in. A test
+checks that of our own code; the check at run time is for the records of other packages. Values come as `extra`, under
+the names in `FIELDS`, and must pass that name's check. Exceptions are logged by type and lines of code, without their
+text.
 
 The check for literals looks at the stack of the caller: format records where they are logged, not in another thread.
 """
@@ -46,21 +47,21 @@ def _number(value: object) -> Value | None:
 
 
 def _places(value: object) -> Value | None:
-    """Lines of code, see `place`, as many as they are."""
+    """Any number of lines of code, see `place`."""
     if not isinstance(value, list) or not all(isinstance(line, str) and _PLACE.fullmatch(line) for line in value):
         return None
     return value
 
 
 def _stacks(value: object) -> Value | None:
-    """Of threads, see `stack`."""
+    """Stacks of threads, see `stack`."""
     if not isinstance(value, list) or not all(isinstance(line, str) and _STACK.fullmatch(line) for line in value):
         return None
     return value
 
 
 def _package_folders() -> list[str]:
-    """Every folder that the namespace package `kibun` is made of."""
+    """Returns every folder of the namespace package `kibun`."""
     spec = importlib.util.find_spec("kibun")
     return list(spec.submodule_search_locations or ()) if spec is not None else []
 
@@ -69,7 +70,7 @@ _A_PLACE = r"[\w./<>-]{1,200}:\d{1,7} [\w<>]{1,80}"
 _PLACE = re.compile(_A_PLACE, re.ASCII)
 _STACK = re.compile(rf"[\w .()-]{{1,60}}: {_A_PLACE}(?: > {_A_PLACE})*", re.ASCII)
 
-#: Every field that a line may have, and what its value must be. A value that fails its check is written as WITHHELD.
+#: Every field that a line may have, with the check of its value. A value that fails it is written as WITHHELD.
 FIELDS: dict[str, Check] = {
     "request_id": _matching(r"request-[0-9a-f]{16}"),
     "tenant": _matching(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"),  # as in the token file
@@ -91,7 +92,7 @@ FIELDS: dict[str, Check] = {
     "stacks": _stacks,
 }
 
-#: Texts of asyncio and Python that say what happened. Their beginning or the words in them are told, and no more.
+#: Parts of texts of asyncio and Python that name what happened; of a text that holds one, this part alone is logged.
 KNOWN_TEXTS = (
     "Task exception was never retrieved",
     "Future exception was never retrieved",
@@ -103,8 +104,8 @@ KNOWN_TEXTS = (
 
 _UNPRINTABLE = re.compile(r"[^\x20-\x7e]")
 _PACKAGES = re.compile(r".*[/\\](?:site-packages|dist-packages|lib[/\\]python3\.\d+)[/\\]")
-# Where this package's rooms lie: asked of the import system, as a path alone cannot tell `kibun` from a folder of that
-# name somewhere above it.
+# Folders of the rooms of this package, from the import system: a path alone does not tell the package from a folder
+# above it that is also called `kibun`.
 _HOMES = tuple(os.path.join(os.path.dirname(home), "") for home in _package_folders())
 
 
@@ -138,7 +139,7 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def configure(level: str | int, style: Format) -> None:
-    """Sends all logging of this process, warnings and unforeseen exceptions included, to stderr in these lines."""
+    """Sends all logging of this process to stderr in such lines, with warnings and unhandled exceptions."""
     handler = _Stderr(sys.stderr)
     handler.setFormatter(LineFormatter(style))
     logging.basicConfig(level=level, handlers=[handler], force=True)
@@ -149,13 +150,13 @@ def configure(level: str | int, style: Format) -> None:
 
 
 def chosen() -> Format:
-    """The format that `configure` was called with; text before that."""
+    """Returns the format that `configure` was called with; "text" before that."""
     formatters = (handler.formatter for handler in logging.getLogger().handlers)
     return next((f.choice for f in formatters if isinstance(f, LineFormatter)), "text")
 
 
 def stack(name: str, frame: FrameType) -> str:
-    """Where a thread of this name is: places in the code, the innermost last."""
+    """Describes where a thread is: its name and places in the code, the innermost last."""
     places = []
     outer: FrameType | None = frame
     while outer is not None:
@@ -164,10 +165,10 @@ def stack(name: str, frame: FrameType) -> str:
     return f"{name}: {' > '.join(reversed(places[:MAX_FRAMES]))}"
 
 
-def say(text: str, level: str = "INFO", *, who: str = "kibun") -> None:
-    """Tells the operator on stderr, whatever the level, what follows from options and files of theirs.
+def report(text: str, level: str = "INFO", *, who: str = "kibun") -> None:
+    """Prints to stderr, whatever the log's level, what the operator must know about their options and files.
 
-    Nothing that came from a client may be in `text`.
+    `text` must hold nothing that came from a client.
     """
     line = f"{who}: {text}"
     if chosen() == "json":
@@ -177,9 +178,9 @@ def say(text: str, level: str = "INFO", *, who: str = "kibun") -> None:
 
 
 def quiet_grpc() -> None:
-    """Silences what gRPC's core writes to stderr by itself, peers' addresses for one, unless the operator asked for it.
+    """Silences what gRPC's core writes to stderr, such as peers' addresses, unless the operator asked for it.
 
-    Must come before grpc is imported, which reads this then. (GRPC_TRACE would write metadata, tokens included.)
+    Must be called before grpc is imported. (GRPC_TRACE would write metadata, tokens included.)
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
@@ -218,7 +219,7 @@ def _known(message: object) -> str:
 
 
 def _exception(error: BaseException) -> dict[str, object]:
-    """Types of the exception and of its causes, and where it came through, innermost last."""
+    """Fields for an exception: its type, those of its causes, and the lines it came through, innermost last."""
     frames = []
     traceback = error.__traceback__
     while traceback is not None:
@@ -230,10 +231,10 @@ def _exception(error: BaseException) -> dict[str, object]:
     while cause is not None and len(causes) < MAX_CAUSES:
         causes.append(type(cause).__qualname__)
         cause = _cause(cause)
-    told: dict[str, object] = {"error": type(error).__qualname__}
+    fields: dict[str, object] = {"error": type(error).__qualname__}
     if causes:
-        told["caused_by"] = causes
-    return told | {"frames": frames[-MAX_FRAMES:]}
+        fields["caused_by"] = causes
+    return fields | {"frames": frames[-MAX_FRAMES:]}
 
 
 def _cause(error: BaseException) -> BaseException | None:
@@ -241,13 +242,13 @@ def _cause(error: BaseException) -> BaseException | None:
 
 
 def allowed(fields: Mapping[str, object]) -> dict[str, Value]:
-    """What of `fields` may be told."""
+    """Returns those of `fields` that may be logged, with WITHHELD for values that fail their check."""
     checked = ((name, check(fields[name])) for name, check in FIELDS.items() if name in fields)
     return {name: WITHHELD if value is None else value for name, value in checked}
 
 
 def place(path: str, line: int, function: str) -> str:
-    """As "kibun/server/session.py:120 run"; other packages' paths begin at the package."""
+    """Names a line of code as "kibun/server/session/session.py:120 run"; other packages' paths begin at the package."""
     for home in _HOMES:
         if path.startswith(home):
             return f"{path.removeprefix(home).replace(os.sep, '/')}:{line} {function}"
@@ -261,4 +262,4 @@ def _on_exception(kind: type[BaseException], error: BaseException | None, traceb
         return
     error = error if error is not None else kind()
     error = error if error.__traceback__ is traceback else error.with_traceback(traceback)
-    logging.getLogger(__name__).critical("an unforeseen error", exc_info=error)
+    logging.getLogger(__name__).critical("an unhandled exception", exc_info=error)

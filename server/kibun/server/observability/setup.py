@@ -39,9 +39,9 @@ class Observability:
         try:
             port = self._exporter.open(host, port)
         except OSError as error:
-            causes = "is the port taken (--metrics-port 0 picks a free one), or --metrics-host not this machine's"
-            raise StartError(f"--metrics-port {port}: cannot listen on {shown}:{port}: {causes}?") from error
-        logs.say(f"metrics on http://{shown}:{port}/metrics")
+            causes = "the port may be taken (--metrics-port 0 picks a free one), or --metrics-host not this machine's"
+            raise StartError(f"--metrics-port {port}: cannot listen on {shown}:{port}: {causes}") from error
+        logs.report(f"metrics on http://{shown}:{port}/metrics")
         self._watch_lag(asyncio.get_running_loop())
 
     async def close(self) -> None:

@@ -70,7 +70,7 @@ class OtelTracer:
             async with asyncio.timeout(FLUSH_S):
                 await done.wait()
         except TimeoutError:
-            logs.say("the last traces could not be sent", "WARNING")
+            logs.report("the last traces could not be sent", "WARNING")
 
 
 class _CallTrace:

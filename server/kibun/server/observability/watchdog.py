@@ -1,7 +1,7 @@
-"""Notices that the event loop is blocked, from a thread of its own.
+"""Notices from a separate thread that the event loop is blocked, and ends a process whose loop stays blocked.
 
-gRPC's own keepalive does not: its threads go on answering pings while no handler runs. Somebody has to end such a
-process, so that its supervisor starts another and its clients resume there.
+gRPC's keepalive does not notice: its threads go on answering pings while no handler runs. Once the process has ended,
+its supervisor starts another, and its clients resume there.
 
 Time in which the whole process was suspended, see `suspension`, does not count: ending it would not help.
 """
@@ -22,9 +22,9 @@ from kibun.server.observability import logs
 from kibun.server.observability.suspension import suspended
 
 EXIT_CODE = 70
-"""Of a process whose event loop stayed blocked."""
+"""Exit code of a process whose event loop stayed blocked."""
 
-_LAST_WORDS_S = 0.5  # for the log, which may be what blocks
+_LAST_LOG_S = 0.5  # how long the last log line may take: the log may be what blocks
 
 _log = logging.getLogger(__name__)
 
@@ -33,18 +33,18 @@ _log = logging.getLogger(__name__)
 class WatchdogTimes:
     """Seconds."""
 
-    blocked_after_s: float = 1.0  # without a turn of the loop: stacks are logged, health turns bad
-    exit_after_s: float = 10.0  # the process ends
-    calm_s: float = 5.0  # a loop that was blocked counts as blocked until it has been quick for so long
+    blocked_after_s: float = 1.0  # without a turn of the loop until stacks are logged and health turns NOT_SERVING
+    exit_after_s: float = 10.0  # until the process ends
+    calm_s: float = 5.0  # how long a loop must have run again before it no longer counts as blocked
 
     @property
     def tick_s(self) -> float:
-        """How often to look."""
+        """How often the watchdog looks."""
         return self.blocked_after_s / 10
 
 
 class Watchdog:
-    """Watches the loop in which `start` is called, until `stop`. `blocked` may be asked from any thread."""
+    """Watches the loop in which `start` is called, until `stop`. `blocked` may be read in any thread."""
 
     def __init__(self, times: WatchdogTimes | None = None, *, leave: Callable[[int], object] = os._exit) -> None:
         """`leave` ends the process, with an exit code."""
@@ -59,16 +59,16 @@ class Watchdog:
 
     @property
     def blocked(self) -> bool:
-        """Whether the loop is blocked, or was a short time ago."""
+        """Whether the loop is blocked, or was less than `calm_s` ago."""
         return self._late or time.monotonic() < self._calm_from
 
     def start(self) -> None:
-        """Call in the loop to watch, once."""
+        """Starts watching the loop that this is called in. Call it once."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
 
     def stop(self) -> None:
-        """The loop is not watched any more. May be called before `start`, and more than once."""
+        """Stops watching. May be called before `start`, and more than once."""
         self._stopped.set()
 
     def _answer(self) -> None:
@@ -90,12 +90,12 @@ class Watchdog:
                 except RuntimeError:  # the loop was closed
                     return
             elif late_s >= self._times.exit_after_s:
-                _say(partial(_tell_end, late_s), wait=True)
+                _in_thread(partial(_log_end, late_s), wait=True)
                 self._leave(EXIT_CODE)
                 return
             elif late_s >= self._times.blocked_after_s and not self._late:
                 self._late = True
-                _say(partial(_tell_block, late_s, _stacks()))
+                _in_thread(partial(_log_block, late_s, _stacks()))
 
     def _counts(self, passed_s: float, used_s: float) -> float:
         """How many of the seconds since the last look count: in the others the loop could not have run."""
@@ -106,23 +106,23 @@ class Watchdog:
         if self._late:
             self._calm_from = time.monotonic() + self._times.calm_s
             self._late = False
-            _say(_tell_recovery)
+            _in_thread(_log_recovery)
 
 
-def _tell_block(seconds: float, stacks: list[str]) -> None:
+def _log_block(seconds: float, stacks: list[str]) -> None:
     _log.error("the event loop is blocked; all threads are at", extra={"seconds": seconds, "stacks": stacks})
 
 
-def _tell_end(seconds: float) -> None:
+def _log_end(seconds: float) -> None:
     _log.error("the event loop stays blocked: this process ends", extra={"seconds": seconds})
 
 
-def _tell_recovery() -> None:
+def _log_recovery() -> None:
     _log.error("the event loop goes on")
 
 
 def _stacks() -> list[str]:
-    """Where each thread is: files, lines and functions, and no values of variables, which may be somebody's audio."""
+    """Describes where each other thread is: files, lines and functions, but no values, which may be audio."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     stacks = []
     for ident, frame in sys._current_frames().items():
@@ -131,9 +131,9 @@ def _stacks() -> list[str]:
     return stacks
 
 
-def _say(tell: Callable[[], None], *, wait: bool = False) -> None:
-    """Logs without being held up: the loop may be blocked inside the log, by a pipe that nobody empties."""
-    speaker = threading.Thread(target=tell, name="watchdog-log", daemon=True)
-    speaker.start()
+def _in_thread(log: Callable[[], None], *, wait: bool = False) -> None:
+    """Logs in another thread: what blocks the loop may be the log, such as a full pipe."""
+    thread = threading.Thread(target=log, name="watchdog-log", daemon=True)
+    thread.start()
     if wait:
-        speaker.join(_LAST_WORDS_S)
+        thread.join(_LAST_LOG_S)

@@ -18,6 +18,8 @@ from kibun.server.conversation.store import Key
 from kibun.server.errors import Failure
 from kibun.server.inference.backend import ModelInfo
 
+CONVERSATION_TTL_S = 1800.0
+
 SpeechType = Literal["activity_begin", "activity_end", "turn_start", "turn_end", "no_speech_timeout"]
 
 # ---- in
@@ -44,7 +46,7 @@ class StreamOptions:
     start_offset: int = 0
     resumes: bool = False  # the turn, whose connection was lost: it may have its result already
     resumes_after: EndReason | None = None  # of the utterance that ended at start_offset, as the client has it
-    ttl_s: float = 1800.0
+    ttl_s: float = CONVERSATION_TTL_S
     ttl_asked: bool = False  # by the client; otherwise a conversation that exists keeps its own
     warnings: tuple[StreamWarning, ...] = ()  # of what the request asks for and will not get; sent at the start
 
