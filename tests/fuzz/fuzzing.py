@@ -55,7 +55,8 @@ def instrumented(module: str) -> contextlib.AbstractContextManager[object]:
         import atheris
     except ImportError:
         sys.exit("atheris is not installed: pip install -c constraints.txt -e '.[fuzz]' (Linux, CPython 3.11 to 3.13)")
-    return atheris.instrument_imports(include=["kibun.server"])
+    watched: contextlib.AbstractContextManager[object] = atheris.instrument_imports(include=["kibun.server"])
+    return watched
 
 
 def fuzz(check: Callable[[bytes], None], seeds: Iterable[bytes]) -> None:

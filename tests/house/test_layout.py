@@ -77,7 +77,8 @@ DOORS = {
     "grpc_health": "server.api.health client.client bench.load.soak_clients",
     "grpc_reflection": "server.serving",
     "grpc_status": "server.api.gate",
-    "google": "server.observability.tracing server.api.service server.api.convert server.api.status client",
+    "google": "server.observability.tracing server.conversation.codec server.api.service server.api.convert"
+    " server.api.status client",
     "torch": "models server.inference.worker training bench",
     "transformers": "models._transformers training._transformers",
     "torchaudio": "training.audio",
@@ -202,14 +203,20 @@ def test_client_imports_without_torch_where_torch_is_installed() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_committed_stubs_match_the_proto(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("folder", "proto", "kinds"),
+    [
+        ("protos", "kibun/v1/speech_analysis.proto", ("python", "pyi", "grpc_python")),
+        ("server", "kibun/server/conversation/store.proto", ("python", "pyi")),
+    ],
+)
+def test_committed_stubs_match_the_proto(folder: str, proto: str, kinds: tuple[str, ...], tmp_path: Path) -> None:
     pytest.importorskip("grpc_tools", reason="needs grpcio-tools, as in the extra dev")
-    proto = "kibun/v1/speech_analysis.proto"
-    out = [f"--{kind}_out={tmp_path}" for kind in ("python", "pyi", "grpc_python")]
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}", *out, proto]
-    subprocess.run(command, check=True, cwd=ROOT / "protos")
+    out = [f"--{kind}_out={tmp_path}" for kind in kinds]
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / folder}", *out, proto]
+    subprocess.run(command, check=True, cwd=ROOT / folder)
     generated = sorted(p for p in tmp_path.rglob("*") if p.is_file())
-    assert len(generated) == 3
+    assert len(generated) == len(kinds)
     for path in generated:
-        committed = ROOT / "protos" / path.relative_to(tmp_path)
+        committed = ROOT / folder / path.relative_to(tmp_path)
         assert path.read_bytes() == committed.read_bytes(), f"{committed.name} is stale: see CONTRIBUTING.md"

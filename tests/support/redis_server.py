@@ -9,7 +9,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -90,27 +90,26 @@ async def command(url: str, *words: str | bytes | int) -> object:
 
     client = Redis.from_url(url)
     try:
-        answer: object = await client.execute_command(*words)
-        return answer
+        execute: Callable[..., Awaitable[object]] = client.execute_command
+        return await execute(*words)
     finally:
         await client.aclose()
 
 
 @contextlib.contextmanager
-def patience() -> Iterator[None]:
-    """A machine that is busy with other things makes no outage."""
-    from kibun.server.conversation import redis_connection as redis_link
-    from kibun.server.conversation import resilient_store as store_resilient
+def long_timeouts() -> Iterator[None]:
+    """Keeps a busy machine from looking like an outage."""
+    from kibun.server.conversation import redis_connection, resilient_store
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(redis_link, "TIMEOUT_S", 30.0)
-        patch.setattr(store_resilient, "SLOW_S", 30.0)
+        patch.setattr(redis_connection, "TIMEOUT_S", 30.0)
+        patch.setattr(resilient_store, "SLOW_S", 30.0)
         yield
 
 
 @contextlib.asynccontextmanager
 async def prefixed(url: str = ANY_REDIS) -> AsyncIterator[str]:
-    """The address with a key prefix that nobody else has; its keys are removed at the end. With `patience`."""
+    """The address with a key prefix that nobody else has; its keys are removed at the end. With `long_timeouts`."""
     redis = pytest.importorskip("redis.asyncio", reason="needs the extra redis")
     client = redis.Redis.from_url(url, socket_connect_timeout=2)
     try:
@@ -119,7 +118,7 @@ async def prefixed(url: str = ANY_REDIS) -> AsyncIterator[str]:
         except (redis.RedisError, OSError) as error:
             pytest.skip(f"no Redis at {url.rpartition('@')[2]}: {type(error).__name__}")
         prefix = f"kibun-test-{secrets.token_hex(6)}"
-        with patience():
+        with long_timeouts():
             yield f"{url}{'&' if '?' in url else '?'}{urlencode({'prefix': prefix})}"
         async for key in client.scan_iter(match=f"{prefix}:*", count=1000):
             await client.delete(key)

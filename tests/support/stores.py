@@ -1,7 +1,7 @@
 """Conversation stores for tests, what is stored in them, and a way to compare it."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,20 +17,23 @@ from kibun.server.conversation.state import (
     add_utterance,
 )
 from kibun.server.conversation.store import ConversationStore, Key, MemoryStore
+from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS
 from kibun.server.errors import Failure
 from tests.support.redis_server import command, prefixed
 
 KEY = ("tenant", "c")
-Kind_ = Literal["memory", "redis", "resilient"]
-KINDS: tuple[Kind_, ...] = ("memory", "redis", "resilient")
+StoreKind = Literal["memory", "redis", "resilient"]
+KINDS: tuple[StoreKind, ...] = ("memory", "redis", "resilient")
 
 
-async def open_redis(url: str, *, resilient: bool = False) -> ConversationStore:
-    from kibun.server.conversation.redis_connection import Address, RedisLink
+async def open_redis(
+    url: str, *, resilient: bool = False, tenant_conversations: int = TENANT_CONVERSATIONS
+) -> ConversationStore:
+    from kibun.server.conversation.redis_connection import Address, RedisConnection
     from kibun.server.conversation.redis_store import RedisStore
     from kibun.server.conversation.resilient_store import ResilientStore
 
-    store = RedisStore(RedisLink(Address.parse(url)))
+    store = RedisStore(RedisConnection(Address.parse(url)), tenant_conversations=tenant_conversations)
     await store.first_contact()
     return ResilientStore(store) if resilient else store
 
@@ -44,12 +47,12 @@ class Stores:
     pass_time: Callable[[Key, float], Awaitable[None]]
 
 
-@pytest.fixture(params=KINDS)
-async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+@asynccontextmanager
+async def open_stores(kind: StoreKind, *, tenant_conversations: int = TENANT_CONVERSATIONS) -> AsyncIterator[Stores]:
     async with AsyncExitStack() as stack:
-        if request.param == "memory":
+        if kind == "memory":
             now = [1000.0]
-            memory = MemoryStore(lambda: now[0])
+            memory = MemoryStore(lambda: now[0], tenant_conversations=tenant_conversations)
 
             async def later(_: Key, seconds: float) -> None:
                 now[0] += seconds
@@ -57,8 +60,11 @@ async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
             yield Stores(memory, memory, later)
             return
         url = await stack.enter_async_context(prefixed())
-        stores = [await open_redis(url, resilient=request.param == "resilient") for _ in range(2)]
-        for store in stores:
+        pair = [
+            await open_redis(url, resilient=kind == "resilient", tenant_conversations=tenant_conversations)
+            for _ in range(2)
+        ]
+        for store in pair:
             stack.push_async_callback(store.close)
 
         async def expire_sooner(key: Key, seconds: float) -> None:
@@ -67,11 +73,17 @@ async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
             assert isinstance(left_ms, int)
             await command(url.partition("?")[0], "PEXPIRE", name, round(left_ms - seconds * 1000))
 
-        yield Stores(stores[0], stores[1], expire_sooner)
+        yield Stores(pair[0], pair[1], expire_sooner)
+
+
+@pytest.fixture(params=KINDS)
+async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
+    async with open_stores(request.param) as stores:
+        yield stores
 
 
 class FakeStream:
-    """A `StreamHandle`."""
+    """A `StreamHandle` that records what it is notified of."""
 
     def __init__(self, last_seen: Conversation | None = None, ended: Exception | None = None) -> None:
         self.last_seen = last_seen
@@ -139,11 +151,11 @@ def _plain_participant(p: Participant) -> Any:
     return (
         (p.participant_id, p.finished_turns, p.revision, _hex(p.given_traits)),
         openings,
-        tuple(map(_plain_record, p.records)),
+        tuple(map(plain_record, p.records)),
     )
 
 
-def _plain_record(r: UtteranceRecord) -> Any:
+def plain_record(r: UtteranceRecord) -> Any:
     vector = None if r.vector is None else (r.vector.dtype.str, r.vector.shape, r.vector.tobytes())
     numbers = (r.start, r.end, r.speech, _hex(r.emotion), _hex(r.traits))
     return (r.utterance_id, r.turn_id, numbers, vector, r.traits_source, r.reason)

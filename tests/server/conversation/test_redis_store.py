@@ -14,32 +14,35 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kibun.server.conversation.state import Conversation
+from kibun.server.conversation.state import Conversation, Opening, UtteranceRecord, finish_turn, note_opening
 from kibun.server.conversation.store import MemoryStore, StoreRefused, StoreUnavailable
-from kibun.server.errors import Failure
-from kibun.server.settings import Settings, StartError
+from kibun.server.errors import Failure, StartError
+from kibun.server.settings import Settings
 from tests.support import ROOT
 from tests.support.certificates import make_certificates
 from tests.support.processes import free_port
-from tests.support.redis_server import OwnRedis, command, own_redis, patience, prefixed
-from tests.support.stores import KEY, FakeStream, adding, fresh, open_redis, plain, record
+from tests.support.redis_server import OwnRedis, command, long_timeouts, own_redis, prefixed
+from tests.support.stores import KEY, FakeStream, adding, fresh, plain, record
 
 pytest.importorskip("redis", reason="needs the extra redis")
 
+from redis.asyncio.connection import SSLConnection
 from redis.exceptions import ResponseError
 
 from kibun.server.conversation import codec
 from kibun.server.conversation.open_store import open_store
-from kibun.server.conversation.redis_connection import Address, AddressError, RedisLink
-from kibun.server.conversation.redis_store import RedisStore
+from kibun.server.conversation.redis_connection import Address, AddressError, RedisConnection
+from kibun.server.conversation.redis_layout import State
+from kibun.server.conversation.redis_store import Cache, RedisStore
 from kibun.server.conversation.resilient_store import ResilientStore
+from tests.support.tapped_redis import Send, TappedConnection
 
 SECRET = "Zx8-hush"
 
 
 @pytest.fixture(autouse=True)
 def patient() -> Iterator[None]:
-    with patience():
+    with long_timeouts():
         yield
 
 
@@ -57,9 +60,16 @@ async def store(url: str) -> AsyncIterator[RedisStore]:
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[RedisStore]:
-    store = await open_redis(url)
-    assert isinstance(store, RedisStore)
-    yield store
+    async with tapped(url) as (store, _):
+        yield store
+
+
+@asynccontextmanager
+async def tapped(url: str) -> AsyncIterator[tuple[RedisStore, TappedConnection]]:
+    connection = TappedConnection(Address.parse(url))
+    store = RedisStore(connection)
+    await store.first_contact()
+    yield store, connection
     await store.close()
 
 
@@ -81,6 +91,7 @@ def test_addresses() -> None:
         "host": "example.org",
         "port": 7000,
         "db": 3,
+        "connection_class": SSLConnection,
     }
     assert (full.prefix, full.place) == ("x", "rediss://example.org:7000")
     socket = Address.parse("unix://:pw@/run/redis.sock?db=2")
@@ -122,10 +133,11 @@ async def test_a_wrong_address_is_not_quoted(address: str) -> None:
 
 async def test_no_repr_shows_the_password() -> None:
     address = f"redis://user:{SECRET}@127.0.0.1:1/0"
-    link = RedisLink(Address.parse(address))
-    shown = [Address.parse(address), link, RedisStore(link), Settings(("m",), store=address)]
+    connection = RedisConnection(Address.parse(address))
+    shown = [Address.parse(address), connection, RedisStore(connection), Settings(("m",), store=address)]
+    shown += [vars(connection)]  # the client and its pool
     assert SECRET not in repr(shown)
-    assert "hush" not in repr(link._client) + repr(link._client.connection_pool)
+    assert "hush" not in repr(shown)
 
 
 async def test_memory_is_the_default() -> None:
@@ -154,7 +166,7 @@ async def test_the_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "cache.example.org", "[2001:db8::1]", "127.0.0.1.example.org"])
 async def test_another_machines_redis_wants_tls(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RedisLink, "__init__", lambda *_: pytest.fail("it was to be spoken to"))
+    monkeypatch.setattr(RedisConnection, "__init__", lambda *_: pytest.fail("it was to be spoken to"))
     with pytest.raises(StartError, match=r"--store: redis://.*another machine.*rediss://, or --insecure") as caught:
         await open_store(f"redis://user:{SECRET}@{host}:7000/1")
     assert SECRET not in str(caught.value)
@@ -246,48 +258,41 @@ async def test_tls(tmp_path: Path) -> None:
 
 
 class Counted:
-    """Bytes that a store sends to its server, and receives."""
+    """Counts commands, and the bytes that a connection sends and receives."""
 
     def __init__(self) -> None:
         self.sent = self.received = self.commands = 0
 
-    def watch(self, store: RedisStore) -> None:
-        execute = store._link._execute
-
-        async def counted(*words: Any) -> Any:
-            answer = await execute(*words)
-            self.commands += 1
-            self.sent += sum(len(w) if isinstance(w, bytes | str) else 8 for w in words)
-            self.received += sum(len(part or b"") for part in answer) if isinstance(answer, list) else 8
-            return answer
-
-        store._link._execute = counted
+    async def __call__(self, send: Send, *words: Any) -> Any:
+        answer = await send(*words)
+        self.commands += 1
+        self.sent += sum(len(w) if isinstance(w, bytes | str) else 8 for w in words)
+        self.received += sum(len(part or b"") for part in answer) if isinstance(answer, list) else 8
+        return answer
 
 
 @pytest.mark.parametrize("records", [10, 500])
-async def test_an_utterance_costs_its_own_bytes(store: RedisStore, url: str, records: int) -> None:
-    def big(n: int) -> Any:
+async def test_an_utterance_costs_its_own_bytes(url: str, records: int) -> None:
+    def big(n: int) -> UtteranceRecord:
         return replace(record(start=n), vector=np.full(768, n, np.float16))
 
-    await store.update(KEY, adding(*map(big, range(records))))
-    counted = Counted()
-    counted.watch(store)
-    await store.get(KEY)
-    await store.update(KEY, adding(big(9000)))
-    assert counted.commands == 2
-    assert counted.sent + counted.received < 3_000
+    async with tapped(url) as (store, connection), tapped(url) as (another, another_connection):
+        await store.update(KEY, adding(*map(big, range(records))))
+        connection.tap = counted = Counted()
+        await store.get(KEY)
+        await store.update(KEY, adding(big(9000)))
+        assert counted.commands == 2
+        assert counted.sent + counted.received < 3_000
 
-    async with opened(url) as another:
         await another.get(KEY)
         await store.update(KEY, adding(big(9001)))
-        counted.commands = counted.received = 0
-        counted.watch(another)
+        another_connection.tap = counted = Counted()
         assert plain(await another.get(KEY)) == plain(await store.get(KEY))
         assert counted.received < 4_000, "only what is new"
 
 
-async def test_memory_of_conversations_seen_is_bounded(store: RedisStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kibun.server.conversation.redis_store.KEPT_RECORDS", 50)
+async def test_memory_of_conversations_seen_is_bounded(url: str) -> None:
+    store = RedisStore(RedisConnection(Address.parse(url)), cache_records=50)
     for n in range(20):
         await store.update(("tenant", f"c{n}"), adding(*(record(start=i) for i in range(4))))
     assert len(store) == 10
@@ -298,12 +303,25 @@ async def test_memory_of_conversations_seen_is_bounded(store: RedisStore, monkey
     for n in range(20):
         await store.delete(("tenant", f"c{n}"))
     assert len(store) == 0
-    assert store._seen_records == 0
+    await store.close()
+
+
+def test_the_cache_weighs_what_it_has() -> None:
+    cache = Cache(50)
+    for n in range(20):
+        cache.put(("tenant", f"c{n}"), State(conversation=adding(*(record(start=i) for i in range(4)))(None)))
+    assert (len(cache), cache.records) == (10, 50)
+    assert [key[1] for key in cache] == [f"c{n}" for n in range(10, 20)]
+    cache.put(("tenant", "c10"), State(conversation=adding(record())(None)))
+    assert (len(cache), cache.records) == (10, 47)
+    for key in tuple(cache):
+        cache.put(key, State())
+    assert (len(cache), cache.records) == (0, 0)
 
 
 async def test_what_must_have_expired_is_not_kept(url: str) -> None:
     now = [1000.0]
-    store = RedisStore(RedisLink(Address.parse(url)), clock=lambda: now[0])
+    store = RedisStore(RedisConnection(Address.parse(url)), clock=lambda: now[0])
     await store.update(KEY, adding(record()))
     assert store.remembered(KEY) is not None
     now[0] += 61
@@ -321,16 +339,13 @@ async def test_a_server_that_forgot_its_scripts(tmp_path: Path) -> None:
             await own.update(KEY, adding(record(start=1)))
 
 
-async def test_a_lost_first_answer_is_no_conflict(store: RedisStore, url: str) -> None:
+async def test_a_lost_first_answer_is_no_conflict(url: str) -> None:
     """The connection breaks after the change was made, and redis-py sends it again."""
-    execute = store._link._execute
 
-    async def twice(*words: Any) -> Any:
-        await execute(*words)
-        return await execute(*words)
+    async def twice(send: Send, *words: Any) -> Any:
+        await send(*words)
+        return await send(*words)
 
-    await store.update(KEY, adding(record()))
-    store._link._execute = twice
     calls = 0
 
     def change(conversation: Conversation | None) -> Conversation:
@@ -338,10 +353,13 @@ async def test_a_lost_first_answer_is_no_conflict(store: RedisStore, url: str) -
         calls += 1
         return adding(record(start=1))(conversation)
 
-    changed = await store.update(KEY, change)
-    assert calls == 1
-    await store.update(KEY, adding(record(start=2)))
-    assert await store.delete(KEY)
+    async with tapped(url) as (store, connection):
+        await store.update(KEY, adding(record()))
+        connection.tap = twice
+        changed = await store.update(KEY, change)
+        assert calls == 1
+        await store.update(KEY, adding(record(start=2)))
+        assert await store.delete(KEY)
     assert changed.participant("p").revision == 2
 
 
@@ -410,7 +428,7 @@ async def test_a_damaged_conversation_can_be_deleted(url: str, store: RedisStore
 async def test_what_a_newer_version_wrote_is_left_alone(url: str, store: RedisStore, field: str) -> None:
     await store.update(KEY, adding(record()))
     body = b"[of the future]"
-    newer = codec._PREFIX.pack(codec.VERSION + 1, codec._check(codec.VERSION + 1, body)) + body
+    newer = codec.seal(body, codec.VERSION + 1)
     await command(url.partition("?")[0], "HSET", name_of(url), field, newer)
     async with opened(url) as another:
         for call in (another.get(KEY), another.update(KEY, adding(record())), another.delete(KEY)):
@@ -421,9 +439,41 @@ async def test_what_a_newer_version_wrote_is_left_alone(url: str, store: RedisSt
     assert await command(url.partition("?")[0], "HGET", name_of(url), field) == newer
 
 
+# Two utterances and a finished turn as version 1 stored them.
+VERSION_1 = {
+    "head": b'\x01m@\xb9=["0123456789abcdef",0,"m",1000.0,1001.0,60.0,false,'
+    b'{"p":[2,null,{"t":[1000.5,0]},[2,0,2],[1,0,1]]}]',
+    "r/p/0": b'\x01Jc\xa4\x86Y\x00["p:t:0","t",0,16000,16000,[2.0,3.0],[2.0,4.0,4.0,4.0,4.0],"conversation","silence",'
+    b"true]\x00@\x00@\x00@\x00@",
+    "r/p/1": b'\x01)\xfb\xbf0a\x00["p:t:16000","t",16000,32000,16000,[3.0,2.0],[3.0,4.0,4.0,4.0,4.0],"conversation",'
+    b'"silence",true]\x00B\x00B\x00B\x00B',
+    "t/p/0": b"\x01>jm\xf2t",
+}
+
+
+async def test_a_conversation_that_version_1_stored_goes_on(url: str, store: RedisStore) -> None:
+    redis, name = url.partition("?")[0], name_of(url)
+    await command(redis, "HSET", name, *(part for pair in VERSION_1.items() for part in pair))
+    found = await store.get(KEY)
+    before = adding(record(), record(start=16_000, level=3.0))(None)
+    opened_turn = note_opening(before.participant("p"), "t", Opening(1000.5, 0))
+    before = before.with_participant(finish_turn(opened_turn, "t"))
+    assert plain(found) == plain(replace(before, update_time=1001.0))
+
+    made = await store.update(KEY, adding(record(start=32_000)))
+    fields = await command(redis, "HGETALL", name)
+    assert isinstance(fields, dict)
+    versions = {field.decode(): value[0] for field, value in fields.items()}
+    assert versions == {"head": 2, "r/p/0": 1, "r/p/1": 1, "t/p/0": 1, "r/p/2": 2}, "entries stay as they are"
+    async with opened(url) as another:
+        assert plain(await another.get(KEY)) == plain(made)
+        await another.update(KEY, adding(record(start=16_000, level=4.0)))
+        assert plain(await store.get(KEY)) == plain(await another.get(KEY))
+
+
 async def test_somebody_elses_value_is_one_conversations_trouble(url: str, caplog: pytest.LogCaptureFixture) -> None:
     errors: list[bool] = []
-    store = ResilientStore(RedisStore(RedisLink(Address.parse(url))), on_error=lambda: errors.append(True))
+    store = ResilientStore(RedisStore(RedisConnection(Address.parse(url))), on_error=lambda: errors.append(True))
     await command(url.partition("?")[0], "LPUSH", name_of(url), SECRET)
     other = ("tenant", "other")
     stream = FakeStream()
@@ -433,17 +483,18 @@ async def test_somebody_elses_value_is_one_conversations_trouble(url: str, caplo
                 await call
         await store.update(other, adding(record()), stream)
         assert await store.get(other)
-    assert (store.kept, stream.notices, errors) == (0, [], []), "no outage"
+    assert (store.pending, stream.notices, errors) == (0, [], []), "no outage"
     assert {getattr(r, "reason", None) for r in caplog.records} == {"WRONGTYPE"}
     assert SECRET not in caplog.text
     await store.close()
 
 
 async def test_what_cannot_be_sent_is_one_conversations_trouble(url: str) -> None:
-    store = ResilientStore(RedisStore(RedisLink(Address.parse(url))))
+    connection = RedisConnection(Address.parse(url))
+    store = ResilientStore(RedisStore(connection))
     with pytest.raises(StoreRefused):
-        await store._store._link.call("GET", object())  # type: ignore[arg-type]
-    assert not store._away
+        await connection.call("GET", object())  # type: ignore[arg-type]
+    assert store.available
     await store.close()
 
 
@@ -460,14 +511,16 @@ async def test_what_cannot_be_sent_is_one_conversations_trouble(url: str) -> Non
         "NOPERM this user has no permissions to run the 'eval' command",
     ],
 )
-async def test_what_every_key_would_meet_counts_as_away(store: RedisStore, error: str) -> None:
+async def test_what_every_key_would_meet_counts_as_away(url: str, error: str) -> None:
     async def refuse(*_: Any) -> Any:
         raise ResponseError(error)
 
-    store._link._execute = refuse
-    for call in (store.get(KEY), store.update(KEY, adding(record()))):
+    async with tapped(url) as (store, connection):
+        connection.tap = refuse
         with pytest.raises(StoreUnavailable):
-            await call
+            await store.get(KEY)
+        with pytest.raises(StoreUnavailable):
+            await store.update(KEY, adding(record()))
 
 
 async def test_a_full_redis_counts_as_away(tmp_path: Path) -> None:
@@ -531,7 +584,7 @@ from tests.support.redis_server import *
 from tests.support.stores import KEY, adding, open_redis, record
 
 async def main(url, process, tasks, each):
-    patience().__enter__()
+    long_timeouts().__enter__()
     store = await open_redis(url, resilient=True)
     async def write(task):
         for n in range(each):

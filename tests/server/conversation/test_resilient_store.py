@@ -3,14 +3,12 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
+from kibun.server.conversation.backlog import replay
 from kibun.server.conversation.state import Conversation, Participant, finish_turn
 from kibun.server.conversation.store import Key, StoreUnavailable
 from kibun.server.errors import Failure, Kind
@@ -23,12 +21,8 @@ from redis.exceptions import ConnectionError
 
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions
-from kibun.server.conversation import backlog as store_missed
-from kibun.server.conversation import redis_connection as redis_link
-from kibun.server.conversation import redis_store as store_redis
-from kibun.server.conversation import resilient_store as store_resilient
-from kibun.server.conversation.backlog import Sizes
-from kibun.server.conversation.redis_connection import Address, RedisLink
+from kibun.server.conversation import backlog, redis_connection, redis_hash, resilient_store
+from kibun.server.conversation.redis_connection import Address
 from kibun.server.conversation.redis_store import RedisStore
 from kibun.server.conversation.resilient_store import ResilientStore
 from kibun.server.inference.backend import ModelInfo
@@ -36,23 +30,43 @@ from kibun.server.session.conversation_handle import ConversationHandle
 from kibun.server.session.events import StreamOptions
 from kibun.server.session.open_streams import OpenStream, OpenStreams
 from kibun.server.session.outbox import Outbox
+from tests.support.tapped_redis import Send, TappedConnection
 
 pytestmark = pytest.mark.filterwarnings("error")
 MODEL = ModelInfo("m", "1", vector_size=4)
 
 
-@dataclass
 class Site:
-    """One server's store, with a switch in its line: `mode` up, down, lossy (done, but the answer is lost), slow (each
-    answer takes `SLOW_S` and more, by a clock of its own), frozen.
+    """One server's store, with a switch in its line.
+
+    `mode` is up, down, lossy (it is done, but the answer is lost), slow (each answer takes more than `SLOW_S`, by a
+    clock of the test's own) or frozen.
     """
 
-    store: ResilientStore
-    redis: RedisStore
-    mode: str = "up"
-    calls: int = 0  # probes not counted
-    now: float = 0.0
-    then: tuple[int, str] | None = None  # from that call on, another mode
+    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
+        self.mode = "up"
+        self.calls = 0  # probes not counted
+        self.now = 0.0
+        self.then: tuple[int, str] | None = None  # from that call on, another mode
+        self.connection = TappedConnection(Address.parse(url), lambda: self.now)
+        self.connection.tap = self.switched
+        self.store = ResilientStore(RedisStore(self.connection, clock), clock)
+
+    async def switched(self, send: Send, *words: Any) -> Any:
+        probe = words[0] == "PING"
+        self.calls += not probe
+        if self.then and self.calls > self.then[0]:
+            self.mode, self.then = self.then[1], None
+        if self.mode == "down":
+            raise ConnectionError("switched off")
+        if self.mode == "frozen" or (self.mode == "slow" and probe):
+            await asyncio.Event().wait()
+        answer = await send(*words)
+        if self.mode == "slow":
+            self.now += 1.1 * resilient_store.SLOW_S
+        if self.mode == "lossy" and not probe:
+            raise ConnectionError("the answer is lost")
+        return answer
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
@@ -62,46 +76,20 @@ class Site:
     async def back(self) -> None:
         """Switches on; returns once the store noticed and all is told."""
         self.mode = "up"
-        await self.until(lambda: not self.store._away and not self.store.kept)
-
-
-def make_site(url: str, clock: Callable[[], float] = time.time) -> Site:
-    link = RedisLink(Address.parse(url))
-    redis = RedisStore(link, clock)
-    site = Site(ResilientStore(redis, clock), redis)
-    execute = link._execute
-
-    async def switched(*words: Any) -> Any:
-        probe = words[0] == "PING"
-        site.calls += not probe
-        if site.then and site.calls > site.then[0]:
-            site.mode, site.then = site.then[1], None
-        if site.mode == "down":
-            raise ConnectionError("switched off")
-        if site.mode == "frozen" or (site.mode == "slow" and probe):
-            await asyncio.sleep(3600)
-        answer = await execute(*words)
-        if site.mode == "slow":
-            site.now += 1.1 * store_resilient.SLOW_S
-        if site.mode == "lossy" and not probe:
-            raise ConnectionError("the answer is lost")
-        return answer
-
-    link._execute = switched
-    return site
+        await self.until(lambda: self.store.available and not self.store.pending)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_resilient, "PROBE_S", (0.01, 0.05))
-    monkeypatch.setattr(store_resilient, "FAST_S", 2.0)
+    monkeypatch.setattr(resilient_store, "PROBE_S", (0.01, 0.05))
+    monkeypatch.setattr(resilient_store, "FAST_S", 2.0)
 
 
 @pytest.fixture
 async def sites() -> AsyncIterator[tuple[Site, Site]]:
     """Two servers on one Redis."""
     async with prefixed() as url:
-        pair = make_site(url), make_site(url)
+        pair = Site(url), Site(url)
         yield pair
         for site in pair:
             site.mode = "up"
@@ -186,7 +174,7 @@ async def test_streams_of_a_conversation_see_each_other_in_an_outage(site: Site,
 async def test_what_an_ended_stream_said_is_stored_later(site: Site, other: Site) -> None:
     site.mode = "down"
     await say(site, FakeStream(), 0)
-    assert site.store.kept == 1
+    assert site.store.pending == 1
     await site.back()
     assert starts(await other.store.get(KEY)) == [0]
 
@@ -273,7 +261,7 @@ async def test_whether_a_conversation_exists_cannot_be_told(site: Site, other: S
     site.mode = "down"
     stream = FakeStream()
     await unavailable(site.store.update(KEY, existing, stream))
-    assert (stream.notices, site.store.kept) == ([], 0)
+    assert (stream.notices, site.store.pending) == ([], 0)
     await say(site, stream, 0)
     assert starts(await site.store.update(KEY, existing, FakeStream())) == [0], "this server knows it"
 
@@ -335,8 +323,8 @@ async def test_a_stream_that_leaves_nothing_is_not_kept(site: Site, other: Site)
         stream = FakeStream()
         stream.last_seen = await site.store.update(KEY, lambda c: c or fresh(), stream)
         await site.store.update(KEY, lambda _: None, stream)
-    assert site.store.kept == 0
-    assert not site.store._backlog
+    assert site.store.pending == 0
+    assert not await site.store.knows(KEY)
     await site.back()
     assert await other.store.get(KEY) is None
 
@@ -361,7 +349,7 @@ async def test_deletion_in_an_outage_is_refused_but_drops_what_waits(site: Site,
     site.mode = "down"
     await say(site, stream, 1)
     await unavailable(site.store.delete(KEY))
-    assert site.store.kept == 0
+    assert site.store.pending == 0
     stream.ended = Failure(Kind.ABORTED, "CONVERSATION_DELETED", "deleted")  # as the service does
     with pytest.raises(Failure, match="deleted"):
         await say(site, stream, 2)
@@ -424,14 +412,8 @@ def conversation_handle(options: StreamOptions, site: Site) -> ConversationHandl
 # ---- limits
 
 
-@pytest.fixture
-def own_clock(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_link, "time", SimpleNamespace(monotonic=lambda: site.now))
-
-
-@pytest.mark.usefixtures("own_clock")
 async def test_slow_is_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_resilient, "FAST_S", 0.05)
+    monkeypatch.setattr(resilient_store, "FAST_S", 0.05)
     stream = FakeStream()
     await say(site, stream, 0)
     site.mode = "slow"
@@ -443,59 +425,56 @@ async def test_slow_is_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
         await say(site, stream, start)
     assert stream.notices == [True]
     await asyncio.sleep(0.3)
-    assert site.store.kept == 17, "as long as it is slow"
+    assert site.store.pending == 17, "as long as it is slow"
     assert site.calls == before
-    monkeypatch.setattr(store_resilient, "FAST_S", 2.0)
+    monkeypatch.setattr(resilient_store, "FAST_S", 2.0)
     await site.back()
     assert starts(await site.store.get(KEY)) == list(range(20))
 
 
-@pytest.mark.usefixtures("own_clock")
 async def test_one_slow_answer_is_no_outage(site: Site) -> None:
     stream = FakeStream()
     for start in range(4):
         site.mode = "slow" if start % 2 else "up"
         await say(site, stream, start)
     assert stream.notices == []
-    assert not site.store._away
+    assert site.store.available
 
 
-@pytest.mark.usefixtures("own_clock")
 async def test_a_large_conversation_is_no_slow_store(site: Site, other: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each of many answers is quick, and all of them together take longer than one may."""
-    monkeypatch.setattr(store_redis, "READ_AT_ONCE", 10)
+    monkeypatch.setattr(redis_hash, "READ_AT_ONCE", 10)
     for key in (KEY, ("tenant", "another")):
         await other.store.update(key, adding(*(record(start=n) for n in range(200))))
-    execute = site.redis._link._execute
 
-    async def quick(*words: Any) -> Any:
-        assert len(words) <= 4 + store_redis.READ_AT_ONCE
-        site.now += 0.5 * store_resilient.SLOW_S
-        return await execute(*words)
+    async def quick(send: Send, *words: Any) -> Any:
+        assert len(words) <= 4 + redis_hash.READ_AT_ONCE
+        site.now += 0.5 * resilient_store.SLOW_S
+        return await site.switched(send, *words)
 
-    site.redis._link._execute = quick
+    site.connection.tap = quick
     stream = FakeStream()
     for key in (KEY, ("tenant", "another")):
         assert starts(await site.store.get(key, stream)) == list(range(200))
     assert site.calls == 2 * 21
-    assert not site.store._away
+    assert site.store.available
 
 
 async def test_a_large_conversation_that_changes_while_it_is_read(
     site: Site, other: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_redis, "READ_AT_ONCE", 10)
+    monkeypatch.setattr(redis_hash, "READ_AT_ONCE", 10)
     await other.store.update(KEY, adding(*(record(start=n) for n in range(95))))
-    execute, changes = site.redis._link._execute, 0
+    changes = 0
 
-    async def disturbed(*words: Any) -> Any:
+    async def disturbed(send: Send, *words: Any) -> Any:
         nonlocal changes
         if words[0] == "HMGET" and changes < 15:
             changes += 1
             await other.store.update(KEY, adding(record(start=1000 + changes)))
-        return await execute(*words)
+        return await send(*words)
 
-    site.redis._link._execute = disturbed
+    site.connection.tap = disturbed
     found = await site.store.get(KEY)
     assert plain(found) == plain(await other.store.get(KEY))
     assert len(starts(found)) == 95 + changes
@@ -504,7 +483,7 @@ async def test_a_large_conversation_that_changes_while_it_is_read(
 async def test_no_answer_is_waited_for_a_second_at_most(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = FakeStream()
     await say(site, stream, 0)
-    monkeypatch.setattr(redis_link, "TIMEOUT_S", 1.0)
+    monkeypatch.setattr(redis_connection, "TIMEOUT_S", 1.0)
     site.mode = "frozen"
     begin = time.monotonic()
     await asyncio.gather(*(say(site, FakeStream(stream.last_seen), start, f"p{start}") for start in range(20)))
@@ -522,11 +501,11 @@ async def test_who_has_the_most_pays_for_what_is_too_much(
     site: Site, other: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, most in (("MAX_CONVERSATION", 6), ("MAX_TENANT", 10), ("MAX_ALL", 16)):
-        monkeypatch.setattr(store_missed, name, most)
+        monkeypatch.setattr(backlog, name, most)
     site.mode = "down"
     sizes = {("b", "small"): 2, ("a", "long"): 9, ("a", "one"): 3, ("a", "two"): 3, ("c", "new"): 5, ("d", "late"): 1}
     streams = {key: await say_many(site, key, count) for key, count in sizes.items()}
-    assert site.store.kept == 16
+    assert site.store.pending == 16
     caplog.clear()
     await site.back()
     found = {key: len(starts(await other.store.get(key))) for key in sizes}
@@ -541,7 +520,7 @@ async def test_who_has_the_most_pays_for_what_is_too_much(
 async def test_changes_there_was_no_room_for_are_the_oldest(
     site: Site, other: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_missed, "MAX_CONVERSATION", 5)
+    monkeypatch.setattr(backlog, "MAX_CONVERSATION", 5)
     stream = FakeStream()
     await say(site, stream, 100)
     site.mode = "down"
@@ -555,7 +534,7 @@ async def test_changes_there_was_no_room_for_are_the_oldest(
 async def test_a_store_that_lost_everything_gets_back_what_there_was_no_room_for(
     site: Site, other: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_missed, "MAX_CONVERSATION", 5)
+    monkeypatch.setattr(backlog, "MAX_CONVERSATION", 5)
     site.mode = "down"
     await say_many(site, KEY, 8)
     await site.back()
@@ -565,14 +544,14 @@ async def test_a_store_that_lost_everything_gets_back_what_there_was_no_room_for
 async def test_a_stream_of_which_nothing_could_be_kept_goes_on_from_what_it_holds(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_missed, "MAX_TENANT", 1)
+    monkeypatch.setattr(backlog, "MAX_TENANT", 1)
     stream, key = FakeStream(), ("tenant", "another")
     await say(site, stream, 0)
     site.mode = "down"
     await say(site, stream, 1)
     other = await say_many(site, key, 1)
-    assert key in site.store._backlog
-    assert KEY not in site.store._backlog
+    assert site.store.pending == 1
+    assert await site.store.knows(key)
     assert starts(await say(site, stream, 2)) == [0, 1, 2]
     del other
 
@@ -586,7 +565,7 @@ async def test_keeping_a_conversation_alive_takes_no_room(site: Site) -> None:
         stream.last_seen = await site.store.update(KEY, lambda c: c or fresh(), stream)
         assert before
         assert stream.last_seen.update_time > before.update_time
-    assert site.store.kept == 1, "the one that tells that this stream is there"
+    assert site.store.pending == 1, "the one that tells that this stream is there"
     assert stream.notices == [True]
     await site.back()
     assert stream.notices == [True, False]
@@ -599,21 +578,27 @@ async def test_a_silent_stream_takes_no_room(site: Site) -> None:
     await held.enter()
     for _ in range(10):
         await held.update(lambda participant: participant)  # as `keep_alive`
-    assert site.store.kept == 1
+    assert site.store.pending == 1
     await held.add(record())
-    assert site.store.kept == 2
+    assert site.store.pending == 2
+
+
+def finishing(turn_id: str) -> Callable[[Conversation | None], Conversation]:
+    """Makes a turn the only one that a participant finished."""
+
+    def change(conversation: Conversation | None) -> Conversation:
+        return adding()(conversation).with_participant(finish_turn(Participant("p"), turn_id))
+
+    return change
 
 
 async def test_catching_up_lets_others_have_their_turn(site: Site, other: Site) -> None:
-    count = 20 * store_resilient.TOLD_AT_ONCE
+    count = 20 * resilient_store.BATCH
     site.mode = "down"
     stream = FakeStream()
     for n in range(count):
-        await site.store.update(
-            KEY, lambda c, n=n: adding()(c).with_participant(finish_turn(Participant("p"), f"{n}")), stream
-        )
+        await site.store.update(KEY, finishing(f"{n}"), stream)
     longest = changes = 0
-    replay = store_resilient.replay
 
     def watched(steps: Any, *rest: Any) -> Any:
         nonlocal longest, changes
@@ -621,9 +606,9 @@ async def test_catching_up_lets_others_have_their_turn(site: Site, other: Site) 
         return replay(steps, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store_resilient, "replay", watched)
+        patch.setattr(resilient_store, "replay", watched)
         await site.back()
-    assert longest == store_resilient.TOLD_AT_ONCE
+    assert longest == resilient_store.BATCH
     assert changes == count, "each once"
     found = await other.store.get(KEY)
     assert found
@@ -635,7 +620,7 @@ async def test_catching_up_lets_others_have_their_turn(site: Site, other: Site) 
 async def test_an_outage_in_the_middle_of_catching_up(
     site: Site, other: Site, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    monkeypatch.setattr(store_resilient, "TOLD_AT_ONCE", 3)
+    monkeypatch.setattr(resilient_store, "BATCH", 3)
     site.mode = "down"
     bad, stream = FakeStream(), FakeStream()
     calls = 0
@@ -653,41 +638,27 @@ async def test_an_outage_in_the_middle_of_catching_up(
         await say(site, stream, start)
     await say(site, bad, 99)
     site.mode, site.then = "up", (site.calls + 3, mode)  # a question and two answers
-    await site.until(lambda: site.mode == mode and site.store._away)
-    assert site.store.kept == 6
+    await site.until(lambda: site.mode == mode and not site.store.available)
+    assert site.store.pending == 6
     await site.back()
     assert starts(await other.store.get(KEY)) == list(range(10))
     assert [getattr(notice, "reason", notice) for notice in bad.notices] == [True, "CONVERSATION_COMPLETED"]
     assert stream.notices == [True, False]
 
 
-@given(sizes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), max_size=60))
-def test_the_largest_is_found(sizes: list[tuple[int, int]]) -> None:
-    known: dict[int, int] = {}
-    kept: Sizes[int] = Sizes()
-    for key, size in sizes:
-        known[key] = size
-        kept.set(key, size)
-        assert kept.total == sum(known.values())
-        assert kept.of(key) == size
-        assert len(kept) == sum(map(bool, known.values()))
-        if kept.total:
-            assert known[kept.largest] == max(known.values())
-
-
 async def test_what_has_expired_is_no_longer_kept() -> None:
     async with prefixed() as url:
         now = [time.time()]
-        site = make_site(url, lambda: now[0])
+        site = Site(url, lambda: now[0])
         site.mode = "down"
         stream = FakeStream()
         await say(site, stream, 0)
         now[0] += 59
         site.store.sweep()
-        assert site.store.kept == 1
+        assert site.store.pending == 1
         now[0] += 2
         site.store.sweep()
-        assert site.store.kept == 0
+        assert site.store.pending == 0
         await site.store.close()
 
 

@@ -1,47 +1,47 @@
-"""Conversations as bytes, for a store outside this process. No pickle, and there is no audio to write.
+"""Packs conversations into bytes for a store outside this process, and unpacks them. There is no audio in them.
 
-A conversation is one head and many entries (utterance records, ids of finished turns), each in a field of its own under
-a number that is never given twice: an entry's bytes never change, so that a change writes the head and what is new, and
-a reader fetches what it does not have. The head says which entries there are, in their order.
+A conversation is one head and many entries (utterances, ids of finished turns). Each entry is stored under a number
+that is never given twice, so its bytes never change: a change writes the head and the new entries, and a reader fetches
+only the entries it does not have. The head lists the numbers of the entries, in their order.
 
-Every value, of any version, is a version byte, the CRC-32 of the rest (begun with the version), and the rest: JSON
-(which keeps a float exactly), followed by the vector's float16, little-endian, where there is one.
+Every value is a version byte, the CRC-32 of the rest (seeded with the version), and the rest: a message of store.proto.
+Version 1 was JSON; it is still read (`codec_v1`).
 """
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from kibun.models.types import ConditionSource, Traits
 from kibun.server.audio.endpointing import EndReason
-from kibun.server.conversation.state import MAX_FINISHED_TURNS, MAX_RECORDS, Opening, UtteranceRecord
+from kibun.server.conversation import codec_v1
+from kibun.server.conversation import store_pb2 as pb
+from kibun.server.conversation.state import MAX_FINISHED_TURNS, MAX_RECORDS, Opening, Participant, UtteranceRecord
 
-VERSION = 1
+VERSION = 2
 MAX_ENTRIES = max(MAX_RECORDS, MAX_FINISHED_TURNS)  # of one kind and participant
 _PREFIX = struct.Struct("<BI")
-_JSON_LENGTH = struct.Struct("<H")
-# All that reading JSON of any shape may raise.
-_UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError, struct.error)
+_UNREADABLE = (DecodeError, ValueError, *codec_v1.UNREADABLE)
 
 
 class Damaged(Exception):
-    """These bytes are not what was written: nobody can read them."""
+    """The bytes are not what was written: nobody can read them."""
 
 
 class NewerVersion(Exception):
-    """Written by a newer version of this software, which can read it."""
+    """The bytes were written by a newer version of this software, which can read them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """The entries of one kind: their numbers, rising, and the number of the next one."""
+    """The rising numbers of a participant's entries of one kind, and the number that the next entry gets."""
 
     taken: tuple[int, ...] = ()
     next: int = 0
@@ -49,29 +49,23 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class ParticipantHead:
-    revision: int = 0
-    given_traits: Traits | None = None
-    openings: Mapping[str, Opening] = field(default_factory=dict)
-    records: Numbers = field(default_factory=Numbers)
-    turns: Numbers = field(default_factory=Numbers)
-    _packed: list[str] = field(default_factory=list, init=False, repr=False, compare=False)
+    """What the head says about one participant. `packed` is the same as bytes: most stay as they are in a change."""
 
-    @property
-    def packed(self) -> str:
-        """As JSON, made once: a change writes the heads of all participants, and most are as they were."""
-        if not self._packed:
-            openings = {turn: [opening.when, opening.offset] for turn, opening in self.openings.items()}
-            values = [self.revision, self.given_traits, openings, _runs(self.records), _runs(self.turns)]
-            self._packed.append(_json(values))
-        return self._packed[0]
+    participant_id: str
+    revision: int
+    given_traits: Traits | None
+    openings: Mapping[str, Opening]
+    utterances: Numbers
+    finished_turns: Numbers
+    packed: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A conversation but for its entries. `incarnation` is random and made anew where all is written anew."""
+    """A conversation without its entries; see store.proto. `participants` are by participant id."""
 
     incarnation: str
-    version: int  # counts the changes of an incarnation: no two heads are equal
+    version: int
     model: str
     create_time: float
     update_time: float
@@ -80,139 +74,163 @@ class Head:
     participants: Mapping[str, ParticipantHead]
 
 
+# ---- the head
+
+
 def pack_head(head: Head) -> bytes:
-    people = ",".join(f"{_json(name)}:{p.packed}" for name, p in head.participants.items())
-    times = (head.create_time, head.update_time, head.ttl_s)
-    about = _json([head.incarnation, head.version, head.model, *times, head.completed])
-    return _sealed(f"{about[:-1]},{{{people}}}]".encode())
+    message = pb.Head(
+        incarnation=head.incarnation,
+        version=head.version,
+        model=head.model,
+        create_time=head.create_time,
+        update_time=head.update_time,
+        ttl_s=head.ttl_s,
+        completed=head.completed,
+        participants=[participant.packed for participant in head.participants.values()],
+    )
+    return seal(message.SerializeToString())
 
 
 def unpack_head(data: bytes) -> Head:
-    """Raises Damaged or NewerVersion, as all `unpack` do."""
+    """Raises Damaged or NewerVersion, as all `unpack` functions do."""
+    version, body = unseal(data)
     try:
-        incarnation, version, model, create, update, ttl, completed, people = json.loads(_opened(data))
-        participants = {
-            name: ParticipantHead(revision, _traits(given), _openings(openings), _numbers(records), _numbers(turns))
-            for name, (revision, given, openings, records, turns) in people.items()
-        }
+        message = codec_v1.head(body) if version == 1 else pb.Head.FromString(body)
+        people = [_unpack_participant(packed) for packed in message.participants]
     except _UNREADABLE as error:
         raise Damaged from error
-    return Head(incarnation, version, model, create, update, ttl, completed, participants)
+    return Head(
+        message.incarnation,
+        message.version,
+        message.model,
+        message.create_time,
+        message.update_time,
+        message.ttl_s,
+        message.completed,
+        {head.participant_id: head for head in people},
+    )
 
 
-def pack_record(record: UtteranceRecord) -> bytes:
-    vector = record.vector
-    about = _json(
-        [
-            record.utterance_id,
-            record.turn_id,
-            record.start,
-            record.end,
-            record.speech,
-            record.emotion,
-            record.traits,
-            record.traits_source,
-            record.reason.value,
-            vector is not None,
-        ]
-    ).encode()
-    raw = b"" if vector is None else vector.astype("<f2", copy=False).tobytes()
-    return _sealed(_JSON_LENGTH.pack(len(about)) + about + raw)
+def participant_head(participant: Participant, utterances: Numbers, finished_turns: Numbers) -> ParticipantHead:
+    """Packs what the head says about a participant, whose entries have these numbers."""
+    p = participant
+    message = pb.Participant(
+        participant_id=p.participant_id,
+        revision=p.revision,
+        given_traits=p.given_traits,
+        openings=[pb.Opening(turn_id=turn, when=o.when, offset=o.offset) for turn, o in p.openings.items()],
+        utterances=_pack_numbers(utterances),
+        finished_turns=_pack_numbers(finished_turns),
+    )
+    packed = message.SerializeToString()
+    return ParticipantHead(p.participant_id, p.revision, p.given_traits, p.openings, utterances, finished_turns, packed)
 
 
-def unpack_record(data: bytes) -> UtteranceRecord:
-    body = _opened(data)
+def _unpack_participant(packed: bytes) -> ParticipantHead:
+    message = pb.Participant.FromString(packed)
+    return ParticipantHead(
+        message.participant_id,
+        message.revision,
+        cast(Traits | None, _all_or_none(message.given_traits, 5)),
+        {opening.turn_id: Opening(opening.when, opening.offset) for opening in message.openings},
+        _unpack_numbers(message.utterances),
+        _unpack_numbers(message.finished_turns),
+        packed,
+    )
+
+
+def _pack_numbers(numbers: Numbers) -> pb.Entries:
+    """Entries that were only ever appended are one run."""
+    runs: list[pb.Run] = []
+    for number in numbers.taken:
+        if runs and number == runs[-1].first + runs[-1].count:
+            runs[-1].count += 1
+        else:
+            runs.append(pb.Run(first=number, count=1))
+    return pb.Entries(next=numbers.next, runs=runs)
+
+
+def _unpack_numbers(entries: pb.Entries) -> Numbers:
+    if sum(run.count for run in entries.runs) > MAX_ENTRIES:
+        raise ValueError("more entries than a participant can have")
+    taken = tuple(number for run in entries.runs for number in range(run.first, run.first + run.count))
+    return Numbers(taken, entries.next)
+
+
+# ---- entries
+
+
+def pack_utterance(record: UtteranceRecord) -> bytes:
+    message = pb.Utterance(
+        utterance_id=record.utterance_id,
+        turn_id=record.turn_id,
+        start=record.start,
+        end=record.end,
+        speech=record.speech,
+        vector=None if record.vector is None else record.vector.astype("<f2", copy=False).tobytes(),
+        emotion=record.emotion,
+        traits=record.traits,
+        traits_source=record.traits_source,
+        reason=record.reason.value,
+    )
+    return seal(message.SerializeToString())
+
+
+def unpack_utterance(data: bytes) -> UtteranceRecord:
+    version, body = unseal(data)
     try:
-        (length,) = _JSON_LENGTH.unpack_from(body)
-        begin = _JSON_LENGTH.size
-        utterance_id, turn_id, start, end, speech, emotion, traits, source, reason, has_vector = json.loads(
-            body[begin : begin + length]
-        )
-        vector = np.frombuffer(body, "<f2", offset=begin + length).astype(np.float16, copy=False)
+        message = codec_v1.utterance(body) if version == 1 else pb.Utterance.FromString(body)
+        vector = np.frombuffer(message.vector, "<f2").astype(np.float16, copy=False)
         return UtteranceRecord(
-            utterance_id=utterance_id,
-            turn_id=turn_id,
-            start=start,
-            end=end,
-            speech=speech,
-            vector=vector if has_vector else None,
-            emotion=None if emotion is None else (emotion[0], emotion[1]),
-            traits=_traits(traits),
-            traits_source=cast(ConditionSource, source),
-            reason=EndReason(reason),
+            utterance_id=message.utterance_id,
+            turn_id=message.turn_id,
+            start=message.start,
+            end=message.end,
+            speech=message.speech,
+            vector=vector if message.HasField("vector") else None,
+            emotion=cast(tuple[float, float] | None, _all_or_none(message.emotion, 2)),
+            traits=cast(Traits | None, _all_or_none(message.traits, 5)),
+            traits_source=cast(ConditionSource, message.traits_source),
+            reason=EndReason(message.reason),
         )
     except _UNREADABLE as error:
         raise Damaged from error
 
 
-def pack_turn(turn_id: str) -> bytes:
-    return _sealed(turn_id.encode())
+def pack_finished_turn(turn_id: str) -> bytes:
+    return seal(pb.FinishedTurn(turn_id=turn_id).SerializeToString())
 
 
-def unpack_turn(data: bytes) -> str:
+def unpack_finished_turn(data: bytes) -> str:
+    version, body = unseal(data)
     try:
-        return _opened(data).decode()
-    except UnicodeDecodeError as error:
+        return codec_v1.finished_turn(body) if version == 1 else pb.FinishedTurn.FromString(body).turn_id
+    except _UNREADABLE as error:
         raise Damaged from error
 
 
-# ---- parts
+def _all_or_none(values: Sequence[float], count: int) -> tuple[float, ...] | None:
+    if len(values) not in (0, count):
+        raise ValueError(f"{len(values)} values instead of {count}")
+    return tuple(values) or None
 
 
-def _sealed(body: bytes) -> bytes:
-    return _PREFIX.pack(VERSION, _check(VERSION, body)) + body
+# ---- version and checksum
 
 
-def _opened(data: bytes) -> bytes:
+def seal(body: bytes, version: int = VERSION) -> bytes:
+    """Puts the version byte and the checksum in front."""
+    return _PREFIX.pack(version, zlib.crc32(body, version)) + body
+
+
+def unseal(data: bytes) -> tuple[int, bytes]:
+    """The version, 1 to VERSION, and the body. Raises Damaged or NewerVersion."""
     if len(data) < _PREFIX.size:
         raise Damaged
-    version, check = _PREFIX.unpack_from(data)
+    version, checksum = _PREFIX.unpack_from(data)
     body = data[_PREFIX.size :]
-    if not version or check != _check(version, body):
+    if not version or checksum != zlib.crc32(body, version):
         raise Damaged
     if version > VERSION:
         raise NewerVersion
-    return body
-
-
-def _check(version: int, body: bytes) -> int:
-    return zlib.crc32(body, version)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, default=_plain)
-
-
-def _plain(number: np.generic) -> object:
-    return number.item()  # exact: a float32 is a float64
-
-
-def _openings(values: Mapping[str, tuple[float, int]]) -> dict[str, Opening]:
-    return {turn: Opening(when, offset) for turn, (when, offset) in values.items()}
-
-
-def _traits(values: Sequence[float] | None) -> Traits | None:
-    return None if values is None else cast(Traits, tuple(values))
-
-
-def _runs(numbers: Numbers) -> list[int]:
-    """[next, first, count, first, count…]: entries that were only ever appended are one run."""
-    runs = [numbers.next]
-    for number in numbers.taken:
-        if len(runs) > 1 and number == runs[-2] + runs[-1]:
-            runs[-1] += 1
-        else:
-            runs += [number, 1]
-    return runs
-
-
-def _numbers(runs: Sequence[int]) -> Numbers:
-    following, *pairs = runs
-    if sum(abs(count) for _, count in _pairs(pairs)) > MAX_ENTRIES:
-        raise ValueError("more entries than are ever kept")
-    taken: Iterable[int] = (n for first, count in _pairs(pairs) for n in range(first, first + count))
-    return Numbers(tuple(taken), following)
-
-
-def _pairs(values: Sequence[int]) -> Iterable[tuple[int, int]]:
-    return zip(values[::2], values[1::2], strict=True)
+    return version, body

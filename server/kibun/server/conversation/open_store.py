@@ -29,7 +29,7 @@ async def open_store(
     if address == MEMORY:
         return MemoryStore(tenant_conversations=tenant_conversations)
     try:
-        from kibun.server.conversation.redis_connection import Address, AddressError, LinkError, RedisLink
+        from kibun.server.conversation.redis_connection import Address, AddressError, CannotConnect, RedisConnection
         from kibun.server.conversation.redis_store import RedisStore
         from kibun.server.conversation.resilient_store import ResilientStore
     except ModuleNotFoundError as error:
@@ -41,13 +41,13 @@ async def open_store(
                 f"--store: {where.place} is on another machine, and without TLS everybody on the way reads what is "
                 "known of people: give rediss://, or --insecure where something else encrypts or fences off the way"
             )
-        link = RedisLink(where)
+        connection = RedisConnection(where)
     except (AddressError, OSError) as error:  # OSError: of a certificate's file
         raise StartError(f"--store: {error}") from None
-    store = RedisStore(link, tenant_conversations=tenant_conversations)
+    store = RedisStore(connection, tenant_conversations=tenant_conversations)
     try:
         await store.first_contact()
-    except LinkError as error:
-        await link.close()
+    except CannotConnect as error:
+        await connection.close()
         raise StartError(f"--store: {error}") from None
     return ResilientStore(store, on_error=on_error)

@@ -1,14 +1,14 @@
-"""How a conversation lies in a hash: which fields there are, and which of them a change writes. Pure.
+"""How a conversation lies in a Redis hash: which fields there are, and which of them a change writes. Pure functions.
 
-Fields: `head`; one per entry, `r/PARTICIPANT/NUMBER` for utterance records and `t/PARTICIPANT/NUMBER` for finished
-turns (see `conversation_codec`); and `deleted` where an earlier conversation of that name was deleted.
+The fields are `head`; one per entry, `r/PARTICIPANT/NUMBER` for an utterance and `t/PARTICIPANT/NUMBER` for a finished
+turn (packed by `codec`); and `deleted` where an earlier conversation of that name was deleted.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from kibun.server.conversation import codec
@@ -19,10 +19,11 @@ T = TypeVar("T", UtteranceRecord, str)
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A conversation as Redis has it. `head` b"" where there is none; `conversation` None also where it is damaged.
+    """A conversation as Redis has it.
 
-    `deleted`: when the conversation of this name that was last deleted was made; streams of that one must not bring it
-    back.
+    `head` is b"" where there is none; `parsed` and `conversation` are None also where it is damaged. `deleted` is b""
+    or the `create_time` of the conversation of this name that was deleted last, as text: its streams must not bring
+    it back.
     """
 
     head: bytes = b""
@@ -30,111 +31,121 @@ class State:
     parsed: codec.Head | None = None
     conversation: Conversation | None = None
 
+    @property
+    def deleted_create_time(self) -> float | None:
+        return float.fromhex(self.deleted.decode()) if self.deleted else None
 
-@dataclass(slots=True)
-class Difference:
-    """Fields to set and fields that go."""
-
-    new: dict[str, bytes] = field(default_factory=dict)
-    gone: list[str] = field(default_factory=list)
-
-
-def deleted_when(state: State) -> float:
-    return float.fromhex(state.deleted.decode())
-
-
-def weight(state: State | None) -> int:
-    """Records that a state keeps in memory, and what weighs like a record: 16 turns, or being there at all."""
-    people = state.conversation.participants.values() if state and state.conversation else ()
-    turns = sum(len(p.finished_turns) + len(p.openings) for p in people)
-    return (state is not None) + turns // 16 + sum(len(p.records) for p in people)
+    @property
+    def weight(self) -> int:
+        """Memory used, in utterance records: one for the conversation and one per 16 turns are added."""
+        people = self.conversation.participants.values() if self.conversation else ()
+        turns = sum(len(p.finished_turns) + len(p.openings) for p in people)
+        return 1 + turns // 16 + sum(len(p.records) for p in people)
 
 
-# ---- entries and their fields
+# ---- from a hash to a conversation
 
 
 def fields(head: codec.Head) -> list[str]:
+    """The fields of all entries."""
     return [
-        f"{kind}/{name}/{number}"
-        for name, p in head.participants.items()
-        for kind, numbers in (("r", p.records), ("t", p.turns))
+        f"{kind}/{participant_id}/{number}"
+        for participant_id, p in head.participants.items()
+        for kind, numbers in (("r", p.utterances), ("t", p.finished_turns))
         for number in numbers.taken
     ]
 
 
 def entries(state: State) -> dict[str, UtteranceRecord | str]:
-    """By field."""
+    """The entries of a state, by field."""
     if state.parsed is None or state.conversation is None:
         return {}
     values: list[UtteranceRecord | str] = []
-    for name in state.parsed.participants:
-        participant = state.conversation.participants[name]
+    for participant_id in state.parsed.participants:
+        participant = state.conversation.participants[participant_id]
         values += participant.records
         values += participant.finished_turns
     return dict(zip(fields(state.parsed), values, strict=True))
 
 
-def unpack(name: str, value: bytes) -> UtteranceRecord | str:
-    return codec.unpack_record(value) if name.startswith("r") else codec.unpack_turn(value)
+def unpack_entry(field: str, value: bytes) -> UtteranceRecord | str:
+    """Raises codec.Damaged or codec.NewerVersion."""
+    return codec.unpack_utterance(value) if field.startswith("r") else codec.unpack_finished_turn(value)
 
 
 def conversation(conversation_id: str, head: codec.Head, entries: Mapping[str, Any]) -> Conversation:
+    """Puts the conversation together from its head and its entries, by field."""
     people = {}
     for name, p in head.participants.items():
-        records = tuple(entries[f"r/{name}/{number}"] for number in p.records.taken)
-        turns = tuple(entries[f"t/{name}/{number}"] for number in p.turns.taken)
+        records = tuple(entries[f"r/{name}/{number}"] for number in p.utterances.taken)
+        turns = tuple(entries[f"t/{name}/{number}"] for number in p.finished_turns.taken)
         people[name] = Participant(name, records, turns, p.revision, p.given_traits, p.openings)
     times = (head.create_time, head.update_time, head.ttl_s)
     return Conversation(conversation_id, head.model, *times, head.completed, people)
 
 
-def difference_to(before: State, after: Conversation) -> tuple[codec.Head, Difference]:
-    """The head of `after`, and what leads there. Entries are immutable: the same object is the same entry."""
-    difference = Difference()
-    people = {}
+# ---- from a conversation to a hash
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What makes the hash of one state that of another."""
+
+    head: codec.Head | None  # None: the conversation is erased
+    whole: bool  # nothing of the old hash stays
+    new: dict[str, bytes]  # fields to set
+    gone: list[str]  # fields to delete
+
+
+def difference(before: State, after: Conversation | None) -> Difference:
+    """Compares entries by identity: they are immutable, so the same object is the same entry."""
+    if after is None:
+        return Difference(head=None, whole=True, new={}, gone=[])
+    old, known = before.parsed, before.conversation
+    if old is not None and not old.participants.keys() <= after.participants.keys():
+        old = known = None  # somebody is gone, with any number of fields
+    old_people = known.participants if known else {}
+    old_heads = old.participants if old else {}
+    heads: dict[str, codec.ParticipantHead] = {}
+    new: dict[str, bytes] = {}
+    gone: list[str] = []
     for name, participant in after.participants.items():
-        old_head = before.parsed.participants.get(name) if before.parsed else None
-        old = before.conversation.participant(name) if before.conversation else Participant(name)
-        if old_head is not None and old is participant:
-            people[name] = old_head
+        was, old_head = old_people.get(name) or Participant(name), old_heads.get(name)
+        if old_head is not None and participant is was:
+            heads[name] = old_head
             continue
-        old_head = old_head or codec.ParticipantHead()
-        records, turns = participant.records, participant.finished_turns
-        people[name] = codec.ParticipantHead(
-            participant.revision,
-            participant.given_traits,
-            participant.openings,
-            _placed(f"r/{name}", old.records, old_head.records, records, id, codec.pack_record, difference),
-            _placed(f"t/{name}", old.finished_turns, old_head.turns, turns, str, codec.pack_turn, difference),
-        )
-    incarnation = before.parsed.incarnation if before.parsed else secrets.token_hex(8)
-    version = before.parsed.version + 1 if before.parsed else 0
+        r, t = (old_head.utterances, old_head.finished_turns) if old_head else (codec.Numbers(), codec.Numbers())
+        utterances, new_r, gone_r = _number(was.records, r, participant.records, id)
+        finished_turns, new_t, gone_t = _number(was.finished_turns, t, participant.finished_turns, str)
+        new |= {f"r/{name}/{number}": codec.pack_utterance(record) for number, record in new_r.items()}
+        new |= {f"t/{name}/{number}": codec.pack_finished_turn(turn_id) for number, turn_id in new_t.items()}
+        gone += [f"r/{name}/{number}" for number in gone_r] + [f"t/{name}/{number}" for number in gone_t]
+        heads[name] = codec.participant_head(participant, utterances, finished_turns)
+    incarnation, version = (old.incarnation, old.version + 1) if old else (secrets.token_hex(8), 0)
     times = (after.create_time, after.update_time, after.ttl_s)
-    return codec.Head(incarnation, version, after.model, *times, after.completed, people), difference
+    head = codec.Head(incarnation, version, after.model, *times, after.completed, heads)
+    return Difference(head, whole=old is None, new=new, gone=gone)
 
 
-def _placed(
-    field_prefix: str,
-    old: Sequence[T],
-    old_numbers: codec.Numbers,
-    new: Sequence[T],
-    identity: Callable[[T], object],
-    pack: Callable[[T], bytes],
-    difference: Difference,
-) -> codec.Numbers:
-    """Numbers for the new entries: those they have, as long as these rise; otherwise the next ones."""
+def _number(
+    old: Sequence[T], numbers: codec.Numbers, new: Sequence[T], identity: Callable[[T], object]
+) -> tuple[codec.Numbers, dict[int, T], list[int]]:
+    """Numbers the new entries: each keeps its number as long as they rise; otherwise it gets the next one.
+
+    Returns the numbers of all, the entries that got a new number, and the numbers that nothing has any more.
+    """
     same = next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a is not b), min(len(old), len(new)))
     if same == len(old) == len(new):
-        return old_numbers
-    taken = list(old_numbers.taken[:same])
-    known = {identity(old[i]): old_numbers.taken[i] for i in range(same, len(old))}
-    following = old_numbers.next
+        return numbers, {}, []
+    taken = list(numbers.taken[:same])
+    known = {identity(entry): number for entry, number in zip(old[same:], numbers.taken[same:], strict=True)}
+    following, added = numbers.next, dict[int, T]()
     for entry in new[same:]:
         number = known.get(identity(entry), -1)
         if number < 0 or (taken and number <= taken[-1]):
             number, following = following, following + 1
-            difference.new[f"{field_prefix}/{number}"] = pack(entry)
+            added[number] = entry
         taken.append(number)
-    stay = set(taken[same:])
-    difference.gone += [f"{field_prefix}/{number}" for number in old_numbers.taken[same:] if number not in stay]
-    return codec.Numbers(tuple(taken), following)
+    left = set(taken[same:])
+    gone = [number for number in numbers.taken[same:] if number not in left]
+    return codec.Numbers(tuple(taken), following), added, gone

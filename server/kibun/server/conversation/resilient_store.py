@@ -1,8 +1,8 @@
-"""Streams go on while the conversation store is away, and the store is told what it missed once it is back.
+"""Keeps streams going while the conversation store is away, and brings the store up to date when it is back.
 
-What streams change meanwhile is kept here, per conversation and in order, on top of what this server last knew of it;
-when the store answers again they are applied there, some at a time. The changes are pure and idempotent: it does no
-harm if one had reached the store after all.
+Meanwhile the changes that streams make wait in a backlog, per conversation and in order, on top of what this server
+last knew of it. When the store answers again they are applied there, a few at a time. Changes are pure and idempotent:
+it does no harm if one had reached the store after all.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, cast
 from weakref import WeakValueDictionary
 
-from kibun.server.conversation.backlog import Backlog, Missed, not_stored, replay
+from kibun.server.conversation.backlog import Backlog, Pending, PendingChange, not_stored, replay
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import C, Change, Key, StoreUnavailable, StreamHandle, stamp
 from kibun.server.errors import Failure, Kind
@@ -26,33 +26,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SLOW_S = 0.3  # two answers in a row that took longer: it counts as away, so that finals do not wait for it
-FAST_S = 0.1  # a probe must be answered within this for it to be back
+SLOW_S = 0.3  # two answers in a row that took longer: the store counts as away, so that finals do not wait for it
+FAST_S = 0.1  # a probe must be answered within this for the store to be back
 PROBE_S = (0.25, 2.0)  # first and longest wait between probes
-LAST_TRY_S = 0.5  # to store what is kept when the server stops
-TOLD_AT_ONCE = 50  # changes; then other streams get their turn
-
-
-class _Base:
-    """The stream of a conversation that is caught up."""
-
-    def __init__(self, last_seen: Conversation | None) -> None:
-        self.last_seen = last_seen
-
-    def check_open(self) -> None:
-        pass
-
-    def notify_behind(self, is_behind: bool) -> None:
-        pass
-
-    def reject(self, failure: Failure) -> None:
-        pass
+LAST_TRY_S = 0.5  # to store the backlog when the server stops
+BATCH = 50  # changes applied at once; then other streams get their turn
 
 
 class ResilientStore:
     """Implements `ConversationStore` over one that may be away. Belongs to one event loop.
 
-    Calls on one conversation take their turn, so that answers come in the order of the questions.
+    Calls on one conversation are made one after the other, so that answers come in the order of the calls.
     """
 
     def __init__(
@@ -61,20 +45,21 @@ class ResilientStore:
         clock: Callable[[], float] = time.time,
         on_error: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_error` is called for each question that the store did not answer."""
+        """`on_error` is called for each call that the store did not answer."""
+        self.available = True
+        """Whether the store is asked: False from an outage until a probe is answered in time."""
         self._store = store
         self._on_error = on_error
         self._clock = clock
         self._backlog = Backlog()
-        self._lost = 0  # changes, that nobody was told of yet
+        self._lost = 0  # changes that were given up and not yet reported
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
-        self._away = False
         self._slow_answers = 0
-        self._return: asyncio.Task[None] | None = None
-        store.watch(self._answered)
+        self._probing: asyncio.Task[None] | None = None
+        store.watch(self._note_answer)
 
     @property
-    def kept(self) -> int:
+    def pending(self) -> int:
         """Changes that the store does not have yet."""
         return self._backlog.total
 
@@ -84,7 +69,7 @@ class ResilientStore:
         return len(self._store)
 
     async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
-        async with self._turn(key):
+        async with self._lock(key):
             try:
                 return await self._ask(key, lambda: self._store.get(key, stream))
             except StoreUnavailable:
@@ -94,18 +79,18 @@ class ResilientStore:
                 return self._known(key, stream)
 
     async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
-        async with self._turn(key):
+        async with self._lock(key):
             try:
                 return await self._ask(key, lambda: self._store.update(key, change, stream))
             except StoreUnavailable:
                 if stream is None:
                     raise
                 stream.check_open()
-                return self._keep(key, change, stream)
+                return self._postpone(key, change, stream)
 
     async def delete(self, key: Key) -> bool:
-        """What streams of the conversation have yet to store is dropped in any case: they must not bring it back."""
-        async with self._turn(key):
+        """The conversation's pending changes are dropped in any case: they must not bring it back."""
+        async with self._lock(key):
             dropped = self._backlog.drop(key) > 0
             return await self._ask(key, lambda: self._store.delete(key)) or dropped
 
@@ -120,30 +105,30 @@ class ResilientStore:
         self._store.sweep()
         now = self._clock()
         for key in tuple(self._backlog):
-            missed = self._backlog.get(key)
-            if missed and missed.seen and missed.seen.expire_time <= now:
+            pending = self._backlog.get(key)
+            if pending and pending.seen and pending.seen.expire_time <= now:
                 self._lost += self._backlog.drop(key)
-        self._tell_losses()
+        self._report_losses()
 
     async def close(self) -> None:
-        """Tries once more to store what is kept."""
-        if self._return is not None:
-            self._return.cancel()
+        """Tries once more to store the backlog."""
+        if self._probing is not None:
+            self._probing.cancel()
         with suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(LAST_TRY_S):
                 await self._catch_up_all()
         self._lost += self._backlog.total
-        self._tell_losses()
+        self._report_losses()
         await self._store.close()
 
-    # ---- there or away
+    # ---- available or away
 
-    def _turn(self, key: Key) -> asyncio.Lock:
+    def _lock(self, key: Key) -> asyncio.Lock:
         return self._locks.setdefault(key, asyncio.Lock())
 
     async def _ask(self, key: Key, ask: Callable[[], Awaitable[T]]) -> T:
-        """The store's answer, after it was told all that it missed of the conversation. Raises StoreUnavailable."""
-        if self._away:
+        """Returns the store's answer once it has all changes of the conversation. Raises StoreUnavailable."""
+        if not self.available:
             self._on_error()
             raise StoreUnavailable
         try:
@@ -151,22 +136,23 @@ class ResilientStore:
             return await ask()
         except StoreUnavailable:
             self._on_error()
-            self._lose()
+            self._begin_outage()
             raise
 
-    def _answered(self, seconds: float) -> None:
+    def _note_answer(self, seconds: float) -> None:
         self._slow_answers = self._slow_answers + 1 if seconds > SLOW_S else 0
         if self._slow_answers > 1:
-            self._lose()
+            self._begin_outage()
 
-    def _lose(self) -> None:
-        if not self._away:
-            self._away = True
+    def _begin_outage(self) -> None:
+        if self.available:
+            self.available = False
             log.warning("the conversation store does not answer (in time): streams go on without it")
-        if self._return is None or self._return.done():
-            self._return = asyncio.create_task(self._wait_for_return())
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.create_task(self._probe())
 
-    async def _wait_for_return(self) -> None:
+    async def _probe(self) -> None:
+        """Returns once the store answers in time and has all changes."""
         pause_s, longest_s = PROBE_S
         while True:
             await asyncio.sleep(pause_s)
@@ -174,91 +160,89 @@ class ResilientStore:
             try:
                 async with asyncio.timeout(FAST_S):
                     await self._store.ping()
-                self._away, self._slow_answers = False, 0
+                self.available, self._slow_answers = True, 0
                 await self._catch_up_all()
             except (Failure, TimeoutError):
-                self._away = True
-            if not self._away:
-                self._tell_losses()
-                log.warning("the conversation store is back and has all that was said")
+                self.available = False
+            if self.available:
+                self._report_losses()
+                log.warning("the conversation store is back and has all changes")
                 return
 
-    # ---- what the store missed
+    # ---- the backlog
 
     def _known(self, key: Key, stream: StreamHandle) -> Conversation | None:
-        if (missed := self._backlog.get(key)) is not None:
-            return missed.seen
+        """What this server knows of a conversation without asking the store."""
+        if (pending := self._backlog.get(key)) is not None:
+            return pending.seen
         remembered, seen = self._store.remembered(key), stream.last_seen
         if remembered and seen and seen.create_time == remembered.create_time:
             return max(remembered, seen, key=lambda conversation: conversation.update_time)
         return remembered or seen
 
-    def _keep(self, key: Key, change: Change[C], stream: StreamHandle) -> C:
+    def _postpone(self, key: Key, change: Change[C], stream: StreamHandle) -> C:
+        """Makes the change on what this server knows, and adds it to the backlog. Raises what the change raises."""
         known = self._known(key, stream)
-        missed = self._backlog.get(key) or Missed(known, known)
+        pending = self._backlog.get(key) or Pending(known, known)
         try:
             changed = change(known)
         except Failure as failure:
             if known is None and failure.kind is Kind.NOT_FOUND:
-                raise StoreUnavailable from failure  # who can tell?
+                raise StoreUnavailable from failure  # it may be in the store
             raise
         if changed is None:  # the stream leaves nothing behind
-            missed.remove(stream)
-            self._backlog.resize(key, missed)
+            pending.remove(stream)
+            self._backlog.resize(key)
             return changed
         if known is None:
-            self._store.room.check(key)
-        missed.seen = stamp(changed, known, self._clock())
-        self._store.room.note(key, missed.seen)
-        says_nothing = changed is known and id(stream) in missed.streams  # it merely keeps the conversation alive
-        if not says_nothing and self._backlog.add(key, missed, stream, change):
+            self._store.tenant_limit.check(key)
+        pending.seen = stamp(changed, known, self._clock())
+        self._store.tenant_limit.note(key, pending.seen)
+        is_first = id(stream) not in pending.streams
+        if changed is not known or is_first:  # otherwise it merely keeps the conversation from expiring
+            self._backlog.add(key, pending, PendingChange(stream, change))
+        if is_first:
             stream.notify_behind(True)
-        return cast(C, missed.seen)
+        return cast(C, pending.seen)
 
     async def _catch_up_all(self) -> None:
         while self._backlog:
             key = next(iter(self._backlog))
-            async with self._turn(key):
+            async with self._lock(key):
                 await self._catch_up(key)
 
     async def _catch_up(self, key: Key) -> None:
-        """Applies what was kept of the conversation; its turn must be taken. Raises StoreUnavailable."""
-        missed = self._backlog.get(key)
-        if missed is None:
+        """Applies the conversation's pending changes; its lock must be held. Raises StoreUnavailable."""
+        pending = self._backlog.get(key)
+        if pending is None:
             return
         try:
-            while missed.steps:
+            while pending.changes:
                 await asyncio.sleep(0)
-                await self._tell_some(key, missed)
+                await self._apply_batch(key, pending)
         except StoreUnavailable:
             raise
-        except Failure as failure:  # deleted meanwhile, by way of another server
-            missed.rejected = dict.fromkeys(missed.streams, failure)
-        except Exception as error:  # nothing that is kept for ever may stand in the way of all that comes after it
-            missed.rejected = dict.fromkeys(missed.streams, not_stored(error))
+        except Failure as failure:  # deleted meanwhile, through another server
+            pending.rejected = dict.fromkeys(pending.streams, failure)
+        except Exception as error:  # what cannot be stored must not hold up everything that comes after it
+            pending.rejected = dict.fromkeys(pending.streams, not_stored(error))
         self._backlog.drop(key)
-        for number, stream in missed.streams.items():
-            if (why := missed.rejected.get(number)) is not None:
-                log.warning("what a stream said while the store was away is dropped", extra={"reason": why.reason})
+        for number, stream in pending.streams.items():
+            if (why := pending.rejected.get(number)) is not None:
+                log.warning("changes that a stream made during an outage are dropped", extra={"reason": why.reason})
                 stream.reject(why)
-            elif number not in missed.short:
+            elif number not in pending.incomplete:
                 stream.notify_behind(False)
 
-    async def _tell_some(self, key: Key, missed: Missed) -> None:
-        steps, until = missed.first(TOLD_AT_ONCE), missed.gone
-        rejected = missed.rejected
+    async def _apply_batch(self, key: Key, pending: Pending) -> None:
+        batch, rejected = pending.oldest(BATCH), pending.rejected
+        pending.base, pending.rejected = await self._store.transact(
+            key, lambda conversation: replay(batch, conversation, rejected), lambda: pending.base
+        )
+        pending.remove_stored(batch)
+        self._backlog.resize(key)
 
-        def merge(conversation: Conversation | None) -> Conversation | None:
-            nonlocal rejected
-            rejected = dict(missed.rejected)
-            return replay(steps, conversation, rejected)
-
-        result = await self._store.update(key, merge, _Base(missed.base))
-        missed.rejected = rejected
-        missed.told(until + len(steps), result)
-        self._backlog.resize(key, missed)
-
-    def _tell_losses(self) -> None:
+    def _report_losses(self) -> None:
         lost, self._lost, self._backlog.lost = self._lost + self._backlog.lost, 0, 0
         if lost:
             log.error("changes of conversations never reached the store and are lost", extra={"count": lost})

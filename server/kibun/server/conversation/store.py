@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar, cast
 
 from kibun.server.conversation.state import Conversation
-from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS, Room
+from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS, TenantLimit
 from kibun.server.errors import Failure, Kind
 
 Key = tuple[str, str]
@@ -101,7 +101,7 @@ class MemoryStore:
         """A tenant that has `tenant_conversations` cannot make more: RESOURCE_EXHAUSTED TENANT_CONVERSATION_LIMIT."""
         self._clock = clock
         self._conversations: dict[Key, Conversation] = {}
-        self._room = Room(tenant_conversations, clock)
+        self._tenant_limit = TenantLimit(tenant_conversations, clock)
 
     def __len__(self) -> int:
         return len(self._conversations)
@@ -119,10 +119,10 @@ class MemoryStore:
             self._forget(key)
             return changed
         if known is None:
-            self._room.check(key)
+            self._tenant_limit.check(key)
         stamped = stamp(changed, known, now)
         self._conversations[key] = stamped
-        self._room.note(key, stamped)
+        self._tenant_limit.note(key, stamped)
         return cast(C, stamped)
 
     async def delete(self, key: Key) -> bool:
@@ -139,11 +139,11 @@ class MemoryStore:
 
     def _forget(self, key: Key) -> None:
         self._conversations.pop(key, None)
-        self._room.note(key, None)
+        self._tenant_limit.note(key, None)
 
     def sweep(self) -> None:
         """Expired conversations are invisible at once, and out of memory after this."""
-        self._room.sweep()
+        self._tenant_limit.sweep()
         now = self._clock()
         for key in [k for k, c in self._conversations.items() if c.expire_time <= now]:
             del self._conversations[key]

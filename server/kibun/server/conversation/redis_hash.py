@@ -1,0 +1,132 @@
+"""Reads and writes the hash of one conversation.
+
+The key is `PREFIX:{TENANT/CONVERSATION}`; ids hold none of these signs, so that no id can name another's key. The
+fields are those of `redis_layout`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+
+from kibun.server.conversation import codec
+from kibun.server.conversation import redis_layout as layout
+from kibun.server.conversation.redis_connection import RedisConnection, Script
+from kibun.server.conversation.redis_layout import State
+from kibun.server.conversation.state import Conversation
+from kibun.server.conversation.store import Key
+from kibun.server.errors import Failure, Kind
+
+log = logging.getLogger(__name__)
+READ_AT_ONCE = 256  # records (0.4 MB), so that neither Redis nor this server is busy with one conversation for long
+DELETED_TTL_S = 1.0  # of the mark of a deletion where the conversation's own time to live cannot be read
+
+# Writes a conversation if it is as the caller knows it; otherwise says how it is. Values: head and `deleted` as known
+# ("" for none), head to write ("" to erase), `deleted` to write, milliseconds to live, 1 where all entries are new,
+# number of fields that go, their names, then names and values of new entries. The head is set before DEL: a full Redis
+# refuses what needs memory, but nothing more once a script has written something.
+_WRITE = Script("""
+local known = redis.call('HMGET', KEYS[1], 'head', 'deleted')
+if (known[1] or '') ~= ARGV[1] or (known[2] or '') ~= ARGV[2] then return known end
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'head', ARGV[3]) end
+if ARGV[3] == '' or ARGV[6] == '1' then redis.call('DEL', KEYS[1]) end
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'deleted', ARGV[4]) end
+if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'head', ARGV[3]) end
+local gone = tonumber(ARGV[7])
+for i = 8, 7 + gone do redis.call('HDEL', KEYS[1], ARGV[i]) end
+for i = 8 + gone, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
+redis.call('PEXPIRE', KEYS[1], ARGV[5])
+return 1
+""")
+
+
+class RedisHash:
+    """One conversation's hash. All methods raise as `RedisConnection.call` does."""
+
+    def __init__(self, connection: RedisConnection, key: Key) -> None:
+        self._connection = connection
+        self._conversation_id = key[1]
+        self._name = f"{connection.address.prefix}:{{{key[0]}/{key[1]}}}"
+
+    async def attempt(self) -> None:
+        """Tries every command that is needed. Raises CannotConnect."""
+        await self._connection.attempt("HEXISTS", self._name, "head")
+        await self._connection.attempt("HMGET", self._name, "head", "deleted")
+        values = (1, self._name, "", "", "check", "", 1000, 1, 1, "none", "check", "check")  # gone after a second
+        await self._connection.attempt("EVAL", _WRITE.source, *values)
+        await self._connection.attempt("EVALSHA", _WRITE.sha, *values)
+
+    async def exists(self) -> bool:
+        return bool(await self._connection.call("HEXISTS", self._name, "head"))
+
+    async def read(self, known: State | None) -> State:
+        """The state now; entries that `known` has are not read again. Raises Failure CONVERSATION_VERSION.
+
+        A damaged conversation counts as none: nobody can read it, and the client is told that it was lost
+        (`conversation_created`). One of a newer version is left alone: servers of that version can read it.
+        """
+        head, deleted = await self._connection.call("HMGET", self._name, "head", "deleted")
+        return await self._complete(head or b"", deleted or b"", known)
+
+    async def write(
+        self, before: State, after: Conversation | None, deleted: bytes | None = None
+    ) -> tuple[State, bool]:
+        """Replaces the conversation, if it is still in the state `before`; None erases it.
+
+        `deleted` is what the field of that name becomes, None where it stays as it is. Returns the state now and
+        whether it is the one to be written.
+        """
+        if after is None and not before.head and deleted is None:
+            return before, True
+        marker = before.deleted if deleted is None else deleted
+        change = layout.difference(before, after)
+        head = codec.pack_head(change.head) if change.head else b""
+        conversation = after or before.conversation
+        ttl_s = conversation.ttl_s if conversation else DELETED_TTL_S
+        answer = await self._connection.run(
+            _WRITE,
+            self._name,
+            *(before.head, before.deleted, head, marker, max(1, math.ceil(ttl_s * 1000)), int(change.whole)),
+            *(len(change.gone), *change.gone, *(part for pair in change.new.items() for part in pair)),
+        )
+        if answer != 1:
+            there = (answer[0] or b"", answer[1] or b"")
+            if there != (head, marker):  # otherwise it was written, and the first answer lost
+                return await self._complete(*there, before), False
+        return State(head, marker, change.head, after), True
+
+    async def _complete(self, head: bytes, deleted: bytes, known: State | None) -> State:
+        """The state with this head, of entries that are known and entries read now; a newer one where it changes."""
+        if known is not None and known.head == head:
+            return replace(known, deleted=deleted)
+        try:
+            return await self._read_entries(head, deleted, known)
+        except codec.Damaged:
+            log.warning("a conversation in the store is damaged: it counts as lost")
+            return State(head, deleted)
+        except codec.NewerVersion:
+            text = "the conversation was stored by a newer version of this server; try again to reach one of that"
+            raise Failure(Kind.UNAVAILABLE, "CONVERSATION_VERSION", text, retry_after_s=1.0) from None
+
+    async def _read_entries(self, head: bytes, deleted: bytes, known: State | None) -> State:
+        incarnation = known.parsed.incarnation if known and known.parsed else ""
+        entries = layout.entries(known) if known else {}
+        while head:
+            parsed = codec.unpack_head(head)
+            if parsed.incarnation != incarnation:
+                incarnation, entries = parsed.incarnation, {}
+            missing = [field for field in layout.fields(parsed) if field not in entries]
+            now = head
+            while missing and now == head:
+                some, missing = missing[:READ_AT_ONCE], missing[READ_AT_ONCE:]
+                answer = await self._connection.call("HMGET", self._name, "head", "deleted", *some)
+                now, deleted, values = answer[0] or b"", answer[1] or b"", answer[2:]
+                found = zip(some, values, strict=True)
+                entries |= {field: layout.unpack_entry(field, value) for field, value in found if value is not None}
+                if now == head and None in values:
+                    raise codec.Damaged
+            if now == head:
+                return State(head, deleted, parsed, layout.conversation(self._conversation_id, parsed, entries))
+            head = now  # changed in between: what was read stays true
+        return State(deleted=deleted)
