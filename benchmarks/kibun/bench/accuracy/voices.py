@@ -1,7 +1,7 @@
-"""Speech with known boundaries: phrases cut exactly out of clean sound, laid out with pauses, noise on top.
+"""Voices with known phrase boundaries: phrases cut exactly out of clean speech, laid out with pauses, noise on top.
 
-Sources: espeak-ng (needed), flite (used if installed) and recordings given by path. Truth comes from the clean
-phrase's own energy, before any noise is added.
+Sources: espeak-ng (required), flite (used if installed) and recordings given by path. The boundaries come from the
+energy of the clean phrase, before any noise is added.
 """
 
 from __future__ import annotations
@@ -9,17 +9,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import soundfile
 import soxr
 
+from kibun.bench.support.speech_like import FloatArray, Layout
 from kibun.models.types import SAMPLE_RATE_HZ
-
-FloatArray = npt.NDArray[np.float32]
 
 _WINDOW = 80  # 5 ms: how finely energy is looked at
 _FLOOR_DB = -40.0  # below the loudest window by this much is not speech
@@ -48,27 +47,16 @@ _FLITE_TEXTS = (
 
 @dataclass(frozen=True)
 class Voice:
-    """One speaker's clean phrases, float32 (n,) each, speech from the first sample to the last, 16 kHz."""
+    """The clean phrases of one speaker, float32 (N,) each, 16 kHz, speech from the first sample to the last."""
 
     name: str
-    kind: str  # "espeak" | "flite" | "recording"
     phrases: tuple[FloatArray, ...]
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One voice with pauses. truth: (start, end) of every phrase, in samples, end exclusive."""
-
-    voice: str
-    kind: str
-    audio: FloatArray
-    truth: tuple[tuple[int, int], ...]
-
-
 def phrases_of(audio: FloatArray, recorded: bool = False) -> list[tuple[int, int]]:
-    """(start, end) of stretches of clean sound without a silence of 150 ms, by energy in 5 ms windows.
+    """(start, end) in samples of stretches of clean sound without a silence of 150 ms, by energy in 5 ms windows.
 
-    recorded: the sound has a noise floor of its own, which the threshold must clear.
+    recorded: the sound has a noise floor, which the threshold must clear.
     """
     windows = len(audio) // _WINDOW
     energy = (audio[: windows * _WINDOW].reshape(windows, _WINDOW).astype(np.float64) ** 2).mean(axis=1)
@@ -113,7 +101,7 @@ def espeak_voices() -> list[Voice]:
     voices = []
     for name, speed, pitch, texts in _ESPEAK:
         base = ["espeak-ng", "-v", name, "-s", str(speed), "-p", str(pitch)]
-        voices.append(_rendered(name, "espeak", [[*base, "-w", "OUT", text] for text in texts]))
+        voices.append(_rendered(name, [[*base, "-w", "OUT", text] for text in texts]))
     return voices
 
 
@@ -122,34 +110,34 @@ def flite_voices() -> list[Voice]:
     if shutil.which("flite") is None:
         return []
     return [
-        _rendered(name, "flite", [["flite", "-voice", name, "-o", "OUT", "-t", text] for text in _FLITE_TEXTS])
+        _rendered(name, [["flite", "-voice", name, "-o", "OUT", "-t", text] for text in _FLITE_TEXTS])
         for name in _FLITE
     ]
 
 
-def recorded_voices(paths: list[Path]) -> list[Voice]:
+def recorded_voices(paths: Sequence[Path]) -> list[Voice]:
     """One voice per file, or per folder of files, of clean recordings."""
     voices = []
     for path in paths:
         files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES) if path.is_dir() else [path]
         phrases = [phrase for file in files for phrase in _phrases(read_audio(file), recorded=True)]
-        voices.append(Voice(path.stem, "recording", tuple(phrases)))
+        voices.append(Voice(path.stem, tuple(phrases)))
     return voices
 
 
-def _rendered(name: str, kind: str, commands: list[list[str]]) -> Voice:
+def _rendered(name: str, commands: list[list[str]]) -> Voice:
     phrases: list[FloatArray] = []
     with tempfile.TemporaryDirectory() as folder:
         for index, command in enumerate(commands):
             out = Path(folder) / f"{index}.wav"
             subprocess.run([str(out) if word == "OUT" else word for word in command], check=True)
             phrases += _phrases(read_audio(out))
-    return Voice(name, kind, tuple(phrases))
+    return Voice(name, tuple(phrases))
 
 
-def lay_out(voice: Voice, seconds: float, rng: np.random.Generator, speech_dbfs: float = -26.0) -> Scene:
-    """Phrases in random order, pauses of 0.3..2 s, one second of silence first. Each phrase's RMS = speech_dbfs."""
-    pieces, truth = [np.zeros(SAMPLE_RATE_HZ, np.float32)], []
+def lay_out(voice: Voice, seconds: float, rng: np.random.Generator, speech_dbfs: float = -26.0) -> Layout:
+    """Phrases in random order at an RMS of speech_dbfs, pauses of 0.3..2 s, one second of silence first."""
+    pieces, speech = [np.zeros(SAMPLE_RATE_HZ, np.float32)], []
     position = SAMPLE_RATE_HZ
     order: list[int] = []
     while position < seconds * SAMPLE_RATE_HZ:
@@ -157,10 +145,10 @@ def lay_out(voice: Voice, seconds: float, rng: np.random.Generator, speech_dbfs:
         phrase = voice.phrases[order.pop()]
         phrase = phrase * np.float32(10 ** (speech_dbfs / 20) / rms(phrase))
         pause = np.zeros(int(rng.uniform(0.3, 2.0) * SAMPLE_RATE_HZ), np.float32)
-        truth.append((position, position + len(phrase)))
+        speech.append((position, position + len(phrase)))
         position += len(phrase) + len(pause)
         pieces += [phrase, pause]
-    return Scene(voice.name, voice.kind, np.concatenate(pieces), tuple(truth))
+    return Layout(np.concatenate(pieces), tuple(speech))
 
 
 def rms(audio: FloatArray) -> float:
@@ -189,9 +177,9 @@ def noise(kind: str, samples: int, rng: np.random.Generator, others: list[Voice]
     return out / np.float32(rms(out))
 
 
-def add_noise(scene: Scene, kind: str, snr_db: float, rng: np.random.Generator, others: list[Voice]) -> Scene:
-    """The scene with noise under all of it; SNR = RMS of the speech itself against RMS of the noise."""
-    speech = np.concatenate([scene.audio[a:b] for a, b in scene.truth])
+def add_noise(scene: Layout, kind: str, snr_db: float, rng: np.random.Generator, others: list[Voice]) -> Layout:
+    """The scene with noise under all of it. SNR: RMS of the speech itself against the RMS of the noise."""
+    speech = np.concatenate([scene.audio[a:b] for a, b in scene.speech])
     level = rms(speech) * 10 ** (-snr_db / 20)
     noisy = scene.audio + np.float32(level) * noise(kind, len(scene.audio), rng, others)
-    return Scene(scene.voice, scene.kind, noisy, scene.truth)
+    return Layout(noisy, scene.speech)

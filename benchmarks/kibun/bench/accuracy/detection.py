@@ -1,43 +1,30 @@
 """How well speech is found: VADs and the segmenter against known boundaries, in quiet, in noise, at any level.
 
-    python benchmarks/detection.py [--quick] [--json FILE] [--recordings PATH ...]
-
-Needs espeak-ng; uses flite if installed. Recordings (files or folders, clean speech) add real voices and are cut into
-phrases by their energy. Every detector hears every scene, one after the other within a scene, so that all share
-whatever else the machine does.
+Every detector gets every scene, one after the other within a scene, so that all share whatever else the machine does.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 import soxr
 import webrtcvad
-from speech_material import (
-    FloatArray,
-    Scene,
-    Voice,
-    add_noise,
-    espeak_voices,
-    flite_voices,
-    lay_out,
-    recorded_voices,
-    rms,
-)
 
+from kibun.bench.accuracy.voices import Voice, add_noise, espeak_voices, flite_voices, lay_out, recorded_voices, rms
+from kibun.bench.support.speech_like import FloatArray, Layout
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.decoder import AudioDecoder, AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason, SpeechSegment
 from kibun.server.audio.segmenter import Segmenter
 from kibun.server.audio.vad import SileroVad, Vad, WebRtcVad
+from kibun.training.evaluation.report_table import Cell, Row, Table
 
 #: Name, speech level in dBFS (RMS), noise and its distance from the speech in dB.
 CONDITIONS: tuple[tuple[str, float, str, float], ...] = (
@@ -56,6 +43,9 @@ CONDITIONS: tuple[tuple[str, float, str, float], ...] = (
 )
 _MERGE_SLACK_SAMPLES = 150 * 16  # a pause this much longer than the end silence must separate two utterances
 _PUSH_SAMPLES = 320  # as a client that sends 20 ms chunks
+
+
+Figures = dict[str, float | None]  # None: there was nothing to take a quantile of
 
 
 class NeverReset:
@@ -129,35 +119,35 @@ class Score:
     vad_seconds: float = 0.0
     front_seconds: float = 0.0
 
-    def add_frames(self, scene: Scene, vad: Vad) -> None:
+    def add_frames(self, scene: Layout, vad: Vad) -> None:
         size = vad.frame_samples
         frames = len(scene.audio) // size
         began = time.process_time()
         heard = vad.decide(scene.audio[: frames * size].reshape(frames, size))
         self.vad_seconds += time.process_time() - began
-        truth = _mask(list(scene.truth), frames * size)
+        truth = _mask(list(scene.speech), frames * size)
         said = np.repeat(heard, size)
         self.speech_samples += int(truth.sum())
         self.silence_samples += int((~truth).sum())
         self.missed_samples += int((truth & ~said).sum())
         self.false_samples += int((~truth & said).sum())
 
-    def add_utterances(self, scene: Scene, vad: Vad, options: EndpointingOptions) -> None:
+    def add_utterances(self, scene: Layout, vad: Vad, options: EndpointingOptions) -> None:
         began = time.process_time()
         found = segment(scene.audio, vad, options)
         self.front_seconds += time.process_time() - began
         covered = _mask([(start, end) for start, end, _ in found], len(scene.audio))
-        for start, end in scene.truth:
+        for start, end in scene.speech:
             self.phrases += 1
             self.lost.append(float((end - start - covered[start:end].sum()) / 16))
             self.missed_phrases += bool(covered[start:end].mean() < 0.1)
             self.split += sum(min(end, b) - max(start, a) > 50 * 16 for a, b, _ in found) > 1
-        for (_, end), (start, _) in pairwise(scene.truth):
+        for (_, end), (start, _) in pairwise(scene.speech):
             if start - end >= options.utterance_end_silence_ms * 16 + _MERGE_SLACK_SAMPLES:
                 self.pauses += 1
                 self.merged += any(a < end and b > start for a, b, _ in found)
         for start, end, given in found:
-            heard = [phrase for phrase in scene.truth if phrase[0] < end and phrase[1] > start]
+            heard = [phrase for phrase in scene.speech if phrase[0] < end and phrase[1] > start]
             if not heard:
                 self.false_utterances += 1
                 continue
@@ -166,11 +156,11 @@ class Score:
             if given is not None:
                 self.decision.append((given - heard[-1][1]) / 16)
 
-    def summary(self) -> dict[str, float]:
+    def summary(self) -> Figures:
         """The figures of one row."""
         seconds = (self.speech_samples + self.silence_samples) / SAMPLE_RATE_HZ
         total_ms = self.speech_samples / 16
-        figures = {
+        figures: Figures = {
             "miss_percent": 100 * self.missed_samples / self.speech_samples,
             "false_alarm_percent": 100 * self.false_samples / self.silence_samples,
             "frame_error_percent": 100
@@ -190,15 +180,17 @@ class Score:
             "vad_cpu_ms_per_s": 1000 * self.vad_seconds / seconds,
             "front_cpu_ms_per_s": 1000 * self.front_seconds / seconds,
         }
-        return {name: round(figure, 3) for name, figure in figures.items()}
+        return {name: round(figure, 3) if figure is not None else None for name, figure in figures.items()}
 
 
-def _quantiles(name: str, values: list[float]) -> dict[str, float]:
-    at = np.percentile(values, [5, 50, 95]) if values else [float("nan")] * 3
-    return {f"{name}_p5": float(at[0]), f"{name}_median": float(at[1]), f"{name}_p95": float(at[2])}
+def _quantiles(name: str, values: list[float]) -> Figures:
+    keys = (f"{name}_p5", f"{name}_median", f"{name}_p95")
+    return (
+        dict(zip(keys, map(float, np.percentile(values, [5, 50, 95])), strict=True)) if values else dict.fromkeys(keys)
+    )
 
 
-def _mask(spans: list[tuple[int, int]], samples: int) -> np.ndarray:
+def _mask(spans: list[tuple[int, int]], samples: int) -> npt.NDArray[np.bool_]:
     mask = np.zeros(samples, bool)
     for start, end in spans:
         mask[start:end] = True
@@ -216,7 +208,7 @@ def segment(audio: FloatArray, vad: Vad, options: EndpointingOptions) -> list[tu
     return found + [(e.start, e.end, None) for e in closing if isinstance(e, SpeechSegment)]
 
 
-def scenes_of(condition: tuple[str, float, str, float], voices: list[Voice], seconds: float) -> list[Scene]:
+def scenes_of(condition: tuple[str, float, str, float], voices: list[Voice], seconds: float) -> list[Layout]:
     """One scene per voice; the same speech and noise for every run, level and detector."""
     _, level, kind, snr = condition
     scenes = []
@@ -224,7 +216,7 @@ def scenes_of(condition: tuple[str, float, str, float], voices: list[Voice], sec
         clean = lay_out(voice, seconds, np.random.default_rng(1_000 + index), level)
         others = [other for other in voices if other is not voice]
         noisy = add_noise(clean, kind, snr, np.random.default_rng(2_000 + index), others)
-        scenes.append(Scene(noisy.voice, noisy.kind, np.clip(noisy.audio, -1, 1), noisy.truth))
+        scenes.append(Layout(np.clip(noisy.audio, -1, 1), noisy.speech))
     return scenes
 
 
@@ -267,7 +259,7 @@ def bangs(seed: int = 0) -> dict[str, FloatArray]:
     return scenes
 
 
-def recordings_report(paths: list[Path], makers: dict[str, Callable[[], Vad]]) -> dict[str, dict[str, list[str]]]:
+def recordings_report(paths: Sequence[Path], makers: dict[str, Callable[[], Vad]]) -> dict[str, dict[str, list[str]]]:
     """What is found in whole recordings, beside the mean level in and around each utterance."""
     report: dict[str, dict[str, list[str]]] = {}
     for path in [p for p in paths if p.is_file()]:
@@ -292,80 +284,77 @@ def _dbfs(audio: FloatArray) -> float:
     return 20 * float(np.log10(max(rms(audio), 1e-9)))
 
 
-COLUMNS = (
-    ("miss %", "miss_percent", ".1f"),
-    ("false %", "false_alarm_percent", ".1f"),
-    ("lost %", "lost_percent", ".2f"),
-    ("worst ms", "worst_cut_ms", ".0f"),
-    ("onset ms", "onset_ms_median", ".0f"),
-    ("p95", "onset_ms_p95", ".0f"),
-    ("offset ms", "offset_ms_median", ".0f"),
-    ("p5", "offset_ms_p5", ".0f"),
-    ("decided ms", "decision_ms_median", ".0f"),
-    ("p95", "decision_ms_p95", ".0f"),
-    ("split", "split", ".0f"),
-    ("merged", "merged", ".0f"),
-    ("false utt.", "false_utterances", ".0f"),
-    ("VAD ms/s", "vad_cpu_ms_per_s", ".2f"),
-)
+_COLUMNS = {
+    "miss %": "miss_percent",
+    "false %": "false_alarm_percent",
+    "lost %": "lost_percent",
+    "worst ms": "worst_cut_ms",
+    "onset ms": "onset_ms_median",
+    "p95 ": "onset_ms_p95",
+    "offset ms": "offset_ms_median",
+    "p5": "offset_ms_p5",
+    "decided ms": "decision_ms_median",
+    "p95": "decision_ms_p95",
+    "split": "split",
+    "merged": "merged",
+    "false utt.": "false_utterances",
+    "VAD ms/s": "vad_cpu_ms_per_s",
+}
 
 
-def print_table(name: str, rows: dict[str, dict[str, float]]) -> None:
-    first = next(iter(rows.values()))
-    print(f"\n**{name}** ({first['phrases']:.0f} phrases, {first['pauses']:.0f} separating pauses)\n")
-    print("| detector | " + " | ".join(title for title, _, _ in COLUMNS) + " |")
-    print("|---" * (len(COLUMNS) + 1) + "|")
-    for detector, row in rows.items():
-        print(f"| {detector} | " + " | ".join(format(row[key], form) for _, key, form in COLUMNS) + " |")
+def measure(*, quick: bool, recordings: Sequence[Path] = ()) -> tuple[dict[str, object], list[Table]]:
+    """Every figure, as JSON and as tables.
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="espeak-ng only, short scenes, few detectors")
-    parser.add_argument("--json", type=Path, help="also write every figure to this file")
-    parser.add_argument("--recordings", type=Path, nargs="*", default=[], help="clean speech: files or folders")
-    arguments = parser.parse_args()
-    makers = detectors(arguments.quick)
+    quick: espeak-ng only, short scenes, few detectors. recordings: files or folders of clean speech, which add real
+    voices; they are cut into phrases by their energy. Raises RuntimeError without espeak-ng; uses flite if installed.
+    """
+    makers = detectors(quick)
     voices = espeak_voices()
-    if not arguments.quick:
+    if not quick:
         voices += flite_voices()
-    voices += recorded_voices(arguments.recordings)
-    results: dict[str, dict[str, dict[str, float]]] = {}
+    voices += recorded_voices(recordings)
+    conditions: dict[str, dict[str, Figures]] = {}
     for condition in CONDITIONS:
         scores = {name: Score() for name in makers}
-        for scene in scenes_of(condition, voices, 12 if arguments.quick else 25):
+        for scene in scenes_of(condition, voices, 12 if quick else 25):
             for name, make in makers.items():
                 scores[name].add_frames(scene, make())
                 scores[name].add_utterances(scene, make(), EndpointingOptions())
-        results[condition[0]] = {name: score.summary() for name, score in scores.items()}
-        print_table(condition[0], results[condition[0]])
-    cost = front_cost(voices[0], 20 if arguments.quick else 60)
-    print("\nCPU of decoder + VAD (webrtc 2) + segmenter, ms per audio second:")
-    for name, value in cost.items():
-        print(f"- {name}: {value:.2f}")
+        conditions[condition[0]] = {name: score.summary() for name, score in scores.items()}
+    cost = front_cost(voices[0], 20 if quick else 60)
     false_utterances = {
         sound: {name: len(segment(scene, make(), EndpointingOptions())) for name, make in makers.items()}
         for sound, scene in bangs().items()
     }
-    print("\nUtterances made of forty sounds that are not speech:\n")
-    print("| sound | " + " | ".join(makers) + " |\n" + "|---" * (len(makers) + 1) + "|")
-    for sound, counts in false_utterances.items():
-        print(f"| {sound} | " + " | ".join(str(count) for count in counts.values()) + " |")
-    found = recordings_report(arguments.recordings, makers)
-    for name, rows in found.items():
-        print(f"\n{name}")
-        for detector, row in rows.items():
-            print(f"- {detector}: {', '.join(row)}")
-    if arguments.json:
-        everything = {
-            "options": asdict(EndpointingOptions()),
-            "conditions": results,
-            "front_cpu": cost,
-            "false_utterances": false_utterances,
-            "recordings": found,
-        }
-        arguments.json.write_text(json.dumps(everything, indent=1) + "\n")
+    found = recordings_report(recordings, makers)
+    payload: dict[str, object] = {
+        "options": asdict(EndpointingOptions()),
+        "conditions": conditions,
+        "front_cpu": cost,
+        "false_utterances": false_utterances,
+        "recordings": found,
+    }
+    tables = [_condition_table(name, rows) for name, rows in conditions.items()]
+    tables.append(_table("CPU of decoder, VAD (webrtc 2) and segmenter", ("ms per audio second",), _column(cost)))
+    tables.append(_table("Utterances made of forty sounds that are not speech", tuple(makers), false_utterances))
+    tables += [
+        _table(name, ("utterances",), _column({detector: ", ".join(row) for detector, row in rows.items()}))
+        for name, rows in found.items()
+    ]
+    return payload, tables
 
 
-if __name__ == "__main__":
-    main()
+def _condition_table(name: str, rows: Mapping[str, Figures]) -> Table:
+    first = next(iter(rows.values()))
+    title = f"{name} ({first['phrases']} phrases, {first['pauses']} separating pauses)"
+    shown = {detector: {title: row[key] for title, key in _COLUMNS.items()} for detector, row in rows.items()}
+    return _table(title, tuple(_COLUMNS), shown)
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Mapping[str, Mapping[str, float | str | None]]) -> Table:
+    cells = [Row(label, tuple(map(Cell, row.values()))) for label, row in rows.items()]
+    return Table(title, ("", *(column.strip() for column in columns)), tuple(cells))
+
+
+def _column(values: Mapping[str, float | str]) -> dict[str, dict[str, float | str]]:
+    return {label: {"": value} for label, value in values.items()}

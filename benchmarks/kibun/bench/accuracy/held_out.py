@@ -1,0 +1,45 @@
+"""How good is a bundle, as served, on held-out speakers of a corpus?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kibun.models.bundle import load_bundle
+from kibun.models.types import TRAITS
+from kibun.training.corpora.manifest import load_manifest
+from kibun.training.demo_tiny.data import Corpus
+from kibun.training.demo_tiny.evaluate import analyze_causally, ccc_spread, emotion_ccc, expected_error, trait_ccc
+from kibun.training.evaluation.report_table import Cell, Row, Table
+
+
+def measure(model_name: str, manifest: Path, split: str) -> tuple[dict[str, object], tuple[Table, Table]]:
+    """CCC of each output, and the traits' error by utterances heard, as JSON and as tables.
+
+    Plays every speaker's utterances in order through `analyze`, the call that is served: traits from what was heard so
+    far, emotion conditioned on them. CCC of traits is after all that a speaker said; its standard deviation is over
+    bootstrap draws of speakers. Raises ManifestError.
+    """
+    fields = ("path", "split", "traits", "valence", "arousal")
+    items = [item for item in load_manifest(manifest, require=fields) if item.split == split]
+    heard = analyze_causally(load_bundle(model_name), Corpus(items).examples)
+    ccc = {**emotion_ccc(heard), **trait_ccc(heard)}
+    spread = {name: ccc_spread(heard, name) for name in ccc}
+    errors = expected_error(heard)
+    speakers = len({item.speaker for item in items})
+    figures: dict[str, object] = {
+        "model": model_name,
+        "speakers": speakers,
+        "utterances": len(heard),
+        "ccc": {name: round(value, 4) for name, value in ccc.items()},
+        "ccc_sd": {name: round(value, 4) for name, value in spread.items()},
+        "expected_error": [
+            {"utterance_count": count, **dict(zip(TRAITS, values, strict=True))} for count, values in errors
+        ],
+    }
+    rows = [Row(name, (Cell(value, sd=spread[name]),)) for name, value in ccc.items()]
+    title = f"{model_name}: {speakers} speakers, {len(heard)} utterances"
+    by_count = [Row(str(count), tuple(map(Cell, values))) for count, values in errors]
+    return figures, (
+        Table(title, ("output", "CCC"), tuple(rows), digits=3),
+        Table("Root mean square error of the traits", ("utterances heard", *TRAITS), tuple(by_count)),
+    )
