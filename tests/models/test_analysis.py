@@ -232,7 +232,7 @@ def test_threads_may_share_a_model(model: KibunModel) -> None:
 
 
 @pytest.mark.filterwarnings("error")
-def test_arrays_in_shared_memory_may_be_read_only(model: KibunModel) -> None:
+def test_arrays_may_be_read_only(model: KibunModel) -> None:
     samples, vectors = np.frombuffer(audio(800).tobytes(), np.float32), np.frombuffer(history(2).tobytes(), np.float16)
     assert not samples.flags.writeable
     model.analyze([Utterance(samples, vectors.reshape(2, 32))])

@@ -139,7 +139,7 @@ def front(
 
     Linux only. --json: core_share_per_stream (cores, at 16 kHz), us_per_chunk (of 100 ms), empty_us_per_chunk (of the
     empty handler), ratio_to_empty, rates (the same of each rate), loop_lag_ms (p50, p99, max of the event loop under
-    load), loop_lag_idle_ms, handover (an utterance to the worker through shared memory and through a pipe), machine.
+    load), loop_lag_idle_ms, handover (an utterance to the worker and its answer), machine.
     """
     from kibun.bench.load import front
     from kibun.bench.support import report

@@ -144,8 +144,8 @@ def _analyze_batch(model: Model[F], requests: Sequence[Utterance]) -> list[Analy
 def _on_device(audio: NDArray[np.float32], device: torch.device) -> Tensor:
     """Copy samples (N,) to the device.
 
-    Even a CPU gets a copy, as torch warns about read-only arrays, such as those in shared memory. A GPU gets it from
-    pinned memory, so that the transfer of one batch overlaps with the arithmetic of another.
+    Even a CPU gets a copy, as torch warns about read-only arrays. A GPU gets it from pinned memory, so that the
+    transfer of one batch overlaps with the arithmetic of another.
     """
     waveform = torch.from_numpy(audio.copy())
     return waveform if device.type == "cpu" else waveform.pin_memory().to(device, non_blocking=True)

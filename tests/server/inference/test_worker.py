@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 
 from kibun.models.types import Analysis, Utterance
 from kibun.server.inference import worker
-from kibun.server.inference import worker_protocol as wire
+from kibun.server.inference import worker_protocol as protocol
 from kibun.server.inference.backend import BackendError, Job
 from kibun.server.inference.runner import BatchRunner
-from kibun.server.inference.shared_memory import Arena, Block, attach
 from kibun.server.inference.worker_pool import LocalBackend
 from tests.support import stub_model
 
-# --- wire ------------------------------------------------------------------------------------------------------------
+# --- messages --------------------------------------------------------------------------------------------------------
 
 
 class Drip(io.RawIOBase):
@@ -36,10 +35,10 @@ class Drip(io.RawIOBase):
         return len(piece)
 
 
-def a_batch() -> wire.Batch:
+def a_batch() -> protocol.Batch:
     audio = np.arange(3000, dtype=np.float32) / 3000
     history = np.ones((3, 4), np.float16)
-    return wire.Batch(
+    return protocol.Batch(
         7,
         (Job("a", Utterance(audio, history[:0])), Job("b", Utterance(audio[::2], history, (1.0, 2.0, 3.0, 4.0, 5.0)))),
     )
@@ -48,18 +47,18 @@ def a_batch() -> wire.Batch:
 @settings(max_examples=20, deadline=None)
 @given(st.integers(1, 9000))
 def test_messages_survive_a_pipe_that_splits_them_anywhere(step: int) -> None:
-    frame = b"".join(wire.encode(a_batch()).pieces)
-    batch = wire.read_message_blocking(Drip(frame, step))  # type: ignore[arg-type]
+    frame = b"".join(protocol.encode(a_batch()))
+    batch = protocol.read_message_blocking(Drip(frame, step))  # type: ignore[arg-type]
 
-    async def read_in_server() -> wire.Batch:
+    async def read_in_server() -> protocol.Batch:
         reader = asyncio.StreamReader()
         for start in range(0, len(frame), step):
             reader.feed_data(frame[start : start + step])
-        message = await wire.read_message(reader)
+        message = await protocol.read_message(reader)
         reader.feed_data(frame[:10])
         reader.feed_eof()
         with pytest.raises(EOFError):
-            await wire.read_message(reader)
+            await protocol.read_message(reader)
         return message  # type: ignore[no-any-return]
 
     for got in (batch, asyncio.run(read_in_server())):
@@ -73,69 +72,19 @@ def test_messages_survive_a_pipe_that_splits_them_anywhere(step: int) -> None:
 
 
 def test_end_of_file_inside_a_message_is_end_of_file() -> None:
-    frame = b"".join(wire.encode(a_batch()).pieces)
+    frame = b"".join(protocol.encode(a_batch()))
     for length in (0, 2, 11, len(frame) - 1):
         with pytest.raises(EOFError):
-            wire.read_message_blocking(Drip(frame[:length], 1 << 16))  # type: ignore[arg-type]
+            protocol.read_message_blocking(Drip(frame[:length], 1 << 16))  # type: ignore[arg-type]
 
 
 def test_audio_is_not_copied_into_the_frame() -> None:
     audio = np.zeros(160_000, np.float32)
-    pieces = wire.encode(wire.Batch(1, (Job("a", Utterance(audio, np.zeros((0, 4), np.float16))),))).pieces
+    pieces = protocol.encode(protocol.Batch(1, (Job("a", Utterance(audio, np.zeros((0, 4), np.float16))),)))
     assert any(
         np.shares_memory(np.frombuffer(piece, np.uint8), audio) for piece in pieces if len(piece) == audio.nbytes
     )
     assert sum(len(piece) for piece in pieces) < audio.nbytes + 1000
-
-
-def test_what_lies_in_shared_memory_is_neither_sent_nor_copied() -> None:
-    arena = Arena()
-    shared = attach(os.dup(arena.fd))
-    frames = [wire.encode(a_batch(), arena) for _ in range(2)]
-    assert all(len(b"".join(frame.pieces)) < 1000 + a_batch().jobs[1].utterance.audio.nbytes for frame in frames)
-    for frame in frames:
-        batch = wire.read_message_blocking(io.BytesIO(b"".join(frame.pieces)), shared)
-        for sent, received in zip(a_batch().jobs, batch.jobs, strict=True):
-            np.testing.assert_array_equal(received.utterance.audio, sent.utterance.audio)
-            np.testing.assert_array_equal(received.utterance.history, sent.utterance.history)
-        assert np.shares_memory(batch.jobs[0].utterance.audio, np.frombuffer(shared, np.uint8))
-        assert batch.jobs[0].utterance.audio.flags.writeable, "torch asks for writable memory"
-    for frame in frames:
-        assert frame.block is not None
-        arena.free(frame.block)
-    assert arena.used == 0
-    arena.close()
-
-
-def test_where_the_arena_is_full_a_message_goes_whole() -> None:
-    arena = Arena(4096)
-    frame = wire.encode(a_batch(), arena)
-    assert frame.block is None
-    assert arena.used == 0
-    batch = wire.read_message_blocking(io.BytesIO(b"".join(frame.pieces)), attach(os.dup(arena.fd)))
-    np.testing.assert_array_equal(batch.jobs[0].utterance.audio, a_batch().jobs[0].utterance.audio)
-    arena.close()
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.lists(st.integers(1, 3000), min_size=1, max_size=3), st.integers(0, 5)), max_size=40))
-def test_blocks_never_overlap_and_leave_no_gap(steps: list[tuple[list[int], int]]) -> None:
-    arena, held = Arena(8192), list[tuple[Block, list[bytes]]]()
-    shared = attach(os.dup(arena.fd))
-    for number, (sizes, release) in enumerate(steps):
-        contents = [bytes([number % 251]) * size for size in sizes]
-        block = arena.put([memoryview(content) for content in contents])
-        if block is not None:
-            held.append((block, contents))
-        for kept, filled in held:
-            assert [shared[at : at + len(c)] for at, c in zip(kept.offsets, filled, strict=True)] == filled
-        if held and release < len(held):
-            arena.free(held.pop(release)[0])
-    for kept, _ in held:
-        arena.free(kept)
-    assert arena.used == 0
-    assert arena.put([memoryview(bytes(8192))]) is not None, "all of it is one piece again"
-    arena.close()
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -230,9 +179,9 @@ def a_job() -> Job:
     return Job("tiny", Utterance(np.zeros(8000, np.float32), np.zeros((0, 16), np.float16)))
 
 
-def options(*models: Path | str, device: str = "cpu", allow_untrained: bool = True) -> wire.LoadOptions:
+def options(*models: Path | str, device: str = "cpu", allow_untrained: bool = True) -> protocol.LoadOptions:
     names = tuple(map(str, models))
-    return wire.LoadOptions(
+    return protocol.LoadOptions(
         "kibun.server.inference.worker:load_models", names, device=device, allow_untrained=allow_untrained
     )
 

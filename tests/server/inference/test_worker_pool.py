@@ -16,7 +16,6 @@ import pytest
 from kibun.models.types import Analysis, Utterance
 from kibun.server.inference.backend import BackendError, Job
 from kibun.server.inference.batcher import Batcher
-from kibun.server.inference.shared_memory import ARENA_BYTES, Arena
 from kibun.server.inference.worker_pool import LocalBackend, WorkerTimes
 from tests.support import ROOT, stub_model
 from tests.support.processes import exists, until
@@ -27,11 +26,9 @@ PATIENT = WorkerTimes(start_s=20, batch_s=30, queue_s=10, close_s=1, backoff_fir
 
 @asynccontextmanager
 async def running(
-    *models: str, times: WorkerTimes = PATIENT, device: str | list[str] = "cpu", arena_bytes: int = ARENA_BYTES
+    *models: str, times: WorkerTimes = PATIENT, device: str | list[str] = "cpu"
 ) -> AsyncIterator[LocalBackend]:
-    backend = LocalBackend(
-        models or ["stub"], loader="tests.support.stub_model:load", times=times, device=device, arena_bytes=arena_bytes
-    )
+    backend = LocalBackend(models or ["stub"], loader="tests.support.stub_model:load", times=times, device=device)
     await backend.start()
     try:
         yield backend
@@ -54,17 +51,6 @@ def arousal(outcome: Analysis | BackendError) -> float:
 def reason(outcome: Analysis | BackendError) -> str:
     assert isinstance(outcome, BackendError), outcome
     return outcome.reason
-
-
-def arenas(backend: LocalBackend) -> list[Arena]:
-    """Of the living workers."""
-    workers = [device.worker for device in backend._devices if device.worker is not None]
-    return [worker._arena for worker in workers if worker._arena is not None]
-
-
-def mapped() -> int:
-    """Arenas that this process has mapped."""
-    return Path("/proc/self/maps").read_text().count("kibun-audio")
 
 
 # --- in good health --------------------------------------------------------------------------------------------------
@@ -91,43 +77,6 @@ async def test_answers_come_in_the_order_of_the_jobs() -> None:
         outcomes = await backend.infer(jobs)
     assert [arousal(outcome) for outcome in outcomes] == pytest.approx([1 + 4 * level for level in levels])
     assert [int(outcome.vector[0]) for outcome in outcomes if isinstance(outcome, Analysis)] == [2] * 4
-
-
-@pytest.mark.parametrize("arena_bytes", [0, 8192])
-async def test_without_room_in_shared_memory_audio_goes_through_the_pipe(arena_bytes: int) -> None:
-    async with running(arena_bytes=arena_bytes) as backend:
-        outcomes = await backend.infer([job(0.1), job(0.3, seconds=12.0, heard=2)])
-        (short,) = await backend.infer([job(0.7, seconds=0.05)])  # finds room, where there is an arena
-        assert len(arenas(backend)) == (arena_bytes > 0)
-        assert [arena.used for arena in arenas(backend)] == [0] * len(arenas(backend))
-    assert [arousal(outcome) for outcome in (*outcomes, short)] == pytest.approx([1.4, 2.2, 3.8])
-
-
-async def test_shared_memory_is_kept_until_the_worker_has_answered_and_then_free_again() -> None:
-    before = mapped()
-    async with running("stub?slots=2", device=["cpu", "cpu"]) as backend:
-        assert mapped() == before + 2
-        slow = asyncio.create_task(backend.infer([job(stub_model.SLOW)]))
-        await until(lambda: any(arena.used for arena in arenas(backend)))
-        slow.cancel()
-        await asyncio.gather(slow, return_exceptions=True)
-        assert any(arena.used for arena in arenas(backend)), "the worker still reads it"
-        outcomes = await asyncio.gather(*(backend.infer([job(n / 41)]) for n in range(1, 9)))
-        assert [arousal(o) for (o,) in outcomes] == pytest.approx([1 + 4 * n / 41 for n in range(1, 9)])
-        await until(lambda: not any(arena.used for arena in arenas(backend)))
-    assert mapped() == before
-
-
-async def test_shared_memory_of_a_killed_worker_is_given_back() -> None:
-    before = mapped()
-    async with running() as backend:
-        (poison,) = await backend.infer([job(stub_model.POISON)])
-        assert reason(poison) == "WORKER_FAILED"
-        (outcome,) = await backend.infer([job(0.1)])
-        assert arousal(outcome) == pytest.approx(1.4)
-        await until(lambda: backend.ready() and mapped() == before + 1)
-        assert [arena.used for arena in arenas(backend)] == [0]
-    assert mapped() == before
 
 
 async def test_slots_run_side_by_side() -> None:

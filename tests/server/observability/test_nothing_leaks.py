@@ -248,7 +248,7 @@ def open_for_writing(pid: int) -> set[str]:
         with contextlib.suppress(OSError):
             flags = re.search(r"flags:\s+(\d+)", Path(f"/proc/{pid}/fdinfo/{fd.name}").read_text())
             target = os.readlink(fd)
-            in_memory = target.startswith(("/dev/", "/memfd:", "/proc/")) or not target.startswith("/")
+            in_memory = target.startswith(("/dev/", "/proc/")) or not target.startswith("/")
             if flags and int(flags[1], 8) & (os.O_WRONLY | os.O_RDWR) and not in_memory:
                 found.add(target)
     return found

@@ -27,7 +27,6 @@ from kibun.bench.support.stub_model import VECTOR_SIZE
 from kibun.client.server_process import ServerProcess
 from kibun.models.types import SAMPLE_RATE_HZ, Utterance
 from kibun.server.inference.backend import Job
-from kibun.server.inference.shared_memory import ARENA_BYTES
 from kibun.server.inference.worker_pool import LocalBackend
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
@@ -38,7 +37,6 @@ RATES_HZ = (8_000, SAMPLE_RATE_HZ, 48_000)
 BOUND = 0.005  # cores per stream
 METHOD = "/kibun.v1.SpeechAnalysisService/StreamingAnalyze"
 UTTERANCE_S = 10.0
-WAYS = {"shared memory": ARENA_BYTES, "pipe": 0}  # bytes shared with the worker
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,8 @@ def measure(*, quick: bool, streams: int | None = None, seconds: float | None = 
             costs = [_cost(clients, server, empty, rate, streams, seconds) for rate in RATES_HZ]
         with Child(front_servers.__name__, "sampled") as sampled:
             lags = _lags(clients, sampled, streams, seconds)
-    handovers = asyncio.run(_handovers(rounds=40 if quick else 200))
-    return _report(costs, lags, handovers, streams, seconds)
+    handover = asyncio.run(_handover(rounds=40 if quick else 200))
+    return _report(costs, lags, handover, streams, seconds)
 
 
 def _cost(clients: Child, server: ServerProcess, empty: Child, rate_hz: int, streams: int, seconds: float) -> Cost:
@@ -119,36 +117,27 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
 # ---- handing over
 
 
-async def _handovers(rounds: int) -> dict[str, Handover]:
-    """An utterance of ten seconds to a worker and back, both ways in turn."""
-    backends = {way: LocalBackend(["stub"], loader=STUB_LOADER, arena_bytes=size) for way, size in WAYS.items()}
+async def _handover(rounds: int) -> Handover:
+    """An utterance of ten seconds to a worker and back."""
+    backend = LocalBackend(["stub"], loader=STUB_LOADER)
     audio = np.random.default_rng(0).normal(0, 0.1, round(UTTERANCE_S * SAMPLE_RATE_HZ)).astype(np.float32)
     job = Job("stub", Utterance(audio, np.zeros((8, VECTOR_SIZE), np.float16)))
-    wall: dict[str, list[float]] = {way: [] for way in WAYS}
-    own: dict[str, list[float]] = {way: [] for way in WAYS}
-    worker_s = dict.fromkeys(WAYS, 0.0)
+    wall: list[float] = []
+    own: list[float] = []
     try:
-        for backend in backends.values():
-            await backend.start()
-        for number in range(rounds + 1):
-            for way, backend in backends.items():
-                (pid,) = backend.pids
-                if number == 1:  # the first touched the pages
-                    worker_s[way] -= cpu_seconds(pid)
-                begin, cpu = time.perf_counter(), time.process_time()
-                await backend.infer([job])
-                wall[way].append(1000 * (time.perf_counter() - begin))
-                own[way].append(1000 * (time.process_time() - cpu))
-        for way, backend in backends.items():
-            (pid,) = backend.pids
-            worker_s[way] += cpu_seconds(pid)
+        await backend.start()
+        (pid,) = backend.pids
+        await backend.infer([job])  # the first touches the pages
+        worker_s = -cpu_seconds(pid)
+        for _ in range(rounds):
+            begin, cpu = time.perf_counter(), time.process_time()
+            await backend.infer([job])
+            wall.append(1000 * (time.perf_counter() - begin))
+            own.append(1000 * (time.process_time() - cpu))
+        worker_s += cpu_seconds(pid)
     finally:
-        for backend in backends.values():
-            await backend.close()
-    return {
-        way: Handover(statistics.median(wall[way][1:]), statistics.median(own[way][1:]), 1000 * worker_s[way] / rounds)
-        for way in WAYS
-    }
+        await backend.close()
+    return Handover(statistics.median(wall), statistics.median(own), 1000 * worker_s / rounds)
 
 
 # ---- report
@@ -157,13 +146,11 @@ async def _handovers(rounds: int) -> dict[str, Handover]:
 def _report(
     costs: Sequence[Cost],
     lags: dict[str, dict[str, float]],
-    handovers: dict[str, Handover],
+    handover: Handover,
     streams: int,
     seconds: float,
 ) -> Report:
     main = next(cost for cost in costs if cost.rate_hz == SAMPLE_RATE_HZ)
-    shared, pipe = handovers["shared memory"], handovers["pipe"]
-    ratios = {key: value / asdict(shared)[key] for key, value in asdict(pipe).items()}
     payload = {
         "machine": machine.describe(),
         "streams": streams,
@@ -175,9 +162,9 @@ def _report(
         "rates": [asdict(cost) for cost in costs],
         "loop_lag_ms": lags["loaded"],
         "loop_lag_idle_ms": lags["idle"],
-        "handover": {way: asdict(handover) for way, handover in handovers.items()} | {"pipe_over_shared": ratios},
+        "handover": asdict(handover),
     }
-    tables = (_cost_table(costs, streams, seconds), _lag_table(lags, streams), _handover_table(handovers, ratios))
+    tables = (_cost_table(costs, streams, seconds), _lag_table(lags, streams), _handover_table(handover))
     return Report(payload, tables, lambda: draw(costs))
 
 
@@ -209,12 +196,11 @@ def _lag_table(lags: dict[str, dict[str, float]], streams: int) -> Table:
     return Table("Lateness of the event loop, ms", ("", "p50", "p99", "max"), rows, notes)
 
 
-def _handover_table(handovers: dict[str, Handover], ratios: dict[str, float]) -> Table:
-    rows = [Row(way, tuple(map(Cell, asdict(handover).values()))) for way, handover in handovers.items()]
-    rows.append(Row("pipe / shared memory", tuple(map(Cell, ratios.values()))))
-    notes = (f"{UTTERANCE_S:g} s of audio to a worker that reads it once, and its answer; one at a time, in turn",)
-    columns = ("an utterance goes by", "ms until answered", "server's CPU, ms", "worker's CPU, ms")
-    return Table("Handing an utterance to the worker", columns, tuple(rows), notes)
+def _handover_table(handover: Handover) -> Table:
+    row = Row(f"{UTTERANCE_S:g} s of audio", tuple(map(Cell, asdict(handover).values())))
+    notes = ("to a worker that reads the audio once, and its answer; one utterance at a time",)
+    columns = ("", "ms until answered", "server's CPU, ms", "worker's CPU, ms")
+    return Table("Handing an utterance to the worker", columns, (row,), notes)
 
 
 def draw(costs: Sequence[Cost]) -> Figure:

@@ -31,7 +31,6 @@ from kibun.models.files import BundleError, resolve_bundle, verify
 from kibun.models.types import EMOTIONS, Analysis, Utterance
 from kibun.server.inference.backend import BackendError, ModelInfo
 from kibun.server.inference.runner import BatchRunner, DeviceLost, LoadedModels, Loader
-from kibun.server.inference.shared_memory import attach
 from kibun.server.inference.worker_protocol import (
     Answers,
     Batch,
@@ -117,11 +116,10 @@ def _serve(options: LoadOptions, requests: BinaryIO, answers: BinaryIO) -> None:
         _log.exception("loading failed")
         send(LoadFailed(f"unexpected {type(error).__name__} while loading: {error}"))
         return
-    arena = None if options.arena_fd is None else attach(options.arena_fd)
     infos = tuple(model.info for model in loaded.models)
     send(Ready(infos, loaded.slots, loaded.batch_s, loaded.device))
     while True:
-        batch: Batch = read_message_blocking(requests, arena)
+        batch: Batch = read_message_blocking(requests)
         pool.submit(_answer, runner, batch, send)
 
 
@@ -146,7 +144,7 @@ class _Sender:
 
     def __call__(self, message: object) -> None:
         with self._lock:
-            for piece in encode(message).pieces:
+            for piece in encode(message):
                 view = memoryview(piece).cast("B")
                 while view:
                     view = view[self._stream.write(view) :]

@@ -17,7 +17,6 @@ from typing import Literal, Self, TypeVar
 from kibun.models.types import Analysis
 from kibun.server.inference.backend import BackendError, Job, ModelInfo
 from kibun.server.inference.cost import CostModel
-from kibun.server.inference.shared_memory import ARENA_BYTES
 from kibun.server.inference.worker_process import EXIT_GRACE_S, WorkerDied, WorkerProcess
 from kibun.server.inference.worker_protocol import LoadOptions
 from kibun.server.observability import logs
@@ -74,7 +73,6 @@ class LocalBackend:
         precision: Literal["auto", "fp32", "bf16"] = "auto",
         loader: str = "kibun.server.inference.worker:load_models",
         times: WorkerTimes | None = None,
-        arena_bytes: int = ARENA_BYTES,
     ) -> None:
         """Describe the workers; `start` starts them.
 
@@ -83,11 +81,9 @@ class LocalBackend:
         threads: inference threads per worker; None: one per usable core on a CPU.
         precision: of matrix products; see kibun.models.precision.
         loader: what the worker calls to load, "module:function" (see runner.Loader).
-        arena_bytes: memory shared with each worker for audio; 0: all of it goes through a pipe.
         """
         devices = [device] if isinstance(device, str) else list(device)
         self._times = times or WorkerTimes()
-        self._arena_bytes = arena_bytes
         self._devices = [
             _Device(
                 LoadOptions(
@@ -298,10 +294,7 @@ class LocalBackend:
 
     async def _spawn(self, device: _Device) -> None:
         device.worker = await WorkerProcess.spawn(
-            device.options,
-            timeout_s=self._times.start_s,
-            on_change=self._announce,
-            arena_bytes=self._arena_bytes,
+            device.options, timeout_s=self._times.start_s, on_change=self._announce
         )
         _log.info("worker is ready", extra={"pid": device.worker.pid, "device": device.worker.info.device})
         self._announce()

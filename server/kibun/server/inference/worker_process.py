@@ -1,10 +1,9 @@
 """The server's handle of one worker process: spawn it, wait until it is ready, hand it batches, notice its death.
 
 Everything happens on the event loop; nothing blocks it. Requests go to the worker's stdin, answers come from its
-stdout, so either side's death is the other's end of file, at once. Audio lies in memory shared with the worker, see
-`arena`; where there is none or it is full, audio goes the way of the rest. The worker leads a process group of its own:
-Ctrl-C in a terminal does not reach it. It is a plain subprocess and not one of multiprocessing's, as that would run
-the main module of the embedding program again.
+stdout, so either side's death is the other's end of file, at once. The worker leads its own process group: Ctrl-C in a
+terminal does not reach it. It is a plain subprocess and not one of multiprocessing's, as that would run the main module
+of the embedding program again.
 """
 
 import asyncio
@@ -17,11 +16,9 @@ from dataclasses import dataclass, replace
 
 from kibun.models.types import Analysis
 from kibun.server.inference.backend import BackendError, Job
-from kibun.server.inference.shared_memory import ARENA_BYTES, Arena, Block
 from kibun.server.inference.worker_protocol import (
     Answers,
     Batch,
-    Frame,
     LoadFailed,
     LoadOptions,
     Ready,
@@ -48,15 +45,13 @@ class WorkerDied(Exception):
 class _Pending:
     future: asyncio.Future[list[Analysis | BackendError]]
     deadline: asyncio.TimerHandle
-    block: Block | None  # of the arena; the worker may read it until it has answered
 
 
 class WorkerProcess:
     """One life of one worker; made by `spawn`, never restarted."""
 
-    def __init__(self, process: asyncio.subprocess.Process, arena: Arena | None, on_change: Callable[[], None]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, on_change: Callable[[], None]) -> None:
         self._process = process
-        self._arena = arena
         self._on_change = on_change
         self._pending: dict[int, _Pending] = {}
         self._batches = 0
@@ -65,32 +60,22 @@ class WorkerProcess:
         self.alive = True
 
     @classmethod
-    async def spawn(
-        cls, options: LoadOptions, *, timeout_s: float, on_change: Callable[[], None], arena_bytes: int = ARENA_BYTES
-    ) -> "WorkerProcess":
+    async def spawn(cls, options: LoadOptions, *, timeout_s: float, on_change: Callable[[], None]) -> "WorkerProcess":
         """Start a process and wait for its handshake.
 
-        `on_change` is called after each answer and after the worker's death. `arena_bytes`: shared memory, or 0.
+        `on_change` is called after each answer and after the worker's death.
         Raises BackendError LOAD_FAILED with the worker's own message.
         """
-        arena = _make_arena(arena_bytes)
-        fds = () if arena is None else (arena.fd,)
         try:
             process = await asyncio.create_subprocess_exec(
-                *_COMMAND, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, process_group=0, pass_fds=fds
+                *_COMMAND, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, process_group=0
             )
-        except BaseException as error:
-            if arena is not None:
-                arena.close()
-            if isinstance(error, OSError):
-                raise BackendError("LOAD_FAILED", f"cannot start a process: {error}") from error
-            raise
-        worker = cls(process, arena, on_change)
+        except OSError as error:
+            raise BackendError("LOAD_FAILED", f"cannot start a process: {error}") from error
+        worker = cls(process, on_change)
         try:
             async with asyncio.timeout(timeout_s):
-                worker._send(
-                    encode(replace(options, arena_fd=None if arena is None else arena.fd, server_pid=os.getpid()))
-                )
+                worker._send(replace(options, server_pid=os.getpid()))
                 worker.info = await worker._handshake()
         except TimeoutError:
             raise BackendError("LOAD_FAILED", f"the worker was not ready within {timeout_s:g} s") from None
@@ -137,10 +122,9 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         self._batches += 1
         number = self._batches
-        frame = encode(Batch(number, tuple(jobs)), self._arena)
-        pending = _Pending(loop.create_future(), self._deadline(number, timeout_s), frame.block)
+        pending = _Pending(loop.create_future(), self._deadline(number, timeout_s))
         self._pending[number] = pending
-        self._send(frame)
+        self._send(Batch(number, tuple(jobs)))
         return await pending.future
 
     async def close(self, *, grace_s: float) -> None:
@@ -162,10 +146,10 @@ class WorkerProcess:
         assert self._process.stdout is not None
         return self._process.stdout
 
-    def _send(self, frame: Frame) -> None:
+    def _send(self, message: LoadOptions | Batch) -> None:
         # No drain(): what is unsent is bounded by the batches in flight. Writing to a dead worker is noticed as
         # the end of its stdout.
-        self._stdin.writelines(frame.pieces)
+        self._stdin.writelines(encode(message))
 
     async def _handshake(self) -> Ready:
         try:
@@ -186,8 +170,6 @@ class WorkerProcess:
                 if pending is None:  # it was given up while the answer was on its way
                     continue
                 pending.deadline.cancel()
-                if self._arena is not None and pending.block is not None:
-                    self._arena.free(pending.block)
                 if not pending.future.done():  # done: cancelled by its caller
                     pending.future.set_result(list(answers.results))
                 self._on_change()
@@ -206,8 +188,6 @@ class WorkerProcess:
         except TimeoutError:
             self._kill()
             await self._process.wait()
-        if self._arena is not None:
-            self._arena.close()
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -234,11 +214,3 @@ class WorkerProcess:
             return
         _log.error("a batch was not answered in time; worker killed", extra={"pid": self.pid, "seconds": timeout_s})
         self._kill()
-
-
-def _make_arena(size: int) -> Arena | None:
-    try:
-        return Arena(size) if size else None
-    except OSError as error:
-        _log.info("audio goes through a pipe, not shared memory", exc_info=error)
-        return None

@@ -1,9 +1,8 @@
 """Messages between the server process and a worker process, and their bytes.
 
-A frame is `!I` number of parts, `!QQ` length and place of each part, then the parts: a pickle (protocol 5), followed
-by the buffers of its arrays, so that audio is neither copied into nor out of the pickle. A part's place is its offset
-in memory that both processes share (`arena`), and then it does not follow, or `IN_FRAME`. Both ends run the same code
-of the same installation over a private pipe; nothing else can write to it, hence pickle is safe here.
+A frame is the number of its parts (`!I`), the length of each in bytes (`!Q`), then the parts: a pickle (protocol 5),
+followed by the buffers of its arrays, so that audio is copied neither into nor out of the pickle. Both ends run the
+same installation over a private pipe that nothing else can write to: pickle is safe here.
 """
 
 import asyncio
@@ -15,11 +14,7 @@ from typing import Any, BinaryIO, Literal
 
 from kibun.models.types import Analysis
 from kibun.server.inference.backend import BackendError, Job, ModelInfo
-from kibun.server.inference.shared_memory import Arena, Block
 from kibun.server.observability.logs import Format
-
-IN_FRAME = 2**64 - 1
-"""Place of a part that follows in the frame itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +30,6 @@ class LoadOptions:
     import_path: tuple[str, ...] = ()  # the server's sys.path, for loaders that are not installed
     log_level: int = 20  # as in logging
     log_format: Format = "text"
-    arena_fd: int | None = None  # the worker's arena, set by whoever spawns it; None: there is none
     server_pid: int | None = None  # whose end is the worker's, also while it loads; set by whoever spawns it
 
 
@@ -72,55 +66,34 @@ class Answers:
     results: tuple[Analysis | BackendError, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """An encoded message: pieces to be written one after the other, and the shared block that they point into."""
-
-    pieces: list[bytes | memoryview]
-    block: Block | None = None
-
-
-def encode(message: object, arena: Arena | None = None) -> Frame:
-    """Encode a message; its arrays go into the arena if there is one with room. The caller frees the block."""
-    pickled: list[pickle.PickleBuffer] = []
-    body = pickle.dumps(message, protocol=5, buffer_callback=pickled.append)
-    buffers = [buffer.raw() for buffer in pickled]
-    block = arena.put(buffers) if arena is not None else None
-    places = block.offsets if block is not None else [IN_FRAME] * len(buffers)
-    header = struct.pack("!IQQ", 1 + len(buffers), len(body), IN_FRAME)
-    header += b"".join(struct.pack("!QQ", len(b), place) for b, place in zip(buffers, places, strict=True))
-    return Frame([header, body, *(buffers if block is None else ())], block)
-
-
-def decode(parts: Sequence[bytes | bytearray | memoryview]) -> Any:
-    """Turn the parts of one frame back into the message; arrays are views of the parts."""
-    return pickle.loads(parts[0], buffers=parts[1:])
+def encode(message: object) -> list[bytes | memoryview]:
+    """Encode a message as pieces to be written one after the other; arrays are not copied."""
+    buffers: list[pickle.PickleBuffer] = []
+    body = pickle.dumps(message, protocol=5, buffer_callback=buffers.append)
+    parts: list[bytes | memoryview] = [body, *(buffer.raw() for buffer in buffers)]  # raw: flat, of bytes
+    return [struct.pack(f"!I{len(parts)}Q", len(parts), *map(len, parts)), *parts]
 
 
 async def read_message(stream: asyncio.StreamReader) -> Any:
     """Read one message in the server. Raises EOFError when the worker is gone."""
     try:
         (count,) = struct.unpack("!I", await stream.readexactly(4))
-        places = struct.iter_unpack("!QQ", await stream.readexactly(16 * count))
-        return decode([await stream.readexactly(length) for length, _ in places])
+        lengths = struct.unpack(f"!{count}Q", await stream.readexactly(8 * count))
+        return _decode([await stream.readexactly(length) for length in lengths])
     except (asyncio.IncompleteReadError, ConnectionError) as error:
         raise EOFError("the worker closed its pipe") from error
 
 
-def read_message_blocking(stream: BinaryIO, arena: memoryview | None = None) -> Any:
-    """Read one message in the worker; arrays in the arena become views of it.
-
-    Raises EOFError when the server is gone.
-    """
+def read_message_blocking(stream: BinaryIO) -> Any:
+    """Read one message in the worker. Raises EOFError when the server is gone."""
     (count,) = struct.unpack("!I", _read_exactly(stream, 4))
-    parts: list[bytearray | memoryview] = []
-    for length, place in struct.iter_unpack("!QQ", _read_exactly(stream, 16 * count)):
-        if place == IN_FRAME:
-            parts.append(_read_exactly(stream, length))
-        else:
-            assert arena is not None
-            parts.append(arena[place : place + length])
-    return decode(parts)
+    lengths = struct.unpack(f"!{count}Q", _read_exactly(stream, 8 * count))
+    return _decode([_read_exactly(stream, length) for length in lengths])
+
+
+def _decode(parts: Sequence[bytes | bytearray]) -> Any:
+    """Turn the parts of one frame back into the message; its arrays are views of the parts."""
+    return pickle.loads(parts[0], buffers=parts[1:])
 
 
 def _read_exactly(stream: BinaryIO, length: int) -> bytearray:
