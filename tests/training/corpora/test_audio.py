@@ -214,4 +214,4 @@ def test_wrong_options_are_refused() -> None:
         {"mask_count": -1},
     ):
         with pytest.raises(ValueError, match=next(iter(changes))):
-            PerturbOptions(**changes)  # type: ignore[arg-type]
+            PerturbOptions(**changes)

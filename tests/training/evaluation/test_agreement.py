@@ -1,6 +1,7 @@
 """Table I: the published figures from the published annotations, the dropped rater by hand, and what is refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from kibun.training.evaluation.agreement import drop_farthest, read_scores, tabl
 from kibun.training.evaluation.metrics import icc2k
 from kibun.training.evaluation.paper_figures import AGREEMENT, UNTRIMMED_ICC2K, UNTRIMMED_KAPPA
 from tests.support import ROOT
-from tests.training.evaluation.test_metrics import plain_kappa, rated
+from tests.support.ratings import plain_kappa, rated
 
 DATA = ROOT.parent / "shared" / "data" / "pa-iemocap"
 FIGURES = ("icc2k", "icc3k", "kappa")
@@ -164,9 +165,9 @@ def test_files_of_different_profiles_are_refused(files: tuple[Path, Path]) -> No
         (lambda text: text.replace(",f,1,", ",f,1,9", 1), "field 'rater1' is '9"),
     ],
 )
-def test_a_wrong_line_is_named(files: tuple[Path, Path], edit: object, message: str) -> None:
+def test_a_wrong_line_is_named(files: tuple[Path, Path], edit: Callable[[str], str], message: str) -> None:
     tipi, ocean = files
-    tipi.write_text(edit(tipi.read_text()))  # type: ignore[operator]
+    tipi.write_text(edit(tipi.read_text()))
     error = run("--tipi", tipi, "--ocean", ocean, code=2)
     assert error.startswith(f"error: {tipi}")
     assert message in error

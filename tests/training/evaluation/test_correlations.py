@@ -1,6 +1,7 @@
 """Tables II and III on manifests with known correlations; what is left out is counted, what is undefined is null."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,22 @@ from kibun.models.types import EMOTIONS, TRAITS
 from kibun.training.eval_commands import eval_app
 
 
-def row(index: int, dialogue: str, speaker: str, gender: str | None, traits: object, emotion: object) -> dict[str, Any]:
-    valence, arousal = emotion  # type: ignore[misc]
+def row(
+    index: int,
+    dialogue: str,
+    speaker: str,
+    gender: str | None,
+    traits: Sequence[float] | None,
+    emotion: tuple[float | None, float | None],
+) -> dict[str, Any]:
+    valence, arousal = emotion
     return {
         "id": f"u{index}",
         "path": f"u{index}.wav",  # audio is not needed, and not there
         "dialogue": dialogue,
         "speaker": speaker,
         "gender": gender,
-        "traits": None if traits is None else dict(zip(TRAITS, traits, strict=True)),  # type: ignore[call-overload]
+        "traits": None if traits is None else dict(zip(TRAITS, traits, strict=True)),
         "valence": valence,
         "arousal": arousal,
     }
@@ -30,7 +38,7 @@ def row(index: int, dialogue: str, speaker: str, gender: str | None, traits: obj
 def corpus(dialogues: int = 14, seed: int = 0) -> list[dict[str, Any]]:
     """Two speakers a dialogue, 2 to 7 utterances each; agreeable speakers sound pleasant, women more so."""
     rng = np.random.default_rng(seed)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for dialogue in range(dialogues):
         for speaker, gender in (("F", "female"), ("M", "male")):
             traits = rng.uniform(1, 7, 5).round(3).tolist()

@@ -1,6 +1,7 @@
 """Figures against values worked out by hand, against independent libraries, and against what must always hold."""
 
 import warnings
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from kibun.training.evaluation.metrics import (
     auc,
@@ -23,6 +24,7 @@ from kibun.training.evaluation.metrics import (
     word_error_rate,
 )
 from kibun.training.losses import ccc_loss
+from tests.support.ratings import plain_kappa, rated
 
 # Six targets, four judges: table 2 of Shrout & Fleiss 1979, who print ICC(2,4) = .62 and ICC(3,4) = .91 for it.
 SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float)
@@ -34,13 +36,6 @@ halves = st.integers(2, 14).map(lambda value: value / 2)  # what trait scores of
 def tables(low: int = 3, high: int = 12) -> st.SearchStrategy[NDArray[np.float64]]:
     shapes = st.tuples(st.integers(low, high), st.integers(2, 6))
     return shapes.flatmap(lambda shape: arrays(np.float64, shape, elements=halves))
-
-
-def rated(seed: int, targets: int = 40, raters: int = 5, noise: float = 0.7, bias: float = 0.4) -> NDArray[np.float64]:
-    """Targets of unlike worth, raters of unlike strictness."""
-    rng = np.random.default_rng(seed)
-    worth, strictness = rng.normal(4, 1, (targets, 1)), rng.normal(0, bias, (1, raters))
-    return worth + strictness + rng.normal(0, noise, (targets, raters))
 
 
 def test_ccc_by_hand() -> None:
@@ -59,7 +54,7 @@ def test_ccc_is_pearson_times_bias_correction() -> None:
 
 
 @pytest.mark.parametrize("count", [3, 10, 1000])
-def test_ccc_is_torchmetrics_after_its_ddof_is_mended(count: int) -> None:
+def test_ccc_is_torchmetrics_with_its_ddof_corrected(count: int) -> None:
     from torchmetrics.functional.regression import concordance_corrcoef
 
     rng = np.random.default_rng(count)
@@ -83,9 +78,9 @@ def test_ccc_of_a_constant_is_zero_where_torchmetrics_gives_nan() -> None:
 
 
 @quick
-@given(arrays(np.float64, st.integers(2, 30), elements=st.floats(-5, 5)), st.randoms(use_true_random=False))
-def test_ccc_is_symmetric_bounded_and_shared_by_common_units(x: NDArray[np.float64], random: object) -> None:
-    y = np.random.default_rng(random.getrandbits(32)).normal(size=len(x))  # type: ignore[attr-defined]
+@given(arrays(np.float64, st.integers(2, 30), elements=st.floats(-5, 5)), st.integers(0, 2**32 - 1))
+def test_ccc_is_symmetric_bounded_and_unchanged_by_common_units(x: NDArray[np.float64], seed: int) -> None:
+    y = np.random.default_rng(seed).normal(size=len(x))
     value = ccc(x, y)
     assert -1 - 1e-9 <= value <= 1 + 1e-9
     assert ccc(y, x) == pytest.approx(value, abs=1e-12)
@@ -107,9 +102,9 @@ def test_ccc_refuses_what_it_cannot_compare(x: list[float], y: list[float]) -> N
 
 
 @pytest.mark.parametrize("figure", [ccc, rmse, pearson])
-def test_a_figure_of_nan_is_refused(figure: object) -> None:
+def test_a_figure_of_nan_is_refused(figure: Callable[[list[float], list[float]], object]) -> None:
     with pytest.raises(ValueError, match="must be finite"):
-        figure([1, 2, float("nan")], [1, 2, 3])  # type: ignore[operator]
+        figure([1, 2, float("nan")], [1, 2, 3])
 
 
 def test_ccc_loss_is_one_minus_ccc() -> None:
@@ -211,21 +206,9 @@ def test_icc_of_perfect_agreement() -> None:
         ([[0.1, 0.3], [0.3, 0.1]], "do not differ"),
     ],
 )
-def test_icc_refuses_what_it_cannot_judge(ratings: object, message: str) -> None:
+def test_icc_refuses_what_it_cannot_judge(ratings: ArrayLike, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        icc3k(ratings)  # type: ignore[arg-type]
-
-
-def plain_kappa(categories: NDArray[np.int64]) -> float:
-    """Fleiss 1971, step by step."""
-    n, k = categories.shape
-    agreements, shares = [], dict.fromkeys(np.unique(categories).tolist(), 0.0)
-    for row in categories.tolist():
-        agreements.append(sum(a == b for i, a in enumerate(row) for j, b in enumerate(row) if i != j) / (k * (k - 1)))
-        for category in row:
-            shares[category] += 1 / (n * k)
-    chance = sum(share**2 for share in shares.values())
-    return float((np.mean(agreements) - chance) / (1 - chance))
+        icc3k(ratings)
 
 
 @quick

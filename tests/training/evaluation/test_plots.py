@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.container import BarContainer, ErrorbarContainer
 from typer.testing import CliRunner
 
 from kibun.models.files import resolve_bundle
@@ -15,7 +16,7 @@ from kibun.models.types import TRAITS
 from kibun.training.evaluation import plots
 from kibun.training.evaluation.predictions import Prediction, PredictionsError, ccc_of, write_predictions
 from kibun.training.plot_commands import plot_app
-from tests.training.evaluation.test_predictions import utterances
+from tests.support.predictions import utterances
 
 RESULTS = {
     "single": {"arousal": {"mean": 0.7, "sd": 0.01}, "valence": {"mean": 0.61, "sd": 0.02}},
@@ -43,7 +44,7 @@ def test_hexbin_shows_every_utterance_the_diagonal_and_the_regression() -> None:
     assert axes.get_title(loc="left") == f"valence: CCC {ccc_of(predictions, 'valence'):.3f}, 60 utterances"
     assert np.asarray(axes.collections[0].get_array()).sum() == 60
     assert axes.get_xlim() == axes.get_ylim()
-    lines = {line.get_label(): line.get_xydata() for line in axes.lines}
+    lines = {str(line.get_label()): np.asarray(line.get_xydata()) for line in axes.lines}
     assert (lines["predicted = true"][:, 0] == lines["predicted = true"][:, 1]).all()
     truth = np.array([p.valence for p in predictions], float)
     said = np.array([p.predicted.valence for p in predictions], float)
@@ -73,10 +74,13 @@ def test_hexbin_of_a_constant_truth_has_no_regression() -> None:
 def test_multitask_has_a_bar_and_its_error_for_each_figure() -> None:
     axes = plots.multitask(RESULTS).axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["valence", "arousal"]
-    single, multi = axes.containers[1], axes.containers[3]
-    assert [bar.get_height() for bar in single] == [0.61, 0.7]  # type: ignore[attr-defined]
-    assert [bar.get_height() for bar in multi] == [-0.05, 0.69]  # type: ignore[attr-defined]
-    ends = axes.containers[0].lines[2][0].get_segments()  # type: ignore[union-attr]
+    bars, single, _, multi = axes.containers
+    assert isinstance(bars, ErrorbarContainer)
+    assert isinstance(single, BarContainer)
+    assert isinstance(multi, BarContainer)
+    assert [bar.get_height() for bar in single] == [0.61, 0.7]
+    assert [bar.get_height() for bar in multi] == [-0.05, 0.69]
+    ends = bars.lines[2][0].get_segments()
     assert ends[0][:, 1].tolist() == pytest.approx([0.59, 0.63])
     assert {text.get_text() for text in axes.texts} == {"0.61", "0.70", "−0.05", "0.69"}
 

@@ -19,31 +19,12 @@ from kibun.training.evaluation.predictions import (
     write_predictions,
 )
 from kibun.training.evaluation.significance import compare, compare_predictions
+from tests.support.predictions import utterances
 
 
-def utterances(count: int = 12, offset: float = 0.0) -> list[Prediction]:
-    rng = np.random.default_rng(7)
-    found = []
-    for index in range(count):
-        valence, traits = float(rng.normal(3, 1)), tuple(rng.uniform(1, 7, 5).tolist())
-        estimate = Estimate(
-            valence=valence + offset + float(rng.normal()),
-            conversation_traits=traits,  # type: ignore[arg-type]
-            causal_traits=(4.0, 4.0, 4.0, 4.0, 4.0),
-            heard=index // 4 + 1,
-        )
-        found.append(
-            Prediction(
-                id=f"u{index}",
-                dialogue=f"d{index % 2}",
-                speaker=f"s{index % 4}",
-                predicted=estimate,
-                gender="female",
-                valence=valence,
-                traits=traits,  # type: ignore[arg-type]
-            )
-        )
-    return found
+def valences(predictions: list[Prediction]) -> list[float]:
+    """Estimates of valence; NaN, which every figure refuses, where there is none."""
+    return [np.nan if p.predicted.valence is None else p.predicted.valence for p in predictions]
 
 
 def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -104,7 +85,7 @@ def test_ccc_counts_labelled_utterances_only() -> None:
     found = utterances()
     unlabelled = dataclasses.replace(found[0], id="x", valence=None, predicted=Estimate(valence=99.0))
     assert ccc_of([*found, unlabelled], "valence") == ccc_of(found, "valence")
-    assert ccc_of(found, "valence") == ccc([p.predicted.valence for p in found], [p.valence for p in found])
+    assert ccc_of(found, "valence") == ccc(valences(found), [p.valence or np.nan for p in found])
     assert ccc_of(found, "openness", "conversation_traits") == 1
     assert ccc_of(found, "neuroticism", "causal_traits") == 0
 
@@ -148,11 +129,11 @@ def test_files_are_aligned_by_id() -> None:
 
 
 def test_comparing_files_is_comparing_their_arrays() -> None:
-    runs = [utterances(40), utterances(40, offset=0.5)], [utterances(40, offset=2)[::-1]]
-    result = compare_predictions(*runs, "valence", draws=200, seed=3)
-    _, truth, there = pairs_of(runs[0][0], "valence")
-    arrays = [[[p.predicted.valence for p in run] for run in side] for side in (runs[0], [utterances(40, offset=2)])]
-    assert result == compare(*arrays, truth, [p.conversation for p in there], draws=200, seed=3)
+    first, second = [utterances(40), utterances(40, offset=0.5)], [utterances(40, offset=2)]
+    result = compare_predictions(first, [run[::-1] for run in second], "valence", draws=200, seed=3)
+    _, truth, there = pairs_of(first[0], "valence")
+    ours, theirs = ([valences(run) for run in side] for side in (first, second))
+    assert result == compare(ours, theirs, truth, [p.conversation for p in there], draws=200, seed=3)
     assert (result.clusters, result.points) == (4, 40)
     with pytest.raises(PredictionsError, match="either side"):
         compare_predictions([], [utterances()], "valence")

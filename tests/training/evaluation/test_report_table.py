@@ -13,7 +13,7 @@ from kibun.training.eval_commands import eval_app
 from kibun.training.evaluation.predictions import read_predictions, write_predictions
 from kibun.training.evaluation.report_table import Cell, Row, Table, show, stars, to_json, to_markdown, to_rich
 from kibun.training.evaluation.significance import compare_predictions
-from tests.training.evaluation.test_predictions import utterances
+from tests.support.predictions import utterances
 
 TABLE = Table(
     "Table X: CCC",
@@ -108,13 +108,11 @@ def test_show_prints_one_form(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_cell_holds_nan_and_no_row_the_wrong_number_of_cells() -> None:
-    for wrong in (
-        {"value": float("nan")},
-        {"value": 0.5, "sd": float("inf")},
-        {"value": 0.5, "interval": (0.1, float("nan"))},
-    ):
+    for sd, interval in ((float("inf"), None), (None, (0.1, float("nan")))):
         with pytest.raises(ValueError, match="finite numbers only"):
-            Cell(**wrong)  # type: ignore[arg-type]
+            Cell(0.5, sd=sd, interval=interval)
+    with pytest.raises(ValueError, match="finite numbers only"):
+        Cell(float("nan"))
     with pytest.raises(ValueError, match=r"row 'r' has 1 cells for \('a', 'b'\)"):
         Table("T", ("", "a", "b"), (Row("r", (Cell(1),)),))
 

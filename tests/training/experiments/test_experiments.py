@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import ArrayLike
 from typer.testing import CliRunner, Result
 
 from kibun.models.types import TRAITS
@@ -87,7 +88,7 @@ def corpus(lab: Path, *dialogues: str) -> list[dict[str, Any]]:
     return [row for row in read(lab / "corpus" / "manifest.jsonl") if row["dialogue"].startswith(dialogues)]
 
 
-def ccc(predicted: Sequence[float], truth: Sequence[float]) -> float:
+def ccc(predicted: ArrayLike, truth: ArrayLike) -> float:
     x, y = np.array(predicted), np.array(truth)
     covariance = np.mean((x - x.mean()) * (y - y.mean()))
     return float(2 * covariance / (x.var() + y.var() + (x.mean() - y.mean()) ** 2))
