@@ -122,6 +122,20 @@ async def test_a_client_that_vanishes_is_not_missed_until_it_is_told() -> None:
         assert await echo.ends.get() == "FIN"
 
 
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_connection_that_comes_as_the_proxy_closes_does_not_keep_it_open(turns: int) -> None:
+    """``turns`` of the event loop after it was made, it may be accepted, on its way to the server, or passing bytes."""
+    server = await asyncio.start_server(Echo().serve, "127.0.0.1", 0)
+    async with server, asyncio.timeout(PATIENCE_S):
+        async with Proxy(server.sockets[0].getsockname()[1]) as proxy:
+            reader, writer = await asyncio.open_connection("127.0.0.1", proxy.port)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read(1) == b""
+        writer.close()
+
+
 # ---- the plan
 
 

@@ -75,11 +75,6 @@ class Proxy:
         # Not cancelled: asyncio's streams complain of tasks that are.
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    @property
-    def open_connections(self) -> int:
-        """Connections that have not ended on both sides."""
-        return len(self._links)
-
     def stall(self) -> None:
         """Nothing gets through any more, and nobody is told; new connections are taken."""
         self._flows.clear()
@@ -116,12 +111,17 @@ class Proxy:
         self.connections += 1
         task = asyncio.current_task()
         assert task is not None
+        assert self._server is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.target_port, limit=PIECE_BYTES)
         except OSError:
             writer.transport.abort()  # as the server's own port would have done
+            return
+        if not self._server.is_serving():  # closed meanwhile: this connection has missed the reset of all others
+            writer.transport.abort()
+            back.transport.abort()
             return
         link = _Link(writer, back)
         self._links.add(link)

@@ -27,7 +27,7 @@ TRICKLE_BYTES_PER_S = 4_000.0  # an eighth of what speech needs
 STORE_AWAY = "the conversation store does not answer"
 # What no fault of ours explains: a worker that was killed is an error in the log, too.
 _UNFORESEEN = re.compile(
-    r"Traceback|Segmentation| (ERROR|CRITICAL) (?!kibun\.server\.local |.* was not answered in time)"
+    r"Traceback|Segmentation| (ERROR|CRITICAL) (?!kibun\.server\.inference\.worker_pool |.* was not answered in time)"
 )
 TTL_S = 300.0  # of conversations in a Redis that is not ours
 FREED_S = 30.0  # until the places of all streams are free again: a connection that vanished is noticed after 25 s
