@@ -208,9 +208,9 @@ def test_the_report_counts_and_says_what_was_left_out() -> None:
     plan = faults_plan.make(3, faults_plan.scenario_named("network"), quick=True)
     found = faults.Findings(faults.Options(3, 2, quick=True), {"rolling": "no redis-server"})
     found.outcomes.append(Outcome(plan, [], 1.0, turns=4, finals=8))
-    assert found.kept
+    assert found.ok
     found.outcomes.append(Outcome(plan, [Violation("samples_unaccounted", "client-1 turn-1-0", "…", 160)], 1.0))
-    assert not found.kept
+    assert not found.ok
     payload = json.loads(json.dumps(faults.payload(found)))
     assert payload["runs"] == 2
     assert payload["samples_unaccounted"] == 160

@@ -220,8 +220,8 @@ def faults(
         typer.echo(f"kibun bench faults: {error}", err=True)
         raise typer.Exit(1) from error
     show(faults.tables(findings), as_json=as_json, payload=faults.payload(findings))
-    if not findings.kept or findings.interrupted:
-        raise typer.Exit(1 if not findings.kept else 130)
+    if not findings.ok or findings.interrupted:
+        raise typer.Exit(1 if not findings.ok else 130)
 
 
 # ---- how good the estimates are

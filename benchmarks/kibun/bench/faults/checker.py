@@ -92,7 +92,7 @@ def compare_memory(history: ClientHistory, wanted: ClientHistory, *, state_survi
 
 
 def is_named(error: Fault) -> bool:
-    """Whether an error says what it is: it has a reason of the server's or of the SDK, or the connection was lost."""
+    """Whether an error is named: it has a reason from the server or the SDK, or the connection was lost."""
     if error.code == "UNKNOWN" or error.reason in ("UNKNOWN", ""):
         return False
     if error.reason in ("STREAM_CUT", "NO_TURN_RESULT"):

@@ -30,7 +30,7 @@ from kibun.training.evaluation.report_table import Cell, Row, Table
 
 COUNTED = (*PROMISES, "places_not_freed", "servers_ended")
 MAX_VIOLATIONS = 100  # in the report, of all runs; all are counted
-MAX_TOLD = 10  # of one run, while it goes on
+MAX_REPORTED = 10  # of one run, while it goes on
 MAX_FAILED = 3  # runs that could not be done at all, when none could
 AT_ONCE = 2
 
@@ -62,7 +62,7 @@ class Findings:
     interrupted: bool = False
 
     @property
-    def kept(self) -> bool:
+    def ok(self) -> bool:
         """Whether every promise was kept in every run."""
         return not self.failed and not any(outcome.violations for outcome in self.outcomes)
 
@@ -138,20 +138,20 @@ async def _one(run: Run, plan: Plan, findings: Findings) -> None:
         outcome = await run.run()
     except (StartFailed, UndisturbedRunFailed, OSError, TimeoutError) as error:
         findings.failed.append(f"seed {plan.seed}, {plan.scenario}: {error!r}")
-        _say(findings.failed[-1])
+        _report(findings.failed[-1])
         return
     findings.outcomes.append(outcome)
-    told = f"{outcome.turns} turns, {outcome.finals} finals, {outcome.reconnects} resumed, {outcome.seconds:.1f} s"
-    _say(f"run {len(findings.outcomes)} of {findings.options.runs}, seed {plan.seed}, {plan.scenario}: {told}")
+    summary = f"{outcome.turns} turns, {outcome.finals} finals, {outcome.reconnects} resumed, {outcome.seconds:.1f} s"
+    _report(f"run {len(findings.outcomes)} of {findings.options.runs}, seed {plan.seed}, {plan.scenario}: {summary}")
     for line in outcome.server_errors[:3]:
-        _say(f"  in a server's log: {line}")
+        _report(f"  in a server's log: {line}")
     if outcome.violations:
-        for violation in outcome.violations[:MAX_TOLD]:
-            _say(f"  BROKEN {violation.kind} ({violation.amount}), {violation.where}: {violation.text}"[:1000])
-        if len(outcome.violations) > MAX_TOLD:  # what one lost final does to all later estimates
-            _say(f"  and {len(outcome.violations) - MAX_TOLD} more")
-        _say(f"  again: {reproduce(plan, findings.options)}")
-        _say(f"  plan: {json.dumps(asdict(plan))}")
+        for violation in outcome.violations[:MAX_REPORTED]:
+            _report(f"  BROKEN {violation.kind} ({violation.amount}), {violation.where}: {violation.text}"[:1000])
+        if len(outcome.violations) > MAX_REPORTED:  # what one lost final does to all later estimates
+            _report(f"  and {len(outcome.violations) - MAX_REPORTED} more")
+        _report(f"  again: {reproduce(plan, findings.options)}")
+        _report(f"  plan: {json.dumps(asdict(plan))}")
 
 
 def reproduce(plan: Plan, options: Options) -> str:
@@ -160,7 +160,7 @@ def reproduce(plan: Plan, options: Options) -> str:
     return f"kibun bench faults --seed {plan.seed} --runs 1 --only {plan.scenario}{quick}"
 
 
-def _say(text: str) -> None:
+def _report(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 

@@ -101,7 +101,7 @@ class TurnHistory:
     seen: list[Seen] = field(default_factory=list)
     error: Fault | None = None
     hung: str | None = None  # what was waited for
-    refusals: int = 0  # times that it was not let in, and came back as told
+    refusals: int = 0  # times that it was refused and came back at the time given
 
     def of(self, kind: type) -> list[Seen]:
         """Events of one kind."""
@@ -115,7 +115,7 @@ class TurnHistory:
 
 @dataclass(slots=True)
 class ClientHistory:
-    """All turns of one client, and what the server said of its participant in the end."""
+    """All turns of one client, and the final state of its participant on the server."""
 
     client: str
     turns: list[TurnHistory] = field(default_factory=list)
@@ -125,7 +125,7 @@ class ClientHistory:
 
 
 def record(event: Event, at_s: float, call: int) -> Seen:
-    """An event as it is kept."""
+    """An event, in the form in which a history stores it."""
     what: What
     match event:
         case StreamStarted():
@@ -159,7 +159,7 @@ def remembered(state: ParticipantState) -> tuple[int, int, int, Estimates]:
 
 
 def fault(error: BaseException, at_s: float) -> Fault:
-    """An error as it is kept."""
+    """An error, in the form in which a history stores it."""
     if isinstance(error, KibunError):
         return Fault(at_s, type(error).__name__, error.code, error.reason, error.message)
     return Fault(at_s, type(error).__name__, "", "", repr(error))

@@ -1,6 +1,6 @@
 """A TCP proxy that misbehaves on demand: latency, a trickle, silence, resets, connections that end on one side only.
 
-Runs in the event loop of whoever commands it. What it does to connections holds for those that are open and for those
+Runs in its caller's event loop. What it does to connections holds for those that are open and for those
 that follow; `reset`, `end` and `vanish` happen once, to those that are open.
 """
 
@@ -25,7 +25,7 @@ class _Link:
 
     def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
         self.writers: dict[Side, asyncio.StreamWriter] = {"client": client, "server": server}
-        self.ended: set[Side] = set()  # sides that were told that the other has ended; they get nothing more
+        self.ended: set[Side] = set()  # sides that know that the other has ended; they get nothing more
         self.known = asyncio.Event()  # cleared while the server is not to know that the client has gone
         self.known.set()
 
@@ -76,7 +76,7 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def stall(self) -> None:
-        """Nothing gets through any more, and nobody is told; new connections are taken."""
+        """Drops all data silently; new connections are still accepted."""
         self._flows.clear()
 
     def flow(self) -> None:
@@ -90,12 +90,12 @@ class Proxy:
             link.reset("server")
 
     def end(self, side: Side) -> None:
-        """This side is told that the other has ended (FIN) and gets nothing more; what it sends still arrives."""
+        """Ends one direction: this side gets a FIN and nothing more; what it sends still arrives."""
         for link in tuple(self._links):
             link.end(side)
 
     def vanish(self) -> None:
-        """The client's connections break (RST) and the server is not told, until `forget`."""
+        """Resets the client's connections (RST) without the server noticing, until `forget`."""
         for link in tuple(self._links):
             link.known.clear()
             link.reset("client")

@@ -23,9 +23,9 @@ from kibun.client.errors import KibunError
 
 LATENCY_S = 0.15
 TRICKLE_BYTES_PER_S = 4_000.0  # an eighth of what speech needs
-# In the log of a server that goes on without its store, which it says to clients too. What it holds is lost with it.
+# Logged by a server that goes on without its store; what it has in memory is lost with it.
 STORE_AWAY = "the conversation store does not answer"
-# What no fault of ours explains: a worker that was killed is an error in the log, too.
+# Log lines that no injected fault explains. (A killed worker is an error in the log as well.)
 _UNFORESEEN = re.compile(
     r"Traceback|Segmentation| (ERROR|CRITICAL) (?!kibun\.server\.inference\.worker_pool |.* was not answered in time)"
 )
@@ -54,7 +54,7 @@ class Outcome:
 
 
 class Run:
-    """One plan against servers of its own. `calm`: a server that nothing happens to."""
+    """Carries out one plan against its own servers. `calm`: without the faults."""
 
     def __init__(
         self,

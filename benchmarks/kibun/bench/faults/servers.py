@@ -29,7 +29,7 @@ _POLL_S = 0.02
 
 
 class StartFailed(Exception):
-    """A process did not come up; the text says why."""
+    """A process did not start; the text says why."""
 
 
 class Processes:
@@ -56,7 +56,7 @@ class Processes:
         return Path(self._folder.name)
 
     def start(self, command: Sequence[str], output: Path) -> subprocess.Popen[bytes]:
-        """Starts a process, in a group of its own: Ctrl-C is for whoever started it. Output is appended to a file."""
+        """Starts a process in its own group, so that Ctrl-C does not reach it. Its output is appended to a file."""
         with output.open("ab") as file:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, process_group=0, env=dict(os.environ)

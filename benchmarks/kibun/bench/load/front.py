@@ -82,16 +82,16 @@ def _cost(clients: Child, server: ServerProcess, empty: Child, rate_hz: int, str
         "kibun": {"target": server.target, "method": METHOD, "pid": server.pid},
         "empty": {"target": empty.ask("target")["target"], "method": front_servers.METHOD, "pid": empty.pid},
     }
-    heard = clients.ask("talk", servers=servers, rate_hz=rate_hz, streams=streams, seconds=seconds)
-    share, empty_share = (heard[name]["cpu_s"] / (streams * seconds) for name in ("kibun", "empty"))
+    traffic = clients.ask("talk", servers=servers, rate_hz=rate_hz, streams=streams, seconds=seconds)
+    share, empty_share = (traffic[name]["cpu_s"] / (streams * seconds) for name in ("kibun", "empty"))
     return Cost(
         rate_hz=rate_hz,
         core_share=share,
         us_per_chunk=1e6 * CHUNK_S * share,
         empty_us_per_chunk=1e6 * CHUNK_S * empty_share,
         ratio_to_empty=share / empty_share,
-        finals=heard["kibun"]["finals"],
-        client_late_p99_ms=heard["kibun"]["late_p99_ms"],
+        finals=traffic["kibun"]["finals"],
+        client_late_p99_ms=traffic["kibun"]["late_p99_ms"],
     )
 
 

@@ -19,12 +19,12 @@ from kibun.v1 import speech_analysis_pb2 as pb
 
 CHUNK_S = 0.1
 PARTS: tuple[tuple[Literal["silence", "speech"], float], ...] = (("speech", 1.0), ("silence", 0.8))  # again and again
-SETTLE_S = 1.0  # of talk before the window that is measured
+WARM_UP_S = 1.0  # of talk before the window that is measured
 
 
 @dataclass
-class Heard:
-    """Of one server, over the window: CPU of its process; over all: finals, and how late the client itself was."""
+class Traffic:
+    """What one server did: CPU of its process within the window; finals and the client's own lateness overall."""
 
     cpu_s: float = 0.0
     finals: int = 0
@@ -37,26 +37,26 @@ async def talk(
     """`streams` to each server at the same time. servers: name to target, method and pid."""
     loop = asyncio.get_running_loop()
     begin = loop.time() + 0.5 + 0.02 * streams * len(servers)
-    end = begin + SETTLE_S + seconds
-    heard = {name: Heard() for name in servers}
+    end = begin + WARM_UP_S + seconds
+    traffic = {name: Traffic() for name in servers}
     late_ms: dict[str, list[float]] = {name: [] for name in servers}
     # Not in step: each stream starts at its own time within the first 100 ms, the servers' in turn.
     starts = np.linspace(0, CHUNK_S, streams * len(servers), endpoint=False).reshape(streams, len(servers))
     audio = _messages(rate_hz)
     talks = [
-        _Talk(server, heard[name], late_ms[name]).run(rate_hz, audio, begin + start, end + CHUNK_S)
+        _Talk(server, traffic[name], late_ms[name]).run(rate_hz, audio, begin + start, end + CHUNK_S)
         for row in starts
         for (name, server), start in zip(servers.items(), row, strict=True)
     ]
     talking = asyncio.gather(*talks)
-    for at, sign in ((begin + SETTLE_S, -1), (end, 1)):
+    for at, sign in ((begin + WARM_UP_S, -1), (end, 1)):
         await asyncio.sleep(at - loop.time())
         for name, server in servers.items():
-            heard[name].cpu_s += sign * cpu_seconds(server["pid"])
+            traffic[name].cpu_s += sign * cpu_seconds(server["pid"])
     await talking
     for name, values in late_ms.items():
-        heard[name].late_p99_ms = float(np.percentile(values, 99))
-    return {name: asdict(value) for name, value in heard.items()}
+        traffic[name].late_p99_ms = float(np.percentile(values, 99))
+    return {name: asdict(value) for name, value in traffic.items()}
 
 
 @dataclass
@@ -64,7 +64,7 @@ class _Talk:
     """One stream."""
 
     server: dict[str, Any]
-    heard: Heard
+    traffic: Traffic
     late_ms: list[float]
 
     async def run(self, rate_hz: int, audio: list[bytes], begin: float, end: float) -> None:
@@ -91,7 +91,7 @@ class _Talk:
 
     async def _read(self, call: Any) -> None:
         while (reply := await call.read()) is not grpc.aio.EOF:
-            self.heard.finals += reply.HasField("utterance_result")
+            self.traffic.finals += reply.HasField("utterance_result")
 
 
 def _config(rate_hz: int) -> bytes:

@@ -39,7 +39,7 @@ _END_OF_TURN = pb.StreamingAnalyzeRequest(end_of_turn=pb.EndOfTurn()).SerializeT
 
 
 @dataclass
-class Heard:
+class Replies:
     """What the clients of one run saw. Times in milliseconds."""
 
     finals: list[tuple[int, int]] = field(default_factory=list)  # utterance, samples analysed
@@ -55,7 +55,7 @@ class Heard:
     seconds: float = 0.0
 
     def take(self, index: int, reply: Any, *, first: bool) -> None:
-        """Note a final."""
+        """Records a final."""
         self.last_at = time.perf_counter()
         result = reply.utterance_result
         self.finals.append((index, round(result.analyzed_duration.ToTimedelta().total_seconds() * SAMPLE_RATE_HZ)))
@@ -76,18 +76,18 @@ class Clients:
         actions = {"push": self.push, "speak": self.speak}
         return asdict(asyncio.run(self._connected(actions[what], **details)))
 
-    async def _connected(self, action: Any, **details: Any) -> Heard:
+    async def _connected(self, action: Any, **details: Any) -> Replies:
         async with grpc.aio.insecure_channel(self._target) as channel:
             # No deserialiser for requests: they are bytes already.
             self._call = channel.stream_stream(METHOD, response_deserializer=pb.StreamingAnalyzeResponse.FromString)
-            heard: Heard = await action(**details)
-            return heard
+            replies: Replies = await action(**details)
+            return replies
 
     # ---- as fast as the server takes it
 
-    async def push(self, order: Sequence[int], streams: int) -> Heard:
+    async def push(self, order: Sequence[int], streams: int) -> Replies:
         """Send utterances in this order over so many streams, or as many as are admitted, each as fast as it can."""
-        heard, turns = Heard(), iter(order)
+        replies, turns = Replies(), iter(order)
         calls: list[Any] = []
         for _ in range(streams):
             call = self._call()
@@ -99,13 +99,13 @@ class Clients:
                     raise
                 break  # those that are open suffice to keep the worker busy
             calls.append(call)
-        heard.streams = len(calls)
+        replies.streams = len(calls)
         begin = time.perf_counter()
-        await asyncio.gather(*(self._push(call, turns, heard) for call in calls))
-        heard.seconds = heard.last_at - begin
-        return heard
+        await asyncio.gather(*(self._push(call, turns, replies) for call in calls))
+        replies.seconds = replies.last_at - begin
+        return replies
 
-    async def _push(self, call: Any, turns: Iterator[int], heard: Heard) -> None:
+    async def _push(self, call: Any, turns: Iterator[int], replies: Replies) -> None:
         ahead, sent = asyncio.Semaphore(AHEAD), deque[int]()
 
         async def send() -> None:
@@ -119,7 +119,7 @@ class Clients:
         sending, first = asyncio.create_task(send()), True
         while (reply := await call.read()) is not grpc.aio.EOF:
             if reply.HasField("utterance_result"):
-                heard.take(sent[0], reply, first=first)
+                replies.take(sent[0], reply, first=first)
                 first = False
             elif reply.HasField("turn_result") and sent:  # a stream that came too late for work gets an empty turn
                 sent.popleft()
@@ -128,53 +128,53 @@ class Clients:
 
     # ---- at the pace of speech
 
-    async def speak(self, arrivals: Sequence[tuple[int, float]]) -> Heard:
+    async def speak(self, arrivals: Sequence[tuple[int, float]]) -> Replies:
         """Speak utterances at the pace of speech, a stream each, whatever has become of the others.
 
         arrivals: (utterance, seconds from now at which it begins).
         """
-        heard, begin = Heard(), time.perf_counter() + 0.1
-        await asyncio.gather(*(self._speak(index, begin + starts_s, heard) for index, starts_s in arrivals))
-        heard.seconds = heard.last_at - begin
-        return heard
+        replies, begin = Replies(), time.perf_counter() + 0.1
+        await asyncio.gather(*(self._speak(index, begin + starts_s, replies) for index, starts_s in arrivals))
+        replies.seconds = replies.last_at - begin
+        return replies
 
-    async def _speak(self, index: int, starts_at: float, heard: Heard) -> None:
+    async def _speak(self, index: int, starts_at: float, replies: Replies) -> None:
         await _until(starts_at)
         opened_at = time.perf_counter()
         call = self._call()
-        sending = asyncio.create_task(self._send(call, index, starts_at, heard))
+        sending = asyncio.create_task(self._send(call, index, starts_at, replies))
         admitted = final = False
         try:
             while (reply := await call.read()) is not grpc.aio.EOF:
                 admitted = True
                 if reply.HasField("utterance_result"):
                     due_at = starts_at + self._lengths[index] / SAMPLE_RATE_HZ
-                    heard.final_ms.append(1000 * (time.perf_counter() - due_at))
-                    heard.take(index, reply, first=True)
+                    replies.final_ms.append(1000 * (time.perf_counter() - due_at))
+                    replies.take(index, reply, first=True)
                     final = True
             why = "the stream ended without a final"
         except grpc.aio.AioRpcError as error:
             failure = error_from_rpc(error, self._target)
             why = failure.details.reason
             if not admitted and isinstance(failure, ResourceExhaustedError):
-                heard.refusal_ms.append(1000 * (time.perf_counter() - opened_at))
-                heard.refusals[why] = heard.refusals.get(why, 0) + 1
-                heard.without_retry_info += failure.details.retry_after_s is None
+                replies.refusal_ms.append(1000 * (time.perf_counter() - opened_at))
+                replies.refusals[why] = replies.refusals.get(why, 0) + 1
+                replies.without_retry_info += failure.details.retry_after_s is None
                 final = True  # none was promised
         finally:
             sending.cancel()
         if not final:
-            heard.lost.append(why)
+            replies.lost.append(why)
 
-    async def _send(self, call: Any, index: int, starts_at: float, heard: Heard) -> None:
+    async def _send(self, call: Any, index: int, starts_at: float, replies: Replies) -> None:
         sent = 0
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # refused: whoever reads is told why
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # refused: the reader gets the reason
             await call.write(_CONFIG)
             for message in self._messages[index]:
                 sent = min(sent + CHUNK, self._lengths[index])
                 due_at = starts_at + sent / SAMPLE_RATE_HZ
                 await _until(due_at)
-                heard.late_ms.append(1000 * (time.perf_counter() - due_at))
+                replies.late_ms.append(1000 * (time.perf_counter() - due_at))
                 await call.write(message)
             await call.write(_END_OF_TURN)
             await call.done_writing()

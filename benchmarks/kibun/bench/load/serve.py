@@ -274,23 +274,23 @@ def schedule(lengths_s: Sequence[float], audio_s_per_s: float, seconds: float, *
     return sorted(arrivals, key=lambda arrival: arrival[1])
 
 
-def _latency(load: float, offered: int, heard: dict[str, Any]) -> Latency:
-    final_ms, refusal_ms = heard["final_ms"], heard["refusal_ms"]
+def _latency(load: float, offered: int, replies: dict[str, Any]) -> Latency:
+    final_ms, refusal_ms = replies["final_ms"], replies["refusal_ms"]
     return Latency(
         load=load,
         offered=offered,
         finals=len(final_ms),
         refused=len(refusal_ms),
-        lost=len(heard["lost"]),
+        lost=len(replies["lost"]),
         p50=_percentile(final_ms, 50),
         p95=_percentile(final_ms, 95),
         p99=_percentile(final_ms, 99),
         refusal_p50=_percentile(refusal_ms, 50),
         refusal_max=_percentile(refusal_ms, 100),
-        client_late_p99=_percentile(heard["late_ms"], 99),
-        reasons=heard["refusals"],
-        without_retry_info=heard["without_retry_info"],
-        lost_reasons=tuple(sorted(set(heard["lost"]))),
+        client_late_p99=_percentile(replies["late_ms"], 99),
+        reasons=replies["refusals"],
+        without_retry_info=replies["without_retry_info"],
+        lost_reasons=tuple(sorted(set(replies["lost"]))),
     )
 
 

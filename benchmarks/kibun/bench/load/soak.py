@@ -66,11 +66,11 @@ def measure(*, quick: bool, streams: int | None = None, seconds: float | None = 
             if not learned["as_segmented"]:
                 raise SoakError(f"a turn alone is not answered as it is segmented: {learned}")
             with _sampled(server.pid) as samples:
-                heard = clients.ask("talk", target=server.target, streams=streams, seconds=seconds)
+                tally = clients.ask("talk", target=server.target, streams=streams, seconds=seconds)
             left = _bytes_per_stream(clients, server.target, server.pid, dropped)
         with _leaking() as (target, pid):
             control = _bytes_per_stream(clients, target, pid, dropped)
-    return _report(heard, samples, left, control, streams=streams, seconds=seconds, dropped=dropped)
+    return _report(tally, samples, left, control, streams=streams, seconds=seconds, dropped=dropped)
 
 
 def _tokens(folder: Path) -> Path:
@@ -138,7 +138,7 @@ def _rss_bytes(pid: int) -> int:
 
 
 def _report(
-    heard: dict[str, Any],
+    tally: dict[str, Any],
     samples: Sequence[Sample],
     left: float,
     control: float,
@@ -154,11 +154,11 @@ def _report(
         "machine": machine.describe(),
         "streams": streams,
         "seconds": seconds,
-        **{name: heard[name] for name in ("turns", "finals", "lost", "doubled", "unaccounted", "failures")},
-        "final_latency_ms": _percentiles(heard["final_ms"]),
-        "clients_late_ms": _percentiles(heard["late_ms"]),
-        "health_ms": _percentiles(heard["health_ms"]),
-        "refusal_ms": _percentiles(heard["refusal_ms"]),
+        **{name: tally[name] for name in ("turns", "finals", "lost", "doubled", "unaccounted", "failures")},
+        "final_latency_ms": _percentiles(tally["final_ms"]),
+        "clients_late_ms": _percentiles(tally["late_ms"]),
+        "health_ms": _percentiles(tally["health_ms"]),
+        "refusal_ms": _percentiles(tally["refusal_ms"]),
         "cores": cores,
         "rss_mb": {"start": samples[0].rss_mb, "end": samples[-1].rss_mb, "growth_per_hour": 3600 * growth},
         "dropped_streams": dropped,
@@ -166,10 +166,10 @@ def _report(
         "control_bytes_per_dropped_stream": control,
         "bound_bytes": BOUND + NOISE / dropped,
         "control_found": control > CONTROL_LEAK / 2,
-        "ok": not (heard["lost"] or heard["doubled"] or heard["unaccounted"] or heard["failures"])
+        "ok": not (tally["lost"] or tally["doubled"] or tally["unaccounted"] or tally["failures"])
         and left <= BOUND + NOISE / dropped < CONTROL_LEAK / 2 < control,
     }
-    return Report(payload, (_load_table(payload), _memory_table(payload)), lambda: draw(heard["final_ms"], samples))
+    return Report(payload, (_load_table(payload), _memory_table(payload)), lambda: draw(tally["final_ms"], samples))
 
 
 def _percentiles(values: Sequence[float]) -> dict[str, float]:
@@ -200,7 +200,7 @@ def _load_table(payload: dict[str, Any]) -> Table:
         f" {payload['unaccounted']}; turns that failed: {failures}",
         f"{payload['cores']:.2f} cores for the server's process; its model is a stub, not counted",
     )
-    return Table("Load held", ("", "p50", "p95", "p99", "max"), rows, notes)
+    return Table("Load probe", ("", "p50", "p95", "p99", "max"), rows, notes)
 
 
 def _memory_table(payload: dict[str, Any]) -> Table:

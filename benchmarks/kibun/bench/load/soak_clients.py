@@ -1,7 +1,7 @@
 """Many people who speak for a long time, in a process of their own: `python -m kibun.bench.load.soak_clients`.
 
 Each has a connection of their own and opens a stream per turn, the next one while the last one drains, and a
-conversation every two turns. Everybody says the same, so that everybody must get the same finals.
+conversation every two turns. All say the same, so all must get the same finals.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Span = tuple[float, float]
 
 
 @dataclass
-class Heard:
+class Tally:
     """What the clients of one run saw. Times in milliseconds."""
 
     turns: int = 0
@@ -73,33 +73,33 @@ class Soak:
         return found
 
     async def _learn(self, target: str, turn_s: float) -> dict[str, Any]:
-        """What everybody will say and must get, as the segmenter finds it; and whether one alone gets just that."""
+        """Prepares what all will say and the finals they must get; returns whether one stream alone gets just those."""
         rounds = round(turn_s / sum(seconds for _, seconds in SPOKEN))
         chunks = _chunks(max(rounds, 1))
         self._messages = [pb.StreamingAnalyzeRequest(audio_content=chunk).SerializeToString() for chunk in chunks]
         self._known_s = _known(chunks)
-        heard = Heard()
+        tally = Tally()
         async with _channel(target) as channel:
-            spans, accounted = await _Turn(channel, self._messages, self._known_s, heard).run("alone", "turn", None)
+            spans, accounted = await _Turn(channel, self._messages, self._known_s, tally).run("alone", "turn", None)
         same = accounted and spans == list(self._known_s)
-        return {"finals": len(spans), "as_segmented": same, "failures": heard.failures}
+        return {"finals": len(spans), "as_segmented": same, "failures": tally.failures}
 
     async def _talk(self, target: str, streams: int, seconds: float) -> dict[str, Any]:
         """So many people, each from a moment of their own within the first turn."""
-        heard, loop = Heard(), asyncio.get_running_loop()
+        tally, loop = Tally(), asyncio.get_running_loop()
         turn_s = len(self._messages) * CHUNK_S
         begin = loop.time() + 1
         starts = [begin + number * min(turn_s, seconds / 2) / streams for number in range(streams)]
-        probing = asyncio.create_task(_probe(target, heard))
+        probing = asyncio.create_task(_probe(target, tally))
         people = (
-            self._person(target, f"person-{number}", start, begin + seconds, heard)
+            self._person(target, f"person-{number}", start, begin + seconds, tally)
             for number, start in enumerate(starts)
         )
         await asyncio.gather(*people)
         probing.cancel()
-        return asdict(heard)
+        return asdict(tally)
 
-    async def _person(self, target: str, name: str, start: float, end: float, heard: Heard) -> None:
+    async def _person(self, target: str, name: str, start: float, end: float, tally: Tally) -> None:
         turn_s = len(self._messages) * CHUNK_S
         draining: set[asyncio.Task[None]] = set()
         async with _channel(target) as channel:
@@ -109,22 +109,22 @@ class Soak:
                     break
                 await asyncio.sleep(begin - asyncio.get_running_loop().time())
                 conversation = f"{name}-{number // TURNS}"
-                turn = asyncio.create_task(self._turn(channel, conversation, f"turn-{number}", begin, heard))
+                turn = asyncio.create_task(self._turn(channel, conversation, f"turn-{number}", begin, tally))
                 draining.add(turn)
                 turn.add_done_callback(draining.discard)
                 await asyncio.sleep(begin + turn_s - CHUNK_S / 2 - asyncio.get_running_loop().time())
             await asyncio.gather(*draining)
 
-    async def _turn(self, channel: grpc.aio.Channel, name: str, turn_id: str, begin: float, heard: Heard) -> None:
-        spans, accounted = await _Turn(channel, self._messages, self._known_s, heard).run(name, turn_id, begin)
-        heard.turns += 1
-        heard.finals += len(spans)
-        heard.lost += len(self._known_s.keys() - set(spans))
-        heard.doubled += len(spans) - len(set(spans))
-        heard.unaccounted += not accounted
+    async def _turn(self, channel: grpc.aio.Channel, name: str, turn_id: str, begin: float, tally: Tally) -> None:
+        spans, accounted = await _Turn(channel, self._messages, self._known_s, tally).run(name, turn_id, begin)
+        tally.turns += 1
+        tally.finals += len(spans)
+        tally.lost += len(self._known_s.keys() - set(spans))
+        tally.doubled += len(spans) - len(set(spans))
+        tally.unaccounted += not accounted
 
     async def _drop(self, target: str, streams: int) -> dict[str, Any]:
-        """Streams that are opened, accepted and cancelled, whatever they were about to say."""
+        """Opens streams and cancels them once they are accepted."""
         left, refused = iter(range(streams)), 0
 
         async def one_after_the_other() -> None:
@@ -149,7 +149,7 @@ class _Turn:
     channel: grpc.aio.Channel
     messages: Sequence[bytes]
     known_s: dict[Span, float]
-    heard: Heard
+    tally: Tally
 
     async def run(self, conversation: str, turn_id: str, begin: float | None) -> tuple[list[Span], bool]:
         """The finals' spans in seconds, and whether every sample was accounted for. `begin`: None at once, unpaced."""
@@ -165,7 +165,7 @@ class _Turn:
                     accounted = self._accounted(reply.stream_ended)
         except grpc.aio.AioRpcError as error:
             reason = error_from_rpc(error, "").details.reason
-            self.heard.failures[reason] = self.heard.failures.get(reason, 0) + 1
+            self.tally.failures[reason] = self.tally.failures.get(reason, 0) + 1
         finally:
             sending.cancel()
         return spans, accounted
@@ -174,7 +174,7 @@ class _Turn:
         start, end = (d.seconds + d.nanos / 1e9 for d in (result.start_offset, result.end_offset))
         if begin is not None and (start, end) in self.known_s:
             due = begin + self.known_s[start, end]
-            self.heard.final_ms.append(1000 * (asyncio.get_running_loop().time() - due))
+            self.tally.final_ms.append(1000 * (asyncio.get_running_loop().time() - due))
         return start, end
 
     def _accounted(self, ended: Any) -> bool:
@@ -184,37 +184,37 @@ class _Turn:
 
     async def _send(self, call: Any, config: bytes, begin: float | None) -> None:
         loop = asyncio.get_running_loop()
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # refused: whoever reads is told why
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # refused: the reader gets the reason
             await call.write(config)
             for number, message in enumerate(self.messages, 1):
                 if begin is not None:
                     due = begin + number * CHUNK_S
                     await asyncio.sleep(due - loop.time())
-                    self.heard.late_ms.append(1000 * (loop.time() - due))
+                    self.tally.late_ms.append(1000 * (loop.time() - due))
                 await call.write(message)
             await call.done_writing()
 
 
-async def _probe(target: str, heard: Heard) -> None:
-    """Whether the server still answers for its health, as a load balancer asks, and refuses at once what it must."""
+async def _probe(target: str, tally: Tally) -> None:
+    """Measures, once a second, how soon the server answers a health check and refuses a stream too many."""
     loop = asyncio.get_running_loop()
     async with _channel(target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        held = _stream(channel, PROBE_TOKEN)
-        await held.write(_config("", ""))
-        await held.read()
+        probe = _stream(channel, PROBE_TOKEN)
+        await probe.write(_config("", ""))
+        await probe.read()
         while True:
             asked = loop.time()
             await stub.Check(health_pb2.HealthCheckRequest())
-            heard.health_ms.append(1000 * (loop.time() - asked))
+            tally.health_ms.append(1000 * (loop.time() - asked))
             asked = loop.time()
             try:
                 await _stream(channel, PROBE_TOKEN).read()
             except grpc.aio.AioRpcError as error:
                 reason = error_from_rpc(error, "").details.reason
                 if reason != REFUSAL:
-                    heard.failures[reason] = heard.failures.get(reason, 0) + 1
-                heard.refusal_ms.append(1000 * (loop.time() - asked))
+                    tally.failures[reason] = tally.failures.get(reason, 0) + 1
+                tally.refusal_ms.append(1000 * (loop.time() - asked))
             await asyncio.sleep(PROBE_S)
 
 

@@ -31,7 +31,7 @@ def run(measure: Callable[[], Report], *, as_json: bool, plot: Path | None) -> d
             check_path(plot)
         except PlotError as error:
             fail(f"--plot: {error}")
-        import matplotlib  # missing: said now, not after minutes of measuring
+        import matplotlib  # fails now if it is missing, not after minutes of measuring
     report = measure()
     if plot is not None:
         with matplotlib.rc_context(STYLE):  # text takes its size when it is made
