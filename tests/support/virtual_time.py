@@ -1,10 +1,12 @@
 """Runs coroutines on an event loop whose clock jumps to whatever is due next: minutes pass in no time."""
 
 import asyncio
+import functools
 import selectors
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -34,3 +36,20 @@ def run(main: Coroutine[Any, Any, T]) -> T:
     """Result of `main`; inside, the loop's time starts at 0."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(main)
+
+
+def in_virtual_time(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Makes a test run in virtual time."""
+
+    @functools.wraps(test)
+    def run_test(*args: P.args, **kwargs: P.kwargs) -> None:
+        run(test(*args, **kwargs))
+
+    return run_test
+
+
+def suspend(seconds: float) -> None:
+    """Moves the clock on before anything else can run, as if the process had been suspended."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, _Loop)
+    loop.now += seconds

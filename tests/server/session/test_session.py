@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason
 from kibun.server.conversation.state import Conversation
-from kibun.server.conversation.store import MemoryStore
+from kibun.server.conversation.store import C, Change, Key, MemoryStore, StreamHandle
 from kibun.server.errors import Failure, Kind
 from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded
 from kibun.server.session.events import (
@@ -34,11 +34,13 @@ from kibun.server.session.events import (
     TurnResult,
     UtteranceResult,
 )
+from kibun.server.session.open_streams import MAX_CATCH_UP_S
 from kibun.server.session.outbox import OUTBOX
 from kibun.server.session.session import Session
 from tests.support.scripted import FakeAnalyzer
 from tests.support.session_world import (
     KEY,
+    OpenSession,
     Requests,
     World,
     events,
@@ -50,8 +52,10 @@ from tests.support.session_world import (
     let_others_run,
     pcm,
     run,
+    run_on,
     said,
 )
+from tests.support.virtual_time import in_virtual_time
 
 # A coroutine that was made and never run shows only as a warning.
 pytestmark = pytest.mark.filterwarnings("error")
@@ -139,21 +143,24 @@ async def test_a_result_that_was_written_finishes_its_turn_even_where_the_server
     assert (await world.conversation()).participant("p").finished_turns == ("t1",)
 
 
+@in_virtual_time
 async def test_a_call_that_is_cancelled_while_its_turn_is_stored_has_finished_it() -> None:
     class Slow(MemoryStore):
-        entered, stored = asyncio.Event(), 0
+        def __init__(self) -> None:
+            super().__init__()
+            self.finishing, self.stored = asyncio.Event(), 0
 
-        async def update(self, *arguments: Any) -> Any:
+        async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
             if self.stored == 2:  # entering, and the final: now the end of the turn
-                self.entered.set()
-                await asyncio.sleep(0.05)
+                self.finishing.set()
+                await asyncio.sleep(5)
             self.stored += 1
-            return await super().update(*arguments)
+            return await super().update(key, change, stream)
 
     store = Slow()
     world = World(store=store)
     calling = asyncio.create_task(run(world.session(), Audio(said())))
-    await asyncio.wait_for(store.entered.wait(), 5)
+    await store.finishing.wait()
     calling.cancel()
     await asyncio.gather(calling, return_exceptions=True)
     assert calling.cancelled()
@@ -380,6 +387,7 @@ async def test_a_bad_tail_is_an_audio_error_too() -> None:
         assert (error.kind, error.reason) == (Kind.INVALID_ARGUMENT, "NON_FINITE_AUDIO")
 
 
+@in_virtual_time
 async def test_idle_timeout_tells_first_what_was_heard() -> None:
     world = World()
     world.analyzer.before = lambda job, final: asyncio.sleep(0.2)
@@ -407,6 +415,7 @@ async def test_a_stream_of_exactly_the_maximum_is_whole_and_a_little_more_is_too
 # ---- a client or a backend that does not keep up
 
 
+@in_virtual_time
 async def test_backlog_stops_reading_and_ends_only_without_progress() -> None:
     world = World()
     world.analyzer.before = lambda job, final: asyncio.sleep(0.06)
@@ -440,6 +449,7 @@ async def test_a_slow_reader_misses_interims_and_no_final_and_holds_little() -> 
     assert len(finals(told)) == 400
 
 
+@in_virtual_time
 async def test_endless_ends_of_turn_are_bounded_while_nothing_can_be_answered() -> None:
     world = World()
     world.analyzer.before = lambda job, final: asyncio.Event().wait()
@@ -454,7 +464,7 @@ async def test_endless_ends_of_turn_are_bounded_while_nothing_can_be_answered() 
     async with aclosing(world.session().run(requests())) as replies:
         await anext(replies)
         reading = asyncio.create_task(_drop_all(replies))
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(1)
         assert len(taken) < 400
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
@@ -466,6 +476,7 @@ async def _drop_all(replies: AsyncIterator[Reply]) -> None:
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 5])
+@in_virtual_time
 async def test_closing_early_leaves_no_task_no_stream_and_no_work(stop_after: int) -> None:
     world = World()
     world.analyzer.before = lambda job, final: asyncio.sleep(0.01)
@@ -487,7 +498,7 @@ async def test_cancelling_the_reader_is_closing() -> None:
     world.analyzer.before = lambda job, final: asyncio.Event().wait()
     before = asyncio.all_tasks()
     reading = asyncio.create_task(run(world.session(), Audio(said())))
-    await asyncio.sleep(0.05)
+    await let_others_run()
     assert world.analyzer.running == 1
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
@@ -498,6 +509,7 @@ async def test_cancelling_the_reader_is_closing() -> None:
 # ---- other streams of the conversation
 
 
+@in_virtual_time
 async def test_a_superseded_stream_changes_nothing_any_more_even_if_nobody_reads_it() -> None:
     """Its client is gone and the server does not know yet: it still sits in a write."""
     world = World()
@@ -508,8 +520,8 @@ async def test_a_superseded_stream_changes_nothing_any_more_even_if_nobody_reads
         await anext(older)
         await let_others_run()
         world.analyzer.before = None
-        async with asyncio.timeout(2):  # does not wait for the older one either
-            newer = await run(world.session(), Audio(said(level=0.7)))
+        newer = await run(world.session(), Audio(said(level=0.7)))
+        assert asyncio.get_running_loop().time() == 0, "it does not wait for the older one either"
         gate.set()
         await let_others_run()
         (record,) = (await world.conversation()).participant("p").records
@@ -586,6 +598,7 @@ async def test_a_conversation_that_the_store_loses_goes_on_from_what_is_held() -
     assert len((await world.conversation()).participant("p").records) == 2
 
 
+@in_virtual_time
 async def test_a_final_waits_for_the_audio_of_earlier_streams_that_is_still_on_its_way() -> None:
     """The earlier client has sent all; its messages come in with small gaps, as from a full transport."""
     world = World()
@@ -599,16 +612,13 @@ async def test_a_final_waits_for_the_audio_of_earlier_streams_that_is_still_on_i
         await asyncio.sleep(0.002)
         return await run(world.session(turn_id="t2"), Audio(said(level=0.3)))
 
-    async def earlier() -> list[Reply]:
-        async with aclosing(world.session().run(trickle())) as replies:
-            return [reply async for reply in replies]
-
-    first, second = await asyncio.gather(earlier(), later())
-    assert finals(first)[0].condition.utterance_count == 1  # type: ignore[union-attr]
-    assert finals(second)[0].condition.utterance_count == 2  # type: ignore[union-attr]
+    first, second = await asyncio.gather(run_on(world.session(), trickle()), later())
+    conditions = [finals(replies)[0].condition for replies in (first, second)]
+    assert [condition.utterance_count for condition in conditions if condition] == [1, 2]
 
 
-async def test_an_earlier_stream_that_stays_live_delays_later_ones_only_briefly() -> None:
+@in_virtual_time
+async def test_an_earlier_stream_that_goes_on_speaking_delays_later_ones_only_briefly() -> None:
     world = World()
 
     async def live() -> AsyncIterator[Request]:
@@ -621,7 +631,24 @@ async def test_an_earlier_stream_that_stays_live_delays_later_ones_only_briefly(
         loop = asyncio.get_running_loop()
         began = loop.time()
         assert finals(await run(world.session(turn_id="t2"), Audio(said())))
-        assert loop.time() - began < 1.5
+        assert loop.time() - began == pytest.approx(MAX_CATCH_UP_S)
+
+
+@in_virtual_time
+async def test_a_final_does_not_wait_for_an_earlier_stream_that_was_closed_before_its_turn_came() -> None:
+    """It waits for a first stream that still talks; the second, closed meanwhile, never catches up any more."""
+    world = World()
+    gate = asyncio.Event()
+    world.analyzer.before = lambda job, final: gate.wait() if final else None
+    async with OpenSession(world.session()) as first, OpenSession(world.session(turn_id="t2")) as second:
+        first.send(Audio(said()))
+        second.send(Audio(said()))
+        third = asyncio.create_task(run(world.session(turn_id="t3"), Audio(said())))
+        await let_others_run(300)
+        await second.__aexit__()
+        gate.set()
+        async with asyncio.timeout(60):
+            assert finals(await third)
 
 
 # ---- the wall clock
@@ -729,20 +756,24 @@ def test_any_chunking_and_any_turns(
     assert asyncio.run(results([split(p, cuts) for p in payloads], **options)) == whole
 
 
+@in_virtual_time
 async def test_a_stream_ends_though_a_library_lost_its_cancellation() -> None:
     class Deaf(MemoryStore):
-        asked = asyncio.Event()
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked = asyncio.Event()
 
-        async def get(self, key: Any, holder: Any = None) -> Conversation | None:
+        async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
             self.asked.set()
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(3600)
-            return await super().get(key, holder)
+            return await super().get(key, stream)
 
     store = Deaf()
     queue: Requests = asyncio.Queue()
-    async with asyncio.timeout(20), aclosing(World(store=store).session().run(feed_queue(queue))) as replies:
+    async with aclosing(World(store=store).session().run(feed_queue(queue))) as replies:
         assert isinstance((await anext(replies)).event, StreamStarted)
         for request in (Audio(said()), None):
             queue.put_nowait(request)
         await store.asked.wait()  # before the final
+    assert asyncio.get_running_loop().time() < 3600

@@ -136,7 +136,7 @@ async def test_a_stream_cancelled_while_it_enters_leaves_nothing() -> None:
     class Slow(MemoryStore):
         async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
             changed = await super().update(key, change, stream)
-            await asyncio.sleep(0.01)
+            await let_others_run(5)
             return changed
 
     world = World(store=Slow())
@@ -327,6 +327,7 @@ async def test_a_turn_whose_result_was_read_is_finished_for_its_own_stream() -> 
 async def test_a_stream_cancelled_while_its_turn_is_being_finished_holds_up_nobody() -> None:
     store = HeldUp()
     world = World(store=store)
+    before = asyncio.all_tasks()
     old = OpenSession(world.session())
     await old.__aenter__()
     old.send(Audio(said()), None)
@@ -337,7 +338,13 @@ async def test_a_stream_cancelled_while_its_turn_is_being_finished_holds_up_nobo
     again = asyncio.create_task(run(world.session(), Audio(said())))
     await let_others_run(3)
     rest.cancel()
+    await let_others_run(3)
+    assert not rest.done(), "the store may still take the end of the turn"
+    rest.cancel()
     await asyncio.wait([rest])
     await old.__aexit__()
     store.go_on.set()
     assert isinstance((await again)[-1].event, StreamEnded), "it was not finished, and a client may say it again"
+    await let_others_run(3)
+    assert asyncio.all_tasks() == before
+    assert len(world.open_streams) == 0

@@ -1,54 +1,99 @@
 """Waiting that does not blame others for time in which this process itself did not run."""
 
 import asyncio
-import time
 
 import pytest
 
-from kibun.server.session.timeout import Timeout
+from kibun.server.session.timeout import CATCH_UP_S, Timeout
+from tests.support.virtual_time import in_virtual_time, suspend
 
 
-def hold_up(seconds: float) -> None:
-    """The whole loop, as a suspended process is."""
-    time.sleep(seconds)
+def now() -> float:
+    return asyncio.get_running_loop().time()
 
 
-async def test_what_does_not_come_is_given_up() -> None:
-    patience = Timeout(0.05)
+@in_virtual_time
+async def test_a_wait_ends_when_its_time_is_up() -> None:
+    timeout = Timeout(5)
     with pytest.raises(TimeoutError):
-        await patience.wait(asyncio.Event().wait())
-    patience.close()
+        await timeout.wait(asyncio.Event().wait())
+    assert now() == 5
+    timeout.close()
 
 
-async def test_one_timer_serves_for_many_waits() -> None:
-    patience = Timeout(0.2)
-    for _ in range(8):
-        await patience.wait(asyncio.sleep(0.05))
-    patience.close()
+@in_virtual_time
+async def test_each_wait_has_the_full_time() -> None:
+    timeout = Timeout(5)
+    for _ in range(3):
+        await timeout.wait(asyncio.sleep(4))
+    began = now()
+    with pytest.raises(TimeoutError):
+        await timeout.wait(asyncio.Event().wait())
+    assert now() == began + 5
+    timeout.close()
 
 
-@pytest.mark.parametrize("held_up_s", [0.6, 1.2])
-async def test_what_comes_after_the_process_was_held_up_is_in_time(held_up_s: float) -> None:
-    """However much of that lies before the timer was due, or after."""
-    patience, came = Timeout(0.3), asyncio.Event()
+@in_virtual_time
+async def test_many_waits_need_few_timers(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, timers = asyncio.get_running_loop(), []
+    call_later = loop.call_later
 
-    async def comes_a_little_later() -> None:
-        await asyncio.sleep(0.1)
-        hold_up(held_up_s)
-        await asyncio.sleep(0.1)
+    def counted(*arguments: object) -> asyncio.TimerHandle:
+        timers.append(call_later(*arguments))  # type: ignore[arg-type]
+        return timers[-1]
+
+    monkeypatch.setattr(loop, "call_later", counted)
+    timeout = Timeout(5)
+    came = [loop.create_future() for _ in range(100)]
+    for number, future in enumerate(came):
+        loop.call_at(0.1 * (number + 1), future.set_result, None)
+    for future in came:
+        await timeout.wait(future)
+    assert len(timers) <= 1 + 10 / 5, "one at the start, and one more whenever it was due"
+    assert sum(not timer.cancelled() and timer.when() > now() for timer in timers) == 1
+    timeout.close()
+    assert all(timer.cancelled() or timer.when() <= now() for timer in timers)
+
+
+@in_virtual_time
+async def test_a_cancelled_wait_is_cancelled_and_no_timeout() -> None:
+    async def wait() -> None:
+        timeout = Timeout(5)
+        try:
+            await timeout.wait(asyncio.Event().wait())
+        finally:
+            timeout.close()
+
+    task = asyncio.create_task(wait())
+    await asyncio.sleep(1)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("suspended_s", [4.5, 60.0])
+@in_virtual_time
+async def test_what_comes_after_the_process_was_suspended_is_in_time(suspended_s: float) -> None:
+    """However much of that time lies before the timer was due, or after."""
+    timeout, came = Timeout(5), asyncio.Event()
+
+    async def come() -> None:
+        await asyncio.sleep(1)
+        suspend(suspended_s)
+        await asyncio.sleep(0.9 * CATCH_UP_S)
         came.set()
 
-    coming = asyncio.create_task(comes_a_little_later())
-    assert await patience.wait(came.wait())
+    coming = asyncio.create_task(come())
+    assert await timeout.wait(came.wait())
     await coming
-    patience.close()
+    timeout.close()
 
 
+@in_virtual_time
 async def test_what_does_not_come_then_either_is_given_up() -> None:
-    patience = Timeout(0.3)
-    waiting = asyncio.create_task(asyncio.sleep(0.1))
-    await waiting
-    asyncio.get_running_loop().call_soon(hold_up, 0.8)
+    timeout = Timeout(5)
+    asyncio.get_running_loop().call_soon(suspend, 60)
     with pytest.raises(TimeoutError):
-        await patience.wait(asyncio.Event().wait())
-    patience.close()
+        await timeout.wait(asyncio.Event().wait())
+    assert now() == 60 + CATCH_UP_S
+    timeout.close()

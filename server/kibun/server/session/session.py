@@ -120,11 +120,13 @@ class Session:
                 if ended:
                     return
         finally:
-            if self._finishing is not None:
-                await asyncio.gather(self._finishing, return_exceptions=True)
-            self._stream.close()
-            await self._tasks.cancel()
-            await self._conversation.leave()
+            try:
+                if self._finishing is not None:
+                    await asyncio.gather(self._finishing, return_exceptions=True)
+            finally:  # even if this is cancelled once more, while it waits for the store
+                self._stream.close()
+                await self._tasks.cancel()
+                await self._conversation.leave()
 
     async def _listen(self, listener: Listener, requests: AsyncIterator[Request]) -> None:
         self._failure = await listener.run(requests)
