@@ -12,7 +12,7 @@ with instrumented(__name__):
     from kibun.server.audio.endpointing import EndReason
     from kibun.server.conversation import codec
     from kibun.server.conversation import store_pb2 as pb
-    from kibun.server.conversation.state import Opening, Participant, UtteranceRecord
+    from kibun.server.conversation.state import Conversation, Opening, Participant, UtteranceRecord
 
 READERS: tuple[Callable[[bytes], Any], ...] = (
     codec.unpack_head,
@@ -28,6 +28,9 @@ def check(data: bytes) -> None:
     body = source.take(len(source))
     try:
         value = read(codec.seal(body, version) if version else body)
+        if isinstance(value, codec.Head):
+            people = {name: codec.make_participant(p, (), ()) for name, p in value.participants.items()}
+            codec.make_conversation("c", value, people)
     except (codec.Damaged, codec.NewerVersion):
         return
     if isinstance(value, str):
@@ -56,10 +59,11 @@ def record(vector: int) -> UtteranceRecord:
 def seeds() -> Iterable[bytes]:
     ann = Participant("ann", revision=3, given_traits=(1.0, 2.0, 3.0, 4.0, 5.0), openings={"t2": Opening(1.5, 160)})
     heads = [
-        codec.participant_head(ann, codec.Numbers((0, 1, 2, 7, 9), 10), codec.Numbers((0,), 1)),
-        codec.participant_head(Participant("bo"), codec.Numbers(), codec.Numbers()),
+        codec.make_participant_head(ann, codec.Numbers((0, 1, 2, 7, 9), 10), codec.Numbers((0,), 1)),
+        codec.make_participant_head(Participant("bo"), codec.Numbers(), codec.Numbers()),
     ]
-    head = codec.Head("abcd", 7, "demo-tiny", 1.0, 2.0, 1800.0, False, {p.participant_id: p for p in heads})
+    conversation = Conversation("c", "demo-tiny", 1.0, 2.0, 1800.0)
+    head = codec.make_head(conversation, {p.message.participant_id: p for p in heads}, "abcd", 7)
     values = [(0, codec.pack_head(head))]
     values += [(2, codec.pack_finished_turn(turn_id)) for turn_id in ("turn-1", "気分")]
     values += [(1, codec.pack_utterance(record(size))) for size in (0, 1, 8)]

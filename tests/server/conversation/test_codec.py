@@ -11,8 +11,8 @@ from kibun.server.audio.endpointing import EndReason
 from kibun.server.conversation import codec
 from kibun.server.conversation import store_pb2 as pb
 from kibun.server.conversation.codec import Numbers
-from kibun.server.conversation.state import Opening, Participant, UtteranceRecord
-from tests.support.stores import plain_record, record, traits
+from kibun.server.conversation.state import Conversation, Opening, Participant, UtteranceRecord
+from tests.support.stores import fresh, plain_record, record, traits
 
 ODD = np.array([1.0, -2.5, 6e-8, np.inf, np.nan], np.float16)
 ANN = Participant(
@@ -21,18 +21,14 @@ ANN = Participant(
     given_traits=(1.1, 2.2, 3.3, 4.4, 5.5),
     openings={"t2": Opening(1e9 + 1 / 3, 2**40)},
 )
-HEAD = codec.Head(
+HEAD = codec.make_head(
+    Conversation("c", "demo-tiny", 1000.1, 2000.0000000000002, 1800.0, completed=True),
+    {
+        "ann": codec.make_participant_head(ANN, Numbers((0, 1, 2, 7, 9, 4), 10), Numbers((3,), 4)),
+        "bo": codec.make_participant_head(Participant("bo"), Numbers(), Numbers()),
+    },
     "0123456789abcdef",
     7,
-    "demo-tiny",
-    1000.1,
-    2000.0000000000002,
-    1800.0,
-    True,
-    {
-        "ann": codec.participant_head(ANN, Numbers((0, 1, 2, 7, 9, 4), 10), Numbers((3,), 4)),
-        "bo": codec.participant_head(Participant("bo"), Numbers(), Numbers()),
-    },
 )
 UTTERANCES = [
     replace(record(), speech=15_000, vector=ODD, emotion=(0.1, -0.0), traits=(1.1, 2.2, 3.3, 4.4, 5.5)),
@@ -146,10 +142,8 @@ def test_a_head_cannot_claim_endless_entries(runs: list[tuple[int, int]]) -> Non
 
 
 def test_sizes_are_what_the_documentation_says() -> None:
-    head = replace(HEAD, participants={})
-    for number in range(2):
-        numbers = Numbers(tuple(range(512)), 512)
-        person = Participant(f"p{number}", given_traits=traits(1.0), openings={"t": Opening(1.0, 0)})
-        head = replace(head, participants={**head.participants, "p": codec.participant_head(person, numbers, numbers)})
-    assert len(codec.pack_head(head)) < 300
+    numbers = Numbers(tuple(range(512)), 512)
+    people = [Participant(f"p{n}", given_traits=traits(1.0), openings={"t": Opening(1.0, 0)}) for n in range(2)]
+    heads = {p.participant_id: codec.make_participant_head(p, numbers, numbers) for p in people}
+    assert len(codec.pack_head(codec.make_head(fresh(), heads, "0123456789abcdef", 1000))) < 300
     assert len(codec.pack_utterance(replace(record(), vector=np.zeros(768, np.float16)))) < 1_700

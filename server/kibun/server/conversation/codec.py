@@ -23,12 +23,19 @@ from kibun.models.types import ConditionSource, Traits
 from kibun.server.audio.endpointing import EndReason
 from kibun.server.conversation import codec_v1
 from kibun.server.conversation import store_pb2 as pb
-from kibun.server.conversation.state import MAX_FINISHED_TURNS, MAX_RECORDS, Opening, Participant, UtteranceRecord
+from kibun.server.conversation.state import (
+    MAX_FINISHED_TURNS,
+    MAX_RECORDS,
+    Conversation,
+    Opening,
+    Participant,
+    UtteranceRecord,
+)
 
 VERSION = 2
 MAX_ENTRIES = max(MAX_RECORDS, MAX_FINISHED_TURNS)  # of one kind and participant
 _PREFIX = struct.Struct("<BI")
-_UNREADABLE = (DecodeError, ValueError, *codec_v1.UNREADABLE)
+_UNREADABLE = (DecodeError, *codec_v1.UNREADABLE)
 
 
 class Damaged(Exception):
@@ -49,46 +56,56 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class ParticipantHead:
-    """What the head says about one participant. `packed` is the same as bytes: most stay as they are in a change."""
+    """What the head says about one participant; `packed` is the message, which most changes leave as it is."""
 
-    participant_id: str
-    revision: int
-    given_traits: Traits | None
-    openings: Mapping[str, Opening]
+    message: pb.Participant
+    packed: bytes = field(repr=False)
     utterances: Numbers
     finished_turns: Numbers
-    packed: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """A conversation without its entries; see store.proto. `participants` are by participant id."""
+    """A conversation without its entries; `participants` are by participant id."""
 
-    incarnation: str
-    version: int
-    model: str
-    create_time: float
-    update_time: float
-    ttl_s: float
-    completed: bool
+    message: pb.Head
     participants: Mapping[str, ParticipantHead]
 
 
 # ---- the head
 
 
-def pack_head(head: Head) -> bytes:
+def make_head(
+    conversation: Conversation, participants: Mapping[str, ParticipantHead], incarnation: str, version: int
+) -> Head:
     message = pb.Head(
-        incarnation=head.incarnation,
-        version=head.version,
-        model=head.model,
-        create_time=head.create_time,
-        update_time=head.update_time,
-        ttl_s=head.ttl_s,
-        completed=head.completed,
-        participants=[participant.packed for participant in head.participants.values()],
+        incarnation=incarnation,
+        version=version,
+        model=conversation.model,
+        create_time=conversation.create_time,
+        update_time=conversation.update_time,
+        ttl_s=conversation.ttl_s,
+        completed=conversation.completed,
+        participants=[participant.packed for participant in participants.values()],
     )
-    return seal(message.SerializeToString())
+    return Head(message, participants)
+
+
+def make_participant_head(participant: Participant, utterances: Numbers, finished_turns: Numbers) -> ParticipantHead:
+    openings = participant.openings.items()
+    message = pb.Participant(
+        participant_id=participant.participant_id,
+        revision=participant.revision,
+        given_traits=participant.given_traits,
+        openings=[pb.Opening(turn_id=turn_id, when=o.when, offset=o.offset) for turn_id, o in openings],
+        utterances=_pack_numbers(utterances),
+        finished_turns=_pack_numbers(finished_turns),
+    )
+    return ParticipantHead(message, message.SerializeToString(), utterances, finished_turns)
+
+
+def pack_head(head: Head) -> bytes:
+    return seal(head.message.SerializeToString())
 
 
 def unpack_head(data: bytes) -> Head:
@@ -96,47 +113,29 @@ def unpack_head(data: bytes) -> Head:
     version, body = unseal(data)
     try:
         message = codec_v1.head(body) if version == 1 else pb.Head.FromString(body)
-        people = [_unpack_participant(packed) for packed in message.participants]
+        participants = [(pb.Participant.FromString(packed), packed) for packed in message.participants]
     except _UNREADABLE as error:
         raise Damaged from error
-    return Head(
-        message.incarnation,
-        message.version,
-        message.model,
-        message.create_time,
-        message.update_time,
-        message.ttl_s,
-        message.completed,
-        {head.participant_id: head for head in people},
-    )
+    heads = {
+        p.participant_id: ParticipantHead(p, packed, _unpack_numbers(p.utterances), _unpack_numbers(p.finished_turns))
+        for p, packed in participants
+    }
+    return Head(message, heads)
 
 
-def participant_head(participant: Participant, utterances: Numbers, finished_turns: Numbers) -> ParticipantHead:
-    """Packs what the head says about a participant, whose entries have these numbers."""
-    p = participant
-    message = pb.Participant(
-        participant_id=p.participant_id,
-        revision=p.revision,
-        given_traits=p.given_traits,
-        openings=[pb.Opening(turn_id=turn, when=o.when, offset=o.offset) for turn, o in p.openings.items()],
-        utterances=_pack_numbers(utterances),
-        finished_turns=_pack_numbers(finished_turns),
-    )
-    packed = message.SerializeToString()
-    return ParticipantHead(p.participant_id, p.revision, p.given_traits, p.openings, utterances, finished_turns, packed)
+def make_conversation(conversation_id: str, head: Head, participants: Mapping[str, Participant]) -> Conversation:
+    m = head.message
+    return Conversation(conversation_id, m.model, m.create_time, m.update_time, m.ttl_s, m.completed, participants)
 
 
-def _unpack_participant(packed: bytes) -> ParticipantHead:
-    message = pb.Participant.FromString(packed)
-    return ParticipantHead(
-        message.participant_id,
-        message.revision,
-        cast(Traits | None, _all_or_none(message.given_traits, 5)),
-        {opening.turn_id: Opening(opening.when, opening.offset) for opening in message.openings},
-        _unpack_numbers(message.utterances),
-        _unpack_numbers(message.finished_turns),
-        packed,
-    )
+def make_participant(
+    head: ParticipantHead, records: tuple[UtteranceRecord, ...], finished_turns: tuple[str, ...]
+) -> Participant:
+    """Raises Damaged."""
+    m = head.message
+    given_traits = cast(Traits | None, _all_or_none(m.given_traits, 5))
+    openings = {opening.turn_id: Opening(opening.when, opening.offset) for opening in m.openings}
+    return Participant(m.participant_id, records, finished_turns, m.revision, given_traits, openings)
 
 
 def _pack_numbers(numbers: Numbers) -> pb.Entries:
@@ -152,7 +151,7 @@ def _pack_numbers(numbers: Numbers) -> pb.Entries:
 
 def _unpack_numbers(entries: pb.Entries) -> Numbers:
     if sum(run.count for run in entries.runs) > MAX_ENTRIES:
-        raise ValueError("more entries than a participant can have")
+        raise Damaged  # a participant cannot have so many
     taken = tuple(number for run in entries.runs for number in range(run.first, run.first + run.count))
     return Numbers(taken, entries.next)
 
@@ -211,7 +210,7 @@ def unpack_finished_turn(data: bytes) -> str:
 
 def _all_or_none(values: Sequence[float], count: int) -> tuple[float, ...] | None:
     if len(values) not in (0, count):
-        raise ValueError(f"{len(values)} values instead of {count}")
+        raise Damaged
     return tuple(values) or None
 
 

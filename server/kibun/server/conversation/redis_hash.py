@@ -110,12 +110,12 @@ class RedisHash:
             raise Failure(Kind.UNAVAILABLE, "CONVERSATION_VERSION", text, retry_after_s=1.0) from None
 
     async def _read_entries(self, head: bytes, deleted: bytes, known: State | None) -> State:
-        incarnation = known.parsed.incarnation if known and known.parsed else ""
+        incarnation = known.parsed.message.incarnation if known and known.parsed else ""
         entries = layout.entries(known) if known else {}
         while head:
             parsed = codec.unpack_head(head)
-            if parsed.incarnation != incarnation:
-                incarnation, entries = parsed.incarnation, {}
+            if parsed.message.incarnation != incarnation:
+                incarnation, entries = parsed.message.incarnation, {}
             missing = [field for field in layout.fields(parsed) if field not in entries]
             now = head
             while missing and now == head:

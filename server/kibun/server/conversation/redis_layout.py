@@ -79,9 +79,8 @@ def conversation(conversation_id: str, head: codec.Head, entries: Mapping[str, A
     for name, p in head.participants.items():
         records = tuple(entries[f"r/{name}/{number}"] for number in p.utterances.taken)
         turns = tuple(entries[f"t/{name}/{number}"] for number in p.finished_turns.taken)
-        people[name] = Participant(name, records, turns, p.revision, p.given_traits, p.openings)
-    times = (head.create_time, head.update_time, head.ttl_s)
-    return Conversation(conversation_id, head.model, *times, head.completed, people)
+        people[name] = codec.make_participant(p, records, turns)
+    return codec.make_conversation(conversation_id, head, people)
 
 
 # ---- from a conversation to a hash
@@ -120,10 +119,9 @@ def difference(before: State, after: Conversation | None) -> Difference:
         new |= {f"r/{name}/{number}": codec.pack_utterance(record) for number, record in new_r.items()}
         new |= {f"t/{name}/{number}": codec.pack_finished_turn(turn_id) for number, turn_id in new_t.items()}
         gone += [f"r/{name}/{number}" for number in gone_r] + [f"t/{name}/{number}" for number in gone_t]
-        heads[name] = codec.participant_head(participant, utterances, finished_turns)
-    incarnation, version = (old.incarnation, old.version + 1) if old else (secrets.token_hex(8), 0)
-    times = (after.create_time, after.update_time, after.ttl_s)
-    head = codec.Head(incarnation, version, after.model, *times, after.completed, heads)
+        heads[name] = codec.make_participant_head(participant, utterances, finished_turns)
+    incarnation, version = (old.message.incarnation, old.message.version + 1) if old else (secrets.token_hex(8), 0)
+    head = codec.make_head(after, heads, incarnation, version)
     return Difference(head, whole=old is None, new=new, gone=gone)
 
 
