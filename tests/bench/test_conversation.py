@@ -15,7 +15,7 @@ def test_a_conversation_holds_its_vectors_and_little_more() -> None:
             held, counted = await bench._weigh(speaker)
             known = bench._with_records(await speaker.conversation(), 99)
             await speaker.turn(bench._pcm(bench.SHORT_S), known)
-            heard = (await speaker.conversation()).participant(bench.SPEAKER).heard
+            heard = (await speaker.conversation()).participant(bench.SPEAKER).analysed
             return held, counted, len(heard)
         finally:
             await backend.close()

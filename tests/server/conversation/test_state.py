@@ -92,7 +92,7 @@ def test_reopening_a_turn_forgets_what_will_be_sent_again(offset: int, left: int
 def test_nothing_is_known_of_a_stranger() -> None:
     stranger = Conversation("c", "m", 0, 0, 60).participant("p")
     assert stranger.participant_id == "p"
-    assert (stranger.heard, stranger.speech, stranger.latest) == ((), 0, None)
+    assert (stranger.analysed, stranger.speech, stranger.latest) == ((), 0, None)
     assert estimates.of_participant(MODEL, stranger) is None
     assert estimates.mean_emotion(stranger.records) is None
 

@@ -1,1 +1,3 @@
-"""What is known about the participants of a conversation, and where it is kept: in memory or in Redis."""
+"""What is known about the participants of a conversation, and the stores that keep it: memory, or a Redis that any
+number of servers share and whose outages no stream notices.
+"""

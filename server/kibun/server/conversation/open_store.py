@@ -1,4 +1,4 @@
-"""`--store`: the conversation store that the operator asked for."""
+"""Opens the conversation store that the operator asked for with `--store`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ async def open_store(
     insecure: bool = False,
     tenant_conversations: int = TENANT_CONVERSATIONS,
 ) -> ConversationStore:
-    """`memory`, or where a Redis or Valkey is. Raises StartError, which shows no password.
+    """Opens `memory`, or the Redis or Valkey at an address. Raises StartError, which shows no password.
 
-    `on_error` is called for each question that the store does not answer. `insecure`: another machine's may be spoken
-    to without TLS. `tenant_conversations`: so many a tenant may have, as far as this server has seen.
+    `on_error` is called for each call that the store does not answer. `insecure` allows connections without TLS to
+    another machine. `tenant_conversations` is the most that each tenant may have, as far as this server has seen.
 
-    A server that cannot reach its store at the start does not start: most likely the address is wrong, and it would
-    hold conversations that no other server sees. One that loses its store later goes on.
+    A server that cannot reach its store at the start does not start: most likely the address is wrong, and its
+    conversations would be invisible to other servers. One that loses its store later goes on.
     """
     if address == MEMORY:
         return MemoryStore(tenant_conversations=tenant_conversations)
@@ -33,16 +33,16 @@ async def open_store(
         from kibun.server.conversation.redis_store import RedisStore
         from kibun.server.conversation.resilient_store import ResilientStore
     except ModuleNotFoundError as error:
-        raise StartError("--store needs a package for that: pip install 'kibun[redis]'") from error
+        raise StartError("--store with an address needs a package: pip install 'kibun[redis]'") from error
     try:
         where = Address.parse(address)
         if not (insecure or where.is_private):
             raise StartError(
-                f"--store: {where.place} is on another machine, and without TLS everybody on the way reads what is "
-                "known of people: give rediss://, or --insecure where something else encrypts or fences off the way"
+                f"--store: {where.place} is on another machine, and without TLS anyone in between can read what is "
+                "stored about people: give rediss://, or --insecure where something else protects the connection"
             )
         connection = RedisConnection(where)
-    except (AddressError, OSError) as error:  # OSError: of a certificate's file
+    except (AddressError, OSError) as error:  # OSError: a certificate cannot be read
         raise StartError(f"--store: {error}") from None
     store = RedisStore(connection, tenant_conversations=tenant_conversations)
     try:

@@ -1,7 +1,7 @@
-"""What is known about a conversation: immutable values and pure updates. Never audio.
+"""What is known about a conversation: immutable values and pure updates. There is no audio in them.
 
-A store applies these functions atomically; calling one twice with the same record changes nothing but the revision
-(the record's id derives from its turn and start sample), so a retry after a lost answer is harmless.
+A store applies these functions atomically. Adding the same record twice changes nothing but the revision (the record's
+id derives from its turn and start sample), so a retry after a lost answer is harmless.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from numpy.typing import NDArray
 from kibun.models.types import ConditionSource, Traits
 from kibun.server.audio.endpointing import EndReason
 
-MAX_RECORDS = 512  # per participant; the oldest leave: 512 vectors of 768 float16 are 0.8 MB
+MAX_RECORDS = 512  # per participant, the latest: 512 vectors of 768 float16 are 0.8 MB
 MAX_PARTICIPANTS = 64  # per conversation
-MAX_OPENINGS = 64  # turns per participant whose last opening is remembered
-MAX_FINISHED_TURNS = 4096  # ids remembered per participant, to refuse a finished turn
+MAX_OPENINGS = 64  # per participant: the turns whose last opening is remembered
+MAX_FINISHED_TURNS = 4096  # per participant: the ids that are remembered, to refuse a finished turn
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UtteranceRecord:
-    """One final utterance. `vector` is float16 (D,), None where there was too little speech to analyse."""
+    """One final utterance. `vector` is float16 (D,), None where there was too little speech for estimates."""
 
     utterance_id: str
     turn_id: str
     start: int  # samples at 16 kHz within the turn's clock
     end: int
-    speech: int  # samples the estimates were made from
+    speech: int  # samples that the estimates were made from
     vector: NDArray[np.float16] | None
     emotion: tuple[float, float] | None  # valence, arousal
     traits: Traits | None  # over the conversation, this utterance included
     traits_source: ConditionSource
-    reason: EndReason  # why it ended: a client that resumes after it goes on in the same state
+    reason: EndReason  # why it ended: a stream that resumes after it goes on in the same state
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """A stream that opened a turn: from sample `offset` on, what it hears of the turn is what counts."""
+    """A stream opened a turn: from sample `offset` on, only its results for the turn count."""
 
-    when: float  # seconds since the epoch, and later than the turn's opening before
+    when: float  # seconds since the epoch, later than the turn's previous opening
     offset: int
 
 
@@ -50,18 +50,18 @@ class Participant:
     participant_id: str
     records: tuple[UtteranceRecord, ...] = ()
     finished_turns: tuple[str, ...] = ()
-    revision: int = 0  # how often traits over the conversation were estimated
-    given_traits: Traits | None = None  # as a client last gave them; they condition emotion
-    openings: Mapping[str, Opening] = field(default_factory=dict)  # the last of each turn, by turn id
+    revision: int = 0  # number of estimates of traits over the conversation
+    given_traits: Traits | None = None  # last given by a client; they condition emotion
+    openings: Mapping[str, Opening] = field(default_factory=dict)  # the last one of each turn, by turn id
 
     @property
-    def heard(self) -> tuple[UtteranceRecord, ...]:
-        """The records that estimates rest on."""
+    def analysed(self) -> tuple[UtteranceRecord, ...]:
+        """The records with a vector, which later estimates rest on."""
         return tuple(r for r in self.records if r.vector is not None)
 
     @property
     def speech(self) -> int:
-        """Samples of analysed speech behind the records."""
+        """Samples of analysed speech in the records."""
         return sum(r.speech for r in self.records)
 
     @property
@@ -70,6 +70,7 @@ class Participant:
         return next((r for r in reversed(self.records) if r.traits is not None), None)
 
     def turn(self, turn_id: str) -> tuple[UtteranceRecord, ...]:
+        """The records of one turn."""
         return tuple(r for r in self.records if r.turn_id == turn_id)
 
 
@@ -85,11 +86,11 @@ class Conversation:
 
     @property
     def expire_time(self) -> float:
-        """Sliding: every change moves it."""
+        """Every change of the conversation moves it."""
         return self.update_time + self.ttl_s
 
     def participant(self, participant_id: str) -> Participant:
-        """What is known about someone, empty if nothing is."""
+        """The participant, empty where nothing is known about them."""
         return self.participants.get(participant_id) or Participant(participant_id)
 
     def with_participant(self, participant: Participant) -> Conversation:
@@ -97,7 +98,7 @@ class Conversation:
 
 
 def weighted_emotion(records: Iterable[UtteranceRecord]) -> tuple[float, float] | None:
-    """Mean valence and arousal of the records, weighted by their speech; None without any estimate."""
+    """Mean valence and arousal of the records, weighted by their speech; None where there is no estimate."""
     pairs = [(r.emotion, r.speech) for r in records if r.emotion is not None]
     total = sum(weight for _, weight in pairs)
     if not total:
@@ -107,7 +108,7 @@ def weighted_emotion(records: Iterable[UtteranceRecord]) -> tuple[float, float] 
 
 
 def add_utterance(participant: Participant, record: UtteranceRecord) -> Participant:
-    """Inserts or replaces the record."""
+    """Adds the record, in place of one with the same id; the oldest ones beyond MAX_RECORDS are dropped."""
     others = (r for r in participant.records if r.utterance_id != record.utterance_id)
     records = (*others, record)[-MAX_RECORDS:]
     revision = participant.revision + (record.traits is not None)
@@ -115,17 +116,17 @@ def add_utterance(participant: Participant, record: UtteranceRecord) -> Particip
 
 
 def reopen_turn(participant: Participant, turn_id: str, offset: int) -> Participant:
-    """Forgets the turn's records that start at or after `offset`, and its result: a client will send that audio again.
+    """Removes the turn's records from sample `offset` on, and its result: the client will send that audio again.
 
-    A turn opened at offset 0 thus starts anew; records of other turns stand.
+    A turn reopened at offset 0 thus starts anew. Records of other turns stay.
     """
-    kept = tuple(r for r in participant.records if r.turn_id != turn_id or r.start < offset)
+    records = tuple(r for r in participant.records if r.turn_id != turn_id or r.start < offset)
     unfinished = tuple(t for t in participant.finished_turns if t != turn_id)
-    return replace(participant, records=kept, finished_turns=unfinished)
+    return replace(participant, records=records, finished_turns=unfinished)
 
 
 def note_opening(participant: Participant, turn_id: str, opening: Opening) -> Participant:
-    """Streams that opened the turn before are superseded."""
+    """Records that a stream opened the turn, unless a later one did: streams that opened it before are superseded."""
     last = participant.openings.get(turn_id)
     if last is not None and last.when >= opening.when:
         return participant
@@ -134,13 +135,13 @@ def note_opening(participant: Participant, turn_id: str, opening: Opening) -> Pa
 
 
 def is_superseded(participant: Participant, turn_id: str, opening: Opening, start: int) -> bool:
-    """Whether what the stream of this opening hears of the turn at sample `start` no longer counts."""
+    """Whether a later stream has taken over the turn from sample `start` on."""
     last = participant.openings.get(turn_id)
     return last is not None and last.when > opening.when and start >= last.offset
 
 
 def finish_turn(participant: Participant, turn_id: str) -> Participant:
-    """Marks the turn as answered: opening it again is an error from now on."""
+    """Marks the turn as finished: opening it again is an error from now on."""
     turns = participant.finished_turns
     if turn_id in turns:
         turns = tuple(t for t in turns if t != turn_id)

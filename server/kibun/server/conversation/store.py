@@ -1,7 +1,8 @@
-"""Keeps conversations for a while. One method changes them, so that every change is atomic.
+"""What a conversation store does, and the one that keeps conversations in memory.
 
-Keys are (tenant, conversation id): a tenant cannot name another's conversation. `MemoryStore` is for one server,
-`store_redis.RedisStore` for several; one contract-test suite holds for both.
+Keys are (tenant, conversation id), so that a tenant cannot name another's conversation. `MemoryStore` serves one
+server, `RedisStore` several; one suite of contract tests holds for both. All changes go through `update`, which is
+atomic.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ RETRY_AFTER_S = 1.0
 
 
 class StoreUnavailable(Failure):
-    """The store does not answer. Streams go on all the same; single calls are refused."""
+    """The store does not answer. Streams go on nevertheless; single calls are refused."""
 
     def __init__(self) -> None:
         text = "the server cannot reach its conversation store; try again"
@@ -31,7 +32,7 @@ class StoreUnavailable(Failure):
 
 
 class StoreRefused(Failure):
-    """The store answers, but not for this conversation: nothing is wrong for others."""
+    """The store answers, but refuses this one conversation."""
 
     def __init__(self) -> None:
         text = "the conversation store refuses this conversation; begin another with a new conversation_id"
@@ -43,62 +44,65 @@ class StreamHandle(Protocol):
 
     @property
     def last_seen(self) -> Conversation | None:
-        """What the stream goes on from where the store has lost the conversation; None before it entered one."""
+        """The conversation as the stream last saw it, from which it goes on where the store has lost the conversation.
+
+        None before the stream has entered a conversation.
+        """
 
     def check_open(self) -> None:
-        """Raises what ended the stream: from then on nothing of it may be stored."""
+        """Raises the failure that ended the stream, after which nothing of it may be stored."""
 
     def notify_behind(self, is_behind: bool) -> None:
-        """Told when changes of the stream no longer reach the store, and when all of them have reached it."""
+        """Called with True when changes of the stream no longer reach the store, with False when all have."""
 
     def reject(self, failure: Failure) -> None:
-        """Told where the conversation in the store turned out to have no place for this stream."""
+        """Called when the stored conversation turns out not to admit the stream: its changes were dropped."""
 
 
 class ConversationStore(Protocol):
     """What sessions and the service need of a store.
 
-    Calls without a stream raise StoreUnavailable while the store is away. A stream is answered all the same, with
-    what this server knows, and its changes reach the store later. A stream whose conversation was deleted meets
-    Failure CONVERSATION_DELETED. Any call may meet StoreRefused.
+    While the store is away, calls without a stream raise StoreUnavailable. A stream is answered with what this server
+    knows, and its changes reach the store later. A stream whose conversation was deleted gets Failure
+    CONVERSATION_DELETED. Any call may raise StoreRefused.
     """
 
     def __len__(self) -> int:
-        """Conversations in this process's memory, until the next sweep."""
+        """Conversations in this process's memory, as of the last sweep."""
 
     async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
-        """The conversation, None when unknown or expired."""
+        """Returns the conversation, None when it is unknown or expired."""
 
     async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
-        """Applies `change` atomically and returns what it made; None erases the conversation.
+        """Applies `change` atomically and returns its result; None erases the conversation.
 
-        `change` may raise to leave things as they are, must be pure (it is called again after a conflict), and need
-        not set `update_time`. For a stream it gets what that one holds where the store has nothing.
+        `change` gets the conversation, what the stream last saw where the store has none, or None. It may raise to
+        change nothing, must be pure (it is called again after a conflict), and need not set `update_time`.
         """
 
     async def delete(self, key: Key) -> bool:
-        """Erases everything; False when there was nothing."""
+        """Erases the conversation; returns whether there was one."""
 
     async def knows(self, key: Key) -> bool:
-        """Whether the conversation exists, as far as can be told now; never raises StoreUnavailable."""
+        """Whether the conversation exists, as far as this server can tell now; never raises StoreUnavailable."""
 
     def sweep(self) -> None:
-        """Frees the memory of what has expired; to be called from time to time."""
+        """Frees the memory of expired conversations; call it from time to time."""
 
     async def close(self) -> None:
-        """The last call."""
+        """Closes the store; nothing may be called after it."""
 
 
 class MemoryStore:
-    """Conversations in this process, each for `ttl_s` after its last change.
+    """Keeps conversations in this process, each for `ttl_s` after its last change.
 
-    Belongs to one event loop; nothing in it waits, so that no change comes between another's reading and writing.
+    Belongs to one event loop. None of its methods waits, so each change is atomic.
     """
 
     def __init__(
         self, clock: Callable[[], float] = time.time, *, tenant_conversations: int = TENANT_CONVERSATIONS
     ) -> None:
-        """A tenant that has `tenant_conversations` cannot make more: RESOURCE_EXHAUSTED TENANT_CONVERSATION_LIMIT."""
+        """A tenant with `tenant_conversations` is refused another: RESOURCE_EXHAUSTED TENANT_CONVERSATION_LIMIT."""
         self._clock = clock
         self._conversations: dict[Key, Conversation] = {}
         self._tenant_limit = TenantLimit(tenant_conversations, clock)
@@ -107,13 +111,13 @@ class MemoryStore:
         return len(self._conversations)
 
     async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
-        return self._live(key, self._clock())
+        return self._unexpired(key, self._clock())
 
     async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
         if stream is not None:
             stream.check_open()
         now = self._clock()
-        known = self._live(key, now) or (stream.last_seen if stream else None)
+        known = self._unexpired(key, now) or (stream.last_seen if stream else None)
         changed = change(known)
         if changed is None:
             self._forget(key)
@@ -131,9 +135,9 @@ class MemoryStore:
         return known
 
     async def knows(self, key: Key) -> bool:
-        return self._live(key, self._clock()) is not None
+        return self._unexpired(key, self._clock()) is not None
 
-    def _live(self, key: Key, now: float) -> Conversation | None:
+    def _unexpired(self, key: Key, now: float) -> Conversation | None:
         conversation = self._conversations.get(key)
         return conversation if conversation and conversation.expire_time > now else None
 
@@ -153,6 +157,6 @@ class MemoryStore:
 
 
 def stamp(changed: Conversation, before: Conversation | None, now: float) -> Conversation:
-    """With `update_time` set. It always grows, also where servers' clocks differ: equal times mean "not changed"."""
+    """Sets `update_time`, which always grows, even where servers' clocks differ: equal times mean "not changed"."""
     earliest = math.nextafter(before.update_time, math.inf) if before else now
     return replace(changed, update_time=max(now, earliest))

@@ -46,7 +46,7 @@ def condition(model: ModelInfo, result: Analysis, known: Participant, samples: i
     if source == "given":
         return Personality(result.condition_traits, source, 0, 0)
     alone = source == "utterance"
-    count = 1 if alone else len(known.heard) + 1
+    count = 1 if alone else len(known.analysed) + 1
     speech = samples if alone else known.speech + samples
     return Personality(result.condition_traits, source, count, speech, expected_error(model, count))
 
@@ -63,7 +63,7 @@ def of_participant(model: ModelInfo | None, participant: Participant) -> Persona
     latest = participant.latest
     if latest is None or latest.traits is None:
         return None
-    count = len(participant.heard)
+    count = len(participant.analysed)
     error = expected_error(model, count) if model else None
     return Personality(latest.traits, latest.traits_source, count, participant.speech, error)
 
