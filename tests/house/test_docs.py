@@ -1,0 +1,68 @@
+"""What the documentation points to is there: links, files, modules."""
+
+import re
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+DOCS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".git"} & set(path.relative_to(ROOT).parts))
+ARCHITECTURE = ROOT / "docs" / "architecture.md"
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def test_there_are_documents_to_check() -> None:
+    assert {"README.md", "docs/architecture.md", "docs/performance.md"} <= set(map(name, DOCS))
+
+
+@pytest.mark.parametrize("path", DOCS, ids=name)
+def test_links_lead_somewhere(path: Path) -> None:
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", path.read_text(encoding="utf-8")) if "://" not in link]
+    assert not [link for link in links if not (path.parent / link).exists()]
+
+
+@pytest.mark.parametrize("path", DOCS, ids=name)
+def test_modules_exist(path: Path) -> None:
+    """`kibun.a.b`, or a name in such a module."""
+    dotted = set(re.findall(r"`(kibun(?:\.\w+)+)", path.read_text(encoding="utf-8")))
+    dotted = {name for name in dotted if not name.startswith("kibun.v1.")}  # names of the contract, not of Python
+    assert not [name for name in dotted if not exists(name)]
+
+
+def exists(dotted: str) -> bool:
+    """Whether there is a module of this name, or one above it in whose source the rest stands."""
+    parts = dotted.split(".")
+    for n in range(len(parts), 1, -1):
+        try:
+            spec = find_spec(".".join(parts[:n]))
+        except ModuleNotFoundError:
+            continue
+        if spec is not None:
+            source = Path(spec.origin).read_text() if spec.origin else ""
+            return all(re.search(rf"\b{part}\b", source) for part in parts[n:])
+    return False
+
+
+def test_the_walk_names_files_and_functions_that_exist() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    walk = text[text.index("## One chunk") : text.index("## Glossary")]
+    server = ROOT / "server" / "kibun" / "server"
+    files = [path for path in re.findall(r"`([\w/]+\.py)`", walk) if not list(server.rglob(path))]
+    assert not files
+    sources = "".join(path.read_text() for path in server.rglob("*.py"))
+    functions = re.findall(r"`(?:[A-Z]\w+\.)?([a-z_]+)`", walk)
+    assert len(functions) > 10
+    assert not [name for name in functions if not re.search(rf"\b(def|class|\w+:|\.) ?{name}\b|\b{name}\b", sources)]
+
+
+def test_the_map_shows_every_room() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    for top in ("server", "training", "bench"):
+        for folder in next(ROOT.glob(f"*/kibun/{top}")).iterdir():
+            if (folder / "__init__.py").exists():
+                assert re.search(rf"`(kibun\.{top})?\.?{folder.name}`", text), f"kibun.{top}.{folder.name}"
