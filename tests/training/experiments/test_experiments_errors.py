@@ -18,6 +18,7 @@ from kibun.training.runs.config import ConfigError, TraitOptions
 from tests.support import ROOT
 from tests.support.session_corpus import make_sessions
 
+GUIDE = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
 BASE = 'manifest = "corpus/manifest.jsonl"\nsplits = "paper"\n[training]\nbatch = 8\n'
 
 
@@ -70,9 +71,7 @@ def test_what_a_table_of_the_paper_trains(lab: Path, command: str, runs: int) ->
     listed = json.loads(result.stdout)
     assert (listed["missing"], len(listed["runs"])) == (runs, runs)
     assert not (lab / "runs").exists()
-    # As docs/experiments.md says.
-    guide = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
-    (line,) = [line for line in guide.splitlines() if line.startswith("|") and f"`kibun eval {command}`" in line]
+    (line,) = [line for line in GUIDE.splitlines() if line.startswith("|") and f"`kibun eval {command}`" in line]
     assert f"| {runs} |" in line
 
 
@@ -82,7 +81,8 @@ def test_tables_share_their_runs(lab: Path) -> None:
         result = invoke(lab, command, "--dry-run", "--json")
         names[command] = {run["name"] for run in json.loads(result.stdout)["runs"]}
     assert names["emotion"] | names["noise"] <= names["conditioning"] | names["personality"]
-    assert len(set().union(*names.values())) == 234  # as docs/experiments.md says
+    assert len(set().union(*names.values())) == 234
+    assert "all of them together are 234 runs" in " ".join(GUIDE.split())
 
 
 def test_control_rows_that_are_asked_for(lab: Path) -> None:
