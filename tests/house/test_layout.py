@@ -50,7 +50,7 @@ HOUSE = {
     "training._transformers": "models",
     "training.audio": "models.types models training.errors",
     "training.corpora": "models.types models training.errors training.audio",
-    "training.evaluation": "models.types models training.corpora",
+    "training.evaluation": "models.types models training.errors training.corpora",
     "training.runs": "models.types models models.building training.errors training.losses training.fit"
     " training._transformers training.audio training.corpora training.evaluation",
     "training.experiments": "models.types models training.errors training.corpora training.evaluation training.runs",

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, cast
 from kibun.models._transformers import HubertConfig, PreTrainedConfig
 from kibun.models.conditioning import HEADS
 from kibun.models.hubert import receptive_field
-from kibun.models.types import CONDITIONED, EMOTIONS, SAMPLE_RATE_HZ, TRAITS
+from kibun.models.types import CONDITIONED, EMOTION_SCALE, EMOTIONS, SAMPLE_RATE_HZ, TRAIT_SCALE, TRAITS
 
 TASKS = ("personality", *EMOTIONS)
 CONDITION_SOURCES = ("utterance", "average", "conversation")
@@ -49,8 +49,8 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     do_normalize: bool = True  # zero mean, unit variance per utterance
 
     # What the estimates are
-    trait_scale: list[float] | tuple[float, float] = (1.0, 7.0)
-    emotion_scale: list[float] | tuple[float, float] = (1.0, 5.0)
+    trait_scale: list[float] | tuple[float, float] = TRAIT_SCALE
+    emotion_scale: list[float] | tuple[float, float] = EMOTION_SCALE
     emotion_rescaled_from: list[float] | tuple[float, float] | None = None  # the scale that training labels had
     bundle_name: str = "unnamed"
     bundle_version: str = "1"

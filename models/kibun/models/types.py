@@ -11,6 +11,9 @@ SAMPLE_RATE_HZ = 16_000
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 EMOTIONS = ("valence", "arousal")
+TRAIT_SCALE, EMOTION_SCALE = (1.0, 7.0), (1.0, 5.0)
+"""Lowest and highest value. A model may have other scales, which its config names."""
+
 CONDITIONED = ("concat", "ca", "ticn-ca")
 """Emotion heads that need traits; the others ignore them."""
 

@@ -89,7 +89,7 @@ WITHOUT_TORCHAUDIO = """
 import sys
 sys.modules['torchaudio'] = None
 from pathlib import Path
-from kibun.training.corpora.manifest import load_audio
+from kibun.training.audio.reading import load_audio
 from kibun.training.audio.perturb import Perturb, PerturbOptions
 import torch
 samples = load_audio(Path(sys.argv[1]))

@@ -12,9 +12,10 @@ import soundfile
 from typer.testing import CliRunner
 
 from kibun.models.types import TRAITS
+from kibun.training.audio.reading import load_audio
 from kibun.training.commands import train_app
 from kibun.training.corpora.folder import FolderOptions, prepare_folder
-from kibun.training.corpora.manifest import Item, load_audio, load_manifest
+from kibun.training.corpora.manifest import Item, load_manifest
 from kibun.training.corpora.splits import split_speakers
 from kibun.training.errors import CorpusError, ManifestError
 

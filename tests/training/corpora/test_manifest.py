@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from kibun.training.corpora.manifest import ManifestError, load_audio, load_manifest, read_manifest
+from kibun.training.audio.reading import load_audio
+from kibun.training.corpora.manifest import load_manifest, read_manifest
 from kibun.training.demo_tiny.data import Corpus
+from kibun.training.errors import ManifestError
 
 TRAITS = {"openness": 4, "conscientiousness": 4, "extraversion": 4, "agreeableness": 4, "neuroticism": 4}
 EVERYTHING = ("path", "split", "text", "valence", "arousal", "traits", "gender", "seconds")

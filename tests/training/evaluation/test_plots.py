@@ -109,17 +109,17 @@ def test_multitask_refuses_another_form(tmp_path: Path, results: object, message
 
 def test_heard_shows_the_errors_of_a_predictions_file() -> None:
     predictions = utterances(10)  # four conversations of 3, 3, 2 and 2 utterances; causal traits are 4 throughout
-    errors, measured = plots.heard_errors(predictions)
+    errors, measured = plots.measured_errors(predictions)
     assert measured == {1: 4, 2: 4, 3: 2}
     for count, values in errors:
         truth = np.array([p.traits for p in predictions if p.predicted.heard == count], float)
         assert values == pytest.approx(np.sqrt(((truth - 4) ** 2).mean(axis=0)))
-    axes = plots.heard(errors, "T", measured).axes[0]
+    axes = plots.error_by_count(errors, "T", measured).axes[0]
     assert [line.get_label() for line in axes.lines] == [*TRAITS, "mean of the five"]
     assert axes.lines[5].get_ydata() == pytest.approx([np.mean(values) for _, values in errors])
     assert [label.get_text() for label in axes.child_axes[0].get_xticklabels()] == ["4", "4", "2"]
     with pytest.raises(PredictionsError, match="causal_traits"):
-        plots.heard_errors([Prediction("a", "d", "s", predictions[0].predicted)])
+        plots.measured_errors([Prediction("a", "d", "s", predictions[0].predicted)])
 
 
 def test_heard_shows_the_expected_error_of_a_bundle(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_heard_shows_the_expected_error_of_a_bundle(tmp_path: Path) -> None:
 
 def test_many_counts_are_named_every_so_many() -> None:
     errors = [(count, [1.0] * 5) for count in range(1, 40)]
-    ticks = plots.heard(errors, "T").axes[0].get_xticks()
+    ticks = plots.error_by_count(errors, "T").axes[0].get_xticks()
     assert ticks.tolist() == [1, 5, 10, 15, 20, 25, 30, 35]
 
 
@@ -168,7 +168,7 @@ def test_what_cannot_be_drawn_is_named(file: Path) -> None:
     assert "no bundle 'nosuch'" in run("heard", "--bundle", "nosuch", "--out", out, code=2)
     assert "not JSON" in run("multitask", "--table", file, "--out", out, code=2)
     with pytest.raises(plots.PlotError, match="no error by utterances heard"):
-        plots.heard([], "bundle")
+        plots.error_by_count([], "bundle")
 
 
 def test_help_does_not_load_what_drawing_needs() -> None:

@@ -8,8 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.training.audio.reading import load_audio
 from kibun.training.commands import synth_app
-from kibun.training.corpora.manifest import load_audio, load_manifest
+from kibun.training.corpora.manifest import load_manifest
 from kibun.training.simulation.world import CUE_NAMES, draw_scenes, make_world
 from kibun.training.simulation.world_audio import draw_voice, render
 from kibun.training.simulation.world_ceilings import ceilings

@@ -88,9 +88,9 @@ def tiny(
     """Train a small HuBERT for `kibun train pr` and `ser` to start from, with all tasks on it at once."""
     import torch
 
-    from kibun.training.corpora.manifest import ManifestError
     from kibun.training.demo_tiny.recipe import train_tiny
     from kibun.training.demo_tiny.trainer import TrainOptions
+    from kibun.training.errors import ManifestError
 
     if threads:
         torch.set_num_threads(threads)

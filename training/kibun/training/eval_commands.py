@@ -73,7 +73,8 @@ def correlations(
     --json: one object with all, male and female, each with n, left_out, and per trait valence and arousal with r and p.
     """
     check_one_form(as_json=as_json, as_markdown=as_markdown)
-    from kibun.training.corpora.manifest import ManifestError, load_manifest
+    from kibun.training.corpora.manifest import load_manifest
+    from kibun.training.errors import ManifestError
     from kibun.training.evaluation.correlations import correlate, to_payload, to_tables
     from kibun.training.evaluation.report_table import show
 

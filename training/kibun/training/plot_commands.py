@@ -80,10 +80,10 @@ def heard(
         if bundle is not None and predictions is None:
             facts = read_facts(resolve_bundle(bundle))
             note = " (synthetic speech)" if facts.synthetic else ""
-            drawn = plots.heard(facts.expected_error or (), f"Expected error of {facts.name}{note}")
+            drawn = plots.error_by_count(facts.expected_error or (), f"Expected error of {facts.name}{note}")
         elif predictions is not None and bundle is None:
-            errors, measured = plots.heard_errors(read_predictions(predictions))
-            drawn = plots.heard(errors, f"Error of the traits, {predictions.name}", measured)
+            errors, measured = plots.measured_errors(read_predictions(predictions))
+            drawn = plots.error_by_count(errors, f"Error of the traits, {predictions.name}", measured)
         else:
             fail("give either --bundle or --predictions")
         plots.save(drawn, out)

@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kibun.models.types import EMOTIONS, TRAITS
+from kibun.models.types import EMOTION_SCALE, EMOTIONS, TRAIT_SCALE, TRAITS
 from kibun.training.audio.reading import audio_seconds
-from kibun.training.corpora.manifest import EMOTION_RANGE, TRAIT_RANGE
+from kibun.training.corpora.manifest import EMOTION_RANGE
 from kibun.training.corpora.report import (
     Progress,
     Report,
@@ -26,7 +26,6 @@ from kibun.training.errors import ManifestError
 NEEDED = ("path", "speaker", "dialogue")
 KNOWN = {*NEEDED, "id", "text", *EMOTIONS, "gender", "split", "traits", *TRAITS, *OCEAN_COLUMNS}
 GENDERS = {"f": "female", "female": "female", "m": "male", "male": "male"}
-EMOTION_SCALE, TRAIT_SCALE = (1.0, 5.0), (1.0, 7.0)
 
 Scale = tuple[float, float]
 
@@ -161,7 +160,7 @@ def _traits(row: TableRow, scale: Scale | None) -> dict[str, float] | None:
     source = TableRow(row.where, {**row.cells, **(cells or {})})
     hint = "; if its scale is another one than 1..7, say so with --trait-scale LOW,HIGH" if scale is None else ""
     columns = {trait: trait if trait in source.cells else SHORT_NAMES[trait] for trait in TRAITS}
-    values = {trait: number(source, column, *(scale or TRAIT_RANGE), hint) for trait, column in columns.items()}
+    values = {trait: number(source, column, *(scale or TRAIT_SCALE), hint) for trait, column in columns.items()}
     given = {trait: value for trait, value in values.items() if value is not None}
     if not given:
         return None

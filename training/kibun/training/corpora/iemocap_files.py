@@ -7,6 +7,8 @@ import dataclasses
 import re
 from pathlib import Path
 
+from kibun.training.corpora.manifest import EMOTION_RANGE
+
 # Ses01F_script02_1_M003: session 1, F wears the motion capture, and M, the letter before the last number, speaks.
 # XX stands in ids of utterances that were transcribed but not segmented.
 _ID = re.compile(r"(?P<dialogue>Ses(?P<session>\d\d)[FM]_(?:impro|script)\w+)_(?P<letter>[FM])(?:XX)?\d+")
@@ -19,7 +21,6 @@ _RATER = re.compile(r"[AC]-[A-Z]+\d*:")
 _TRANSCRIPT = re.compile(r"(?P<id>Ses\S+)\s+\[(?P<times>[^\]]*)\]:(?P<text>.*)")
 # [LAUGHTER], [BREATHING], ++GARBAGE++: sounds, not words.
 _MARKUP = re.compile(r"\[[^\]]*\]|\+\+\w+\+\+")
-LOWEST, HIGHEST = 0.0, 6.0  # means of raters go from 0.5 (dominance) to 5.5 (valence)
 
 
 @dataclasses.dataclass
@@ -106,12 +107,11 @@ def _evaluation(where: str, match: re.Match[str], dialogue: str, problems: list[
         times = f"[{match['start']} - {match['end']}]"
         problems.append(f"{where}: time range {times} must be two numbers of seconds, 0 or more and rising")
         return []
+    low, high = EMOTION_RANGE
     scores = [_number(part) for part in match["numbers"].split(",")]
-    if len(scores) != 3 or not all(score is not None and LOWEST <= score <= HIGHEST for score in scores):
+    if len(scores) != 3 or not all(score is not None and low <= score <= high for score in scores):
         names = "valence, activation, dominance"
-        problems.append(
-            f"{where}: [{match['numbers']}] must be {names} as three numbers from {LOWEST:g} to {HIGHEST:g}"
-        )
+        problems.append(f"{where}: [{match['numbers']}] must be {names} as three numbers from {low:g} to {high:g}")
         return []
     valence, arousal, dominance = (float(score or 0.0) for score in scores)
     return [Evaluation(match["id"], where, start_s, end_s, match["emotion"], valence, arousal, dominance)]

@@ -11,24 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from kibun.models.types import TRAITS, Traits
-from kibun.training.audio.reading import load_audio
+from kibun.models.types import TRAIT_SCALE, TRAITS, Traits
 from kibun.training.corpora.splits import SPLITS, read_splits, resolve_splits
 from kibun.training.errors import ManifestError
 
-__all__ = [
-    "SPLITS",
-    "Item",
-    "Manifest",
-    "ManifestError",
-    "is_generated",
-    "load_audio",
-    "load_manifest",
-]
-
 OPTIONAL = ("path", "split", "text", "valence", "arousal", "traits", "gender", "seconds")
 EMOTION_RANGE = (0.0, 6.0)  # 1..5 by convention, but IEMOCAP's means of raters reach 0.5 and 5.5
-TRAIT_RANGE = (1.0, 7.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +179,7 @@ def _item(where: str, line: str, folder: Path, require: set[str]) -> Item:
 def _traits(where: str, traits: Any) -> Traits:
     if not isinstance(traits, dict):
         raise ManifestError(f"{where}: field 'traits' must be an object with {', '.join(TRAITS)}")
-    return cast(Traits, tuple(_number(where, traits, trait, *TRAIT_RANGE) for trait in TRAITS))
+    return cast(Traits, tuple(_number(where, traits, trait, *TRAIT_SCALE) for trait in TRAITS))
 
 
 def _text(where: str, row: Mapping[str, Any], field: str, may_be_empty: bool = False) -> str:

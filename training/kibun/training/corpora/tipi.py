@@ -12,10 +12,9 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from kibun.models.types import TRAITS, Traits
+from kibun.models.types import TRAIT_SCALE, TRAITS, Traits
 
 RATERS, ITEMS = 6, 10
-LOW, HIGH = 1.0, 7.0
 GENDERS = ("f", "m")
 
 # Items counted from 1, in the order of TRAITS: (scored as it is, scored in reverse).
@@ -114,6 +113,7 @@ def _score(where: str, row: dict[str, str], column: str) -> float:
         value = float(row[column])
     except ValueError:
         value = np.nan
-    if not LOW <= value <= HIGH:  # false for NaN, too
-        raise LabelError(f"{where}: field {column!r} is {row[column]!r}, must be a number from {LOW:g} to {HIGH:g}")
+    low, high = TRAIT_SCALE
+    if not low <= value <= high:  # false for NaN as well
+        raise LabelError(f"{where}: field {column!r} is {row[column]!r}, must be a number from {low:g} to {high:g}")
     return value

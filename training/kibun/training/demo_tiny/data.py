@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.training.audio.reading import load_audio
 from kibun.training.audio.rooms import Augment
-from kibun.training.corpora.manifest import Item, load_audio
+from kibun.training.corpora.manifest import Item
 from kibun.training.demo_tiny.pairs import draw_change, make_pair
 
 Example = tuple[np.ndarray, Item]  # (N,) int16

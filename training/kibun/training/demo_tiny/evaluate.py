@@ -10,7 +10,7 @@ import numpy as np
 from kibun.models.bundle import Analysis, KibunModel, Utterance
 from kibun.models.types import TRAITS, Traits
 from kibun.training.demo_tiny.data import Example
-from kibun.training.evaluation.metrics import HEARD, ccc, error_by_heard
+from kibun.training.evaluation.metrics import UTTERANCE_COUNTS, ccc, error_by_count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,10 +58,10 @@ def trait_ccc(heard: Sequence[Heard]) -> dict[str, float]:
     return {trait: ccc(predicted[:, k], truth[:, k]) for k, trait in enumerate(TRAITS)}
 
 
-def expected_error(heard: Sequence[Heard], counts: Sequence[int] = HEARD) -> tuple[tuple[int, Traits], ...]:
+def expected_error(heard: Sequence[Heard], counts: Sequence[int] = UTTERANCE_COUNTS) -> tuple[tuple[int, Traits], ...]:
     """(utterances heard, RMSE per trait) at conversation level, for every count that some speaker reaches."""
     predicted = [h.answer.conversation_traits for h in heard]
-    return error_by_heard([h.count for h in heard], predicted, [h.example[1].traits for h in heard], counts)
+    return error_by_count([h.count for h in heard], predicted, [h.example[1].traits for h in heard], counts)
 
 
 def ccc_spread(heard: Sequence[Heard], name: str, seed: int = 0, draws: int = 500) -> float:

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from kibun.models.types import EMOTIONS, TRAITS, Traits
-from kibun.training.corpora.manifest import Item, ManifestError
+from kibun.training.corpora.manifest import Item
+from kibun.training.errors import ManifestError
 from kibun.training.evaluation.metrics import pearson
 from kibun.training.evaluation.report_table import STARS_NOTE, Cell, Row, Table, stars
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from kibun.models.types import TRAITS, Traits
 
-HEARD = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50)
+UTTERANCE_COUNTS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50)
 """Numbers of utterances heard that errors are told for."""
 
 
@@ -33,11 +33,11 @@ def rmse(predicted: ArrayLike, truth: ArrayLike) -> float:
     return float(np.sqrt(np.mean((x - y) ** 2)))
 
 
-def error_by_heard(
+def error_by_count(
     heard: Sequence[int | None],
     predicted: Sequence[Traits | None],
     truth: Sequence[Traits | None],
-    counts: Sequence[int] = HEARD,
+    counts: Sequence[int] = UTTERANCE_COUNTS,
 ) -> tuple[tuple[int, Traits], ...]:
     """(utterances heard, RMSE of each trait, to 3 decimals) for every count that occurs in ``heard``.
 

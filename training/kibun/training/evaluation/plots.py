@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 import numpy as np
 from numpy.typing import NDArray
 
-from kibun.models.types import EMOTIONS, TRAITS
+from kibun.models.types import EMOTION_SCALE, EMOTIONS, TRAIT_SCALE, TRAITS
 from kibun.training.evaluation.metrics import ccc, rmse
 from kibun.training.evaluation.predictions import PROFILE_FIELDS, Prediction, PredictionsError, pairs_of, units_of
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 FORMATS = ("png", "svg", "pdf")
-_SCALE = {"valence": (1.0, 5.0), "arousal": (1.0, 5.0), **dict.fromkeys(TRAITS, (1.0, 7.0))}
+_SCALE = {**dict.fromkeys(EMOTIONS, EMOTION_SCALE), **dict.fromkeys(TRAITS, TRAIT_SCALE)}
 
 # Okabe & Ito 2008: told apart with any colour vision; lines differ in marker and dash besides.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -156,7 +156,7 @@ def multitask(results: Mapping[str, Any], where: str = "results") -> "Figure":
 
 
 @_in_style
-def heard(
+def error_by_count(
     errors: Sequence[tuple[int, Sequence[float]]], title: str, measured: Mapping[int, int] | None = None
 ) -> "Figure":
     """Error of each trait against the number of utterances heard.
@@ -187,8 +187,8 @@ def heard(
     return drawn
 
 
-def heard_errors(predictions: Sequence[Prediction]) -> tuple[list[tuple[int, list[float]]], dict[int, int]]:
-    """(errors, conversations measured) for `heard`, from the causal traits of a predictions file.
+def measured_errors(predictions: Sequence[Prediction]) -> tuple[list[tuple[int, list[float]]], dict[int, int]]:
+    """(errors, conversations measured) for `error_by_count`, from the causal traits of a predictions file.
 
     Raises PredictionsError where no labelled utterance has causal traits and a count.
     """

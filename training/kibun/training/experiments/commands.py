@@ -231,7 +231,7 @@ def _run(shared: Shared, make: "Callable[[Study, RunStore], Experiment]") -> Non
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fail("a table trains its runs in one process; without torchrun, give each GPU a command with its own --seeds")
     from kibun.models.files import BundleError
-    from kibun.training.corpora.manifest import ManifestError
+    from kibun.training.errors import ManifestError
     from kibun.training.evaluation.predictions import PredictionsError
     from kibun.training.evaluation.report_table import show
     from kibun.training.experiments.options import as_dimensions, as_seeds

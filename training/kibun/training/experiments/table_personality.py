@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item
-from kibun.training.evaluation.metrics import HEARD, ccc, rmse
+from kibun.training.evaluation.metrics import UTTERANCE_COUNTS, ccc, rmse
 from kibun.training.evaluation.predictions import Prediction, pairs_of, units_of
 from kibun.training.experiments import notes
 from kibun.training.experiments.run_store import RunStore
@@ -94,7 +94,7 @@ class Personality:
     def _by_count(self, found: Sequence[Sequence[Prediction]], closing: tuple[str, ...]) -> Report:
         """RMSE of causal setting 3 after 1, 2, 3, 5 … utterances, over the conversations that are as long."""
         lines = []
-        for count in HEARD:
+        for count in UTTERANCE_COUNTS:
             seeds = [[row for row in rows if row.predicted.heard == count] for rows in found]
             if seeds[0]:
                 label = f"{count} heard ({len(seeds[0])} conversations)"

@@ -40,7 +40,7 @@ def add_fit_commands(app: typer.Typer) -> None:
 
 def _train(task: "Task", config: Path, out: Path, settings: list[str], as_json: bool) -> None:
     from kibun.models.files import BundleError
-    from kibun.training.corpora.manifest import ManifestError
+    from kibun.training.errors import ManifestError
     from kibun.training.evaluation.predictions import PredictionsError
     from kibun.training.runs.config import ConfigError, load_config
     from kibun.training.runs.run import train_run

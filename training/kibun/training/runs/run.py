@@ -19,7 +19,7 @@ from kibun.models.bundle import KibunModel
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item, is_generated, read_manifest
 from kibun.training.corpora.splits import SPLITS
-from kibun.training.evaluation.metrics import ccc, error_by_heard
+from kibun.training.evaluation.metrics import ccc, error_by_count
 from kibun.training.evaluation.predictions import Prediction, write_predictions
 from kibun.training.runs.card import run_card
 from kibun.training.runs.config import ConfigError, RunConfig, identity, load_config, write_config
@@ -230,7 +230,7 @@ def _finish(
             figures[split]["wer"] = wer
     if model.kibun.config.supports_personality:
         told = predictions["dev"]
-        model.kibun.expected_error = error_by_heard(
+        model.kibun.expected_error = error_by_count(
             [row.predicted.heard for row in told],
             [row.predicted.causal_traits for row in told],
             [row.traits for row in told],

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kibun.models.types import TRAITS
+from kibun.models.types import TRAIT_SCALE, TRAITS
 from kibun.training.corpora.manifest import Item
 from kibun.training.runs.config import ConfigError, TraitOptions
 
@@ -67,7 +67,7 @@ def predicted_traits(items: Sequence[Item], run: Path, setting: str) -> NDArray[
             raise ConfigError(
                 f"{run}: has no {field} for utterance {item.id!r}: train it on the same manifest and splits"
             )
-    return np.clip(np.array([found[item.id] for item in items], np.float32), 1.0, 7.0)
+    return np.clip(np.array([found[item.id] for item in items], np.float32), *TRAIT_SCALE)
 
 
 def add_noise(items: Sequence[Item], traits: NDArray[np.float32], sigma: float, seed: int) -> NDArray[np.float32]:
@@ -75,7 +75,7 @@ def add_noise(items: Sequence[Item], traits: NDArray[np.float32], sigma: float, 
     profiles = sorted({item.conversation for item in items})
     noise = np.random.default_rng([seed, 1]).normal(0.0, sigma, (len(profiles), len(TRAITS)))
     row = {profile: index for index, profile in enumerate(profiles)}
-    return np.clip(traits + noise[[row[item.conversation] for item in items]], 1.0, 7.0).astype(np.float32)
+    return np.clip(traits + noise[[row[item.conversation] for item in items]], *TRAIT_SCALE).astype(np.float32)
 
 
 def shuffle_profiles(items: Sequence[Item], traits: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
