@@ -189,19 +189,11 @@ def _finite(values: Tensor, what: str) -> Tensor:
 
 def _check(model: Model[Any], index: int, request: Utterance) -> None:
     """Raise ValueError for a malformed utterance."""
-    where, audio, history = f"utterance {index}", request.audio, request.history
-    if audio.ndim != 1 or audio.dtype != np.float32:
-        raise ValueError(f"{where}: audio is {audio.dtype} {audio.shape}, it has to be float32 (samples,), mono 16 kHz")
-    if len(audio) < model.min_samples:
-        raise ValueError(f"{where}: audio has {len(audio)} samples, at least {model.min_samples} are needed")
-    if not np.isfinite(audio).all():
-        raise ValueError(f"{where}: audio contains NaN or infinity")
-    fits = history.ndim == 2 and history.shape[1] == model.vector_size and history.dtype == np.float16
-    if not fits and not (history.ndim == 2 and len(history) == 0):
-        wanted = f"float16 (utterances, {model.vector_size})"
-        raise ValueError(f"{where}: history is {history.dtype} {history.shape}, it has to be {wanted}")
-    if not np.isfinite(history).all():
-        raise ValueError(f"{where}: history contains NaN or infinity")
+    where = f"utterance {index}"
+    try:
+        request.check(vector_size=model.vector_size, min_samples=model.min_samples)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
     low, high = model.config.trait_scale
     given = request.given_traits
     if given is not None and (len(given) != len(TRAITS) or not all(low <= value <= high for value in given)):

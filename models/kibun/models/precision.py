@@ -103,14 +103,8 @@ def largest_difference(expected: Sequence[Analysis], actual: Sequence[Analysis])
     return max(
         abs(a - b)
         for one, other in zip(expected, actual, strict=True)
-        for a, b in zip(_numbers(one), _numbers(other), strict=True)
+        for a, b in zip(one.numbers(), other.numbers(), strict=True)
     )
-
-
-def _numbers(analysis: Analysis) -> list[float]:
-    groups = (analysis.utterance_traits, analysis.average_traits, analysis.conversation_traits)
-    numbers = [value for group in groups if group is not None for value in group]
-    return numbers + [value for value in (analysis.valence, analysis.arousal) if value is not None]
 
 
 def _load(load: Callable[[], KibunModel], device: str) -> KibunModel:

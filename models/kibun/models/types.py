@@ -48,6 +48,27 @@ class Utterance:
         """Duration of the audio in seconds."""
         return len(self.audio) / SAMPLE_RATE_HZ
 
+    def check(self, *, vector_size: int, min_samples: int, max_samples: int | None = None) -> None:
+        """Raise ValueError, which names the field, unless the arrays have the dtype, shape and finite values above.
+
+        vector_size: D that the model takes. Whether the traits suit a model is up to `kibun.models.analysis`.
+        """
+        audio, history = self.audio, self.history
+        if audio.ndim != 1 or audio.dtype != np.float32:
+            raise ValueError(f"audio is {audio.dtype} {audio.shape}, it has to be float32 (samples,), mono 16 kHz")
+        if len(audio) < min_samples:
+            raise ValueError(f"audio has {len(audio)} samples, at least {min_samples} are needed")
+        if max_samples is not None and len(audio) > max_samples:
+            raise ValueError(f"audio has {len(audio)} samples, at most {max_samples} are allowed")
+        if not np.isfinite(audio).all():
+            raise ValueError("audio contains NaN or infinity")
+        fits = history.ndim == 2 and history.shape[1] == vector_size and history.dtype == np.float16
+        if not fits and not (history.ndim == 2 and len(history) == 0):
+            wanted = f"float16 (utterances, {vector_size})"
+            raise ValueError(f"history is {history.dtype} {history.shape}, it has to be {wanted}")
+        if not np.isfinite(history).all():
+            raise ValueError("history contains NaN or infinity")
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Analysis:
@@ -69,3 +90,18 @@ class Analysis:
     condition_source: ConditionSource | None = None
     valence: float | None = None
     arousal: float | None = None
+
+    def numbers(self) -> list[float]:
+        """Every estimate that there is, without the vector."""
+        groups = (self.utterance_traits, self.average_traits, self.conversation_traits, self.condition_traits)
+        numbers = [value for group in groups if group is not None for value in group]
+        return numbers + [value for value in (self.valence, self.arousal) if value is not None]
+
+
+def faint_noise(vector_size: int, samples: int = SAMPLE_RATE_HZ) -> Utterance:
+    """The same seeded noise every time, one earlier utterance and neutral traits: something that any model can analyse.
+
+    samples: length of the audio, (samples,). vector_size: D of the history, (1, D).
+    """
+    noise = np.random.default_rng(0).normal(0, 0.01, samples).astype(np.float32)
+    return Utterance(noise, np.zeros((1, vector_size), np.float16), NEUTRAL_TRAITS)

@@ -245,7 +245,7 @@ def serve(
             grace_s=grace,
             max_connections=max_connections,
             loader=loader,
-            worker_times=WorkerTimes.for_batches(worker_deadline),
+            worker_times=WorkerTimes(batch_s=worker_deadline),
             watchdog=WatchdogTimes(exit_after_s=watchdog_exit),
             limits=ServiceLimits(
                 max_streams=max_streams,

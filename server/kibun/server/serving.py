@@ -23,12 +23,12 @@ from kibun.server.conversation.store import ConversationStore, MemoryStore
 from kibun.server.errors import StartError
 from kibun.server.inference.backend import BackendError, ModelInfo
 from kibun.server.inference.batcher import Batcher
-from kibun.server.inference.worker_pool import LocalBackend
+from kibun.server.inference.worker_pool import DEFAULT_LOADER, LocalBackend
 from kibun.server.observability import logs
 from kibun.server.observability.setup import Observability
 from kibun.server.observability.watchdog import Watchdog
 from kibun.server.session.capability import notice
-from kibun.server.settings import REAL_LOADER, Settings
+from kibun.server.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Server:
 
     def _find_models(self) -> None:
         """Raises StartError at once for a missing model; the worker would notice only after importing torch."""
-        if self.settings.loader == REAL_LOADER:
+        if self.settings.loader == DEFAULT_LOADER:
             try:
                 for model in self.settings.models:
                     resolve_bundle(model)

@@ -12,12 +12,11 @@ from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import VadName
 from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS
 from kibun.server.errors import StartError
-from kibun.server.inference.worker_pool import WorkerTimes
+from kibun.server.inference.worker_pool import DEFAULT_LOADER, WorkerTimes
 from kibun.server.observability.watchdog import WatchdogTimes
 from kibun.server.session.events import Limits
 
 Precision = Literal["auto", "fp32", "bf16"]
-REAL_LOADER = "kibun.server.inference.worker:load_models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +45,7 @@ class Settings:
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None  # None: no metrics
     otlp_endpoint: str | None = None  # None: traces only if OpenTelemetry's environment variables name a collector
-    loader: str = REAL_LOADER
+    loader: str = DEFAULT_LOADER
     limits: ServiceLimits = field(default_factory=ServiceLimits)
     stream_limits: Limits = field(default_factory=Limits)
     endpointing: EndpointingOptions = field(default_factory=EndpointingOptions)

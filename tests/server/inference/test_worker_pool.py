@@ -20,7 +20,7 @@ from kibun.server.inference.worker_pool import LocalBackend, WorkerTimes
 from tests.support import ROOT, stub_model
 from tests.support.processes import exists, until
 
-QUICK = WorkerTimes(start_s=20, batch_s=1.0, batch_s_per_audio_s=0.1, queue_s=10, close_s=1, backoff_first_s=0.05)
+QUICK = WorkerTimes(start_s=20, batch_s=1.0, queue_s=10, close_s=1, backoff_first_s=0.05)
 PATIENT = WorkerTimes(start_s=20, batch_s=30, queue_s=10, close_s=1, backoff_first_s=0.05)
 
 
@@ -262,7 +262,7 @@ async def test_sigstop_is_noticed_at_the_deadline_and_blocks_nothing() -> None:
 
 async def test_once_costs_are_known_a_hung_worker_is_given_up_early() -> None:
     """And who was given up too early, being slow and not hung, is answered at the second attempt."""
-    times = WorkerTimes(start_s=20, batch_s=30, hasty_s=0.4, close_s=1, backoff_first_s=0.05)
+    times = WorkerTimes(start_s=20, batch_s=30, first_attempt_min_s=0.4, close_s=1, backoff_first_s=0.05)
     async with running("stub?slots=1", times=times) as backend:
         for _ in range(10):
             await backend.infer([job(0.1)])

@@ -1,31 +1,19 @@
-"""A first inference: proves that the weights work here and pays first-call costs before anyone waits for them."""
-
-import dataclasses
+"""A first inference: proves that the weights work here, before anyone relies on them."""
 
 import numpy as np
 
 from kibun.models.model import KibunModel
-from kibun.models.types import NEUTRAL_TRAITS, SAMPLE_RATE_HZ, Analysis, Utterance
+from kibun.models.types import SAMPLE_RATE_HZ, Analysis, faint_noise
 
 
-def warm_up(model: KibunModel, samples: int = SAMPLE_RATE_HZ) -> Analysis:
-    """Analyse the same seeded noise twice, with one earlier utterance and given traits.
-
-    Args:
-        samples: length of the noise at 16 kHz; raised to the fewest that the model takes.
+def warm_up(model: KibunModel) -> Analysis:
+    """Analyse the same second of noise twice.
 
     Raises:
         ArithmeticError: estimates are not finite, or two equal calls differ.
     """
-    noise = np.random.default_rng(0).standard_normal(max(samples, model.min_samples)).astype(np.float32) * 0.1
-    history = np.zeros((1, model.vector_size), np.float16)
-    request = Utterance(noise, history, given_traits=NEUTRAL_TRAITS)
+    request = faint_noise(model.vector_size, max(SAMPLE_RATE_HZ, model.min_samples))
     first, second = (model.analyze([request])[0] for _ in range(2))
-    if not np.array_equal(first.vector, second.vector) or _estimates(first) != _estimates(second):
+    if not np.array_equal(first.vector, second.vector) or first.numbers() != second.numbers():
         raise ArithmeticError("two equal calls gave different answers")
     return first
-
-
-def _estimates(analysis: Analysis) -> list[object]:
-    fields = [field.name for field in dataclasses.fields(analysis) if field.name != "vector"]
-    return [getattr(analysis, name) for name in fields]

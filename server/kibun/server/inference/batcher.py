@@ -23,9 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from kibun.models.types import NEUTRAL_TRAITS, SAMPLE_RATE_HZ, Analysis, Utterance
+from kibun.models.types import SAMPLE_RATE_HZ, Analysis, faint_noise
 from kibun.server.inference import admission
 from kibun.server.inference.admission import Level, SpeechLoad
 from kibun.server.inference.backend import Backend, BackendError, Job, ModelInfo, Superseded
@@ -222,12 +220,9 @@ class Batcher:
 
     async def measure(self, model: ModelInfo) -> None:
         """Learn from noise of two lengths what batches cost here, before any stream has to be admitted."""
-        noise = np.random.default_rng(0).normal(0, 0.01, SAMPLE_RATE_HZ).astype(np.float32)  # (N,)
-        given = NEUTRAL_TRAITS if model.requires_given_traits else None
-        history = np.empty((0, model.vector_size), np.float16)
         with suppress(BackendError):  # then the first finals tell
-            for audio in (noise[: len(noise) // 4], noise):
-                job = Job(model.name, Utterance(audio, history, given))
+            for samples in (SAMPLE_RATE_HZ // 4, SAMPLE_RATE_HZ):
+                job = Job(model.name, faint_noise(model.vector_size, samples))
                 # Twice, side by side where there are two slots: either may be delayed by whatever else starts now.
                 times_s: list[float] = []
                 while len(times_s) < 2:

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from kibun.models.types import NEUTRAL_TRAITS, SAMPLE_RATE_HZ, Analysis, Utterance
+from kibun.models.types import Analysis, Utterance, faint_noise
 from kibun.server.inference.backend import BackendError, Job, ModelInfo
 from kibun.server.inference.worker_protocol import LoadOptions
 
@@ -63,11 +63,8 @@ class BatchRunner:
 
     def warm_up(self) -> None:
         """Analyse one second of faint noise with each model. Raises BackendError LOAD_FAILED."""
-        noise = np.random.default_rng(0).normal(0, 0.01, SAMPLE_RATE_HZ).astype(np.float32)  # (N,)
         for name, model in self._models.items():
-            history = np.zeros((1, model.info.vector_size), np.float16)
-            given = None if model.info.supports_personality else NEUTRAL_TRAITS
-            (outcome,) = self.run([Job(name, Utterance(noise, history, given))])
+            (outcome,) = self.run([Job(name, faint_noise(model.info.vector_size))])
             if isinstance(outcome, BackendError):
                 raise BackendError("LOAD_FAILED", f"{name}: the warm-up inference failed: {outcome.message}")
 
@@ -102,26 +99,17 @@ class BatchRunner:
         model = self._models.get(job.model)
         if model is None:
             return BackendError("UNKNOWN_MODEL", f"no model {job.model!r}; loaded: {', '.join(self._models)}")
-        info, audio, history = model.info, job.utterance.audio, job.utterance.history
-        if audio.dtype != np.float32 or audio.ndim != 1 or not np.isfinite(audio).all():
-            return BackendError("INVALID_JOB", "audio must be finite float32 of shape (N,)")
-        if len(audio) < info.min_samples or (info.max_samples is not None and len(audio) > info.max_samples):
-            limits = f"{info.min_samples} to {info.max_samples or 'any number of'} samples"
-            return BackendError("INVALID_JOB", f"audio must have {limits}, not {len(audio)}")
-        if history.dtype != np.float16 or history.shape != (len(history), info.vector_size):
-            return BackendError("INVALID_JOB", f"history must be float16 of shape (K, {info.vector_size})")
+        info = model.info
+        try:
+            job.utterance.check(
+                vector_size=info.vector_size, min_samples=info.min_samples, max_samples=info.max_samples
+            )
+        except ValueError as error:
+            return BackendError("INVALID_JOB", str(error))
         return None
 
 
 def _finite(analysis: Analysis) -> Analysis | BackendError:
-    traits = (
-        analysis.utterance_traits,
-        analysis.average_traits,
-        analysis.conversation_traits,
-        analysis.condition_traits,
-    )
-    numbers = [value for group in traits if group is not None for value in group]
-    numbers += [value for value in (analysis.valence, analysis.arousal) if value is not None]
-    if np.isfinite(analysis.vector).all() and np.isfinite(numbers).all():
+    if np.isfinite(analysis.vector).all() and np.isfinite(analysis.numbers()).all():
         return analysis
     return BackendError("MODEL_NONFINITE", "the model gave a value that is not finite")

@@ -1,8 +1,8 @@
-"""LocalBackend: worker processes on this machine, kept alive, each lost job tried once more.
+"""LocalBackend: worker processes on this machine, restarted when they die; each lost job is tried once more.
 
-Needs neither torch nor grpc. When a worker dies, every batch in its hands is lost, and any of their jobs may be to
-blame. So each of these jobs has its second attempt *alone*, one after the other: a poison job can then only take
-itself down, and never more than twice.
+Needs neither torch nor grpc. When a worker dies, every batch that it was running is lost, and any of their jobs may be
+the cause. So the second attempt runs each of these jobs *alone*, one after the other: a job that kills its worker does
+so at most twice, and the second time harms no other.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, TypeVar
+from typing import Literal, TypeVar
 
 from kibun.models.types import Analysis
 from kibun.server.inference.backend import BackendError, Job, ModelInfo
@@ -25,35 +25,39 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+DEFAULT_LOADER = "kibun.server.inference.worker:load_models"
+"""Loads bundles; see `runner.Loader`."""
+
 
 @dataclass(frozen=True)
 class WorkerTimes:
-    """How patient a LocalBackend is, in seconds."""
+    """Timeouts of a LocalBackend, and when it starts a dead worker again; in seconds."""
 
-    start_s: float = 300.0  # until a worker is ready
-    batch_s: float = 10.0  # until a batch is answered, plus the next for each second of its audio
-    batch_s_per_audio_s: float = 2.0  # ten times what a hubert-base-size model takes on one slow core
-    hasty: float = 20.0  # times as long as batches were measured to take: a first attempt need not get more, …
-    hasty_s: float = 3.0  # … unless that is less than this
-    queue_s: float = 60.0  # a batch waits for a living worker
-    close_s: float = 0.5  # a worker ends by itself
-    backoff_first_s: float = 0.1  # before the second respawn in a row; the first is immediate, then it doubles
+    start_s: float = 300.0  # for a worker to be ready
+    batch_s: float = 10.0  # for a batch to be answered; see `deadline_s`
+    first_attempt_factor: float = 20.0  # the first attempt gets this many times the measured cost of the batch, …
+    first_attempt_min_s: float = 3.0  # … and at least this long
+    queue_s: float = 60.0  # for a batch to find a free worker
+    close_s: float = 0.5  # for a worker to exit by itself
+    backoff_first_s: float = 0.1  # before the second restart in a row; the first is immediate, then it doubles
     backoff_max_s: float = 10.0
-    stable_s: float = 30.0  # a worker that lived this long starts a new row
+    stable_s: float = 30.0  # a worker that ran this long ends the row
 
-    @classmethod
-    def for_batches(cls, batch_s: float) -> Self:
-        """With this deadline of a batch, and that of its audio in proportion."""
-        return cls(batch_s=batch_s, batch_s_per_audio_s=batch_s * cls.batch_s_per_audio_s / cls.batch_s)
+    def deadline_s(self, audio_s: float) -> float:
+        """The longest that a batch with this much audio may take: `batch_s`, and as much again for every 5 s of it.
+
+        By default each second of audio adds 2 s: ten times what a model of hubert-base's size takes on one slow core.
+        """
+        return self.batch_s * (1 + audio_s / 5)
 
 
 class _Device:
-    """A place for one worker, and the worker that lives there now, if any."""
+    """A device, and the worker that runs on it now, if any."""
 
     def __init__(self, options: LoadOptions) -> None:
         self.options = options
         self.worker: WorkerProcess | None = None
-        self.reserved = False  # for one suspect at a time
+        self.reserved = False  # for one second attempt at a time
 
     @property
     def alive(self) -> bool:
@@ -71,10 +75,10 @@ class LocalBackend:
         threads: int | None = None,
         allow_untrained: bool = False,
         precision: Literal["auto", "fp32", "bf16"] = "auto",
-        loader: str = "kibun.server.inference.worker:load_models",
+        loader: str = DEFAULT_LOADER,
         times: WorkerTimes | None = None,
     ) -> None:
-        """Describe the workers; `start` starts them.
+        """Take the options of the workers; `start` starts them.
 
         models: paths or names of bundles, the default first.
         device: auto, cpu, cuda or cuda:N; several devices get a worker each.
@@ -101,14 +105,14 @@ class LocalBackend:
             for name in devices
         ]
         self.restarts = 0
-        """Workers started in place of dead ones so far."""
+        """Workers started in place of dead ones."""
         self._slots = 0
         self._batch_s = 0.0
         self._cost = CostModel()
-        self._keepers: list[asyncio.Task[None]] = []
-        self._calls = 0  # infer calls under way
-        self._first_turn, self._second_turn = asyncio.Lock(), asyncio.Lock()
-        self._suspects = 0  # jobs waiting for, or in, their second attempt
+        self._restarters: list[asyncio.Task[None]] = []
+        self._calls = 0  # `infer` calls in flight
+        self._first_lock, self._second_lock = asyncio.Lock(), asyncio.Lock()
+        self._retries = 0  # jobs waiting for, or in, their second attempt
         self._accepting = False
         self._closed = False
         self._down_since: float | None = None
@@ -128,7 +132,7 @@ class LocalBackend:
         workers = [device.worker for device in self._devices if device.worker is not None]
         self._batch_s = workers[0].info.batch_s
         self._slots = sum(worker.info.slots for worker in workers)
-        self._keepers = [asyncio.create_task(self._keep_alive(device)) for device in self._devices]
+        self._restarters = [asyncio.create_task(self._restart_when_dead(device)) for device in self._devices]
         self._accepting = True
         return workers[0].info.models
 
@@ -139,32 +143,32 @@ class LocalBackend:
 
     @property
     def batch_s(self) -> float:
-        """Seconds of audio that one batch should carry; 0 where batching gains nothing."""
+        """Seconds of audio that one batch may carry; 0 where batching gains nothing."""
         return self._batch_s
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """Process ids of the living workers."""
+        """Process ids of the workers that are alive."""
         return tuple(d.worker.pid for d in self._devices if d.worker is not None and d.worker.alive)
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Devices that the living workers run on, as "cpu" or "cuda:0"."""
+        """Devices of the workers that are alive, such as "cpu" or "cuda:0"."""
         return tuple(d.worker.info.device for d in self._devices if d.worker is not None and d.worker.alive)
 
     def ready(self) -> bool:
-        """Whether a worker lives and new jobs are accepted."""
+        """Whether a worker is alive and new jobs are accepted."""
         return self._accepting and any(device.alive for device in self._devices)
 
     def down_s(self) -> float:
-        """Seconds for which no worker has lived, 0 while one does and before the first."""
+        """Seconds for which no worker has been alive; 0 while one is, and before the first."""
         return 0.0 if self._down_since is None else asyncio.get_running_loop().time() - self._down_since
 
     async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
         """Analyse a batch on the least busy worker; see Backend.infer.
 
-        A job whose worker died or hung on both attempts is answered with BackendError WORKER_FAILED, one that no
-        worker could be found for with NO_WORKER.
+        A job whose worker died or hung on both attempts gets BackendError WORKER_FAILED; one for which there was no
+        worker, NO_WORKER.
         """
         if not self._accepting:
             raise BackendError("UNAVAILABLE", "the backend is not running")
@@ -176,47 +180,47 @@ class LocalBackend:
                 return await self._second_attempts(jobs)
         finally:
             self._calls -= 1
-            self._announce()
+            self._notify()
 
     async def drain(self) -> None:
-        """Refuse new jobs and wait for those under way. The workers live on until `close`."""
+        """Refuse new jobs and wait for those in flight. The workers run on until `close`."""
         self._accepting = False
-        with contextlib.suppress(BackendError):  # closed meanwhile: nothing is under way any more
+        with contextlib.suppress(BackendError):  # closed meanwhile: nothing is in flight any more
             await self._wait_for(lambda: self._calls == 0 or None)
 
     async def close(self) -> None:
-        """End all workers; calls under way get BackendError UNAVAILABLE."""
+        """End all workers; jobs in flight get BackendError UNAVAILABLE."""
         self._accepting, self._closed = False, True
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        for restarter in self._restarters:
+            restarter.cancel()
+        await asyncio.gather(*self._restarters, return_exceptions=True)
         workers = [device.worker for device in self._devices if device.worker is not None]
         await asyncio.gather(*(worker.close(grace_s=self._times.close_s) for worker in workers))
-        self._announce()
+        self._notify()
 
     async def _first_attempt(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
-        device = await self._wait_for_worker(self._first_turn, self._least_busy)
-        return await self._run(device, jobs, self._first_deadline_s(jobs))
+        device = await self._wait_for_worker(self._first_lock, self._least_busy)
+        return await self._run(device, jobs, self._first_deadline_s(_seconds(jobs)))
 
     async def _second_attempts(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
         outcomes = []
         for job in jobs:
-            self._suspects += 1
+            self._retries += 1
             try:
                 outcomes.append(await self._attempt_alone(job))
             finally:
-                self._suspects -= 1
-                self._announce()
+                self._retries -= 1
+                self._notify()
         return outcomes
 
     async def _attempt_alone(self, job: Job) -> Analysis | BackendError:
         try:
-            device = await self._wait_for_worker(self._second_turn, self._idle)
+            device = await self._wait_for_worker(self._second_lock, self._idle)
         except BackendError as error:
             return error
         device.reserved = True
         try:
-            (outcome,) = await self._run(device, [job], self._deadline_s([job]))
+            (outcome,) = await self._run(device, [job], self._times.deadline_s(job.utterance.seconds))
         except WorkerDied:
             if self._closed:
                 return BackendError("UNAVAILABLE", "the backend was closed")
@@ -234,20 +238,17 @@ class LocalBackend:
             self._cost.observe(_seconds(jobs), loop.time() - began)
         return outcomes
 
-    def _deadline_s(self, jobs: Sequence[Job]) -> float:
-        """The longest that a batch may take on the slowest machine that is of use."""
-        return self._times.batch_s + self._times.batch_s_per_audio_s * _seconds(jobs)
-
-    def _first_deadline_s(self, jobs: Sequence[Job]) -> float:
-        """Shorter once it is known what batches cost here: who is given up too early has the second attempt."""
+    def _first_deadline_s(self, audio_s: float) -> float:
+        """Shorter than the second once the cost of batches is known: one given up too early is still tried again."""
+        times = self._times
         if not self._cost.trusted:
-            return self._deadline_s(jobs)
-        hasty_s = max(self._times.hasty_s, self._times.hasty * self._cost.expect(_seconds(jobs)))
-        return min(hasty_s, self._deadline_s(jobs))
+            return times.deadline_s(audio_s)
+        measured_s = max(times.first_attempt_min_s, times.first_attempt_factor * self._cost.expect(audio_s))
+        return min(measured_s, times.deadline_s(audio_s))
 
     def _least_busy(self) -> _Device | None:
-        """Find a worker with a free slot. None while there is none, or while suspects come first."""
-        if self._suspects:
+        """Find a worker with a free slot; None while there is none, or while second attempts come first."""
+        if self._retries:
             return None
         free = [
             (device.worker.in_flight / device.worker.info.slots, index)
@@ -267,24 +268,24 @@ class LocalBackend:
         )
         return next(idle, None)
 
-    async def _wait_for_worker(self, turn: asyncio.Lock, find: Callable[[], _Device | None]) -> _Device:
-        """Wait for a worker, those that share a `turn` in the order they came."""
+    async def _wait_for_worker(self, lock: asyncio.Lock, find: Callable[[], _Device | None]) -> _Device:
+        """Wait for a worker; callers that share a lock are served in order. Raises BackendError NO_WORKER."""
         try:
-            async with asyncio.timeout(self._times.queue_s), turn:
+            async with asyncio.timeout(self._times.queue_s), lock:
                 return await self._wait_for(find)
         except TimeoutError:
             raise BackendError("NO_WORKER", f"no worker was free within {self._times.queue_s:g} s") from None
 
     async def _wait_for(self, find: Callable[[], T | None]) -> T:
-        """Wait until `find` finds something; it is asked again after every change."""
+        """Wait until `find`, called again after every change, finds something."""
         while (found := find()) is None:
             if self._closed:
                 raise BackendError("UNAVAILABLE", "the backend was closed")
             await self._changed.wait()
         return found
 
-    def _announce(self) -> None:
-        """Wake all that wait for a change."""
+    def _notify(self) -> None:
+        """Wake everything that waits in `_wait_for`."""
         if any(device.alive for device in self._devices):
             self._down_since = None
         elif self._accepting and self._down_since is None:
@@ -293,14 +294,12 @@ class LocalBackend:
         self._changed = asyncio.Event()
 
     async def _spawn(self, device: _Device) -> None:
-        device.worker = await WorkerProcess.spawn(
-            device.options, timeout_s=self._times.start_s, on_change=self._announce
-        )
+        device.worker = await WorkerProcess.spawn(device.options, timeout_s=self._times.start_s, on_change=self._notify)
         _log.info("worker is ready", extra={"pid": device.worker.pid, "device": device.worker.info.device})
-        self._announce()
+        self._notify()
 
-    async def _keep_alive(self, device: _Device) -> None:
-        """Respawn the device's worker whenever it has died, ever more slowly if that does not help."""
+    async def _restart_when_dead(self, device: _Device) -> None:
+        """Start another worker whenever the device's has died; wait longer each time that does not help."""
         loop = asyncio.get_running_loop()
         failures, ready_at = 0, loop.time()
         while True:
