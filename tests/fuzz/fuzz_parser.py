@@ -11,7 +11,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from tests.fuzz.fuzzing import Bytes, fuzz, instrumented
 
 with instrumented(__name__):
-    from kibun.server.api import convert, service
+    from kibun.models.types import TRAITS
+    from kibun.server.api import contract, messages, requests, responses
     from kibun.server.api.status import status_of
     from kibun.server.audio.endpointing import EndpointingOptions
     from kibun.server.errors import Failure, Kind
@@ -31,7 +32,7 @@ KINDS = (
     pb.DeleteConversationRequest,
 )
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-DEFAULTS = convert.Defaults(MODELS, EndpointingOptions(), 1800.0, lambda kind: f"{kind}-1")
+DEFAULTS = requests.Defaults(MODELS, EndpointingOptions(), 1800.0, lambda kind: f"{kind}-1", contract.MAX_TTL_S)
 INTERNALS = re.compile(r"Traceback|\.py|kibun\.|/|Error\b|Exception|0x|object at|<class|None|DecodeError")
 
 
@@ -41,7 +42,7 @@ def check(data: bytes) -> None:
     kind = KINDS[source.number(0, len(KINDS) - 1)]
     payload = source.take(len(source))
     try:
-        message = service._checked(service._parser(kind)(payload))
+        message = messages.checked(messages.parser(kind)(payload))
         check_ids(message)
         if isinstance(message, pb.StreamingAnalyzeRequest):
             check_stream(message)
@@ -54,7 +55,7 @@ def check(data: bytes) -> None:
 def check_ids(message: Any) -> None:
     if isinstance(message, (pb.StreamingAnalyzeRequest, pb.AnalyzeRequest)):
         return
-    tenant, conversation_id = service._key(message, "acme")
+    tenant, conversation_id = requests.conversation_key(message, "acme")
     assert tenant == "acme"
     assert ID.fullmatch(conversation_id)
 
@@ -64,13 +65,13 @@ def check_stream(message: pb.StreamingAnalyzeRequest) -> None:
     if kind == "streaming_config":
         check_config(message.streaming_config)
     if kind == "end_of_turn":
-        name = convert.identifier(message.end_of_turn.next_turn_id, "end_of_turn.next_turn_id")
+        name = requests.identifier(message.end_of_turn.next_turn_id, "end_of_turn.next_turn_id")
         assert not name or ID.fullmatch(name)
 
 
 def check_config(config: pb.StreamingAnalyzeConfig) -> None:
     """What is understood of a config is understood again from what the server says it understood."""
-    options = convert.stream_options(config, tenant="acme", defaults=DEFAULTS)
+    options = requests.stream_options(config, tenant="acme", defaults=DEFAULTS)
     assert options.tenant == "acme"
     for value in (options.conversation_id, options.participant_id, options.turn_id):
         assert ID.fullmatch(value)
@@ -79,8 +80,8 @@ def check_config(config: pb.StreamingAnalyzeConfig) -> None:
     assert all(1 <= trait <= 7 for trait in options.given_traits or ())
     assert options.emotion or options.personality
     started = events.StreamStarted(options.turn_id, True, 0, options.ttl_s, options.given_traits)
-    told = convert.effective_config(config, options, started)
-    again = convert.stream_options(told, tenant="acme", defaults=DEFAULTS)
+    told = responses.effective_config(config, options, started)
+    again = requests.stream_options(told, tenant="acme", defaults=DEFAULTS)
     assert abs(again.ttl_s - options.ttl_s) <= 1 / 16_000, "told in samples, as every duration"
     same = {"warnings": (), "ttl_asked": True, "ttl_s": options.ttl_s}
     assert replace(again, **same) == replace(options, **same)
@@ -117,16 +118,16 @@ def seeds() -> Iterable[bytes]:
             "speech_start_timeout": {"seconds": 5},
         },
         model="default",
-        given_personality=dict.fromkeys(convert.TRAIT_NAMES, 4.5),
+        given_personality=dict.fromkeys(TRAITS, 4.5),
         audio_start_offset={"seconds": 3, "nanos": 62_500},
         audio_start_time={"seconds": 1_700_000_000},
         conversation_ttl={"seconds": 60},
     )
     given = pb.StreamingAnalyzeConfig(audio_config=audio, model="given")
-    messages = [pb.StreamingAnalyzeRequest(streaming_config=config) for config in (full, given)]
-    messages += [pb.StreamingAnalyzeRequest(audio_content=b"RIFF" * 8), pb.StreamingAnalyzeRequest()]
-    messages += [pb.StreamingAnalyzeRequest(end_of_turn={"next_turn_id": name}) for name in ("", "t2", "a\nb")]
-    yield from (b"\0" + message.SerializeToString() for message in messages)
+    streams = [pb.StreamingAnalyzeRequest(streaming_config=config) for config in (full, given)]
+    streams += [pb.StreamingAnalyzeRequest(audio_content=b"RIFF" * 8), pb.StreamingAnalyzeRequest()]
+    streams += [pb.StreamingAnalyzeRequest(end_of_turn={"next_turn_id": name}) for name in ("", "t2", "a\nb")]
+    yield from (b"\0" + message.SerializeToString() for message in streams)
     yield b"\1" + pb.AnalyzeRequest(config=full, audio_content=b"\0" * 9).SerializeToString()
     for number in range(2, len(KINDS)):
         for name in ("table-4", "x" * 65, "\0"):

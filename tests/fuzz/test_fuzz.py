@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kibun.server.errors import invalid
 from tests.fuzz import fuzz_parser
 from tests.fuzz.fuzzing import Bytes, cut
 
@@ -59,11 +60,11 @@ def mutated(chance: random.Random, seed: bytes) -> bytes:
 
 def test_a_target_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """An identifier that is let through, and an error that tells of the server's insides."""
-    monkeypatch.setattr(fuzz_parser.convert, "identifier", lambda value, field: value)
+    monkeypatch.setattr(fuzz_parser.requests, "identifier", lambda value, field: value)
     with pytest.raises(AssertionError):
         fuzz_parser.check(b"\2" + fuzz_parser.pb.GetConversationRequest(conversation_id="a\nb").SerializeToString())
     monkeypatch.undo()
-    told = fuzz_parser.service.invalid("INVALID_ID", "turn_id", "DecodeError in /srv/kibun/service.py")
+    told = invalid("INVALID_ID", "turn_id", "DecodeError in /srv/kibun/service.py")
     with pytest.raises(AssertionError):
         fuzz_parser.check_failure(told)
 

@@ -13,9 +13,10 @@ from grpc_reflection.v1alpha import reflection
 
 from kibun.models.files import BundleError, resolve_bundle, written_atomically
 from kibun.server.api.auth import Authenticator, TokenFileError
+from kibun.server.api.contract import MAX_ANALYZE_BYTES, SERVICE
 from kibun.server.api.gate import Gate
 from kibun.server.api.health import Health
-from kibun.server.api.service import MAX_ANALYZE_BYTES, SERVICE, SpeechAnalysis
+from kibun.server.api.service import SpeechAnalysis
 from kibun.server.api.tls import Certificates
 from kibun.server.audio.vad import make_vad
 from kibun.server.conversation.open_store import open_store

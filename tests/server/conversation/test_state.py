@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kibun.models.types import Analysis, Traits
-from kibun.server.api import convert
+from kibun.server.api import responses
 from kibun.server.audio.endpointing import EndReason
 from kibun.server.conversation.state import (
     MAX_FINISHED_TURNS,
@@ -133,7 +133,7 @@ def test_the_condition_tells_its_evidence(source: str) -> None:
 
 @given(st.integers(0, 10**12))
 def test_every_position_is_an_exact_duration(position: int) -> None:
-    told = convert.duration(position)
+    told = responses.duration(position)
     assert (told.seconds * 10**9 + told.nanos) * 16_000 == position * 10**9
 
 

@@ -3,7 +3,7 @@
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from kibun.server.api import convert
+from kibun.server.api import requests
 from kibun.server.api.service import ServiceLimits
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.conversation.state import MAX_PARTICIPANTS
@@ -47,14 +47,14 @@ async def test_empty_turns_make_no_endless_conversation() -> None:
 
 @pytest.mark.parametrize(("longest_s", "asked_s", "allowed"), [(3600.0, 3600, True), (3600.0, 3601, False)])
 def test_a_client_may_ask_for_as_long_as_the_operator_allows(longest_s: float, asked_s: int, allowed: bool) -> None:
-    defaults = convert.Defaults((MODEL,), EndpointingOptions(), 1800.0, lambda kind: f"{kind}-1", longest_s)
+    defaults = requests.Defaults((MODEL,), EndpointingOptions(), 1800.0, lambda kind: f"{kind}-1", longest_s)
     config = pb.StreamingAnalyzeConfig(conversation_ttl=Duration(seconds=asked_s))
     config.audio_config.encoding, config.audio_config.sample_rate_hertz = pb.AUDIO_ENCODING_LINEAR16, 16_000
     if allowed:
-        assert convert.stream_options(config, tenant="", defaults=defaults).ttl_s == asked_s
+        assert requests.stream_options(config, tenant="", defaults=defaults).ttl_s == asked_s
         return
     with pytest.raises(Failure, match="conversation_ttl must be 1 to 3600 s") as caught:
-        convert.stream_options(config, tenant="", defaults=defaults)
+        requests.stream_options(config, tenant="", defaults=defaults)
     assert (caught.value.reason, caught.value.field) == ("INVALID_DURATION", "conversation_ttl")
 
 

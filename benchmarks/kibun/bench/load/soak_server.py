@@ -11,21 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from kibun.bench.load.front_servers import STUB_LOADER
-from kibun.server.api.service import SpeechAnalysis
 from kibun.server.serving import Server
+from kibun.server.session.session import Session
 from kibun.server.settings import Settings
 
 
 def leak(size: int) -> None:
     """From now on every stream leaves `size` bytes behind."""
-    kept: list[bytearray] = []
-    make_session: Any = SpeechAnalysis._session
+    leaked: list[bytearray] = []
+    make = Session.__init__
 
-    def keep(self: SpeechAnalysis, *arguments: Any) -> Any:
-        kept.append(bytearray(size))
-        return make_session(self, *arguments)
+    def make_and_leak(self: Session, *arguments: Any) -> None:
+        leaked.append(bytearray(size))
+        make(self, *arguments)
 
-    SpeechAnalysis._session = keep  # type: ignore[method-assign,assignment]
+    Session.__init__ = make_and_leak  # type: ignore[method-assign,assignment]
 
 
 if __name__ == "__main__":

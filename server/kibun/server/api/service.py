@@ -1,24 +1,21 @@
-"""The gRPC service: admits streams, turns messages into domain values and failures into statuses."""
+"""The gRPC service: admits calls, runs a session for each stream or recording, and answers the other methods."""
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import grpc
 from google.protobuf.message import Message
 
-from kibun.models.types import EMOTIONS, SAMPLE_RATE_HZ, TRAITS
-from kibun.server import __version__
-from kibun.server.api import convert
+from kibun.server.api import messages, requests, responses
 from kibun.server.api.auth import Authenticator
+from kibun.server.api.contract import MAX_TTL_S, SERVICE
 from kibun.server.api.gate import Context, Gate, Handler, current_call
-from kibun.server.api.quota import RETRY_AFTER_S, Account, Quotas, TenantLimits
-from kibun.server.audio.decoder import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
+from kibun.server.api.quota import RETRY_AFTER_S, Quotas, TenantLimits
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import Vad
 from kibun.server.conversation.state import Conversation
@@ -26,41 +23,33 @@ from kibun.server.conversation.store import ConversationStore
 from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.inference.backend import Analyzer, ModelInfo
 from kibun.server.observability.telemetry import Telemetry
-from kibun.server.session import capability, events
+from kibun.server.session import events
 from kibun.server.session.open_streams import OpenStreams
 from kibun.server.session.session import Dependencies, Session
-from kibun.server.session.timeout import Timeout
 from kibun.v1 import speech_analysis_pb2 as pb
 
-SERVICE = "kibun.v1.SpeechAnalysisService"
-MAX_AUDIO_CONTENT_BYTES = 256 * 1024
 LAST_RESULTS_S = 0.2
-MAX_ANALYZE_BYTES = 4 * 1024 * 1024  # each place may hold a request of this size: what all of them may weigh
 GOING_AWAY = events.StreamWarning(
     "GOING_AWAY", "this server is stopping: finish the turn and open the next stream on another connection"
 )
 
-M = TypeVar("M", bound=Message)
 Method: TypeAlias = Callable[[Any, str], Awaitable[Message]]  # request, tenant
 
 
 @dataclass(frozen=True, slots=True)
 class ServiceLimits:
-    """What the service announces and enforces, beside each stream's own `events.Limits`."""
+    """Limits of the service, beside those of each stream (`events.Limits`)."""
 
     max_streams: int = 256
     config_timeout_s: float = 10.0
     slow_reader_timeout_s: float = 10.0
     conversation_ttl_s: float = events.CONVERSATION_TTL_S
-    tenant: TenantLimits = field(default_factory=TenantLimits)  # of each tenant without limits of its own
-    max_conversation_ttl_s: float = convert.MAX_TTL_S  # that a client may ask for
+    max_conversation_ttl_s: float = MAX_TTL_S  # that a client may ask for
+    tenant: TenantLimits = field(default_factory=TenantLimits)  # for tenants without their own in the token file
 
 
 class SpeechAnalysis:
-    """Implements `kibun.v1.SpeechAnalysisService`.
-
-    `models` is empty until `serve` is called, after which streams are admitted; `drain` ends that again.
-    """
+    """Implements `kibun.v1.SpeechAnalysisService`. Calls are admitted from `serve` until `drain`."""
 
     def __init__(
         self,
@@ -87,7 +76,7 @@ class SpeechAnalysis:
         self._draining = False
         self._quotas = Quotas(limits.max_streams, lambda tenant: authenticator.limits(tenant, limits.tenant))
         self.gate = Gate(SERVICE, authenticator, self._quotas, self._check_admission, telemetry)
-        """An interceptor that the gRPC server must be given."""
+        """The interceptor that the gRPC server needs."""
 
     @property
     def active_streams(self) -> int:
@@ -98,27 +87,28 @@ class SpeechAnalysis:
         return self._models
 
     def serve(self, models: tuple[ModelInfo, ...]) -> None:
-        """From now on streams are admitted. `models`: the default first."""
+        """Starts admitting calls. `models`: the default first."""
         self._models = models
 
     def drain(self) -> None:
-        """No new streams; the open ones are told."""
+        """Stops admitting calls and warns the clients of open streams."""
         self._draining = True
         self._open_streams.warn_all(GOING_AWAY)
 
     async def end_streams(self) -> None:
-        """Ends what is still open, streams that have sent nothing yet too: each client is told to resume elsewhere.
+        """Ends every open call with a status that asks its client to resume elsewhere.
 
-        A result that is being written gets the time to be: otherwise its client has it, and the conversation does not.
+        Results that are being written get LAST_RESULTS_S to be stored too: a client must not have what the
+        conversation lacks.
         """
         self._open_streams.end_all(_draining())
         await self.gate.end_all(_draining(), within_s=LAST_RESULTS_S)
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """For `server.add_generic_rpc_handlers`, together with `gate`.
+        """Returns what `server.add_generic_rpc_handlers` needs, together with `gate`.
 
-        Not protoc's registration: that one answers a malformed message with the parser's text. All methods are of kind
-        stream-stream, which a caller cannot tell: so even a large request is read only once its call was let in.
+        protoc's registration would answer a malformed message with the parser's text. All methods are of kind
+        stream-stream, which is the same to callers, so that no request is read before its call was admitted.
         """
         single: dict[str, tuple[Method, type[Message]]] = {
             "Analyze": (self._analyze, pb.AnalyzeRequest),
@@ -127,97 +117,46 @@ class SpeechAnalysis:
             "DeleteConversation": (self._delete, pb.DeleteConversationRequest),
             "GetServiceInfo": (self._info, pb.GetServiceInfoRequest),
         }
-        methods = {name: _method(self._single(method), kind) for name, (method, kind) in single.items()}
-        methods["StreamingAnalyze"] = _method(self._streaming_analyze, pb.StreamingAnalyzeRequest)
+        methods = {name: messages.method(self._single(call), request) for name, (call, request) in single.items()}
+        methods["StreamingAnalyze"] = messages.method(self._streaming_analyze, pb.StreamingAnalyzeRequest)
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     # ---- streams
 
-    async def _streaming_analyze(self, requests: AsyncIterator[Any], context: Context) -> None:
+    async def _streaming_analyze(self, incoming: AsyncIterator[Any], context: Context) -> None:
         call = current_call()
-        config = await self._first_config(requests)
-        self._check_serving()  # that took a while
-        options = convert.stream_options(config, tenant=call.tenant, defaults=self._defaults())
-        session = self._session(call.request_id, options)
-
-        def started(event: events.StreamStarted) -> pb.StreamStarted:
-            model = convert.model_named(options.model, self._models)
-            return pb.StreamStarted(
-                request_id=call.request_id,
-                conversation_id=options.conversation_id,
-                participant_id=options.participant_id,
-                turn_id=event.turn_id,
-                model=options.model,
-                conversation_created=event.created,
-                prior_utterance_count=event.prior_utterances,
-                effective_config=convert.effective_config(config, options, event),
-                max_stream_duration=convert.duration_of(self._stream_limits.max_stream_s),
-                idle_timeout=convert.duration_of(self._stream_limits.idle_timeout_s),
-                max_audio_content_bytes=MAX_AUDIO_CONTENT_BYTES,
-                synthetic_model=model.synthetic,
-            )
-
-        assert call.account is not None  # a stream takes a place
-        heard = _domain_requests(requests, options, call.account)
+        config = requests.config_of(await self._first(incoming, "streaming_config"))
+        self._check_serving()  # again: the config may have taken a while
+        options = requests.stream_options(config, tenant=call.tenant, defaults=self._defaults())
+        model = requests.model_named(options.model, self._models)
+        session = Session(call.request_id, options, model, self._session_dependencies, call.telemetry)
+        stream = responses.StreamFacts(call.request_id, config, options, model, self._stream_limits)
+        assert call.account is not None  # as it counts as a stream
+        incoming = requests.session_requests(incoming, options, call.account)
         number = 0
-        async with self._room(call.request_id, options), aclosing(session.run(heard)) as replies:
+        async with self._admitted(call.request_id, options), aclosing(session.run(incoming)) as replies:
             async for reply in replies:
-                await self._write(context, convert.response(reply, number, started))
+                await self._write(context, responses.response(reply, number, stream))
                 number += 1
 
-    async def _first_config(self, requests: AsyncIterator[Any]) -> pb.StreamingAnalyzeConfig:
-        message = await self._first(requests, "streaming_config")
-        if message is None:
-            raise invalid("EMPTY_STREAM", "streaming_request", "the stream held nothing; send streaming_config first")
-        kind = message.WhichOneof("streaming_request")
-        if kind is None:
-            raise _empty_request()
-        if kind != "streaming_config":
-            raise invalid("CONFIG_REQUIRED_FIRST", "streaming_request", f"send streaming_config before {kind}")
-        config: pb.StreamingAnalyzeConfig = message.streaming_config
-        return config
-
-    async def _first(self, requests: AsyncIterator[Any], what: str) -> Any:
-        """The first message of a call, None where there is none. Raises Failure where it does not come in time."""
-        timeout_s = self._limits.config_timeout_s
-        patience = Timeout(timeout_s)
-        try:
-            message = await patience.wait(anext(requests, None))
-        except TimeoutError:
-            text = f"{what} did not come within {timeout_s:g} s; send it first"
-            raise Failure(Kind.DEADLINE_EXCEEDED, "CONFIG_TIMEOUT", text) from None
-        finally:
-            patience.close()
-        return None if message is None else _checked(message)
+    async def _first(self, incoming: AsyncIterator[Any], what: str) -> Any:
+        return await messages.first(incoming, what, timeout_s=self._limits.config_timeout_s)
 
     async def _write(self, context: Context, message: Message) -> None:
-        timeout_s = self._limits.slow_reader_timeout_s
-        patience = Timeout(timeout_s)
-        try:
-            await patience.wait(context.write(message))
-        except grpc.aio.InternalError:
-            # Its client is gone, and gRPC about to cancel this call: a write that comes first fails like this.
-            raise asyncio.CancelledError from None
-        except TimeoutError:
-            text = f"results were not read for {timeout_s:g} s; read while sending"
-            raise Failure(
-                Kind.RESOURCE_EXHAUSTED, "SLOW_CONSUMER", text, retry_after_s=RETRY_AFTER_S, quota="unread results"
-            ) from None
-        finally:
-            patience.close()
+        await messages.write(context, message, timeout_s=self._limits.slow_reader_timeout_s)
 
     def _check_admission(self, takes_place: bool) -> None:
-        """Raises Failure at once where no such call is taken now."""
+        """Raises Failure if no such call is admitted now."""
         self._check_serving()
         if takes_place and not self._analyzer.ready():
-            text = "the analysis is being started again; try again soon or elsewhere"
+            text = "the analysis is restarting; try again soon or elsewhere"
             raise Failure(Kind.UNAVAILABLE, "RESTARTING", text, retry_after_s=RETRY_AFTER_S)
         if takes_place and not self._analyzer.admits(running=True):
             raise _overloaded()
 
     @asynccontextmanager
-    async def _room(self, stream_id: str, options: events.StreamOptions) -> AsyncIterator[None]:
-        """Room for what the stream will say. Raises Failure where there is none, or only for running conversations."""
+    async def _admitted(self, stream_id: str, options: events.StreamOptions) -> AsyncIterator[None]:
+        """Reserves analysis for the stream. Raises Failure if none is free, or only for conversations in progress."""
         running = await self._store.knows((options.tenant, options.conversation_id))
         if not self._analyzer.admits(running=running):
             raise _overloaded()
@@ -231,23 +170,19 @@ class SpeechAnalysis:
             text = "the models are still loading; health turns SERVING when they are ready"
             raise Failure(Kind.UNAVAILABLE, "LOADING", text, retry_after_s=RETRY_AFTER_S)
 
-    def _session(self, stream_id: str, options: events.StreamOptions) -> Session:
-        model = convert.model_named(options.model, self._models)
-        return Session(stream_id, options, model, self._session_dependencies, current_call().telemetry)
-
-    def _defaults(self) -> convert.Defaults:
+    def _defaults(self) -> requests.Defaults:
         limits = self._limits
-        return convert.Defaults(
+        return requests.Defaults(
             self._models, self._endpointing, limits.conversation_ttl_s, _new_id, limits.max_conversation_ttl_s
         )
 
     # ---- single calls
 
     def _single(self, method: Method) -> Handler:
-        """One request, one response."""
+        """Returns a handler for one request and one response."""
 
-        async def handle(requests: AsyncIterator[Any], context: Context) -> None:
-            request = await self._first(requests, "the request")
+        async def handle(incoming: AsyncIterator[Any], context: Context) -> None:
+            request = await self._first(incoming, "the request")
             if request is None:
                 raise invalid("EMPTY_REQUEST", "request", "the call held no message; send one request")
             await self._write(context, await method(request, current_call().tenant))
@@ -255,42 +190,36 @@ class SpeechAnalysis:
         return handle
 
     async def _analyze(self, request: pb.AnalyzeRequest, tenant: str) -> pb.AnalyzeResponse:
-        """The whole recording as one turn, through the same session as a stream."""
-        if not request.HasField("config"):
-            raise invalid("CONFIG_REQUIRED_FIRST", "config", "config is required")
-        if not 0 < len(request.audio_content) <= MAX_ANALYZE_BYTES:
-            text = f"audio_content must hold 1 to {MAX_ANALYZE_BYTES} bytes; stream longer audio"
-            raise invalid("AUDIO_CONTENT_SIZE", "audio_content", text)
-        if request.config.endpointing_config.HasField("end_of_turn_silence"):
-            field = "endpointing_config.end_of_turn_silence"
-            raise invalid("INVALID_ENDPOINTING", field, "Analyze takes one turn; stream audio of several")
+        """Analyses a whole recording as one turn, through the same session as a stream."""
+        requests.check_recording(request)
         call = current_call()
-        options = convert.stream_options(request.config, tenant=tenant, defaults=self._defaults())
+        options = requests.stream_options(request.config, tenant=tenant, defaults=self._defaults())
         options = replace(options, interims=False, voice_activity_events=False)
-        assert call.account is not None  # it takes a place
-        if failure := call.account.charge(_seconds(request.audio_content, options)):
+        assert call.account is not None  # as it counts as a stream
+        if failure := call.account.charge(requests.audio_seconds(request.audio_content, options)):
             raise failure
         response = pb.AnalyzeResponse(request_id=call.request_id)
-        session = self._session(call.request_id, options)
-        pieces = _pieces(request.audio_content)
-        async with self._room(call.request_id, options), aclosing(session.run(pieces)) as replies:
+        model = requests.model_named(options.model, self._models)
+        session = Session(call.request_id, options, model, self._session_dependencies, call.telemetry)
+        pieces = requests.recording_requests(request.audio_content)
+        async with self._admitted(call.request_id, options), aclosing(session.run(pieces)) as replies:
             async for reply in replies:
                 match reply.event:
                     case events.UtteranceResult() as event:
-                        response.utterances.append(convert.utterance(event))
+                        response.utterances.append(responses.utterance(event))
                     case events.StreamWarning() as event:
-                        response.warnings.append(convert.warning(event))
+                        response.warnings.append(responses.warning(event))
                     case events.TurnResult() as event:
-                        response.turn_result.CopyFrom(convert.turn(event))
+                        response.turn_result.CopyFrom(responses.turn(event))
                     case events.StreamEnded() as event:
-                        response.conversation.CopyFrom(convert.conversation(event.conversation, event.model))
+                        response.conversation.CopyFrom(responses.conversation(event.conversation, event.model))
         return response
 
     async def _get(self, request: pb.GetConversationRequest, tenant: str) -> pb.GetConversationResponse:
-        conversation = await self._store.get(_key(request, tenant))
+        conversation = await self._store.get(requests.conversation_key(request, tenant))
         if conversation is None:
             raise _no_conversation()
-        return pb.GetConversationResponse(conversation=self._wire(conversation))
+        return pb.GetConversationResponse(conversation=self._message(conversation))
 
     async def _complete(self, request: pb.CompleteConversationRequest, tenant: str) -> pb.CompleteConversationResponse:
         def complete(conversation: Conversation | None) -> Conversation:
@@ -298,11 +227,11 @@ class SpeechAnalysis:
                 raise _no_conversation()
             return replace(conversation, completed=True)
 
-        conversation = await self._store.update(_key(request, tenant), complete)
-        return pb.CompleteConversationResponse(conversation=self._wire(conversation))
+        conversation = await self._store.update(requests.conversation_key(request, tenant), complete)
+        return pb.CompleteConversationResponse(conversation=self._message(conversation))
 
     async def _delete(self, request: pb.DeleteConversationRequest, tenant: str) -> pb.DeleteConversationResponse:
-        key = _key(request, tenant)
+        key = requests.conversation_key(request, tenant)
         self._open_streams.end_conversation(
             key, Failure(Kind.ABORTED, "CONVERSATION_DELETED", "the conversation was deleted")
         )
@@ -311,116 +240,17 @@ class SpeechAnalysis:
         return pb.DeleteConversationResponse()
 
     async def _info(self, request: pb.GetServiceInfoRequest, tenant: str) -> pb.GetServiceInfoResponse:
-        info = pb.GetServiceInfoResponse
-        emotion_scales = [info.Scale(dimension=d, min=1, max=5, neutral=3) for d in EMOTIONS]
-        trait_scales = [info.Scale(dimension=d, min=1, max=7, neutral=4) for d in TRAITS]
-        return info(
-            server_version=__version__,
-            models=[
-                info.Model(
-                    name=m.name,
-                    version=m.version,
-                    is_default=m is self._models[0],
-                    supports_emotion=m.supports_emotion,
-                    supports_personality=m.supports_personality,
-                    supports_conversation_personality=m.supports_conversation_personality,
-                    synthetic=m.synthetic,
-                    requires_given_personality=m.requires_given_traits,
-                    notice=capability.notice(m),
-                )
-                for m in self._models
-            ],
-            scales=emotion_scales + trait_scales,
-            audio_encodings=list(convert.ENCODINGS),
-            min_sample_rate_hertz=MIN_SAMPLE_RATE_HZ,
-            max_sample_rate_hertz=MAX_SAMPLE_RATE_HZ,
-            model_sample_rate_hertz=SAMPLE_RATE_HZ,
-            max_audio_content_bytes=MAX_AUDIO_CONTENT_BYTES,
-            max_stream_duration=convert.duration_of(self._stream_limits.max_stream_s),
-            idle_timeout=convert.duration_of(self._stream_limits.idle_timeout_s),
-            max_concurrent_streams=self._limits.max_streams,
-            active_stream_count=self._quotas.active,
-            default_endpointing_config=convert.endpointing_config(self._endpointing),
+        return responses.service_info(
+            self._models,
+            self._endpointing,
+            self._stream_limits,
+            max_streams=self._limits.max_streams,
+            active_streams=self._quotas.active,
         )
 
-    def _wire(self, conversation: Conversation) -> pb.Conversation:
+    def _message(self, conversation: Conversation) -> pb.Conversation:
         models = {m.name: m for m in self._models}
-        return convert.conversation(conversation, models.get(conversation.model))
-
-
-# ---- requests
-
-
-class _Malformed:
-    """Stands for a message that is no protobuf of the expected type."""
-
-
-def _parser(kind: type[M]) -> Callable[[bytes], M | _Malformed]:
-    def parse(data: bytes) -> M | _Malformed:
-        try:
-            return kind.FromString(data)
-        except Exception:  # whatever the parser makes of it: gRPC would answer UNKNOWN, with the exception's text
-            return _Malformed()
-
-    return parse
-
-
-def _checked(message: M | _Malformed) -> M:
-    if isinstance(message, _Malformed):
-        raise invalid("MALFORMED_MESSAGE", "", "the message is not a protobuf of the expected type")
-    return message
-
-
-def _serialize(message: Message) -> bytes:
-    return message.SerializeToString()
-
-
-def _method(handler: Handler, request: type[Message]) -> grpc.RpcMethodHandler:
-    return grpc.stream_stream_rpc_method_handler(
-        handler, request_deserializer=_parser(request), response_serializer=_serialize
-    )
-
-
-async def _domain_requests(
-    requests: AsyncIterator[Any], options: events.StreamOptions, account: Account
-) -> AsyncIterator[events.Request]:
-    """What follows the config, as domain values, charged to the tenant's account."""
-    async for message in requests:
-        kind = _checked(message).WhichOneof("streaming_request")
-        payload = message.audio_content
-        if failure := account.charge(_seconds(payload, options)):
-            yield events.Refused(failure)
-            return
-        match kind:
-            case "audio_content":
-                if len(payload) > MAX_AUDIO_CONTENT_BYTES:
-                    text = f"audio_content may hold {MAX_AUDIO_CONTENT_BYTES} bytes, not {len(payload)}; split it"
-                    raise invalid("AUDIO_CONTENT_TOO_LARGE", "audio_content", text)
-                yield events.Audio(payload)
-            case "end_of_turn":
-                field = "end_of_turn.next_turn_id"
-                yield events.EndOfTurn(convert.identifier(message.end_of_turn.next_turn_id, field))
-            case "streaming_config":
-                text = "streaming_config goes first and once; open another stream for another config"
-                raise invalid("CONFIG_REPEATED", "streaming_config", text)
-            case _:
-                raise _empty_request()
-
-
-def _seconds(payload: bytes, options: events.StreamOptions) -> float:
-    return len(payload) / (options.audio.sample_bytes * options.audio.sample_rate_hz)
-
-
-async def _pieces(payload: bytes) -> AsyncIterator[events.Request]:
-    for begin in range(0, len(payload), MAX_AUDIO_CONTENT_BYTES):
-        yield events.Audio(payload[begin : begin + MAX_AUDIO_CONTENT_BYTES])
-        await asyncio.sleep(0)  # others get their turn between the pieces of a long recording
-
-
-def _key(request: Any, tenant: str) -> tuple[str, str]:
-    if not request.conversation_id:
-        raise invalid("INVALID_ID", "conversation_id", "conversation_id is required")
-    return tenant, convert.identifier(request.conversation_id, "conversation_id")
+        return responses.conversation(conversation, models.get(conversation.model))
 
 
 def _new_id(kind: str) -> str:
@@ -430,18 +260,13 @@ def _new_id(kind: str) -> str:
 # ---- failures
 
 
-def _empty_request() -> Failure:
-    text = "set one of streaming_config, audio_content, end_of_turn"
-    return invalid("EMPTY_REQUEST", "streaming_request", text)
-
-
 def _draining() -> Failure:
     text = "this server is stopping; connect again, and resume the turn if one was open"
     return Failure(Kind.UNAVAILABLE, "DRAINING", text, retry_after_s=RETRY_AFTER_S)
 
 
 def _overloaded() -> Failure:
-    text = "this server is busy with the streams it has; try again later or elsewhere"
+    text = "this server is busy with its open streams; try again later or elsewhere"
     return Failure(Kind.RESOURCE_EXHAUSTED, "OVERLOADED", text, retry_after_s=RETRY_AFTER_S, quota="analysis")
 
 
