@@ -1,6 +1,7 @@
 """The rooms of the house: what exists where, and who may import whom."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -130,6 +131,7 @@ def imports(path: Path) -> set[str]:
 
 
 MODULES = modules()
+TESTS = sorted((ROOT / "tests").rglob("test_*.py"))
 
 
 def room_of(name: str) -> str:
@@ -181,6 +183,20 @@ def test_a_room_says_what_it_is_for() -> None:
         if path.name == "__init__.py":
             said = ast.get_docstring(ast.parse(path.read_text()))
             assert said, f"{name}: two lines at the top of its __init__.py, please"
+
+
+def test_tests_lie_in_rooms_of_the_same_names() -> None:
+    homes = {ROOT / "tests" / room: ROOT / folder / "kibun" / room for room, folder in FOLDERS.items()}
+    for path in TESTS:
+        for tests, home in homes.items():
+            if path.is_relative_to(tests):
+                assert (home / path.parent.relative_to(tests)).is_dir(), f"{path}: no room has this name"
+
+
+def test_no_test_module_imports_another() -> None:
+    for path in TESTS:
+        borrowed = [name for name in imports(path) if re.match(r"tests\..*\btest_", name)]
+        assert not borrowed, f"{path} imports {borrowed}: what two modules need lies in tests/support"
 
 
 def test_nothing_hides_the_namespace_package() -> None:

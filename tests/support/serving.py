@@ -157,12 +157,13 @@ def encode(audio: np.ndarray, encoding: Encoding = "linear16") -> bytes:
         return audio.astype("<f4").tobytes()
     if encoding == "linear16":
         return (audio * 32767).round().astype("<i2").tobytes()
-    from kibun.server.audio import decoder as server_audio
+    from kibun.server.audio import decoder
 
-    table = server_audio._mulaw_table() if encoding == "mulaw" else server_audio._alaw_table()
+    table = decoder._mulaw_table() if encoding == "mulaw" else decoder._alaw_table()
     order = np.argsort(table)
     nearest = np.searchsorted(table[order], audio).clip(0, 255)
-    return order[nearest].astype(np.uint8).tobytes()
+    payload: bytes = order[nearest].astype(np.uint8).tobytes()
+    return payload
 
 
 # ---- requests
@@ -174,7 +175,7 @@ def seconds(value: float) -> Duration:
 
 
 def config(
-    *, rate: int = RATE_HZ, encoding: int = pb.AUDIO_ENCODING_LINEAR16, **fields: Any
+    *, rate: int = RATE_HZ, encoding: pb.AudioEncoding = pb.AUDIO_ENCODING_LINEAR16, **fields: Any
 ) -> pb.StreamingAnalyzeRequest:
     """The first message; `fields` are those of StreamingAnalyzeConfig."""
     fields.setdefault("audio_config", pb.AudioConfig(encoding=encoding, sample_rate_hertz=rate))

@@ -93,7 +93,7 @@ class _Timed(Batcher):
         return result
 
 
-class _Speaker:
+class Speaker:
     """Says one utterance after the other to sessions of one store."""
 
     def __init__(self, model: ModelInfo, backend: Backend) -> None:
@@ -182,12 +182,12 @@ def _measure(name: str, bundle: str, turns: Sequence[int], rounds: int) -> Measu
         backend = LocalBackend([bundle], device="cpu", threads=1, allow_untrained=True)
         try:
             (model,) = runner.run(backend.start())
-            speaker = _Speaker(model, backend)
-            size, counted = runner.run(_weigh(speaker))
+            speaker = Speaker(model, backend)
+            size, counted = runner.run(weigh(speaker))
             conversation = runner.run(speaker.conversation())
-            known = {turn: _with_records(conversation, turn - 1) for turn in turns}
+            known = {turn: with_records(conversation, turn - 1) for turn in turns}
             estimating: dict[int, list[float]] = {turn: [] for turn in turns}
-            pcm, spoken = _pcm(TURN_S), 0
+            pcm, spoken = pcm_of(TURN_S), 0
 
             def timed(turn: int) -> None:
                 nonlocal spoken
@@ -209,15 +209,15 @@ def _measure(name: str, bundle: str, turns: Sequence[int], rounds: int) -> Measu
     )
 
 
-def _pcm(seconds: float) -> bytes:
+def pcm_of(seconds: float) -> bytes:
     return np.round(32767 * speech_like(seconds)).astype("<i2").tobytes()
 
 
-async def _weigh(speaker: _Speaker) -> tuple[int, int]:
+async def weigh(speaker: Speaker) -> tuple[int, int]:
     """Have a conversation of HEARD utterances. Returns (bytes that the process gets back when it is deleted, bytes of
     the vectors in it); the conversation is in the store again afterwards.
     """
-    pcm = _pcm(SHORT_S)
+    pcm = pcm_of(SHORT_S)
     await speaker.turn(pcm)  # what is allocated once is no conversation's
     await speaker.store.delete(KEY)
     tracemalloc.start()
@@ -242,7 +242,7 @@ async def _let_go() -> None:
     gc.collect()
 
 
-def _with_records(conversation: Conversation, count: int) -> Conversation:
+def with_records(conversation: Conversation, count: int) -> Conversation:
     """The conversation with so many utterances, of random vectors."""
     participant = conversation.participant(SPEAKER)
     rng = np.random.default_rng(0)

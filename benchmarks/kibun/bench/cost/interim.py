@@ -217,15 +217,15 @@ def _errors() -> tuple[dict[float, Errors], dict[float, Errors], Errors]:
     spoken = _dialogue()
     finals = estimate(spoken)
     by_share = {
-        share: _difference(estimate([audio[: round(share * len(audio))] for audio in spoken]), finals)
+        share: difference(estimate([audio[: round(share * len(audio))] for audio in spoken]), finals)
         for share in SHARES
     }
     by_seconds = {}
     for heard_s in HEARD_S:
         long = [index for index, audio in enumerate(spoken) if len(audio) >= heard_s * SAMPLE_RATE_HZ]
         early = estimate([spoken[index][: round(heard_s * SAMPLE_RATE_HZ)] for index in long])
-        by_seconds[heard_s] = _difference(early, finals[long])
-    return by_share, by_seconds, _difference(np.broadcast_to(finals.mean(axis=0), finals.shape), finals)
+        by_seconds[heard_s] = difference(early, finals[long])
+    return by_share, by_seconds, difference(np.broadcast_to(finals.mean(axis=0), finals.shape), finals)
 
 
 def _dialogue() -> list[npt.NDArray[np.float32]]:
@@ -246,7 +246,7 @@ def _numbers(analysis: Analysis) -> list[float]:
     return [analysis.valence, analysis.arousal, *analysis.utterance_traits]
 
 
-def _difference(estimates: npt.NDArray[np.float64], finals: npt.NDArray[np.float64]) -> Errors:
+def difference(estimates: npt.NDArray[np.float64], finals: npt.NDArray[np.float64]) -> Errors:
     """Of estimates (n, 7): valence, arousal, five traits."""
     mean = np.abs(estimates - finals).mean(axis=0)
     return Errors(len(finals), float(mean[0]), float(mean[1]), float(mean[2:].mean()))

@@ -73,8 +73,8 @@ def measure(*, quick: bool, streams: int | None = None, seconds: float | None = 
             costs = [_cost(clients, server, empty, rate, streams, seconds) for rate in RATES_HZ]
         with Child(front_servers.__name__, "sampled") as sampled:
             lags = _lags(clients, sampled, streams, seconds)
-    handover = asyncio.run(_handover(rounds=40 if quick else 200))
-    return _report(costs, lags, handover, streams, seconds)
+    handover = asyncio.run(measure_handover(rounds=40 if quick else 200))
+    return make_report(costs, lags, handover, streams, seconds)
 
 
 def _cost(clients: Child, server: ServerProcess, empty: Child, rate_hz: int, streams: int, seconds: float) -> Cost:
@@ -117,7 +117,7 @@ def _percentiles(values: Sequence[float]) -> dict[str, float]:
 # ---- handing over
 
 
-async def _handover(rounds: int) -> Handover:
+async def measure_handover(rounds: int) -> Handover:
     """An utterance of ten seconds to a worker and back."""
     backend = LocalBackend(["stub"], loader=STUB_LOADER)
     audio = np.random.default_rng(0).normal(0, 0.1, round(UTTERANCE_S * SAMPLE_RATE_HZ)).astype(np.float32)
@@ -143,7 +143,7 @@ async def _handover(rounds: int) -> Handover:
 # ---- report
 
 
-def _report(
+def make_report(
     costs: Sequence[Cost],
     lags: dict[str, dict[str, float]],
     handover: Handover,

@@ -149,7 +149,7 @@ def measure(
             bench = _Bench(plan, precision, [len(pcm) / SAMPLE_RATE_HZ for pcm in utterances], stored, bare)
             main = bench.model(model or BASE, model or str(bundle), latency=True)
             beside = [] if quick or model == TINY else [bench.model(TINY, TINY, latency=False)]
-    return _report([main, *beside], machine, counted=model is None)
+    return make_report([main, *beside], machine, counted=model is None)
 
 
 class _Bench:
@@ -200,7 +200,7 @@ class _Bench:
             served = clients.ask("push", order=order, streams=streams)
             used = {name: seconds - before[name] for name, seconds in _cpu(processes).items()}
             self._check_whole(order, served["finals"])
-            max_diff = max(max_diff, _difference(bare["estimates"], served["first_turns"]))
+            max_diff = max(max_diff, difference(bare["estimates"], served["first_turns"]))
             times = {"bare_s": bare["seconds"], "served_s": served["seconds"], "bare": bare["cpu_s"]}
             times["streams"] = served["streams"]
             rounds.append(times | used)
@@ -251,7 +251,7 @@ class _Bench:
         for load in (*LOADS, OVERLOAD):
             seconds = self._plan.load_s if load in (CALM, OVERLOAD) else self._plan.load_s / 2
             arrivals = schedule(self._lengths_s, load * capacity, seconds, seed=round(100 * load))
-            found.append(_latency(load, len(arrivals), clients.ask("speak", arrivals=arrivals)))
+            found.append(latency(load, len(arrivals), clients.ask("speak", arrivals=arrivals)))
         return tuple(found)
 
 
@@ -274,7 +274,7 @@ def schedule(lengths_s: Sequence[float], audio_s_per_s: float, seconds: float, *
     return sorted(arrivals, key=lambda arrival: arrival[1])
 
 
-def _latency(load: float, offered: int, replies: dict[str, Any]) -> Latency:
+def latency(load: float, offered: int, replies: dict[str, Any]) -> Latency:
     final_ms, refusal_ms = replies["final_ms"], replies["refusal_ms"]
     return Latency(
         load=load,
@@ -302,7 +302,7 @@ def _cpu(processes: dict[str, list[int]]) -> dict[str, float]:
     return {name: sum(map(cpu_seconds, pids)) for name, pids in processes.items()}
 
 
-def _difference(bare: dict[str, Any], served: dict[str, Any]) -> float:
+def difference(bare: dict[str, Any], served: dict[str, Any]) -> float:
     """Largest difference between estimates of the same utterances."""
     pairs = [(a, b) for index, values in served.items() for a, b in zip(bare[index], values, strict=True)]
     return max((abs(a - b) for a, b in pairs if a is not None), default=0.0)
@@ -311,7 +311,7 @@ def _difference(bare: dict[str, Any], served: dict[str, Any]) -> float:
 # ---- report
 
 
-def _report(models: Sequence[Measured], machine: dict[str, Any], *, counted: bool) -> Report:
+def make_report(models: Sequence[Measured], machine: dict[str, Any], *, counted: bool) -> Report:
     main = models[0]
     latency_of = {latency.load: latency for latency in main.latencies}
     calm, over = latency_of[CALM], latency_of[OVERLOAD]

@@ -61,19 +61,19 @@ def measure(*, quick: bool, streams: int | None = None, seconds: float | None = 
     turn_s = 3.7 if quick else 29.6
     options = ["--loader", STUB_LOADER, "--max-streams", str(4 * streams + 100)]
     with Child(soak_clients.__name__) as clients, tempfile.TemporaryDirectory() as folder:
-        with ServerProcess("stub", [*options, "--token-file", str(_tokens(Path(folder)))]) as server:
+        with ServerProcess("stub", [*options, "--token-file", str(write_tokens(Path(folder)))]) as server:
             learned = clients.ask("learn", target=server.target, turn_s=turn_s)
             if not learned["as_segmented"]:
                 raise SoakError(f"a turn alone is not answered as it is segmented: {learned}")
             with _sampled(server.pid) as samples:
                 tally = clients.ask("talk", target=server.target, streams=streams, seconds=seconds)
-            left = _bytes_per_stream(clients, server.target, server.pid, dropped)
-        with _leaking() as (target, pid):
-            control = _bytes_per_stream(clients, target, pid, dropped)
-    return _report(tally, samples, left, control, streams=streams, seconds=seconds, dropped=dropped)
+            left = bytes_per_stream(clients, server.target, server.pid, dropped)
+        with leaking_server() as (target, pid):
+            control = bytes_per_stream(clients, target, pid, dropped)
+    return make_report(tally, samples, left, control, streams=streams, seconds=seconds, dropped=dropped)
 
 
-def _tokens(folder: Path) -> Path:
+def write_tokens(folder: Path) -> Path:
     """A token file for the clients, and one stream for the prober."""
     path = folder / "tokens"
     lines = ((CLIENTS_TOKEN, "clients", ""), (PROBE_TOKEN, "probe", "streams=1"))
@@ -101,7 +101,7 @@ def _sampled(pid: int) -> Iterator[list[Sample]]:
 
 
 @contextmanager
-def _leaking() -> Iterator[tuple[str, int]]:
+def leaking_server() -> Iterator[tuple[str, int]]:
     """The server that leaks: its address and process id."""
     with tempfile.TemporaryDirectory() as folder:
         port_file = Path(folder) / "port"
@@ -119,7 +119,7 @@ def _leaking() -> Iterator[tuple[str, int]]:
             process.wait()
 
 
-def _bytes_per_stream(clients: Child, target: str, pid: int, streams: int) -> float:
+def bytes_per_stream(clients: Child, target: str, pid: int, streams: int) -> float:
     """What a stream that is opened and dropped leaves, once as many have filled every cache and pool."""
     clients.ask("drop", target=target, streams=streams)
     before = _rss_bytes(pid)
@@ -137,7 +137,7 @@ def _rss_bytes(pid: int) -> int:
 # ---- report
 
 
-def _report(
+def make_report(
     tally: dict[str, Any],
     samples: Sequence[Sample],
     left: float,

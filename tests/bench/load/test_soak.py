@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from kibun.bench.load import soak
+from kibun.bench.load.front_servers import STUB_LOADER
 from kibun.bench.support.child import Child
 from kibun.client.server_process import ServerProcess
 
@@ -18,14 +19,14 @@ SAMPLES = [soak.Sample(float(n), 70.0 + n, 0.1 * n) for n in range(10)]
 
 
 def report(left: float = 100.0, control: float = 4200.0, **heard: object) -> dict[str, Any]:
-    made = soak._report({**HEARD, **heard}, SAMPLES, left, control, streams=2, seconds=10.0, dropped=10_000)
+    made = soak.make_report({**HEARD, **heard}, SAMPLES, left, control, streams=2, seconds=10.0, dropped=10_000)
     assert len(made.tables) == 2
     payload: dict[str, Any] = json.loads(json.dumps(made.payload))
     return payload
 
 
 def test_people_are_answered_as_one_alone_is(tmp_path: Path) -> None:
-    options = ["--loader", soak.STUB_LOADER, "--token-file", str(soak._tokens(tmp_path))]
+    options = ["--loader", STUB_LOADER, "--token-file", str(soak.write_tokens(tmp_path))]
     with Child("kibun.bench.load.soak_clients") as clients, ServerProcess("stub", options) as server:
         learned = clients.ask("learn", target=server.target, turn_s=3.7)
         assert learned == {"finals": 1, "as_segmented": True, "failures": {}}
@@ -40,15 +41,15 @@ def test_people_are_answered_as_one_alone_is(tmp_path: Path) -> None:
 
 def test_a_server_that_is_gone_is_a_failure_of_every_turn() -> None:
     with Child("kibun.bench.load.soak_clients") as clients:
-        with ServerProcess("stub", ["--loader", soak.STUB_LOADER]) as server:
+        with ServerProcess("stub", ["--loader", STUB_LOADER]) as server:
             clients.ask("learn", target=server.target, turn_s=3.7)
         learned = clients.ask("learn", target="127.0.0.1:1", turn_s=3.7)
         assert learned == {"finals": 0, "as_segmented": False, "failures": {"UNAVAILABLE": 1}}
 
 
 def test_the_leaking_control_leaks() -> None:
-    with Child("kibun.bench.load.soak_clients") as clients, soak._leaking() as (target, pid):
-        assert soak._bytes_per_stream(clients, target, pid, 600) > soak.CONTROL_LEAK / 2
+    with Child("kibun.bench.load.soak_clients") as clients, soak.leaking_server() as (target, pid):
+        assert soak.bytes_per_stream(clients, target, pid, 600) > soak.CONTROL_LEAK / 2
 
 
 def test_the_report_says_what_is_promised() -> None:
@@ -61,7 +62,7 @@ def test_the_report_says_what_is_promised() -> None:
 
 
 def test_whatever_is_wrong_is_not_ok() -> None:
-    wrong = [
+    wrong: list[dict[str, Any]] = [
         {"lost": 1},
         {"doubled": 1},
         {"unaccounted": 1},

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kibun.bench.cost.interim import DEFAULT, LIMIT, LONGEST_S, Costs, Errors, Schedule, _difference, counted_factor
+from kibun.bench.cost.interim import DEFAULT, LIMIT, LONGEST_S, Costs, Errors, Schedule, counted_factor, difference
 
 
 def test_worst_lengths_are_those_where_an_interim_has_just_fallen_due() -> None:
@@ -41,4 +41,4 @@ def test_unmeasured_lengths_cost_what_the_line_through_the_medians_says() -> Non
 def test_differences_are_means_over_utterances() -> None:
     finals = np.array([[3.0, 2.0, *[4.0] * 5], [1.0, 2.0, *[4.0] * 5]])
     early = finals + np.array([[1.0, 0.0, 5.0, 0, 0, 0, 0], [0.0, -0.5, 0, 0, 0, 0, 0]])
-    assert _difference(early, finals) == Errors(2, valence=0.5, arousal=0.25, traits=0.5)
+    assert difference(early, finals) == Errors(2, valence=0.5, arousal=0.25, traits=0.5)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -243,12 +244,12 @@ def test_bad_options_name_what_is_allowed() -> None:
 # ---- runs
 
 
-def check_command(*options: str, runs: int) -> dict[str, object]:
+def check_command(*options: str, runs: int) -> dict[str, Any]:
     """Runs the command. Returns what it printed."""
     command = [sys.executable, "-m", "kibun.client.main", "bench", "faults", "--json", "--runs", str(runs), *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
-    payload: dict[str, object] = json.loads(done.stdout)
+    payload: dict[str, Any] = json.loads(done.stdout)
     assert payload["runs"] == runs
     assert {payload[kind] for kind in faults.COUNTED} == {0}
     return payload

@@ -9,7 +9,7 @@ from kibun.bench.support.child import Child
 
 
 def test_handing_an_utterance_to_a_worker_is_measured() -> None:
-    handover = asyncio.run(front._handover(rounds=2))
+    handover = asyncio.run(front.measure_handover(rounds=2))
     assert handover.wall_ms > 0
     assert handover.server_cpu_ms > 0
 
@@ -37,7 +37,7 @@ def test_the_report_says_what_is_promised() -> None:
         for rate, share in ((8_000, 0.004), (16_000, 0.003), (48_000, 0.006))
     ]
     lags = {"idle": {"p50": 0.1, "p99": 1.0, "max": 2.0}, "loaded": {"p50": 0.2, "p99": 3.0, "max": 4.0}}
-    report = front._report(costs, lags, front.Handover(2.0, 1.0, 0.5), 10, 4.0)
+    report = front.make_report(costs, lags, front.Handover(2.0, 1.0, 0.5), 10, 4.0)
     payload = json.loads(json.dumps(report.payload))
     assert payload["core_share_per_stream"] == 0.003
     assert payload["loop_lag_ms"] == lags["loaded"]

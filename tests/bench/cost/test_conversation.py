@@ -11,10 +11,10 @@ def test_a_conversation_holds_its_vectors_and_little_more() -> None:
         backend = LocalBackend(["stub"], loader="tests.support.stub_model:load")
         try:
             (model,) = await backend.start()
-            speaker = bench._Speaker(model, backend)
-            held, counted = await bench._weigh(speaker)
-            known = bench._with_records(await speaker.conversation(), 99)
-            await speaker.turn(bench._pcm(bench.SHORT_S), known)
+            speaker = bench.Speaker(model, backend)
+            held, counted = await bench.weigh(speaker)
+            known = bench.with_records(await speaker.conversation(), 99)
+            await speaker.turn(bench.pcm_of(bench.SHORT_S), known)
             heard = (await speaker.conversation()).participant(bench.SPEAKER).analysed
             return held, counted, len(heard)
         finally:

@@ -74,12 +74,12 @@ def violations(history: TurnHistory, *, state_survives: bool = True) -> list[Vio
     return check([client(history)], {"client": client(good())}, state_survives=state_survives)
 
 
-def test_nothing_is_found_where_nothing_is_wrong():
+def test_nothing_is_found_where_nothing_is_wrong() -> None:
     assert violations(good()) == []
     assert violations(resumed()) == []
 
 
-def test_a_result_whose_account_was_lost_is_right():
+def test_a_result_whose_account_was_lost_is_right() -> None:
     history = good()
     history.seen.pop()
     assert violations(history) == []
@@ -174,7 +174,7 @@ BEYOND = Final("person:turn:72000", 72_000, 80_000, 8_000, "silence", (3.0, 3.0)
         (_skips_a_number, "out_of_order", 1),
     ],
 )
-def test_each_broken_promise_is_found(change, kind, amount):
+def test_each_broken_promise_is_found(change: Callable[[TurnHistory], None], kind: str, amount: int) -> None:
     history = good()
     change(history)
     assert kind in PROMISES
@@ -183,7 +183,7 @@ def test_each_broken_promise_is_found(change, kind, amount):
     assert sum(violation.amount for violation in found) == amount
 
 
-def test_a_turn_is_accounted_for_over_all_its_connections():
+def test_a_turn_is_accounted_for_over_all_its_connections() -> None:
     history = resumed()
     history.seen[2] = replace(history.seen[2], what=Opened(FINALS[0].end + 160, False))
     assert [(v.kind, v.amount) for v in violations(history)] == [("samples_unaccounted", 160)]
@@ -191,13 +191,13 @@ def test_a_turn_is_accounted_for_over_all_its_connections():
     assert [(v.kind, v.amount) for v in violations(history)] == [("samples_unaccounted", 160)]
 
 
-def test_counts_of_a_connection_never_fall():
+def test_counts_of_a_connection_never_fall() -> None:
     history = good()
     history.seen[2] = replace(history.seen[2], received=320)
     assert [(v.kind, v.amount) for v in violations(history)] == [("samples_unaccounted", 320)]
 
 
-def test_where_state_is_lost_estimates_may_differ_and_nothing_else():
+def test_where_state_is_lost_estimates_may_differ_and_nothing_else() -> None:
     history = good()
     _instead(FINALS[1], final(1, value=3.1))(history)
     _instead(RESULT, replace(RESULT, utterance_count=2))(history)
@@ -206,7 +206,7 @@ def test_where_state_is_lost_estimates_may_differ_and_nothing_else():
     assert [violation.kind for violation in violations(history, state_survives=False)] == ["finals_changed"]
 
 
-def test_what_the_server_remembers_is_compared():
+def test_what_the_server_remembers_is_compared() -> None:
     mine, undisturbed = client(good()), {"client": client(good())}
     mine.remembered = (4, 1, 48_000, (3.0,))
     assert [v.kind for v in check([mine], undisturbed, state_survives=True)] == ["personality_differences"]
@@ -231,5 +231,5 @@ def test_what_the_server_remembers_is_compared():
         ("", "STREAM_CUT", False),
     ],
 )
-def test_named_errors(code, reason, named):
+def test_named_errors(code: str, reason: str, named: bool) -> None:
     assert is_named(Fault(0.0, "KibunError", code, reason, "")) is named

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from kibun.bench.commands import bench_app
 from kibun.bench.load.generator import Clients
-from kibun.bench.load.serve import Latency, Measured, Start, Throughput, _difference, _latency, _report, schedule
+from kibun.bench.load.serve import Latency, Measured, Start, Throughput, difference, latency, make_report, schedule
 from kibun.bench.support import material
 from kibun.bench.support.bare import Bare
 from kibun.bench.support.child import Child, ChildError
@@ -51,8 +51,8 @@ def test_served_and_bare_analyse_the_same_and_alike(demo_server: ServerProcess) 
     estimates = bare.handle("run", order=order)["estimates"]
     assert sorted(served["finals"]) == sorted((index, LENGTHS[index]) for index in order)
     assert set(served["first_turns"]) <= set(estimates) == {0, 1, 2}
-    assert 0 <= _difference(estimates, served["first_turns"]) <= 1e-5
-    assert _difference({0: (3.0, 2.0)}, {0: (3.0, 2.5)}) == 0.5
+    assert 0 <= difference(estimates, served["first_turns"]) <= 1e-5
+    assert difference({"0": (3.0, 2.0)}, {"0": (3.0, 2.5)}) == 0.5
 
 
 def test_clients_tell_finals_refusals_and_losses_apart() -> None:
@@ -82,11 +82,9 @@ def test_report_gives_the_figures_at_60_percent_and_under_overload() -> None:
     calm = _heard(final_ms=[100.0] * 19 + [200.0], late_ms=[1.0])
     over = _heard(final_ms=[150.0], refusal_ms=[2.0, 4.0], refusals={"OVERLOADED": 2}, lost=["INTERNAL"])
     loads = ((0.2, calm), (0.6, calm), (0.9, calm), (3.0, over))
-    latencies = tuple(
-        _latency(load, sum(map(len, (h["final_ms"], h["refusal_ms"], h["lost"]))), h) for load, h in loads
-    )
+    latencies = tuple(latency(load, sum(map(len, (h["final_ms"], h["refusal_ms"], h["lost"]))), h) for load, h in loads)
     machine = {"gemm_tflops_fp32": 0.1, "gemm_tflops_bf16": 0.2}
-    report = _report([_measured(latencies)], machine, counted=True)
+    report = make_report([_measured(latencies)], machine, counted=True)
     payload = json.loads(json.dumps(report.payload))
     p95 = float(np.percentile(calm["final_ms"], 95))
     assert payload["served_over_bare"] == 0.95
@@ -103,8 +101,8 @@ def test_report_gives_the_figures_at_60_percent_and_under_overload() -> None:
 
 def test_report_of_an_overload_in_which_nothing_was_admitted() -> None:
     nothing = _heard(refusal_ms=[2.0], refusals={"OVERLOADED": 1})
-    latencies = tuple(_latency(load, 1, nothing) for load in (0.2, 0.6, 0.9, 3.0))
-    report = _report([_measured(latencies)], {"gemm_tflops_fp32": 0.1, "gemm_tflops_bf16": 0.2}, counted=False)
+    latencies = tuple(latency(load, 1, nothing) for load in (0.2, 0.6, 0.9, 3.0))
+    report = make_report([_measured(latencies)], {"gemm_tflops_fp32": 0.1, "gemm_tflops_bf16": 0.2}, counted=False)
     assert report.payload["overload"]["ratio_to_60"] is None
     assert "gflops_per_core" not in report.payload["throughput"]["a model"]
 
