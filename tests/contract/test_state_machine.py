@@ -1,4 +1,4 @@
-"""Sequences of requests as no one would write them down, against a real server and a small reference model.
+"""Random sequences of requests, against a real server and a small reference model.
 
 Long run: `pytest -m slow tests/contract/test_state_machine.py`: 10,000 sequences, or as many as KIBUN_SEQUENCES says.
 """
@@ -28,7 +28,7 @@ from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.v1 import speech_analysis_pb2 as pb
 from tests.support import reference_model as model
 from tests.support.serving import Server, encode, serve, sound
-from tests.support.state_driver import Driver, check_conversation, must_fail, wire_config
+from tests.support.state_driver import Driver, check_conversation, config_message, must_fail
 
 DEFAULT_SEQUENCES = 200
 LONG_SEQUENCES = int(os.environ.get("KIBUN_SEQUENCES", "10000"))
@@ -100,7 +100,7 @@ UNKNOWN_FIELD = b"\xc2\x3e\x03new"  # field 1000
 
 @cache
 def payload(name: str, form: AudioFormat) -> bytes:
-    return encode(sound(*SOUNDS[name], rate=form.sample_rate_hz), form.encoding)  # type: ignore[arg-type]
+    return encode(sound(*SOUNDS[name], rate=form.sample_rate_hz), form.encoding)
 
 
 def pieces(data: bytes, sizes: list[int]) -> list[bytes]:
@@ -109,7 +109,7 @@ def pieces(data: bytes, sizes: list[int]) -> list[bytes]:
 
 
 class Sequences(RuleBasedStateMachine):
-    """One sequence of requests. `loop` and `channel` are all sequences' own."""
+    """One sequence of requests. All sequences share `loop` and `channel`."""
 
     loop: ClassVar[asyncio.AbstractEventLoop]
     channel: ClassVar[grpc.aio.Channel]
@@ -191,9 +191,9 @@ class Sequences(RuleBasedStateMachine):
             self.run(self.refused(messages, refusal))
         else:
             fields, reason, field = flaw
-            config = wire_config(model.Config(self.name("c"), "ann", "t0", FORMS[0]))
+            config = config_message(model.Config(self.name("c"), "ann", "t0", FORMS[0]))
             for name, value in fields.items():
-                config.ClearField(name)  # type: ignore[arg-type]
+                config.ClearField(name)
                 if value is not None:
                     config.MergeFrom(pb.StreamingAnalyzeConfig(**{name: value}))
             self.run(self.refused([REQUEST(streaming_config=config)], model.Refusal(INVALID, reason, field)))
@@ -207,10 +207,10 @@ class Sequences(RuleBasedStateMachine):
         await must_fail(call.read(), refusal)
 
     async def late(self, name: str) -> None:
-        """Its time is up while it is open; nothing was said, and nothing stays."""
+        """Opens a stream whose deadline passes; as nothing was said, nothing of it stays."""
         call = self.driver.call(timeout=0.03)
         with contextlib.suppress(grpc.aio.AioRpcError):
-            await call.write(REQUEST(streaming_config=wire_config(model.Config(name, "ann", "t0", FORMS[0]))))
+            await call.write(REQUEST(streaming_config=config_message(model.Config(name, "ann", "t0", FORMS[0]))))
         # The server keeps the deadline too; where its end arrives first, that is what the client sees. grpc.aio writes
         # INTERNAL over either where a write fails because of it.
         code, details = await call.code(), await call.details()
@@ -248,7 +248,11 @@ class Sequences(RuleBasedStateMachine):
             sizes = [100_000] * (len(payload(what, stream.config.audio)) // 100_000)
         parts = pieces(payload(what, stream.config.audio) + extra, sizes)
         self.driver.note(stream, f"audio {what} {sizes} {extra!r}")
-        taken = [part for part in parts if stream.failure is None and stream.audio(part) is None]
+        taken = []
+        for part in parts:
+            if stream.failure is None:
+                stream.audio(part)
+                taken.append(part)
         self.run(self.driver.send(stream, *[REQUEST(audio_content=part) for part in taken]))
 
     more_audio = precondition(lambda self: self.has_stream)(
@@ -291,7 +295,7 @@ class Sequences(RuleBasedStateMachine):
             self.run(self.driver.send(stream, message))
 
     def absurd_audio(self, stream: model.Stream, value: float) -> None:
-        """Where the stream's audio is not of floats, these are samples like any other."""
+        """Sends values out of range, which are samples like any other unless the stream's audio is floats."""
         data = struct.pack("<f", value) * 500
         self.driver.note(stream, f"audio {value}")
         stream.audio(data)
@@ -328,24 +332,24 @@ class Sequences(RuleBasedStateMachine):
             await self.driver.stub.DeleteConversation(request)
         else:
             await must_fail(self.driver.stub.DeleteConversation(request), expected)
-        await self.driver.settle()
+        await self.driver.check_streams()
 
     def teardown(self) -> None:
         self.run(self.end())
 
     async def end(self) -> None:
-        """Every stream that is open still ends well, and then nothing is left."""
+        """Half-closes all streams, which must end well and leave nothing."""
         try:
             for stream in tuple(self.driver.world.streams):
-                if stream in self.driver.wires and not stream.failure:
+                if stream in self.driver.calls and not stream.failure:
                     await self.driver.half_close(stream)
             for letter in "cd":
                 await self.driver.check_state(self.name(letter))
                 await self.deleted(self.name(letter), allow_missing=True)
             await self.driver.no_other_stream()
         finally:
-            for wire in self.driver.wires.values():
-                await wire.cancel()
+            for call in self.driver.calls.values():
+                await call.cancel()
 
 
 @pytest.fixture(scope="module")
@@ -395,7 +399,7 @@ def test_any_sequence_of_requests(server: Server) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_many_sequences_of_requests(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
-    """In parts, each with a seed of its own: Hypothesis remembers all that it has tried, some 2 MB a sequence."""
+    """In parts with different seeds, as Hypothesis remembers all that it has tried, some 2 MB a sequence."""
     began = time.monotonic()
     total = {"sequences": 0, "steps": 0}
     first = random.randrange(10**6)
@@ -409,13 +413,13 @@ def test_many_sequences_of_requests(server: Server, capsys: pytest.CaptureFixtur
         print(f"\n{total['sequences']:,} sequences, {total['steps']:,} steps, {time.monotonic() - began:.0f} s")
 
 
-def test_a_server_that_forgets_is_found_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the model knows of one second more than the server heard."""
+def test_a_server_that_loses_audio_is_found_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model is made to count one second more than the server received."""
 
-    said = model.Stream.half_close
+    original = model.Stream.half_close
 
     def half_close(stream: model.Stream) -> None:
-        said(stream)
+        original(stream)
         stream.received += 16_000
 
     monkeypatch.setattr(model.Stream, "half_close", half_close)

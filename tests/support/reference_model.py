@@ -1,7 +1,9 @@
-"""What a server must answer, written down a second time and plainly: no tasks, no queues, no wire.
+"""What a server must answer, written a second time and plainly: no tasks, no queues, no gRPC.
 
-Every request is answered at once and in full, one after the other. Where speech begins and ends is asked of the
-segmenter itself, in one piece per message; estimates are those of `stub_model`. Positions are samples at 16 kHz.
+Every request is answered at once and in full, one after the other. An oracle for order, turns, supersession, the
+bookkeeping of conversations and counts of samples: it shares no code with the session (its `Turn` is written anew) or
+the stores. No oracle for audio: it asks the server's own decoder and segmenter, one message at a time. Estimates are
+those of `stub_model`. Positions are samples at 16 kHz.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Refusal(NamedTuple):
 
 @dataclass(eq=False)
 class Turn:
-    """`id` None: the server makes one, and it is filled in when the server tells."""
+    """`id` None: the server makes one; the driver fills it in once the server has sent it."""
 
     id: str | None
     asked: bool = True
@@ -50,7 +52,7 @@ class Turn:
 
 @dataclass(eq=False)
 class Record:
-    """One final utterance that is kept. `level` is the stub's root mean square, None: too short to analyse."""
+    """One final utterance. `level` is the stub's root mean square; None: too short to analyse."""
 
     turn: Turn
     start: int
@@ -70,7 +72,7 @@ class Person:
     revision: int = 0
 
     @property
-    def heard(self) -> list[Record]:
+    def analysed(self) -> list[Record]:
         return [r for r in self.records if r.level is not None]
 
     @property
@@ -128,7 +130,7 @@ class World:
         self.streams: list[Stream] = []
 
     def person(self, conversation_id: str, participant_id: str) -> Person:
-        """As known now, empty if nothing is."""
+        """What is known of the participant, empty if nothing is."""
         conversation = self.conversations.get(conversation_id)
         return conversation.people.get(participant_id, Person()) if conversation else Person()
 
@@ -154,7 +156,7 @@ class World:
         return stream
 
     def close(self, stream: Stream) -> None:
-        """The stream has ended, for whatever reason: a conversation in which nothing was said leaves with its last."""
+        """Ends the stream, and with the last one a conversation in which nothing was said."""
         if stream not in self.streams:
             return
         self.streams.remove(stream)
@@ -179,22 +181,22 @@ class World:
 
 
 class Stream:
-    """One open stream, and all that its client must have been told so far.
+    """One open stream, and all that its client must have got so far.
 
-    `answers`: finals, personality updates and turn results, in this order; `told`: speech events; `warned`: reasons.
+    `answers`: finals, personality updates and turn results, in this order; `warnings`: their reasons.
     """
 
     def __init__(self, world: World, config: Config, *, created: bool) -> None:
         self.world = world
         self.config = config
         self.created = created
-        self.prior = len(self.person.heard)
+        self.prior = len(self.person.analysed)
         self.turn = Turn(config.turn_id or None, due=True)
         self.received = self.speech = self.dropped = 0
         self.answers: list[tuple[Any, ...]] = []
-        self.told: list[tuple[str, int, Turn]] = []
-        self.warned: list[str] = []
-        self.told_turns = 0  # results that the driver has seen
+        self.speech_events: list[tuple[str, int, Turn]] = []
+        self.warnings: list[str] = []
+        self.seen_turns = 0  # results that the driver has seen
         self.failure: Refusal | None = None
         self.ended = False
         self._decoder = AudioDecoder(config.audio)
@@ -238,7 +240,7 @@ class Stream:
         self.world.close(self)
 
     def claim(self, turn: Turn) -> None:
-        """Another stream of the participant with this turn ends."""
+        """Takes the turn: another stream of the participant with it ends."""
         mine = (self.config.conversation_id, self.config.participant_id)
         for other in tuple(self.world.streams):
             theirs = (other.config.conversation_id, other.config.participant_id)
@@ -252,11 +254,11 @@ class Stream:
             match event:
                 case SpeechBegin(position):
                     self._begin_turn(position)
-                    self._tell_activity("SPEECH_ACTIVITY_BEGIN", position)
+                    self._put_activity("SPEECH_ACTIVITY_BEGIN", position)
                 case SpeechEnd(position):
-                    self._tell_activity("SPEECH_ACTIVITY_END", position)
+                    self._put_activity("SPEECH_ACTIVITY_END", position)
                 case NoSpeechTimeout(position):
-                    self._tell("NO_SPEECH_TIMEOUT", position)
+                    self._put_speech("NO_SPEECH_TIMEOUT", position)
                 case SpeechSegment():
                     self._begin_turn(event.start)
                     self._final(event)
@@ -264,42 +266,42 @@ class Stream:
                     self._close_turn(EndReason.SILENCE, position)
                     self.turn = Turn(None, asked=False)
 
-    def _final(self, heard: SpeechSegment) -> None:
-        config, person, n = self.config, self.person, len(heard.audio)
-        start, end = heard.start + config.offset, heard.end + config.offset
+    def _final(self, segment: SpeechSegment) -> None:
+        config, person, n = self.config, self.person, len(segment.audio)
+        start, end = segment.start + config.offset, segment.end + config.offset
         level = None
         if n < MIN_SAMPLES:
-            self.warned.append("TOO_LITTLE_SPEECH")
+            self.warnings.append("TOO_LITTLE_SPEECH")
             self.dropped += n
         else:
-            level = float(np.sqrt(np.mean(np.square(heard.audio, dtype=np.float64))))
+            level = float(np.sqrt(np.mean(np.square(segment.audio, dtype=np.float64))))
             self.speech += n
-        before = [np.float16(r.level) for r in person.heard]
+        before = [np.float16(r.level) for r in person.analysed]
         so_far = None if level is None else _openness(float(np.mean([*before, np.float16(level)], dtype=np.float64)))
         arousal = 1 + 4 * min(level, 1.0) if level is not None and config.emotion else None
-        record = Record(self.turn, start, end, 0 if level is None else n, level, arousal, so_far, heard.reason)
+        record = Record(self.turn, start, end, 0 if level is None else n, level, arousal, so_far, segment.reason)
         same = [r for r in person.of_turn(self.turn) if r.start == start]
         person.records = [*(r for r in person.records if r not in same), record]
         person.revision += so_far is not None
         of_utterance = _openness(level) if level is not None and config.personality else None
         condition = (person.given or so_far) if arousal is not None else None
         self.answers.append(
-            ("final", self.turn, start, end, record.speech, heard.reason, arousal, of_utterance, condition)
+            ("final", self.turn, start, end, record.speech, segment.reason, arousal, of_utterance, condition)
         )
         if so_far is not None and config.personality:
-            self.answers.append(("update", so_far, len(person.heard), person.revision))
+            self.answers.append(("update", so_far, len(person.analysed), person.revision))
 
     def _begin_turn(self, position: int) -> None:
         if not self.turn.began:
             self.turn.began = self.turn.due = True
-            self._tell("START_OF_TURN", position)
+            self._put_speech("START_OF_TURN", position)
 
     def _end_turn(self, reason: EndReason) -> None:
         tail = self._decoder.flush()
         self.received += len(tail)
         self._segment(self._segmenter.push(tail))
         if self._decoder.pending_bytes:
-            self.warned.append("INCOMPLETE_SAMPLE")
+            self.warnings.append("INCOMPLETE_SAMPLE")
         self._decoder = AudioDecoder(self.config.audio)
         self._segment(self._segmenter.flush(reason))
         if self.turn.due:
@@ -307,24 +309,24 @@ class Stream:
 
     def _close_turn(self, reason: EndReason, position: int) -> None:
         self._begin_turn(position)
-        self._tell("END_OF_TURN", position)
+        self._put_speech("END_OF_TURN", position)
         person, at = self.person, position + self.config.offset
         records = person.of_turn(self.turn)
         speech = sum(r.speech for r in records)
         if not speech:
-            self.warned.append("NO_SPEECH")
+            self.warnings.append("NO_SPEECH")
         start, end = min((r.start for r in records), default=at), max((r.end for r in records), default=at)
         arousal = mean_arousal(records) if self.config.emotion else None
         openness = person.openness if self.config.personality else None
         self.answers.append(("turn", self.turn, start, end, len(records), speech, reason, arousal, openness))
         person.finished = [t for t in person.finished if t.id is None or t.id != self.turn.id] + [self.turn]
 
-    def _tell(self, kind: str, position: int) -> None:
-        self.told.append((kind, position + self.config.offset, self.turn))
+    def _put_speech(self, kind: str, position: int) -> None:
+        self.speech_events.append((kind, position + self.config.offset, self.turn))
 
-    def _tell_activity(self, kind: str, position: int) -> None:
+    def _put_activity(self, kind: str, position: int) -> None:
         if self.config.activity:
-            self._tell(kind, position)
+            self._put_speech(kind, position)
 
 
 def _openness(level: float) -> float:

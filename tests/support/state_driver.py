@@ -1,6 +1,6 @@
-"""A real server held against `reference_model`: every request goes to both, and what comes back must be what must come.
+"""Sends every request to a real server and to `reference_model`, and checks that the server answers as the model does.
 
-After each request all that must follow from it is awaited, so that what the model knows is what the server knows.
+After each request it waits for all that must follow from it, so that the model and the server know the same.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason
@@ -20,7 +22,7 @@ from tests.support import reference_model as model
 from tests.support.serving import check_stream, finals, of_kind, problem, samples, seconds
 
 METHOD = "/kibun.v1.SpeechAnalysisService/StreamingAnalyze"
-PATIENCE_S = 30.0
+WITHIN_S = 30.0
 SOLID = ("personality_update", "turn_result")
 WARNINGS = {"TOO_LITTLE_SPEECH", "NO_SPEECH", "INCOMPLETE_SAMPLE"}
 ENCODINGS = {
@@ -41,7 +43,7 @@ def _raw(message: Message | bytes) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-def wire_config(config: model.Config, *, interims: bool = False) -> pb.StreamingAnalyzeConfig:
+def config_message(config: model.Config, *, interims: bool = False) -> pb.StreamingAnalyzeConfig:
     ends = config.endpointing
     message = pb.StreamingAnalyzeConfig(
         audio_config=pb.AudioConfig(
@@ -69,19 +71,23 @@ def wire_config(config: model.Config, *, interims: bool = False) -> pb.Streaming
             pb.EndpointingConfig(
                 utterance_end_silence=seconds(ends.utterance_end_silence_ms / 1000),
                 max_utterance_duration=seconds(ends.max_utterance_ms / 1000),
-                end_of_turn_silence=ends.end_of_turn_silence_ms and seconds(ends.end_of_turn_silence_ms / 1000),
-                speech_start_timeout=ends.speech_start_timeout_ms and seconds(ends.speech_start_timeout_ms / 1000),
+                end_of_turn_silence=_milliseconds(ends.end_of_turn_silence_ms),
+                speech_start_timeout=_milliseconds(ends.speech_start_timeout_ms),
             )
         )
     return message
+
+
+def _milliseconds(value: int | None) -> Duration | None:
+    return None if value is None else seconds(value / 1000)
 
 
 def _traits(openness: float) -> pb.BigFiveTraits:
     return pb.BigFiveTraits(openness=openness, conscientiousness=4, extraversion=4, agreeableness=4, neuroticism=4)
 
 
-class Wire:
-    """One call as its client sees it; a task of its own reads all that comes."""
+class ObservedCall:
+    """One call as its client sees it. A task reads all responses."""
 
     def __init__(self, call: Any) -> None:
         self.call = call
@@ -97,7 +103,7 @@ class Wire:
                 self.responses.append(response)
                 self._changed.set()
             if await self.call.code() is not grpc.StatusCode.OK:
-                raise AssertionError("the reader is told of a failure by an exception")
+                raise AssertionError("reading must raise when the call failed")
         except grpc.aio.AioRpcError as error:
             self.error = error
         finally:
@@ -105,9 +111,9 @@ class Wire:
             self._changed.set()
 
     async def until(self, condition: Callable[[], bool], what: str) -> None:
-        """Waits until it holds or the call is over."""
+        """Waits until `condition` holds or the call is over."""
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(WITHIN_S):
                 while not condition() and not self.over:
                     self._changed.clear()
                     await self._changed.wait()
@@ -121,12 +127,12 @@ class Wire:
 
 
 class Driver:
-    """Sends to a server and asks the model. One per sequence."""
+    """One sequence's client of the server, and its model."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.world = model.World()
         self.stub = Stub(channel)
-        self.wires: dict[model.Stream, Wire] = {}
+        self.calls: dict[model.Stream, ObservedCall] = {}
         self.history: list[str] = []
         self._channel = channel
 
@@ -136,7 +142,7 @@ class Driver:
         )(**options)
 
     def note(self, stream: model.Stream, text: str) -> None:
-        """For whoever reads of a failure."""
+        """Adds a line to what is shown when the sequence fails."""
         self.history.append(f"stream {id(stream):x} of {stream.config.participant_id}, turn {stream.turn.id}: {text}")
 
     # ---- requests
@@ -144,28 +150,28 @@ class Driver:
     async def open(self, config: model.Config, *, interims: bool) -> None:
         expected = self.world.open(config)
         self.history.append(f"open {config}")
-        wire = Wire(self.call())
-        await wire.call.write(pb.StreamingAnalyzeRequest(streaming_config=wire_config(config, interims=interims)))
+        call = ObservedCall(self.call())
+        await call.call.write(pb.StreamingAnalyzeRequest(streaming_config=config_message(config, interims=interims)))
         if isinstance(expected, model.Refusal):
-            await wire.until(lambda: False, "the refusal")
-            check_refused(wire, expected)
+            await call.until(lambda: False, "the refusal")
+            check_refused(call, expected)
             return
-        self.wires[expected] = wire
+        self.calls[expected] = call
         self.note(expected, "opened")
-        await wire.until(lambda: bool(wire.responses), "stream_started")
-        assert wire.responses, f"refused: {wire.error}"
-        started = wire.responses[0].stream_started
+        await call.until(lambda: bool(call.responses), "stream_started")
+        assert call.responses, f"refused: {call.error}"
+        started = call.responses[0].stream_started
         assert started.conversation_created == expected.created
         assert started.prior_utterance_count == expected.prior
         assert started.conversation_id == config.conversation_id
         bind(expected.turn, started.turn_id)
-        await self.settle()
+        await self.check_streams()
 
     async def analyze(self, config: model.Config, payload: bytes) -> None:
-        """A whole recording in one call: what a stream of it would have been told."""
+        """Sends a whole recording in one call, which must be answered as a stream of it would be."""
         self.history.append(f"analyze {config}")
         expected = self.world.open(config)
-        call = self.stub.Analyze(pb.AnalyzeRequest(config=wire_config(config), audio_content=payload))
+        call = self.stub.Analyze(pb.AnalyzeRequest(config=config_message(config), audio_content=payload))
         if isinstance(expected, model.Refusal):
             return await must_fail(call, expected)
         for begin in range(0, len(payload), model.MAX_PAYLOAD_BYTES):
@@ -175,34 +181,34 @@ class Driver:
             await must_fail(call, expected.failure)
         else:
             expected.half_close()
-            check_analyzed(await asyncio.wait_for(call, PATIENCE_S), expected)
+            check_analyzed(await asyncio.wait_for(call, WITHIN_S), expected)
             name = config.conversation_id
             check_conversation((await call).conversation, name, self.world.conversations[name])
             self.world.close(expected)
-        return await self.settle()
+        return await self.check_streams()
 
     async def send(self, stream: model.Stream, *messages: Message | bytes) -> None:
-        """Messages that the model has taken, all of them."""
+        """Sends messages that the model has taken already."""
         for message in messages:
-            await self.wires[stream].call.write(message)
-        await self.settle()
+            await self.calls[stream].call.write(message)
+        await self.check_streams()
 
     async def half_close(self, stream: model.Stream) -> None:
         self.note(stream, "half-close")
         stream.half_close()
-        await self.wires[stream].call.done_writing()
-        await self.settle()
+        await self.calls[stream].call.done_writing()
+        await self.check_streams()
 
     async def cancel(self, stream: model.Stream) -> None:
         """Returns once the server has noticed."""
         self.note(stream, "cancel")
-        await self.wires.pop(stream).cancel()
+        await self.calls.pop(stream).cancel()
         self.world.close(stream)
         await self.no_other_stream()
 
     async def no_other_stream(self) -> None:
         """Waits until the server has as many open streams as the model."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(WITHIN_S):
             while True:
                 info = await self.stub.GetServiceInfo(pb.GetServiceInfoRequest())
                 if info.active_stream_count == len(self.world.streams):
@@ -211,7 +217,7 @@ class Driver:
 
     async def gone(self, name: str) -> None:
         """Waits until the server knows no such conversation, and has no stream of it."""
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(WITHIN_S):
             while True:
                 await self.no_other_stream()
                 try:
@@ -221,32 +227,32 @@ class Driver:
 
     # ---- answers
 
-    async def settle(self) -> None:
-        """All streams have told what the model says, no more and no less."""
-        for stream, wire in tuple(self.wires.items()):
+    async def check_streams(self) -> None:
+        """Waits for what the model says of every stream, and checks that it is just that."""
+        for stream, call in tuple(self.calls.items()):
             if stream.failure or stream.ended:
-                await wire.until(lambda: False, "the end")
+                await call.until(lambda: False, "the end")
             else:
-                await wire.until(lambda s=stream, w=wire: told_all(s, w), "an answer")  # type: ignore[misc]
-                assert not wire.over, f"ended without a reason: {wire.error}"
-            check_told(stream, wire)
-            if stream.told_turns < (turns := sum(a[0] == "turn" for a in stream.answers)):
-                stream.told_turns = turns
+                await call.until(partial(all_arrived, stream, call), "an answer")
+                assert not call.over, f"ended without a reason: {call.error}"
+            check_replies(stream, call)
+            if stream.seen_turns < (turns := sum(a[0] == "turn" for a in stream.answers)):
+                stream.seen_turns = turns
                 await self.turn_is_known(stream)
             if stream.failure:
-                check_refused(wire, stream.failure)
-                del self.wires[stream]
+                check_refused(call, stream.failure)
+                del self.calls[stream]
             elif stream.ended:
-                assert wire.error is None, wire.error
-                self.check_ended(stream, check_stream(wire.responses))
+                assert call.error is None, call.error
+                self.check_ended(stream, check_stream(call.responses))
                 self.world.close(stream)
-                del self.wires[stream]
+                del self.calls[stream]
 
     async def turn_is_known(self, stream: model.Stream) -> None:
-        """A turn counts as finished once its result was written, which a client may see a moment before the store."""
+        """Waits until the store knows of the turn's end, which a client may see a moment before."""
         name, who = stream.config.conversation_id, stream.config.participant_id
         wanted = len(stream.person.finished)
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(WITHIN_S):
             while name in self.world.conversations:
                 found = await self.stub.GetConversation(pb.GetConversationRequest(conversation_id=name))
                 counts = {p.participant_id: p.turn_count for p in found.conversation.participants}
@@ -272,27 +278,28 @@ class Driver:
 
 
 def bind(turn: model.Turn, turn_id: str) -> None:
-    """A server-made id is learned when it is told first."""
+    """Checks the turn's id; learns it the first time, where the server made it."""
     if turn.id is None:
         assert turn_id.startswith("turn-")
         turn.id = turn_id
     assert turn.id == turn_id
 
 
-def told_all(stream: model.Stream, wire: Wire) -> bool:
-    kinds = [r.WhichOneof("streaming_response") for r in wire.responses]
-    answers = len(finals(wire.responses)) + sum(kinds.count(kind) for kind in SOLID)
-    counts = (answers, kinds.count("speech_event"), len(_warned(wire)))
-    return all(a >= b for a, b in zip(counts, (len(stream.answers), len(stream.told), len(stream.warned)), strict=True))
+def all_arrived(stream: model.Stream, call: ObservedCall) -> bool:
+    kinds = [r.WhichOneof("streaming_response") for r in call.responses]
+    answers = len(finals(call.responses)) + sum(kinds.count(kind) for kind in SOLID)
+    counts = (answers, kinds.count("speech_event"), len(_warnings(call)))
+    wanted = (len(stream.answers), len(stream.speech_events), len(stream.warnings))
+    return all(a >= b for a, b in zip(counts, wanted, strict=True))
 
 
-def check_told(stream: model.Stream, wire: Wire) -> None:
-    responses = wire.responses
+def check_replies(stream: model.Stream, call: ObservedCall) -> None:
+    responses = call.responses
     assert [r.sequence_number for r in responses] == list(range(len(responses)))
     check_progress(stream, responses)
     events = of_kind(responses, "speech_event")
-    assert len(events) == len(stream.told), (events, stream.told)
-    for event, (kind, position, turn) in zip(events, stream.told, strict=True):
+    assert len(events) == len(stream.speech_events), (events, stream.speech_events)
+    for event, (kind, position, turn) in zip(events, stream.speech_events, strict=True):
         bind(turn, event.turn_id)
         assert pb.SpeechEvent.Type.Name(event.type) == f"TYPE_{kind}"
         assert samples(event.offset) == position
@@ -300,7 +307,7 @@ def check_told(stream: model.Stream, wire: Wire) -> None:
     assert len(answers) == len(stream.answers), (answers, stream.answers)
     for answer, expected in zip(answers, stream.answers, strict=True):
         _check_answer(answer, expected, stream.config.participant_id)
-    assert sorted(_warned(wire)) == sorted(stream.warned), (_warned(wire), stream.warned)
+    assert sorted(_warnings(call)) == sorted(stream.warnings), (_warnings(call), stream.warnings)
 
 
 def check_analyzed(response: pb.AnalyzeResponse, stream: model.Stream) -> None:
@@ -309,25 +316,25 @@ def check_analyzed(response: pb.AnalyzeResponse, stream: model.Stream) -> None:
     assert len(found) == len(wanted), (found, wanted)
     for answer, expected in zip(found, wanted, strict=True):
         _check_answer(answer, expected, stream.config.participant_id)
-    warned = [w.reason for w in response.warnings if w.reason in WARNINGS]
-    assert sorted(warned) == sorted(stream.warned)
+    warnings = [w.reason for w in response.warnings if w.reason in WARNINGS]
+    assert sorted(warnings) == sorted(stream.warnings)
 
 
 def check_progress(stream: model.Stream, responses: list[pb.StreamingAnalyzeResponse]) -> None:
-    """What was called settled is: no final of it comes later."""
+    """No final of audio comes after the progress that called it settled."""
     settled = 0
     for response in responses:
         if response.HasField("stream_progress"):
-            told = samples(response.stream_progress.settled_offset)
-            assert settled < told <= stream.received + stream.config.offset
-            settled = told
+            reported = samples(response.stream_progress.settled_offset)
+            assert settled < reported <= stream.received + stream.config.offset
+            settled = reported
         if response.HasField("utterance_result"):
             assert samples(response.utterance_result.start_offset) >= settled
 
 
-def _warned(wire: Wire) -> list[str]:
-    """Without those of the quality of the sound: the model has no ears."""
-    return [w.reason for w in of_kind(wire.responses, "stream_warning") if w.reason in WARNINGS]
+def _warnings(call: ObservedCall) -> list[str]:
+    """Reasons of the warnings, but for those about the quality of the sound, which the model does not know."""
+    return [w.reason for w in of_kind(call.responses, "stream_warning") if w.reason in WARNINGS]
 
 
 def _answer(response: pb.StreamingAnalyzeResponse) -> Any:
@@ -388,9 +395,9 @@ def check_conversation(found: pb.Conversation, name: str, expected: model.Conver
         _same(participant.given_personality.openness or None, person.given)
 
 
-def check_refused(wire: Wire, expected: model.Refusal) -> None:
-    assert wire.error is not None, f"{expected}, but it ended well"
-    _check_problem(wire.error, expected)
+def check_refused(call: ObservedCall, expected: model.Refusal) -> None:
+    assert call.error is not None, f"{expected}, but it ended well"
+    _check_problem(call.error, expected)
 
 
 def _check_problem(error: grpc.aio.AioRpcError, expected: model.Refusal) -> None:
@@ -400,7 +407,7 @@ def _check_problem(error: grpc.aio.AioRpcError, expected: model.Refusal) -> None
 
 async def must_fail(call: Any, expected: model.Refusal) -> None:
     try:
-        answer = await asyncio.wait_for(call, PATIENCE_S)
+        answer = await asyncio.wait_for(call, WITHIN_S)
     except grpc.aio.AioRpcError as error:
         return _check_problem(error, expected)
     raise AssertionError(f"{expected}, but {answer}")

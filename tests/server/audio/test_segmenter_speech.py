@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,7 @@ VADS = [
 @cache
 def dialogue(f0: float = 120, seed: int = 0) -> Layout:
     """Five stretches of speech, 0.4 to 2.5 s, with pauses from 0.9 to 1.8 s."""
-    parts = [("silence", 1.0)]
+    parts: list[tuple[Literal["silence", "speech"], float]] = [("silence", 1.0)]
     for speech, silence in ((2.0, 0.9), (0.4, 1.8), (1.2, 1.0), (2.5, 1.3), (0.7, 1.2)):
         parts += [("speech", speech), ("silence", silence)]
     return lay_out(parts, RATE, f0, seed)
@@ -70,7 +71,7 @@ def test_speech_in_quiet_is_found_whole(make: Callable[[], Vad], f0: float) -> N
 
 def noise_at(layout: Layout, snr_db: float, seed: int = 0) -> Samples:
     speech = np.concatenate([layout.audio[a:b] for a, b in layout.speech])
-    level = np.sqrt(np.mean(speech**2)) * 10 ** (-snr_db / 20)
+    level = float(np.sqrt(np.mean(speech**2))) * 10 ** (-snr_db / 20)
     noise = np.random.default_rng(seed).standard_normal(len(layout.audio)) * level
     return (layout.audio + noise).astype(np.float32)
 
@@ -179,8 +180,8 @@ def test_recordings_lose_no_speech(
     covered = np.zeros(len(audio), bool)
     for start, end in spans(listen(make(), audio)):
         covered[start:end] = True
-    for start, end in phrases:
-        assert covered[round(start * RATE) : round(end * RATE)].all()
+    for first, last in phrases:
+        assert covered[round(first * RATE) : round(last * RATE)].all()
 
 
 @pytest.mark.parametrize(
