@@ -166,14 +166,14 @@ def test_stream_one_channel(kibun: Kibun, target: str, folder: Path) -> None:
     ("content", "suffix", "message"),
     [
         ("{}", "json", "line 1: a list of turns is expected"),
-        ('[\n {"participant_id": "a",\n "start_s": 0 "end_s": 1}]', "json", "line 3: no valid JSON"),
-        ('[{"participant_id": "a", "start_s": 0, "end_s": 1}\n', "json", "line 2: no valid JSON: expected ','"),
+        ('[\n {"participant_id": "a",\n "start_s": 0 "end_s": 1}]', "json", "line 3: invalid JSON"),
+        ('[{"participant_id": "a", "start_s": 0, "end_s": 1}\n', "json", "line 2: invalid JSON: expected ','"),
         ("[\n\n 17]", "json", "line 3: a turn is an object"),
         ('[\n{"participant_id": "a", "start_s": 0}]', "json", "line 2: this turn has no end_s"),
         ('[{"participant_id": "a", "start_s": "0", "end_s": 1}]', "json", "start_s must be a number of seconds"),
         ('[{"participant_id": "a", "start_s": 2, "end_s": 1}]', "json", "must end after it starts"),
         ('[{"participant_id": "a", "start_s": 99, "end_s": 100}]', "json", "but the audio is 8.00 s long"),
-        ('[{"participant_id": "a b", "start_s": 0, "end_s": 1}]', "json", "participant_id 'a b' is no valid id"),
+        ('[{"participant_id": "a b", "start_s": 0, "end_s": 1}]', "json", "participant_id 'a b' is not a valid id"),
         (
             '[{"turn_id": "t", "participant_id": "a", "start_s": 0, "end_s": 1},'
             '{"turn_id": "t", "participant_id": "a", "start_s": 1, "end_s": 2}]',
@@ -206,7 +206,7 @@ def test_wrong_sources_name_the_fix(kibun: Kibun, folder: Path, tmp_path: Path) 
     wrong: list[tuple[list[str | Path], str]] = [
         ([tmp_path / "none.wav"], "no such file"),
         ([folder], "is a folder: name a file in it, or use `kibun analyze"),
-        ([tmp_path / "notes.wav"], "is no audio that can be read here (WAV, FLAC, OGG, MP3): convert it"),
+        ([tmp_path / "notes.wav"], "is not audio that can be read here (WAV, FLAC, OGG, MP3): convert it"),
         ([tmp_path / "empty.wav"], "holds no audio"),
         ([tmp_path / "fast.wav"], "96000 Hz; the service takes 8000 to 48000: resample it"),
         ([tmp_path / "slow.wav"], "4000 Hz; the service takes 8000 to 48000"),
@@ -392,7 +392,7 @@ def test_one_bad_file_does_not_lose_the_rest(kibun: Kibun, target: str, folder: 
     assert kibun("analyze", *arguments, "--server", target, "-f", "jsonl") == 1
     assert {row["file"] for row in kibun.lines} == {str(folder / "a.wav")}
     assert "2 of 3 files failed:" in kibun.err
-    assert f"{bad}: {bad} is no audio that can be read here" in kibun.err
+    assert f"{bad}: {bad} is not audio that can be read here" in kibun.err
     assert f"{truncated} is damaged" in kibun.err
 
 

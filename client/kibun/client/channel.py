@@ -31,7 +31,7 @@ _PASSED_ON = ("unix:", "dns:", "ipv4:", "ipv6:", "xds:")
 
 @dataclass(frozen=True)
 class Credentials:
-    """How the SDK proves who it is, and how it checks the server. All empty: plaintext, no token."""
+    """How the SDK authenticates itself and the server. All empty: plaintext, no token."""
 
     # Sent as `authorization: Bearer …` with every call.
     token: str | None = field(default=None, repr=False)
@@ -63,7 +63,7 @@ def open_channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
                 "where the network is protected by other means",
                 "token",
             )
-        # Not even through a proxy that the environment names: what is said to this machine in clear stays here.
+        # Bypasses any proxy named in the environment: plaintext meant for this machine must not leave it.
         local = (("grpc.enable_http_proxy", 0),) if _is_local(target) else ()
         return grpc.aio.insecure_channel(target, options=(*CHANNEL_OPTIONS, *local))
     tls = grpc.ssl_channel_credentials(
@@ -85,9 +85,9 @@ def check_target(target: str) -> None:
         return
     host, colon, port = target.rpartition(":")
     if "://" in target:
-        raise _invalid(f"{target!r} is a URL: write HOST:PORT, e.g. localhost:50051 (TLS is an option of its own)")
+        raise _invalid(f"{target!r} is a URL: write HOST:PORT, e.g. localhost:50051 (TLS is a separate option)")
     if not colon or not host or (":" in host and not host.startswith("[")):
-        raise _invalid(f"{target!r} is no address: write HOST:PORT, e.g. localhost:50051 or [::1]:50051")
+        raise _invalid(f"{target!r} is not an address: write HOST:PORT, e.g. localhost:50051 or [::1]:50051")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise _invalid(f"{target!r} has no usable port: write HOST:PORT with a port between 1 and 65535")
 

@@ -92,7 +92,7 @@ class AsyncClient:
         return AsyncStream(self._transport, config)
 
     def turn(self, config: StreamConfig, *, retry: RetryPolicy | None = None) -> AsyncTurn:
-        """A single turn as `config` says; `AsyncConversation.turn` is the short way to it."""
+        """A single turn as described by `config`; `AsyncConversation.turn` is a shortcut."""
         return AsyncTurn(self._transport, config, retry or self._retry)
 
     async def analyze(
@@ -110,7 +110,7 @@ class AsyncClient:
         return ConversationState.from_proto((await self.get_conversation_proto(conversation_id)).conversation)
 
     async def get_conversation_proto(self, conversation_id: str) -> pb.GetConversationResponse:
-        """The same as the message that came over the wire."""
+        """The same, as the message that was received."""
         request = pb.GetConversationRequest(conversation_id=conversation_id)
         answer: pb.GetConversationResponse = await self._transport.unary(
             self._transport.stub.GetConversation, request, self._timeout_s

@@ -27,7 +27,7 @@ from kibun.v1 import speech_analysis_pb2 as pb
 
 # Audio that may wait for the network before `put` waits too.
 SEND_BUFFER_S = 2.0
-# Events that may wait for a caller who doesn't iterate; beyond it, interims and speech events are left out, never
+# Events that may wait for a caller who does not iterate; beyond that, interims and speech events are dropped, never
 # finals or results.
 MAX_WAITING_EVENTS = 1024
 
@@ -183,7 +183,7 @@ class StreamEngine:
             self.offer(event)
         if self.ended is None:
             raise InternalError(
-                f"{self._transport.target} closed the stream without saying why: look into the server's log",
+                f"{self._transport.target} closed the stream without giving a reason: see the server's log",
                 ErrorDetails(reason="STREAM_CUT", request_id=call.request_id),
             )
 
@@ -225,7 +225,7 @@ class StreamEngine:
         config = replace(self.config, audio_start_offset_s=self._first_offset_s + start_s)
         if self.started is None:
             return config
-        # The same turn again, also where the server had made up the ids; its result may have been lost on the way.
+        # The same turn again, even if the server chose the ids; its result may have been lost on the way.
         ids = (self.started.conversation_id, self.started.turn_id)
         last = self._last_final
         after = last.end_reason if last and self._position(last.end_s) == self._buffer.start else None

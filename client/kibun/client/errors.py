@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class ErrorDetails:
-    """Everything a server says about a failure beside its class and text."""
+    """Everything a server reports about a failure besides its class and text."""
 
     # UPPER_SNAKE_CASE, stable: what a program should branch on (google.rpc.ErrorInfo.reason).
     reason: str
     # Name of the gRPC status code, e.g. "INVALID_ARGUMENT"; "" when the SDK raised the error itself.
     code: str = ""
-    # Id to quote to whoever runs the server.
+    # Id to quote to the server's operator.
     request_id: str | None = None
     # Seconds after which another attempt makes sense (google.rpc.RetryInfo).
     retry_after_s: float | None = None
@@ -118,7 +118,7 @@ class UnavailableError(KibunError):
 
 
 class InternalError(KibunError):
-    """The server failed; quote `request_id` to whoever runs it."""
+    """The server failed; quote `request_id` to its operator."""
 
 
 class ServerTooOldError(KibunError):
@@ -128,7 +128,7 @@ class ServerTooOldError(KibunError):
 
 
 class ReplayBufferExceededError(KibunError):
-    """The connection was lost when more audio had no final yet than the turn keeps (`RetryPolicy.replay_limit_s`)."""
+    """The connection was lost while more audio lacked a final than the turn keeps (`RetryPolicy.replay_limit_s`)."""
 
     default_reason = "REPLAY_BUFFER_EXCEEDED"
 

@@ -129,7 +129,7 @@ class TurnResult(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class StreamWarning(Event):
-    """Something to know that does not stop the stream."""
+    """A condition that the caller should know about but that does not stop the stream."""
 
     reason: str
     message: str

@@ -1,4 +1,4 @@
-"""The command `kibun`: finds the room that a command lives in, and imports that room only.
+"""The command `kibun`: finds the package that implements a command, and imports that package only.
 
 `kibun --help` thus needs neither torch nor grpc, and a machine that has only the client's packages can use the
 client's commands.
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Command:
-    """Where a command is implemented: a function, or a typer application with commands of its own."""
+    """Where a command is implemented: a function, or a typer application with subcommands."""
 
     module: str
     attribute: str
@@ -45,7 +45,10 @@ COMMANDS = {
     "eval": Command("kibun.training.eval_commands", "eval_app", "Compute the paper's tables.", "train"),
     "plot": Command("kibun.training.plot_commands", "plot_app", "Draw the paper's figures.", "train"),
     "bench": Command(
-        "kibun.bench.commands", "bench_app", "Measure speed and exactness, and models against known truth.", "train"
+        "kibun.bench.commands",
+        "bench_app",
+        "Measure speed, exactness and reliability, and models on simulated data.",
+        "train",
     ),
     "synth": Command("kibun.training.commands", "synth_app", "Make synthetic training data.", "train"),
     "doctor": Command("kibun.client.commands.doctor", "doctor", "Check this machine and this installation.", "cli"),

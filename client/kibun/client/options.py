@@ -24,7 +24,7 @@ BYTES_PER_SAMPLE: dict[str, int] = {"linear16": 2, "float32": 4, "mulaw": 1, "al
 
 @dataclass(frozen=True)
 class Features:
-    """What to estimate and what to be told."""
+    """What to estimate, and which other events to send."""
 
     emotion: bool = True
     personality: bool = True
@@ -98,7 +98,7 @@ class StreamConfig:
     audio_start_time: datetime | None = None
     # The turn's connection was lost, maybe together with its result: answer it once more rather than refuse it.
     resume_turn: bool = False
-    # How the utterance had ended that ends at audio_start_offset_s, as its final said; None: there is none.
+    # `end_reason` of the final of the utterance that ends at audio_start_offset_s; None: there is none.
     resume_after: EndReason | None = None
     # How long the server keeps the conversation after its last stream; None: the server's default.
     conversation_ttl_s: float | None = None
@@ -170,14 +170,14 @@ class TurnOptions(TypedDict, total=False):
 class RetryPolicy:
     """What a turn does when the connection is lost (UNAVAILABLE): reopen, replay what has no final yet."""
 
-    # Connections in a row that may be lost without a new final before the error is raised, those apart that stood for
-    # ten seconds; to a server that was never reached, attempts to reach it. 1: never reconnect.
+    # How many connections in a row may be lost without a new final before the error is raised; one that lasted ten
+    # seconds starts the count again. For a server that was never reached: how often to try. 1: never reconnect.
     max_attempts: int = 5
-    # How long to look for a server that was there before, or that is loading, draining or full: one that restarts, or
-    # another one at the same address.
+    # How long to wait for a server that was there before, or that is loading, draining or full: until it has restarted,
+    # or another one answers at the same address.
     give_up_after_s: float = 60.0
-    # Pauses between attempts grow from the first to the longest, and by chance by up to a quarter more. A server that
-    # says when to come back (RetryInfo) is heeded up to the longest.
+    # Pauses between attempts grow from the first to the longest, with up to a quarter added at random. If the server
+    # says when to come back (RetryInfo), the pause is that long, but not longer than the longest.
     initial_backoff_s: float = 0.2
     backoff_multiplier: float = 2.0
     max_backoff_s: float = 2.0

@@ -1,4 +1,4 @@
-"""Audio as callers hold it -> bytes as the wire wants them, and in pieces that the server takes."""
+"""Callers' audio -> bytes in the stream's encoding, in pieces that the server accepts."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any

@@ -36,7 +36,7 @@ class ParticipantState:
     turn_count: int
     utterance_count: int
     speech_s: float
-    # Traits that a client gave; `personality` is what was heard, and these where nothing is estimated from speech.
+    # Traits that a client gave. `personality` is estimated from speech, and equals these where nothing is estimated.
     given_personality: Traits | None = None
 
     @classmethod
@@ -81,7 +81,7 @@ class ConversationState:
         )
 
     def participant(self, participant_id: str) -> ParticipantState:
-        """State of one participant. Raises KeyError when nothing was heard of them."""
+        """State of one participant. Raises KeyError if they have not spoken yet."""
         for participant in self.participants:
             if participant.participant_id == participant_id:
                 return participant
@@ -102,7 +102,7 @@ class ModelDescription:
     synthetic: bool
     # Emotion needs traits that the model does not estimate: give them with a participant's first turn.
     requires_given_personality: bool = False
-    # What to know of its estimates, for people; may be empty.
+    # What people should know about its estimates; may be empty.
     notice: str = ""
 
     @classmethod

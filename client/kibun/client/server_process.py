@@ -15,7 +15,7 @@ _TAIL_LINES = 15
 
 
 class ServerStartError(Exception):
-    """The server did not get ready; the text ends with what it last wrote on stderr."""
+    """The server did not become ready; the text ends with the last lines of its stderr."""
 
 
 class ServerProcess:

@@ -38,7 +38,7 @@ _CLASSES: dict[grpc.StatusCode, type[KibunError]] = {
     grpc.StatusCode.PERMISSION_DENIED: AuthenticationError,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
-    # Not by this side, which would not look at the status: the server stops, or a proxy cut the stream.
+    # Not cancelled by this side, which would not look at the status: the server stops, or a proxy cut the stream.
     grpc.StatusCode.CANCELLED: UnavailableError,
     grpc.StatusCode.UNIMPLEMENTED: ServerTooOldError,
 }
@@ -61,7 +61,7 @@ def error_from_rpc(error: grpc.RpcError, target: str, *, request_id: str | None 
             ErrorDetails(reason=ServerTooOldError.default_reason, code=code.name, request_id=request_id),
         )
     if packed is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
-        # gRPC's own word, from this side or the other: no retry helps.
+        # From gRPC itself, on either side: retrying does not help.
         return InvalidRequestError(
             f"a message is larger than {target} takes: stream long audio, in chunks ({text})",
             ErrorDetails(reason="MESSAGE_TOO_LARGE", code=code.name, request_id=request_id),
@@ -72,7 +72,7 @@ def error_from_rpc(error: grpc.RpcError, target: str, *, request_id: str | None 
 
 
 def explain_unavailable(text: str, target: str) -> str:
-    """Words for the transport's own failures, which come without a reason from the server."""
+    """A message for a failure of the transport itself, which has no reason from the server."""
     lowered = text.lower()
     if any(word in lowered for word in ("ssl", "tls", "handshake", "certificate")):
         return (

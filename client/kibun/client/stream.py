@@ -124,7 +124,7 @@ class AsyncStream:
         self._engine.close_input()
 
     async def wait_ended(self, timeout_s: float | None = None) -> StreamEnded | None:
-        """Ends the stream and waits for the server's last word: None when the connection was lost after the result
+        """Ends the stream and waits for the server's final answer: None when the connection was lost after the result
         of a single turn. Raises KibunError, DeadlineError after `timeout_s`.
         """
         self.end()

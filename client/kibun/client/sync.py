@@ -1,4 +1,4 @@
-"""The synchronous client: the asynchronous one, run in a thread of its own.
+"""The synchronous client: the asynchronous one, run in its own thread.
 
 Every method blocks until the answer is there. A `Client` may be used from several threads; one turn from two: one
 that pushes, one that iterates.
@@ -163,7 +163,7 @@ class Conversation:
 
 
 class _Face:
-    """What `Stream` and `Turn` have in common: the blocking face of their asynchronous twin."""
+    """What `Stream` and `Turn` share: blocking calls of their asynchronous twin."""
 
     def __init__(self, thread: LoopThread, twin: AsyncStream | AsyncTurn) -> None:
         self._thread = thread
@@ -193,7 +193,7 @@ class _Face:
         self._thread.run(self._twin.push(pcm))
 
     def feed(self, chunks: "Iterable[Pcm]", *, end: bool = True) -> None:
-        """Pushes all of `chunks` from a thread of its own, then ends the turn (unless `end` is False).
+        """Pushes all of `chunks` from a separate thread, then ends the turn (unless `end` is False).
 
         An exception of the source cancels the call and is raised, as it is, by the iteration over events.
         """
@@ -207,7 +207,7 @@ class _Face:
         self._thread.call(self._twin.end)
 
     def wait_ended(self, timeout_s: float | None = None) -> StreamEnded | None:
-        """Ends the turn and waits for the server's last word. Raises KibunError, DeadlineError."""
+        """Ends the turn and waits for the server's final answer. Raises KibunError, DeadlineError."""
         return self._thread.run(self._twin.wait_ended(timeout_s))
 
     def __iter__(self) -> Self:
@@ -253,7 +253,7 @@ class Turn(_Face):
 
     @property
     def turn_id(self) -> str:
-        """Id of this turn, also where the server made it up."""
+        """Id of this turn, even if the server chose it."""
         return self._turn.turn_id
 
     @property

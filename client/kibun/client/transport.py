@@ -53,7 +53,7 @@ class Transport:
 
 
 class StreamCall:
-    """One StreamingAnalyze call: a writer's and a reader's side, to be used by one task each."""
+    """One StreamingAnalyze call: a side to write and a side to read, each used by one task."""
 
     def __init__(self, call: Any, target: str) -> None:
         self._call = call
@@ -65,7 +65,7 @@ class StreamCall:
         self.request_id: str | None = None
 
     async def write(self, request: pb.StreamingAnalyzeRequest) -> bool:
-        """False when the call is over; why is for `read` to say, which sees the server's status."""
+        """False when the call is over; `read` raises the reason, as it sees the server's status."""
         try:
             await self._call.write(request)
         except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
@@ -73,7 +73,7 @@ class StreamCall:
         return True
 
     async def half_close(self) -> None:
-        """Tells the server that nothing more will be sent. A call that is over needs no telling; see `write`."""
+        """Tells the server that nothing more will be sent. Does nothing when the call is over; see `write`."""
         with suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             await self._call.done_writing()
 

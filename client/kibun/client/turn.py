@@ -1,4 +1,4 @@
-"""One turn of one participant: a stream of its own, which survives a lost connection."""
+"""One turn of one participant, on its own stream, which survives a lost connection."""
 
 from collections.abc import AsyncIterable, Iterable
 from types import TracebackType
@@ -63,7 +63,7 @@ class AsyncTurn:
 
     @property
     def turn_id(self) -> str:
-        """Id of this turn, also where the server made it up."""
+        """Id of this turn, even if the server chose it."""
         return self.started.turn_id
 
     @property
@@ -96,7 +96,7 @@ class AsyncTurn:
     async def __anext__(self) -> Event:
         while True:
             event = await anext(self._stream)
-            # Where the server ended the turn itself, it may close a next, empty one: not this turn's.
+            # A server that ended the turn itself may close an empty next one as well, which is not this turn.
             if not (isinstance(event, TurnResult) and event.turn_id != self.turn_id):
                 return event
 
@@ -109,7 +109,7 @@ class AsyncTurn:
         return self._stream.turn_result
 
     async def wait_ended(self, timeout_s: float | None = None) -> StreamEnded | None:
-        """Ends the turn and waits for the account of its audio and the conversation's state; None when the connection
+        """Ends the turn and waits for the totals of its audio and the conversation's state; None if the connection
         was lost after the result. Raises KibunError, DeadlineError after `timeout_s`.
         """
         return await self._stream.wait_ended(timeout_s)

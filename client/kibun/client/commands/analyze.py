@@ -80,7 +80,7 @@ def analyze(
 
 
 def _traits(path: Path | None, files: list[Path]) -> dict[Path, Traits]:
-    """Known traits by file; what matches nothing is told, for a misspelt name would otherwise pass unnoticed."""
+    """Known traits by file; warns of rows that match no file, as a misspelt name would otherwise go unnoticed."""
     if path is None:
         return {}
     traits = load_traits(path, ("file", "path", "speaker", "participant"))
@@ -111,7 +111,7 @@ class _Batch:
 
 @dataclass
 class _Outcome:
-    """What became of one file: its rows, or why there are none."""
+    """The result of one file: its rows, or why there are none."""
 
     path: Path
     rows: list[Row] = field(default_factory=list)

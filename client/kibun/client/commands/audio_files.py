@@ -20,7 +20,7 @@ _SIXTEEN_BITS_ARE_ENOUGH = ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW")
 
 @dataclass(frozen=True)
 class AudioFile:
-    """A file that was found readable, and how it will be sent: mono, at its own sample rate."""
+    """A readable file, and how it will be sent: mono, at its own sample rate."""
 
     path: Path
     sample_rate_hz: int
@@ -69,7 +69,7 @@ def open_audio(path: Path, channel: int | None = None) -> AudioFile:
         info = soundfile.info(path)
     except soundfile.LibsndfileError as error:
         raise UsageError(
-            f"{path} is no audio that can be read here (WAV, FLAC, OGG, MP3): convert it, e.g. "
+            f"{path} is not audio that can be read here (WAV, FLAC, OGG, MP3): convert it, e.g. "
             f"`ffmpeg -i {path.name} {path.stem}.flac`"
         ) from error
     if info.frames == 0:

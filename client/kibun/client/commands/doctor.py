@@ -1,4 +1,4 @@
-"""`kibun doctor`: what of this machine and this installation works, and what to do about what does not."""
+"""`kibun doctor`: which parts of this machine and installation work, and how to fix those that do not."""
 
 import asyncio
 import json
@@ -39,7 +39,7 @@ _OPTIONAL = {
     "torchaudio": "train",
 }
 
-# Each runs in a Python of its own: a broken torch must not take the doctor along, and the client never imports it.
+# Each runs in a separate Python: a broken torch must not crash the doctor, and the client never imports it.
 _TORCH = "import torch; print(torch.__version__ + ',', torch.cuda.device_count() or 'no', 'CUDA device(s)')"
 _TORCHAUDIO = "import torchaudio; print(torchaudio.__version__)"
 _PROBE_TIMEOUT_S = 60
@@ -47,7 +47,7 @@ _PROBE_TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     state: State

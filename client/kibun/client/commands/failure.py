@@ -8,6 +8,6 @@ class CommandError(Exception):
 
 
 class UsageError(CommandError):
-    """It was called in a wrong way: a missing file, a malformed option."""
+    """The command was called wrongly: a missing file, a malformed option."""
 
     exit_code = 2

@@ -17,7 +17,7 @@ from kibun.client.events import PersonalityUpdate, StreamStarted, UtteranceResul
 
 Row = dict[str, str | float | int | bool | None]
 
-# None (an empty cell) where nothing was estimated: there was too little speech, or the model does not.
+# None (an empty cell) where nothing was estimated: too little speech, or a model that does not estimate it.
 COLUMNS = (
     "file",
     "utterance_id",
@@ -147,5 +147,5 @@ def _cell(value: object) -> str:
 
 
 def _rounded(row: Row) -> Row:
-    # Estimates are 32-bit floats: more digits than these are none.
+    # Estimates are 32-bit floats: further digits carry no information.
     return {name: round(value, 6) if isinstance(value, float) else value for name, value in row.items()}

@@ -93,7 +93,7 @@ def _traits(text: str, participant_id: str, *, dialogue: bool) -> dict[str, Trai
 
 
 def _note_unmatched(traits: Mapping[str, Traits], jobs: list[tuple[AudioFile, list[TurnSpan]]]) -> None:
-    """A misspelt name would otherwise pass unnoticed."""
+    """Warns of names that do not match, as a misspelt one would otherwise go unnoticed."""
     speakers = list(dict.fromkeys(turn.participant_id for _, turns in jobs for turn in turns))
     if not traits:
         return

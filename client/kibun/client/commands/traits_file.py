@@ -29,7 +29,7 @@ def parse_traits(text: str) -> Traits:
 
 
 def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
-    """Traits by whose they are, in the order of the file. Raises UsageError naming line and field.
+    """Traits by owner, in the order of the file. Raises UsageError naming line and field.
 
     `keys`: names of the column that says whose they are; the first that a row has counts.
     """
@@ -49,9 +49,9 @@ def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
         where = f"{path}, line {line}"
         key = next((str(row[name]).strip() for name in keys if row.get(name) not in (None, "")), None)
         if key is None:
-            raise UsageError(f"{where}: whose traits these are is not said: {' or '.join(keys)} is expected")
+            raise UsageError(f"{where}: the row does not say whose traits these are: {' or '.join(keys)} is expected")
         if key in found:
-            raise UsageError(f"{where}: {key!r} has traits already, from an earlier line: keep one of them")
+            raise UsageError(f"{where}: {key!r} already has traits, from an earlier line: keep one of the two")
         found[key] = Traits(*(_number(where, name, row.get(name)) for name in TRAITS))
     if not found:
         raise UsageError(f"{path} holds no traits")
@@ -73,7 +73,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.DictReader(text.splitlines())
     header = [name.strip().lower() for name in reader.fieldnames or ()]
     if missing := [name for name in TRAITS if name not in header]:
-        raise UsageError(f"{path}, line 1: no column {', '.join(missing)}; the five traits and whose they are, please")
+        raise UsageError(
+            f"{path}, line 1: no column {', '.join(missing)}: the five traits, and whose they are, are expected"
+        )
     reader.fieldnames = header
     for row in reader:
         yield reader.line_num, row
@@ -86,7 +88,7 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]
         try:
             row = json.loads(content)
         except json.JSONDecodeError as error:
-            raise UsageError(f"{path}, line {line}: no valid JSON: {error.msg}") from error
+            raise UsageError(f"{path}, line {line}: invalid JSON: {error.msg}") from error
         if not isinstance(row, dict):
             raise UsageError(f"{path}, line {line}: an object is expected, one per line")
         yield line, row

@@ -68,11 +68,11 @@ def _json_entries(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         try:
             entry, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            raise UsageError(f"{path}, line {error.lineno}: no valid JSON: {error.msg}") from error
+            raise UsageError(f"{path}, line {error.lineno}: invalid JSON: {error.msg}") from error
         yield line, entry
         after = _skip(text, position, "")
         if text[after : after + 1] not in (",", "]"):
-            raise UsageError(f"{path}, line {text.count(chr(10), 0, after) + 1}: no valid JSON: expected ',' or ']'")
+            raise UsageError(f"{path}, line {text.count(chr(10), 0, after) + 1}: invalid JSON: expected ',' or ']'")
         position = _skip(text, after, ",")
 
 
@@ -96,7 +96,7 @@ def _rttm_entries(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             start_s, length_s = float(fields[3]), float(fields[4])
         except ValueError:
             raise UsageError(
-                f"{path}, line {line}: start {fields[3]!r} or duration {fields[4]!r} is no number"
+                f"{path}, line {line}: start {fields[3]!r} or duration {fields[4]!r} is not a number"
             ) from None
         yield line, {"participant_id": fields[7], "start_s": start_s, "end_s": start_s + length_s}
 
@@ -120,5 +120,5 @@ def _turn(where: str, entry: Any, number: int, duration_s: float) -> TurnSpan:
     turn_id, participant_id = str(entry.get("turn_id") or f"turn-{number}"), str(entry["participant_id"])
     for key, value in (("turn_id", turn_id), ("participant_id", participant_id)):
         if not _ID.fullmatch(value):
-            raise UsageError(f"{where}: {key} {value!r} is no valid id: {_ID_RULE}")
+            raise UsageError(f"{where}: {key} {value!r} is not a valid id: {_ID_RULE}")
     return TurnSpan(turn_id, participant_id, start_s, min(end_s, duration_s), str(entry.get("text", "")))
