@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kibun.models.analysis import NonFiniteError
-from kibun.models.building.warmup import warm_up
+from kibun.models.building.self_test import self_test
 from kibun.models.config import KibunConfig
 from kibun.models.hubert import Frames
 from kibun.models.model import KibunModel, normalised
@@ -240,7 +240,7 @@ def test_arrays_may_be_read_only(model: KibunModel) -> None:
 
 def test_two_calls_are_equal_and_the_model_leaves_the_global_random_state_alone(model: KibunModel) -> None:
     before = torch.random.get_rng_state()
-    warm_up(model)
+    self_test(model)
     assert torch.equal(before, torch.random.get_rng_state())
 
 

@@ -16,7 +16,7 @@ import torch
 from kibun.models._transformers import AutoConfig, AutoModel, HubertConfig, HubertModel
 from kibun.models.building.build import build_model
 from kibun.models.building.facts import read_facts
-from kibun.models.building.warmup import warm_up
+from kibun.models.building.self_test import self_test
 from kibun.models.bundle import BundleError, KibunConfig, KibunModel, bundle_names, load_bundle
 from kibun.models.files import BUNDLES, FILES, verify, write_checksums
 from kibun.models.types import Utterance
@@ -155,7 +155,7 @@ class Payload:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "optimizer.pt", "model.pkl", "extra.ckpt", "notes.txt"])
 def test_pickles_are_refused_whatever_they_are_called(bundle: Path, tmp_path: Path, name: str) -> None:
     (bundle / name).write_bytes(pickle.dumps(Payload(tmp_path / "executed")))
-    with pytest.raises(BundleError, match=rf"{name}: may carry code"):
+    with pytest.raises(BundleError, match=rf"{name}: may contain code"):
         load_bundle(bundle)
     assert not (tmp_path / "executed").exists()
 
@@ -164,7 +164,7 @@ def test_pickles_are_refused_whatever_they_are_called(bundle: Path, tmp_path: Pa
 def test_a_pickle_in_place_of_the_weights_is_refused(bundle: Path, tmp_path: Path, save: Callable[..., None]) -> None:
     save(Payload(tmp_path / "executed"), bundle / "model.safetensors")
     write_checksums(bundle)  # whoever plants a pickle can write checksums too
-    with pytest.raises(BundleError, match=r"model\.safetensors: may carry code"):
+    with pytest.raises(BundleError, match=r"model\.safetensors: may contain code"):
         load_bundle(bundle)
     assert not (tmp_path / "executed").exists()
 
@@ -257,7 +257,7 @@ def test_bundles_that_come_with_kibun_are_small_whole_and_run(name: str) -> None
     assert facts.trained
     assert not facts.synthetic or "synthetic" in facts.card.lower()
     assert sorted(path.name for path in (BUNDLES / name).iterdir()) == sorted([*FILES, "sha256"])
-    warm_up(load_bundle(name))
+    self_test(load_bundle(name))
 
 
 # ---- build ----------------------------------------------------------------------------------------------------

@@ -120,6 +120,7 @@ def test_padded_attention_is_attention_within_each_utterance() -> None:
     assert (_attention(padded, mask, 2)[mask] - expected).abs().max() < 1e-6
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3_000))
 def test_tiles_cover_all_rows_once_and_waste_little(rows: int) -> None:
     cut = list(tiles(rows))
@@ -130,7 +131,7 @@ def test_tiles_cover_all_rows_once_and_waste_little(rows: int) -> None:
     assert sum(height for _, _, height in cut) - rows <= max(7, rows / 7)
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(1, 300), st.sampled_from([1, 3, 10]))
 def test_a_head_linear_is_a_linear(rows: int, batch: int) -> None:
     linear = torch.nn.Linear(24, 40)
@@ -215,7 +216,7 @@ def test_float32_is_obeyed_and_a_small_model_stays_in_it() -> None:
     assert (model.dtype, reason) == (torch.float32, "float32, as asked for")
     model, reason = precision.packed_for(load, "auto")
     assert model.dtype == torch.float32
-    assert "too small" in reason
+    assert "too small to gain" in reason
     assert len(calls) == 2
 
 

@@ -1,1 +1,4 @@
-"""HuBERT trunk and tails, personality recognition, trait-conditioned emotion recognition, bundles."""
+"""The models: audio → frames → traits and emotion, and the bundles that they are loaded from.
+
+What lies here serves; `building` makes bundles. `types` needs numpy only and is the one module that every room imports.
+"""

@@ -1,4 +1,4 @@
-"""Keeps a broken torchaudio from breaking transformers.
+"""Prevents a broken torchaudio from breaking transformers.
 
 transformers imports torchaudio whenever it is installed. Wheels whose compiled extension was linked for another torch
 build (a CUDA one beside CPU torch, say) fail on import, and then `from transformers import HubertModel` fails too.
@@ -19,11 +19,11 @@ _state: State | None = None
 
 
 def ensure_importable() -> State:
-    """Import torchaudio in a way that cannot fail; call before the first import of transformers.
+    """Import torchaudio without failing, whatever its state; call this before the first import of transformers.
 
     Returns:
-        "absent": not installed. "ok": imports as it is. "without-extension": its compiled extension does not load, its
-        pure-PyTorch parts work. "unusable": it does not import at all; transformers is told that it is not installed.
+        "absent": not installed. "ok": it imports. "without-extension": its compiled extension does not load, its
+        pure-PyTorch parts work. "unusable": it does not import at all, and transformers will find it not installed.
     """
     global _state
     if _state is None:
@@ -47,6 +47,7 @@ def _import() -> State:
 
 
 def _imports() -> bool:
+    """Whether torchaudio can be imported now."""
     try:
         importlib.import_module("torchaudio")
     except Exception:  # OSError, ImportError, RuntimeError (CUDA versions differ), AttributeError: all mean "broken".
@@ -55,7 +56,7 @@ def _imports() -> bool:
 
 
 def _forget() -> None:
-    """Drop half-imported modules: a second import would otherwise find them and fail differently."""
+    """Remove half-imported modules, which a second import would find and fail at differently."""
     for name in [name for name in sys.modules if name == "torchaudio" or name.startswith("torchaudio.")]:
         del sys.modules[name]
 

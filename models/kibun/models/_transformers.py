@@ -1,4 +1,4 @@
-"""The one place of this room that imports transformers, so that torchaudio is always dealt with first."""
+"""The one module of `kibun.models` that imports transformers, so that torchaudio is always taken care of first."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,7 +58,7 @@ __all__ = [
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and load reports on stderr meanwhile; what is wrong with a file is raised by us instead."""
+    """Suppress transformers' progress bars and load reports on stderr; what is wrong with a file is raised instead."""
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]

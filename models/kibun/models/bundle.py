@@ -1,4 +1,4 @@
-"""Bundles by path or name, checked before use; importing this module makes transformers' Auto classes know them."""
+"""Loading bundles by path or name, verified first. Importing this registers them with transformers' Auto classes."""
 
 from pathlib import Path
 
@@ -15,16 +15,16 @@ AutoModel.register(KibunConfig, KibunModel, exist_ok=True)
 def load_bundle(
     path_or_name: str | Path, *, allow_untrained: bool = False, mapped: bool = False, verified: bool = False
 ) -> KibunModel:
-    """Load a bundle, on the CPU, in float32 and evaluation mode, after checking every file of it.
+    """Load a bundle on the CPU, in float32 and evaluation mode, after verifying all of its files.
 
     Args:
         path_or_name: a bundle folder, or the name of a bundle that comes with kibun (`bundle_names`).
         allow_untrained: accept a bundle whose heads are random.
-        mapped: leave the weights where the file is mapped, for a caller that copies them anyway.
-        verified: the caller has just called `files.verify` itself.
+        mapped: leave the weights in the mapped file, for a caller that copies them anyway.
+        verified: skip `files.verify`, which the caller has just called.
 
     Raises:
-        BundleError: it does not exist, a file is damaged, missing or unsafe, or it is untrained.
+        BundleError: it does not exist or is untrained, or one of its files is damaged, missing or unsafe.
     """
     folder = resolve_bundle(path_or_name)
     if not verified:
@@ -34,7 +34,7 @@ def load_bundle(
             model: KibunModel = KibunModel.from_pretrained(folder, mapped=mapped)
     except BundleError:
         raise
-    except Exception as error:  # json, safetensors and transformers raise types of their own
+    except Exception as error:  # json, safetensors and transformers each raise their own types
         raise BundleError(f"{folder}: does not load: {error}") from error
     if not model.config.trained and not allow_untrained:
         raise BundleError(

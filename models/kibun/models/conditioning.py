@@ -1,12 +1,11 @@
-"""Emotion heads: one dimension, valence or arousal, from frames and from what is known of the speaker's Big Five.
+"""Emotion heads: one dimension, valence or arousal, from encoder frames and the speaker's Big Five traits.
 
 Source: Gao et al., "Bridging Speech Emotion Recognition and Personality", IEEE TAC 2025: the baseline, two simpler ways
-of conditioning (Concat, CA) and the temporal interaction condition network with cross attention (TICN-CA). The sizes of
-its parts are not all in the text; ours add +11.43 M parameters to HuBERT-base's 94.40 M, +12.10 % where the paper
-reports +12.1 %.
+of conditioning (Concat, CA) and the temporal interaction condition network with cross attention (TICN-CA). The paper
+does not give all sizes; ours add 11.43 M parameters to HuBERT-base's 94.40 M, +12.10 % where it reports +12.1 %.
 
-Every head maps (Frames, traits) to (B,), not limited to the scale. It masks padding, and it is given all five traits
-and picks those that it was made for, so that callers need not know which.
+Every head maps frames (B, T, H) and traits (B, 5) to (B,), not limited to the scale. It masks padding. It is given all
+five traits and selects those that it uses, so that callers need not know which.
 """
 
 from collections.abc import Sequence
@@ -38,7 +37,7 @@ class Baseline(nn.Module):
 
 
 class Regression(nn.Module):
-    """No traits: a hidden layer between mean and output, as in public dimensional emotion checkpoints.
+    """No traits: a hidden layer between mean and output, as in public checkpoints for dimensional emotion.
 
     Source: Wagner et al., "Dawn of the transformer era in speech emotion recognition", IEEE TPAMI 2023, whose head is
     mean pool, Linear, tanh, Linear.
@@ -74,8 +73,8 @@ class Concat(nn.Module):
 class Ca(nn.Module):
     """Cross attention between H and the one token P = Linear(traits -> H), mean pool, linear.
 
-    With query "acoustic" the softmax is over a single key and the output does not depend on the audio; the default
-    asks with P. Both are kept, because the paper does not say which side asks.
+    The paper does not say which side is the query, so both are there; the default is P. With query "acoustic" the
+    softmax is over a single key, and the output does not depend on the audio.
     """
 
     def __init__(
@@ -138,7 +137,7 @@ class TicnCa(nn.Module):
         personality = self.fuse(torch.cat(embedded, dim=1))  # (B, 5 H) -> (B, H)
         acoustic = self.acoustic(frames.hidden)  # (B, T, H)
         interacted = self.interaction(acoustic + personality[:, None, :], mask)  # P repeated over T -> (B, T, H)
-        # Both sides have T tokens, so either may ask.
+        # Both sides have T tokens, so either can be the query.
         query, memory = (interacted, acoustic) if self.query == "personality" else (acoustic, interacted)
         attended = self.cross_attention(query, memory, mask)  # (B, T, H)
         pooled = Frames(attended, frames.lengths).mean()  # (B, H)
@@ -156,17 +155,17 @@ def make_head(
     centre: float = 3.0,
     traits: Sequence[str] = TRAITS,
 ) -> nn.Module:
-    """The emotion head of this name.
+    """Make the emotion head of this name.
 
     Args:
         name: one of HEADS.
         size: H of the frames.
-        heads, ff, query: of attention and TICN's Transformer layer; ignored by heads without them.
+        heads, ff, query: of the attention and of TICN's Transformer layer; ignored by heads without them.
         centre: the middle of the emotion scale, where estimates start.
-        traits: those of TRAITS that a conditioned head looks at.
+        traits: those of TRAITS that a conditioned head uses.
 
     Raises:
-        ValueError: an unknown name or trait, or a size that heads do not divide.
+        ValueError: an unknown name or trait, or a size that is not a multiple of `heads`.
     """
     indices = [TRAITS.index(trait) for trait in traits]
     match name:

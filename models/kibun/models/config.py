@@ -1,4 +1,4 @@
-"""Configuration of a bundle: the HuBERT it is made of, where it is cut, the heads, and what the estimates mean."""
+"""Configuration of a bundle: its HuBERT, where that is split, the heads, and the scales of the estimates."""
 
 from typing import Any, ClassVar, cast
 
@@ -13,7 +13,7 @@ QUERIES = ("personality", "acoustic")
 
 
 class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """Every setting that travels with the weights; unknown or impossible values raise ValueError."""
+    """All settings that are stored with the weights; unknown or impossible values raise ValueError."""
 
     model_type = "kibun"
     sub_configs_defaults: ClassVar[dict[str, Any]] = {"hubert": HubertConfig}
@@ -21,22 +21,22 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     hubert: dict[str, Any] | HubertConfig | None = None  # None: HuBERT-base
     trunk_layers: int | None = None  # Transformer layers that all tasks share; None: half of them
     tasks: list[str] | tuple[str, ...] = TASKS
-    tail_of: dict[str, str] | None = None  # task -> name of its tail; a task that is not named has one of its own
+    tail_of: dict[str, str] | None = None  # task -> name of its tail; other tasks have their own tail
     trunk_from: str | None = None  # checkpoint that the trunk was copied from; None: not recorded
-    trunk_sha256: str | None = None  # checksum.trunk_checksum of the trunk as copied: a trained one has another
+    trunk_sha256: str | None = None  # checksum.trunk_checksum of the trunk as copied; differs once it is trained
 
-    # A HuBERT of its own for personality, where the other tasks' trunk is of another kind; None: the shared one
+    # A separate HuBERT for personality, where the other tasks' trunk is of another kind; None: the shared one
     personality_hubert: dict[str, Any] | None = None
     personality_trunk_layers: int | None = None  # None: half of its layers
     personality_do_normalize: bool = True
 
     # Emotion heads (conditioning.py)
     emotion_head: str = "ticn-ca"
-    condition_on: list[str] | tuple[str, ...] = TRAITS  # traits that a conditioned head looks at
+    condition_on: list[str] | tuple[str, ...] = TRAITS  # traits that a conditioned head uses
     condition_heads: int = 4
     condition_ff: int = 2048
     cross_attention_query: str = "personality"  # or "acoustic"
-    condition_source: str = "conversation"  # predicted traits that emotion is conditioned on when none are given
+    condition_source: str = "conversation"  # predicted traits that emotion is conditioned on if none are given
 
     # Conversation head (personality.py)
     conversation_size: int | None = None  # None: the hidden size, at most 256
@@ -46,7 +46,7 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     # Input
     sampling_rate: int = SAMPLE_RATE_HZ
-    do_normalize: bool = True  # zero mean, unit variance per utterance
+    do_normalize: bool = True  # zero mean and unit variance per utterance
 
     # What the estimates are
     trait_scale: list[float] | tuple[float, float] = TRAIT_SCALE
@@ -54,13 +54,13 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     emotion_rescaled_from: list[float] | tuple[float, float] | None = None  # the scale that training labels had
     bundle_name: str = "unnamed"
     bundle_version: str = "1"
-    synthetic: bool = False  # trained on synthetic speech: every surface has to say so
-    trained: bool = False  # heads are random: the server refuses it unless told otherwise
+    synthetic: bool = False  # trained on synthetic speech: every user interface must say so
+    trained: bool = False  # False: the heads are random, and the server refuses it by default
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         hubert = self.hubert_config
-        # transformers' layers read this; KibunModel masks for it (no flash attention, whose masks differ).
+        # transformers' layers read this. KibunModel's masks are for sdpa; flash attention would need others.
         hubert._attn_implementation = "sdpa"
         self.tasks = tuple(self.tasks)
         self.condition_on = tuple(self.condition_on)
@@ -113,19 +113,19 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         if not self.supports_personality:
             raise ValueError("personality_hubert is set, but 'personality' is not among the tasks")
         if [self.tail_name(task) for task in self.tasks].count(self.tail_name("personality")) > 1:
-            raise ValueError("tail_of: personality has a HuBERT of its own, so no other task can share its tail")
+            raise ValueError("tail_of: personality has its own HuBERT, so no other task can share its tail")
         layers = self.personality_hubert_config.num_hidden_layers
         if not 0 <= cast(int, self.personality_trunk_layers) <= layers:
             raise ValueError(f"personality_trunk_layers is {self.personality_trunk_layers}, allowed are 0..{layers}")
 
     @property
     def hubert_config(self) -> HubertConfig:
-        """The HuBERT part, typed."""
+        """The shared HuBERT's configuration."""
         return cast(HubertConfig, self.hubert)
 
     @property
     def personality_hubert_config(self) -> HubertConfig:
-        """The HuBERT that personality listens through: one of its own, or the shared one."""
+        """Configuration of the HuBERT that personality uses: its own, or the shared one."""
         if self.personality_hubert is None:
             return self.hubert_config
         config = HubertConfig(**self.personality_hubert)
@@ -133,12 +133,12 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         return config
 
     def tail_name(self, task: str) -> str:
-        """Name of the tail that a task listens through."""
+        """Name of the tail that a task uses."""
         return (self.tail_of or {}).get(task, task)
 
     @property
     def conditioned(self) -> bool:
-        """Whether emotion is conditioned on traits, and so needs some."""
+        """Whether emotion is conditioned on traits, and so needs them."""
         return bool(self.emotions) and self.emotion_head in CONDITIONED
 
     @property
@@ -155,7 +155,7 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     @property
     def emotions(self) -> tuple[str, ...]:
-        """The emotion dimensions that this bundle estimates, in the order of EMOTIONS."""
+        """The emotion dimensions that the bundle estimates, in the order of EMOTIONS."""
         return tuple(name for name in EMOTIONS if name in self.tasks)
 
     @property
@@ -165,5 +165,5 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
     @property
     def min_samples(self) -> int:
-        """Fewest samples at 16 kHz that make one frame, for every task."""
+        """The fewest samples, at 16 kHz, that make one frame for every task."""
         return max(receptive_field(self.hubert_config), receptive_field(self.personality_hubert_config))

@@ -1,4 +1,4 @@
-"""The files of a bundle besides weights and configuration, and the checks that come before any is believed."""
+"""The files of a bundle other than weights and configuration, the checks before any is trusted, and atomic writing."""
 
 import hashlib
 import json
@@ -18,18 +18,18 @@ FILES = (CONFIG, WEIGHTS, EXPECTED_ERROR, CARD, PREPROCESSOR)
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
 
 ExpectedError = tuple[tuple[int, Traits], ...]
-"""(utterances heard, root-mean-square error per trait on the 1..7 scale), by rising count."""
+"""(number of utterances, root-mean-square error of each trait on the 1..7 scale), by rising number."""
 
 BUNDLES = Path(__file__).parent / "bundles"
 """Bundles that come with kibun, one folder each."""
 
 
 class BundleError(ValueError):
-    """A bundle is missing, damaged, unsafe or not what it says; the message names the file and the fix."""
+    """A bundle is missing, damaged, unsafe or inconsistent; the message names the file and the fix."""
 
 
 def resolve_bundle(path_or_name: str | Path) -> Path:
-    """Folder of a bundle given by path or by the name of one that comes with kibun; BundleError if there is none."""
+    """Folder of a bundle, given by path or, if it comes with kibun, by name. Raises BundleError if there is none."""
     for folder in (Path(path_or_name), BUNDLES / path_or_name):
         if (folder / CONFIG).is_file():
             _check_model_type(folder)
@@ -65,7 +65,7 @@ def written_atomically(path: Path, *, fsync: bool = False) -> Iterator[Path]:
 
 
 def check_free(folder: Path) -> None:
-    """BundleError where a new bundle would mix with other files."""
+    """Raise BundleError if `folder` exists and is not an empty folder."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise BundleError(f"{folder} exists and is not an empty folder: name another with --out, or empty it")
 
@@ -76,18 +76,18 @@ def bundle_names() -> list[str]:
 
 
 def _check_model_type(folder: Path) -> None:
-    """A checkpoint in place of a bundle is an easy mistake; say what to do with it."""
+    """Raise BundleError for a checkpoint, an easy mistake, with what to do about it."""
     try:
         model_type = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
     except (ValueError, KeyError, TypeError):
-        return  # damaged: the checksums will say so
+        return  # damaged: the checksums will show it
     if model_type != "kibun":
         fix = f"make one with `kibun models build --hubert {folder} --out DIR`"
         raise BundleError(f"{folder}: a {model_type!r} checkpoint, not a kibun bundle; {fix}")
 
 
 def write_sidecars(folder: Path, config: Any, expected_error: ExpectedError | None, card: str | None) -> None:
-    """Write expected error, card and preprocessor beside the weights, and last the checksums of all."""
+    """Write expected error, card and preprocessor beside the weights, then the checksums of all files."""
     rows = [
         {"utterance_count": count, **dict(zip(TRAITS, errors, strict=True))} for count, errors in expected_error or ()
     ]
@@ -111,19 +111,19 @@ def write_sidecars(folder: Path, config: Any, expected_error: ExpectedError | No
         },
     )
     (folder / CARD).write_text(card or default_card(config), encoding="utf-8")
-    # safetensors leaves its file readable by its owner alone, whatever the umask says.
+    # safetensors makes its file readable by the owner only, whatever the umask.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)
     write_checksums(folder)
 
 
 def write_checksums(folder: Path) -> None:
-    """List every file of the bundle in the format of `sha256sum`, so that `sha256sum -c sha256` works too."""
+    """Write the checksums of all files of the bundle in the format that `sha256sum -c` reads."""
     lines = [f"{_sha256(folder / name)}  {name}\n" for name in FILES]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def read_sidecars(folder: Path) -> tuple[ExpectedError | None, str | None]:
-    """Expected error and card of a folder, each None where there is none."""
+    """Expected error and card of a bundle folder; None for one that is missing."""
     error_file, card_file = folder / EXPECTED_ERROR, folder / CARD
     expected: ExpectedError | None = None
     if error_file.is_file():
@@ -138,15 +138,15 @@ def read_sidecars(folder: Path) -> tuple[ExpectedError | None, str | None]:
 
 
 def verify(folder: Path) -> None:
-    """Check that a folder holds exactly the files of a bundle and that each is as it was written.
+    """Check that a folder holds exactly the files of a bundle, each unchanged since it was written.
 
     Raises:
-        BundleError: naming the file that is missing, damaged, not listed, or a pickle.
+        BundleError: a file is missing, damaged, not part of a bundle, or a pickle; the message names it.
     """
     present = {path.name: path for path in sorted(folder.iterdir()) if not path.name.startswith(".")}
     for path in present.values():
         if path.suffix.lower() in PICKLES or _is_pickle(path):
-            raise BundleError(f"{path}: may carry code that runs on loading; bundles are safetensors only: remove it")
+            raise BundleError(f"{path}: may contain code that runs on loading; bundles are safetensors only: remove it")
     for name in (*FILES, CHECKSUMS):
         if name not in present:
             raise BundleError(f"{folder / name}: missing; get the bundle again, or save it with save_pretrained")
@@ -160,7 +160,7 @@ def verify(folder: Path) -> None:
 
 
 def default_card(config: Any) -> str:
-    """A card for a bundle whose maker wrote none: only what the configuration itself can vouch for."""
+    """The card of a bundle without one: only what the configuration states."""
     status = "trained" if config.trained else "**untrained: the heads are random, the estimates mean nothing**"
     return (
         f"# {config.bundle_name} (version {config.bundle_version})\n\n"
@@ -181,9 +181,9 @@ def _read_checksums(path: Path) -> dict[str, str]:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Pickles of protocol 2 and later start with 0x80; torch's zip archives with PK.
+    """Whether a file looks like a pickle: protocols 2 and later start with 0x80, torch's zip archives with PK.
 
-    So may a safetensors file, by chance: it starts with the length of its header (19,280 bytes read as PK).
+    A safetensors file may do so by chance, as it starts with the length of its header (19,280 bytes read as PK).
     """
     if not path.is_file():
         return False
@@ -194,7 +194,7 @@ def _is_pickle(path: Path) -> bool:
 
 
 def _starts_with_json(head: bytes, file: BinaryIO, size: int) -> bool:
-    """Whether 8 bytes of little-endian length are followed by so much JSON."""
+    """Whether a file starts with a length (8 bytes, little-endian) and a JSON object of that length."""
     length = int.from_bytes(head, "little")
     try:
         return len(head) == 8 and length <= size and isinstance(json.loads(file.read(length)), dict)

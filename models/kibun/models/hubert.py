@@ -1,13 +1,13 @@
-"""HuBERT cut in two: a trunk that every task shares, and a tail of Transformer layers per task.
+"""HuBERT split in two: a trunk that all tasks share, and a tail of Transformer layers for each task.
 
-Both are made of transformers' own modules, so any HuBERT checkpoint in transformers' layout loads, and trunk followed
-by tail is bit-equal to `HubertModel` (tests/models/test_hubert.py).
+Both consist of transformers' own modules, so any HuBERT checkpoint in transformers' layout loads, and the trunk
+followed by a tail is bit-equal to `HubertModel` (tests/models/test_hubert.py).
 
 Ragged batches are exact: the first convolution of HuBERT-base is followed by a GroupNorm over time, so padding would
-change the frames of real audio. The convolutional front therefore only ever sees utterances of one length together;
-padding comes after it, where an attention mask keeps it out.
+change the frames of real audio. The convolutional front therefore runs on batches of utterances of equal length only;
+padding comes after it, where an attention mask excludes it.
 
-Source: Hsu et al., "HuBERT", IEEE/ACM TASLP 2021; cut after layer six as in Gao et al., IEEE TAC 2025.
+Source: Hsu et al., "HuBERT", IEEE/ACM TASLP 2021; split after layer six as in Gao et al., IEEE TAC 2025.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ _ARCHITECTURE = (
     *("layer_norm_eps", "do_stable_layer_norm"),
 )
 
-NORMALISATION_EPSILON = 1e-7  # as transformers' Wav2Vec2FeatureExtractor
+NORMALISATION_EPSILON = 1e-7  # as in transformers' Wav2Vec2FeatureExtractor
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Frames:
         return positions < lengths[:, None]  # (B, T)
 
     def rows(self, indices: Sequence[int]) -> "Frames":
-        """Some of the utterances, in the order of `indices`."""
+        """The frames of some of the utterances, in the order of `indices`."""
         if list(indices) == list(range(len(self.lengths))):
             return self
         return Frames(self.hidden[list(indices)], tuple(self.lengths[index] for index in indices))
@@ -79,24 +79,20 @@ class Trunk(nn.Module):
         self.feature_extractor = HubertFeatureEncoder(config)  # type: ignore[no-untyped-call]
         self.feature_projection = HubertFeatureProjection(config)  # type: ignore[no-untyped-call]
         self.pos_conv_embed = HubertPositionalConvEmbedding(config)  # type: ignore[no-untyped-call]
-        # The stable variant normalises after the last layer instead, so there it belongs to the tail.
+        # The stable variant normalises after the last layer instead, so there the norm belongs to the tail.
         self.layer_norm = None if config.do_stable_layer_norm else _layer_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = _layers(config, layers)
 
     def forward(self, waveforms: Sequence[Tensor]) -> Frames:
-        """Encode normalised waveforms.
-
-        Args:
-            waveforms: B float tensors (N_i,), 16 kHz, each at least as long as the receptive field.
-        """
+        """Frames (B, T, H) of B normalised waveforms (N_i,), 16 kHz, each at least as long as the receptive field."""
         fronts = self._fronts(waveforms)
         lengths = tuple(front.shape[0] for front in fronts)
         hidden = nn.utils.rnn.pad_sequence(fronts, batch_first=True)  # (B, T, H)
         return _run(self.layers, Frames(hidden, lengths))
 
     def _fronts(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
-        """B tensors (T_i, H); utterances of one length go through together."""
+        """B tensors (T_i, H); utterances of equal length are computed together."""
         by_length: dict[int, list[int]] = {}
         for index, waveform in enumerate(waveforms):
             by_length.setdefault(waveform.shape[0], []).append(index)
@@ -107,6 +103,7 @@ class Trunk(nn.Module):
         return [fronts[index] for index in range(len(waveforms))]
 
     def _front(self, waveforms: Tensor) -> Tensor:
+        """(B, N) to (B, T, H)."""
         features = self.feature_extractor(waveforms)  # (B, N) -> (B, C, T)
         hidden = self.feature_projection(features.transpose(1, 2))  # (B, T, H)
         hidden = hidden + self.pos_conv_embed(hidden)  # (B, T, H)
@@ -125,7 +122,7 @@ class Trunk(nn.Module):
 
 
 class Tail(nn.Module):
-    """The last `layers` Transformer layers, one copy per task."""
+    """The last `layers` Transformer layers; each task has its own copy."""
 
     def __init__(self, config: HubertConfig, layers: int) -> None:
         super().__init__()
@@ -133,7 +130,7 @@ class Tail(nn.Module):
         self.layer_norm = _layer_norm(config) if config.do_stable_layer_norm else None
 
     def forward(self, frames: Frames) -> Frames:
-        """(B, T, H) of the trunk to (B, T, H) of this task."""
+        """The trunk's frames (B, T, H) to this task's (B, T, H)."""
         frames = _run(self.layers, frames)
         if self.layer_norm is None:
             return frames
@@ -148,7 +145,7 @@ class Tail(nn.Module):
 
 
 def normalised(waveform: Tensor, normalise: bool) -> Tensor:
-    """Zero mean and unit variance over the utterance, where the checkpoint was trained so; (N,) -> (N,)."""
+    """Scale a waveform (N,) to zero mean and unit variance if `normalise` is set, as the checkpoint was trained."""
     if not normalise:
         return waveform
     wide = waveform.double()  # squares of large samples do not fit into float32
@@ -157,13 +154,13 @@ def normalised(waveform: Tensor, normalise: bool) -> Tensor:
 
 
 def architecture(config: HubertConfig) -> dict[str, Any]:
-    """The settings that decide what is computed, by name; what only matters in training is left out."""
+    """The settings that determine what is computed, by name, without those that matter in training only."""
     values = {name: getattr(config, name) for name in _ARCHITECTURE}
     return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
 
 
 def frame_count(config: HubertConfig, samples: int) -> int:
-    """Frames that the convolutions make of so many samples; 0 when they are too few for one."""
+    """Number of frames that the convolutions make of `samples` samples; 0 if these are too few for one frame."""
     count = samples
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         count = (count - kernel) // stride + 1 if count >= kernel else 0
@@ -171,7 +168,7 @@ def frame_count(config: HubertConfig, samples: int) -> int:
 
 
 def receptive_field(config: HubertConfig) -> int:
-    """Fewest samples that make one frame (400 = 25 ms for HuBERT-base)."""
+    """The fewest samples that make one frame: 400 (25 ms) for HuBERT-base."""
     samples = 1
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
         samples = (samples - 1) * stride + kernel
@@ -188,7 +185,7 @@ def _layer_norm(config: HubertConfig) -> nn.LayerNorm:
 
 
 def _run(layers: nn.ModuleList, frames: Frames) -> Frames:
-    """Transformer layers with padding masked out. LayerDrop is left out: a served layer is never dropped."""
+    """Apply Transformer layers with padding masked out, without LayerDrop: a served layer is never dropped."""
     hidden, mask = frames.hidden, frames.mask
     bias = None
     if mask is not None:

@@ -1,4 +1,4 @@
-"""The plain Transformer parts that the heads are made of."""
+"""Linear, attention and Transformer layers that the heads are built from."""
 
 import math
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """A Linear that starts as PyTorch starts it, also inside a transformers model, which would shrink it to 0.02."""
+    """A Linear with PyTorch's initialisation, also inside a transformers model, which would use a deviation of 0.02."""
 
 
 class ScaleLinear(Linear):
-    """A Linear whose estimates start at the centre of their scale, so that training need not first find it."""
+    """A Linear whose outputs start at the centre of their scale, so that training need not find it first."""
 
     def __init__(self, size: int, outputs: int, *, centre: float) -> None:
         self.centre = centre  # before nn.Linear.__init__, which resets the parameters
@@ -23,7 +23,7 @@ class ScaleLinear(Linear):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with separate query and key/value sides."""
+    """Multi-head attention with separate inputs for the query and for key and value."""
 
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Attention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Self-attention and feed-forward, each with a residual and a LayerNorm after it (Vaswani et al., 2017)."""
+    """Self-attention and feed-forward, each followed by residual and LayerNorm (Vaswani et al., 2017)."""
 
     def __init__(self, size: int, heads: int, ff: int, dropout: float) -> None:
         super().__init__()

@@ -1,14 +1,14 @@
-"""The whole model: one trunk, one tail per task, and the heads that turn frames into traits and emotion.
+"""The whole model: a trunk, a tail for each task, and heads that turn frames into traits and emotion.
 
     waveform ─ trunk ─┬─ tail personality ─ mean ─ vector ─┬─ PersonalityHead      settings 1, 2
                       │                    history vectors ─┴─ ConversationHead    setting 3 ─┐ traits, or given ones
                       ├─ tail valence ─ emotion head ──────────────────────────────────────────┤
                       └─ tail arousal ─ emotion head ──────────────────────────────────────────┘
 
-Tasks may share a tail (`tail_of`), as in multi-task training; personality may have a trunk of its own.
+Tasks may share a tail (`tail_of`), as in multi-task training; personality may have its own trunk.
 
-`KibunModel.analyze` is what is served. `encode`, `vectors`, `utterance_traits`, `conversation_traits` and `emotion` are
-its steps, differentiable, for training.
+`KibunModel.analyze` is what is served. `encode`, `personality_frames`, `vectors`, `utterance_traits`,
+`conversation_traits` and `emotion` are its steps, differentiable, for training.
 """
 
 from collections.abc import Sequence
@@ -53,9 +53,9 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     _supports_sdpa = True
 
     expected_error: files.ExpectedError | None = None
-    """Error of setting 3 against the number of utterances heard, from held-out speakers; None: unknown."""
+    """Error of setting 3 by number of utterances, measured on held-out speakers; None: unknown."""
     card: str | None = None
-    """Text of MODEL_CARD.md; None: one is made from the configuration."""
+    """Text of MODEL_CARD.md; None: it is generated from the configuration."""
 
     def __init__(self, config: KibunConfig) -> None:
         super().__init__(config)
@@ -104,7 +104,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     # ---- steps -----------------------------------------------------------------------------------------------------
 
     def encode(self, waveforms: Sequence[Tensor]) -> Frames:
-        """Normalise waveforms as the checkpoint wants and run the trunk, (B, T, H).
+        """Normalise waveforms as the checkpoint expects and run the trunk: (B, T, H).
 
         Args:
             waveforms: B float tensors (N_i,) at 16 kHz, each of at least `min_samples`; lengths may differ.
@@ -113,48 +113,51 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         return cast(Frames, self.trunk([normalised(waveform, normalise) for waveform in waveforms]))
 
     def personality_frames(self, waveforms: Sequence[Tensor], frames: Frames) -> Frames:
-        """What `vectors` reads: `frames` of the same waveforms, or those of personality's own trunk if it has one."""
+        """The frames (B, T, H) that `vectors` needs of B waveforms (N_i,).
+
+        Those are `frames`, the shared trunk's, unless personality has its own trunk, which is run then.
+        """
         if self.personality_trunk is None:
             return frames
         normalise = self.config.personality_do_normalize
         return cast(Frames, self.personality_trunk([normalised(waveform, normalise) for waveform in waveforms]))
 
     def vectors(self, frames: Frames) -> Tensor:
-        """Utterance vectors (B, H) from a trunk's frames: the mean over the personality tail's, not yet rounded."""
+        """Utterance vectors (B, D) from a trunk's frames: the mean over the personality tail's, not yet rounded."""
         return cast(Frames, self.tail("personality")(frames)).mean()
 
     def utterance_traits(self, vectors: Tensor) -> Tensor:
-        """Setting 1: (..., H) vectors to (..., 5) traits, not limited to the scale."""
+        """Setting 1: (..., D) vectors to (..., 5) traits, not limited to the scale."""
         return cast(Tensor, self.personality_head(round_to_stored(vectors)))
 
     def conversation_traits(self, vectors: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Setting 3: (B, K, H) vectors, mask (B, K) True where real, to (B, 5) traits, not limited to the scale."""
+        """Setting 3: (B, K, D) vectors, mask (B, K) True where real, to (B, 5) traits, not limited to the scale."""
         return cast(Tensor, self.conversation_head(round_to_stored(vectors), mask))
 
     def emotion(self, frames: Frames, traits: Tensor | None) -> dict[str, Tensor]:
         """Each emotion dimension (B,) from the trunk's frames and (B, 5) traits, not limited to the scale.
 
-        traits: None will do where `config.conditioned` is False.
+        traits: may be None where `config.conditioned` is False.
         """
-        heard: dict[str, Frames] = {}  # by tail: dimensions that share one run it once
+        by_tail: dict[str, Frames] = {}  # dimensions that share a tail run it once
         estimates = {}
         for name, head in self.emotion_heads.items():
             tail = self.config.tail_name(name)
-            if tail not in heard:
-                heard[tail] = self.tail(name)(frames)
-            estimates[name] = head(heard[tail], traits)
+            if tail not in by_tail:
+                by_tail[tail] = self.tail(name)(frames)
+            estimates[name] = head(by_tail[tail], traits)
         return estimates
 
     def forward(
         self, input_values: Tensor, lengths: Tensor | Sequence[int] | None = None, traits: Tensor | None = None
     ) -> KibunOutput:
-        """One training batch.
+        """Estimate one training batch.
 
         Args:
-            input_values: (B, N) waveforms at 16 kHz, padded on the right with anything.
+            input_values: (B, N) waveforms at 16 kHz, padded on the right with any values.
             lengths: (B,) samples of each waveform; None: all N.
-            traits: (B, 5) traits to condition emotion on; None: setting 1 of this very utterance, detached, so that
-                the emotion loss does not teach the personality tail.
+            traits: (B, 5) traits to condition emotion on; None: setting 1 of the same utterance, detached, so that the
+                emotion loss does not train the personality tail.
         """
         sizes = [input_values.shape[1]] * len(input_values) if lengths is None else [int(n) for n in lengths]
         waveforms = [row[:size] for row, size in zip(input_values, sizes, strict=True)]
@@ -172,7 +175,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         return KibunOutput(**estimates)
 
     def freeze_trunk(self) -> None:
-        """Stop the trunk from learning, and keep its dropout off, so that its frames may be computed once."""
+        """Exclude the trunk from training and turn its dropout off, so that its frames need computing only once."""
         for trunk in (self.trunk, self.personality_trunk):
             if trunk is not None:
                 trunk.requires_grad_(False)
@@ -194,7 +197,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     @property
     def min_samples(self) -> int:
-        """Fewest samples at 16 kHz that an utterance must have."""
+        """The fewest samples, at 16 kHz, that an utterance may have."""
         return self.config.min_samples
 
     @property
@@ -204,7 +207,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     @property
     def batches(self) -> bool:
-        """Whether several utterances are encoded together: on a CPU padding costs more than that gains."""
+        """Whether several utterances are encoded together; on a CPU padding costs more than that gains."""
         return self.device.type != "cpu"
 
     def analyze(self, requests: Sequence[Utterance]) -> list[Analysis]:
@@ -219,8 +222,8 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         """Write the bundle: weights, configuration, model card, expected error, preprocessor, checksums.
 
         Args:
-            save_directory: made if need be; files of an earlier bundle in it are replaced.
-            dtype: precision to store weights in (float16 halves the size); they are loaded as float32 again.
+            save_directory: created if missing; files of an earlier bundle in it are replaced.
+            dtype: precision to store the weights in (float16 halves the size); they are loaded as float32.
             kwargs: as `transformers.PreTrainedModel.save_pretrained`.
 
         Raises:
@@ -237,14 +240,15 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | Path, *args: Any, **kwargs: Any
     ) -> Any:
-        """Read a bundle folder or hub id as transformers does, as float32 and from safetensors unless told otherwise.
+        """Load a bundle folder or hub id as transformers does, from safetensors only and by default as float32.
 
-        `mapped`: leave the weights where the file is mapped, at the cost of the last bit.
+        Checksums are not verified and untrained models are accepted; `kibun.models.bundle.load_bundle` checks both.
 
-        Checksums are not looked at and untrained models not refused: `kibun.models.bundle.load_bundle` does both.
+        Args:
+            mapped: leave the weights in the mapped file, at the cost of the last bit.
 
         Raises:
-            BundleError: the file of weights lacks some, or has some that do not belong to the configuration.
+            BundleError: the file lacks weights, or has weights that do not belong to the configuration.
         """
         kwargs.setdefault("dtype", torch.float32)
         wants_info, mapped = kwargs.pop("output_loading_info", False), kwargs.pop("mapped", False)
@@ -256,8 +260,8 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             if info.get(problem):
                 names = ", ".join(sorted(map(str, info[problem]))[:3])
                 raise files.BundleError(f"{pretrained_model_name_or_path}/model.safetensors: {problem}: {names} ...")
-        # Mapped from the file, weights lie wherever its header ends, and a CPU takes other kernels for what is not
-        # aligned: copied, they give the same bits as the model that was saved.
+        # In the mapped file weights start wherever its header ends, and for what is not aligned a CPU uses other
+        # kernels. Copied, they give the same bits as the model that was saved.
         if not mapped:
             own_weights(model)
         folder = Path(pretrained_model_name_or_path)
@@ -269,7 +273,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """HuBERT's parts as transformers initialises them; our heads as they say themselves."""
+        """Initialise HuBERT's parts as transformers does, and the heads as they do themselves."""
         if isinstance(module, Linear):
             module.reset_parameters()
         elif isinstance(module, nn.Conv1d):
@@ -281,7 +285,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
 
 def own_weights(module: nn.Module) -> None:
-    """Copy each weight of a module into memory of its own."""
+    """Copy each weight of a module, so that none is a view of a mapped file."""
     for parameter in module.parameters():
         parameter.data = parameter.data.clone()
 

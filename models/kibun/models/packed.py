@@ -1,16 +1,16 @@
-"""The encoder as it is served: the same arithmetic as `hubert`, laid out for speed. For inference only.
+"""The encoder as it is served: the same arithmetic as `hubert`, arranged for speed. For inference only.
 
-What differs from the modules that are trained, and why:
+How it differs from the modules that are trained, and why:
 
-- *Packed*: frames of all utterances of a batch lie one after the other, (N, H) with N = T_1 + … + T_B. Nothing is
-  padded, so nothing is computed in vain, and no mask is needed. Linear layers see rows; attention and convolutions see
-  one utterance at a time.
-- *Tiled*: rows go through in tiles of a few fixed heights (`HEIGHTS`), the last one filled up. oneDNN compiles a
-  kernel for every shape that it meets (1.4 ms and 0.8 MB each, measured) and keeps a thousand of them; fixed heights
-  leave some sixty. Intermediate values stay in cache.
-- *Prepacked*: weights lie as oneDNN's kernels read them, query, key and value as one matrix, the activation and the
-  bias done while a tile is in registers. These kernels give a row the same bits whatever stands above and below it, so
-  an utterance gives the same bits alone and in any batch.
+- *Packed*: the frames of all utterances of a batch lie one after the other, (N, H) with N = T_1 + … + T_B. There is no
+  padding, so nothing is computed needlessly and no mask is needed. Linear layers process rows; attention and
+  convolutions process one utterance at a time.
+- *Tiled*: rows are processed in tiles of a few fixed heights (`HEIGHTS`), the last one padded. oneDNN compiles a kernel
+  for every new shape (1.4 ms and 0.8 MB each, measured) and caches a thousand of them; with fixed heights there are
+  about sixty. Intermediate values stay in the CPU cache.
+- *Prepacked*: weights are stored as oneDNN's kernels read them, query, key and value in one matrix; bias and activation
+  are applied while a tile is in registers. These kernels give a row the same bits whatever the other rows are, so an
+  utterance gives the same bits alone and in any batch.
 - *Folded*: the first convolution's GroupNorm over time is an affine map per utterance and channel that follows from the
   mean and the covariance of the waveform's windows (`_Front`); the weight norm of the positional convolution is applied
   once.
@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from kibun.models.hubert import Frames, Tail, Trunk
 
 HEIGHTS = (256, 192, 128, 96, 64, 56, 48, 32, 24, 16, 8)
-"""Rows of a tile. Two at the least: for a single row oneDNN takes other kernels, whose last bit may differ. 56 is there
-for the 49 frames of one second, after which the first interim falls due."""
+"""Rows of a tile. At least two: for a single row oneDNN uses other kernels, whose last bit may differ. 56 is there for
+the 49 frames of one second, after which the first interim result is due."""
 
 FRONT_HEIGHTS = HEIGHTS[4:]
-"""Frames of a tile of the front, whose first convolution makes 64 rows for each: 64 frames are 8 MB of them in float32.
-The next greater heights gain nothing, 256 costs 15 % (measured): the values no longer stay in cache."""
+"""Frames of a tile of the front, whose first convolution makes 64 rows of each: for 64 frames 8 MB in float32.
+The next greater heights gain nothing, and 256 costs 15 % (measured): the values no longer fit into the cache."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class Packed:
     lengths: tuple[int, ...]
 
     def rows(self, indices: Sequence[int]) -> "Packed":
-        """Some of the utterances, in the order of `indices`."""
+        """The frames of some of the utterances, in the order of `indices`."""
         if list(indices) == list(range(len(self.lengths))):
             return self
         parts = torch.split(self.hidden, list(self.lengths))
         return Packed(torch.cat([parts[index] for index in indices]), tuple(self.lengths[index] for index in indices))
 
     def parts(self) -> list[Frames]:
-        """As heads take them: each utterance by itself on a CPU, all of them padded together elsewhere."""
+        """The frames as the heads take them: one `Frames` per utterance on a CPU, elsewhere one for all, padded."""
         split = torch.split(self.hidden, list(self.lengths))
         if self.hidden.device.type == "cpu":
             return [Frames(part[None], (len(part),)) for part in split]
@@ -75,7 +75,7 @@ class PackedTrunk(nn.Module):
         self.layers = nn.ModuleList([_Layer(layer, dtype) for layer in trunk.layers])
 
     def forward(self, waveforms: Sequence[Tensor]) -> Packed:
-        """Encode B normalised waveforms (N_i,), 16 kHz, each at least as long as the receptive field."""
+        """Frames (N, H) of B normalised waveforms (N_i,), 16 kHz, each at least as long as the receptive field."""
         fronts = [self.front(waveform) for waveform in waveforms]
         frames = Packed(torch.cat(fronts), tuple(len(front) for front in fronts))
         return _run(self.layers, frames)
@@ -90,15 +90,15 @@ class PackedTail(nn.Module):
         self.layer_norm = tail.layer_norm
 
     def forward(self, frames: Packed) -> Packed:
-        """The trunk's frames to this task's."""
+        """The trunk's frames (N, H) to this task's (N, H)."""
         frames = _run(self.layers, frames)
         return frames if self.layer_norm is None else Packed(self.layer_norm(frames.hidden), frames.lengths)
 
 
 class PackedLinear(nn.Module):
-    """One or more Linears of the same input, prepacked: (n, K) to (n, N) in the precision of its weights.
+    """One or more Linears with the same input, prepacked: (n, K) to (n, N), in the precision of the weights.
 
-    gelu: apply it to the result (the exact one, by the error function).
+    gelu: whether to apply GELU (the exact one, with the error function) to the result.
     """
 
     def __init__(self, *linears: nn.Linear | tuple[Tensor, Tensor | None], dtype: torch.dtype, gelu: bool = False):
@@ -109,7 +109,7 @@ class PackedLinear(nn.Module):
         self.dtype, self.gelu = dtype, gelu
         self.bias = torch.cat([bias.detach() for bias in biases]).to(dtype) if biases else None  # (N,)
         self.prepacked = _prepacks(weight)
-        # Not a buffer: a prepacked tensor can be neither moved nor saved.
+        # Not a buffer, as a prepacked tensor can be neither moved nor saved.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.prepacked else weight
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ class PackedLinear(nn.Module):
 
 
 class HeadLinear(nn.Module):
-    """A PackedLinear in the place of a head's Linear: (…, K) to (…, N) in the input's precision, by tiles."""
+    """A PackedLinear in place of a head's Linear: (…, K) to (…, N), tiled, in the input's precision."""
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class HeadLinear(nn.Module):
 
 
 class _Layer(nn.Module):
-    """One Transformer layer, of either order of its LayerNorms."""
+    """One Transformer layer, with LayerNorm before or after attention and feed-forward."""
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         super().__init__()
@@ -159,6 +159,7 @@ class _Layer(nn.Module):
         return cast(Tensor, self.qkv(self.attention_norm(hidden) if self.norm_first else hidden))  # (n, 3 H)
 
     def _after(self, mixed: Tensor, hidden: Tensor) -> Tensor:
+        """Attention's output (n, H) and the layer's input (n, H) to the layer's output (n, H)."""
         hidden = hidden + self.out(mixed)
         if self.norm_first:
             hidden = hidden + self.down(self.act(self.up(self.final_norm(hidden))))
@@ -175,7 +176,7 @@ def _run(layers: nn.ModuleList, frames: Packed) -> Packed:
 
 
 def _attend(qkv: Tensor, lengths: Sequence[int], heads: int) -> Tensor:
-    """Self-attention within each utterance: (N, 3 H) to (N, H). One by one on a CPU, elsewhere all at once."""
+    """Self-attention within each utterance: (N, 3 H) to (N, H). On a CPU one at a time, elsewhere all at once."""
     parts = torch.split(qkv, list(lengths))
     if len(parts) == 1 or qkv.device.type == "cpu":
         mixed = [_attention(part[None], None, heads)[0] for part in parts]
@@ -195,9 +196,12 @@ def _attention(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
 
 
 def tiles(rows: int, heights: Sequence[int] = HEIGHTS) -> Iterator[tuple[int, int, int]]:
-    """Cut rows into tiles: (first row, how many, height); only the last tile has fewer rows than its height.
+    """Split rows into tiles: (first row, number of rows, height). Only the last may have fewer rows than its height.
 
-    As few tiles as waste allows: a height that the rest fills to 7/8 takes all of it. heights: falling.
+    There are as few tiles as waste allows: one tile takes all remaining rows if they fill it to 7/8.
+
+    Args:
+        heights: the heights to choose from, in falling order.
     """
     start = 0
     while start < rows:
@@ -212,7 +216,7 @@ def tiles(rows: int, heights: Sequence[int] = HEIGHTS) -> Iterator[tuple[int, in
 
 
 def _by_tiles(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Apply a function of rows, (n, …) each, to (N, …) tensors. All at once where shapes cost nothing."""
+    """Apply a function of tiles (n, …) to tensors (N, …). Elsewhere than on a CPU new shapes cost nothing: no tiles."""
     rows = len(tensors[0])
     if tensors[0].device.type != "cpu":
         return function(*tensors)
@@ -229,6 +233,7 @@ def _by_tiles(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 
 def _filled(rows: Tensor, height: int) -> Tensor:
+    """(n, H) padded to (height, H)."""
     return rows if len(rows) == height else F.pad(rows, (0, 0, 0, height - len(rows)))
 
 
@@ -269,7 +274,7 @@ class _Front(nn.Module):
         return count
 
     def _piece(self, waveform: Tensor, start: int, height: int) -> Tensor:
-        """The samples that `height` frames from frame `start` on look at; beyond the end zeros."""
+        """The samples that `height` frames from frame `start` on depend on; zeros beyond the end."""
         samples, hop = height, 1
         for kernel, stride in reversed(self.shape):
             samples = (samples - 1) * stride + kernel
@@ -283,7 +288,7 @@ def _front_tiles(rows: int, device: torch.device) -> Iterator[tuple[int, int, in
 
 
 class _Convolution(nn.Module):
-    """A convolution over time as a product of windows and weights, channels last."""
+    """A convolution over time as a matrix product of windows and weights, channels last."""
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
         super().__init__()
@@ -304,10 +309,10 @@ class _Convolution(nn.Module):
 
 
 class _FirstConvolution(nn.Module):
-    """The convolution that reads the waveform: ten samples a window, next to nothing of the arithmetic.
+    """The convolution that reads the waveform: windows of ten samples, a tiny share of the arithmetic.
 
     In bfloat16 both sides are split into two parts, x = x1 + x2 and w = w1 + w2, and x1 w1 + x2 w1 + x1 w2 is one
-    product of three times the depth: sixteen bits of the waveform are heard instead of eight.
+    product of three times the depth: it uses sixteen bits of the waveform instead of eight.
     """
 
     def __init__(self, layer: Any, dtype: torch.dtype) -> None:
@@ -320,11 +325,11 @@ class _FirstConvolution(nn.Module):
         self.norm, self.act = layer.layer_norm, layer.activation
 
     def folded(self, waveform: Tensor) -> Callable[[Tensor], Tensor]:
-        """The layer for pieces of this waveform, (n,) to (m, C).
+        """The layer, as a function of pieces (n,) of this waveform (N,), which it turns into (m, C).
 
-        GroupNorm with a group per channel wants each channel's mean and variance over time. The channel is w · u + b of
-        a window u, so these are w · mean(u) + b and w' cov(u) w: no pass over the channels is needed. In float64, since
-        windows of a waveform are nearly collinear.
+        GroupNorm with a group per channel needs each channel's mean and variance over time. A channel is w · u + b of
+        the window u, so these are w · mean(u) + b and w' cov(u) w, without a pass over the channels. Computed in
+        float64, since windows of a waveform are nearly collinear.
         """
         weight, bias = self.weight, self.bias
         if isinstance(self.norm, nn.GroupNorm):
@@ -336,7 +341,7 @@ class _FirstConvolution(nn.Module):
             variance = ((wide @ covariance) * wide).sum(dim=1)  # (C,)
             scale = self.norm.weight.double() / torch.sqrt(variance + self.norm.eps)
             weight = (wide * scale[:, None]).float()
-            bias = (self.norm.bias.double() - (wide @ mean) * scale).float()  # its own bias falls out with the mean
+            bias = (self.norm.bias.double() - (wide @ mean) * scale).float()  # its own bias cancels out with the mean
 
         normalised_later = isinstance(self.norm, nn.LayerNorm)
         fused = not normalised_later and _is_gelu(self.act)
@@ -360,7 +365,7 @@ class _FirstConvolution(nn.Module):
 
 
 class _PositionalConvolution(nn.Module):
-    """The grouped convolution over 128 frames that tells where a frame stands; zeros beyond both ends."""
+    """The grouped convolution over 128 frames that encodes positions; zeros beyond both ends."""
 
     def __init__(self, embedding: Any, dtype: torch.dtype) -> None:
         super().__init__()
@@ -405,13 +410,13 @@ class _PositionalConvolution(nn.Module):
 
 
 def _split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Two bfloat16 tensors whose sum is float32 x to sixteen bits."""
+    """Two bfloat16 tensors whose sum is x, float32, to sixteen bits."""
     high = x.bfloat16()
     return high, (x - high.float()).bfloat16()
 
 
 def _windows(rows: Tensor, kernel: int, stride: int) -> Tensor:
-    """(n, C) to (m, kernel C): what a convolution looks at. No copy where windows do not overlap."""
+    """(n, C) to (m, kernel C): the windows of a convolution. No copy where they do not overlap."""
     count, channels = (len(rows) - kernel) // stride + 1, rows.shape[1]
     if kernel == stride:
         return rows[: count * stride].reshape(count, kernel * channels)
@@ -419,7 +424,7 @@ def _windows(rows: Tensor, kernel: int, stride: int) -> Tensor:
 
 
 def _prepacks(weight: Tensor) -> bool:
-    """Whether oneDNN has kernels for this weight here. They are what torch.compile uses, and not public: checked."""
+    """Whether oneDNN has kernels for this weight here. They are torch.compile's, not public: hence the check."""
     if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     return weight.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,9 +1,9 @@
-"""Apparent Big Five traits: from one utterance, and from all that a speaker has said so far.
+"""Apparent Big Five traits, from one utterance and from all utterances of a speaker so far.
 
 Setting 1 is `PersonalityHead` on one utterance vector, setting 2 the mean of setting 1 over a speaker's utterances,
-setting 3 `ConversationHead` over the vectors. All three need only the vectors, so an utterance is encoded once and
-kept as a float16 vector. Every estimate is a function of the vector *as it is kept*: `round_to_stored` comes first,
-and so a history read back from a store gives the same answer.
+setting 3 `ConversationHead` over the vectors. All three need the vectors alone, so an utterance is encoded once and
+stored as a float16 vector. Every estimate is computed from the vector *as stored*: `round_to_stored` comes first, so a
+history that is read back from a store gives the same estimates.
 
 Source: Gao et al., "Bridging Speech Emotion Recognition and Personality", IEEE TAC 2025. Its conversation head is not
 described in full; ours is one small Transformer layer and an attention pool.
@@ -30,8 +30,8 @@ class PersonalityHead(nn.Module):
 class ConversationHead(nn.Module):
     """Five traits from the set of a speaker's utterance vectors.
 
-    There is no position in it: who someone is does not depend on the order of what they said, and utterances of
-    parallel streams may finish in any order. It is causal because it is only ever given utterances heard so far.
+    It has no positional encoding: personality does not depend on the order of utterances, and those of parallel streams
+    may finish in any order. It is causal because it is given past utterances only.
     """
 
     def __init__(self, size: int, *, inner: int, heads: int, dropout: float, centre: float) -> None:
@@ -59,20 +59,23 @@ class ConversationHead(nn.Module):
         return self.out(pooled)  # type: ignore[no-any-return]  # (B, 5)
 
     def causal(self, vectors: Tensor) -> Tensor:
-        """What would have been served after each utterance of one conversation.
+        """The traits that would have been served after each utterance of one conversation.
 
         Args:
-            vectors: (K, H) of one speaker, in the order heard, already rounded.
+            vectors: (K, H) of one speaker, in the order spoken, already rounded.
 
         Returns:
             (K, 5): row k uses utterances 0..k only.
         """
         count = vectors.shape[0]
-        heard = torch.ones(count, count, dtype=torch.bool, device=vectors.device).tril()  # (K, K)
-        return self.forward(vectors.expand(count, -1, -1), heard)
+        so_far = torch.ones(count, count, dtype=torch.bool, device=vectors.device).tril()  # (K, K)
+        return self.forward(vectors.expand(count, -1, -1), so_far)
 
 
 def round_to_stored(vectors: Tensor) -> Tensor:
-    """Round to float16, the precision that vectors are kept in; gradients pass unchanged (straight-through)."""
+    """Round vectors (..., H) to float16, in which they are stored, without changing their dtype.
+
+    Gradients pass unchanged (straight-through).
+    """
     rounded = vectors.detach().to(torch.float16).to(vectors.dtype)
     return vectors + (rounded - vectors).detach() if vectors.requires_grad else rounded

@@ -1,4 +1,4 @@
-"""Whether a bundle is served in float32 or bfloat16: by what this machine is faster in, and what the bundle bears."""
+"""The choice between float32 and bfloat16: which one is faster on this machine, and accurate enough for the bundle."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,37 +21,37 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 MAX_ERROR = 0.05
 """Points by which an estimate in bfloat16 may differ from float32: 1 % of the trait scale. The error of a good model
-against its labels is ten times that."""
+against its labels is ten times as large."""
 
 MIN_GAIN = 1.3
-"""How much faster matrix products must be for it. Measured: 2 on a Zen 4, more with AMX, 0.8 on a Xeon without it, 0.1
-on a CPU without bfloat16: a clear case everywhere, so that a busy machine decides as an idle one does."""
+"""How many times faster matrix products must be in bfloat16. Measured: 2 on a Zen 4, more with AMX, 0.8 on a Xeon
+without it, 0.1 on a CPU without bfloat16: clear differences, so a busy machine decides as an idle one does."""
 
 MIN_SIZE = 256
-"""Hidden size from which on it is tried: a small model spends its time elsewhere, and its case would not be clear."""
+"""The smallest hidden size for which bfloat16 is tried: a small model spends its time elsewhere."""
 
 
 def packed_for(load: Callable[[], KibunModel], wanted: Precision, device: str = "cpu") -> tuple[PackedModel, str]:
-    """Load a model and put it into its served form, in the precision that is wanted.
+    """Load a model and pack it for serving, in the precision wanted.
 
-    "auto" takes bfloat16 for a model of MIN_SIZE on a GPU, or where it is at least MIN_GAIN times as fast on this CPU
-    (timed now), if the estimates of two made-up utterances then differ by at most MAX_ERROR; else float32.
+    "auto" chooses bfloat16 for a model of at least MIN_SIZE on a GPU, or on a CPU where bfloat16 is MIN_GAIN times as
+    fast (timed now), if the estimates of two synthetic utterances then differ by at most MAX_ERROR; else float32.
 
     Args:
-        load: reads the model, on the CPU; called a second time where bfloat16 is tried and found wanting.
-        device: as torch names it.
+        load: loads the model, on the CPU; called a second time if bfloat16 is tried and rejected.
+        device: torch's name of it.
 
     Returns:
         The model, and the reason for its precision, for the operator.
 
     Raises:
-        NonFiniteError: bfloat16 was asked for, and the model makes NaN or infinity in it.
+        NonFiniteError: bfloat16 was asked for, and the model's output in it contains NaN or infinity.
     """
     model = _load(load, device)
     if wanted == "fp32":
         return pack(model, torch.float32), "float32, as asked for"
     if wanted == "auto" and model.config.hubert_config.hidden_size < MIN_SIZE:
-        return pack(model, torch.float32), "float32: too small for bfloat16 to pay"
+        return pack(model, torch.float32), "float32: the model is too small to gain from bfloat16"
     gain = "a GPU"
     if device == "cpu":
         faster = bfloat16_gain(model.config)
@@ -74,7 +74,7 @@ def packed_for(load: Callable[[], KibunModel], wanted: Precision, device: str = 
 
 
 def bfloat16_gain(config: KibunConfig) -> float:
-    """How many times faster the model's commonest matrix product is in bfloat16 on this CPU, timed now (0.1 s)."""
+    """How many times faster the model's most frequent matrix product is in bfloat16 on this CPU, timed now (0.1 s)."""
     hubert = config.hubert_config
     linear = nn.Linear(hubert.hidden_size, hubert.intermediate_size)
     rows = torch.randn(HEIGHTS[0], hubert.hidden_size)
@@ -88,7 +88,7 @@ def bfloat16_gain(config: KibunConfig) -> float:
 
 
 def check_estimates(model: KibunModel | PackedModel) -> list[Analysis]:
-    """What a model says of two made-up utterances, the second in the light of the first."""
+    """A model's estimates of two synthetic utterances, the second with the first as history."""
     given = None if model.config.supports_personality else NEUTRAL_TRAITS
     first, second = (
         Utterance(_voice(seconds, f0), np.zeros((0, model.vector_size), np.float16), given)
@@ -99,7 +99,7 @@ def check_estimates(model: KibunModel | PackedModel) -> list[Analysis]:
 
 
 def largest_difference(expected: Sequence[Analysis], actual: Sequence[Analysis]) -> float:
-    """The largest difference between two models' estimates of the same utterances, in points of their scales."""
+    """The largest difference between two models' estimates of the same utterances, in points of the scales."""
     return max(
         abs(a - b)
         for one, other in zip(expected, actual, strict=True)
@@ -118,7 +118,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def _voice(seconds: float, f0: float) -> NDArray[np.float32]:
-    """A vowel with syllables, vibrato and breath, (N,), 16 kHz: not speech, but neither silence nor noise."""
+    """A vowel with syllables, vibrato and breath, (N,) at 16 kHz: not speech, but neither silence nor noise."""
     time_s = np.arange(round(SAMPLE_RATE_HZ * seconds)) / SAMPLE_RATE_HZ
     phase = 2 * np.pi * f0 * (time_s - 0.03 * np.cos(2 * np.pi * 3 * time_s) / (6 * np.pi))
     harmonics = range(1, int(4_000 / f0))

@@ -1,4 +1,4 @@
-"""What goes into and comes out of the one call, `KibunModel.analyze`. Needs numpy only."""
+"""Input and output of `KibunModel.analyze`. Needs numpy only."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SAMPLE_RATE_HZ = 16_000
-"""Rate of all audio that a model or a VAD reads. The client SDK, which imports none of this, may send other rates."""
+"""Rate of all audio that a model or a VAD reads. Clients may send other rates: the server resamples."""
 
 TRAITS = ("openness", "conscientiousness", "extraversion", "agreeableness", "neuroticism")
 EMOTIONS = ("valence", "arousal")
@@ -24,17 +24,17 @@ NEUTRAL_TRAITS: Traits = (4.0, 4.0, 4.0, 4.0, 4.0)
 """The middle of the scale."""
 
 ConditionSource = Literal["given", "utterance", "average", "conversation"]
-"""Where the traits came from that emotion was conditioned on."""
+"""Where the traits that emotion was conditioned on came from."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Utterance:
-    """One utterance to analyse, and what is already known about who says it.
+    """One utterance to analyse, and what is already known about its speaker.
 
-    audio: (N,) float32 samples at 16 kHz, full scale +-1; at least `KibunModel.min_samples` of them.
+    audio: (N,) float32 samples at 16 kHz, full scale ±1; N is at least `KibunModel.min_samples`.
     history: (K, D) float16 vectors of the speaker's earlier utterances, in any order; K may be 0.
-    given_traits: known traits of the speaker, 1..7; they condition emotion in place of predicted ones.
-    emotion, personality: which estimates are wanted. The vector is always made.
+    given_traits: known traits of the speaker, 1..7; emotion is conditioned on them in place of predicted ones.
+    emotion, personality: which estimates are wanted. The vector is always returned.
     """
 
     audio: NDArray[np.float32]
@@ -72,9 +72,9 @@ class Utterance:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Analysis:
-    """Estimates for one utterance; None where not wanted or not supported. Always within the scales.
+    """Estimates for one utterance, always within their scales; None where not wanted or not supported.
 
-    vector: (D,) float16, to be handed back in the history of later utterances; (0,) for a model without personality.
+    vector: (D,) float16, to be passed in the history of later utterances; (0,) for a model without personality.
     utterance_traits: setting 1, this utterance alone, 1..7.
     average_traits: setting 2, mean of setting 1 over the history and this utterance, 1..7.
     conversation_traits: setting 3, history and this utterance together, 1..7.

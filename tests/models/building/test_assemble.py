@@ -259,8 +259,8 @@ def test_parts_stored_in_different_precision_are_named(runs: dict[str, Path]) ->
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"trunk_layers": 2}, "trunk_layers is 1 in the one and 2 in the other"),
-        ({"do_normalize": False}, "do_normalize is True in the one and False in the other"),
+        ({"trunk_layers": 2}, "trunk_layers is 1 in the first and 2 in the second"),
+        ({"do_normalize": False}, "do_normalize is True in the first and False in the second"),
     ],
 )
 def test_trunks_set_up_differently_are_named(
@@ -274,7 +274,7 @@ def test_another_architecture_is_named(runs: dict[str, Path], tmp_path: Path) ->
     torch.manual_seed(0)
     HubertModel(HubertConfig(**{**HUBERT, "intermediate_size": 64})).save_pretrained(tmp_path / "wider")
     runs["valence"] = make_run(tmp_path / "wide", tmp_path / "wider", ["valence"], 2)
-    assert "hubert.intermediate_size is 48 in the one and 64 in the other" in refusal(runs)
+    assert "hubert.intermediate_size is 48 in the first and 64 in the second" in refusal(runs)
 
 
 @pytest.mark.parametrize(
@@ -385,11 +385,11 @@ def test_a_refused_build_leaves_nothing_behind(
     ("arguments", "message"),
     [
         ([], "nothing to build from"),
-        (["--hubert", "a", "--pr", "b"], "--hubert stands alone"),
-        (["--hubert", "a", "--emotion", "b"], "--hubert stands alone"),
+        (["--hubert", "a", "--pr", "b"], "--hubert cannot be combined"),
+        (["--hubert", "a", "--emotion", "b"], "--hubert cannot be combined"),
         (["--emotion", "a", "--valence", "b"], "--emotion estimates valence and arousal already"),
-        (["--pr", "a", "--seed", "1"], "--seed is of new heads"),
-        (["--pr", "a", "--trunk-layers", "1"], "--trunk-layers was settled"),
+        (["--pr", "a", "--seed", "1"], "--seed is for new heads"),
+        (["--pr", "a", "--trunk-layers", "1"], "--trunk-layers was fixed"),
         (["--hubert", "a", "--half"], "--half is for bundles of runs"),
     ],
 )

@@ -89,7 +89,7 @@ def test_verify_names_what_is_wrong(bundle: Path) -> None:
     write_checksums(bundle)
     run("verify", bundle)
     (bundle / "training_args.bin").write_bytes(b"\x80\x04N.")
-    assert "training_args.bin: may carry code" in run("verify", bundle, code=1)
+    assert "training_args.bin: may contain code" in run("verify", bundle, code=1)
 
 
 def test_verify_runs_the_model_and_not_only_the_checksums(bundle: Path) -> None:

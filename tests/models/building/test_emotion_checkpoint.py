@@ -26,7 +26,7 @@ from kibun.models.building.assemble import same_bits
 from kibun.models.building.build import build_model, save_bundle
 from kibun.models.building.commands import app
 from kibun.models.building.emotion_checkpoint import build_emotion_model
-from kibun.models.building.warmup import warm_up
+from kibun.models.building.self_test import self_test
 from kibun.models.bundle import BundleError, KibunModel, load_bundle
 from kibun.models.config import KibunConfig
 from kibun.models.files import verify
@@ -150,7 +150,7 @@ def test_the_saved_bundle_estimates_the_same_within_the_scale(tmp_path: Path) ->
     assert 1 <= answer.valence <= 5
     assert 1 <= answer.arousal <= 5
     assert answer.condition_traits is None
-    warm_up(model)
+    self_test(model)
 
 
 @pytest.mark.parametrize("labels", [{0: "valence", 1: "arousal"}, {0: "Dominance", 1: "Valence", 2: "Activation"}])
@@ -244,7 +244,7 @@ def test_personality_of_another_size_keeps_a_trunk_of_its_own(tmp_path: Path) ->
     assert "**Personality: trained on synthetic speech: it tells you nothing about real people.**" in model.card
     assert "## Personality: from `pr`" in model.card
     assert "- Split: paper" in model.card
-    warm_up(model)
+    self_test(model)
 
 
 def test_personality_trained_on_the_checkpoint_itself_shares_its_trunk(tmp_path: Path) -> None:

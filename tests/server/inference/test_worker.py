@@ -195,7 +195,7 @@ async def test_a_real_bundle_answers_through_the_worker_as_it_does_in_process(bu
         assert (info.name, info.version, info.vector_size, info.min_samples) == ("tiny", "7", 16, 400)
         assert (info.trained, info.supports_emotion, info.supports_personality) == (False, True, True)
         assert (backend.slots, backend.batch_s, backend.devices) == (2, worker.CPU_BATCH_S, ("cpu",))
-        assert info.precision == "float32: too small for bfloat16 to pay"
+        assert info.precision == "float32: the model is too small to gain from bfloat16"
         rng = np.random.default_rng(0)
         jobs = [
             Job("tiny", Utterance(rng.normal(0, 0.1, samples).astype(np.float32), np.zeros((0, 16), np.float16), given))

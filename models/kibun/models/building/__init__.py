@@ -1,4 +1,4 @@
-"""Weights → bundles: checkpoints, assembling, model cards, checks, and the command `kibun models`.
+"""Weights → bundles: checkpoints, assembling, model cards, checksums, and the command `kibun models`.
 
 Nothing that serves imports this.
 """

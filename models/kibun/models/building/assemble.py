@@ -1,7 +1,7 @@
-"""A bundle put together from the models of single tasks, which is possible only where their trunks are bit-equal.
+"""Assembling a bundle from the models of single tasks, which must have bit-equal trunks.
 
-Each task is trained on its own, on a frozen trunk. If the trunks are the same to the last bit, one copy of them serves
-all the tasks; if not, no bundle is made, and the message says what differs and what to do.
+Each task is trained separately, on a frozen trunk. If the trunks are equal to the last bit, one copy serves all tasks;
+if not, no bundle is made, and the message names what differs and the fix.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kibun.models.hubert import architecture
 from kibun.models.model import KibunModel
 from kibun.models.types import EMOTIONS
 
-# Settings that valence and arousal have to share, by the heads that they matter to.
+# Settings that valence and arousal must share, and the heads that use them.
 _EMOTION_SETTINGS = {
     "emotion_head": "baseline regression concat ca ticn-ca",
     "emotion_scale": "baseline regression concat ca ticn-ca",
@@ -37,19 +37,19 @@ _EMOTION_SETTINGS = {
 
 
 def assemble(parts: Sequence[Part], *, name: str, version: str = "1") -> KibunModel:
-    """Put one model together from several: one trunk, and each task's tail and head from its own run.
+    """Assemble one model from several: one trunk, and each task's tail and head from its own run.
 
     Args:
         parts: of `load_parts`, at least one.
-        name, version: what the bundle calls itself.
+        name, version: of the bundle.
 
     Returns:
-        A model in evaluation mode that answers as each run's own model does. The expected error is that of
-        personality's run. It counts as trained if all its parts are, and as synthetic if any is.
+        A model in evaluation mode whose estimates are those of each run's own model. The expected error is that of
+        personality's run. It counts as trained if all parts are, and as synthetic if any is.
 
     Raises:
-        BundleError: the trunks are not bit-equal, or settings that tasks share differ; the message names which, and
-            the fix.
+        BundleError: the trunks are not bit-equal, or settings that tasks must share differ; the message names which,
+            and the fix.
     """
     for other in parts[1:]:
         check_trunks(parts[0], other)
@@ -76,18 +76,18 @@ def assemble(parts: Sequence[Part], *, name: str, version: str = "1") -> KibunMo
 
 
 def stored_dtype(parts: Sequence[Part]) -> torch.dtype | None:
-    """float16 where every part is stored so, which loses nothing; None: float32."""
+    """float16 if all parts are stored in it, which loses nothing; None for float32."""
     return torch.float16 if {part.weights_dtype for part in parts} == {"F16"} else None
 
 
 def new_model(config: KibunConfig) -> KibunModel:
-    """A model whose weights are all about to be replaced, made without touching the global random state."""
+    """A model whose weights will all be replaced, made without changing the global random state."""
     with torch.random.fork_rng(devices=[]):
         return KibunModel(config).train(False)
 
 
 def copy_tasks(model: KibunModel, parts: Sequence[Part]) -> None:
-    """Copy each part's tail and head into `model`, and what personality's run knows of its error."""
+    """Copy each part's tail and head into `model`, and the expected error of personality's run."""
     for part in parts:
         model.tail(part.task).load_state_dict(part.tail.state_dict())
         if part.task == "personality":
@@ -112,19 +112,19 @@ def _shared_settings(part: Part) -> dict[str, Any]:
 
 
 def emotion_settings(part: Part | None) -> dict[str, Any]:
-    """What emotion heads are made of; empty without emotion."""
+    """Settings of the emotion heads; empty without emotion."""
     names = [name for name in _EMOTION_SETTINGS if name != "trait_scale"]
     return {} if part is None else {name: getattr(part.config, name) for name in [*names, "head_dropout"]}
 
 
 def personality_settings(part: Part | None) -> dict[str, Any]:
-    """What the personality heads are made of; empty without personality."""
+    """Settings of the personality heads; empty without personality."""
     names = ("conversation_size", "conversation_heads")
     return {} if part is None else {name: getattr(part.config, name) for name in names}
 
 
 def shared_tails(parts: Sequence[Part]) -> dict[str, str] | None:
-    """Tasks of one run that share a tail there share it here too, under the names of them all."""
+    """Tail names of tasks that share a tail in their run and so share it in the bundle: their names, joined."""
     groups: dict[tuple[Path, str], list[str]] = {}
     for part in parts:
         groups.setdefault((part.folder, part.config.tail_name(part.task)), []).append(part.task)
@@ -135,7 +135,7 @@ def shared_tails(parts: Sequence[Part]) -> dict[str, str] | None:
 
 
 def _check_emotion(parts: Sequence[Part]) -> None:
-    """Valence and arousal share one description of their heads."""
+    """Raise BundleError if valence and arousal have different head settings: a bundle stores one set."""
     if len(parts) < 2:
         return
     first, second = parts
@@ -149,21 +149,21 @@ def _check_emotion(parts: Sequence[Part]) -> None:
 
 
 def _check_scales(parts: Sequence[Part]) -> None:
-    """Emotion is conditioned on what personality estimates: both have to mean the same scale."""
+    """Raise BundleError if trait scales differ: emotion is conditioned on the traits that personality estimates."""
     for part in parts[1:]:
         scales = parts[0].config.trait_scale, part.config.trait_scale
         if scales[0] != scales[1]:
-            raise BundleError(f"trait_scale is {scales[0]} in {parts[0]} and {scales[1]} in {part}: they have to agree")
+            raise BundleError(f"trait_scale is {scales[0]} in {parts[0]} and {scales[1]} in {part}: they must be equal")
 
 
 def check_trunks(first: Part, second: Part) -> None:
-    """BundleError unless the trunks of two parts are set up alike and bit-equal; it says why not."""
+    """Raise BundleError, with the reason, unless the trunks of two parts have equal settings and bit-equal weights."""
     if first.trunk is second.trunk:
         return
     head = f"{first} and {second} cannot share a trunk: "
     for name, ours, theirs in _differing_settings(first, second):
         fix = "build both from the same checkpoint with the same settings"
-        raise BundleError(f"{head}{name} is {ours!r} in the one and {theirs!r} in the other; {fix}")
+        raise BundleError(f"{head}{name} is {ours!r} in the first and {theirs!r} in the second; {fix}")
     ours, theirs = first.trunk.state_dict(), second.trunk.state_dict()
     if (only := ours.keys() ^ theirs.keys()) or any(ours[name].shape != theirs[name].shape for name in ours):
         raise BundleError(f"{head}their tensors differ in name or shape ({', '.join(sorted(only)[:3])})")
@@ -177,7 +177,7 @@ def check_trunks(first: Part, second: Part) -> None:
 
 
 def _differing_settings(first: Part, second: Part) -> Iterator[tuple[str, Any, Any]]:
-    """Settings that shape the trunk and are not alike, (name, value, value)."""
+    """Settings of the trunk that differ: (name, first's value, second's value)."""
     for name in ("trunk_layers", "do_normalize"):
         if getattr(first, name) != getattr(second, name):
             yield name, getattr(first, name), getattr(second, name)
@@ -186,14 +186,14 @@ def _differing_settings(first: Part, second: Part) -> Iterator[tuple[str, Any, A
 
 
 def _why(first: Part, second: Part, differing: Sequence[str]) -> str:
-    """The likeliest cause, from what the bundles record; else from which tensors differ."""
+    """The most likely cause, from what the bundles record, else from which tensors differ."""
     trained = [part for part in (first, second) if part.trunk_was_trained]
     if trained:
         whose = " and ".join(f"{part.task}'s" for part in trained)
         return f"{whose} trunk was trained: freeze it, and train {' and '.join(part.task for part in trained)} again"
     if first.weights_dtype != second.weights_dtype:
         stored = " and ".join(f"{part.task}'s as {part.weights_dtype}" for part in (first, second))
-        return f"they are stored differently, {stored}: store both alike"
+        return f"they are stored differently, {stored}: store both in the same precision"
     if first.trunk_was_trained is False and second.trunk_was_trained is False:
         origins = " and ".join(f"{part.config.trunk_from} ({part.config.trunk_sha256:.12})" for part in (first, second))
         return f"they come from different checkpoints, {origins}: train both from one"
@@ -209,7 +209,7 @@ def _why(first: Part, second: Part, differing: Sequence[str]) -> str:
 
 
 def same_bits(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two tensors hold the same bits: NaN equals NaN here, and 0.0 is not -0.0."""
+    """Whether two tensors have the same bits: here NaN equals NaN, and 0.0 differs from -0.0."""
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
         return False
     raw = [tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (ours, theirs)]

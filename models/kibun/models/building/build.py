@@ -1,4 +1,4 @@
-"""A bundle from any HuBERT checkpoint in transformers' layout: trunk and tails from it, heads new, marked untrained."""
+"""Untrained bundles: trunk and tails from any HuBERT checkpoint in transformers' layout, with new heads."""
 
 import json
 from pathlib import Path
@@ -13,25 +13,25 @@ from kibun.models.files import PREPROCESSOR, BundleError, check_free, written_at
 from kibun.models.model import KibunModel
 from kibun.models.types import SAMPLE_RATE_HZ
 
-# HubertModel creates it anew where a checkpoint lacks it; only training with SpecAugment would use it, we never do.
+# HubertModel creates it if a checkpoint lacks it; only training with SpecAugment would use it, which we do not.
 _UNUSED = "masked_spec_embed"
 
 
 def build_model(hubert: str | Path, *, name: str, seed: int = 0, **settings: Any) -> KibunModel:
-    """Make a model whose trunk and tails are those of a checkpoint.
+    """Make a model whose trunk and tails are copies of a checkpoint.
 
     Args:
         hubert: folder, or id on the Hugging Face hub, of a HuBERT checkpoint of any size.
-        name: what the bundle calls itself.
+        name: of the bundle.
         seed: of the new heads.
-        settings: further fields of `KibunConfig`, `trunk_layers` for one.
+        settings: other fields of `KibunConfig`, for example `trunk_layers`.
 
     Returns:
-        An untrained model in evaluation mode. Input normalisation is what the checkpoint's own
-        preprocessor_config.json says.
+        An untrained model in evaluation mode. It normalises its input if the checkpoint's preprocessor_config.json
+        says so.
 
     Raises:
-        BundleError: there is no such checkpoint, it is no HuBERT, or weights are missing from it.
+        BundleError: there is no such checkpoint, it is not a HuBERT, or it lacks weights.
         ValueError: a setting is impossible.
     """
     with quiet(), torch.random.fork_rng(devices=[]):
@@ -54,14 +54,14 @@ def build_model(hubert: str | Path, *, name: str, seed: int = 0, **settings: Any
 
 
 def save_bundle(model: KibunModel, folder: Path, **options: Any) -> None:
-    """Save a model so that `folder` holds the whole bundle or, whatever happens, nothing of it.
+    """Save a model atomically: afterwards `folder` holds the whole bundle or nothing of it.
 
     Args:
-        folder: made if need be; it must not hold anything yet.
+        folder: created if missing; it must be empty.
         options: as `KibunModel.save_pretrained`.
 
     Raises:
-        BundleError: the folder is not empty, or cannot be written.
+        BundleError: the folder is not empty or cannot be written.
     """
     check_free(folder)
     try:
@@ -75,18 +75,18 @@ def save_bundle(model: KibunModel, folder: Path, **options: Any) -> None:
 
 
 def checkpoint_name(checkpoint: str | Path) -> str:
-    """How cards and messages call a checkpoint: the folder's name, or the hub id."""
+    """The name of a checkpoint in cards and messages: the folder's name, or the hub id."""
     return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else str(checkpoint)
 
 
 def read_any_config(checkpoint: str | Path) -> Any:
-    """Configuration of a checkpoint of any kind that transformers knows; BundleError if there is none."""
+    """Configuration of a checkpoint of any kind that transformers knows. Raises BundleError if there is none."""
     try:
         return AutoConfig.from_pretrained(checkpoint)
     except (OSError, ValueError) as error:
         raise BundleError(
-            f"{checkpoint}: no checkpoint found: neither a folder with config.json nor an id that the Hugging Face hub"
-            f" answers to ({str(error).splitlines()[0]})"
+            f"{checkpoint}: no checkpoint found: neither a folder with config.json nor an id on the Hugging Face hub"
+            f" ({str(error).splitlines()[0]})"
         ) from error
 
 
@@ -94,14 +94,14 @@ def _read_config(hubert: str | Path) -> HubertConfig:
     config = read_any_config(hubert)
     if not isinstance(config, HubertConfig):
         raise BundleError(
-            f"{hubert}: config.json says model_type {config.model_type!r}, only 'hubert' will do,"
-            " facebook/hubert-base-ls960 for one"
+            f"{hubert}: config.json has model_type {config.model_type!r}, only 'hubert' is supported,"
+            " for example facebook/hubert-base-ls960"
         )
     return config
 
 
 def read_do_normalize(hubert: str | Path) -> bool:
-    """True also where the checkpoint does not say: transformers' own default for this kind of input."""
+    """Whether a checkpoint normalises its input; True, transformers' default, if it does not say."""
     file = cached_file(str(hubert), PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return True
@@ -111,7 +111,7 @@ def read_do_normalize(hubert: str | Path) -> bool:
         raise BundleError(f"{file}: is not JSON: {error}") from error
     if content.get("sampling_rate", SAMPLE_RATE_HZ) != SAMPLE_RATE_HZ:
         raise BundleError(
-            f"{file}: the checkpoint wants {content['sampling_rate']} Hz, only {SAMPLE_RATE_HZ} Hz is supported"
+            f"{file}: the checkpoint expects {content['sampling_rate']} Hz, only {SAMPLE_RATE_HZ} Hz is supported"
         )
     return bool(content.get("do_normalize", True))
 
@@ -121,7 +121,7 @@ def _read_weights(hubert: str | Path) -> HubertModel:
         loaded: Any = HubertModel.from_pretrained(
             hubert, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except Exception as error:  # OSError, safetensors' and pickle's own types
+    except Exception as error:  # OSError, and types of safetensors and pickle
         raise BundleError(f"{hubert}: the weights do not load: {error}") from error
     model, info = loaded
     missing = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])} - {_UNUSED})

@@ -1,4 +1,4 @@
-"""Model cards of bundles that are made of other models: what is true of the whole, then what each part's card says."""
+"""Model cards of bundles made from other models: facts about the whole, then each part's own card."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DISCLAIMER = (
 
 
 def assembled_card(config: KibunConfig, parts: Sequence[Part], checksum: str, error_known: bool) -> str:
-    """The card of a bundle whose tasks come from runs of their own, on one trunk with this checksum."""
+    """The card of a bundle assembled from runs, on one trunk with this checksum."""
     origin = f" from `{config.trunk_from}`" if config.trunk_from else ""
     return (
         f"{_head(config, parts)}"
@@ -29,7 +29,7 @@ def assembled_card(config: KibunConfig, parts: Sequence[Part], checksum: str, er
 
 
 def facts_of(config: KibunConfig, error_known: bool) -> str:
-    """Lines on input, scales and conditioning, as the configuration says them."""
+    """Lines on input, scales and conditioning, from the configuration."""
     normalised = "zero mean and unit variance per utterance" if config.do_normalize else "as it is"
     lines = [f"- Input: 16 kHz mono, {normalised}", f"- Emotion: {describe_emotion(config)}"]
     if config.supports_personality:
@@ -44,7 +44,7 @@ def facts_of(config: KibunConfig, error_known: bool) -> str:
 
 
 def describe_emotion(config: KibunConfig) -> str:
-    """Which dimensions, on which scale, by which head, conditioned on what."""
+    """The emotion dimensions, their scale, the head, and what it is conditioned on."""
     if not config.emotions:
         return "none"
     low, high = config.emotion_scale
@@ -58,7 +58,7 @@ def describe_emotion(config: KibunConfig) -> str:
 
 
 def part_cards(parts: Sequence[Part]) -> str:
-    """The parts' own cards, one section for each run, their headings two levels down."""
+    """The parts' own cards, a section for each run, with headings two levels down."""
     sections = []
     for folder in dict.fromkeys(part.folder for part in parts):
         those = [part for part in parts if part.folder == folder]
@@ -73,7 +73,7 @@ def _head(config: KibunConfig, parts: Sequence[Part]) -> str:
 
 
 def warnings(config: KibunConfig, parts: Sequence[Part]) -> str:
-    """What a reader has to know first: untrained or synthetic parts."""
+    """Warnings of untrained or synthetic parts, which a reader must see first."""
     text = ""
     for untrue, which in (
         ("untrained: its estimates mean nothing", [part.task for part in parts if not part.config.trained]),
@@ -88,7 +88,7 @@ def warnings(config: KibunConfig, parts: Sequence[Part]) -> str:
 
 
 def _demote(card: str) -> str:
-    """Headings two levels down, so that one card can stand within another; code blocks stay as they are."""
+    """Move headings two levels down, so that a card fits into another; code blocks are left unchanged."""
     lines, code = [], False
     for line in card.rstrip().splitlines():
         code ^= line.lstrip().startswith("```")

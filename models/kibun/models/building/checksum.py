@@ -1,6 +1,6 @@
-"""What tells two trunks apart: one SHA-256 over names, shapes and values, from a model or from a file of weights.
+"""SHA-256 of a trunk, over names, shapes and values, computed from a model or from a file of weights.
 
-Values count as float32, which is what they are loaded as: a trunk stored as float16 has the checksum of what it gives.
+Values are taken as float32, in which they are loaded, so a trunk stored as float16 has the checksum of the loaded one.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8"
 
 
 def trunk_checksum(model: KibunModel) -> str:
-    """SHA-256 of the trunk that a model's tasks share, as 64 hexadecimal digits."""
+    """SHA-256 of the trunk that a model's tasks share: 64 hexadecimal digits."""
     return module_checksum(model.trunk)
 
 
 def module_checksum(module: nn.Module) -> str:
-    """The same of any module."""
+    """SHA-256 of any module's weights: 64 hexadecimal digits."""
     state = sorted(module.state_dict().items())
     return _digest((name, value.detach().cpu().float().numpy()) for name, value in state)
 
 
 def stored_trunk_checksum(weights: Path) -> str:
-    """`trunk_checksum` of a model.safetensors that is not loaded; needs no torch. BundleError if it is damaged."""
+    """`trunk_checksum` of a model.safetensors, without loading it or torch. Raises BundleError if it is damaged."""
     try:
         with weights.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
@@ -53,6 +53,7 @@ def stored_trunk_checksum(weights: Path) -> str:
 
 
 def _read(data: NDArray[np.uint8], tensor: dict[str, Any]) -> NDArray[np.float32]:
+    """The values of a tensor, by its entry in the header, from the file's data (bytes,)."""
     begin, end = tensor["data_offsets"]
     values = data[begin:end].view(_DTYPES[tensor["dtype"]]).reshape(tensor["shape"])
     if tensor["dtype"] == "BF16":  # the upper half of a float32

@@ -1,4 +1,4 @@
-"""`kibun models`: list, show, verify and build bundles. torch is imported only by the commands that compute."""
+"""`kibun models`: list, show, verify and build bundles. Only the commands that compute import torch."""
 
 import json
 import time
@@ -16,7 +16,9 @@ from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS
 
 app = typer.Typer(no_args_is_help=True, help="List, show, verify and build model bundles.")
 
-Bundle = Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle folder, or the name of a bundled one.")]
+Bundle = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="A bundle folder, or the name of a bundle that comes with kibun.")
+]
 T = TypeVar("T")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -38,7 +40,7 @@ def list_bundles(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(bundle: Bundle, as_json: AsJson = False) -> None:
-    """Show what a bundle is, its scales and its model card, without loading it."""
+    """Show a bundle's settings, scales and model card, without loading it."""
     facts = _or_exit(lambda: read_facts(resolve_bundle(bundle)))
     checksum = _or_exit(lambda: stored_trunk_checksum(Path(facts.folder) / WEIGHTS))
     if as_json:
@@ -54,13 +56,13 @@ def show(bundle: Bundle, as_json: AsJson = False) -> None:
 def verify_bundle(bundle: Bundle, as_json: AsJson = False) -> None:
     """Check every file of a bundle against its checksum, load it and run it once."""
     folder = _or_exit(lambda: resolve_bundle(bundle))
-    _or_exit(lambda: verify(folder))  # before torch is imported: a damaged file is told at once
-    from kibun.models.building.warmup import warm_up
+    _or_exit(lambda: verify(folder))  # before torch is imported: a damaged file is reported at once
+    from kibun.models.building.self_test import self_test
     from kibun.models.bundle import load_bundle
 
     start = time.perf_counter()
     model = _or_exit(lambda: load_bundle(folder, allow_untrained=True))
-    _or_exit(lambda: warm_up(model))
+    _or_exit(lambda: self_test(model))
     seconds = time.perf_counter() - start
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "ok": True, "trained": model.config.trained, "seconds": seconds}))
@@ -75,7 +77,7 @@ Run = Annotated[str | None, typer.Option(metavar="RUN", help="Run folder of `kib
 
 @app.command()
 def build(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must not hold anything yet.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must be empty or missing.")],
     hubert: Annotated[
         str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="HuBERT checkpoint in transformers' layout.")
     ] = None,
@@ -87,17 +89,17 @@ def build(
     arousal: Run = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's by default.")] = None,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
-    seed: Annotated[int | None, typer.Option(help="Seed of the new heads, with --hubert; default 0.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the new heads, with --hubert; 0 by default.")] = None,
     trunk_layers: Annotated[int | None, typer.Option(help="Transformer layers to share; half by default.")] = None,
-    half: Annotated[bool, typer.Option("--half", help="Of runs: store weights as float16, half the size.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="With runs: store weights as float16, half the size.")] = False,
 ) -> None:
     """Make a bundle, in one of three ways.
 
     --hubert: an untrained one from a HuBERT checkpoint, its layers as trunk and tails, new heads.
 
-    --pr, --valence, --arousal, any of them: one that serves what `kibun train` made, if the trunks are bit-equal.
+    --pr, --valence, --arousal, any of them: from runs of `kibun train`, whose trunks must be bit-equal.
 
-    --emotion, alone or with --pr: one around a public emotion checkpoint, rescaled from 0..1 to 1..5.
+    --emotion, alone or with --pr: from a public emotion checkpoint, rescaled from 0..1 to 1..5.
     """
     runs = {task: run for task, run in (("personality", pr), ("valence", valence), ("arousal", arousal)) if run}
     _check_way(hubert, emotion, runs, seed, trunk_layers)
@@ -116,18 +118,18 @@ def build(
 def _check_way(
     hubert: str | None, emotion: str | None, runs: dict[str, str], seed: int | None, trunk_layers: int | None
 ) -> None:
-    """Exactly one of the ways to build, and no option of another."""
+    """Exit unless the options are those of exactly one way to build."""
     ways = "--hubert, one or more of --pr, --valence and --arousal, or --emotion with or without --pr"
     if hubert is None and emotion is None and not runs:
         _fail(f"nothing to build from: pass {ways}", 2)
     if hubert is not None and (emotion is not None or runs):
-        _fail(f"--hubert stands alone: pass {ways}", 2)
+        _fail(f"--hubert cannot be combined with these: pass {ways}", 2)
     if emotion is not None and runs.keys() - {"personality"}:
         _fail("--emotion estimates valence and arousal already: leave --valence and --arousal out, or --emotion", 2)
     if seed is not None and hubert is None:
-        _fail("--seed is of new heads: it goes with --hubert only", 2)
+        _fail("--seed is for new heads: use it with --hubert only", 2)
     if trunk_layers is not None and hubert is None and emotion is None:
-        _fail("--trunk-layers was settled when the runs were trained: leave it out", 2)
+        _fail("--trunk-layers was fixed when the runs were trained: leave it out", 2)
 
 
 def _build_untrained(hubert: str, out: Path, name: str, version: str, seed: int, trunk_layers: int | None) -> None:
@@ -138,8 +140,8 @@ def _build_untrained(hubert: str, out: Path, name: str, version: str, seed: int,
     )
     _or_exit(lambda: save_bundle(model, out))
     total = read_facts(out).parameters["total"] / 1e6
-    typer.echo(f"{out}: {total:.2f} M parameters, untrained. Its heads are random: train it before you trust it;")
-    typer.echo(f"`kibun serve --model {out} --allow-untrained` serves it as it is.")
+    typer.echo(f"{out}: {total:.2f} M parameters, untrained. Its heads are random: train it before you trust it.")
+    typer.echo(f"Serve it as it is with `kibun serve --model {out} --allow-untrained`.")
 
 
 def _assemble(runs: dict[str, str], out: Path, name: str, version: str, half: bool) -> None:
@@ -153,7 +155,7 @@ def _assemble(runs: dict[str, str], out: Path, name: str, version: str, half: bo
     model = _or_exit(lambda: assemble(parts, name=name, version=version))
     _or_exit(lambda: save_bundle(model, out, dtype=torch.float16 if half else stored_dtype(parts)))
     tasks = ", ".join(f"{part.task} of {part.run}" for part in parts)
-    _say_built(out, f"{tasks}; their trunks are bit-equal ({stored_trunk_checksum(out / WEIGHTS):.12})")
+    _report_built(out, f"{tasks}; their trunks are bit-equal ({stored_trunk_checksum(out / WEIGHTS):.12})")
 
 
 def _build_emotion(
@@ -168,16 +170,16 @@ def _build_emotion(
         )
     )
     _or_exit(lambda: save_bundle(model, out))
-    _say_built(out, f"emotion of {emotion}, rescaled from 0..1 to 1..5; its licence is in {CARD}: read it")
+    _report_built(out, f"emotion of {emotion}, rescaled from 0..1 to 1..5; its licence is in {CARD}: read it")
 
 
-def _say_built(out: Path, what: str) -> None:
+def _report_built(out: Path, source: str) -> None:
     facts = read_facts(out)
-    typer.echo(f"{out}: {facts.parameters['total'] / 1e6:.2f} M parameters, {_status(facts)}: {what}")
+    typer.echo(f"{out}: {facts.parameters['total'] / 1e6:.2f} M parameters, {_status(facts)}: {source}")
     if "personality" in facts.tasks and not facts.expected_error:
         typer.echo("Its expected error is unknown: the personality run recorded none.")
     untrained = "" if facts.trained else " --allow-untrained"
-    typer.echo(f"`kibun serve --model {out}{untrained}` serves it.")
+    typer.echo(f"Serve it with `kibun serve --model {out}{untrained}`.")
 
 
 def _rows(facts: BundleFacts) -> list[tuple[str, str]]:
@@ -194,7 +196,7 @@ def _rows(facts: BundleFacts) -> list[tuple[str, str]]:
         ("tasks", ", ".join(facts.tasks)),
         ("layers", _layers(facts)),
         ("parameters", parameters),
-        ("weights", f"{facts.weights_dtype}, {facts.size_bytes:,} bytes with everything"),
+        ("weights", f"{facts.weights_dtype}, {facts.size_bytes:,} bytes in all files"),
         ("input", f"{facts.sampling_rate_hz} Hz mono, normalised per utterance: {facts.do_normalize}"),
         ("emotion", _emotion(facts)),
         ("emotion given", _condition(facts)),
@@ -212,7 +214,7 @@ def _layers(facts: BundleFacts) -> str:
     for task in facts.tasks:
         shared.setdefault(facts.tail_of.get(task, task), []).append(task)
     text += "".join(f"; {' and '.join(tasks)} share a tail" for tasks in shared.values() if len(tasks) > 1)
-    return text + ("; personality has a trunk of its own" if facts.personality_trunk else "")
+    return text + ("; personality has its own trunk" if facts.personality_trunk else "")
 
 
 def _emotion(facts: BundleFacts) -> str:
@@ -246,7 +248,7 @@ def _as_json(facts: BundleFacts) -> dict[str, object]:
 
 
 def _or_exit(action: Callable[[], T]) -> T:
-    """Run something; what is wrong with a bundle or setting ends the command with the message alone."""
+    """Run an action; an error in a bundle or setting ends the command with its message and no traceback."""
     try:
         return action()
     except (BundleError, ValueError, ArithmeticError) as error:

@@ -1,4 +1,4 @@
-"""What a bundle says about itself, read from its files alone: no weights are loaded, torch is not needed."""
+"""Facts about a bundle, read from its files without loading weights or torch."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from kibun.models.types import TRAITS
 
 @dataclass(frozen=True)
 class BundleFacts:
-    """Facts for people and programs; `parameters` counts by part, `total` included."""
+    """What `kibun models show` prints; `parameters` counts them by part, with the `total`."""
 
     name: str
     version: str
@@ -24,8 +24,8 @@ class BundleFacts:
     trunk_layers: int
     tail_layers: int
     hidden_size: int
-    tail_of: dict[str, str]  # tasks whose tail is not their own alone
-    personality_trunk: bool  # whether personality has one of its own
+    tail_of: dict[str, str]  # tasks that share a tail, and its name
+    personality_trunk: bool  # whether personality has its own trunk
     parameters: dict[str, int]
     weights_dtype: str
     size_bytes: int
@@ -42,7 +42,7 @@ class BundleFacts:
 
 
 def read_facts(folder: Path) -> BundleFacts:
-    """Read a bundle folder; BundleError names the file that cannot be read."""
+    """Read a bundle folder. Raises BundleError, which names the file that cannot be read."""
     config = _read_json(folder / CONFIG)
     header = _read_header(folder / WEIGHTS)
     expected_error, card = read_sidecars(folder)
@@ -65,7 +65,7 @@ def read_facts(folder: Path) -> BundleFacts:
             size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
             sampling_rate_hz=config["sampling_rate"],
             do_normalize=config["do_normalize"],
-            emotion_head=config.get("emotion_head", "ticn-ca"),  # bundles older than the choice have none
+            emotion_head=config.get("emotion_head", "ticn-ca"),  # bundles made before there was a choice have none
             condition_on=tuple(config.get("condition_on", TRAITS)),
             condition_source=config["condition_source"],
             trait_scale=tuple(config["trait_scale"]),
@@ -79,7 +79,7 @@ def read_facts(folder: Path) -> BundleFacts:
 
 
 def _count(header: dict[str, Any]) -> dict[str, int]:
-    """Parameters by part: trunk, each tail, the heads."""
+    """Number of parameters of trunk, each tail and each head, and in total."""
     counts: dict[str, int] = {}
     for name, tensor in header.items():
         parts = name.split(".")
@@ -89,7 +89,7 @@ def _count(header: dict[str, Any]) -> dict[str, int]:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
-    """The header of a safetensors file: 8 bytes of little-endian length, then JSON."""
+    """The header of a safetensors file: its length (8 bytes, little-endian), then JSON."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

@@ -1,4 +1,4 @@
-"""The models of single tasks that a bundle is put together from: a run or a bundle for each task."""
+"""The parts of a bundle: for each task a model, from a training run or from another bundle."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ from kibun.models.model import KibunModel
 
 
 class Part:
-    """One task and the model that it comes from.
-
-    `run` is what the user named: a run folder of `kibun train`, with its bundle in `bundle/`, or a bundle.
-    """
+    """One task and the model that it is taken from."""
 
     def __init__(self, task: str, run: str | Path, loaded: dict[Path, KibunModel]) -> None:
-        """`loaded`: models by folder, so that a run named for several tasks is loaded once."""
+        """Load the model of a task.
+
+        Args:
+            run: a run folder of `kibun train`, with its bundle in `bundle/`, or a bundle.
+            loaded: models by folder, so that a run named for several tasks is loaded once.
+        """
         self.task = task
         self.folder = find_bundle(run)
         if self.folder not in loaded:
@@ -39,12 +41,12 @@ class Part:
 
     @property
     def own_trunk(self) -> bool:
-        """Whether personality has a trunk of its own in this bundle."""
+        """Whether this is personality and has its own trunk in its bundle."""
         return self.task == "personality" and self.model.personality_trunk is not None
 
     @property
     def trunk(self) -> Trunk:
-        """The trunk that the task listens through."""
+        """The trunk that the task uses."""
         return cast(Trunk, self.model.personality_trunk) if self.own_trunk else self.model.trunk
 
     @property
@@ -65,15 +67,15 @@ class Part:
 
     @property
     def trunk_was_trained(self) -> bool | None:
-        """Whether the trunk is no longer what its checkpoint gave; None where that is not recorded."""
+        """Whether the trunk differs from its checkpoint; None if that is not recorded."""
         recorded = None if self.own_trunk else self.config.trunk_sha256
-        if recorded is None or self.weights_dtype != "F32":  # rounded, it has another checksum too
+        if recorded is None or self.weights_dtype != "F32":  # rounded, the checksum differs anyway
             return None
         return module_checksum(self.trunk) != recorded
 
     @property
     def weights_dtype(self) -> str:
-        """Precision that the weights are stored in, as safetensors calls it."""
+        """The precision in which the weights are stored, in safetensors' notation."""
         return read_facts(self.folder).weights_dtype
 
     def __str__(self) -> str:
@@ -81,7 +83,7 @@ class Part:
 
 
 def find_bundle(run: str | Path) -> Path:
-    """The bundle of a run folder, or the bundle itself, by path or name; BundleError if there is none."""
+    """The folder of a run's bundle, or of a bundle given by path or name. Raises BundleError if there is none."""
     inner = Path(run) / "bundle"
     if (inner / CONFIG).is_file():
         return resolve_bundle(inner).resolve()
@@ -96,8 +98,7 @@ def load_parts(runs: Mapping[str, str | Path]) -> list[Part]:
     """Load the model of each task, in the order of TASKS.
 
     Args:
-        runs: by task, one or more of "personality", "valence" and "arousal": a run folder of `kibun train` (its
-            `bundle/` is taken) or a bundle.
+        runs: for one or more of "personality", "valence" and "arousal", a run folder of `kibun train` or a bundle.
 
     Raises:
         BundleError: a run cannot be loaded, or lacks its task.

@@ -1,7 +1,7 @@
 """Public checkpoints that estimate emotion as dimensions, in transformers' layout.
 
-Two layouts are known, each on wav2vec 2.0 or HuBERT; the two encoders are one architecture, so trunk and tail take the
-weights of either:
+Two layouts are supported, each on wav2vec 2.0 or HuBERT, which have the same architecture, so that trunk and tail can
+hold the weights of either:
 
 - a regression head `classifier.dense`, tanh, `classifier.out_proj` on the mean over frames, as audEERING's
   wav2vec2-large-robust-12-ft-emotion-msp-dim has it (Wagner et al., "Dawn of the transformer era in speech emotion
@@ -35,9 +35,9 @@ from kibun.models.building.build import checkpoint_name, read_any_config, read_d
 from kibun.models.files import BundleError
 from kibun.models.hubert import architecture
 
-PUBLISHED_SCALE = (0.0, 1.0)
+PUBLIC_SCALE = (0.0, 1.0)
 _NAMES = {"valence": ("valence",), "arousal": ("arousal", "activation")}
-# What from_pretrained makes anew where a checkpoint lacks it, and no layer of ours uses.
+# from_pretrained creates it if a checkpoint lacks it; no layer of ours uses it.
 _UNUSED = ("masked_spec_embed",)
 
 
@@ -49,7 +49,7 @@ class _RegressionHead(nn.Module):
 
 
 class _Wav2Vec2Regression(Wav2Vec2PreTrainedModel):  # type: ignore[no-untyped-call]
-    """The names under which such checkpoints keep their weights; transformers deals with prefixes and shards."""
+    """Defines the names of such a checkpoint's weights; transformers takes care of prefixes and shards."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -67,8 +67,8 @@ class _HubertRegression(HubertPreTrainedModel):  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
-class Published:
-    """A checkpoint: encoder, head, the row of its output that each dimension is, and what its page says."""
+class PublicCheckpoint:
+    """A loaded checkpoint: encoder, head, the output row of each emotion dimension, and its licence."""
 
     name: str
     encoder: Any  # HubertModel or Wav2Vec2Model
@@ -80,8 +80,8 @@ class Published:
     licence: str
 
 
-def read_published(checkpoint: str | Path) -> Published:
-    """Read such a checkpoint; BundleError names what it lacks."""
+def read_public_checkpoint(checkpoint: str | Path) -> PublicCheckpoint:
+    """Load a checkpoint. Raises BundleError, which names what it lacks."""
     config = read_any_config(checkpoint)
     _check_config(checkpoint, config)
     rows = _rows(checkpoint, config)
@@ -92,7 +92,7 @@ def read_published(checkpoint: str | Path) -> Published:
     else:
         kind = _HubertRegression if hubert else _Wav2Vec2Regression
     loaded = _load(kind, checkpoint)
-    return Published(
+    return PublicCheckpoint(
         name=checkpoint_name(checkpoint),
         encoder=loaded.hubert if hubert else loaded.wav2vec2,
         hubert=_hubert_config(config),
@@ -105,7 +105,7 @@ def read_published(checkpoint: str | Path) -> Published:
 
 
 def _hubert_config(config: Any) -> HubertConfig:
-    """wav2vec 2.0 as the HuBERT that computes the same: what only HuBERT can choose is its default there."""
+    """The HuBERT configuration equivalent to a wav2vec 2.0 one; settings that only HuBERT has are at their defaults."""
     dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
     names = [*architecture(HubertConfig()), *dropouts]
     return HubertConfig(**{name: getattr(config, name) for name in names if hasattr(config, name)})
@@ -114,8 +114,8 @@ def _hubert_config(config: Any) -> HubertConfig:
 def _check_config(checkpoint: str | Path, config: Any) -> None:
     if not isinstance(config, HubertConfig | Wav2Vec2Config):
         raise BundleError(
-            f"{checkpoint}: config.json says model_type {config.model_type!r}, only 'wav2vec2' and 'hubert' will do,"
-            " audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim for one"
+            f"{checkpoint}: config.json has model_type {config.model_type!r}, only 'wav2vec2' and 'hubert' are"
+            " supported, for example audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
         )
     for name, allowed in (
         ("add_adapter", False),
@@ -129,7 +129,7 @@ def _check_config(checkpoint: str | Path, config: Any) -> None:
 
 
 def _rows(checkpoint: str | Path, config: Any) -> dict[str, int]:
-    """Which output is which dimension: nothing but `id2label` can tell."""
+    """The output row of each emotion dimension, which only `id2label` shows."""
     labels = {str(label).strip().lower(): int(row) for row, label in (config.id2label or {}).items()}
     rows = {}
     for dimension, names in _NAMES.items():
@@ -137,8 +137,8 @@ def _rows(checkpoint: str | Path, config: Any) -> dict[str, int]:
         if not found:
             listed = ", ".join(map(str, (config.id2label or {}).values())) or "nothing"
             raise BundleError(
-                f"{checkpoint}: config.json's id2label names no output {dimension!r} (it names {listed}); without it"
-                " nobody can tell which output is which: add it, as in"
+                f"{checkpoint}: config.json's id2label names no output {dimension!r} (it names {listed}), and only"
+                " id2label shows which output is which: add it, as in"
                 ' {"0": "arousal", "1": "dominance", "2": "valence"}'
             )
         rows[dimension] = found[0]
@@ -150,21 +150,21 @@ def _load(kind: Any, checkpoint: str | Path) -> Any:
         model, info = kind.from_pretrained(
             checkpoint, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
         )
-    except Exception as error:  # OSError, safetensors' and pickle's own types
+    except Exception as error:  # OSError, and types of safetensors and pickle
         raise BundleError(f"{checkpoint}: the weights do not load: {error}") from error
     lacking = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}  # key: name, shape, shape
     missing = sorted(name for name in lacking if not name.endswith(_UNUSED))
     if missing:
         raise BundleError(
-            f"{checkpoint}: lacks {len(missing)} weights that its config.json asks for, or has them in another shape,"
-            f" {missing[0]} first; its head has to be `classifier.dense` and `classifier.out_proj`, or `projector` and"
+            f"{checkpoint}: lacks {len(missing)} weights that its config.json requires, or has them in another shape,"
+            f" {missing[0]} first; its head must be `classifier.dense` and `classifier.out_proj`, or `projector` and"
             " `classifier` under an architecture named ...ForSequenceClassification"
         )
     return model.eval()
 
 
 def _licence(checkpoint: str | Path) -> str:
-    """What the front matter of the checkpoint's README says; never a guess."""
+    """The licence in the front matter of the checkpoint's README, or that it is unknown; never a guess."""
     file = cached_file(str(checkpoint), "README.md", _raise_exceptions_for_missing_entries=False)
     text = Path(file).read_text(encoding="utf-8", errors="replace") if file else ""
     matter = re.match(r"---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
