@@ -344,7 +344,7 @@ def test_published_traits_are_the_means_of_their_raters() -> None:
     assert len({dialogue for dialogue, _gender in profiles}) == 151
     with (PUBLISHED / "ocean.csv").open(newline="") as opened:
         written = {row["dialogue_id"] for row in csv.DictReader(opened)}
-    assert len(written - {dialogue for dialogue, _gender in profiles}) == 29  # misspelt, and mended
+    assert len(written - {dialogue for dialogue, _gender in profiles}) == 29  # misspelt, and corrected
 
 
 @needs_annotations

@@ -17,14 +17,14 @@ MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print the tabl
 
 
 class Level(enum.StrEnum):
-    """What a point of a correlation is."""
+    """The unit that is one point of a correlation."""
 
     UTTERANCE = "utterance"
     CONVERSATION = "conversation"
 
 
 class By(enum.StrEnum):
-    """What a table is split by."""
+    """The groups that a table is split by."""
 
     GENDER = "gender"
 

@@ -56,7 +56,7 @@ def multitask(
     try:
         plots.check_path(out)
         plots.save(plots.multitask(json.loads(table.read_text(encoding="utf-8")), str(table)), out)
-    except ValueError as error:  # JSON, encoding, and what PlotError says
+    except ValueError as error:  # not JSON, not UTF-8, or a PlotError
         fail(str(error) if isinstance(error, plots.PlotError) else f"{table}: not JSON ({error})")
     except OSError as error:
         fail(str(error))

@@ -1,1 +1,2 @@
-"""Corpora → one manifest: IEMOCAP with PA-IEMOCAP's traits, folders of one's own, splits by speaker."""
+"""Corpora and the manifest that everything else reads: IEMOCAP with PA-IEMOCAP's traits, a user's own table of
+utterances, and splits by speaker."""

@@ -1,4 +1,4 @@
-"""`kibun train prepare …`: from a corpus on disk to a manifest. Heavy imports happen inside the commands."""
+"""`kibun train prepare …`: a manifest made from a corpus on disk. Heavy imports happen inside the commands."""
 
 import contextlib
 import dataclasses
@@ -86,7 +86,7 @@ def folder(
 
 
 def _numbers(option: str, value: str | None, names: str) -> Any:
-    """As many numbers as there are names, None for an option that was not given."""
+    """As many numbers as there are names, separated by commas; None for an option that was not given."""
     if value is None:
         return None
     try:
@@ -100,7 +100,7 @@ def _numbers(option: str, value: str | None, names: str) -> Any:
 
 @contextlib.contextmanager
 def _watched(what: str, as_json: bool) -> "Iterator[Progress]":
-    """A progress bar on stderr; what is wrong with the corpus ends the command, with all of it said."""
+    """Show a progress bar on stderr; problems with the corpus end the command, which lists all of them."""
     from rich.console import Console
     from rich.progress import Progress as Bar
 

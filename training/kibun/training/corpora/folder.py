@@ -1,4 +1,4 @@
-"""From a user's own table of utterances to a manifest: columns checked, scales brought to kibun's, audio looked at."""
+"""A manifest made from a user's own table of utterances: columns checked, scales converted, audio files read."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -32,11 +32,11 @@ Scale = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class FolderOptions:
-    """How a table is read. Scales are (lowest, highest) of the table's own; None: already 1..5 and 1..7."""
+    """How a table is read. Scales are the table's own (lowest, highest); None: 1..5 for emotion and 1..7 for traits."""
 
     emotion_scale: Scale | None = None
     trait_scale: Scale | None = None
-    shares: tuple[float, float, float] | None = None  # of train, dev and test, by speaker; None: as the table says
+    shares: tuple[float, float, float] | None = None  # of train, dev and test, by speaker; None: the table's split
     seed: int = 0
     decode: bool = False  # read every audio file in full, not only its header
 
@@ -51,13 +51,13 @@ def prepare_folder(
 ) -> Report:
     """Write the manifest ``out`` and its report from a table with the columns path, speaker and dialogue.
 
-    Known besides: id, text, valence, arousal, gender, split, and the five traits by name or as OP, CO, EX, AG, NE.
-    Audio paths are relative to the table's folder. An empty cell is an absent value. Lines keep their order: within a
-    dialogue it must be the order in which they were spoken, since traits are estimated from what came before.
+    Optional columns: id, text, valence, arousal, gender, split, and the five traits by name or as OP, CO, EX, AG, NE.
+    Audio paths are relative to the table's folder. An empty cell is an absent value. Rows keep their order: within a
+    dialogue it must be the order in which they were spoken, since traits are estimated from earlier utterances.
 
     Raises:
         ManifestError: the table cannot be read at all, or cannot be split by speaker as asked.
-        CorpusError: cells or audio files that cannot be used; it lists all of them, nothing is written.
+        CorpusError: cells or audio files cannot be used; it lists all of them, and nothing is written.
     """
     options = options or FolderOptions()
     if out.resolve() == table.resolve():
@@ -98,7 +98,7 @@ def _column_problems(table: Path, columns: Sequence[str], options: FolderOptions
 
 
 def _readers(folder: Path, out_folder: Path, options: FolderOptions) -> dict[str, Callable[[TableRow], Any]]:
-    """How each field of a manifest is read from a row; a reader raises ManifestError, naming the cell."""
+    """A reader for each field of a manifest; it raises ManifestError, naming the cell."""
     return {
         "id": lambda row: text(row, "id") or needed_text(row, "path"),
         "path": lambda row: stored_path(folder / needed_text(row, "path"), out_folder),
@@ -115,7 +115,7 @@ def _readers(folder: Path, out_folder: Path, options: FolderOptions) -> dict[str
 
 
 def _row(row: TableRow, readers: dict[str, Callable[[TableRow], Any]], problems: list[str]) -> Row:
-    """A line of the manifest; what is wrong with it is added to ``problems``."""
+    """A line of the manifest; problems with it are added to ``problems``."""
     made: Row = {}
     for field, read in readers.items():
         try:
@@ -153,7 +153,7 @@ def _emotion(row: TableRow, name: str, scale: Scale | None) -> float | None:
 
 
 def _traits(row: TableRow, scale: Scale | None) -> dict[str, float] | None:
-    """All five or none, from columns of their own or from an object ``traits`` as manifests have it."""
+    """All five traits or None, from a column for each or from an object ``traits`` as manifests have it."""
     cells = row.cells.get("traits")
     if cells is not None and not isinstance(cells, dict):
         raise CellError(row.where, "traits", f"must be an object with {', '.join(TRAITS)}, is {cells!r}")
@@ -172,13 +172,13 @@ def _traits(row: TableRow, scale: Scale | None) -> dict[str, float] | None:
 
 
 def rescale(value: float, scale: Scale, target: Scale) -> float:
-    """Linear: the ends of ``scale`` become the ends of ``target``."""
+    """Map a value linearly from one scale to another, rounded to 6 decimals."""
     share = (value - scale[0]) / (scale[1] - scale[0])
     return round(target[0] + share * (target[1] - target[0]), 6)
 
 
 def _check_together(read: Sequence[TableRow], rows: Sequence[Row], problems: list[str]) -> None:
-    """Ids are unique; a conversation has one set of traits, a speaker one gender and one split."""
+    """Check that ids are unique, a conversation has one set of traits, and a speaker one gender and one split."""
     first: dict[tuple[str, ...], tuple[str, Any]] = {}
     for source, row in zip(read, rows, strict=True):
         where, speaker, conversation = source.where, row["speaker"], (row["dialogue"], row["speaker"])

@@ -1,4 +1,4 @@
-"""From a copy of IEMOCAP and the traits of PA-IEMOCAP to one manifest: every file is looked at, every doubt is said."""
+"""A manifest made from a copy of IEMOCAP and the traits of PA-IEMOCAP: every file is read, every doubt reported."""
 
 import dataclasses
 from collections.abc import Collection, Iterator
@@ -48,7 +48,7 @@ class Dialogue:
 
 @dataclasses.dataclass
 class _Findings:
-    """What the report will say of the files."""
+    """Findings about the files, for the report."""
 
     notes: Notes = dataclasses.field(default_factory=Notes)
     ignored: list[str] = dataclasses.field(default_factory=list)
@@ -75,14 +75,14 @@ def prepare_iemocap(
     decode: bool = False,
     progress: Progress = no_progress,
 ) -> Report:
-    """Write the manifest ``out`` and its report. Utterances come by dialogue, and in the order they were spoken.
+    """Write the manifest ``out`` and its report. Utterances are sorted by dialogue and in the order they were spoken.
 
     ``root`` holds Session1 … Session5; ``tipi`` and ``ocean`` are PA-IEMOCAP's tipi_labels.csv and ocean.csv.
-    ``sessions``: the only ones to take; None: all that have traits or a folder, and each must have both. ``decode``:
+    ``sessions``: the only ones to use; None: all that have traits or a folder, and each must have both. ``decode``:
     read every wav in full, not only its header.
 
     Raises:
-        CorpusError: files are missing, unreadable or contradict each other; it lists all of it, nothing is written.
+        CorpusError: files are missing, unreadable or contradict each other; it lists all problems, nothing is written.
         LabelError: an annotation file cannot be used.
     """
     findings = _Findings()
@@ -98,16 +98,16 @@ def prepare_iemocap(
     wanted = there | labelled if sessions is None else set(sessions)
     profiles = {profile: traits for profile, traits in profiles.items() if of_dialogue[profile[0]] in wanted}
     dialogues = _find_dialogues(root, wanted, profiles, findings)
-    said = [_read_dialogue(dialogue, findings) for dialogue in dialogues]
-    _check_ids([evaluation for evaluations, _transcripts in said for evaluation in evaluations], findings)
+    texts = [_read_dialogue(dialogue, findings) for dialogue in dialogues]
+    _check_ids([evaluation for evaluations, _transcripts in texts for evaluation in evaluations], findings)
     rows: list[Row] = []
-    looked_at = 0
-    total = sum(len(evaluations) for evaluations, _transcripts in said)
-    for dialogue, (evaluations, transcripts) in zip(dialogues, said, strict=True):
+    done = 0
+    total = sum(len(evaluations) for evaluations, _transcripts in texts)
+    for dialogue, (evaluations, transcripts) in zip(dialogues, texts, strict=True):
         durations = _durations(dialogue, evaluations, decode, findings)
         rows += _rows(dialogue, durations, transcripts, profiles, out.parent, findings)
-        looked_at += len(evaluations)
-        progress(looked_at, total)
+        done += len(evaluations)
+        progress(done, total)
     raise_problems(f"{root}: cannot be made into a manifest", findings.notes.problems)
     report = _report(rows, profiles, out, findings)
     write_corpus(out, rows, report)
@@ -117,7 +117,7 @@ def prepare_iemocap(
 def _find_dialogues(
     root: Path, sessions: Collection[int], profiles: dict[Profile, Traits], findings: _Findings
 ) -> list[Dialogue]:
-    """Those with a file in EmoEvaluation; those that only have traits are missing."""
+    """The dialogues with a file in EmoEvaluation; those that only have traits are reported as missing."""
     found: dict[str, Dialogue] = {}
     for session in sorted(sessions):
         folder = root / f"Session{session}"
@@ -137,7 +137,7 @@ def _find_dialogues(
                 findings.ignored.append(str(path))
     for name in sorted({dialogue for dialogue, _gender in profiles} - found.keys()):
         missing = _dialogue(root, name, dialogue_session(name) or 0).evaluations
-        if missing.parent.is_dir():  # a missing folder is named once, not for each of its files
+        if missing.parent.is_dir():  # a missing folder is reported once, not for each of its files
             findings.notes.problems.append(f"{missing}: no such file, but the dialogue has traits")
     findings.notes.problems += [
         f"{found[name].evaluations}: the dialogue has no traits of its {GENDERS[letter]} speaker"
@@ -155,7 +155,7 @@ def _dialogue(root: Path, name: str, session: int) -> Dialogue:
 
 
 def _files(folder: Path, findings: _Findings) -> list[Path]:
-    """Sorted files of a folder, without folders; a missing folder is a problem. Copies from a Mac have ``._`` twins."""
+    """Sorted visible files of a folder; a missing folder is a problem. Copies from a Mac have hidden ``._`` twins."""
     if not folder.is_dir():
         findings.notes.problems.append(f"{folder}: no such folder")
         return []
@@ -167,7 +167,7 @@ def _files(folder: Path, findings: _Findings) -> list[Path]:
 def _read_dialogue(dialogue: Dialogue, findings: _Findings) -> tuple[list[Evaluation], Transcripts]:
     evaluations = read_evaluations(dialogue.evaluations, findings.notes)
     transcripts = Transcripts({}, 0)
-    if dialogue.transcripts.parent.is_dir():  # else named once, as a folder
+    if dialogue.transcripts.parent.is_dir():  # otherwise reported once, as a folder
         transcripts = read_transcripts(dialogue.transcripts, findings.notes)
     ids = {evaluation.id for evaluation in evaluations}
     findings.counts["transcribed_only"] += len(transcripts.texts.keys() - ids)
@@ -192,16 +192,16 @@ def _check_ids(evaluations: list[Evaluation], findings: _Findings) -> None:
 def _durations(
     dialogue: Dialogue, evaluations: list[Evaluation], decode: bool, findings: _Findings
 ) -> list[tuple[Evaluation, float]]:
-    """The utterances whose wav can be read, with its seconds."""
+    """The utterances whose wav can be read, with its duration in seconds."""
     found = []
     for evaluation in evaluations:
         try:
             seconds = audio_seconds(dialogue.wavs / f"{evaluation.id}.wav", decode)
         except ManifestError as error:
-            if dialogue.wavs.is_dir():  # else named once, as a folder
+            if dialogue.wavs.is_dir():  # otherwise reported once, as a folder
                 findings.notes.problems.append(f"{error} (named in {evaluation.where})")
             continue
-        # The wav was cut by these times; far apart, one of the two belongs to something else.
+        # The wav was cut at these times: where they differ a lot, it belongs to another utterance.
         if abs(seconds - (evaluation.end_s - evaluation.start_s)) > SAME_DURATION_S:
             findings.other_durations.append(evaluation.id)
         found.append((evaluation, seconds))
@@ -218,10 +218,10 @@ def _rows(
 ) -> Iterator[Row]:
     for evaluation, seconds in durations:
         identity = parse_id(evaluation.id)
-        assert identity is not None  # read_evaluations lets no other through
+        assert identity is not None  # read_evaluations drops invalid ids
         traits = profiles.get((dialogue.name, identity.letter.lower()))
         if traits is None:
-            continue  # said before, once for the whole profile
+            continue  # reported before, once for the whole profile
         yield {
             "id": evaluation.id,
             "path": stored_path(dialogue.wavs / f"{evaluation.id}.wav", folder),
@@ -242,7 +242,7 @@ def _rows(
 
 
 def _texts(transcript: str | None, counts: dict[str, int]) -> Row:
-    """``text``: the words, for CTC and WER; ``transcript``: as written, with [LAUGHTER] and the like."""
+    """``text``: the words, for CTC and word error rate; ``transcript``: as written, with marks such as [LAUGHTER]."""
     if transcript is None:
         counts["without_transcript"] += 1
         return {"text": None}

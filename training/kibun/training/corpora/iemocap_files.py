@@ -1,6 +1,6 @@
-"""The text files of IEMOCAP, line by line: evaluations, transcriptions, and what the utterance ids say.
+"""The text files of IEMOCAP, parsed line by line: evaluations, transcriptions and utterance ids.
 
-Whatever cannot be understood goes into `Notes` with file and line; nothing is passed over in silence.
+Lines that cannot be parsed are recorded in `Notes` with file and line; nothing is skipped silently.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ _DIALOGUE = re.compile(r"Ses(?P<session>\d\d)[FM]_(?:impro|script)\w+")
 _EVALUATION = re.compile(
     r"\[\s*(?P<start>\S+)\s+-\s+(?P<end>\S+?)\s*\]\s+(?P<id>\S+)\s+(?P<emotion>\w+)\s+\[(?P<numbers>[^\]]*)\]"
 )
-# One rater's opinion: `C-E2: Neutral; ()` or `A-F1: val 3; act 2; dom 2; ()`. Their means are what counts here.
+# One rater's opinion: `C-E2: Neutral; ()` or `A-F1: val 3; act 2; dom 2; ()`. Only the raters' means are used.
 _RATER = re.compile(r"[AC]-[A-Z]+\d*:")
 _TRANSCRIPT = re.compile(r"(?P<id>Ses\S+)\s+\[(?P<times>[^\]]*)\]:(?P<text>.*)")
 # [LAUGHTER], [BREATHING], ++GARBAGE++: sounds, not words.
@@ -25,9 +25,9 @@ _MARKUP = re.compile(r"\[[^\]]*\]|\+\+\w+\+\+")
 
 @dataclasses.dataclass
 class Notes:
-    """What is gathered on the way: problems stop the corpus from being written, the rest is reported.
+    """Findings of parsing: problems prevent the manifest from being written, the rest is only reported.
 
-    unknown_lines: places in EmoEvaluation that are neither an utterance, nor a rater's, nor the header, nor blank.
+    unknown_lines: lines (file:line) of EmoEvaluation that are no utterance, rating or header and not blank.
     """
 
     problems: list[str] = dataclasses.field(default_factory=list)
@@ -37,7 +37,7 @@ class Notes:
 
 @dataclasses.dataclass(frozen=True)
 class UtteranceId:
-    """What an utterance's name says."""
+    """The parts of an utterance's name."""
 
     dialogue: str
     session: int
@@ -45,13 +45,16 @@ class UtteranceId:
 
     @property
     def speaker(self) -> str:
-        """One actor, e.g. ``Ses01_F``; two in each session, the same in all of its dialogues."""
+        """The actor, e.g. ``Ses01_F``: two in each session, the same in all of its dialogues."""
         return f"Ses{self.session:02d}_{self.letter}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One utterance as the raters saw it: seconds within the dialogue, means on 1..5 (nearly), majority's emotion."""
+    """The raters' judgement of an utterance: their means, nearly always in 1..5, and the majority's emotion.
+
+    start_s, end_s: seconds from the start of the dialogue. where: file:line.
+    """
 
     id: str
     where: str
@@ -64,19 +67,19 @@ class Evaluation:
 
 
 def parse_id(name: str) -> UtteranceId | None:
-    """None for what is no utterance id of IEMOCAP."""
+    """The parts of an utterance id; None if it is none of IEMOCAP's."""
     match = _ID.fullmatch(name)
     return UtteranceId(match["dialogue"], int(match["session"]), match["letter"]) if match else None
 
 
 def dialogue_session(name: str) -> int | None:
-    """The session of a dialogue id; None for what is no dialogue id."""
+    """The session of a dialogue id; None if it is none of IEMOCAP's."""
     match = _DIALOGUE.fullmatch(name)
     return int(match["session"]) if match else None
 
 
 def read_evaluations(path: Path, notes: Notes) -> list[Evaluation]:
-    """The utterances of one dialogue's file in EmoEvaluation, in the order of the file."""
+    """The utterances in one dialogue's file of EmoEvaluation, in file order."""
     found = []
     lines = _lines(path, notes)
     for number, line in enumerate(lines, 1):
@@ -97,7 +100,7 @@ def read_evaluations(path: Path, notes: Notes) -> list[Evaluation]:
 
 
 def _evaluation(where: str, match: re.Match[str], dialogue: str, problems: list[str]) -> list[Evaluation]:
-    """One, or none and a problem more."""
+    """A list of one evaluation; an empty one, and a problem, if the line is wrong."""
     identity = parse_id(match["id"])
     if identity is None or identity.dialogue != dialogue:
         problems.append(f"{where}: field ID is {match['id']!r}, must be {dialogue}_ and F or M and a number")
@@ -119,14 +122,14 @@ def _evaluation(where: str, match: re.Match[str], dialogue: str, problems: list[
 
 @dataclasses.dataclass(frozen=True)
 class Transcripts:
-    """What was said in one dialogue, by utterance id, as written; and lines that belong to no utterance."""
+    """The transcripts of one dialogue, by utterance id and as written. without_id: lines that have none."""
 
     texts: dict[str, str]
     without_id: int  # such as `M: Okay.`
 
 
 def read_transcripts(path: Path, notes: Notes) -> Transcripts:
-    """The file of one dialogue in dialog/transcriptions."""
+    """Read one dialogue's file of dialog/transcriptions."""
     texts: dict[str, str] = {}
     without_id = 0
     lines = _lines(path, notes)
@@ -153,7 +156,7 @@ def spoken_words(transcript: str) -> str:
 
 
 def _lines(path: Path, notes: Notes) -> list[str]:
-    """Without line ends of whatever kind; none, and a problem, for what is no text file or an empty one."""
+    """The lines of a text file; no lines, and a problem, if it is empty or no text file."""
     try:
         content = path.read_bytes()
     except OSError as error:

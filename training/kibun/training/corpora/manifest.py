@@ -1,8 +1,8 @@
 """The JSONL manifest of a corpus: one utterance a line, checked before anything is trained on it.
 
-A line is an object with ``path`` (relative to the manifest's folder, or absolute), ``speaker`` and ``dialogue``; known
-besides: ``id`` (default: the path as written), ``split``, ``text``, ``valence`` and ``arousal`` (1..5), ``traits`` (an
-object with the five names, 1..7), ``gender``, ``seconds``. Other fields are ignored, null counts as absent.
+A line is an object with ``path`` (relative to the manifest's folder, or absolute), ``speaker`` and ``dialogue``, and
+optionally ``id`` (default: the path as written), ``split``, ``text``, ``valence`` and ``arousal`` (1..5), ``traits``
+(an object with the five names, 1..7), ``gender``, ``seconds``. Other fields are ignored, null counts as absent.
 """
 
 import dataclasses
@@ -16,12 +16,12 @@ from kibun.training.corpora.splits import SPLITS, read_splits, resolve_splits
 from kibun.training.errors import ManifestError
 
 OPTIONAL = ("path", "split", "text", "valence", "arousal", "traits", "gender", "seconds")
-EMOTION_RANGE = (0.0, 6.0)  # 1..5 by convention, but IEMOCAP's means of raters reach 0.5 and 5.5
+EMOTION_RANGE = (0.0, 6.0)  # the scale is 1..5, but IEMOCAP's means of raters reach 0.5 and 5.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One utterance; what a corpus does not have is None. Emotion 1..5 by convention, IEMOCAP reaches beyond."""
+    """One utterance; None for labels that the corpus lacks. Emotion on 1..5 (but see EMOTION_RANGE), traits on 1..7."""
 
     id: str
     path: Path
@@ -37,16 +37,16 @@ class Item:
 
     @property
     def conversation(self) -> tuple[str, str]:
-        """(dialogue, speaker): what a personality profile belongs to."""
+        """(dialogue, speaker), which has one personality profile."""
         return self.dialogue, self.speaker
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """The utterances of a manifest, and what a splits file did to them.
+    """The utterances of a manifest, and the effects of a splits file.
 
-    left_out: utterances whose dialogue is in no split. absent: dialogues that the splits file names and the manifest
-    lacks. shared_speakers: who speaks in dev and in test, which only a splits file may ask for.
+    left_out: number of utterances whose dialogue is in no split. absent: dialogues that the splits file names and the
+    manifest lacks. shared_speakers: those in both dev and test, which only a splits file may have.
     """
 
     items: tuple[Item, ...]
@@ -55,16 +55,18 @@ class Manifest:
     shared_speakers: tuple[str, ...] = ()
 
     def warnings(self) -> list[str]:
-        """What whoever reads results made with this manifest should know."""
-        said = []
+        """What a reader of results made with this manifest should know."""
+        lines = []
         if self.left_out:
-            said.append(f"utterances left out, their dialogue being in no split: {self.left_out}")
+            lines.append(f"utterances left out, their dialogue being in no split: {self.left_out}")
         if self.absent:
-            said.append(f"dialogues of the splits that the manifest lacks: {len(self.absent)} ({self.absent[0]} first)")
+            lines.append(
+                f"dialogues of the splits that the manifest lacks: {len(self.absent)} ({self.absent[0]} first)"
+            )
         if self.shared_speakers:
             names = ", ".join(self.shared_speakers)
-            said.append(f"dev and test share the speakers {names}: the model is chosen on voices that it is tested on")
-        return said
+            lines.append(f"dev and test share the speakers {names}: the model is chosen on voices that it is tested on")
+        return lines
 
 
 def is_generated(manifest: Path) -> bool:
@@ -73,15 +75,15 @@ def is_generated(manifest: Path) -> bool:
 
 
 def load_manifest(path: Path, *, require: Collection[str] = ("path",), splits: str | Path | None = None) -> list[Item]:
-    """The utterances of a manifest; see `read_manifest`, which also says what the splits left out."""
+    """The utterances of a manifest; `read_manifest` also returns what the splits left out."""
     return list(read_manifest(path, require=require, splits=splits).items)
 
 
 def read_manifest(path: Path, *, require: Collection[str] = ("path",), splits: str | Path | None = None) -> Manifest:
     """Read and check a manifest.
 
-    ``require``: fields that every utterance must have, of those in `OPTIONAL`; ``path`` there means that the audio
-    file must exist. ``splits``: a name or path as for `read_splits`; it takes the place of the field ``split``.
+    ``require``: fields of `OPTIONAL` that every utterance must have; ``path`` means that the audio file must exist.
+    ``splits``: a name or path as for `read_splits`, used instead of the field ``split``.
 
     Raises:
         ManifestError: unreadable, a line that is not JSON, a missing or wrong field, an id that occurs twice, a missing

@@ -1,4 +1,4 @@
-"""PA-IEMOCAP's traits, read twice: from the raters' ten items and as published, and held against each other."""
+"""PA-IEMOCAP's traits, read as published and checked against the raters' ten items."""
 
 import csv
 from pathlib import Path
@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 
 from kibun.models.types import TRAITS, Traits
-from kibun.training.corpora.tipi import OCEAN_COLUMNS, Profile, mend_dialogue, read_ocean, read_tipi, trait_scores
+from kibun.training.corpora.tipi import OCEAN_COLUMNS, Profile, correct_dialogue, read_ocean, read_tipi, trait_scores
 
 # ocean.csv has three decimals; a mean of six raters' half points is never halfway between two of them.
 TOLERANCE = 0.0006
 
 
 def read_profiles(tipi: Path, ocean: Path, problems: list[str]) -> dict[Profile, Traits]:
-    """Traits as published of every (dialogue, "f" or "m"), 1..7; dialogue ids are mended.
+    """Published traits of every (dialogue, "f" or "m"), 1..7; spelling of dialogue ids is corrected.
 
-    Every row of ``ocean`` that is not the mean of its six raters in ``tipi`` becomes a problem, and so does a profile
-    that only one of the files has.
+    Rows of ``ocean`` that are not the mean of their six raters in ``tipi``, and profiles that are in only one of the
+    files, are added to ``problems``.
 
     Raises:
         LabelError: one of the files cannot be used at all.
@@ -40,6 +40,6 @@ def _lines_of(ocean: Path) -> dict[Profile, int]:
     with ocean.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file)
         return {
-            (mend_dialogue(row["dialogue_id"].strip()), row["gender"].strip().lower()): reader.line_num
+            (correct_dialogue(row["dialogue_id"].strip()), row["gender"].strip().lower()): reader.line_num
             for row in reader
         }

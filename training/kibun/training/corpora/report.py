@@ -1,4 +1,4 @@
-"""What every corpus needs on its way to a manifest: paths that stay right, counts, a write that is all or nothing."""
+"""Shared steps of making a manifest: how paths are stored, counts, and writing manifest and report."""
 
 import dataclasses
 import json
@@ -14,21 +14,21 @@ Row = dict[str, Any]
 """One line of a manifest."""
 
 Progress = Callable[[int, int], None]
-"""Called with what is done and what there is to do."""
+"""Called with the number of utterances done and their total."""
 
 LABELS = ("text", "valence", "arousal", "traits", "gender", "split")
 
 
 def no_progress(done: int, total: int) -> None:
-    """For those who do not watch."""
+    """A `Progress` that does nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What was found and written. ``groups``: utterances and conversations of each session or split.
+    """Counts of a corpus. ``groups``: utterances, dialogues and conversations of each session or split.
 
-    ``labelled``: utterances that have text, valence and so on. ``found``: counts that only this kind of corpus has.
-    ``ignored``: files that were seen and left alone. ``warnings``: what differs from what was expected.
+    ``labelled``: numbers of utterances with text, valence and so on. ``found``: facts that only this kind of corpus
+    has. ``ignored``: files that were not used. ``warnings``: differences from what was expected.
     """
 
     corpus: str
@@ -48,7 +48,7 @@ class Report:
 
 
 def count(rows: Sequence[Row], group_by: str | None) -> dict[str, Any]:
-    """The counted fields of a `Report`; ``group_by``: the field whose values are counted apart."""
+    """The counted fields of a `Report`; ``group_by``: the field whose values are the groups."""
     seconds = [row["seconds"] for row in rows]
     names = sorted({str(row[group_by]) for row in rows}) if group_by else []
     parts = {name: [row for row in rows if str(row[group_by or ""]) == name] for name in names}
@@ -73,7 +73,7 @@ def count(rows: Sequence[Row], group_by: str | None) -> dict[str, Any]:
 
 
 def stored_path(audio: Path, folder: Path) -> str:
-    """How a manifest in ``folder`` names an audio file: relative where it lies under it, else absolute."""
+    """The path of an audio file in a manifest in ``folder``: relative if it lies inside, else absolute."""
     audio, folder = audio.resolve(), folder.resolve()
     return audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else str(audio)
 
@@ -95,7 +95,7 @@ def report_path(manifest: Path) -> Path:
 
 
 def raise_problems(what: str, problems: Sequence[str]) -> None:
-    """CorpusError with all of them, if there are any."""
+    """Raise CorpusError with all problems, if there are any."""
     if problems:
         raise CorpusError(what, problems)
 

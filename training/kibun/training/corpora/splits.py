@@ -1,7 +1,7 @@
-"""Which dialogue is for training, which for choosing, which for testing: files, not code.
+"""Splits into train, dev and test: by files that name dialogues, or at random by speaker.
 
-A splits file is a CSV with the columns ``dialogue`` and ``split``. Those of the paper come with kibun, beside this
-file; their dialogue ids are IEMOCAP's own.
+A splits file is a CSV with the columns ``dialogue`` and ``split``. Those of the paper come with kibun, in the folder
+split_files; their dialogue ids are IEMOCAP's own.
 """
 
 import csv
@@ -24,7 +24,7 @@ def split_names() -> list[str]:
 
 
 def resolve_splits(name_or_path: str | Path) -> Path:
-    """The file of a split given by path, or by the name of one that comes with kibun; ManifestError if none."""
+    """The splits file of this path, or of this name among those that come with kibun. Raises ManifestError if none."""
     for path in (Path(name_or_path), SPLIT_FILES / f"{name_or_path}.csv"):
         if path.is_file():
             return path
@@ -66,12 +66,12 @@ def split_speakers(
 ) -> dict[str, str]:
     """Speaker -> split, at random, the same for the same seed.
 
-    ``conversations``: (dialogue, speaker), once for each utterance. ``shares`` of the utterances in train, dev and
-    test, summing to 1. Speakers who ever talk with each other stay together, so that no dialogue is torn apart; each
-    split with a share gets at least one such group, and the shares are met as nearly as the groups allow.
+    ``conversations``: (dialogue, speaker), once for each utterance. ``shares``: of the utterances in train, dev and
+    test, summing to 1. Speakers who share a dialogue get the same split; each split with a share gets at least one such
+    group, and the shares are met as nearly as the groups allow.
 
     Raises:
-        ManifestError: the shares are no shares, or there are fewer groups than splits.
+        ManifestError: a share is negative, they do not sum to 1, or there are fewer groups than splits.
     """
     if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
         raise ManifestError(f"shares of {', '.join(SPLITS)} must be 0 or more and sum to 1, are {shares}")
@@ -97,7 +97,7 @@ def split_speakers(
 
 
 def _groups(conversations: Collection[tuple[str, str]]) -> list[list[str]]:
-    """Speakers grouped so that whoever shares a dialogue shares a group; sorted."""
+    """Sorted groups of speakers, such that speakers who share a dialogue share a group."""
     speakers = sorted({speaker for _dialogue, speaker in conversations})
     leader = {speaker: speaker for speaker in speakers}
 

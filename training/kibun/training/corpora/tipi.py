@@ -1,4 +1,4 @@
-"""The published annotations of PA-IEMOCAP: ten TIPI items from six raters, and the traits that come of them.
+"""The published annotations of PA-IEMOCAP: ten TIPI items from six raters, and the traits computed from them.
 
 A profile is one speaker of one dialogue, keyed (dialogue id, "f" or "m").
 """
@@ -17,7 +17,7 @@ from kibun.models.types import TRAIT_SCALE, TRAITS, Traits
 RATERS, ITEMS = 6, 10
 GENDERS = ("f", "m")
 
-# Items counted from 1, in the order of TRAITS: (scored as it is, scored in reverse).
+# Items counted from 1, in the order of TRAITS: (scored directly, scored in reverse).
 ITEM_PAIRS = ((5, 10), (3, 8), (1, 6), (7, 2), (4, 9))
 # Columns of ocean.csv, in the order of TRAITS.
 OCEAN_COLUMNS = ("OP", "CO", "EX", "AG", "NE")
@@ -27,18 +27,18 @@ Profile = tuple[str, str]
 
 
 class LabelError(ValueError):
-    """A file of annotations cannot be used; the message names file, line, field and the fix."""
+    """A file of annotations cannot be used. The message names file, line, field and the fix."""
 
 
-def mend_dialogue(name: str) -> str:
+def correct_dialogue(name: str) -> str:
     """IEMOCAP's own spelling of a dialogue id: 29 ids are published as `Ses01M_script1_1` for `Ses01M_script01_1`."""
     return re.sub(r"script(\d)_", r"script0\1_", name)
 
 
 def read_tipi(path: Path) -> dict[Profile, NDArray[np.float64]]:
-    """(6 raters, 10 items) of every profile, 1..7, from `dialogue_id,gender,tipi,rater1,…,rater6`; ids are mended.
+    """(6 raters, 10 items) of every profile, 1..7, from `dialogue_id,gender,tipi,rater1,…,rater6`; ids are corrected.
 
-    Raises LabelError: unreadable, a column missing, a value outside 1..7, an item missing or given twice.
+    Raises LabelError: the file is unreadable, or a column or item is missing, a value outside 1..7, an item repeated.
     """
     raters = tuple(f"rater{number}" for number in range(1, RATERS + 1))
     table: dict[Profile, NDArray[np.float64]] = {}
@@ -66,9 +66,9 @@ def trait_scores(items: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def read_ocean(path: Path) -> dict[Profile, Traits]:
-    """Traits of every profile, 1..7, in the order of TRAITS, from `dialogue_id,gender,EX,AG,CO,NE,OP`; ids are mended.
+    """Traits of every profile, 1..7, from the columns `dialogue_id,gender,EX,AG,CO,NE,OP`; ids are corrected.
 
-    Raises LabelError: unreadable, a column missing, a value outside 1..7, a profile given twice.
+    Raises LabelError: the file is unreadable, or a column is missing, a value outside 1..7, a profile repeated.
     """
     table: dict[Profile, Traits] = {}
     for where, row in _rows(path, ("dialogue_id", "gender", *OCEAN_COLUMNS)):
@@ -80,7 +80,7 @@ def read_ocean(path: Path) -> dict[Profile, Traits]:
 
 
 def _rows(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(place, row) of every line after the header; all `columns` are there and filled."""
+    """(file:line, row) of every line after the header. Raises LabelError unless all `columns` exist and are filled."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -105,7 +105,7 @@ def _profile(where: str, row: dict[str, str]) -> Profile:
     gender = row["gender"].strip().lower()
     if gender not in GENDERS:
         raise LabelError(f"{where}: field 'gender' is {row['gender']!r}, must be one of {', '.join(GENDERS)}")
-    return mend_dialogue(row["dialogue_id"].strip()), gender
+    return correct_dialogue(row["dialogue_id"].strip()), gender
 
 
 def _score(where: str, row: dict[str, str], column: str) -> float:

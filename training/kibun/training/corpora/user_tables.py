@@ -1,4 +1,4 @@
-"""A user's own table of utterances, CSV, TSV or JSONL: cells with their place, so that errors can name it."""
+"""A user's own table of utterances in CSV, TSV or JSONL, read with file and line so that errors can name them."""
 
 import csv
 import dataclasses
@@ -15,7 +15,7 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 @dataclasses.dataclass(frozen=True)
 class TableRow:
-    """One line; a cell that is empty in CSV or null in JSONL is absent."""
+    """One row. An empty cell of CSV or TSV is None."""
 
     where: str  # file:line
     cells: Mapping[str, Any]
@@ -50,7 +50,7 @@ def read_table(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
 
 
 def text(row: TableRow, column: str) -> str | None:
-    """A cell as text, None where absent. Raises CellError for a number, or for nothing but blanks."""
+    """A cell as stripped text, None where absent. Raises CellError for a number or blank text."""
     value = row.cells.get(column)
     if value is None:
         return None
@@ -76,7 +76,7 @@ def number(row: TableRow, column: str, low: float, high: float, hint: str = "") 
         parsed = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
         parsed = math.nan
-    if not low <= parsed <= high:  # false for NaN, too
+    if not low <= parsed <= high:  # false for NaN as well
         raise CellError(row.where, column, f"must be a number from {low:g} to {high:g}, is {value!r}{hint}")
     return parsed
 
@@ -95,7 +95,7 @@ def _csv_rows(path: Path, content: str) -> Iterator[TableRow]:
             if len(cells) != len(header):
                 fix = "put text with a separator in it into double quotes"
                 raise ManifestError(f"{where}: has {len(cells)} cells, the header has {len(header)}; {fix}")
-            # Every column is there, so that an empty one counts as known.
+            # An empty cell stays in the row, so that its column is known to exist.
             yield TableRow(
                 where, {name: cell if cell.strip() else None for name, cell in zip(header, cells, strict=True)}
             )

@@ -1,1 +1,2 @@
-"""Predictions → figures: metrics, significance, agreement of raters, tables and plots."""
+"""Predictions files and what is computed from them: metrics, significance, agreement of raters, correlations, tables
+and plots. Needs no model."""

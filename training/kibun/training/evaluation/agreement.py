@@ -1,9 +1,9 @@
 """Table I: how far the six raters of PA-IEMOCAP agree on each trait.
 
-Per trait score the rater farthest from the mean is dropped (the first on ties), which leaves five; ICC(2,k) and
-ICC(3,k) are of their mean. For Fleiss' kappa each of the five says "high" above the median of the published scores.
-The columns of the analysis of variance are places in the row, no longer persons: who is dropped differs from profile
-to profile. Dropping the farthest raises every figure, so the untrimmed ones are shown, too.
+For each trait score, the rater farthest from the mean is dropped (the first on ties), which leaves five; ICC(2,k) and
+ICC(3,k) are of their mean. For Fleiss' kappa, a score above the median of the published ones counts as "high".
+Since the dropped rater differs between profiles, the columns of the analysis of variance are positions, not persons.
+Dropping the farthest raises every figure, so the untrimmed figures are shown as well.
 """
 
 from collections.abc import Mapping
@@ -35,21 +35,23 @@ class Agreement:
 
 @dataclass(frozen=True)
 class TableOne:
-    """`trimmed`: with the farthest rater dropped, as published; `untrimmed`: all six. By trait, and "average"."""
+    """Agreement by trait, and "average". trimmed: without the farthest rater, as published; untrimmed: all six.
+
+    draws: of the bootstrap for the average's interval. unlike: published scores that are not the mean of their raters,
+    0 unless the files are of different releases.
+    """
 
     trimmed: Mapping[str, Agreement]
     untrimmed: Mapping[str, Agreement]
     profiles: int
-    # Draws behind the interval of the average.
     draws: int
-    # Published scores that are not the mean of their raters: 0 unless the files are of different releases.
     unlike: int
 
 
 def read_scores(tipi: Path, ocean: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """((P, 6, 5) scores of each rater, (P, 5) published traits), profiles sorted, traits in the order of TRAITS.
+    """((P, 6, 5) scores of each rater, (P, 5) published traits), 1..7, of the sorted profiles in the order of TRAITS.
 
-    Raises LabelError: a file cannot be used, or the files name different profiles.
+    Raises LabelError: a file cannot be used, or the files have different profiles.
     """
     items, traits = read_tipi(tipi), read_ocean(ocean)
     _check_same(tipi, ocean, set(items), set(traits))
@@ -61,7 +63,7 @@ def read_scores(tipi: Path, ocean: Path) -> tuple[NDArray[np.float64], NDArray[n
 def drop_farthest(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     """(P, R) scores -> (P, R - 1), each row without the score farthest from its mean, the first on ties.
 
-    Of scores in halves two distances are equal only where the mean is exact in floating point, so ties are ties.
+    Scores are multiples of 0.5, so equal distances are equal in floating point as well.
     """
     distance = np.abs(scores - scores.mean(axis=1, keepdims=True))
     kept = np.arange(scores.shape[1]) != distance.argmax(axis=1)[:, None]  # argmax takes the first of equals
@@ -84,7 +86,7 @@ def table_one(scores: NDArray[np.float64], published: NDArray[np.float64], *, dr
 
 
 def to_table(result: TableOne) -> Table:
-    """As in the paper: a line for each figure, a column for each trait."""
+    """The table as in the paper: a row for each figure, a column for each trait."""
     names = (*TRAITS, AVERAGE)
 
     def row(label: str, figure: str) -> Row:
@@ -122,7 +124,7 @@ def to_table(result: TableOne) -> Table:
 
 
 def to_payload(result: TableOne) -> dict[str, Any]:
-    """By trait and "average": `icc2k`, `icc3k`, `kappa`, `icc2k_ci95`, `untrimmed`, `published`, `profiles`."""
+    """JSON by trait and "average": `icc2k`, `icc3k`, `kappa`, `icc2k_ci95`, `untrimmed`, `published`, `profiles`."""
     return {
         name: {
             "icc2k": agreement.icc2k,
@@ -138,7 +140,7 @@ def to_payload(result: TableOne) -> dict[str, Any]:
 
 
 def _agreements(scores: list[NDArray[np.float64]], medians: NDArray[np.float64], draws: int) -> dict[str, Agreement]:
-    """By trait and "average", of one (P, R) table of scores per trait."""
+    """Agreement by trait and "average". scores: a (P, R) table for each trait; medians: (5,)."""
     found = {
         trait: Agreement(icc2k(table), icc3k(table), fleiss_kappa(table > median), icc2k_interval(table))
         for trait, table, median in zip(TRAITS, scores, medians, strict=True)
@@ -153,9 +155,9 @@ def _agreements(scores: list[NDArray[np.float64]], medians: NDArray[np.float64],
 
 
 def _average_interval(scores: list[NDArray[np.float64]], draws: int, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the traits' mean ICC(2,k): percentiles over draws of whole profiles, all traits and raters.
+    """95 % interval of the traits' mean ICC(2,k): percentiles over draws of whole profiles, with all traits and raters.
 
-    The traits of a profile are not independent, so the bounds of the five cannot be put together.
+    The traits of a profile are not independent, so the five intervals cannot be combined.
     """
     profiles = len(scores[0])
     rng = np.random.default_rng(seed)
@@ -167,7 +169,7 @@ def _average_interval(scores: list[NDArray[np.float64]], draws: int, seed: int =
 def weighted_icc2k(scores: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """(draws,) ICC(2,k) of (P, R) scores where each profile counts as often as (draws, P) weights say.
 
-    From sums of squares, so that a draw costs a row of a matrix product; `metrics.icc2k` is the plain form.
+    Computed from sums of squares, so that a draw costs one row of a matrix product; `metrics.icc2k` is the plain form.
     """
     profiles, raters = scores.shape
     centred = scores - scores.mean()  # keeps the sums small and exact
@@ -193,5 +195,5 @@ def _check_same(tipi: Path, ocean: Path, rated: set[Profile], scored: set[Profil
 
 
 def _unlike_means(scores: NDArray[np.float64], published: NDArray[np.float64]) -> int:
-    """How many published scores are not the mean of their raters, to the 3 decimals that they have."""
+    """The number of published scores that are not the mean of their raters, to their 3 decimals."""
     return int((np.abs(scores.mean(axis=1) - published) > 0.00051).sum())

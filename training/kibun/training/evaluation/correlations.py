@@ -1,4 +1,4 @@
-"""Tables II and III: how traits and emotion go together, over utterances or over conversations, by gender."""
+"""Tables II and III: correlation of traits and emotion, over utterances or over conversations, by gender."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ _FEWEST = 3
 
 @dataclass(frozen=True)
 class Correlation:
-    """Pearson's r and two-sided p; both None where r is undefined, and why."""
+    """Pearson's r and two-sided p; both None where r is undefined. reason: why it is."""
 
     r: float | None
     p: float | None
@@ -31,7 +31,7 @@ class Correlation:
 class Group:
     """`n` utterances or conversations, and the correlation of each (trait, emotion) over them.
 
-    left_out: the group's utterances that lack a label, by what they lack first.
+    left_out: number of the group's utterances that lack a label, by the first label that they lack.
     """
 
     n: int
@@ -41,7 +41,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Correlations:
-    """groups: all, male, female; who is neither is in all only."""
+    """groups: all, male, female; speakers marked as neither are in "all" only."""
 
     level: Level
     groups: Mapping[str, Group]
@@ -49,7 +49,7 @@ class Correlations:
 
 @dataclass(frozen=True)
 class _Point:
-    """One dot of the scatter: an utterance, or the mean emotion of a profile."""
+    """One point: an utterance, or a profile with its mean emotion."""
 
     gender: str | None
     traits: Traits
@@ -80,7 +80,7 @@ def correlate(items: Sequence[Item], level: Level) -> Correlations:
 
 
 def to_tables(result: Correlations, *, by_gender: bool) -> list[Table]:
-    """A table of all, with ``by_gender`` also of male and of female: a line for each trait, r and p of each emotion."""
+    """A table of all, with ``by_gender`` also of male and of female: a row for each trait, r and p of each emotion."""
     number = "II" if result.level == "utterance" else "III"
     names = GROUPS if by_gender else GROUPS[:1]
     tables = []
@@ -95,7 +95,7 @@ def to_tables(result: Correlations, *, by_gender: bool) -> list[Table]:
 
 
 def to_payload(result: Correlations) -> dict[str, Any]:
-    """{"all", "male", "female": {"n", "left_out", trait: {"valence", "arousal": {"r", "p"}}}}.
+    """JSON: {"all", "male", "female": {"n", "left_out", trait: {"valence", "arousal": {"r", "p"}}}}.
 
     r and p are null where r is undefined; "reason" then says why.
     """
@@ -141,7 +141,7 @@ def _conversations(items: Iterable[Item]) -> list[_Point]:
 
 
 def _point(members: Sequence[Item]) -> _Point:
-    """The mean emotion of utterances of one profile."""
+    """The point of one profile's utterances, with their mean emotion."""
     profile = members[0]
     assert profile.traits is not None  # only labelled items come here
     valence, arousal = np.array([(item.valence, item.arousal) for item in members], dtype=np.float64).mean(axis=0)
@@ -185,7 +185,7 @@ def _undefined(group: Group) -> Iterable[str]:
 
 
 def _notes(result: Correlations, by_gender: bool) -> Iterable[str]:
-    """What holds for all groups."""
+    """Notes about all groups."""
     yield STARS_NOTE + "; two-sided, each for itself: not corrected for their number."
     if result.level == "utterance":
         yield "p takes utterances as independent; those of one speaker are not, so it is too small."

@@ -1,6 +1,6 @@
-"""The figures: concordance, correlation, errors, agreement between raters. Plain lists in, floats out, never NaN.
+"""The measures: concordance, correlation, errors, agreement between raters. Lists in, floats out, never NaN.
 
-scipy, statsmodels and jiwer are imported by the figures that need them.
+scipy, statsmodels and jiwer are imported by the measures that need them.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from kibun.models.types import TRAITS, Traits
 
 UTTERANCE_COUNTS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50)
-"""Numbers of utterances heard that errors are told for."""
+"""Numbers of a speaker's utterances after which the error of the traits is reported."""
 
 
 def ccc(predicted: ArrayLike, truth: ArrayLike) -> float:
@@ -39,10 +39,10 @@ def error_by_count(
     truth: Sequence[Traits | None],
     counts: Sequence[int] = UTTERANCE_COUNTS,
 ) -> tuple[tuple[int, Traits], ...]:
-    """(utterances heard, RMSE of each trait, to 3 decimals) for every count that occurs in ``heard``.
+    """(count, RMSE of each trait to 3 decimals) for every count that occurs in ``heard``.
 
-    ``predicted``, ``truth``: N times five traits, estimated from as many utterances as ``heard`` says. None may stand
-    only where the count is not asked for.
+    ``heard``: N numbers of utterances that an estimate is made from. ``predicted``, ``truth``: N times five traits;
+    None is allowed where the number is not in ``counts``.
     """
     table = []
     for count in counts:
@@ -55,7 +55,10 @@ def error_by_count(
 
 
 def auc(high: ArrayLike, low: ArrayLike) -> float:
-    """Chance that a random member of ``high`` scores above one of ``low``; ties count half."""
+    """Area under the ROC curve: chance that a random member of ``high`` scores above one of ``low``; ties count half.
+
+    Raises ValueError if either is empty.
+    """
     x, y = np.asarray(high, dtype=float), np.asarray(low, dtype=float)
     if not x.size or not y.size:
         raise ValueError("auc needs at least one score on either side")
@@ -65,7 +68,7 @@ def auc(high: ArrayLike, low: ArrayLike) -> float:
 
 
 def pearson(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
-    """(r, p): Pearson's correlation and its two-sided p-value against r = 0, pairs taken as independent.
+    """(r, p): Pearson's correlation and its two-sided p-value against r = 0, assuming independent pairs.
 
     Raises ValueError for unequal lengths, fewer than three pairs, or a side that is constant (r is undefined there).
     """
@@ -112,7 +115,7 @@ def icc2k_interval(ratings: ArrayLike, level: float = 0.95) -> tuple[float, floa
     n, k = table.shape
     rows, columns, error = mean_squares(table)
     if columns == 0 and error == 0:
-        return 1.0, 1.0  # raters agree on every score: nothing is left to be uncertain about
+        return 1.0, 1.0  # raters agree on every score
     single = (rows - error) / _not_zero(rows + (k - 1) * error + k * (columns - error) / n)
     a = k * single / (n * (1 - single))
     b = 1 + k * single * (n - 1) / (n * (1 - single))
@@ -164,7 +167,7 @@ def mean_squares(ratings: NDArray[np.float64]) -> tuple[float, float, float]:
     rows = float(k * (target**2).sum() / (n - 1))
     columns = float(n * (rater**2).sum() / (k - 1))
     error = float((residual**2).sum() / ((n - 1) * (k - 1)))
-    # What is left by rounding alone counts as nothing: a ratio of two such remainders would be noise.
+    # Remainders of rounding count as zero: a ratio of two of them would be noise.
     dust = n * k * (8 * np.finfo(np.float64).eps * float(np.abs(ratings).max())) ** 2
     rows, columns, error = (0.0 if square <= dust else square for square in (rows, columns, error))
     return rows, columns, error

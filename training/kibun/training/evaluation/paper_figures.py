@@ -1,8 +1,8 @@
-"""Figures that the paper publishes, for the tables to be held against. What is not here is shown as "–".
+"""Published figures of the paper, for comparison in the tables. Figures that are not here are shown as "–".
 
 Gao, Shi, Fu, Chu, Kawahara, "Bridging Speech Emotion Recognition and Personality: Dataset and Temporal Interaction
-Condition Network", IEEE Transactions on Affective Computing, 2025. Only figures known with their place are kept; none
-is guessed. Tables II and III (correlations) are not among them.
+Condition Network", IEEE Transactions on Affective Computing, 2025. Only figures whose place in the paper is known are
+here; none is guessed. Those of tables II and III (correlations) are not among them.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ PUBLISHED_SPLITS = ("paper", "paper_2to5")  # splits whose test half is the pape
 
 @dataclass(frozen=True)
 class Agreement:
-    """A column of Table I: agreement of the raters once the one farthest from the mean is dropped."""
+    """A column of Table I: agreement of the raters after dropping the one farthest from the mean."""
 
     icc2k: float
     icc3k: float
@@ -29,7 +29,7 @@ AGREEMENT = {
     AVERAGE: Agreement(0.92, 0.92, 0.61),
 }
 
-# Averages over the traits with all six raters kept.
+# Averages over the traits with all six raters.
 UNTRIMMED_ICC2K, UNTRIMMED_KAPPA = 0.83, 0.39
 
 # CCC of valence on IEMOCAP, from the abstract.

@@ -23,7 +23,7 @@ P = ParamSpec("P")
 FORMATS = ("png", "svg", "pdf")
 _SCALE = {**dict.fromkeys(EMOTIONS, EMOTION_SCALE), **dict.fromkeys(TRAITS, TRAIT_SCALE)}
 
-# Okabe & Ito 2008: told apart with any colour vision; lines differ in marker and dash besides.
+# Okabe & Ito 2008: distinguishable with any colour vision; lines also differ in marker and dash.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 MARKERS = ("o", "s", "^", "D", "v")
 _ROUND = [digit * 10**power for power in range(6) for digit in (1, 2, 5)]
@@ -43,7 +43,7 @@ class PlotError(ValueError):
 
 
 def _in_style(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
-    """Text takes its size when it is made: draw the whole figure in the house style."""
+    """Decorate a function to draw its whole figure in STYLE: text takes its size when it is created."""
 
     @functools.wraps(draw)
     def styled(*arguments: P.args, **options: P.kwargs) -> "Figure":
@@ -56,7 +56,7 @@ def _in_style(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
 
 
 def check_path(path: Path) -> None:
-    """Raises PlotError for a suffix that is not written, before any work is done."""
+    """Raise PlotError for a suffix that is none of FORMATS, before any work is done."""
     if path.suffix.lower().removeprefix(".") not in FORMATS:
         raise PlotError(
             f"{path}: cannot be written as {path.suffix or 'a file without suffix'!r}; end it in"
@@ -65,7 +65,7 @@ def check_path(path: Path) -> None:
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure in the format of the path's suffix; its folder is made if need be. Same input, same bytes."""
+    """Write a figure in the format of the path's suffix, creating its folder. The same input gives the same bytes."""
     import matplotlib
 
     check_path(path)
@@ -77,9 +77,9 @@ def save(figure: "Figure", path: Path) -> None:
 
 @_in_style
 def hexbin(predictions: Sequence[Prediction], figure: str, field: str | None = None, title: str = "") -> "Figure":
-    """Figures 2 and 4: where predictions fall against the truth; regression line, diagonal, CCC in the title.
+    """Figures 2 and 4: density of predictions against the truth, with regression line, diagonal, and CCC in the title.
 
-    figure, field: as for `pairs_of`. Both axes have one scale, so that the diagonal is perfect agreement.
+    figure, field: as for `pairs_of`. Both axes have the same scale, so that the diagonal is perfect agreement.
     """
     from matplotlib.figure import Figure
 
@@ -114,7 +114,7 @@ def hexbin(predictions: Sequence[Prediction], figure: str, field: str | None = N
 
 @_in_style
 def multitask(results: Mapping[str, Any], where: str = "results") -> "Figure":
-    """Figure 3: CCC of models for one task each beside the multi-task model's, with sd over seeds as error bars.
+    """Figure 3: CCC of single-task models beside the multi-task model's, with the sd over seeds as error bars.
 
     results: {"single": {"valence": {"mean", "sd"}, …}, "multitask": {the same names}}; names: valence, arousal and the
     traits, any of them; sd may be null. Raises PlotError for anything else.
@@ -159,10 +159,10 @@ def multitask(results: Mapping[str, Any], where: str = "results") -> "Figure":
 def error_by_count(
     errors: Sequence[tuple[int, Sequence[float]]], title: str, measured: Mapping[int, int] | None = None
 ) -> "Figure":
-    """Error of each trait against the number of utterances heard.
+    """Error of each trait against the number of utterances that it is estimated from.
 
-    errors: (utterances heard, RMSE of each trait in the order of TRAITS) by rising count. measured: conversations
-    behind each count, where known; they are written along the top, because late counts have few.
+    errors: (count, RMSE of each trait in the order of TRAITS), counts rising. measured: conversations behind each
+    count, where known; they are written along the top, because high counts have few. Raises PlotError without errors.
     """
     if not errors:
         raise PlotError(f"{title}: holds no error by utterances heard; evaluate the model on held-out speakers first")
@@ -220,7 +220,7 @@ def canvas(size_inches: tuple[float, float]) -> tuple["Figure", Any]:
 
 
 def _ticks(counts: Sequence[int]) -> list[int]:
-    """The counts to name on the axis: all of a few; of many, the first and every so many."""
+    """The counts to label on the axis: all of up to 12; of more, the first and every multiple of 5, 10, 20 …"""
     if len(counts) <= 12:
         return list(counts)
     step = next(step for step in (5, 10, 20, 50, 100, counts[-1]) if counts[-1] / step <= 12)
@@ -228,7 +228,7 @@ def _ticks(counts: Sequence[int]) -> list[int]:
 
 
 def _bars(results: Mapping[str, Any], where: str) -> tuple[dict[str, list[float]], dict[str, list[float]], list[str]]:
-    """(means, sds, names in the order of the scales) of both kinds; PlotError names the entry that is wrong."""
+    """(means, sds) by kind, and the names, emotions first. Raises PlotError, naming the entry that is wrong."""
     kinds = ("single", "multitask")
     for kind in kinds:
         if not isinstance(results, Mapping) or not isinstance(results.get(kind), Mapping) or not results[kind]:

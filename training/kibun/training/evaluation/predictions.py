@@ -1,11 +1,11 @@
-"""Predictions files: what a model said of every utterance of a split, beside the truth. One JSON object a line.
+"""Predictions files: a model's estimates for every utterance of a split beside the truth, one JSON object a line.
 
     {"id", "dialogue", "speaker", "gender", "valence": 1..5 or null, "arousal": …, "traits": [5] or null,
      "predicted": {"valence", "arousal", "utterance_traits", "average_traits", "conversation_traits", "causal_traits",
                    "heard"}}
 
-A null truth is a label that the corpus lacks; in ``predicted``, what the model does not estimate is left out. Further
-fields beside ``predicted`` are ignored, unknown ones in it are refused.
+A null truth is a label that the corpus lacks; ``predicted`` omits what the model does not estimate. Unknown fields
+beside ``predicted`` are ignored, unknown fields in it are an error.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from kibun.models.types import EMOTIONS, TRAITS, Traits
 from kibun.training.evaluation.metrics import ccc
 
 TRAIT_FIELDS = ("utterance_traits", "average_traits", "conversation_traits", "causal_traits")
-# The same for all utterances of a profile, which therefore counts once.
+# Equal for all utterances of a profile, which therefore counts once.
 PROFILE_FIELDS = ("average_traits", "conversation_traits")
 
 
@@ -33,7 +33,7 @@ class PredictionsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a model said of one utterance; None where it does not say it. Emotion 1..5, traits 1..7, as predicted.
+    """A model's estimates for one utterance, None where it makes none: emotion on 1..5, traits on 1..7.
 
     utterance_traits: setting 1, this utterance alone.
     average_traits: setting 2, the mean of setting 1 over the speaker's utterances of the dialogue.
@@ -65,7 +65,7 @@ class Prediction:
 
     @property
     def conversation(self) -> tuple[str, str]:
-        """(dialogue, speaker): what a profile of traits belongs to, and the cluster of the bootstrap."""
+        """(dialogue, speaker), which has one profile of traits and is one cluster of the bootstrap."""
         return self.dialogue, self.speaker
 
 
@@ -99,7 +99,7 @@ def read_predictions(path: Path) -> list[Prediction]:
 
 
 def check_figure(figure: str, field: str | None) -> None:
-    """Raises PredictionsError unless it is an emotion alone or a trait with the estimate that is meant."""
+    """Raise PredictionsError unless figure is an emotion and field None, or a trait and field one of TRAIT_FIELDS."""
     if figure not in (*EMOTIONS, *TRAITS):
         raise PredictionsError(f"dimension {figure!r}: must be one of {', '.join((*EMOTIONS, *TRAITS))}")
     if figure in TRAITS and field not in TRAIT_FIELDS:
@@ -111,7 +111,7 @@ def check_figure(figure: str, field: str | None) -> None:
 def pairs_of(
     predictions: Sequence[Prediction], figure: str, field: str | None = None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[Prediction]]:
-    """(predicted (N,), truth (N,), their utterances) of those utterances that have a label.
+    """(predicted (N,), truth (N,), their utterances) of the utterances that have a label.
 
     figure: valence, arousal, or a trait; a trait needs ``field``, one of TRAIT_FIELDS.
     Raises PredictionsError as `check_figure` does, where nothing is labelled, and where a labelled utterance has no
@@ -138,14 +138,14 @@ def pairs_of(
 def ccc_of(predictions: Sequence[Prediction], figure: str, field: str | None = None) -> float:
     """CCC over the labelled utterances; arguments and errors as for `pairs_of`.
 
-    For one figure per conversation profile, hand in `units_of(predictions, field)`.
+    To count each conversation profile once, pass `units_of(predictions, field)`.
     """
     predicted, truth, _ = pairs_of(predictions, figure, field)
     return ccc(predicted, truth)
 
 
 def last_of_each(predictions: Sequence[Prediction]) -> list[Prediction]:
-    """The last utterance of every conversation profile: the one with most heard, else the last in order."""
+    """The last utterance of every conversation profile: the one with the highest `heard`, else the last in order."""
     last: dict[tuple[str, str], Prediction] = {}
     for prediction in predictions:
         before = last.get(prediction.conversation)
@@ -155,7 +155,7 @@ def last_of_each(predictions: Sequence[Prediction]) -> list[Prediction]:
 
 
 def units_of(predictions: Sequence[Prediction], field: str | None) -> list[Prediction]:
-    """What is counted: one utterance of each conversation for PROFILE_FIELDS, else every utterance."""
+    """The utterances that count: one of each conversation for PROFILE_FIELDS, else all."""
     return last_of_each(predictions) if field in PROFILE_FIELDS else list(predictions)
 
 

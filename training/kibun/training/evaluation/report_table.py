@@ -1,4 +1,4 @@
-"""One table, three forms: for the terminal, for Markdown, for a program. Every table command prints through it."""
+"""Tables for the terminal, for Markdown and as JSON. Every command that prints a table uses this."""
 
 import json
 import math
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 NOTHING = "–"
 
-# Chance of a difference this large without an effect -> mark, strictest first.
+# (p, its mark), strictest first.
 STARS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 STARS_NOTE = "* p < .05, ** p < .01, *** p < .001"
 
 
 def stars(p: float | None) -> str:
-    """`*` below .05, `**` below .01, `***` below .001, else nothing."""
+    """`*` for p below .05, `**` below .01, `***` below .001, else the empty string."""
     return "" if p is None else next((mark for limit, mark in STARS if p < limit), "")
 
 
@@ -26,11 +26,11 @@ def stars(p: float | None) -> str:
 class Cell:
     """One figure or word of a table.
 
-    value: shown with the table's digits; whole numbers and words as they are; None: not there.
+    value: floats are shown with the table's digits, whole numbers and words as they are, None as "–".
     sd: standard deviation over seeds, shown as `value ± sd`.
     stars: mark of significance.
     interval: confidence interval, shown as `value [low, high]`.
-    published: what the paper says, shown beside ours.
+    published: the paper's figure, shown beside ours.
     reason: why `value` is None.
     """
 
@@ -55,7 +55,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of a table: its label and one cell for each column."""
+    """A row of a table: its label and one cell for each column."""
 
     label: str
     cells: tuple[Cell, ...]
@@ -66,8 +66,8 @@ class Table:
     """A titled table.
 
     columns: header of the labels, then one for each cell of a row.
-    notes: sentences that belong below it: what the marks mean, what was left out, what is not shown.
-    digits: decimals of its figures; published figures are compared at these digits.
+    notes: sentences below the table: meaning of marks, what was left out, what is not shown.
+    digits: decimals of its figures; published figures are compared after rounding to them.
     """
 
     title: str
@@ -82,9 +82,9 @@ class Table:
                 raise ValueError(f"{self.title}: row {row.label!r} has {len(row.cells)} cells for {self.columns[1:]}")
 
     def with_published(self) -> "Table":
-        """The table as it is printed: below each row with a published figure, that figure and the difference.
+        """The table as printed: below each row with a published figure, that figure and the difference.
 
-        The difference is of figures rounded alike, so that 0 means "the same as far as it was published".
+        Both figures are rounded before subtracting, so that 0 means "equal to the published digits".
         """
         rows: list[Row] = []
         for row in self.rows:
@@ -95,7 +95,7 @@ class Table:
         return Table(self.title, self.columns, tuple(rows), self.notes, self.digits)
 
     def text(self, cell: Cell) -> str:
-        """A cell as words: `0.71 ± 0.02 **`."""
+        """A cell as text: `0.71 ± 0.02 **`."""
         if cell.value is None:
             return NOTHING
         if not isinstance(cell.value, float):
@@ -118,7 +118,7 @@ class Table:
 
 
 def to_rich(table: Table) -> "rich.console.Group":
-    """For the terminal: title, table, and notes below."""
+    """The table for the terminal: title, table, and notes below."""
     from rich import box
     from rich.console import Group
     from rich.table import Table as RichTable
@@ -137,7 +137,7 @@ def to_rich(table: Table) -> "rich.console.Group":
 
 
 def to_markdown(table: Table) -> str:
-    """As GitHub renders it: title, table, notes."""
+    """The table as GitHub's Markdown: title, table, notes."""
     shown = table.with_published()
     lines = [f"**{_escape(shown.title)}**", ""]
     lines.append("| " + " | ".join(map(_escape, shown.columns)) + " |")
@@ -151,7 +151,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_json(table: Table) -> dict[str, Any]:
-    """{"title", "columns", "rows": [{"label", "cells": [{"value", …}]}], "notes"}; a cell has only what it holds."""
+    """JSON: {"title", "columns", "rows": [{"label", "cells": [{"value", …}]}], "notes"}; empty fields are omitted."""
     return {
         "title": table.title,
         "columns": list(table.columns),
@@ -167,10 +167,10 @@ def show(
     as_markdown: bool = False,
     payload: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print tables on standard output in the form asked for.
+    """Print tables on standard output: for the terminal, as Markdown, or as one JSON object and nothing else.
 
-    payload: what `as_json` prints; default {"tables": [...]}. Nothing but one JSON object is printed then.
-    Raises ValueError where both forms are asked for, and for NaN in the payload.
+    payload: the JSON object; default {"tables": [...]}.
+    Raises ValueError if both other forms are asked for, and for NaN in the payload.
     """
     if as_json and as_markdown:
         raise ValueError("--json and --markdown exclude each other: choose one")
@@ -185,7 +185,7 @@ def show(
 
         console = Console(highlight=False)
         drawn = [to_rich(table) for table in tables]
-        if not console.is_terminal:  # a file has no edge to fold at
+        if not console.is_terminal:  # a file has no width to fold at
             widths = [console.measure(part, options=console.options.update(max_width=10_000)).maximum for part in drawn]
             console.width = max(console.width, *widths)
         for part in drawn:
@@ -203,5 +203,5 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 
 def _escape(text: str) -> str:
-    """Stars and bars as themselves."""
+    """Escape stars and bars, which Markdown would interpret."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*")

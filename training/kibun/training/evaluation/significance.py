@@ -1,15 +1,15 @@
-"""Is one model better than another? A paired cluster bootstrap of the difference of their CCCs.
+"""Whether one model is better than another: a paired cluster bootstrap of the difference of their CCCs.
 
 Utterances of one speaker in one conversation resemble each other, so whole speaker-conversations are drawn, with
-replacement, and both models are scored on the same draw. The spread of the differences over the draws is the standard
-error; with it, times sqrt(C / (C - 1)) for C clusters, the difference is judged by Student's t with C - 1 degrees of
-freedom. Plain percentiles of the draws are too narrow at the 28 clusters of a test half of session 1: at a nominal 5 %
-they called 7.0 % of equal models different, this 3.5 % (measured on 400 synthetic data sets).
+replacement, and both models are scored on the same draw. The standard error is the standard deviation of the
+differences over the draws, times sqrt(C / (C - 1)) for C clusters; the difference is tested by Student's t with C - 1
+degrees of freedom. Plain percentiles of the draws are too narrow at the 28 clusters of a test half of session 1: at a
+nominal 5 % they called 7.0 % of equal models different, this 3.5 % (measured on 400 synthetic data sets).
 
-Runs of several seeds count as one model, whose CCC is the mean over its runs. What is judged is whether the difference
-would hold for other speakers and conversations; the spread between seeds is shown beside it and is no part of p.
+Runs of several seeds count as one model, whose CCC is the mean over its runs. The test asks whether the difference
+would hold for other speakers and conversations; the spread between seeds is no part of p.
 
-CCC needs only sums of a draw: each cluster is reduced to six moments once, so a draw costs a row of a matrix product.
+CCC needs only sums over a draw: each cluster is reduced to six moments once, so a draw costs a row of a matrix product.
 """
 
 from collections.abc import Hashable, Sequence
@@ -22,7 +22,7 @@ from kibun.training.evaluation.predictions import Prediction, PredictionsError, 
 from kibun.training.evaluation.report_table import STARS_NOTE, Cell, Row, Table, stars
 
 DRAWS = 2000
-_DRAWS_AT_ONCE = 250  # bounds the memory of the weights
+_DRAWS_AT_ONCE = 250  # limits the memory of the weights
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def compare(
     """Compare predictions of two models.
 
     first, second: (N,) or (runs, N) predictions; truth: (N,); clusters: N names, for instance (dialogue, speaker).
-    The same seed gives the same result. Raises ValueError for shapes that do not fit, values that are not finite,
-    fewer than two clusters or draws.
+    The same seed gives the same result. Raises ValueError for unequal lengths, values that are not finite, and fewer
+    than two clusters or draws.
     """
     from scipy.stats import t as student
 
@@ -84,7 +84,7 @@ def compare(
     spread = float(np.std(_differences(sides, len(names), draws, seed), ddof=1))
     error = spread * float(np.sqrt(len(names) / (len(names) - 1)))
     difference = float(whole[0] - whole[1])
-    p = 1.0 if difference == 0 else 0.0  # what holds in every draw alike
+    p = 1.0 if difference == 0 else 0.0  # if the difference is the same in every draw
     if error > 0:
         p = float(2 * student.sf(abs(difference) / error, len(names) - 1))
     margin = error * float(student.ppf(0.975, len(names) - 1))
@@ -104,7 +104,7 @@ def compare_predictions(
     """Compare the runs (one predictions file each, one per training seed) of two models over speaker-conversations.
 
     figure, field: as for `pairs_of`; traits of PROFILE_FIELDS count once for each conversation.
-    Raises PredictionsError where files do not hold the same utterances and truths.
+    Raises PredictionsError unless all files have the same utterances and truths.
     """
     if not first or not second:
         raise PredictionsError("a comparison needs at least one predictions file on either side")
@@ -121,7 +121,7 @@ def compare_predictions(
 
 
 def to_table(result: Comparison, figure: str) -> Table:
-    """One line: both models' CCC, the difference with its interval, p."""
+    """A table of one row: both models' CCC, the difference with its interval, p."""
     cells = (
         Cell(result.first),
         Cell(result.second),
@@ -153,9 +153,9 @@ def _differences(
 def _moments(
     predicted: NDArray[np.float64], truth: NDArray[np.float64], member: NDArray[np.intp]
 ) -> NDArray[np.float64]:
-    """(C, 6): number, sums, sums of squares and of products of each cluster.
+    """(C, 6): count, sums, sums of squares and sum of products of each cluster, of (N,) values.
 
-    CCC does not change with a shift of both sides; shifting by the truth's mean keeps the sums small and exact.
+    Shifting both sides does not change CCC; shifting by the truth's mean keeps the sums small and exact.
     """
     x, y = predicted - truth.mean(), truth - truth.mean()
     parts = (np.ones_like(x), x, y, x * x, y * y, x * y)
@@ -163,7 +163,7 @@ def _moments(
 
 
 def _mean_ccc(runs: Sequence[NDArray[np.float64]], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(draws,) CCC, mean over runs, where each cluster counts as often as (draws, C) weights say."""
+    """(draws,) mean CCC over runs, with each cluster counted as often as its weight, (draws, C)."""
     total = np.zeros(len(weights))
     for moments in runs:
         sums = weights @ moments  # (draws, 6)

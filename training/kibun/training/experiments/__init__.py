@@ -1,1 +1,2 @@
-"""The paper's tables: which runs each row needs, and what they scored."""
+"""The paper's tables: the runs that each row needs, trained once and then only read, and their scores with
+significance, printed beside the published figures."""
