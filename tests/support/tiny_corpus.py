@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -51,7 +52,7 @@ def make_corpus(folder: Path, dialogues: tuple[int, int, int] = (6, 2, 2), per_s
     return manifest
 
 
-def make_hubert(folder: Path, seed: int = 0, **settings: object) -> Path:
+def make_hubert(folder: Path, seed: int = 0, **settings: Any) -> Path:
     """A tiny HuBERT checkpoint with random weights, in transformers' layout."""
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)

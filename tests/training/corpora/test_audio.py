@@ -11,14 +11,14 @@ import torch
 
 from kibun.models._torchaudio import ensure_importable
 from kibun.training.audio import reading as audio
-from kibun.training.audio.perturb import Perturb, PerturbOptions, change_speed
+from kibun.training.audio.augment import Augment, AugmentOptions, change_speed
 from kibun.training.audio.reading import audio_seconds, load_audio, resample
 from kibun.training.errors import ManifestError
 
 needs_torchaudio = pytest.mark.skipif(
     ensure_importable() not in ("ok", "without-extension"), reason="torchaudio is not installed, or does not import"
 )
-STILL = PerturbOptions(speeds=(1.0,), noise_chance=0.0, mask_count=0)
+STILL = AugmentOptions(speeds=(1.0,), noise_chance=0.0, mask_count=0)
 
 
 def tone(hz: float, rate_hz: int, seconds: float = 0.5) -> np.ndarray:
@@ -90,26 +90,26 @@ import sys
 sys.modules['torchaudio'] = None
 from pathlib import Path
 from kibun.training.audio.reading import load_audio
-from kibun.training.audio.perturb import Perturb, PerturbOptions
+from kibun.training.audio.augment import Augment, AugmentOptions
 import torch
 samples = load_audio(Path(sys.argv[1]))
 assert samples.shape == (8000,), samples.shape
-still = Perturb(PerturbOptions(speeds=(1.0,), noise_chance=0.0))
+still = Augment(AugmentOptions(speeds=(1.0,)))
 assert still(torch.from_numpy(samples), key=(0, 1)).shape == (8000,)
 try:
-    Perturb()
+    Augment()
 except RuntimeError as error:
     print(error)
 """
 
 
-def test_without_torchaudio_all_but_speed_and_noise_works(tmp_path: Path) -> None:
+def test_without_torchaudio_all_but_speed_works(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "a.wav", tone(1000, 44_100), 44_100)
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCHAUDIO, tmp_path / "a.wav"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert "speed and noise perturbation need torchaudio (absent here): pip install 'kibun[train]'" in done.stdout
+    assert "changing the speed needs torchaudio (absent here): pip install 'kibun[train]'" in done.stdout
 
 
 def test_files_that_were_cut_off(tmp_path: Path) -> None:
@@ -135,11 +135,11 @@ def test_files_that_were_cut_off(tmp_path: Path) -> None:
 @needs_torchaudio
 def test_the_key_alone_decides() -> None:
     waveform = torch.from_numpy(tone(300, 16_000))
-    options = PerturbOptions(noise_chance=1.0)
-    perturb = Perturb(options)
+    options = AugmentOptions(noise_chance=1.0)
+    perturb = Augment(options)
     first = [perturb(waveform, key=(7, epoch, index)) for epoch in range(2) for index in range(3)]
     torch.manual_seed(99)
-    again = Perturb(options)
+    again = Augment(options)
     keys = [(7, epoch, index) for epoch in range(2) for index in range(3)]
     for key, before in reversed(list(zip(keys, first, strict=True))):
         assert torch.equal(again(waveform, key=key), before)
@@ -155,7 +155,7 @@ def test_the_key_alone_decides() -> None:
 @needs_torchaudio
 @pytest.mark.parametrize("speed", [0.9, 0.95, 1.0, 1.1, 1.15, 1.25])
 def test_speed_moves_pitch_and_length_by_exactly_its_factor(speed: float) -> None:
-    perturb = Perturb(PerturbOptions(speeds=(speed,), noise_chance=0.0, mask_count=0))
+    perturb = Augment(AugmentOptions(speeds=(speed,), noise_chance=0.0, mask_count=0))
     size = 16_001
     waveform = torch.from_numpy(tone(1000, 16_000, 2.0)[:size])
     faster = perturb(waveform, key=(0,))
@@ -169,34 +169,36 @@ def test_speed_moves_pitch_and_length_by_exactly_its_factor(speed: float) -> Non
 def test_noise_has_the_ratio_asked_for() -> None:
     waveform = torch.from_numpy(tone(500, 16_000, 1.0))
     for snr_db, tilt in ((0.0, 0.0), (20.0, 1.0)):
-        options = PerturbOptions((1.0,), 1.0, (snr_db, snr_db), (tilt, tilt), mask_count=0)
-        noise = Perturb(options)(waveform, key=(1, 2)) - waveform
+        options = AugmentOptions(
+            (1.0,), noise_chance=1.0, noise_snr_db=(snr_db, snr_db), noise_tilt=(tilt, tilt), mask_count=0
+        )
+        noise = Augment(options)(waveform, key=(1, 2)) - waveform
         measured = 10 * torch.log10(waveform.square().sum() / noise.square().sum())
         assert float(measured) == pytest.approx(snr_db, abs=0.01)
         power = torch.fft.rfft(noise).abs().square()  # 1 Hz a bin
         falls_db = 10 * torch.log10(power[900:1100].mean() / power[3600:4400].mean())  # two octaves
         assert float(falls_db) == pytest.approx(12.04 * tilt, abs=1.5)
-    silence = Perturb(PerturbOptions(noise_chance=1.0))(torch.zeros(4000), key=(1,))
+    silence = Augment(AugmentOptions(noise_chance=1.0))(torch.zeros(4000), key=(1,))
     assert not silence.isnan().any()
 
 
 def test_masks_silence_short_stretches_and_gain_is_gain() -> None:
     waveform = torch.ones(16_000)
-    options = PerturbOptions((1.0,), 0.0, mask_count=3, mask_s=0.05)
-    gaps = [int((Perturb(options)(waveform, key=(index,)) == 0).sum()) for index in range(60)]
+    options = AugmentOptions((1.0,), noise_chance=0.0, mask_count=3, mask_s=0.05)
+    gaps = [int((Augment(options)(waveform, key=(index,)) == 0).sum()) for index in range(60)]
     assert 0 in gaps
     assert 800 < max(gaps) <= 3 * 801
-    short = Perturb(PerturbOptions((1.0,), 0.0, mask_count=1, mask_s=1.0, mask_share=0.5))
+    short = Augment(AugmentOptions((1.0,), noise_chance=0.0, mask_count=1, mask_s=1.0, mask_share=0.5))
     assert all(short(torch.ones(100), key=(index,)).sum() >= 49 for index in range(20))
-    loud = Perturb(PerturbOptions((1.0,), 0.0, mask_count=0, gain_db=(-6.0206, -6.0206)))
+    loud = Augment(AugmentOptions((1.0,), noise_chance=0.0, mask_count=0, gain_db=(-6.0206, -6.0206)))
     assert torch.allclose(loud(waveform, key=(1,)), waveform / 2, atol=1e-4)
-    assert torch.equal(Perturb(STILL)(waveform, key=(3,)), waveform)
+    assert torch.equal(Augment(STILL)(waveform, key=(3,)), waveform)
 
 
 @needs_torchaudio
 def test_chances_are_met() -> None:
     waveform = torch.from_numpy(tone(500, 16_000, 0.1))
-    perturb = Perturb(PerturbOptions(speeds=(0.9, 1.0), noise_chance=0.25, mask_count=0))
+    perturb = Augment(AugmentOptions(speeds=(0.9, 1.0), noise_chance=0.25, mask_count=0))
     made = [perturb(waveform, key=(0, index)) for index in range(400)]
     slower = change_speed(waveform, 0.9)
     assert sum(len(one) > 1600 for one in made) / 400 == pytest.approx(0.5, abs=0.08)
@@ -214,4 +216,4 @@ def test_wrong_options_are_refused() -> None:
         {"mask_count": -1},
     ):
         with pytest.raises(ValueError, match=next(iter(changes))):
-            PerturbOptions(**changes)
+            AugmentOptions(**changes)

@@ -4,6 +4,6 @@ from kibun.models._torchaudio import ensure_importable
 
 ensure_importable()
 
-from transformers import Trainer, TrainerCallback, TrainingArguments  # noqa: E402
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler  # noqa: E402
 
-__all__ = ["Trainer", "TrainerCallback", "TrainingArguments"]
+__all__ = ["Trainer", "TrainerCallback", "TrainingArguments", "get_scheduler"]

@@ -28,7 +28,7 @@ from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.corpora.manifest import Item
 from kibun.training.evaluation.report_table import Cell, Row, Table
 from kibun.training.runs.config import RunConfig
-from kibun.training.runs.predict import hear
+from kibun.training.runs.predict import run_model
 from kibun.training.runs.task_model import TaskModel
 from kibun.training.runs.trunk_cache import TrunkCache, fill
 from kibun.training.runs.utterances import BucketBatches, Collate, Key, Utterances
@@ -125,8 +125,8 @@ def _measure(size: str, hubert: dict[str, Any], folder: Path, *, rounds: int) ->
     for row in range(COUNT):
         computed.read(row)  # the plain loop keeps audio in memory, too
     cache = TrunkCache(folder / "frames", model.kibun)
-    fill(cache, model.kibun, kept.to_keep())
-    kept.keep(cache)
+    fill(cache, model.kibun, kept.to_cache())
+    kept.use_cache(cache)
     utterances = {COMPUTED: computed, KEPT: kept}
     batches = {
         SHUFFLED: _shuffled(),
@@ -137,8 +137,8 @@ def _measure(size: str, hubert: dict[str, Any], folder: Path, *, rounds: int) ->
         way: functools.partial(_epoch, model, optimizer, utterances[frames], batches[order])
         for way, (frames, order) in WAYS.items()
     }
-    paths[EVALUATION_COMPUTED] = lambda: hear(model, computed)
-    paths[EVALUATION_KEPT] = lambda: hear(model, kept)
+    paths[EVALUATION_COMPUTED] = lambda: run_model(model, computed)
+    paths[EVALUATION_KEPT] = lambda: run_model(model, kept)
     paths[FILLING] = lambda: _fill_anew(model, items, folder)
     return Measured(
         size,
@@ -156,7 +156,7 @@ def _utterances(model: TaskModel, items: Sequence[Item]) -> Utterances:
 def _fill_anew(model: TaskModel, items: Sequence[Item], folder: Path) -> None:
     """All that a run does before its first epoch: checksums of weights and audio, the trunk, the disk."""
     with tempfile.TemporaryDirectory(dir=folder) as fresh:
-        fill(TrunkCache(Path(fresh), model.kibun), model.kibun, _utterances(model, items).to_keep())
+        fill(TrunkCache(Path(fresh), model.kibun), model.kibun, _utterances(model, items).to_cache())
 
 
 def _corpus(folder: Path) -> list[Item]:
@@ -203,8 +203,8 @@ def _loss_difference(
     collate = Collate(None, traits=True)
     halved = _utterances(model, computed.items)
     cache = TrunkCache(folder / "frames", model.kibun, "float16")
-    fill(cache, model.kibun, halved.to_keep())
-    halved.keep(cache)
+    fill(cache, model.kibun, halved.to_cache())
+    halved.use_cache(cache)
     worst = {"float32": 0.0, "float16": 0.0}
     for keys in batches:
         losses = [float(model(**collate([some[key] for key in keys]))["loss"]) for some in (computed, kept, halved)]

@@ -100,12 +100,12 @@ class RunStore:
         self, config: RunConfig, items: Sequence[Item], conditions: Sequence[NDArray[np.float32]]
     ) -> NDArray[np.float64]:
         from kibun.training.runs.predict import emotion_under
-        from kibun.training.runs.run import keep_frames, load_run
+        from kibun.training.runs.run import load_run, use_cached_frames
         from kibun.training.runs.utterances import Utterances
 
         kibun = load_run(self.folder_of(config)).kibun
         utterances = Utterances(items, conditions[0], min_samples=kibun.min_samples)
-        keep_frames(config, self.folder_of(config), kibun, [utterances])
+        use_cached_frames(config, self.folder_of(config), kibun, [utterances])
         return emotion_under(kibun, utterances, str(config.dimension), conditions)
 
     def _digest(self, config: RunConfig) -> str:

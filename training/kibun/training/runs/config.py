@@ -109,15 +109,6 @@ class RunConfig:
     def __post_init__(self) -> None:
         _check(self)
 
-    def with_settings(self, settings: Mapping[str, Any]) -> "RunConfig":
-        """A copy with some settings replaced, named as in the file: {"training.seed": 1, "model.head": "ca"}."""
-        content = as_dict(self)
-        for key, value in settings.items():
-            section, _, field = key.rpartition(".")
-            target = content.setdefault(section, {}) if section else content
-            target[field] = value
-        return from_dict(self.task, content, Path("/"))
-
 
 def load_config(task: Task | None, path: Path, settings: Sequence[str] = ()) -> RunConfig:
     """Read a TOML file, with settings such as "training.seed=1" on top. task: None where the file says it.

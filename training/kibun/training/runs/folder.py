@@ -1,4 +1,4 @@
-"""The folder of a training run: what is where, and what it says.
+"""The folder of a training run: its files, and how to read them.
 
 bundle/              KibunModel of the run's tasks, at the best dev CCC; loads by itself
 ctc.safetensors      the CTC head that belongs to it
@@ -6,7 +6,7 @@ config.toml          the run, whole
 log.jsonl            one line per evaluation
 figures.json         dev and test figures of the finished run
 predictions-*.jsonl  every utterance of train, dev and test, as the bundle predicts it
-checkpoints/         to go on from after a kill; removed when the run is finished
+checkpoint.pt        what training continues from after a kill; removed when the run is finished
 """
 
 import json
@@ -17,19 +17,19 @@ from typing import Any
 from kibun.models.files import CONFIG, resolve_bundle
 
 BUNDLE, CTC, RUN_CONFIG, LOG, FIGURES = "bundle", "ctc.safetensors", "config.toml", "log.jsonl", "figures.json"
-CHECKPOINTS, PART = "checkpoints", ".part"
+CHECKPOINT, PART = "checkpoint.pt", ".part"
 
 
-def settle(run: Path) -> None:
-    """Finish the exchange of a bundle that a kill cut off; a new bundle is written beside the old one, then moved.
+def finish_bundle_swap(run: Path) -> None:
+    """Complete a replacement of the bundle that a kill cut off: the new one is written beside the old, then moved.
 
     The old one is removed only when the new one is whole, and a finished run's new one is whole before its figures are
     written.
     """
-    fresh, kept = run / (BUNDLE + PART), run / BUNDLE
-    if fresh.exists() and (is_finished(run) or not kept.exists()):
-        shutil.rmtree(kept, ignore_errors=True)
-        fresh.rename(kept)
+    fresh, old = run / (BUNDLE + PART), run / BUNDLE
+    if fresh.exists() and (is_finished(run) or not old.exists()):
+        shutil.rmtree(old, ignore_errors=True)
+        fresh.rename(old)
 
 
 def predictions_file(run: Path, split: str) -> Path:
@@ -38,14 +38,14 @@ def predictions_file(run: Path, split: str) -> Path:
 
 
 def bundle_folder(start: str | Path) -> Path | None:
-    """The bundle that a run folder, a bundle folder or a bundle's name stands for; None: it is a checkpoint."""
+    """The bundle that a run folder, a bundle folder or a bundle's name stands for; None: a checkpoint."""
     run = Path(start)
     if (run / RUN_CONFIG).is_file() and (run / BUNDLE / CONFIG).is_file():
         return run / BUNDLE
     try:
         return resolve_bundle(start)
     except ValueError:
-        return None  # not a bundle: whoever loads it says what is wrong with it
+        return None  # not a bundle: loading it as a checkpoint reports what is wrong
 
 
 def is_finished(run: Path) -> bool:

@@ -1,7 +1,7 @@
-"""What a trained model says of every utterance, as it would be served: float32, within the scales, vectors rounded."""
+"""A trained model's estimates of utterances as they would be served: float32, within the scales, vectors rounded."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -23,7 +23,7 @@ BATCH = 8  # utterances of similar length; padding comes after the convolutions 
 
 
 @dataclasses.dataclass(frozen=True)
-class Heard:
+class Output:
     """One utterance after one forward: vector (H,) float16 and emotion where the run has them, and the transcript."""
 
     vector: NDArray[np.float16] | None
@@ -32,11 +32,11 @@ class Heard:
 
 
 @torch.inference_mode()
-def hear(model: TaskModel, utterances: Utterances, indices: Sequence[int] | None = None) -> dict[int, Heard]:
-    """Run utterances (all by default) through a model in evaluation mode; by index."""
+def run_model(model: TaskModel, utterances: Utterances, indices: Sequence[int] | None = None) -> dict[int, Output]:
+    """The model's output for utterances (all by default), by index; leaves the model in evaluation mode."""
     model.train(False)
     dimension = model.run.dimension
-    heard: dict[int, Heard] = {}
+    outputs: dict[int, Output] = {}
     for rows in _batches(utterances, indices):
         tail = model.kibun.tail(model.task_name)(utterances.encode(model.kibun, rows))  # (B, T, H)
         texts = transcripts(model.ctc(tail.hidden), tail)
@@ -48,9 +48,9 @@ def hear(model: TaskModel, utterances: Utterances, indices: Sequence[int] | None
             condition = torch.from_numpy(utterances.condition[rows]).to(tail.hidden.device)
             values = model.kibun.emotion_heads[dimension](tail, condition)
             emotion = values.clamp(*model.kibun.config.emotion_scale).tolist()
-        answers = zip(rows, vectors, emotion, texts, strict=True)
-        heard |= {row: Heard(vector, value, text) for row, vector, value, text in answers}
-    return heard
+        fields = zip(rows, vectors, emotion, texts, strict=True)
+        outputs |= {row: Output(vector, value, text) for row, vector, value, text in fields}
+    return outputs
 
 
 @torch.inference_mode()
@@ -76,7 +76,7 @@ def emotion_under(
 def trait_estimates(model: KibunModel, items: Sequence[Item], vectors: NDArray[np.float16]) -> list[Estimate]:
     """Settings 1 to 3 of every utterance from the vectors (N, H) of whole conversations.
 
-    The order heard within a conversation is that of `items`.
+    The order within a conversation is that of `items`.
     """
     estimates: list[Estimate] = [Estimate()] * len(items)
     for rows in conversations(items).values():
@@ -95,14 +95,14 @@ def trait_estimates(model: KibunModel, items: Sequence[Item], vectors: NDArray[n
     return estimates
 
 
-def as_predictions(model: TaskModel, items: Sequence[Item], heard: dict[int, Heard]) -> list[Prediction]:
+def as_predictions(model: TaskModel, items: Sequence[Item], outputs: Mapping[int, Output]) -> list[Prediction]:
     """Predictions of whole conversations, truth beside them, in the order of `items`."""
     estimates: list[Estimate] = [Estimate()] * len(items)
     if model.kibun.config.supports_personality:
-        vectors = np.stack([cast(NDArray[np.float16], heard[row].vector) for row in range(len(items))])
+        vectors = np.stack([cast(NDArray[np.float16], outputs[row].vector) for row in range(len(items))])
         estimates = trait_estimates(model.kibun, items, vectors)
     if (dimension := model.run.dimension) is not None:
-        changes: list[dict[str, Any]] = [{dimension: heard[row].emotion} for row in range(len(items))]
+        changes: list[dict[str, Any]] = [{dimension: outputs[row].emotion} for row in range(len(items))]
         estimates = [dataclasses.replace(old, **change) for old, change in zip(estimates, changes, strict=True)]
     return [prediction(item, estimate) for item, estimate in zip(items, estimates, strict=True)]
 

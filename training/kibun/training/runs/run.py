@@ -2,52 +2,56 @@
 
 import dataclasses
 import json
+import math
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import load_file, save_file
 
 from kibun.models._transformers import quiet
 from kibun.models.bundle import KibunModel
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item, is_generated, read_manifest
 from kibun.training.corpora.splits import SPLITS
-from kibun.training.evaluation.metrics import ccc, error_by_count
-from kibun.training.evaluation.predictions import Prediction, write_predictions
+from kibun.training.evaluation.metrics import error_by_count
+from kibun.training.evaluation.predictions import write_predictions
 from kibun.training.runs.card import run_card
 from kibun.training.runs.config import ConfigError, RunConfig, identity, load_config, write_config
 from kibun.training.runs.conversation_stage import Vectors, train_conversation_head
+from kibun.training.runs.figures import dev_figures, split_figures, transcript_error
 from kibun.training.runs.folder import (
     BUNDLE,
-    CHECKPOINTS,
+    CHECKPOINT,
     CTC,
     FIGURES,
     PART,
     RUN_CONFIG,
+    finish_bundle_swap,
     is_finished,
     predictions_file,
     read_figures,
     read_log,
-    settle,
 )
-from kibun.training.runs.predict import as_predictions, hear
+from kibun.training.runs.loop import Plan, new_accelerator, train
+from kibun.training.runs.predict import as_predictions, run_model
 from kibun.training.runs.task_model import TaskModel, new_task_model
-from kibun.training.runs.trainer import Fit, transcript_error
 from kibun.training.runs.trait_source import condition_traits
-from kibun.training.runs.trunk_cache import TrunkCache, fill, root_of, why_off
-from kibun.training.runs.utterances import Utterances, make_augmentation
+from kibun.training.runs.trunk_cache import TrunkCache, cache_off_reason, cache_root, fill
+from kibun.training.runs.utterances import BucketBatches, Collate, Key, Utterances, make_augmentation
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """The utterances of a run by split, and what its reader should be warned of."""
+    """The utterances of a run by split, and warnings for its reader."""
 
     items: dict[str, list[Item]]
     warnings: tuple[str, ...]
@@ -68,20 +72,80 @@ def train_run(config: RunConfig, folder: Path) -> dict[str, Any]:
     corpus = read_corpus(config)
     model = new_task_model(config, config.name or folder.name)
     splits = {split: _utterances(config, items, model) for split, items in corpus.items.items()}
-    fit = Fit(
-        model,
-        config,
-        splits["train"],
-        splits["dev"],
+    accelerator = new_accelerator()
+    train(
+        _plan(config, folder, model, splits, accelerator),
         folder,
-        lambda fit: keep_frames(config, folder, fit.task_model.kibun, list(splits.values()), fit),
+        accelerator,
+        # The trunk is then that of the checkpoint, if there is one.
+        loaded=lambda: _cache_frames_together(config, folder, model.kibun, list(splits.values()), accelerator),
     )
-    fit.train_to_the_end()
-    figures: dict[str, Any] = {}
-    if fit.is_world_process_zero():
-        figures = _finish(config, folder, corpus, splits, fit.args.device)
-    fit.accelerator.wait_for_everyone()
+    figures = _finish(config, folder, corpus, splits, accelerator.device) if accelerator.is_main_process else {}
+    accelerator.wait_for_everyone()
     return figures
+
+
+def _plan(
+    config: RunConfig, folder: Path, model: TaskModel, splits: Mapping[str, Utterances], accelerator: Accelerator
+) -> Plan[list[Key]]:
+    """What the loop does for this configuration."""
+    options, train_split, dev = config.training, splits["train"], splits["dev"]
+    batches = BucketBatches(
+        train_split.sizes(),
+        options.micro_batch,
+        epochs=options.epochs,
+        seed=options.seed,
+        per_step=options.batch // options.micro_batch,
+    )
+    collate = Collate(config.dimension, traits=config.task != "ser")
+
+    def evaluate() -> dict[str, float]:
+        mine = list(range(accelerator.process_index, len(dev), accelerator.num_processes))
+        outputs = gather_object(list(run_model(model, dev, mine).items()))
+        return dev_figures(model, dev, dict(outputs))
+
+    return Plan(
+        model=model,
+        optimizer=torch.optim.AdamW(model.parameter_groups()),
+        batches=batches,
+        read=lambda keys: collate([train_split[key] for key in keys]),
+        per_step=batches.per_step,
+        steps=min(options.epochs * batches.steps_per_epoch, options.max_steps or sys.maxsize),
+        evaluate_every=math.ceil(batches.steps_per_epoch / options.evaluations_per_epoch),
+        evaluate=evaluate,
+        save=lambda: _save_best(model, folder),
+        schedule=options.schedule,
+        warmup=options.warmup,
+        patience=options.patience,
+        seed=options.seed,
+        bf16=_bf16(options.precision),
+        tensorboard=options.tensorboard,
+        steps_per_epoch=batches.steps_per_epoch,
+        notes={"trunk": cache_off_reason(config) or "kept"},
+    )
+
+
+def _bf16(precision: str) -> bool:
+    return precision == "bf16" or (precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+
+
+def _save_best(model: TaskModel, folder: Path) -> None:
+    """Write bundle and CTC head aside, then move them into place: a kill leaves the old ones or the new."""
+    model.kibun.config.trained = True
+    fresh = _write_bundle(model.kibun, folder)
+    save_file({name: value.contiguous() for name, value in model.ctc.state_dict().items()}, fresh / CTC)
+    (fresh / CTC).replace(folder / CTC)
+    shutil.rmtree(folder / BUNDLE, ignore_errors=True)
+    fresh.rename(folder / BUNDLE)
+
+
+def _write_bundle(kibun: KibunModel, folder: Path) -> Path:
+    """The folder of a new bundle, beside the one that it is to replace."""
+    fresh = folder / (BUNDLE + PART)
+    shutil.rmtree(fresh, ignore_errors=True)
+    with quiet():
+        kibun.save_pretrained(fresh)
+    return fresh
 
 
 def read_corpus(config: RunConfig) -> Corpus:
@@ -101,7 +165,7 @@ def read_corpus(config: RunConfig) -> Corpus:
 
 def load_run(folder: Path, device: str | torch.device | None = None) -> TaskModel:
     """The trained model of a run folder, in evaluation mode. Raises ConfigError where there is none."""
-    settle(folder)
+    finish_bundle_swap(folder)
     if not (folder / RUN_CONFIG).is_file() or not (folder / BUNDLE).is_dir():
         raise ConfigError(
             f"{folder}: not a run of `kibun train pr|ser|mtl`, or none that has got to its first evaluation"
@@ -124,7 +188,7 @@ def _open(config: RunConfig, folder: Path) -> None:
         time.sleep(0.1)  # the first process begins the folder, or fails and ends all of them
     if file.is_file():
         if first:
-            settle(folder)
+            finish_bundle_swap(folder)
         before = load_config(config.task, file)
         if identity(before) != identity(config):
             raise ConfigError(
@@ -166,37 +230,46 @@ def _utterances(config: RunConfig, items: Sequence[Item], model: TaskModel) -> U
     )
 
 
-def keep_frames(
-    config: RunConfig, run: Path, kibun: KibunModel, splits: Sequence[Utterances], fit: Fit | None = None
-) -> None:
-    """Have the frozen trunk's frames of all utterances on disk, or say why not. fit: fills with its other processes.
+def use_cached_frames(config: RunConfig, run: Path, kibun: KibunModel, splits: Sequence[Utterances]) -> None:
+    """Compute the frozen trunk's frames that are not on disk, and have the utterances read all of them there.
 
-    Raises ConfigError: the disk has too little room.
+    Does nothing for a run that caches none. Raises ConfigError: the disk has too little room.
     """
-    first = fit is None or fit.is_local_process_zero()
-    reason = why_off(config)
-    if reason is not None:
-        if first and fit is not None:
-            _say(f"frames of the trunk are computed anew every epoch: {reason}")
+    if cache_off_reason(config) is None:
+        cache = _cache(config, run, kibun)
+        fill(cache, kibun, [sound for utterances in splits for sound in utterances.to_cache()])
+        for utterances in splits:
+            utterances.use_cache(cache)
+
+
+def _cache_frames_together(
+    config: RunConfig, run: Path, kibun: KibunModel, splits: Sequence[Utterances], accelerator: Accelerator
+) -> None:
+    """As `use_cached_frames`, by all processes of a run; the first reports the space taken, or why none are cached."""
+    report = _report if accelerator.is_local_main_process else lambda _line: None
+    if (reason := cache_off_reason(config)) is not None:
+        report(f"frames of the trunk are computed anew every epoch: {reason}")
         return
-    cache = TrunkCache(root_of(config, run), kibun, config.training.trunk_cache_dtype)
-    barrier: Callable[[], Any] = (lambda: None) if fit is None else fit.accelerator.wait_for_everyone
-    # Processes of one machine share its disk; those of another fill that one's.
-    share = (0, 1) if fit is None else (fit.args.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    cache = _cache(config, run, kibun)
     fill(
         cache,
         kibun,
-        [sound for utterances in splits for sound in utterances.to_keep()],
-        share=share,
-        ready=barrier,
-        say=_say if first and fit is not None else lambda _line: None,
+        [sound for utterances in splits for sound in utterances.to_cache()],
+        # Processes of one machine share its disk; those of another fill that one's.
+        share=(accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        ready=accelerator.wait_for_everyone,
+        report=report,
     )
-    barrier()
+    accelerator.wait_for_everyone()
     for utterances in splits:
-        utterances.keep(cache)
+        utterances.use_cache(cache)
 
 
-def _say(line: str) -> None:
+def _cache(config: RunConfig, run: Path, kibun: KibunModel) -> TrunkCache:
+    return TrunkCache(cache_root(config, run), kibun, config.training.trunk_cache_dtype)
+
+
+def _report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # standard output belongs to the command
 
 
@@ -205,17 +278,17 @@ def _finish(
 ) -> dict[str, Any]:
     """From the best weights to predictions, figures, expected error and card."""
     model = load_run(folder, device)
-    keep_frames(config, folder, model.kibun, list(splits.values()))  # a run that had nothing left to train has not
-    heard = {split: hear(model, utterances) for split, utterances in splits.items()}
+    use_cached_frames(config, folder, model.kibun, list(splits.values()))  # where nothing was left to train
+    outputs = {split: run_model(model, utterances) for split, utterances in splits.items()}
     if model.kibun.config.supports_personality:
         vectors = {
             split: Vectors(
-                corpus.items[split], np.stack([cast(Any, heard[split][row].vector) for row in range(len(some))])
+                corpus.items[split], np.stack([cast(Any, outputs[split][row].vector) for row in range(len(some))])
             )
             for split, some in corpus.items.items()
         }
         train_conversation_head(model.kibun, vectors["train"], vectors["dev"], config.training)
-    predictions = {split: as_predictions(model, corpus.items[split], heard[split]) for split in SPLITS}
+    predictions = {split: as_predictions(model, corpus.items[split], outputs[split]) for split in SPLITS}
     figures: dict[str, Any] = {
         "task": config.task,
         "dimension": config.dimension,
@@ -226,46 +299,22 @@ def _finish(
     }
     for split in ("dev", "test"):
         figures[split] = split_figures(predictions[split])
-        if (wer := transcript_error(splits[split], heard[split])) is not None:
+        if (wer := transcript_error(splits[split], outputs[split])) is not None:
             figures[split]["wer"] = wer
     if model.kibun.config.supports_personality:
-        told = predictions["dev"]
+        dev = predictions["dev"]
         model.kibun.expected_error = error_by_count(
-            [row.predicted.heard for row in told],
-            [row.predicted.causal_traits for row in told],
-            [row.traits for row in told],
+            [row.predicted.heard for row in dev],
+            [row.predicted.causal_traits for row in dev],
+            [row.traits for row in dev],
         )
     model.kibun.config.synthetic |= config.synthetic or is_generated(config.manifest)
     model.kibun.card = run_card(config, model.kibun, figures, corpus.items)
-    fresh = folder / (BUNDLE + PART)
-    shutil.rmtree(fresh, ignore_errors=True)
-    with quiet():
-        model.kibun.to("cpu").save_pretrained(fresh)  # type: ignore[arg-type]
+    _write_bundle(model.kibun.to("cpu"), folder)  # type: ignore[arg-type]
     for split in SPLITS:
         write_predictions(predictions_file(folder, split), predictions[split])
     (folder / FIGURES).write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    settle(folder)
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    return figures
-
-
-def split_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """CCC of all that a run estimates; of traits, settings 1 and causal 3 per utterance, 2 and 3 per conversation."""
-    figures: dict[str, Any] = {}
-    for name in ("valence", "arousal"):
-        pairs = [(getattr(row.predicted, name), getattr(row, name)) for row in predictions]
-        if all(value is not None for pair in pairs for value in pair):
-            figures[name] = ccc([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-    if predictions[0].predicted.utterance_traits is not None:
-        last = {row.conversation: row for row in predictions}
-        for setting, field, rows in (
-            ("utterance", "utterance_traits", list(predictions)),
-            ("average", "average_traits", list(last.values())),
-            ("conversation", "conversation_traits", list(last.values())),
-            ("causal", "causal_traits", list(predictions)),
-        ):
-            estimates = np.array([getattr(row.predicted, field) for row in rows])
-            truth = np.array([row.traits for row in rows])
-            each = {trait: ccc(estimates[:, k], truth[:, k]) for k, trait in enumerate(TRAITS)}
-            figures[setting] = {**each, "mean": float(np.mean(list(each.values())))}
+    finish_bundle_swap(folder)
+    for checkpoint in folder.glob(f"*{CHECKPOINT}*"):  # and what kills have left of others
+        checkpoint.unlink()
     return figures

@@ -1,4 +1,4 @@
-"""The frames of a frozen trunk, computed once and kept on disk: they are most of an epoch's forward.
+"""The frames of a frozen trunk, computed once and cached on disk: they are most of an epoch's forward.
 
     ROOT/TRUNK/AUDIO.float32      (T, H) little-endian, nothing else in the file
 
@@ -110,7 +110,7 @@ def fill(
     *,
     share: tuple[int, int] = (0, 1),
     ready: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] = lambda _line: None,
+    report: Callable[[str], None] = lambda _line: None,
 ) -> None:
     """Compute what is missing, each utterance alone, in float32 on the model's device.
 
@@ -118,13 +118,13 @@ def fill(
         sounds: utterances and what gives the waveform (N,) of each.
         share: (k, n): this process is number k of n that fill together.
         ready: called once all that is to be done is known, before anything is written: a barrier of the processes.
-        say: is told how much disk the entries take.
+        report: called with how much disk the entries take, in words.
 
     Raises:
         ConfigError: there is too little room on the disk, or no folder can be made; nothing was written.
     """
     missing = list({sound: wave for sound, wave in sounds if not cache.has(sound)}.items())
-    _make_room(cache, {sound for sound, _ in sounds}, {sound for sound, _ in missing}, say)
+    _check_disk(cache, {sound for sound, _ in sounds}, {sound for sound, _ in missing}, report)
     ready()
     for sound, wave in missing[share[0] :: share[1]]:
         # Not in inference mode: the very call that training would make, so that the bits are the same.
@@ -140,14 +140,14 @@ def padded(rows: Sequence[Tensor]) -> Frames:
     return Frames(torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True), tuple(len(row) for row in rows))
 
 
-def root_of(config: RunConfig, run: Path) -> Path:
-    """Where a run keeps frames: the folder of `training.trunk_cache`, or with "auto" one beside the run's."""
+def cache_root(config: RunConfig, run: Path) -> Path:
+    """The folder of a run's cache: that of `training.trunk_cache`, or with "auto" one beside the run's."""
     wanted = config.training.trunk_cache
     return run.resolve().parent / AUTO if wanted == "auto" else Path(wanted)
 
 
-def why_off(config: RunConfig) -> str | None:
-    """What keeps a run from keeping frames, in words; None: nothing does."""
+def cache_off_reason(config: RunConfig) -> str | None:
+    """Why a run does not cache the frames of its trunk; None where it does."""
     training = config.training
     if training.trunk_cache == "off":
         return "training.trunk_cache is 'off'"
@@ -166,8 +166,8 @@ _FIX = (
 )
 
 
-def _make_room(cache: TrunkCache, wanted: set[Sound], missing: set[Sound], say: Callable[[str], None]) -> None:
-    """Say what the cache will take; ConfigError where the disk has less."""
+def _check_disk(cache: TrunkCache, wanted: set[Sound], missing: set[Sound], report: Callable[[str], None]) -> None:
+    """Report the space that the cache will take. Raises ConfigError where the disk has less."""
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -180,7 +180,7 @@ def _make_room(cache: TrunkCache, wanted: set[Sound], missing: set[Sound], say: 
             pass  # another run was faster
     whole, needed = sum(map(cache.size, wanted)), sum(map(cache.size, missing))
     free = shutil.disk_usage(cache.folder).free
-    say(
+    report(
         f"frames of the frozen trunk: {len(wanted):,} utterances, {_gigabytes(whole)} in {cache.folder};"
         f" {_gigabytes(needed)} to be computed, {_gigabytes(free)} free"
     )

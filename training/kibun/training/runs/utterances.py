@@ -5,18 +5,19 @@ utterance). So a run that is killed and resumed, or spread over processes, sees 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
 
 from kibun.models.bundle import KibunModel
 from kibun.models.hubert import Frames
 from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.training.audio.augment import ROOMS, Augment, AugmentOptions
 from kibun.training.audio.reading import load_audio
 from kibun.training.corpora.manifest import Item
 from kibun.training.runs.config import ConfigError
@@ -29,9 +30,9 @@ MEGABATCH = 50  # batches that are sorted by length together
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One utterance for training: its labels, the traits it is conditioned on (5,), and what is heard.
+    """One utterance for training: its labels, the traits it is conditioned on (5,), and its input.
 
-    audio: (N,) float32; or else frames: (T, H) float32, what the frozen trunk makes of it.
+    audio: (N,) float32; or else frames: (T, H) float32, the frozen trunk's output.
     """
 
     item: Item
@@ -40,10 +41,10 @@ class Example:
     frames: Tensor | None = None
 
 
-class Utterances(Dataset[Example]):
-    """The utterances of a split. Audio is kept in memory as int16 once read (115 MB an hour).
+class Utterances:
+    """The utterances of a split. Audio stays in memory as int16 once read (115 MB an hour).
 
-    After `keep`, examples have the frames of a frozen trunk in place of audio, and `encode` reads them.
+    After `use_cache`, examples have the frames of a frozen trunk in place of audio, and `encode` reads them.
     """
 
     def __init__(
@@ -64,15 +65,15 @@ class Utterances(Dataset[Example]):
         self.augmentation = augmentation
         self._cache: dict[int, NDArray[np.int16]] = {}
         self._sounds: list[Sound] | None = None
-        self._kept: TrunkCache | None = None
+        self._frames: TrunkCache | None = None
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, key: Key) -> Example:
         epoch, index = key
-        if self._kept is not None:
-            return Example(self.items[index], self.condition[index], frames=self._kept.read(self.sounds()[index]))
+        if self._frames is not None:
+            return Example(self.items[index], self.condition[index], frames=self._frames.read(self.sounds()[index]))
         audio = torch.from_numpy(self.read(index))  # (N,)
         if self.crop_samples is not None and len(audio) > self.crop_samples:
             rng = np.random.default_rng((1, self.seed, epoch, index))
@@ -86,30 +87,30 @@ class Utterances(Dataset[Example]):
         """(N,) float32 audio of an utterance as it is, long enough for the model."""
         if index not in self._cache:
             self._cache[index] = self._stored(index)
-        return self._heard(self._cache[index])
+        return self._padded(self._cache[index])
 
     def sounds(self) -> list[Sound]:
-        """What each utterance is found by in a cache; reads all audio the first time, and keeps none of it."""
+        """The cache key of each utterance; the first call reads all audio and leaves none of it in memory."""
         if self._sounds is None:
             self._sounds = [Sound.of(self._stored(index), self.min_samples) for index in range(len(self))]
         return self._sounds
 
-    def to_keep(self) -> list[tuple[Sound, Callable[[], Tensor]]]:
-        """What `trunk_cache.fill` asks for; audio that is read for it is not kept in memory."""
+    def to_cache(self) -> list[tuple[Sound, Callable[[], Tensor]]]:
+        """The arguments of `trunk_cache.fill`; audio read for it does not stay in memory."""
         return [
-            (sound, lambda index=index: torch.from_numpy(self._heard(self._stored(index))))  # type: ignore[misc]
+            (sound, lambda index=index: torch.from_numpy(self._padded(self._stored(index))))  # type: ignore[misc]
             for index, sound in enumerate(self.sounds())
         ]
 
-    def keep(self, cache: TrunkCache) -> None:
-        """From now on frames come from this cache, which has those of all utterances."""
-        self._kept = cache
+    def use_cache(self, cache: TrunkCache) -> None:
+        """From now on take frames from this cache, which has those of all utterances."""
+        self._frames = cache
         self._cache.clear()
 
     def encode(self, kibun: KibunModel, rows: Sequence[int]) -> Frames:
-        """Frames (B, T, H) of some utterances as they are, on the model's device: kept ones, else computed."""
-        if self._kept is not None:
-            return padded([self._kept.read(self.sounds()[row]).to(kibun.device) for row in rows])
+        """Frames (B, T, H) of some utterances as they are, on the model's device: cached ones, else computed."""
+        if self._frames is not None:
+            return padded([self._frames.read(self.sounds()[row]).to(kibun.device) for row in rows])
         return kibun.encode([torch.from_numpy(self.read(row)).to(kibun.device) for row in rows])
 
     def sizes(self) -> NDArray[np.int64]:
@@ -126,7 +127,7 @@ class Utterances(Dataset[Example]):
         audio = np.round(load_audio(self.items[index].path) * 32768.0)
         return np.clip(audio, -32768, 32767).astype(np.int16)
 
-    def _heard(self, stored: NDArray[np.int16]) -> NDArray[np.float32]:
+    def _padded(self, stored: NDArray[np.int16]) -> NDArray[np.float32]:
         audio = stored.astype(np.float32) / 32768.0
         return np.pad(audio, (0, max(0, self.min_samples - len(audio))))
 
@@ -134,14 +135,12 @@ class Utterances(Dataset[Example]):
         return torch.nn.functional.pad(audio, (0, max(0, self.min_samples - len(audio))))
 
 
-class BucketBatches(Sampler[list[Key]]):
+class BucketBatches(Sequence[list[Key]]):
     """All micro-batches of a run, epoch after epoch, of utterances of similar length; what is left over is dropped.
 
     Each epoch is shuffled, cut into megabatches, each of these sorted by length and cut into batches, and the batches
-    shuffled. `batch_size` and `drop_last` are what accelerate reads to spread batches over processes.
+    shuffled.
     """
-
-    drop_last = True
 
     def __init__(self, sizes: NDArray[np.int64], batch_size: int, *, epochs: int, seed: int, per_step: int) -> None:
         """per_step: micro-batches of one optimizer step over all processes; each epoch is a whole number of steps."""
@@ -153,16 +152,26 @@ class BucketBatches(Sampler[list[Key]]):
                 f"{len(sizes)} training utterances do not fill one batch of {batch_size * per_step}:"
                 " lower training.batch, or add utterances"
             )
+        self._epoch = functools.lru_cache(maxsize=1)(self._draw_epoch)
 
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch * self.per_step
 
-    def __iter__(self) -> Iterator[list[Key]]:
-        for epoch in range(self.epochs):
-            for batch in self._epoch(epoch):
-                yield [(epoch, int(index)) for index in batch]
+    @overload
+    def __getitem__(self, index: int) -> list[Key]: ...
 
-    def _epoch(self, epoch: int) -> list[NDArray[np.int64]]:
+    @overload
+    def __getitem__(self, index: slice) -> list[list[Key]]: ...
+
+    def __getitem__(self, index: int | slice) -> list[Key] | list[list[Key]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        epoch, at = divmod(index, self.steps_per_epoch * self.per_step)
+        return [(epoch, int(row)) for row in self._epoch(epoch)[at]]
+
+    def _draw_epoch(self, epoch: int) -> list[NDArray[np.int64]]:
         rng = np.random.default_rng((2, self.seed, epoch))
         order = rng.permutation(len(self.sizes))[: self.steps_per_epoch * self.per_step * self.batch_size]
         mega = self.batch_size * MEGABATCH
@@ -199,18 +208,8 @@ def make_augmentation(name: str) -> Augmentation | None:
     """The augmentation of `training.augment`; None for "none". ConfigError where it cannot run here."""
     if name == "none":
         return None
-    if name == "perturb":
-        from kibun.training.audio.perturb import Perturb, PerturbOptions
-
-        try:
-            perturb = Perturb(PerturbOptions())
-        except RuntimeError as error:  # no torchaudio
-            raise ConfigError(f"training.augment = 'perturb': {error}; or choose 'rooms'") from error
-        return lambda audio, key: perturb(audio, key=key)
-    from kibun.training.audio.rooms import Augment, AugmentOptions
-
-    def rooms(audio: Tensor, key: tuple[int, ...]) -> Tensor:
-        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-        return Augment(AugmentOptions(babble_chance=0.0), torch.Generator().manual_seed(seed))(audio[None])[0]
-
-    return rooms
+    try:
+        augment = Augment(ROOMS if name == "rooms" else AugmentOptions())
+    except RuntimeError as error:  # no torchaudio
+        raise ConfigError(f"training.augment = {name!r}: {error}; or choose 'rooms'") from error
+    return lambda audio, key: augment(audio, key=key)

@@ -1,0 +1,68 @@
+"""What a run is measured by: CCC of all that it estimates, and the word error rate of its CTC head."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from kibun.models.types import EMOTIONS, TRAITS
+from kibun.training.evaluation.metrics import ccc, word_error_rate
+from kibun.training.evaluation.predictions import Prediction
+from kibun.training.runs.ctc import spell
+from kibun.training.runs.predict import Output, trait_estimates
+from kibun.training.runs.task_model import TaskModel
+from kibun.training.runs.utterances import Utterances
+
+
+def dev_figures(model: TaskModel, utterances: Utterances, outputs: Mapping[int, Output]) -> dict[str, float]:
+    """CCC of what the run estimates, per utterance; `score` chooses the best; `wer` where there is text."""
+    items, figures, scores = utterances.items, dict[str, float](), list[float]()
+    rows = [outputs[row] for row in range(len(items))]
+    if (dimension := model.run.dimension) is not None:
+        truth = [getattr(item, dimension) for item in items]
+        figures[dimension] = ccc([cast(float, row.emotion) for row in rows], truth)
+        scores.append(figures[dimension])
+    if model.kibun.config.supports_personality:
+        estimates = trait_estimates(model.kibun, items, np.stack([cast(Any, row.vector) for row in rows]))
+        alone = [estimate.utterance_traits for estimate in estimates]
+        traits = _trait_figures(alone, [item.traits for item in items])
+        figures |= {trait: traits[trait] for trait in TRAITS}
+        scores.append(traits["mean"])
+    figures["score"] = float(np.mean(scores))
+    if (wer := transcript_error(utterances, outputs)) is not None:
+        figures["wer"] = wer
+    return figures
+
+
+def transcript_error(utterances: Utterances, outputs: Mapping[int, Output]) -> float | None:
+    """WER of the greedy transcripts over the utterances that have words; None where none has."""
+    pairs = [(spell(item.text or ""), outputs[row].text) for row, item in enumerate(utterances.items)]
+    pairs = [pair for pair in pairs if pair[0]]
+    return word_error_rate([text for text, _ in pairs], [got for _, got in pairs]) if pairs else None
+
+
+def split_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """CCC of all that a run estimates; of traits, settings 1 and causal 3 per utterance, 2 and 3 per conversation."""
+    figures: dict[str, Any] = {}
+    for name in EMOTIONS:
+        pairs = [(getattr(row.predicted, name), getattr(row, name)) for row in predictions]
+        if all(value is not None for pair in pairs for value in pair):
+            figures[name] = ccc([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+    last = list({row.conversation: row for row in predictions}.values())
+    for setting, field, rows in (
+        ("utterance", "utterance_traits", predictions),
+        ("average", "average_traits", last),
+        ("conversation", "conversation_traits", last),
+        ("causal", "causal_traits", predictions),
+    ):
+        estimates = [getattr(row.predicted, field) for row in rows]
+        if None not in estimates:
+            figures[setting] = _trait_figures(estimates, [row.traits for row in rows])
+    return figures
+
+
+def _trait_figures(estimates: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
+    """CCC of each trait and their mean; (N, 5) and (N, 5)."""
+    ours, theirs = np.array(estimates), np.array(truth)
+    each = {trait: ccc(ours[:, k], theirs[:, k]) for k, trait in enumerate(TRAITS)}
+    return {**each, "mean": float(np.mean(list(each.values())))}

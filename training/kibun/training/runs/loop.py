@@ -1,0 +1,173 @@
+"""The training loop: one model, gradients from several micro-batches and processes, the best on dev kept.
+
+What a run has done so far is in its log and its last checkpoint. An evaluation appends one line to the log and, where
+it is the best so far, saves the model; a resumed run goes back to the checkpoint, drops the lines after it, and takes
+the same steps again: a step's micro-batches depend on its number alone. Several processes (torchrun) share the
+micro-batches of a step and average their gradients, so the optimizer sees the same as with one process.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, gather_object, send_to_device, set_seed
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+
+from kibun.models.files import written_atomically
+from kibun.training._transformers import get_scheduler
+from kibun.training.runs.folder import CHECKPOINT, LOG, read_log
+
+Key = TypeVar("Key")
+LARGEST_GRADIENT = 1.0  # norm to which gradients are clipped
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan(Generic[Key]):
+    """What `train` trains, for how long, and what it calls."""
+
+    model: nn.Module  # forward(**batch) returns {"loss": (), and the parts of it that go into the log}
+    optimizer: torch.optim.Optimizer
+    batches: Sequence[Key]  # all micro-batches of the run in order, `per_step` for each step
+    read: Callable[[Key], dict[str, Any]]  # a micro-batch as arguments of the model's forward
+    per_step: int  # micro-batches of one optimizer step, over all processes
+    steps: int
+    evaluate_every: int  # steps; after the last one as well
+    evaluate: Callable[[], dict[str, float]]  # figures on dev, with "score"; called by all processes together
+    save: Callable[[], None]  # store the weights as the best so far; called by the first process
+    schedule: str = "linear"  # of the learning rate: "linear", "cosine" or "constant"
+    warmup: float = 0.1  # share of the steps
+    patience: int | None = None  # evaluations without a better score after which training stops
+    seed: int = 0  # of dropout
+    bf16: bool = False
+    tensorboard: bool = False
+    steps_per_epoch: int | None = None  # to log the epoch
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # fields of every log line
+
+
+def new_accelerator() -> Accelerator:
+    """One device for each process: its GPU, or the CPU."""
+    # The first process predicts every utterance at the end while the others wait.
+    waiting = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=2))
+    return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
+
+
+def train(plan: Plan[Key], folder: Path, accelerator: Accelerator, loaded: Callable[[], None] = lambda: None) -> None:
+    """Train to the end, from the last checkpoint in `folder` if there is one. All processes of a run call it.
+
+    loaded: called once the weights to continue from are in the model, before the first step.
+
+    Raises ValueError where the processes cannot share the micro-batches of a step evenly.
+    """
+    share, rest = divmod(plan.per_step, accelerator.num_processes)
+    if rest:
+        raise ValueError(
+            f"{accelerator.num_processes} processes cannot share {plan.per_step} micro-batches a step evenly: make"
+            " training.batch a multiple of training.micro_batch times the number of processes"
+        )
+    file = folder / CHECKPOINT
+    checkpoint = torch.load(file, map_location="cpu") if file.is_file() else None
+    start = checkpoint["step"] if checkpoint is not None else 0
+    log = [line for line in read_log(folder) if line["step"] <= start]
+    accelerator.wait_for_everyone()  # all have read before one writes
+    if accelerator.is_main_process:
+        (folder / LOG).write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
+    if start >= plan.steps or _no_longer_better(log, plan.patience):
+        return
+
+    set_seed(plan.seed)
+    model, optimizer = accelerator.prepare(plan.model), plan.optimizer
+    name = plan.schedule if plan.schedule != "constant" else "constant_with_warmup"
+    schedule = get_scheduler(name, optimizer, round(plan.warmup * plan.steps), plan.steps)
+    if checkpoint is not None:
+        _restore(checkpoint, plan, schedule, accelerator.process_index)
+    loaded()
+
+    losses: list[dict[str, float]] = []  # of the micro-batches since the last evaluation
+    started = time.monotonic()
+    console = Console(stderr=True)  # standard output belongs to the command
+    for step in track(
+        range(start + 1, plan.steps + 1), "training", console=console, disable=not accelerator.is_local_main_process
+    ):
+        model.train()
+        first = (step - 1) * plan.per_step + accelerator.process_index
+        for number in range(share):
+            batch = plan.read(plan.batches[first + number * accelerator.num_processes])
+            last = number == share - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(model):  # gradients are averaged once a step
+                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=plan.bf16):
+                    parts = model(**send_to_device(batch, accelerator.device))
+                accelerator.backward(parts["loss"] / share)
+            losses.append({part: float(value.detach()) for part, value in parts.items()})
+        accelerator.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+        if step % plan.evaluate_every == 0 or step == plan.steps:
+            model.eval()
+            figures = plan.evaluate()
+            line = {
+                "step": step,
+                **({"epoch": round(step / plan.steps_per_epoch, 3)} if plan.steps_per_epoch else {}),
+                "loss": {part: round(float(np.mean([each[part] for each in losses])), 5) for part in losses[0]},
+                "dev": {figure: round(value, 5) for figure, value in figures.items()},
+                "seconds": round(time.monotonic() - started, 1),
+                **plan.notes,
+            }
+            losses.clear()
+            if accelerator.is_main_process:
+                if all(figures["score"] > before["dev"]["score"] for before in log):
+                    plan.save()
+                with (folder / LOG).open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(line) + "\n")
+                if plan.tensorboard:
+                    _to_tensorboard(folder, line)
+            log.append(line)
+            _save(file, step, plan, schedule, accelerator)
+            if _no_longer_better(log, plan.patience):
+                break
+
+
+def _no_longer_better(log: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
+    """Whether as many evaluations as `patience` came after the best one."""
+    scores = [line["dev"]["score"] for line in log]
+    return bool(scores) and patience is not None and len(scores) - 1 - int(np.argmax(scores)) >= patience
+
+
+def _save(file: Path, step: int, plan: Plan[Any], schedule: Any, accelerator: Accelerator) -> None:
+    gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    random = gather_object([(torch.get_rng_state(), gpu)])  # of each process
+    if accelerator.is_main_process:
+        parts = {"model": plan.model, "optimizer": plan.optimizer, "schedule": schedule}
+        with written_atomically(file) as draft:
+            torch.save({"step": step, "random": random, **{k: part.state_dict() for k, part in parts.items()}}, draft)
+    accelerator.wait_for_everyone()
+
+
+def _restore(checkpoint: Mapping[str, Any], plan: Plan[Any], schedule: Any, process: int) -> None:
+    for name, part in (("model", plan.model), ("optimizer", plan.optimizer), ("schedule", schedule)):
+        part.load_state_dict(checkpoint[name])
+    if process < len(checkpoint["random"]):  # else there were fewer processes before
+        cpu, gpu = checkpoint["random"][process]
+        torch.set_rng_state(cpu)
+        if gpu is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(gpu)
+
+
+def _to_tensorboard(folder: Path, line: Mapping[str, Any]) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for group in ("loss", "dev"):
+            for name, value in line[group].items():
+                writer.add_scalar(f"{group}/{name}", value, line["step"])
