@@ -55,8 +55,8 @@ HOUSE = {
     "training.runs": "models.types models models.building training.errors training.losses training.fit"
     " training._transformers training.audio training.corpora training.evaluation",
     "training.experiments": "models.types models training.errors training.corpora training.evaluation training.runs",
-    "training.demo_tiny": "models.types models training.losses training._transformers training.audio training.corpora"
-    " training.evaluation",
+    "training.demo_tiny": "models.types models models.building training.losses training.audio training.corpora"
+    " training.evaluation training.runs",
     "training.simulation": "models.types models training.errors training.losses training.fit training.evaluation"
     " training.demo_tiny",
     "training": "models models.building training.errors training.corpora training.evaluation training.runs"

@@ -10,8 +10,8 @@ import soundfile
 
 from kibun.training.audio.reading import load_audio
 from kibun.training.corpora.manifest import load_manifest, read_manifest
-from kibun.training.demo_tiny.data import Corpus
 from kibun.training.errors import ManifestError
+from kibun.training.runs.utterances import Utterances
 
 TRAITS = {"openness": 4, "conscientiousness": 4, "extraversion": 4, "agreeableness": 4, "neuroticism": 4}
 EVERYTHING = ("path", "split", "text", "valence", "arousal", "traits", "gender", "seconds")
@@ -169,9 +169,11 @@ def test_splits_that_do_not_exist(tmp_path: Path) -> None:
         load_manifest(manifest, splits=tmp_path / "mine.csv")
 
 
-def test_a_corpus_in_memory_keeps_sixteen_bits_exactly(tmp_path: Path) -> None:
+def test_utterances_in_memory_keep_sixteen_bits_exactly(tmp_path: Path) -> None:
     manifest = write(tmp_path, row())
     samples = np.random.default_rng(0).integers(-32768, 32768, 20_000).astype(np.int16)
     samples[:2] = -32768, 32767
     soundfile.write(tmp_path / "a.wav", samples, 16_000, subtype="PCM_16")
-    assert np.array_equal(Corpus(load_manifest(manifest)).examples[0][0], samples)
+    utterances = Utterances(load_manifest(manifest), np.zeros((1, 5), np.float32), min_samples=0)
+    for _ in range(2):
+        assert np.array_equal(utterances.read(0) * 32768, samples)

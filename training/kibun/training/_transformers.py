@@ -4,6 +4,6 @@ from kibun.models._torchaudio import ensure_importable
 
 ensure_importable()
 
-from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler  # noqa: E402
+from transformers import get_scheduler  # noqa: E402
 
-__all__ = ["Trainer", "TrainerCallback", "TrainingArguments", "get_scheduler"]
+__all__ = ["get_scheduler"]

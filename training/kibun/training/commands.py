@@ -71,37 +71,45 @@ def dialogue(
         fail(str(error))
 
 
-@train_app.command()
-def tiny(
-    manifest: Annotated[Path, typer.Option(help="manifest.jsonl of a corpus with traits and emotion.")],
-    out: Annotated[Path, typer.Option(help="Folder for the bundle.")],
-    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps.")] = 1400,
-    seed: Annotated[int, typer.Option(help="Weights, batches and augmentation.")] = 0,
-    start_from: Annotated[Path | None, typer.Option(help="Weights to start with: a bundle, or WORK/best.")] = None,
-    learning_rate: Annotated[float, typer.Option(min=1e-6, help="Highest learning rate.")] = 1e-3,
-    evaluations: Annotated[int, typer.Option(min=1, help="How often dev is evaluated.")] = 4,
-    name: Annotated[str, typer.Option(help="Name of the bundle.")] = "demo-tiny",
-    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
-    threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0: torch's choice.")] = 0,
-    work: Annotated[Path | None, typer.Option(help="Folder for log.jsonl; default OUT-work.")] = None,
+@train_app.command("demo-tiny")
+def demo_tiny(
+    out: Annotated[Path, typer.Option(help="Folder for corpus, runs and bundle.")],
+    quick: Annotated[bool, typer.Option("--quick", help="A small corpus, few steps: to see it work.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Weights, batches and augmentation.")] = 0,
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "4",
+    jobs: Annotated[int, typer.Option(min=1, help="Processes that render; does not change the result.")] = 1,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of training; 0: torch's choice.")] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as one JSON object and nothing else.")
+    ] = False,
 ) -> None:
-    """Train a small HuBERT for `kibun train pr` and `ser` to start from, with all tasks on it at once."""
+    """Make the bundle demo-tiny from nothing: render a corpus, train a small HuBERT and three runs, build, measure.
+
+    Needs espeak-ng. Started again, it goes on where it was cut off.
+    """
     import torch
 
-    from kibun.training.demo_tiny.recipe import train_tiny
-    from kibun.training.demo_tiny.trainer import TrainOptions
-    from kibun.training.errors import ManifestError
+    from kibun.models.files import BundleError
+    from kibun.training.demo_tiny import recipe
+    from kibun.training.demo_tiny.espeak import EspeakError
 
     if threads:
         torch.set_num_threads(threads)
-    options = TrainOptions(steps=steps, seed=seed, evaluations=evaluations, learning_rate=learning_rate)
-    command = f"kibun train tiny --manifest {manifest.parent.name}/{manifest.name} --out {out.name} --steps {steps}"
-    command += f" --seed {seed} --evaluations {evaluations} --name {name} --version {version} --threads {threads}"
-    command += f" --learning-rate {learning_rate:g}"
-    command += f" --start-from {start_from}" if start_from is not None else ""
-    work = work or out.with_name(out.name + "-work")
+    command = f"kibun train demo-tiny --out {out.name}{' --quick' if quick else ''} --seed {seed} --version {version}"
     try:
-        figures = train_tiny(manifest, out, work, options, name, version, (command,), start_from)
-    except (ManifestError, ValueError) as error:
+        figures = recipe.make_demo_tiny(
+            out,
+            recipe.QUICK if quick else recipe.FULL,
+            version=version,
+            seed=seed,
+            command=f"{command} --threads {threads}",
+            jobs=jobs,
+            report=lambda step: typer.echo(f"{step} …", err=True),
+        )
+    except (EspeakError, BundleError, ValueError) as error:
         fail(str(error))
-    typer.echo(json.dumps(figures))
+    if as_json:
+        typer.echo(json.dumps(figures))
+        return
+    typer.echo("CCC on test: " + ", ".join(f"{name} {value:.3f}" for name, value in figures["test_ccc"].items()))
+    typer.echo(f"wrote {figures['bundle']}; `kibun serve --model {figures['bundle']}` serves it")

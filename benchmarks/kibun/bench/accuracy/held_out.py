@@ -7,7 +7,6 @@ from pathlib import Path
 from kibun.models.bundle import load_bundle
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import load_manifest
-from kibun.training.demo_tiny.data import Corpus
 from kibun.training.demo_tiny.evaluate import analyze_causally, ccc_spread, emotion_ccc, expected_error, trait_ccc
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
@@ -21,15 +20,15 @@ def measure(model_name: str, manifest: Path, split: str) -> tuple[dict[str, obje
     """
     fields = ("path", "split", "traits", "valence", "arousal")
     items = [item for item in load_manifest(manifest, require=fields) if item.split == split]
-    heard = analyze_causally(load_bundle(model_name), Corpus(items).examples)
-    ccc = {**emotion_ccc(heard), **trait_ccc(heard)}
-    spread = {name: ccc_spread(heard, name) for name in ccc}
-    errors = expected_error(heard)
+    predictions = analyze_causally(load_bundle(model_name), items)
+    ccc = {**emotion_ccc(predictions), **trait_ccc(predictions)}
+    spread = {name: ccc_spread(predictions, name) for name in ccc}
+    errors = expected_error(predictions)
     speakers = len({item.speaker for item in items})
     figures: dict[str, object] = {
         "model": model_name,
         "speakers": speakers,
-        "utterances": len(heard),
+        "utterances": len(predictions),
         "ccc": {name: round(value, 4) for name, value in ccc.items()},
         "ccc_sd": {name: round(value, 4) for name, value in spread.items()},
         "expected_error": [
@@ -37,7 +36,7 @@ def measure(model_name: str, manifest: Path, split: str) -> tuple[dict[str, obje
         ],
     }
     rows = [Row(name, (Cell(value, sd=spread[name]),)) for name, value in ccc.items()]
-    title = f"{model_name}: {speakers} speakers, {len(heard)} utterances"
+    title = f"{model_name}: {speakers} speakers, {len(predictions)} utterances"
     by_count = [Row(str(count), tuple(map(Cell, values))) for count, values in errors]
     return figures, (
         Table(title, ("output", "CCC"), tuple(rows), digits=3),

@@ -1,68 +1,138 @@
-"""The recipe of `kibun train tiny`: a small HuBERT from scratch, which the runs of `kibun train pr|ser` start from."""
+"""`kibun train demo-tiny`: from nothing to the bundle, each step as a user with a real corpus would take it.
+
+    corpus/      rendered with espeak-ng
+    trunk/       a small HuBERT from random weights, all tasks on it at once
+    pr/ arousal/ valence/   runs of `kibun train` on the frozen trunk, by the TOML files beside them
+    demo-tiny/   the bundle of the three, measured as served
+
+Every step goes on where a kill cut it off, and is skipped where it is finished.
+"""
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kibun.models.bundle import KibunModel
-from kibun.models.types import SAMPLE_RATE_HZ
-from kibun.training.corpora.manifest import load_manifest
+import torch
+
+from kibun.models.building.assemble import assemble
+from kibun.models.building.build import save_bundle
+from kibun.models.building.parts import load_parts
+from kibun.models.bundle import load_bundle
+from kibun.models.files import verify, write_sidecars
+from kibun.models.types import TRAITS
+from kibun.training.corpora.manifest import Item, load_manifest
+from kibun.training.demo_tiny.card import make_card
 from kibun.training.demo_tiny.config import new_tiny_model, tiny_config
-from kibun.training.demo_tiny.data import Corpus
-from kibun.training.demo_tiny.pack import Provenance, read_corpus_settings, write_bundle
-from kibun.training.demo_tiny.trainer import KibunTrainer, TrainOptions
+from kibun.training.demo_tiny.corpus import MANIFEST_NAME, CorpusOptions, render_corpus
+from kibun.training.demo_tiny.evaluate import analyze_causally, emotion_ccc, trait_ccc
+from kibun.training.demo_tiny.trunk import MIN_SECONDS, TrunkOptions, train_trunk
+from kibun.training.runs.config import Task, load_config
+from kibun.training.runs.run import train_run
+
+NAME = "demo-tiny"
+RECIPES = Path(__file__).parent / "recipes"
+RUNS: tuple[tuple[str, Task], ...] = (("pr", "pr"), ("arousal", "ser"), ("valence", "ser"))
+FIELDS = ("path", "split", "text", "traits", "valence", "arousal", "seconds")
 
 
-def train_tiny(
-    manifest: Path,
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Sizes of the steps. settings: `--set` of all three runs."""
+
+    corpus: CorpusOptions
+    trunk: TrunkOptions
+    settings: tuple[str, ...] = ()
+
+
+FULL = Recipe(CorpusOptions(utterances=6000, utterances_per_speaker=10, seed=6), TrunkOptions())
+QUICK = Recipe(
+    CorpusOptions(utterances=600, utterances_per_speaker=10, seed=6, max_seconds=3.0),
+    TrunkOptions(steps=60, evaluations=2, crop_seconds=(1.0, 1.6)),
+    ("training.epochs=1", "training.conversation_steps=100"),
+)
+
+
+def make_demo_tiny(
     out: Path,
-    work: Path,
-    options: TrainOptions,
-    name: str,
+    recipe: Recipe,
+    *,
     version: str,
-    commands: tuple[str, ...],
-    start_from: Path | None = None,
+    seed: int,
+    command: str,
+    jobs: int = 1,
+    report: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, Any]:
-    """Train all tasks together on a corpus of `kibun synth speech` and write a bundle; returns the test figures.
+    """Make the bundle OUT/demo-tiny and return its figures on the test split.
 
-    ``start_from``: an earlier bundle of this size, or the weights that training cut off left in ``WORK/best``, to
-    start with in place of new weights.
+    Args:
+        seed: of weights, batches and augmentation; the corpus has its own.
+        command: the command line, for the card. jobs: processes that render.
+        report: called with a line before each step.
 
     Raises:
-        ManifestError: the manifest or its audio cannot be used.
-        ValueError: too few speakers for a batch, or a split without utterances.
+        EspeakError: espeak-ng is missing.
+        ConfigError, ManifestError, BundleError, ValueError: OUT holds something else, or too little to train with.
     """
-    items = load_manifest(manifest, require=("path", "split", "text", "traits", "valence", "arousal"))
-    splits = {split: Corpus([item for item in items if item.split == split]) for split in ("train", "dev", "test")}
-    for split, corpus in splits.items():
-        if not len(corpus):
-            raise ValueError(f"{manifest}: split {split!r} has no utterance of a second or more: render more speakers")
-    model = new_tiny_model(options.seed, tiny_config(name, version))
-    if start_from is not None:
-        model.load_state_dict(KibunModel.from_pretrained(start_from).state_dict())
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "commands.txt").write_text("\n".join([*_earlier(start_from), *commands]) + "\n", encoding="utf-8")
-    trainer = KibunTrainer(model, splits["train"], splits["dev"], work, options)
-    trainer.train()
-    model = trainer.best_model()
-    settings = read_corpus_settings(manifest)
-    origin = Provenance(
-        espeak_version=str(settings.get("espeak_ng", "(not recorded)")),
-        corpus_seed=int(settings.get("seed", -1)),
-        seed=options.seed,
-        speakers=len({item.speaker for item in items}),
-        utterances=len(items),
-        hours=sum(len(audio) for corpus in splits.values() for audio, _item in corpus.examples) / SAMPLE_RATE_HZ / 3600,
-        commands=(str(settings.get("command", "(corpus command not recorded)")), *_earlier(start_from), *commands),
-    )
-    figures = write_bundle(model, splits["test"].examples, origin, out)
-    figures["options"] = dataclasses.asdict(options)
-    (work / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return figures
+    report("corpus")
+    manifest = _corpus(out / "corpus", recipe.corpus, jobs)
+    items = [item for item in load_manifest(manifest, require=FIELDS) if (item.seconds or 0) >= MIN_SECONDS]
+    splits = {split: [item for item in items if item.split == split] for split in ("train", "dev", "test")}
+    report("trunk")
+    model = new_tiny_model(seed, tiny_config(NAME, version))
+    train_trunk(model, splits["train"], splits["dev"], dataclasses.replace(recipe.trunk, seed=seed), out / "trunk")
+    for name, task in RUNS:
+        report(name)
+        shutil.copyfile(RECIPES / f"{name}.toml", out / f"{name}.toml")
+        settings = [f"version={version!r}", f"training.seed={seed}", *recipe.settings]
+        train_run(load_config(task, out / f"{name}.toml", settings), out / name)
+    report("bundle")
+    corpus = json.loads((manifest.parent / "corpus.json").read_text(encoding="utf-8"))
+    return _bundle(out, splits["test"], items, corpus, version, seed, command)
 
 
-def _earlier(start_from: Path | None) -> list[str]:
-    """The commands that made the weights of ``WORK/best``, as far as they were noted."""
-    notes = start_from.parent / "commands.txt" if start_from is not None else None
-    return notes.read_text(encoding="utf-8").splitlines() if notes is not None and notes.is_file() else []
+def _corpus(folder: Path, options: CorpusOptions, jobs: int) -> Path:
+    """The manifest of the rendered corpus; what is there whole and of the same options is not rendered again."""
+    done = folder / "rendered.json"
+    wanted = json.dumps(dataclasses.asdict(options))
+    if done.is_file():
+        if done.read_text(encoding="utf-8") != wanted:
+            raise ValueError(f"{folder}: holds a corpus of other options: name another folder")
+        return folder / MANIFEST_NAME
+    manifest = render_corpus(folder, options, jobs)
+    done.write_text(wanted, encoding="utf-8")
+    return manifest
+
+
+def _bundle(
+    out: Path,
+    test: list[Item],
+    items: list[Item],
+    corpus: Mapping[str, Any],
+    version: str,
+    seed: int,
+    command: str,
+) -> dict[str, Any]:
+    """Put the runs together, measure the stored weights as served, and write the card."""
+    folder = out / NAME
+    if not folder.exists():
+        runs = {"personality": out / "pr", "valence": out / "valence", "arousal": out / "arousal"}
+        save_bundle(assemble(load_parts(runs), name=NAME, version=version), folder, dtype=torch.float16)
+    model = load_bundle(folder)
+    rows = analyze_causally(model, test)
+    card = make_card(model, rows, items, corpus, command, seed)
+    _whole, heading, parts = (model.card or "").partition("## Personality: from")
+    note = "\nThe runs that it was assembled from, as they describe themselves (before rounding to float16):\n\n"
+    write_sidecars(folder, model.config, model.expected_error, card + note + heading + parts)
+    verify(folder)
+    return {
+        "bundle": str(folder),
+        "test_ccc": {name: round(value, 4) for name, value in {**emotion_ccc(rows), **trait_ccc(rows)}.items()},
+        "expected_error": [
+            {"utterance_count": count, **dict(zip(TRAITS, errors, strict=True))}
+            for count, errors in model.expected_error or ()
+        ],
+        "bundle_bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
+    }
