@@ -6,7 +6,7 @@ without any audio.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from kibun.training.experiments import notes
 from kibun.training.experiments.run_store import RunStore
 from kibun.training.experiments.scores import Draws, Line, Report, Result, Score, mean_score, score
 from kibun.training.experiments.study import UNCONDITIONED, Place, Study
-from kibun.training.runs.config import SETTINGS, ConfigError, RunConfig, TraitOptions
+from kibun.training.runs.config import SETTINGS, ConfigError, RunConfig, Source, TraitOptions
 from kibun.training.runs.trait_source import add_noise, predicted_traits, true_traits
 
 TITLES = {"baseline": "baseline", "regression": "regression", "concat": "Concat", "ca": "CA", "ticn-ca": "TICN-CA"}
@@ -141,7 +141,7 @@ class EmotionTable:
         if entry.head is None:
             return []
         personality = self.study.pr(seed, place.splits)
-        traits = TraitOptions(source=entry.trained_with)
+        traits = TraitOptions(source=cast(Source, entry.trained_with))
         if entry.trained_with in SETTINGS:
             run = str(self.runs.folder_of(personality))
             traits = TraitOptions("predicted", run=run, setting=entry.trained_with)

@@ -9,8 +9,9 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from kibun.models.conditioning import HeadName
 from kibun.models.types import EMOTIONS, TRAITS
 from kibun.training.corpora.splits import SPLIT_FILES
 from kibun.training.runs.config import ConfigError, RunConfig, Task, TraitOptions, load_config
@@ -59,7 +60,7 @@ class Study:
         traits: TraitOptions = TRUTH,
     ) -> RunConfig:
         """A run that estimates emotion alone; a head that sees no traits ignores both options of traits."""
-        options: dict[str, Any] = {"model": dataclasses.replace(self.emotion.model, head=head)}
+        options: dict[str, Any] = {"model": dataclasses.replace(self.emotion.model, head=cast(HeadName, head))}
         if head not in UNCONDITIONED:
             options["model"] = dataclasses.replace(options["model"], condition_on=condition_on)
             options["traits"] = traits

@@ -1,4 +1,4 @@
-"""What a training run is: a TOML file, checked, with the paper's settings as defaults.
+"""The configuration of a training run: a TOML file, checked, with the paper's settings as defaults.
 
     manifest = "manifest.jsonl"        # relative to the TOML file
     splits = "paper"                   # a name, a path, or absent: the manifest's own field `split`
@@ -7,26 +7,27 @@
     [traits]                           # TraitOptions, ser only
     [training]                         # TrainingOptions
 
-Source of the defaults: Gao et al., IEEE TAC 2025, where the text says it; else `docs/training.md`.
+Source of the defaults: Gao et al., IEEE TAC 2025, where the text states them; else `docs/training.md`.
 """
 
 import dataclasses
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from kibun.models.conditioning import HEADS
-from kibun.models.config import QUERIES
+from kibun.models.conditioning import HeadName, Query
 from kibun.models.files import written_atomically
 from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS
 from kibun.training.losses import SMALLEST_CCC_BATCH
 
 Task = Literal["pr", "ser", "mtl"]
 TASKS: tuple[Task, ...] = ("pr", "ser", "mtl")
-SOURCES = ("truth", "predicted", "noisy", "shuffled", "none")
-SETTINGS = ("utterance", "average", "conversation", "causal")
+Source = Literal["truth", "predicted", "noisy", "shuffled", "none"]
+Setting = Literal["utterance", "average", "conversation", "causal"]
+SETTINGS: tuple[Setting, ...] = ("utterance", "average", "conversation", "causal")
 
 
 class ConfigError(ValueError):
@@ -39,10 +40,12 @@ class ModelOptions:
 
     start: str = "facebook/hubert-base-ls960"  # HuBERT checkpoint (folder or hub id), bundle or run to start from
     trunk_layers: int | None = None  # Transformer layers of the trunk; None: half of them (six of HuBERT-base)
-    freeze: str = "trunk"  # "trunk": convolutions, projection, positions and the trunk's layers; "none"
+    freeze: Literal["trunk", "none"] = (
+        "trunk"  # "trunk": convolutions, projection, positions and the trunk's layers; "none"
+    )
     keep_heads: bool = False  # where `start` is a bundle: its heads of these tasks too, not new ones
-    head: str = "ticn-ca"  # emotion head, one of kibun.models.conditioning.HEADS; mtl: baseline or regression
-    query: str = "personality"  # side of the cross attention that asks, or "acoustic"
+    head: HeadName = "ticn-ca"  # of emotion; mtl: baseline or regression
+    query: Query = "personality"  # side of the cross attention that asks, or "acoustic"
     condition_on: tuple[str, ...] = TRAITS
     condition_ff: int = 2048
     condition_heads: int = 4
@@ -54,9 +57,9 @@ class ModelOptions:
 class TraitOptions:
     """Which traits emotion is conditioned on in training, on dev and on test."""
 
-    source: str = "truth"  # one of SOURCES; "none": the centre of the scale for everyone
+    source: Source = "truth"  # "none": the centre of the scale for everyone
     run: str | None = None  # source "predicted": the run of `kibun train pr` that predicts them
-    setting: str = "conversation"  # source "predicted": one of SETTINGS
+    setting: Setting = "conversation"  # source "predicted": which of its estimates
     sigma: float = 0.0  # source "noisy": standard deviation of Gaussian noise on each profile's trait
 
 
@@ -73,20 +76,21 @@ class TrainingOptions:
     head_learning_rate: float = 1e-4
     weight_decay: float = 0.01
     warmup: float = 0.1  # share of all steps
-    schedule: str = "linear"  # or "cosine", "constant"
-    loss: str = "mse"  # of emotion; "ccc" needs a micro_batch of 8
-    mix: str = "sum"  # L + a CTC; "convex": (1 - a) L + a CTC
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    loss: Literal["mse", "ccc"] = "mse"  # of emotion; "ccc" needs a micro_batch of 8
+    mix: Literal["sum", "convex"] = "sum"  # L + a CTC; "convex": (1 - a) L + a CTC
     ctc_weight: float = 0.1
     trait_weight: float = 1.0  # mtl: of the trait loss
     evaluations_per_epoch: int = 1
     patience: int = 5  # evaluations without a better dev CCC before training stops
-    precision: str = "auto"  # "bf16" on a GPU that has it, else "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # "auto": bf16 on a GPU that has it, else fp32
     crop_seconds: float | None = None  # longest piece of an utterance in training
-    augment: str = "none"  # "perturb": speed, noise, masks; "rooms": rooms, channels, noise, microphones
+    # "perturb": speed, noise, masks; "rooms": rooms, channels, noise, microphones
+    augment: Literal["none", "perturb", "rooms"] = "none"
     conversation_steps: int = 600  # pr: steps of the conversation head on the cached utterance vectors
     conversation_learning_rate: float = 1e-3
-    trunk_cache: str = "auto"  # where the frozen trunk's frames are kept: a folder; "auto": beside the run's; "off"
-    trunk_cache_dtype: str = "float32"  # or "float16": half the disk, frames rounded to 11 bits
+    trunk_cache: str = "auto"  # folder of the frozen trunk's frames; "auto": beside the run's; "off"
+    trunk_cache_dtype: Literal["float32", "float16"] = "float32"  # "float16": half the disk, rounded to 11 bits
     tensorboard: bool = False
 
 
@@ -111,7 +115,7 @@ class RunConfig:
 
 
 def load_config(task: Task | None, path: Path, settings: Sequence[str] = ()) -> RunConfig:
-    """Read a TOML file, with settings such as "training.seed=1" on top. task: None where the file says it.
+    """Read a TOML file, with settings such as "training.seed=1" on top. task: None where the file names it.
 
     Raises:
         ConfigError: the file cannot be read, or a setting is unknown or impossible.
@@ -207,41 +211,64 @@ def _value(text: str) -> Any:
 
 
 def _typed(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Values of a dataclass's fields, each of its type; a list becomes the tuple, an int the float that is wanted."""
+    """Values of a dataclass's fields, each of its type."""
     hints = get_type_hints(kind)
-    checked: dict[str, Any] = {}
-    for key, value in values.items():
+    for key in values:
         if key not in hints:
             raise ConfigError(f"{where}{key} is no setting; known: {', '.join(hints)}")
-        wanted = [hint for hint in get_args(hints[key]) or (hints[key],) if hint is not type(None)]
-        if get_origin(hints[key]) is tuple:
-            fits = isinstance(value, list | tuple) and all(isinstance(item, str) for item in value)
-            checked[key], names = tuple(value) if fits else value, ["list of strings"]
-        elif float in wanted and isinstance(value, int) and not isinstance(value, bool):
-            checked[key], fits, names = float(value), True, []
-        else:
-            allowed = str if Path in wanted else wanted[0]
-            fits, names = type(value) is allowed, [getattr(allowed, "__name__", str(allowed))]
-            checked[key] = value
-        if not fits:
-            raise ConfigError(f"{where}{key} is {value!r}, must be a {names[0]}")
-    return checked
+    return {key: _converted(f"{where}{key}", hints[key], value) for key, value in values.items()}
+
+
+def _converted(name: str, hint: Any, value: Any) -> Any:
+    """A value as a field of this type has it: a list becomes the tuple, an int the float that is wanted."""
+    hint = _without_none(hint)
+    if get_origin(hint) is Literal:
+        return value  # `_check` looks at it
+    if get_origin(hint) is tuple:
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise ConfigError(f"{name} is {value!r}, must be a list of strings")
+    if hint is float and type(value) is int:
+        return float(value)
+    wanted = str if hint is Path else hint
+    if type(value) is not wanted:
+        raise ConfigError(f"{name} is {value!r}, must be a {wanted.__name__}")
+    return value
+
+
+def _without_none(hint: Any) -> Any:
+    """X of X | None; other types as they are."""
+    return next(arg for arg in get_args(hint) if arg is not NoneType) if NoneType in get_args(hint) else hint
+
+
+BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    (
+        "batch micro_batch epochs evaluations_per_epoch patience conversation_steps max_steps",
+        lambda value: value >= 1,
+        "must be 1 or more",
+    ),
+    ("learning_rate head_learning_rate conversation_learning_rate", lambda value: value > 0, "must be above 0"),
+    ("weight_decay trait_weight", lambda value: value >= 0, "must be 0 or more"),
+    ("ctc_weight warmup", lambda value: 0 <= value <= 1, "allowed are 0..1"),
+    ("crop_seconds", lambda value: value >= 0.5, "must be 0.5 or more"),
+)
+"""Numbers of [training]: names, what holds of them, and how to put it."""
 
 
 def _check(config: RunConfig) -> None:
     model, traits, training = config.model, config.traits, config.training
-    _one_of("task", config.task, TASKS)
     if config.task == "pr" and config.dimension is not None:
         raise ConfigError("dimension is for ser and mtl; a run of pr estimates the five traits")
     if config.task != "pr":
         _one_of("dimension", config.dimension, EMOTIONS)
-    _one_of("model.freeze", model.freeze, ("trunk", "none"))
-    _one_of("model.head", model.head, HEADS if config.task != "mtl" else ("baseline", "regression"))
-    _one_of("model.query", model.query, QUERIES)
+    for where, section in (("", config), ("model.", model), ("traits.", traits), ("training.", training)):
+        for name, hint in get_type_hints(type(section)).items():
+            if get_origin(hint) is Literal:
+                _one_of(f"{where}{name}", getattr(section, name), get_args(hint))
+    if config.task == "mtl":
+        _one_of("model.head", model.head, ("baseline", "regression"))
     for trait in model.condition_on:
         _one_of("model.condition_on", trait, TRAITS)
-    _one_of("traits.source", traits.source, SOURCES)
-    _one_of("traits.setting", traits.setting, SETTINGS)
     if (traits.source == "predicted") != (traits.run is not None):
         raise ConfigError('traits.run and traits.source = "predicted" go together: name the run of `kibun train pr`')
     if (traits.source == "noisy") != (traits.sigma > 0):
@@ -252,14 +279,13 @@ def _check(config: RunConfig) -> None:
         raise ConfigError(
             f"[traits] is for ser with a head that looks at traits ({heads}), not for {what}: leave it out"
         )
-    _one_of("training.schedule", training.schedule, ("linear", "cosine", "constant"))
-    _one_of("training.loss", training.loss, ("mse", "ccc"))
-    _one_of("training.mix", training.mix, ("sum", "convex"))
-    _one_of("training.precision", training.precision, ("auto", "fp32", "bf16"))
-    _one_of("training.augment", training.augment, ("none", "perturb", "rooms"))
-    _one_of("training.trunk_cache_dtype", training.trunk_cache_dtype, ("float32", "float16"))
     if not training.trunk_cache:
         raise ConfigError("training.trunk_cache is empty, allowed are 'auto', 'off' and the path of a folder")
+    for names, holds, text in BOUNDS:
+        for name in names.split():
+            value = getattr(training, name)
+            if value is not None and not holds(value):
+                raise ConfigError(f"training.{name} is {value}, {text}")
     if training.loss == "ccc" and training.micro_batch < SMALLEST_CCC_BATCH:
         raise ConfigError(
             f"training.loss = 'ccc' needs training.micro_batch >= {SMALLEST_CCC_BATCH}, is {training.micro_batch}:"
@@ -267,22 +293,6 @@ def _check(config: RunConfig) -> None:
         )
     if training.batch % training.micro_batch:
         raise ConfigError(f"training.batch is {training.batch}, not a multiple of micro_batch {training.micro_batch}")
-    for name in ("batch", "micro_batch", "epochs", "evaluations_per_epoch", "patience", "conversation_steps"):
-        if getattr(training, name) < 1:
-            raise ConfigError(f"training.{name} is {getattr(training, name)}, must be 1 or more")
-    if training.max_steps is not None and training.max_steps < 1:
-        raise ConfigError(f"training.max_steps is {training.max_steps}, must be 1 or more")
-    for name in ("learning_rate", "head_learning_rate", "conversation_learning_rate"):
-        if getattr(training, name) <= 0:
-            raise ConfigError(f"training.{name} is {getattr(training, name)}, must be above 0")
-    for name in ("weight_decay", "trait_weight"):
-        if getattr(training, name) < 0:
-            raise ConfigError(f"training.{name} is {getattr(training, name)}, must be 0 or more")
-    for name in ("ctc_weight", "warmup"):
-        if not 0 <= getattr(training, name) <= 1:
-            raise ConfigError(f"training.{name} is {getattr(training, name)}, allowed are 0..1")
-    if training.crop_seconds is not None and training.crop_seconds < 0.5:
-        raise ConfigError(f"training.crop_seconds is {training.crop_seconds}, must be 0.5 or more")
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[str]) -> None:
