@@ -11,16 +11,16 @@ from typer.testing import CliRunner
 
 from kibun.bench.commands import bench_app
 from kibun.training.evaluation.metrics import ccc
-from kibun.training.simulation import audio as bench_audio
-from kibun.training.simulation import data as bench_data
-from kibun.training.simulation.data import QUICK, BenchOptions, draw_splits
+from kibun.training.simulation import audio as simulated_audio
+from kibun.training.simulation import data as simulated_data
+from kibun.training.simulation.data import QUICK, SimulationOptions, draw_splits
 from kibun.training.simulation.heads import Encoder, fit_head
 from kibun.training.simulation.paper import HEADS, jobs_for, run_jobs
 from kibun.training.simulation.summary import NOTE, mean_sd, summarise
 from kibun.training.simulation.world import draw_scenes, make_world
 from kibun.training.simulation.world_ceilings import ceilings
 
-TINY = BenchOptions(
+TINY = SimulationOptions(
     profiles=40, dev_profiles=12, test_profiles=20, utterances=6, size=16, epochs=2, batch=64, personality_epochs=2
 )
 
@@ -84,17 +84,17 @@ def test_as_sound_every_head_hears_the_same_frozen_trunk(tmp_path: Path) -> None
     options = dataclasses.replace(
         TINY, profiles=12, dev_profiles=4, test_profiles=4, utterances=3, size=32, audio=True, recognition_epochs=2
     )
-    bench_audio.prepare(options, 0, tmp_path)
-    splits = bench_audio.load_splits(options, 0, tmp_path, interaction=True)
+    simulated_audio.prepare(options, 0, tmp_path)
+    splits = simulated_audio.load_splits(options, 0, tmp_path, interaction=True)
     assert splits.train.frames.shape[0] == 36
     assert splits.train.frames.shape[1] >= 58, "1.2 s at 50 frames per second"
-    control = bench_audio.load_splits(options, 0, tmp_path, interaction=False)
+    control = simulated_audio.load_splits(options, 0, tmp_path, interaction=False)
     assert torch.equal(control.train.frames, splits.train.frames), "the same sounds"
     assert not torch.equal(control.train.valence, splits.train.valence), "mean something else"
-    one, two = (bench_audio.TailEncoder(options, 0, tmp_path)(splits.test.frames) for _ in range(2))
+    one, two = (simulated_audio.TailEncoder(options, 0, tmp_path)(splits.test.frames) for _ in range(2))
     assert torch.equal(one, two)
     # Chance is one in five; two epochs on 36 utterances are enough to hear that cues differ.
-    assert bench_audio.cue_accuracy(0, tmp_path) > 0.22
+    assert simulated_audio.cue_accuracy(0, tmp_path) > 0.22
     jobs = [job for job in jobs_for([0]) if job.is_main and job.interaction]
     figures = run_jobs(jobs, options, 1)[0]
     assert {"ticn_ca", "ceilings.full", "noise.0.4", "cue_accuracy"} <= figures.keys()
@@ -102,7 +102,7 @@ def test_as_sound_every_head_hears_the_same_frozen_trunk(tmp_path: Path) -> None
 
 
 def test_the_command_prints_one_object_with_every_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(bench_data, "QUICK", TINY)
+    monkeypatch.setattr(simulated_data, "QUICK", TINY)
     out = tmp_path / "figures.json"
     command = ["paper", "--quick", "--seeds", "2", "--jobs", "1", "--profiles", "40", "--json", "--out", str(out)]
     result = CliRunner().invoke(bench_app, command)
@@ -154,7 +154,7 @@ def test_a_verdict_that_fails_is_told_and_fails_the_command(monkeypatch: pytest.
         "predicted.setting3": 0.6,
         **{f"noise.{s:g}": 0.85 - 0.2 * s * s for s in (0.0, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6)},
     }
-    assert summarise({0: dict(better)}, BenchOptions(), 1.0)["passed"]
+    assert summarise({0: dict(better)}, SimulationOptions(), 1.0)["passed"]
     for change in (
         {"baseline": 0.42},
         {"concat": 0.61},
@@ -165,7 +165,7 @@ def test_a_verdict_that_fails_is_told_and_fails_the_command(monkeypatch: pytest.
         {"personality.setting2": 0.2},
         {"noise.0.1": 0.86},
     ):
-        assert not summarise({0: {**better, **change}}, BenchOptions(), 1.0)["passed"], change
+        assert not summarise({0: {**better, **change}}, SimulationOptions(), 1.0)["passed"], change
 
 
 def test_one_seed_has_no_sd() -> None:

@@ -20,7 +20,7 @@ add_fit_commands(train_app)
 
 @synth_app.callback()
 def _synth() -> None:
-    """Generate labelled speech: with espeak-ng, or in a world with known truth."""
+    """Generate labelled speech: with espeak-ng, or simulated with known ground truth."""
 
 
 @train_app.callback()

@@ -1,8 +1,8 @@
-"""The synthetic world as sound: rendered, and heard by a small HuBERT whose trunk then stays frozen, as in the paper.
+"""The simulation as sound: rendered, and encoded by a small HuBERT whose trunk then stays frozen, as in the paper.
 
-No pretrained weights are used. What pre-training gives a HuBERT, a grasp of what is being said, the trunk gets here by
-recognising cues: which cue sounds in each frame, and how intensely. Valence and traits have no part in that. Every head
-then gets the same frames of the frozen trunk and a copy of the same tail of its own to learn with.
+No pretrained weights are used. In place of pre-training, the trunk learns to recognise cues: which cue sounds in each
+frame, and how intensely. Valence and traits have no part in that. Every head then gets the same frames of the frozen
+trunk and its own copy of the same tail to train.
 """
 
 from pathlib import Path
@@ -18,35 +18,35 @@ from kibun.models.bundle import KibunConfig, KibunModel
 from kibun.models.hubert import Frames, Tail
 from kibun.training.demo_tiny.config import start_as_filter_bank
 from kibun.training.fit import fit
-from kibun.training.simulation.data import BenchOptions, Splits, UtteranceSet, of_profiles
+from kibun.training.simulation.data import SimulationOptions, Splits, UtteranceSet, of_profiles
 from kibun.training.simulation.world import CUE_NAMES, SEGMENTS, Scenes, draw_scenes, make_world
 from kibun.training.simulation.world_audio import draw_voice, render
 
-SILENT_MANNER = np.zeros(5)  # traits cannot be heard: what a head knows of them, it is given
+SILENT_MANNER = np.zeros(5)  # traits are inaudible: a head knows of them only what it is given
 RECOGNITION_BATCH = 32
 TASK = "valence"
 
 
-def prepare(options: BenchOptions, seed: int, folder: Path) -> None:
-    """Render the utterances of a seed, teach a trunk to recognise cues, and keep its frames and tail in `folder`."""
+def prepare(options: SimulationOptions, seed: int, folder: Path) -> None:
+    """Render the utterances of a seed, train a trunk to recognise cues, and store its frames and tail in `folder`."""
     torch.manual_seed(seed)
     scenes = _scenes(options, seed, interaction=True)
     audio = [_render(each, seed, index) for index, each in enumerate(scenes)]
     model = _new_model(options.size, seed)
     _learn_cues(model, audio[0], scenes[0], options, seed)
-    kept = {f"frames{index}": _frames(model, part).half() for index, part in enumerate(audio)}
-    kept["accuracy"] = torch.tensor(_accuracy(model, audio[2], scenes[2]))
-    kept |= {f"tail.{name}": value for name, value in model.tail(TASK).state_dict().items()}
-    torch.save(kept, _file(folder, seed))
+    stored = {f"frames{index}": _frames(model, part).half() for index, part in enumerate(audio)}
+    stored["accuracy"] = torch.tensor(_accuracy(model, audio[2], scenes[2]))
+    stored |= {f"tail.{name}": value for name, value in model.tail(TASK).state_dict().items()}
+    torch.save(stored, _file(folder, seed))
 
 
-def load_splits(options: BenchOptions, seed: int, folder: Path, *, interaction: bool) -> Splits:
+def load_splits(options: SimulationOptions, seed: int, folder: Path, *, interaction: bool) -> Splits:
     """The prepared utterances; in the control world the same sounds mean something else."""
-    kept = torch.load(_file(folder, seed), weights_only=True)
+    stored = torch.load(_file(folder, seed), weights_only=True)
     sets = [
         UtteranceSet(
             scenes=each,
-            frames=kept[f"frames{index}"].float(),  # (N, T, H)
+            frames=stored[f"frames{index}"].float(),  # (N, T, H)
             traits=of_profiles(torch.from_numpy(each.traits).float(), options.utterances),
             valence=torch.from_numpy(each.valence).float().flatten(),
         )
@@ -56,19 +56,19 @@ def load_splits(options: BenchOptions, seed: int, folder: Path, *, interaction: 
 
 
 def cue_accuracy(seed: int, folder: Path) -> float:
-    """Share of the frames of test whose cue the trunk names, by voices that it never heard."""
+    """Share of the test frames, 0..1, whose cue the trunk recognises, in voices that were not in training."""
     return float(torch.load(_file(folder, seed), weights_only=True)["accuracy"])
 
 
 class TailEncoder(nn.Module):
-    """The tail of a head: (B, T, H) frames of the trunk to (B, T, H), as `Encoder` at feature level."""
+    """The tail of a head: (B, T, H) frames of the trunk to (B, T, H), in place of `Encoder`."""
 
-    def __init__(self, options: BenchOptions, seed: int, folder: Path) -> None:
+    def __init__(self, options: SimulationOptions, seed: int, folder: Path) -> None:
         super().__init__()
         config = _config(options.size)
         self.tail = Tail(config.hubert_config, config.tail_layers)
-        kept = torch.load(_file(folder, seed), weights_only=True)
-        self.tail.load_state_dict({name[5:]: value for name, value in kept.items() if name.startswith("tail.")})
+        stored = torch.load(_file(folder, seed), weights_only=True)
+        self.tail.load_state_dict({name[5:]: value for name, value in stored.items() if name.startswith("tail.")})
 
     def forward(self, frames: Tensor) -> Tensor:
         """(B, T, H) -> (B, T, H)."""
@@ -79,7 +79,7 @@ def _file(folder: Path, seed: int) -> Path:
     return folder / f"seed{seed}.pt"
 
 
-def _scenes(options: BenchOptions, seed: int, *, interaction: bool) -> list[Scenes]:
+def _scenes(options: SimulationOptions, seed: int, *, interaction: bool) -> list[Scenes]:
     """Scenes of train, dev and test; who speaks and what is said does not depend on the interaction."""
     world = make_world(options.world, interaction=interaction)
     sizes = (options.profiles, options.dev_profiles, options.test_profiles)
@@ -128,9 +128,9 @@ def _new_model(size: int, seed: int) -> KibunModel:
 
 
 def _learn_cues(
-    model: KibunModel, audio: NDArray[np.float32], scenes: Scenes, options: BenchOptions, seed: int
+    model: KibunModel, audio: NDArray[np.float32], scenes: Scenes, options: SimulationOptions, seed: int
 ) -> None:
-    """Train trunk and tail to name the cue and its intensity in every frame."""
+    """Train trunk and tail to recognise the cue and its intensity in every frame."""
     model.recogniser = nn.Linear(options.size, len(CUE_NAMES) + 1)
     steps_per_epoch = max(1, len(audio) // RECOGNITION_BATCH)
     cues, intensity = (torch.from_numpy(x.reshape(-1, SEGMENTS)) for x in (scenes.cues, scenes.intensity))
@@ -185,5 +185,5 @@ def _recognise(model: KibunModel, audio: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _segment_of_frame(frames: int) -> Tensor:
-    """(T,) the cue that sounds in each frame: all last equally long, there being no manner."""
+    """(T,) index of the cue that sounds in each frame; without manner all are equally long."""
     return (torch.arange(frames) * SEGMENTS) // frames

@@ -1,4 +1,4 @@
-"""`kibun bench paper`: what the models can do on data with known truth. Heavy imports happen inside the command."""
+"""`kibun bench paper`: the models on simulated data with known ground truth. Heavy imports are inside the command."""
 
 import json
 import os
@@ -16,20 +16,20 @@ def paper(
     audio: Annotated[bool, typer.Option("--audio", help="As sound, through a small HuBERT; half an hour.")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0 on.")] = 3,
     profiles: Annotated[int | None, typer.Option(help="Speakers to train on; default 1000, as sound 600.")] = None,
-    world: Annotated[int, typer.Option(help="The world: what is said means other things.")] = 0,
+    world: Annotated[int, typer.Option(help="Seed of the rules by which cues and traits make valence.")] = 0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; does not change the figures.")] = None,
     out: Annotated[Path | None, typer.Option(help="File to write the JSON object to as well.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:
-    """The paper's heads in a synthetic world in which traits change how cues are to be read.
+    """The paper's heads on simulated data with known ground truth, in which traits change what cues mean.
 
-    Held-out speakers with new voices, ceilings by Monte Carlo, a control world in which traits only shift valence.
+    Held-out speakers with new voices, ceilings by Monte Carlo, a control in which traits only shift valence.
     --json: baseline, concat, ca, ticn_ca, shuffled, shuffled_at_test, traits_only, each with mean, sd and values (by
     seed); ceilings (none, additive, full); control (the heads, ceilings, and gain = TICN-CA minus the better of
     baseline and Concat, whose mean and sd are also control's own); personality; predicted; noise; heard; verdicts. It
-    shows the mechanism, not the gain on IEMOCAP. With --audio, scenes are rendered as short voiced tones and heard by
-    a HuBERT of 4 convolutions and 3 layers, pre-trained on naming cues, then frozen; traits cannot be heard there.
+    shows the mechanism, not the gain on IEMOCAP. With --audio, scenes are rendered as short voiced tones and encoded by
+    a HuBERT of 4 convolutions and 3 layers, pre-trained to recognise cues, then frozen; traits are inaudible there.
     Exit code 1 where a required verdict does not hold.
     """
     if quick and audio:
@@ -42,11 +42,11 @@ def paper(
     from rich.progress import Progress
 
     from kibun.training.evaluation.report_table import show
-    from kibun.training.simulation.data import AUDIO, QUICK, BenchOptions
+    from kibun.training.simulation.data import AUDIO, QUICK, SimulationOptions
     from kibun.training.simulation.paper import jobs_for, run_jobs
     from kibun.training.simulation.summary import summarise, to_tables
 
-    options = QUICK if quick else AUDIO if audio else BenchOptions()
+    options = QUICK if quick else AUDIO if audio else SimulationOptions()
     try:
         options = dataclasses.replace(options, world=world, profiles=profiles or options.profiles)
     except ValueError as error:

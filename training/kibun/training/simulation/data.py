@@ -1,4 +1,4 @@
-"""Training, dev and test sets of the synthetic world at feature level: new speakers and new voices in each."""
+"""Simulated training, dev and test sets at feature level: new speakers and new voices in each."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ from kibun.training.simulation.world_features import draw_frames
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchOptions:
-    """How much data, how big a model, how long a training; the same for every head."""
+class SimulationOptions:
+    """Amount of data, size of the model, length of training; the same for every head."""
 
     profiles: int = 1000  # speakers to train on
     dev_profiles: int = 200
@@ -25,17 +25,17 @@ class BenchOptions:
     learning_rate: float = 3e-3
     personality_epochs: int = 60
     world: int = 0
-    audio: bool = False  # rendered as sound and heard by a small HuBERT, in place of frames out of nowhere
+    audio: bool = False  # rendered as sound and encoded by a small HuBERT, in place of drawn frames
     recognition_epochs: int = 4  # audio: of the trunk's pre-training on cues
 
     def __post_init__(self) -> None:
         if self.profiles < 10:
-            raise ValueError(f"profiles is {self.profiles}, must be at least 10: there is nothing to learn from fewer")
+            raise ValueError(f"profiles is {self.profiles}, must be at least 10: fewer are too few to learn from")
         if self.world < 0:
             raise ValueError(f"world is {self.world}, must not be negative")
 
 
-AUDIO = BenchOptions(
+AUDIO = SimulationOptions(
     profiles=600,
     dev_profiles=100,
     test_profiles=150,
@@ -47,7 +47,7 @@ AUDIO = BenchOptions(
     learning_rate=2e-3,
     audio=True,
 )
-QUICK = BenchOptions(test_profiles=300, utterances=12, epochs=10, patience=4, personality_epochs=15)
+QUICK = SimulationOptions(test_profiles=300, utterances=12, epochs=10, patience=4, personality_epochs=15)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +70,11 @@ class UtteranceSet:
         return dataclasses.replace(self, traits=traits)
 
     def shuffled(self, seed: int) -> "UtteranceSet":
-        """Every speaker gets the traits of another one; they stay the same over a speaker's utterances."""
+        """The same utterances with each speaker's traits replaced by those of another speaker."""
         profiles, utterances = self.shape
         order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(6,))).permutation(profiles)
         other = np.empty(profiles, dtype=np.int64)
-        other[order] = np.roll(order, 1)  # one cycle through everybody: nobody keeps their own
+        other[order] = np.roll(order, 1)  # one cycle through all: no speaker gets their own
         return self.with_traits(of_profiles(torch.from_numpy(self.scenes.traits[other]).float(), utterances))
 
 
@@ -87,15 +87,15 @@ class Splits:
     test: UtteranceSet
 
 
-def draw_splits(options: BenchOptions, seed: int, *, interaction: bool, evidence: float = 0.0) -> Splits:
-    """The sets of this seed. The scenes do not depend on `evidence`, which is how plainly frames show traits."""
+def draw_splits(options: SimulationOptions, seed: int, *, interaction: bool, evidence: float = 0.0) -> Splits:
+    """The sets of this seed. The scenes do not depend on `evidence`, the strength with which frames show traits."""
     world = make_world(options.world, interaction=interaction)
     sets = []
     for index, profiles in enumerate((options.profiles, options.dev_profiles, options.test_profiles)):
-        said, heard = np.random.SeedSequence(seed, spawn_key=(7, index)).spawn(2)
-        scenes = draw_scenes(world, np.random.default_rng(said), profiles, options.utterances)
+        scene_seed, frame_seed = np.random.SeedSequence(seed, spawn_key=(7, index)).spawn(2)
+        scenes = draw_scenes(world, np.random.default_rng(scene_seed), profiles, options.utterances)
         frames = draw_frames(
-            scenes, np.random.default_rng(heard), size=options.size, world_seed=options.world, evidence=evidence
+            scenes, np.random.default_rng(frame_seed), size=options.size, world_seed=options.world, evidence=evidence
         )
         sets.append(
             UtteranceSet(
@@ -109,5 +109,5 @@ def draw_splits(options: BenchOptions, seed: int, *, interaction: bool, evidence
 
 
 def of_profiles(values: Tensor, utterances: int) -> Tensor:
-    """(P, ...) -> (P * utterances, ...): what is known of a speaker, at each of their utterances."""
+    """(P, ...) by speaker -> (P * utterances, ...) by utterance."""
     return values.repeat_interleave(utterances, dim=0)

@@ -1,8 +1,8 @@
-"""Trains the emotion heads of `kibun.models.conditioning` on frames of the synthetic world.
+"""Trains the emotion heads of `kibun.models.conditioning` on simulated frames.
 
-In front of every head is the same small encoder, which hears a frame and the two before it, as the layers of HuBERT
-would hear a frame in its context. Loss: 1 - CCC, plus a little squared error. Adam, one learning rate that warms up
-and falls; the epoch with the best CCC on dev is kept.
+In front of every head is the same small encoder, which sees a frame and the two before it, as the layers of HuBERT
+would see a frame in its context. Loss: 1 - CCC, plus a little squared error. Adam, with a learning rate that rises and
+falls; the result is the epoch with the best CCC on dev.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from kibun.models.hubert import Frames
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.fit import fit
 from kibun.training.losses import emotion_loss
-from kibun.training.simulation.data import BenchOptions, UtteranceSet
+from kibun.training.simulation.data import SimulationOptions, UtteranceSet
 
 ATTENTION_HEADS = 4
 EVALUATION_BATCH = 2048
@@ -26,11 +26,11 @@ CONTEXT = 3  # frames: this one and those before
 
 
 class Encoder(nn.Module):
-    """(B, T, H) frames to (B, T, H) frames that know the two before them."""
+    """(B, T, H) frames to (B, T, H), each from a frame and the two before it."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.hear = nn.Linear(CONTEXT * size, 2 * size)
+        self.context = nn.Linear(CONTEXT * size, 2 * size)
         self.out = nn.Linear(2 * size, size)
         self.norm = nn.LayerNorm(size)
 
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
         length = frames.shape[1]
         padded = F.pad(frames, (0, 0, CONTEXT - 1, 0))  # silence before the first frame
         context = torch.cat([padded[:, index : index + length] for index in range(CONTEXT)], dim=2)  # (B, T, 3 H)
-        return self.norm(self.out(torch.relu(self.hear(context))))  # type: ignore[no-any-return]
+        return self.norm(self.out(torch.relu(self.context(context))))  # type: ignore[no-any-return]
 
 
 class Estimator(nn.Module):
@@ -56,29 +56,31 @@ class Estimator(nn.Module):
         return cast(Tensor, self.head(Frames(hidden, (hidden.shape[1],) * len(hidden)), traits))
 
     @torch.no_grad()
-    def estimate(self, heard: UtteranceSet) -> Tensor:
+    def estimate(self, utterances: UtteranceSet) -> Tensor:
         """(N,) estimates."""
         self.eval()
         batches = zip(
-            torch.split(heard.frames, EVALUATION_BATCH), torch.split(heard.traits, EVALUATION_BATCH), strict=True
+            torch.split(utterances.frames, EVALUATION_BATCH),
+            torch.split(utterances.traits, EVALUATION_BATCH),
+            strict=True,
         )
         return torch.cat([self(frames, traits) for frames, traits in batches])
 
-    def ccc(self, heard: UtteranceSet) -> float:
+    def ccc(self, utterances: UtteranceSet) -> float:
         """CCC of the estimates with valence."""
-        return ccc(self.estimate(heard).numpy(), heard.valence.numpy())
+        return ccc(self.estimate(utterances).numpy(), utterances.valence.numpy())
 
 
 def fit_head(
     head: HeadName,
     train: UtteranceSet,
     dev: UtteranceSet,
-    options: BenchOptions,
+    options: SimulationOptions,
     seed: int,
     progress: Callable[[float], None] = lambda share: None,
     encoder: nn.Module | None = None,
 ) -> Estimator:
-    """The estimator of the best epoch on dev. `progress` is called with the share of training that is done."""
+    """The estimator of the best epoch on dev. `progress` is called with the share of training that is done, 0..1."""
     torch.manual_seed(seed)
     model = Estimator(head, options.size, encoder)
     shuffle = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
-"""`kibun bench paper`: every head, several seeds, in the world and in its control, spread over processes.
+"""`kibun bench paper`: every head, several seeds, with interaction and in the control, spread over processes.
 
-Each job makes its own data from its seed and runs on one thread, so the figures do not depend on how many processes
-share the work. Nothing is chosen on test: dev keeps the best epoch, and the settings are the same for every head.
+Each job draws its own data from its seed and runs on one thread, so the figures do not depend on how many processes
+share the work. The best epoch is chosen on dev, nothing on test, and the settings are the same for every head.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ import torch
 
 from kibun.models.conditioning import HeadName
 from kibun.training.evaluation.metrics import ccc
-from kibun.training.simulation import audio as bench_audio
-from kibun.training.simulation.data import BenchOptions, Splits, draw_splits
+from kibun.training.simulation import audio as simulated_audio
+from kibun.training.simulation.data import SimulationOptions, Splits, draw_splits
 from kibun.training.simulation.heads import Estimator, fit_head
 from kibun.training.simulation.personality import by_speaker, causal_curve, fit_personality, trait_ccc
 from kibun.training.simulation.world import make_world
@@ -27,14 +27,14 @@ from kibun.training.simulation.world_ceilings import ceilings
 HEADS: tuple[HeadName, ...] = ("baseline", "concat", "ca", "ticn-ca")
 SIGMAS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6)  # of Table VII
 PERSONALITY_EVIDENCE = 1.0
-# How long a job takes, roughly, beside the quickest.
+# How long a job takes, roughly, relative to the quickest.
 TRUNK_WEIGHT = 4
 WEIGHTS = {"baseline": 1, "concat": 1, "ca": 2, "ticn-ca": 4}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One head to train: in the world or in its control, on true traits or on those of other speakers."""
+    """One head to train: with interaction or in the control, on true traits or on those of other speakers."""
 
     seed: int
     head: HeadName
@@ -43,18 +43,18 @@ class Job:
 
     @property
     def is_main(self) -> bool:
-        """TICN-CA as the paper has it: also measured on other traits than the true ones, and told the ceilings."""
+        """Whether it is the paper's TICN-CA: also measured on other traits, with ceilings beside it."""
         return self.head == "ticn-ca" and not self.shuffled
 
     @property
     def name(self) -> str:
-        """What its CCC is called in the results."""
+        """The name of its CCC in the results."""
         name = "shuffled" if self.shuffled else self.head.replace("-", "_")
         return name if self.interaction else f"control.{name}"
 
 
 Figures = dict[str, float]
-"""Measured on test, by name; parts of a name are separated by dots."""
+"""Figures on test by name; parts of a name are separated by dots."""
 
 
 def jobs_for(seeds: Sequence[int]) -> list[Job]:
@@ -66,11 +66,11 @@ def jobs_for(seeds: Sequence[int]) -> list[Job]:
 
 def run_jobs(
     jobs: Sequence[Job],
-    options: BenchOptions,
+    options: SimulationOptions,
     processes: int,
     progress: Callable[[float], None] = lambda share: None,
 ) -> dict[int, Figures]:
-    """Figures by seed. `progress` is called with the share of the work that came to an end."""
+    """Figures by seed. `progress` is called with the share of the work, 0..1, that has just ended."""
     seeds = sorted({job.seed for job in jobs}) if options.audio else []
     whole = sum(WEIGHTS[job.head] for job in jobs) + TRUNK_WEIGHT * len(seeds)
     by_seed: dict[int, Figures] = {}
@@ -84,7 +84,7 @@ def run_jobs(
 
 
 def _done(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], processes: int) -> Iterator[Any]:
-    """Results of all calls as they come, each made on one thread."""
+    """Results of all calls as they finish, each computed on one thread."""
     if processes == 1 or not calls:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -98,17 +98,17 @@ def _done(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], processes:
             yield future.result()
 
 
-def _prepare(options: BenchOptions, seed: int, folder: Path) -> int:
-    bench_audio.prepare(options, seed, folder)
+def _prepare(options: SimulationOptions, seed: int, folder: Path) -> int:
+    simulated_audio.prepare(options, seed, folder)
     return seed
 
 
-def measure(job: Job, options: BenchOptions, folder: Path) -> tuple[Job, Figures]:
-    """Train one head and measure it on test. folder: where the audio of its seed was prepared, if there is audio."""
+def measure(job: Job, options: SimulationOptions, folder: Path) -> tuple[Job, Figures]:
+    """Train one head and measure it on test. folder: of `simulated_audio.prepare`, where options.audio."""
     encoder = None
     if options.audio:
-        splits = bench_audio.load_splits(options, job.seed, folder, interaction=job.interaction)
-        encoder = bench_audio.TailEncoder(options, job.seed, folder)
+        splits = simulated_audio.load_splits(options, job.seed, folder, interaction=job.interaction)
+        encoder = simulated_audio.TailEncoder(options, job.seed, folder)
     else:
         splits = draw_splits(options, job.seed, interaction=job.interaction)
     if job.shuffled:
@@ -123,7 +123,7 @@ def measure(job: Job, options: BenchOptions, folder: Path) -> tuple[Job, Figures
         if job.interaction:
             figures |= _on_other_traits(model, splits, job.seed)
             if options.audio:
-                figures["cue_accuracy"] = bench_audio.cue_accuracy(job.seed, folder)
+                figures["cue_accuracy"] = simulated_audio.cue_accuracy(job.seed, folder)
             else:
                 figures |= _on_predicted_traits(model, splits, options, job.seed)
     return job, figures
@@ -138,12 +138,12 @@ def _on_other_traits(model: Estimator, splits: Splits, seed: int) -> Figures:
     return figures | {f"noise.{sigma:g}": model.ccc(test.with_traits(test.traits + sigma * noise)) for sigma in SIGMAS}
 
 
-def _on_predicted_traits(model: Estimator, splits: Splits, options: BenchOptions, seed: int) -> Figures:
-    """Personality at every setting, where traits can be heard, and valence by a head that is given these traits."""
+def _on_predicted_traits(model: Estimator, splits: Splits, options: SimulationOptions, seed: int) -> Figures:
+    """Personality at every setting, on frames that show traits, and valence by a head that is given the estimates."""
     test = splits.test
-    heard = draw_splits(options, seed, interaction=True, evidence=PERSONALITY_EVIDENCE)  # the same scenes
-    personality = fit_personality(heard.train, heard.dev, options, seed)
-    predicted = personality.predict(by_speaker(heard.test))
+    audible = draw_splits(options, seed, interaction=True, evidence=PERSONALITY_EVIDENCE)  # the same scenes
+    personality = fit_personality(audible.train, audible.dev, options, seed)
+    predicted = personality.predict(by_speaker(audible.test))
     truth = torch.from_numpy(test.scenes.traits).float()  # (P, 5)
     figures = {f"personality.{name}": value for name, value in trait_ccc(predicted, truth).items()}
     figures |= {f"heard.{count}": value for count, value in enumerate(causal_curve(predicted, truth), 1)}

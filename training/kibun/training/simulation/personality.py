@@ -1,9 +1,9 @@
-"""Personality at the three settings of the paper, on frames of the synthetic world that show traits a little.
+"""Personality at the three settings of the paper, on simulated frames that show traits a little.
 
 Setting 1 is one utterance, setting 2 the mean of setting 1 over a speaker's utterances, setting 3 the conversation head
-over the utterance vectors; causal setting 3 is given only what was heard so far. The heads are those of
+over the utterance vectors; causal setting 3 gets only the utterances so far. The heads are those of
 `kibun.models.personality`, behind the same small encoder that emotion has, and vectors are rounded as a server rounds
-them. Loss: squared error of settings 1 and 3; the conversation head hears a random number of utterances, as it must
+them. Loss: squared error of settings 1 and 3; the conversation head gets a random number of utterances, as it does
 in service.
 """
 
@@ -16,7 +16,7 @@ from kibun.models.personality import ConversationHead, PersonalityHead, round_to
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.fit import fit
 from kibun.training.losses import trait_loss
-from kibun.training.simulation.data import BenchOptions, UtteranceSet, of_profiles
+from kibun.training.simulation.data import SimulationOptions, UtteranceSet, of_profiles
 from kibun.training.simulation.heads import ATTENTION_HEADS, Encoder
 from kibun.training.simulation.world import TRAIT_CENTRE
 
@@ -80,8 +80,8 @@ class PersonalityModel(nn.Module):
         )
 
 
-def fit_personality(train: UtteranceSet, dev: UtteranceSet, options: BenchOptions, seed: int) -> PersonalityModel:
-    """The model of the epoch with the best mean CCC of settings 1 and 3 on dev."""
+def fit_personality(train: UtteranceSet, dev: UtteranceSet, options: SimulationOptions, seed: int) -> PersonalityModel:
+    """Train a model; the result is the epoch with the best mean CCC of settings 1 and 3 on dev."""
     torch.manual_seed(seed)
     model = PersonalityModel(options.size)
     generator = torch.Generator().manual_seed(seed)
@@ -107,9 +107,9 @@ def fit_personality(train: UtteranceSet, dev: UtteranceSet, options: BenchOption
     return model
 
 
-def by_speaker(heard: UtteranceSet) -> Tensor:
+def by_speaker(utterances: UtteranceSet) -> Tensor:
     """Frames as (P, U, T, H)."""
-    return heard.frames.view(*heard.shape, *heard.frames.shape[1:])
+    return utterances.frames.view(*utterances.shape, *utterances.frames.shape[1:])
 
 
 def trait_ccc(predicted: Predicted, truth: Tensor) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What the benchmark found: mean and sd over seeds, the verdicts, and both as tables."""
+"""The results of the simulation: mean and sd over seeds, the verdicts, and both as tables."""
 
 import dataclasses
 import itertools
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kibun.training.evaluation.report_table import Cell, Row, Table
-from kibun.training.simulation.data import BenchOptions
+from kibun.training.simulation.data import SimulationOptions
 from kibun.training.simulation.paper import SIGMAS, Figures
 
 NOTE = (
-    "Synthetic world with known truth: this shows that the mechanism works, not the gain on IEMOCAP."
+    "Simulated data with known ground truth: this shows that the mechanism works, not the gain on IEMOCAP."
     " No IEMOCAP and no pretrained weights were used."
 )
 ENOUGH_PROFILES = 1000  # from here on TICN-CA must not fall behind CA
@@ -23,7 +23,7 @@ CONTROL_TOLERANCE = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """A claim, the figures that it rests on, and whether it holds. Claims that are not required are only told."""
+    """A claim, the figures that it rests on, and whether it holds. One that is not required never fails the command."""
 
     claim: str
     figures: str
@@ -31,7 +31,7 @@ class Verdict:
     required: bool = True
 
 
-def summarise(by_seed: Mapping[int, Figures], options: BenchOptions, seconds: float) -> dict[str, Any]:
+def summarise(by_seed: Mapping[int, Figures], options: SimulationOptions, seconds: float) -> dict[str, Any]:
     """The one object of `--json`; figures are CCC on test, {"mean", "sd", "values"} each, values in order of seeds."""
     for figures in by_seed.values():
         figures["control.gain"] = figures["control.ticn_ca"] - max(
@@ -47,7 +47,7 @@ def summarise(by_seed: Mapping[int, Figures], options: BenchOptions, seconds: fl
         place[last] = mean_sd(values)
     if "predicted" in results:
         results["predicted"] = {"none": results["baseline"], **results["predicted"], "truth": results["ticn_ca"]}
-    # What the control world says in one figure: TICN-CA beyond the better of the heads without interaction.
+    # The control in one figure: TICN-CA beyond the better of the heads without interaction.
     results["control"] |= results["control"]["gain"]
     checked = verdicts(results, options.profiles)
     return {
@@ -69,7 +69,7 @@ def mean_sd(values: Sequence[float]) -> dict[str, Any]:
 
 
 def verdicts(results: Mapping[str, Any], profiles: int) -> list[Verdict]:
-    """What the benchmark must show, and whether it did; all of it about means over seeds."""
+    """The claims that the simulation is to show, and whether each holds; all about means over seeds."""
 
     def mean(path: str) -> float:
         place: Any = results
@@ -171,7 +171,7 @@ def to_tables(payload: Mapping[str, Any]) -> list[Table]:
 
 
 def _personality_tables(payload: Mapping[str, Any]) -> list[Table]:
-    """Traits at every setting; none where they cannot be heard."""
+    """Traits at every setting; no table where they are inaudible."""
     if "personality" not in payload:
         return []
     rows = [

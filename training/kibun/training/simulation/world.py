@@ -1,14 +1,14 @@
-"""A synthetic world in which traits change how a voice is to be read, so that a model's grasp of it can be measured.
+"""Simulated data with known ground truth: rules by which cues in a voice and the speaker's traits make valence.
 
-An utterance is four cue segments of five types, each with an intensity. What a cue does to valence depends on who
-speaks (traits change its sign and how much it counts) and on the cue before it:
+An utterance is four cue segments of five types, each with an intensity. The effect of a cue on valence depends on the
+speaker (traits change its sign and its weight) and on the cue before it:
 
     v = 3 + 2 · sum_k softmax_k(G[c_k] · z) · e_k · tanh(a[c_k] + B[c_k] · z) · flip[c_(k-1)] + 0.3 · m · z + noise
 
 z are the five traits as deviations from 4. Arousal is a dimension without any interaction: intensity plus a share of
-the traits. A control world has G = B = 0: traits do no more there than shift valence.
+the traits. In a control world G = B = 0: traits only shift valence there.
 
-Everything is made by numpy generators from seeds, so the same seed gives the same world and the same scenes.
+Everything is drawn by numpy generators from seeds, so the same seed gives the same world and the same scenes.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ SEGMENTS = 4  # cues per utterance
 TRAIT_CENTRE, TRAIT_REACH = 4.0, 3.0  # traits are 4 + z, within 1..7
 QUIETEST, LOUDEST = 0.2, 1.0  # intensity e
 EMOTION_RANGE = (0.5, 5.5)  # labels are clipped to what IEMOCAP's means of raters reach
-NOISE = 0.2  # sd of what nobody can know, on the emotion scale
+NOISE = 0.2  # standard deviation of the unpredictable part, on the emotion scale
 
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """How segments and traits make valence and arousal; rows of (5, 5) are cue types, columns traits.
+    """The rules by which segments and traits make valence and arousal; rows of (5, 5) are cue types, columns traits.
 
     salience: G, (5, 5). bias: a, (5,). sign: B, (5, 5). flip: (6,) of ±1 by the cue before, at first "none".
     offset: m, (5,). arousal_offset: (5,).
@@ -61,7 +61,7 @@ class World:
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """What P speakers say in U utterances each: z (P, 5), cues and intensity (P, U, 4), valence and arousal (P, U)."""
+    """The utterances of P speakers, U each: z (P, 5), cues and intensity (P, U, 4), valence and arousal (P, U)."""
 
     z: Floats
     cues: Integers
@@ -99,7 +99,7 @@ def draw_segments(rng: np.random.Generator, *shape: int) -> tuple[Integers, Floa
 
 
 def draw_scenes(world: World, rng: np.random.Generator, profiles: int, utterances: int) -> Scenes:
-    """Speakers with their own traits, and what each of them says."""
+    """Draw speakers with their traits, and the utterances of each."""
     z = draw_profiles(rng, profiles)
     cues, intensity = draw_segments(rng, profiles, utterances)
     valence = world.valence(z[:, None], cues, intensity) + NOISE * rng.normal(size=(profiles, utterances))

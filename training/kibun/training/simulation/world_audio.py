@@ -1,11 +1,11 @@
-"""The synthetic world as sound: each cue a short voiced tone, each speaker a voice of their own.
+"""The simulation as sound: each cue a short voiced tone, each speaker with a different voice.
 
 A cue type is a pitch contour and a vowel, its intensity the loudness, and with it vocal effort: louder is brighter, as
 in real voices, so that intensity survives normalisation per utterance. A steady floor of noise does the same. What a
-voice adds (pitch, length of the vocal tract, a random equaliser) says nothing of traits.
+voice adds (pitch, length of the vocal tract, a random equaliser) is independent of traits.
 
-Traits can also be heard in the manner of speaking, each in something of its own, through noise that is new in every
-utterance, so that one utterance tells little of a speaker and many tell much. With `evidence` 0 they cannot be heard.
+Traits are also audible in the manner of speaking, each in a different feature, under noise that is new in every
+utterance: one utterance reveals little about a speaker, many reveal much. With `evidence` 0 they are inaudible.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Voice:
 
 
 def draw_voice(rng: np.random.Generator) -> Voice:
-    """A voice that nobody else has."""
+    """Draw a voice."""
     gender = "female" if rng.random() < 0.5 else "male"
     pitch_hz, scale = (200.0, 1.1) if gender == "female" else (115.0, 0.95)
     return Voice(
@@ -49,7 +49,7 @@ def draw_voice(rng: np.random.Generator) -> Voice:
 
 
 def draw_manner(rng: np.random.Generator, z: Floats, evidence: float) -> Floats:
-    """(5,) how much of each trait shows in one utterance; 0 is average."""
+    """(5,) strength with which each trait shows in one utterance; 0 is average."""
     return evidence * (z + MANNER_SPREAD * rng.normal(size=5))
 
 
@@ -88,7 +88,7 @@ def _pulses(pitch_hz: Floats, rng: np.random.Generator) -> Floats:
     """Glottal pulses at this pitch, (N,); each is shared between the two samples that it falls between."""
     cycles = np.cumsum(pitch_hz) / SAMPLE_RATE_HZ + rng.random()
     places = np.flatnonzero(np.diff(np.floor(cycles), prepend=np.floor(cycles[0])))
-    late = (cycles[places] % 1) * SAMPLE_RATE_HZ / pitch_hz[places]  # how long ago, in samples, 0..1
+    late = (cycles[places] % 1) * SAMPLE_RATE_HZ / pitch_hz[places]  # samples since the pulse, 0..1
     pulses = np.zeros(len(pitch_hz) + 1)
     pulses[places] += 1 - late
     pulses[places - 1] += late
@@ -112,7 +112,7 @@ def _voiced(source: Floats, voice: Voice, cue: int, intensity: float) -> Floats:
 
 
 def _equalised(audio: Floats, gains_db: Floats) -> Floats:
-    """The speaker's own colour, as a gain that is smooth over frequency; the level stays."""
+    """The speaker's spectral colour, as a gain that is smooth over frequency, at the same level."""
     spectrum = np.fft.rfft(audio)
     gain = 10 ** (np.interp(np.linspace(0, 1, len(spectrum)), np.linspace(0, 1, len(gains_db)), gains_db) / 20)
     coloured = np.fft.irfft(spectrum * gain, len(audio))

@@ -1,15 +1,15 @@
-"""What the best possible estimate could reach in the synthetic world, by Monte Carlo.
+"""The best CCC that any estimate could reach on the simulated data, by Monte Carlo.
 
-No function of what a predictor may know correlates better with valence than the conditional expectation given it, and
+No function of a predictor's inputs correlates better with valence than the conditional expectation given it, and
 concordance never exceeds correlation. So the correlation of that expectation with valence bounds every head:
 
     none      E[v | segments], the mean over many other profiles
     additive  E[v | segments] + E[v | traits]: the best sum of a function of the segments and one of the traits, since
               the two are drawn independently of each other
-    full      E[v | segments, traits]: the world itself without its noise
+    full      E[v | segments, traits]: the simulation without its noise
 
-The bounds are for a head that hears every cue and intensity exactly; one that hears them through noise and a new
-voice stays below. They are taken on the very scenes that heads are tested on.
+The bounds are for a head that knows every cue and intensity exactly; one that infers them through noise and a new
+voice stays below. They are computed on the scenes that heads are tested on.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ class Ceilings:
 
 
 def ceilings(world: World, scenes: Scenes, seed: int, samples: int = 1000) -> Ceilings:
-    """Ceilings on these scenes; `samples` profiles, and as many utterances, stand for all that there could be."""
+    """Ceilings on these scenes; `samples` profiles, and as many utterances, stand for their distributions."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     by_segments = np.mean(
         [world.valence(z, scenes.cues, scenes.intensity) for z in draw_profiles(rng, samples)], axis=0

@@ -14,19 +14,19 @@ def world(
     audio: Annotated[bool, typer.Option("--audio", help="Audio and manifest.jsonl; without: world.npz only.")] = False,
     dialogues: Annotated[int, typer.Option(help="Dialogues, of two speakers each.")] = 200,
     utterances: Annotated[int, typer.Option(help="Utterances of each speaker in a dialogue.")] = 10,
-    seed: Annotated[int, typer.Option(help="Who speaks and what is said.")] = 0,
-    world_seed: Annotated[int, typer.Option("--world", help="The world: what is said means other things.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of speakers and utterances.")] = 0,
+    world_seed: Annotated[int, typer.Option("--world", help="Seed of the rules that make valence.")] = 0,
     interaction: Annotated[
-        bool, typer.Option("--interaction/--no-interaction", help="Whether traits change how cues are to be read.")
+        bool, typer.Option("--interaction/--no-interaction", help="Whether traits change what cues mean.")
     ] = True,
-    evidence: Annotated[float, typer.Option(help="How plainly traits can be heard; 0: not at all.")] = 1.0,
+    evidence: Annotated[float, typer.Option(help="How audible traits are; 0: not at all.")] = 1.0,
     audio_format: Annotated[str, typer.Option("--format", help="flac or wav, 16 bit, 16 kHz.")] = "flac",
     jobs: Annotated[int, typer.Option(min=1, help="Processes; does not change the result.")] = 1,
     as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON.")] = False,
 ) -> None:
-    """Make a corpus with known truth, in which traits change what a voice's cues say about valence.
+    """Make a corpus with known ground truth, in which traits change what a voice's cues mean for valence.
 
-    With --audio, cues are short voiced tones; the corpus then trains and tests like any other, and corpus.json tells
+    With --audio, cues are short voiced tones; the corpus then trains and tests like any other, and corpus.json has
     the highest CCC that valence can reach. Without, the scenes and frames at feature level go into world.npz.
     """
     from rich.console import Console

@@ -1,7 +1,7 @@
-"""Writes the synthetic world as a corpus: audio files and a manifest, or its features in one file.
+"""Writes the simulated data as a corpus: audio files and a manifest, or features in one file.
 
-Two speakers take turns in a dialogue; nobody speaks in two. Labels are the world's own: valence, arousal, traits, and
-the names of the cues as text. The same seed gives the same files, whatever the number of processes.
+Two speakers take turns in a dialogue, and each speaks in one only. Labels are the ground truth: valence, arousal,
+traits, and the names of the cues as text. The same seed gives the same files, whatever the number of processes.
 """
 
 import dataclasses
@@ -31,10 +31,10 @@ class WorldCorpusOptions:
 
     dialogues: int = 200  # two speakers each
     utterances: int = 10  # of each speaker in a dialogue
-    seed: int = 0  # who speaks and what is said
-    world: int = 0  # what it means
+    seed: int = 0  # of speakers and utterances
+    world: int = 0  # seed of the rules
     interaction: bool = True  # False: the control world
-    evidence: float = 1.0  # how much of the traits can be heard; 0: nothing
+    evidence: float = 1.0  # how audible traits are; 0: not at all
     audio_format: str = "flac"  # "flac" or "wav", 16 bit
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class WorldCorpusOptions:
         return [*["train"] * (self.dialogues - 2 * held_out), *["dev"] * held_out, *["test"] * held_out]
 
     def scenes(self) -> Scenes:
-        """What is said by all speakers; those of dialogue d are 2 d and 2 d + 1."""
+        """The utterances of all speakers; those of dialogue d are 2 d and 2 d + 1."""
         world = make_world(self.world, interaction=self.interaction)
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(2,)))
         return draw_scenes(world, rng, 2 * self.dialogues, self.utterances)
@@ -106,7 +106,7 @@ def _results(tasks: list[_Task], jobs: int) -> Iterator[list[dict[str, Any]]]:
 
 def _render_dialogue(task: _Task) -> list[dict[str, Any]]:
     dialogue, split, scenes, options, folder = task
-    # Everything about a dialogue hangs on (seed, dialogue) alone.
+    # Everything about a dialogue depends on (seed, dialogue) alone.
     rng = np.random.default_rng(np.random.SeedSequence(options.seed, spawn_key=(3, dialogue)))
     voices = [draw_voice(rng), draw_voice(rng)]
     name = f"d{dialogue:04d}"

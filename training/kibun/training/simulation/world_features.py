@@ -1,10 +1,10 @@
-"""The synthetic world at the level of features: frames as an encoder might make them, without any encoder.
+"""Simulated features: frames as an encoder might make them, without any encoder.
 
 A cue lasts two frames. A frame is the cue's embedding, moved along another one by the intensity, coloured and shifted
-by the speaker's timbre, with noise on top: all in fixed random directions of an H-dimensional space. What came before
-is not in a frame; an encoder that hears several frames has to find that out.
+by the speaker's timbre, with noise on top: all in fixed random directions of an H-dimensional space. The previous
+cue is not in a frame; an encoder that sees several frames has to infer it.
 
-With evidence, a cue also shows two of the speaker's traits, through noise that is new in every utterance.
+With evidence, a cue also shows two of the speaker's traits, under noise that is new in every utterance.
 """
 
 import numpy as np
@@ -16,7 +16,7 @@ FRAMES_PER_CUE = 2
 FRAMES = SEGMENTS * FRAMES_PER_CUE
 TIMBRE_SIZE = 8  # independent ways in which voices differ
 FRAME_NOISE = 0.5  # sd in each direction; cues differ by about 1.4
-MANNER_SPREAD = 1.5  # sd, in units of a trait, of what hides a trait in one utterance
+MANNER_SPREAD = 1.5  # standard deviation, in units of a trait, of the noise on a trait in one utterance
 
 
 def draw_frames(
@@ -24,7 +24,7 @@ def draw_frames(
 ) -> NDArray[np.float32]:
     """Frames of all utterances, (P, U, 8, size); every speaker gets a new timbre.
 
-    evidence: strength of what shows of the traits; 0: nothing.
+    evidence: strength with which traits show; 0: not at all.
     """
     directions = np.random.default_rng(np.random.SeedSequence(world_seed, spawn_key=(4, size)))
     by_cue, by_intensity = directions.normal(size=(2, len(CUE_NAMES), size))
@@ -43,8 +43,8 @@ def draw_frames(
 
 
 def _manner(scenes: Scenes, rng: np.random.Generator) -> Floats:
-    """(P, U, 4, 5): what each cue shows of the traits; a cue of type c shows traits c and c + 1 alone."""
+    """(P, U, 4, 5) strength with which each cue shows each trait; a cue of type c shows traits c and c + 1 alone."""
     profiles, utterances, _ = scenes.cues.shape
-    heard = scenes.z[:, None] + MANNER_SPREAD * rng.normal(size=(profiles, utterances, 5))  # (P, U, 5)
+    noisy = scenes.z[:, None] + MANNER_SPREAD * rng.normal(size=(profiles, utterances, 5))  # (P, U, 5)
     shows = np.eye(5) + np.roll(np.eye(5), 1, axis=1)  # by type
-    return np.asarray(shows[scenes.cues] * heard[:, :, None])
+    return np.asarray(shows[scenes.cues] * noisy[:, :, None])
