@@ -51,7 +51,9 @@ def trait_ccc(rows: Sequence[Prediction]) -> dict[str, float]:
     return {trait: ccc(*np.array([_values(row, trait) for row in _last(rows)]).T) for trait in TRAITS}
 
 
-def expected_error(rows: Sequence[Prediction], counts: Sequence[int] = UTTERANCE_COUNTS) -> tuple[tuple[int, Traits], ...]:
+def expected_error(
+    rows: Sequence[Prediction], counts: Sequence[int] = UTTERANCE_COUNTS
+) -> tuple[tuple[int, Traits], ...]:
     """(utterances heard, RMSE per trait) at conversation level, for every count that some speaker reaches."""
     estimates = [row.predicted for row in rows]
     return error_by_count(
