@@ -56,7 +56,7 @@ class QueueMachine(RuleBasedStateMachine):
 
     def arrive(self, stream: str, final: bool, deadline: int, seconds: int) -> None:
         ticket = make_ticket(self.number, deadline, stream=stream, final=final, seconds=seconds)
-        if not self.queue.has_room(ticket.job, final=final):
+        if not self.queue.accepts(ticket.job, final=final):
             return
         self.number += 1
         expected = [t for t in self.queued.values() if t.stream_id == stream and not t.final]

@@ -1,19 +1,19 @@
-"""When interims give way and streams are refused, and the speech that open streams will bring. Pure: no clock."""
+"""When interims are skipped and streams refused, and how much speech open streams are expected to bring. No clock."""
 
 import math
 from dataclasses import dataclass
 
 MEMORY_S = 60.0  # a stream that has fallen silent counts for a third after this time
-STREAMS = 50  # closed streams that shape what a new one is expected to say
+STREAMS = 50  # closed streams that shape the rate expected of a new one
 FINALS = 50  # finals that shape the mean length of one
 
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How busy a server may be for something still to be done; beyond either figure it is not."""
+    """How busy a server may be for something still to be done; above either figure it is not."""
 
     load: float  # share of the machine that the finals of all open streams need
-    delay_s: float  # that a final coming now would wait before its analysis begins
+    delay_s: float  # for which a final submitted now would wait before its analysis begins
 
 
 # Overload shows in this order. Simulated (tests/server/inference/test_batcher_simulated.py): with 0.75 a flood of
@@ -22,7 +22,7 @@ class Level:
 STRETCH_FROM = 0.4  # load from which interims become rarer, …
 INTERIM = Level(0.6, 0.5)  # … until they are skipped
 NEW_STREAM = Level(0.75, 1.0)
-RUNNING_CONVERSATION = Level(0.9, 3.0)  # its next turn gets the last of the room: new streams never fill it
+RUNNING_CONVERSATION = Level(0.9, 3.0)  # the last of the capacity is for its next turn: new streams never use it
 MAX_STRETCH = 2.0
 
 
@@ -35,7 +35,7 @@ def stretch(load: float) -> float:
 @dataclass(slots=True)
 class _Open:
     opened: float
-    said_s: float = 0.0  # speech so far
+    speech_s: float = 0.0  # so far
     rate: float = 0.0  # seconds of speech per second, at `at`
     at: float = 0.0
 
@@ -43,15 +43,15 @@ class _Open:
 class SpeechLoad:
     """Seconds of speech per second that the open streams are expected to bring.
 
-    A stream's work comes after it was admitted, so counting what is queued is too late. Each stream counts with a
-    rate: when it opens, that of streams before it (of one that never pauses, before any is known), from then on a
-    fading average of its own. One that stays silent counts for less and less.
+    A stream's work comes after it was admitted, so counting what is queued is too late. Each stream counts with a rate:
+    when it opens, that of earlier streams (1, before there are any), from then on a fading average of its own speech. A
+    stream that stays silent counts less and less.
     """
 
     def __init__(self) -> None:
         self._streams: dict[str, _Open] = {}
         self._rate, self._at = 0.0, 0.0  # sum over the streams, and when that was
-        self._said_s = self._open_s = MEMORY_S  # by closed streams; to begin with, by one that never paused
+        self._speech_s = self._open_s = MEMORY_S  # of closed streams; initially of one that never paused
         self._final_s = 3.0
 
     def __len__(self) -> int:
@@ -60,41 +60,41 @@ class SpeechLoad:
 
     @property
     def final_s(self) -> float:
-        """Mean length of a final."""
+        """Mean length of a final, in seconds."""
         return self._final_s
 
     @property
     def new_rate(self) -> float:
-        """Seconds of speech per second that a stream which opens now is expected to bring, 0..1."""
-        return min(self._said_s / self._open_s, 1.0)
+        """Seconds of speech per second expected of a stream that opens now, 0..1."""
+        return min(self._speech_s / self._open_s, 1.0)
 
     def rate(self, now: float) -> float:
         """Seconds of speech per second of all open streams together."""
         return max(_faded(self._rate, now - self._at), 0.0)
 
-    def opened(self, stream_id: str, now: float) -> None:
-        """A stream was admitted."""
+    def open(self, stream_id: str, now: float) -> None:
+        """Count a stream that was admitted."""
         self._streams[stream_id] = _Open(now, rate=self.new_rate, at=now)
         self._add(self.new_rate, now)
 
-    def spoke(self, stream_id: str, seconds: float, now: float) -> None:
-        """A final of a stream has come. Streams that were never opened count for the mean length alone."""
+    def add_final(self, stream_id: str, seconds: float, now: float) -> None:
+        """Count a final of `seconds`; one of a stream that was never opened counts only for the mean length."""
         self._final_s += (seconds - self._final_s) / FINALS
         stream = self._streams.get(stream_id)
         if stream is not None:
-            stream.said_s += seconds
+            stream.speech_s += seconds
             stream.rate = _faded(stream.rate, now - stream.at) + seconds / MEMORY_S
             stream.at = now
             self._add(seconds / MEMORY_S, now)
 
-    def closed(self, stream_id: str, now: float) -> None:
-        """A stream has ended."""
+    def close(self, stream_id: str, now: float) -> None:
+        """Stop counting a stream, and learn from it what to expect of new ones."""
         stream = self._streams[stream_id]
         self._add(-_faded(stream.rate, now - stream.at), now)
         del self._streams[stream_id]
         if not self._streams:
             self._rate = 0.0  # no rounding error outlives the streams
-        self._said_s += stream.said_s - self._said_s / STREAMS
+        self._speech_s += stream.speech_s - self._speech_s / STREAMS
         self._open_s += now - stream.opened - self._open_s / STREAMS
 
     def _add(self, rate: float, now: float) -> None:

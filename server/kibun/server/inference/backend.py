@@ -1,6 +1,6 @@
-"""What the session asks of whatever runs the models, and what it gets back.
+"""The interfaces between a session, the queue and whatever runs the models.
 
-Plain data and two Protocols: neither torch nor grpc is needed to import this. A backend is stateless: an `Utterance`
+Plain data and two Protocols: importing this needs neither torch nor grpc. A backend is stateless: an `Utterance`
 carries the audio *and* what is already known of its speaker, an `Analysis` the estimates *and* the new utterance
 vector. Any worker on any machine can therefore answer any job, and a crash loses nothing.
 """
@@ -23,7 +23,7 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a loaded model is and what it can do."""
+    """What a loaded model is and what it can estimate."""
 
     name: str
     version: str
@@ -35,27 +35,26 @@ class ModelInfo:
     supports_conversation_personality: bool = True
     synthetic: bool = False  # trained on generated speech: tells you nothing about real people
     trained: bool = True
-    emotions: tuple[str, ...] = ("valence", "arousal")  # dimensions that it estimates; one alone is no emotion
-    precision: str = ""  # that it runs in, and why, in words for the operator
-    conditioned: bool = True  # emotion is conditioned on traits, given or its own
-    emotion_rescaled_from: tuple[float, float] | None = None  # scale of the labels, where it was not 1..5
-    # (utterance count, root-mean-square error per trait with that much evidence), by rising count; None: unknown
+    emotions: tuple[str, ...] = ("valence", "arousal")  # dimensions that it estimates; emotion is both
+    precision: str = ""  # of its matrix products, and why, in words for the operator
+    conditioned: bool = True  # its emotion estimate depends on traits, given or predicted
+    emotion_rescaled_from: tuple[float, float] | None = None  # scale of its training labels, where that was not 1..5
+    # (utterances, root-mean-square error per trait from that many), in ascending order; None: unknown
     expected_error: tuple[tuple[int, Traits], ...] | None = None
 
     @property
     def requires_given_traits(self) -> bool:
-        """Whether its emotion needs traits that it does not estimate itself."""
+        """Whether its emotion estimate needs traits that it does not predict itself."""
         return self.supports_emotion and self.conditioned and not self.supports_personality
 
 
 class BackendError(Exception):
-    """A job (or the start of the backend) failed for good; it has been retried where that could help.
+    """A job, or the start of the backend, failed for good; where a retry could help, it has been made.
 
-    Reasons: `WORKER_FAILED` (the worker died or hung on both attempts), `NO_WORKER` (none could be started for a
-    long time; another server may have one), `MODEL_NONFINITE` (the model gave
-    NaN or infinity), `MODEL_FAILED` (the model raised), `UNKNOWN_MODEL`, `INVALID_JOB` (shape, dtype or
-    length of the audio or history), `LOAD_FAILED` (no worker could be started), `UNAVAILABLE` (not
-    started, draining or closed).
+    Reasons: `WORKER_FAILED` (the worker died or hung on both attempts), `NO_WORKER` (none could be started for a long
+    time; another server may have one), `MODEL_NONFINITE` (the model returned NaN or infinity), `MODEL_FAILED` (the
+    model raised), `UNKNOWN_MODEL`, `INVALID_JOB` (malformed audio or history), `LOAD_FAILED` (no worker could be
+    started), `UNAVAILABLE` (not started, draining or closed).
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -68,52 +67,52 @@ class BackendError(Exception):
 
 
 class Superseded(Exception):
-    """An interim is not computed: its stream asked for a newer one or for the final, or there is no room.
+    """An interim is not computed: its stream asked for a newer one or for the final, or the server is busy.
 
-    Only ever raised for interims, and not a fault: the caller goes on without this interim.
+    Raised for interims only. It is no fault: the caller goes on without this interim.
     """
 
 
 class Backend(Protocol):
-    """Runs models. `LocalBackend` is the default implementation; all of them pass one contract-test suite."""
+    """Runs models. `worker_pool.LocalBackend` is the implementation."""
 
     @property
     def slots(self) -> int:
-        """How many `infer` calls may usefully be in flight at once; known after `start`."""
+        """How many `infer` calls can usefully be in flight at once; known after `start`."""
         ...
 
     @property
     def batch_s(self) -> float:
         """Seconds of audio that one batch may carry; 0 where batching gains nothing: one job each.
 
-        An upper limit: whether a batch pays is decided by what batches were measured to cost.
+        An upper limit: the measured cost of batches decides whether a larger one pays.
         """
         ...
 
     async def start(self) -> tuple[ModelInfo, ...]:
         """Load the models; return them, the default first, once a warm-up inference has succeeded.
 
-        Raises BackendError LOAD_FAILED with a message for the operator, naming the file at fault.
+        Raises BackendError LOAD_FAILED with a message for the operator that names the file.
         """
         ...
 
     async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
-        """Analyse a batch: one entry per job, in order. A failed job is its own error and spoils no other.
+        """Analyse a batch; return one entry per job, in order. A job that fails has an error as its own entry.
 
         Raises BackendError only where no job could be tried at all.
         """
         ...
 
     def ready(self) -> bool:
-        """Whether a job handed in now would be started now (False while workers are being respawned)."""
+        """Whether a job submitted now would start now; False while no worker is alive."""
         ...
 
     def down_s(self) -> float:
-        """Seconds for which no worker has lived, 0 while one does."""
+        """Seconds for which no worker has been alive; 0 while one is."""
         ...
 
     async def drain(self) -> None:
-        """Refuse new jobs, wait for those in flight."""
+        """Refuse new jobs and wait for those in flight."""
         ...
 
     async def close(self) -> None:
@@ -122,11 +121,11 @@ class Backend(Protocol):
 
 
 class Analyzer(Protocol):
-    """What a session sees: one awaitable call per utterance. `batcher.Batcher` is the implementation."""
+    """The queue as a session sees it: one awaitable call per utterance. `batcher.Batcher` is the implementation."""
 
     @property
     def full(self) -> bool:
-        """Whether finals need the machine: ask for no interim."""
+        """Whether finals need all of the machine: request no interims."""
         ...
 
     @property
@@ -135,26 +134,25 @@ class Analyzer(Protocol):
         ...
 
     def ready(self) -> bool:
-        """Whether a worker lives or can be expected soon. What is submitted while none does waits for the next."""
+        """Whether a worker is alive or expected soon. Jobs submitted while none is wait for the next one."""
         ...
 
     def admits(self, *, running: bool) -> bool:
-        """Whether the finals of one more stream fit beside those of the open ones.
+        """Whether the machine can take the finals of one more stream beside those of the open streams.
 
-        `running`: it continues a conversation that is under way; such streams get the last of the room.
+        running: the stream continues a conversation that has begun; the last of the capacity is for such streams.
         """
         ...
 
     def stream(self, stream_id: str) -> AbstractContextManager[None]:
-        """Entered while a stream is open. What it is expected to say takes room, until it ends."""
+        """Entered for as long as a stream is open: the speech expected of it counts as load."""
         ...
 
     async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Analysis:
         """Analyse one utterance; cancelling the awaiting task drops the job if it is still queued.
 
-        `deadline_s`: seconds from now by which the answer is wanted. It orders the queue; a late final is
-        computed all the same. A final waits while the queue has no room (backpressure). A stream has at
-        most one interim queued.
+        deadline_s: seconds from now by which the answer is wanted. It orders the queue; a late final is still computed.
+        A final waits while the queue is full (backpressure). A stream has at most one interim queued.
 
         Raises Superseded (interims only) or BackendError.
         """

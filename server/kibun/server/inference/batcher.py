@@ -1,18 +1,18 @@
 """A bounded, deadline-ordered queue in front of a backend: `Batcher`, and its pure part, `JobQueue`.
 
-A job goes out at once while the backend has an idle slot; only while all are busy do jobs gather. There is no fixed
-wait. Finals leave before interims, the earliest deadline first, and none is ever dropped. Interims are what gives
-under load: a stream has at most one queued, its newest, and none once its final is there.
+A job is dispatched at once while the backend has an idle slot; jobs queue only while all slots are busy. There is no
+fixed wait. Finals go before interims, earliest deadline first, and are never dropped. Under load interims are: a stream
+has at most one queued, its newest, and none once its final is queued.
 
-Whether what has gathered leaves together is decided by what batches were measured to cost, `a * audio_seconds + b`.
-One more job in a batch of k makes those k wait for its audio, k * a * seconds. It saves one b, which the job itself
-and all that queue behind it are waiting for, on one of the slots. So it is added while
+Whether queued jobs go together depends on the measured cost of batches, `a * audio_seconds + b`. One more job in a
+batch of k makes those k wait for its audio, k * a * seconds. It saves one b, for which the job and all those behind it
+would wait, on one of the slots. So it is added while
 
     k * a * seconds  <  b * (jobs that are not in the batch yet) / slots
 
-which keeps the mean wait lowest: with b near 0 (a CPU) jobs go one by one and the first answer comes soonest, with a
-large b (a GPU), or when much is queued and throughput is what counts, they go together. Two limits are firm: the
-audio that the backend takes in one batch, and the deadline of the batch's first job, where it can be met at all.
+which minimises the mean wait: with b near 0 (a CPU) jobs go one by one and the first answer comes soonest; with a large
+b (a GPU), or a long queue, where throughput counts, they go together. Two limits are hard: the audio that the backend
+takes in one batch, and the deadline of the batch's first job, if it can be met at all.
 """
 
 import asyncio
@@ -31,30 +31,30 @@ from kibun.server.inference.cost import CostModel
 from kibun.server.observability.telemetry import Telemetry
 
 SOON_S = 10.0
-"""A worker in place of a dead one loads within that time; whose stream killed it shall not keep others out."""
+"""A worker is restarted within this time: until then streams are admitted, so that one that kills it shuts out none."""
 
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """Bounds of the queue, in seconds of audio: what jobs cost, roughly, in time and in memory (64 kB a second)."""
+    """Bounds of the queue, in seconds of audio: roughly what jobs cost in time and in memory (64 kB per second)."""
 
-    queued_s: float = 600.0  # finals that may be queued; interims may be as many again
+    queued_s: float = 600.0  # of finals; as much again of interims
 
 
 @dataclass(frozen=True, order=True, slots=True)
 class Ticket:
     """A queued job. Tickets are ordered by deadline, then by arrival."""
 
-    deadline: float  # on the clock of whoever made it, in seconds
-    number: int  # of arrival, unique
+    deadline: float  # in seconds, on the clock of the caller
+    number: int  # in order of arrival, unique
     job: Job = field(compare=False)
     stream_id: str = field(compare=False)
     final: bool = field(compare=False)
-    queued: float = field(compare=False, default=0.0)  # when, on the same clock
+    queued: float = field(compare=False, default=0.0)  # since when, on the same clock
 
 
 class JobQueue:
-    """Decides what is queued and what leaves next. No clock, no asyncio; times come from the caller."""
+    """Decides what is queued and which jobs go next. No clock, no asyncio: the caller passes times."""
 
     def __init__(self, limits: QueueLimits) -> None:
         self._limits = limits
@@ -65,13 +65,13 @@ class JobQueue:
     def __len__(self) -> int:
         return len(self._finals) + len(self._interims)
 
-    def has_room(self, job: Job, *, final: bool) -> bool:
-        """Whether a job may be pushed. A lane that is empty takes any job."""
+    def accepts(self, job: Job, *, final: bool) -> bool:
+        """Whether a job may be pushed. An empty lane accepts any job."""
         lane = self._finals if final else self._interims
         return not lane or _seconds(lane) + job.utterance.seconds <= self._limits.queued_s
 
     def push(self, ticket: Ticket) -> Ticket | None:
-        """Queue a job; return its stream's interim that it supersedes, if any."""
+        """Queue a job; return the queued interim of its stream, which it supersedes, if there is one."""
         superseded = self._interim_of.get(ticket.stream_id)
         if superseded is not None:
             self.discard(superseded)
@@ -81,7 +81,7 @@ class JobQueue:
         return superseded
 
     def discard(self, ticket: Ticket) -> bool:
-        """Take a job out that nobody waits for any more; False if it has left already."""
+        """Remove a job that nobody waits for any more; False if it is no longer queued."""
         lane = self._finals if ticket.final else self._interims
         index = bisect.bisect_left(lane, ticket)
         if index == len(lane) or lane[index] is not ticket:
@@ -91,14 +91,14 @@ class JobQueue:
         return True
 
     def pop_batch(self, idle_slots: int, slots: int, *, batch_s: float, now: float, cost: CostModel) -> list[Ticket]:
-        """Take the jobs that leave now on one of the idle slots; empty if none should.
+        """Remove and return the jobs that go now to one of the idle slots; empty if none should.
 
-        `batch_s`: seconds of audio that a batch may carry; a job that is longer goes alone.
+        batch_s: seconds of audio that a batch may carry; a longer job goes alone.
 
-        What leaves is always the head of a lane: no final ever leaves after one with a later deadline that was queued
-        at the same time, whatever their lengths. A batch never mixes finals and interims, so no final waits for an
-        interim's audio. While there is more than one slot, one is kept free of interims: the next final finds it
-        idle. What other idle slots could start at once is left to them.
+        They are always the head of a lane: no final goes after one with a later deadline that was queued at the same
+        time, whatever their lengths. A batch never mixes finals and interims, so no final waits for an interim's audio.
+        Where there are several slots, one takes no interims: the next final finds it idle. Jobs that other idle slots
+        could start at once are left to those.
         """
         if idle_slots < 1:
             return []
@@ -131,7 +131,7 @@ class JobQueue:
         return _seconds(self._finals)
 
     def clear(self) -> list[Ticket]:
-        """Take everything out."""
+        """Remove and return everything."""
         tickets = self._finals + self._interims
         self._finals, self._interims, self._interim_of = [], [], {}
         return tickets
@@ -164,9 +164,9 @@ class Batcher:
         self._speech = SpeechLoad()
         self._numbers = itertools.count()
         self._futures: dict[int, asyncio.Future[Analysis]] = {}  # by ticket number; queued and running
-        self._running: dict[asyncio.Task[None], float] = {}  # batches, and when they are expected to be done
-        self._entry = asyncio.Lock()  # finals that wait for room enter in the order they came
-        self._room = asyncio.Event()  # something left the queue
+        self._running: dict[asyncio.Task[None], float] = {}  # batches, and when they are expected to end
+        self._entry = asyncio.Lock()  # finals that wait for a full queue enter it in the order they came
+        self._dequeued = asyncio.Event()  # a job left the queue
         self._closed = False
 
     @property
@@ -181,11 +181,11 @@ class Batcher:
 
     @property
     def delay_s(self) -> float:
-        """Seconds that a final coming now is expected to wait before its analysis begins."""
+        """Seconds for which a final submitted now is expected to wait before its analysis begins."""
         slots, now = self._backend.slots, self._clock()
         if len(self._running) < slots:
             return 0.0
-        # A batch that is overdue is expected to take as long again as it is late.
+        # An overdue batch is expected to take as long again as it is late.
         running_s = sum(abs(done_at - now) for done_at in self._running.values())
         queued_s = self._queue.finals_s * self._busy_cost
         return (running_s + queued_s) / max(slots, 1)
@@ -205,25 +205,25 @@ class Batcher:
         return self._backend.down_s() < SOON_S
 
     def admits(self, *, running: bool) -> bool:
-        """See backend.Analyzer.admits. Somebody is always admitted: a machine too slow for one stream serves one."""
+        """See backend.Analyzer.admits. The first stream is always admitted, however slow the machine."""
         level = admission.RUNNING_CONVERSATION if running else admission.NEW_STREAM
         return not self._speech or self._fits(level, self._speech.new_rate * self._share_of_speech)
 
     @contextmanager
     def stream(self, stream_id: str) -> Iterator[None]:
         """See backend.Analyzer.stream."""
-        self._speech.opened(stream_id, self._clock())
+        self._speech.open(stream_id, self._clock())
         try:
             yield
         finally:
-            self._speech.closed(stream_id, self._clock())
+            self._speech.close(stream_id, self._clock())
 
     async def measure(self, model: ModelInfo) -> None:
-        """Learn from noise of two lengths what batches cost here, before any stream has to be admitted."""
-        with suppress(BackendError):  # then the first finals tell
+        """Measure the cost of batches with noise of two lengths, before any stream has to be admitted."""
+        with suppress(BackendError):  # then the first finals will show
             for samples in (SAMPLE_RATE_HZ // 4, SAMPLE_RATE_HZ):
                 job = Job(model.name, faint_noise(model.vector_size, samples))
-                # Twice, side by side where there are two slots: either may be delayed by whatever else starts now.
+                # Twice, side by side where there are two slots: either may be delayed by other things that start now.
                 times_s: list[float] = []
                 while len(times_s) < 2:
                     side_by_side = (self._timed(job) for _ in range(min(self._backend.slots, 2)))
@@ -239,17 +239,17 @@ class Batcher:
         return self._clock() - began
 
     async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Analysis:
-        """See backend.Analyzer.submit. A job that has left the queue is computed even if its caller is gone."""
+        """See backend.Analyzer.submit. A job that has left the queue is computed even if its caller is cancelled."""
         now = self._clock()
         deadline = now + deadline_s
         ticket = Ticket(deadline, next(self._numbers), job, stream_id, final, now)
         if final:
-            self._speech.spoke(stream_id, job.utterance.seconds, now)
+            self._speech.add_final(stream_id, job.utterance.seconds, now)
             async with self._entry:
-                while not self._queue.has_room(job, final=True):
-                    self._room.clear()
-                    await self._room.wait()
-        elif self.full or not self._queue.has_room(job, final=False):
+                while not self._queue.accepts(job, final=True):
+                    self._dequeued.clear()
+                    await self._dequeued.wait()
+        elif self.full or not self._queue.accepts(job, final=False):
             raise Superseded
         if self._closed:
             raise BackendError("UNAVAILABLE", "the server is stopping")
@@ -264,7 +264,7 @@ class Batcher:
         finally:
             del self._futures[ticket.number]
             if self._queue.discard(ticket):
-                self._room.set()
+                self._dequeued.set()
 
     async def drain(self) -> None:
         """Wait until nothing is queued or running."""
@@ -272,10 +272,10 @@ class Batcher:
             await asyncio.wait(self._running)
 
     def close(self) -> None:
-        """Answer all that is queued with BackendError UNAVAILABLE. Does not close the backend."""
+        """Fail everything that is queued with BackendError UNAVAILABLE. Does not close the backend."""
         self._closed = True
         self._fail(self._queue.clear(), BackendError("UNAVAILABLE", "the server is stopping"))
-        self._room.set()
+        self._dequeued.set()
 
     @property
     def _busy_cost(self) -> float:
@@ -288,11 +288,11 @@ class Batcher:
         return self._busy_cost / max(self._backend.slots, 1)
 
     def _fits(self, level: Level, more: float = 0.0) -> bool:
-        """Whether a level would be kept if the load were `more` than it is."""
+        """Whether the server would stay within a level if the load were `more` higher."""
         return not self._entry.locked() and self.load + more <= level.load and self.delay_s <= level.delay_s
 
     def _dispatch(self) -> None:
-        """Give idle slots their work. Called whenever a job arrives or a slot falls idle."""
+        """Start batches on idle slots. Called whenever a job arrives or a slot becomes idle."""
         slots, batch_s = self._backend.slots, self._backend.batch_s
         while True:
             now, idle = self._clock(), slots - len(self._running)
@@ -302,7 +302,7 @@ class Batcher:
             task = asyncio.create_task(self._run(batch))
             self._running[task] = now + self._cost.expect(_seconds(batch))
             task.add_done_callback(self._done)
-            self._room.set()
+            self._dequeued.set()
 
     async def _run(self, batch: list[Ticket]) -> None:
         try:
@@ -320,7 +320,7 @@ class Batcher:
                 future.set_result(outcome)
 
     async def _infer(self, batch: list[Ticket]) -> list[Analysis | BackendError]:
-        """Run a batch and learn from the time it took, unless a job failed: nobody knows what ran then."""
+        """Run a batch and observe its cost, unless a job failed: then it is unknown what ran."""
         began = self._clock()
         outcomes = await self._backend.infer([ticket.job for ticket in batch])
         answered = self._clock()
@@ -340,6 +340,6 @@ class Batcher:
                 future.set_exception(BackendError(error.reason, error.message))
 
     def _waiting(self, ticket: Ticket) -> asyncio.Future[Analysis] | None:
-        """Find the future of a caller who still waits."""
+        """The future of a caller that still waits."""
         future = self._futures.get(ticket.number)
         return None if future is None or future.done() else future

@@ -1,6 +1,6 @@
-"""Running batches inside a worker: what a model must offer, and how one job's fault is kept from the others.
+"""Running batches inside a worker: the interface of a model, and how the fault of one job is isolated from the others.
 
-No torch here: a stub model needs none, and the worker process starts as fast as its models allow.
+No torch here: a stub model needs none, and the worker starts as fast as its models allow.
 """
 
 import logging
@@ -14,13 +14,13 @@ from kibun.models.types import Analysis, Utterance, faint_noise
 from kibun.server.inference.backend import BackendError, Job, ModelInfo
 from kibun.server.inference.worker_protocol import LoadOptions
 
-_log = logging.getLogger("kibun.server.inference.worker")
+_log = logging.getLogger(__name__)
 
 
 class DeviceLost(BaseException):
-    """Raised by a model whose device is beyond use for this process: a CUDA error, say, sticks to its context.
+    """Raised by a model whose device this process can no longer use: a CUDA error, for example, is permanent.
 
-    The worker exits, the server starts another. No Exception, so that nothing takes it for the fault of a job.
+    The worker exits and the server starts another. Not an Exception, so that nothing mistakes it for a job's fault.
     """
 
 
@@ -30,20 +30,20 @@ class Model(Protocol):
     info: ModelInfo
 
     def analyze(self, utterances: Sequence[Utterance]) -> Sequence[Analysis]:
-        """Analyse a batch of valid utterances, in order.
+        """Analyse a batch of utterances that passed `Utterance.check`; return their analyses in order.
 
-        May raise: each utterance is then tried alone; a BackendError raised for one alone is its answer.
+        If it raises, each utterance is tried alone; a BackendError raised for one alone is its result.
         """
         ...
 
 
 @dataclass(frozen=True)
 class LoadedModels:
-    """What a loader returns."""
+    """Result of a `Loader`."""
 
     models: Sequence[Model]
-    slots: int  # inference threads worth having
-    batch_s: float  # seconds of audio worth having in one batch; 0: batching gains nothing
+    slots: int  # inference threads
+    batch_s: float  # seconds of audio that one batch may carry; 0: batching gains nothing
     device: str
 
 
@@ -52,7 +52,7 @@ Loader = Callable[[LoadOptions], LoadedModels]
 
 
 class BatchRunner:
-    """Runs batches and keeps the faults of one job away from the others. Stateless: any thread may call it."""
+    """Checks jobs, runs them in batches and isolates the faults of one from the others. Any thread may call it."""
 
     def __init__(self, models: Sequence[Model]) -> None:
         self._models = {model.info.name: model for model in models}
@@ -69,7 +69,7 @@ class BatchRunner:
                 raise BackendError("LOAD_FAILED", f"{name}: the warm-up inference failed: {outcome.message}")
 
     def run(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
-        """Answer every job, in order."""
+        """Run the jobs, one batch per model; return one entry per job, in order."""
         outcomes: dict[int, Analysis | BackendError] = {}
         by_model: dict[str, list[int]] = {}
         for index, job in enumerate(jobs):
@@ -84,7 +84,7 @@ class BatchRunner:
         return [outcomes[index] for index in range(len(jobs))]
 
     def _run_isolated(self, model: Model, utterances: Sequence[Utterance]) -> list[Analysis | BackendError]:
-        """Run together; if that fails (out of memory, say), run each alone, so that only the culprit fails."""
+        """Run the utterances together; if that fails (out of memory, say), run each alone: only the cause fails."""
         try:
             return [_finite(analysis) for analysis in model.analyze(utterances)]
         except Exception as error:
@@ -95,7 +95,7 @@ class BatchRunner:
         return [outcome for utterance in utterances for outcome in self._run_isolated(model, [utterance])]
 
     def _refusal(self, job: Job) -> BackendError | None:
-        """Why a job must not reach a model."""
+        """Why a job must not reach a model, if so."""
         model = self._models.get(job.model)
         if model is None:
             return BackendError("UNKNOWN_MODEL", f"no model {job.model!r}; loaded: {', '.join(self._models)}")
@@ -110,6 +110,7 @@ class BatchRunner:
 
 
 def _finite(analysis: Analysis) -> Analysis | BackendError:
+    """The analysis, or an error in its place: whatever the loader, no NaN leaves a worker."""
     if np.isfinite(analysis.vector).all() and np.isfinite(analysis.numbers()).all():
         return analysis
     return BackendError("MODEL_NONFINITE", "the model gave a value that is not finite")

@@ -1,14 +1,15 @@
 """The worker process: the only place that runs a model.
 
-`process.WorkerProcess` spawns one per device and talks to it through the worker's stdin and stdout (`wire`).
+`worker_process.WorkerProcess` spawns one per device and exchanges messages with it (`worker_protocol`) through its
+stdin and stdout.
 
-Thread contract. The main thread loads the models, then does nothing but read batches; it never touches a model
-again. `slots` inference threads share the weights, which nobody writes after the load; each runs one batch at a
-time, with one intra-op thread on a CPU (two inference threads of one intra-op thread each beat one of two).
-Answers are written by the thread that computed them, under one lock.
+Thread contract. The main thread loads the models and from then on only reads batches. `slots` inference threads share
+the weights, which are read-only after loading; each runs one batch at a time, with one intra-op thread on a CPU (two
+inference threads with one intra-op thread each beat one with two). The thread that computed a batch writes the answer,
+under one lock.
 
-A job that cannot be analysed is answered with its own error and harms no other. The worker ends, at once, when its
-stdin does: the server closed it or died. It ignores SIGINT and SIGTERM, as only the server knows what is in flight.
+A job that cannot be analysed gets its own error and harms no other. The worker exits as soon as its stdin ends: the
+server has closed it or died. It ignores SIGINT and SIGTERM, as only the server knows what is in flight.
 """
 
 import faulthandler
@@ -46,19 +47,19 @@ if TYPE_CHECKING:
     from kibun.models.packed_model import PackedModel
 
 CANNOT_GO_ON = 70
-"""Exit code after an error that is no job's fault."""
+"""Exit code after an error that no job caused."""
 
 ORPHAN_CHECK_S = 1.0
 
-CPU_BATCH_S = 30.0  # packed, mixed lengths cost nothing; whether a batch is worth its wait the batcher decides
+CPU_BATCH_S = 30.0  # packed, mixed lengths cost nothing; the batcher decides whether a batch is worth the wait
 CUDA_BATCH_S = 60.0  # a guess, as is the next: no GPU has been measured yet
 CUDA_THREADS = 2  # one prepares a batch while the other's runs
 
-_log = logging.getLogger("kibun.server.inference.worker")
+_log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Entry point of the process: load, say so, then serve until stdin ends."""
+    """Entry point of the process: load the models, report them, then run batches until stdin ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
@@ -76,20 +77,20 @@ def main() -> None:
     except BaseException:
         _log.exception("the worker cannot go on")
         code = CANNOT_GO_ON
-    # Not sys.exit: that would wait for inference threads whose answers nobody reads any more.
+    # Not sys.exit, which would wait for inference threads whose answers are no longer read.
     sys.stderr.flush()
     os._exit(code)
 
 
 def _end_with_server(server: int) -> None:
-    """The end of stdin is noticed only once the models are loaded, which may take long or for ever."""
+    """Exit when the server is gone: the end of stdin is noticed only once the models are loaded, if they ever are."""
     while os.getppid() == server:
         time.sleep(ORPHAN_CHECK_S)
     os._exit(0)
 
 
 def _take_over_stdio() -> tuple[BinaryIO, BinaryIO]:
-    """Return the pipes from and to the server; from now on prints go to stderr and cannot garble a message."""
+    """Return the pipes from and to the server; from now on, prints go to stderr and cannot garble a message."""
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -129,14 +130,14 @@ def _answer(runner: BatchRunner, batch: Batch, send: "_Sender") -> None:
     except BrokenPipeError:
         os._exit(0)
     except BaseException:
-        # The device is lost, or we erred. A batch without an answer would wait for its deadline; by ending, the
-        # worker lets the server know at once, and the server tries again elsewhere.
+        # The device is lost, or this is a bug. A batch without an answer would wait for its deadline; when the worker
+        # exits, the server notices at once and tries again elsewhere.
         _log.exception("the worker cannot go on")
         os._exit(CANNOT_GO_ON)
 
 
 class _Sender:
-    """Writes whole messages; safe to call from any thread."""
+    """Writes whole messages; any thread may call it."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -155,13 +156,13 @@ def load_models(options: LoadOptions) -> LoadedModels:
 
     Raises BackendError LOAD_FAILED naming the file, the device or the missing package.
     """
-    # Two seconds of imports leave the other cores idle: checksums are taken there meanwhile.
+    # Imports take two seconds of one core: others compute checksums meanwhile.
     checker = ThreadPoolExecutor(1)
     checks = [checker.submit(_verify, name) for name in options.models]
     checker.shutdown(wait=False)
-    # Read while torch and transformers are imported.
+    # Read when torch and transformers are imported.
     os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a worker loads files that are here, and asks nobody for others
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a worker loads local files only
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     try:
         import torch
@@ -171,7 +172,7 @@ def load_models(options: LoadOptions) -> LoadedModels:
         from kibun.models.precision import packed_for
     except ImportError as error:
         raise BackendError("LOAD_FAILED", f"cannot import {error.name}: pip install 'kibun[server]'") from error
-    gc.freeze()  # what was imported stays: no later collection need look at it
+    gc.freeze()  # imported modules stay: no later collection need scan them
     torch.set_num_threads(usable_cores())  # while loading; inference threads have one each
     device = _choose_device(options.device)
     models = []
@@ -195,10 +196,10 @@ def _verify(name: str) -> None:
 
 
 class BundleModel:
-    """A bundle behind runner.Model: any number of threads may call `analyze`, none of them writes the weights."""
+    """A bundle as a runner.Model: any number of threads may call `analyze`; none writes the weights."""
 
     def __init__(self, bundle: "PackedModel", precision: str) -> None:
-        """precision: that it runs in, and why, in words."""
+        """precision: of its matrix products, and why, in words."""
         self._bundle = bundle
         self._streams = threading.local()
         config, rescaled = bundle.config, bundle.config.emotion_rescaled_from
@@ -244,7 +245,7 @@ class BundleModel:
             raise DeviceLost from error
 
     def _own_stream(self) -> AbstractContextManager[Any]:
-        """On a GPU a queue of kernels for each inference thread, so that batches of two threads overlap."""
+        """On a GPU, a CUDA stream for each inference thread, so that batches of two threads overlap."""
         import torch
 
         if self._bundle.device.type == "cpu":
@@ -273,7 +274,7 @@ def _choose_device(wanted: str) -> str:
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Count the cores this process may use: those it may run on, or a container's quota of time if that is less."""
+    """Count the cores that this process may use: those of its affinity, or a container's CPU quota if that is less."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         allowed_us, period_us = quota.read_text().split()  # "max 100000" without a quota

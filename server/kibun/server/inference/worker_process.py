@@ -1,7 +1,7 @@
-"""The server's handle of one worker process: spawn it, wait until it is ready, hand it batches, notice its death.
+"""The server's side of one worker process: spawn it, wait until it is ready, send it batches, notice its death.
 
-Everything happens on the event loop; nothing blocks it. Requests go to the worker's stdin, answers come from its
-stdout, so either side's death is the other's end of file, at once. The worker leads its own process group: Ctrl-C in a
+Everything runs on the event loop; nothing blocks it. Requests go to the worker's stdin, answers come from its stdout:
+the death of either side is, at once, an end of file for the other. The worker leads its own process group: Ctrl-C in a
 terminal does not reach it. It is a plain subprocess and not one of multiprocessing's, as that would run the main module
 of the embedding program again.
 """
@@ -29,16 +29,15 @@ from kibun.server.observability.suspension import suspended
 
 _log = logging.getLogger(__name__)
 
-# -P: a torch.py in the current directory must not become torch.
+# -P: a torch.py in the current directory must not be imported as torch.
 _COMMAND = (sys.executable, "-P", "-c", "from kibun.server.inference.worker import main; main()")
 
-
 EXIT_GRACE_S = 0.5
-"""A process that ends by itself is gone by then. Killing it meanwhile could lose its exit code (asyncio reaps once)."""
+"""A process that exits by itself is gone by then. Killing it sooner could lose its exit code (asyncio reaps once)."""
 
 
 class WorkerDied(Exception):
-    """The worker ended, or was killed for being late, before it answered. Its jobs may be tried again."""
+    """The worker exited, or was killed at a deadline, before it answered. Its jobs may be tried again."""
 
 
 @dataclass(slots=True)
@@ -48,7 +47,7 @@ class _Pending:
 
 
 class WorkerProcess:
-    """One life of one worker; made by `spawn`, never restarted."""
+    """One worker process; made by `spawn`, never restarted."""
 
     def __init__(self, process: asyncio.subprocess.Process, on_change: Callable[[], None]) -> None:
         self._process = process
@@ -61,9 +60,9 @@ class WorkerProcess:
 
     @classmethod
     async def spawn(cls, options: LoadOptions, *, timeout_s: float, on_change: Callable[[], None]) -> "WorkerProcess":
-        """Start a process and wait for its handshake.
+        """Start a process and wait until it has loaded its models.
 
-        `on_change` is called after each answer and after the worker's death.
+        on_change: called after each answer and after the worker's death.
         Raises BackendError LOAD_FAILED with the worker's own message.
         """
         try:
@@ -91,16 +90,8 @@ class WorkerProcess:
         return self._process.pid
 
     @property
-    def fate(self) -> str:
-        """How the process ended, in words."""
-        code = self._process.returncode
-        if code is None:
-            return "still runs"
-        return f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-
-    @property
     def exit(self) -> dict[str, int]:
-        """How the process ended, as fields of a log line; empty while it runs."""
+        """How the process exited, as fields of a log line; empty while it runs."""
         code = self._process.returncode
         if code is None:
             return {}
@@ -108,13 +99,13 @@ class WorkerProcess:
 
     @property
     def in_flight(self) -> int:
-        """Batches handed over and not answered yet, those that nobody waits for any more included."""
+        """Batches sent and not answered yet, including those whose caller was cancelled."""
         return len(self._pending)
 
     async def infer(self, jobs: Sequence[Job], *, timeout_s: float) -> list[Analysis | BackendError]:
-        """Hand over a batch and await its answer; past the timeout the worker is killed.
+        """Send a batch and await its answer; at the timeout the worker is killed.
 
-        Cancelling the caller neither stops the work nor frees its slot: `in_flight` tells the truth.
+        Cancelling the caller neither stops the work nor frees its slot: see `in_flight`.
         Raises WorkerDied.
         """
         if not self.alive:
@@ -122,17 +113,17 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         self._batches += 1
         number = self._batches
-        pending = _Pending(loop.create_future(), self._deadline(number, timeout_s))
+        pending = _Pending(loop.create_future(), self._set_deadline(number, timeout_s))
         self._pending[number] = pending
         self._send(Batch(number, tuple(jobs)))
         return await pending.future
 
     async def close(self, *, grace_s: float) -> None:
-        """End the process, by force after `grace_s`, and wait until it is gone. Pending calls get WorkerDied."""
-        self._die()
+        """End the process, by force after `grace_s`, and wait until it is gone. Pending calls raise WorkerDied."""
+        self._mark_dead()
         with contextlib.suppress(OSError):
             self._stdin.close()
-        await self._gone(grace_s)
+        await self._wait_for_exit(grace_s)
         if self._reading is not None:
             await self._reading
 
@@ -155,8 +146,9 @@ class WorkerProcess:
         try:
             message = await read_message(self._stdout)
         except EOFError:
-            await self._process.wait()
-            raise BackendError("LOAD_FAILED", f"the worker {self.fate} before it was ready") from None
+            code = await self._process.wait()
+            how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+            raise BackendError("LOAD_FAILED", f"the worker {how} before it was ready") from None
         if isinstance(message, LoadFailed):
             raise BackendError("LOAD_FAILED", message.message)
         assert isinstance(message, Ready)
@@ -178,10 +170,10 @@ class WorkerProcess:
         except Exception:
             _log.exception("a message of the worker cannot be read", extra={"pid": self.pid})
         finally:
-            self._die()
-            await self._gone(EXIT_GRACE_S)  # a worker without a pipe is of no use, whatever it does
+            self._mark_dead()
+            await self._wait_for_exit(EXIT_GRACE_S)  # a worker without a pipe is of no use
 
-    async def _gone(self, grace_s: float) -> None:
+    async def _wait_for_exit(self, grace_s: float) -> None:
         try:
             async with asyncio.timeout(grace_s):
                 await self._process.wait()
@@ -193,7 +185,7 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
 
-    def _die(self) -> None:
+    def _mark_dead(self) -> None:
         if not self.alive:
             return
         self.alive = False
@@ -204,13 +196,13 @@ class WorkerProcess:
         self._pending.clear()
         self._on_change()
 
-    def _deadline(self, number: int, timeout_s: float) -> asyncio.TimerHandle:
+    def _set_deadline(self, number: int, timeout_s: float) -> asyncio.TimerHandle:
         loop = asyncio.get_running_loop()
-        return loop.call_at(loop.time() + timeout_s, self._late, number, timeout_s, loop.time() + timeout_s)
+        return loop.call_at(loop.time() + timeout_s, self._on_deadline, number, timeout_s, loop.time() + timeout_s)
 
-    def _late(self, number: int, timeout_s: float, due: float) -> None:
+    def _on_deadline(self, number: int, timeout_s: float, due: float) -> None:
         if suspended(asyncio.get_running_loop().time() - due):  # the answer may lie in the pipe, or the worker was too
-            self._pending[number].deadline = self._deadline(number, timeout_s)
+            self._pending[number].deadline = self._set_deadline(number, timeout_s)
             return
         _log.error("a batch was not answered in time; worker killed", extra={"pid": self.pid, "seconds": timeout_s})
         self._kill()

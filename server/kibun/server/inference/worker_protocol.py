@@ -19,7 +19,7 @@ from kibun.server.observability.logs import Format
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """First message to a worker: what to load, and where to run it."""
+    """First message to a worker: what to load, and on which device."""
 
     loader: str  # "package.module:function", called in the worker with these options
     models: tuple[str, ...]  # paths or names of bundles; the first is the default
@@ -30,22 +30,22 @@ class LoadOptions:
     import_path: tuple[str, ...] = ()  # the server's sys.path, for loaders that are not installed
     log_level: int = 20  # as in logging
     log_format: Format = "text"
-    server_pid: int | None = None  # whose end is the worker's, also while it loads; set by whoever spawns it
+    server_pid: int | None = None  # the worker exits with it, even while loading; set by `WorkerProcess.spawn`
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker's answer once a warm-up inference has succeeded."""
+    """The worker's answer to LoadOptions, once a warm-up inference has succeeded."""
 
     models: tuple[ModelInfo, ...]
-    slots: int  # batches it runs at once
-    batch_s: float  # seconds of audio worth having in one batch
+    slots: int  # batches that it runs at once
+    batch_s: float  # seconds of audio that one batch may carry
     device: str
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The worker's answer when it cannot serve; it exits after it."""
+    """The worker's answer to LoadOptions when it cannot serve; it then exits."""
 
     message: str
 
@@ -92,12 +92,12 @@ def read_message_blocking(stream: BinaryIO) -> Any:
 
 
 def _decode(parts: Sequence[bytes | bytearray]) -> Any:
-    """Turn the parts of one frame back into the message; its arrays are views of the parts."""
+    """Decode the parts of one frame; the message's arrays are views of the parts."""
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
 def _read_exactly(stream: BinaryIO, length: int) -> bytearray:
-    """Read into a bytearray: arrays made of it stay writable, which torch asks for."""
+    """Read into a bytearray: arrays that are views of it are writable, as torch demands."""
     data = bytearray(length)
     view = memoryview(data)
     done = 0
