@@ -1,6 +1,6 @@
-"""Every failure a client can meet, as one exception with a kind, a reason and a way out.
+"""The errors that clients get, as one exception with a kind, a reason and what to do about it.
 
-`service` turns a `Failure` into a gRPC status; nobody else knows about status codes.
+`api.status` turns a `Failure` into a gRPC status; no other module deals with status codes.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from enum import Enum
 
 
 class Kind(Enum):
-    """What went wrong, in gRPC's vocabulary (google.rpc.Code names)."""
+    """What went wrong, by names of google.rpc.Code."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
     NOT_FOUND = "NOT_FOUND"
@@ -27,9 +27,12 @@ class Kind(Enum):
 class Failure(Exception):
     """Ends a stream or a call.
 
-    `reason` is UPPER_SNAKE_CASE and stable; `message` says what is allowed and what to do; `field` names the
-    request's field for INVALID_ARGUMENT; `retry_after_s` is set where trying again makes sense; `quota` names
-    the limit that was reached.
+    Args:
+        reason: stable, UPPER_SNAKE_CASE.
+        message: what is allowed and what to do.
+        field: the request's field at fault, for INVALID_ARGUMENT.
+        retry_after_s: seconds to wait, where trying again makes sense.
+        quota: the limit that was reached.
     """
 
     def __init__(
@@ -56,5 +59,5 @@ class StartError(Exception):
 
 
 def invalid(reason: str, field: str, message: str) -> Failure:
-    """An INVALID_ARGUMENT that names the field."""
+    """Returns an INVALID_ARGUMENT that names the field."""
     return Failure(Kind.INVALID_ARGUMENT, reason, message, field=field)

@@ -77,7 +77,7 @@ def test_a_bad_line_is_named_and_not_quoted(tmp_path: Path, line: str) -> None:
         (f"{A} expires=tomorrow", "expires must be a time as"),
         (f"{A} messages_per_s=5\nacme {digest('b')} messages_per_s=6", "tokens:2: messages_per_s differs"),
         (f"{A}\nother {digest('a')}", "tokens:2: the same token"),
-        ("# nobody\n", "nobody could use the server"),
+        ("# nobody\n", "no client could use the server"),
     ],
 )
 def test_options_of_a_line_are_checked(tmp_path: Path, text: str, named: str) -> None:
@@ -210,7 +210,7 @@ def test_places_are_counted_and_given_back() -> None:
     limits = {"small": TenantLimits(streams=1)}
     quotas = Quotas(2, lambda tenant: limits.get(tenant, TenantLimits()))
     with quotas.stream("small"):
-        with pytest.raises(Failure, match="1 streams of yours") as caught, quotas.stream("small"):
+        with pytest.raises(Failure, match="1 streams open") as caught, quotas.stream("small"):
             pass
         assert (caught.value.reason, caught.value.quota) == ("TENANT_STREAM_LIMIT", "concurrent streams of a tenant")
         with quotas.stream("large"):
@@ -248,7 +248,7 @@ def test_calls_beside_streams_have_room_of_their_own() -> None:
     with contextlib.ExitStack() as stack, quotas.stream("a"):
         for _ in range(MAX_TENANT_CALLS):
             stack.enter_context(quotas.call("a"))
-        with pytest.raises(Failure, match="calls of yours") as caught, quotas.call("a"):
+        with pytest.raises(Failure, match="64 calls in progress") as caught, quotas.call("a"):
             pass
         assert (caught.value.kind, caught.value.reason) == (Kind.RESOURCE_EXHAUSTED, "TENANT_CALL_LIMIT")
         for number in range(MAX_CALLS - MAX_TENANT_CALLS):

@@ -1,4 +1,4 @@
-"""Who calls: bearer tokens, kept as hashes, each belonging to a tenant."""
+"""Authentication by bearer tokens, each of which belongs to a tenant. Only their hashes are stored."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _LINE = "TENANT SHA256-OF-TOKEN-IN-HEX [streams=N] [audio_s_per_minute=N] [messa
 
 
 class TokenFileError(ValueError):
-    """A token file that cannot be used; the text names file and line."""
+    """The token file cannot be used; the text names the file and line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a line of the file says of a token."""
+    """A token's tenant and when it expires."""
 
     tenant: str
     expires: float | None = None  # seconds since the epoch
@@ -36,42 +36,41 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class TokenFile:
-    """A file's tokens by their digest, and the limits of its tenants where it gives any."""
+    """A file's tokens by digest, and its tenants' limits."""
 
     tokens: Mapping[str, Token]
     limits: Mapping[str, TenantLimits]
 
 
 def read_tokens(path: Path) -> TokenFile:
-    """Reads lines `TENANT SHA256-OF-TOKEN-IN-HEX [KEY=VALUE…]`; '#' begins a comment.
+    """Reads lines `TENANT SHA256-OF-TOKEN-IN-HEX [KEY=VALUE…]`; '#' begins a comment. Raises TokenFileError.
 
-    A tenant may have several tokens, and limits on any of its lines. Raises TokenFileError. Make a digest with:
-    `printf %s "$TOKEN" | sha256sum`.
+    A tenant may have several tokens, and limits on any of its lines. `printf %s "$TOKEN" | sha256sum` makes a digest.
     """
     tokens: dict[str, Token] = {}
     limits: dict[str, TenantLimits] = {}
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise TokenFileError(f"{path}: {getattr(error, 'strerror', None) or 'is no text'}") from error
+        raise TokenFileError(f"{path}: {getattr(error, 'strerror', None) or 'is not text'}") from error
     for number, line in enumerate(lines, 1):
         if not (text := line.split("#")[0].strip()):
             continue
         try:
             digest, token, own = _parse(text)
             if digest in tokens:
-                raise ValueError("the same token stands on an earlier line")
+                raise ValueError("the same token is on an earlier line")
             tokens[digest] = token
             limits[token.tenant] = _merged(limits.get(token.tenant, TenantLimits()), own)
         except ValueError as error:
             raise TokenFileError(f"{path}:{number}: {error}") from None
     if not tokens:
-        raise TokenFileError(f"{path}: holds no token; nobody could use the server")
+        raise TokenFileError(f"{path}: holds no token, so that no client could use the server")
     return TokenFile(tokens, limits)
 
 
 def _parse(text: str) -> tuple[str, Token, TenantLimits]:
-    """Digest, token and the limits on a line. Raises ValueError; never quotes a value, which may be a token."""
+    """Returns a line's digest, token and limits. Raises ValueError, without values, which may be tokens."""
     tenant, _, rest = text.partition(" ")
     digest, *options = rest.split() or [""]
     if not TENANT.match(tenant) or not _DIGEST.match(digest):
@@ -107,6 +106,7 @@ def _time(value: str) -> float:
 
 
 def _merged(known: TenantLimits, more: TenantLimits) -> TenantLimits:
+    """Returns a tenant's limits from two lines. Raises ValueError where they differ."""
     for field in fields(TenantLimits):
         old, new = getattr(known, field.name), getattr(more, field.name)
         if old is not None and new is not None and old != new:
@@ -116,7 +116,7 @@ def _merged(known: TenantLimits, more: TenantLimits) -> TenantLimits:
 
 
 class Authenticator:
-    """Maps a token to its tenant. Without a file everybody is the one tenant `ANYONE`."""
+    """Maps tokens to tenants. Without a file every caller is the tenant `ANYONE`."""
 
     def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.time) -> None:
         """Reads the file. Raises TokenFileError."""
@@ -129,16 +129,16 @@ class Authenticator:
 
     @property
     def open(self) -> bool:
-        """Whether no token is asked for."""
+        """Whether no token is required."""
         return self._file is None
 
     def reload(self) -> None:
-        """Reads the file again. Raises TokenFileError, and the old tokens stay."""
+        """Reads the file again. Raises TokenFileError and keeps the old tokens if it cannot be used."""
         if self._path is not None:
             self._file = read_tokens(self._path)
 
     def digest(self, authorization: str | None) -> str | None:
-        """Which token an `authorization` header's value presents; None on an open server.
+        """Returns the digest of the valid token in an `authorization` header; None on an open server.
 
         Raises Failure UNAUTHENTICATED, with one text for all causes. Takes the same time for every token.
         """
@@ -155,14 +155,11 @@ class Authenticator:
         return found
 
     def tenant(self, digest: str | None) -> str:
-        """Whose token that is."""
+        """Returns the tenant that a valid token belongs to."""
         return ANYONE if self._file is None or digest is None else self._file.tokens[digest].tenant
 
     def valid(self, digest: str | None, tenant: str | None = None) -> bool:
-        """Whether a token that was accepted before still would be: neither taken out of the file nor expired.
-
-        `tenant`: whose it was then, if it must still be.
-        """
+        """Whether a token is still in the file, not expired, and belongs to `tenant`, if one is given."""
         if self._file is None:
             return True
         token = self._file.tokens.get(digest or "")
@@ -171,7 +168,7 @@ class Authenticator:
         return token.expires is None or self._clock() < token.expires
 
     def limits(self, tenant: str, default: TenantLimits) -> TenantLimits:
-        """The tenant's own limits, `default` where it has none of a kind."""
+        """Returns the tenant's limits from the file, and those of `default` that it does not set."""
         own = self._file.limits.get(tenant) if self._file else None
         return default if own is None else _filled(own, default)
 
@@ -182,6 +179,6 @@ def _filled(own: TenantLimits, default: TenantLimits) -> TenantLimits:
 
 
 def unauthenticated() -> Failure:
-    """One text for every cause: which it was is nobody's business who cannot prove who they are."""
+    """Has one text for every cause: a caller that is not authenticated must not learn which it was."""
     text = "send a valid token as metadata 'authorization: Bearer …'"
     return Failure(Kind.UNAUTHENTICATED, "UNAUTHENTICATED", text)

@@ -1,6 +1,7 @@
-"""Before every call of the service: who calls, whether there is room, and what any failure looks like to the client.
+"""Admits calls of the service: identifies the caller, checks its limits, and turns failures into statuses.
 
-An interceptor, so that nothing of a call is read before it was let in, while health goes past it and always answers.
+An interceptor, so that nothing of a call is read before it is admitted. Health checks do not pass through it, and are
+always answered.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from kibun.server.observability.telemetry import CallTelemetry, Telemetry
 MAX_METADATA_BYTES = 16_384
 MAX_METADATA_ENTRIES = 64
 ENTRY_OVERHEAD_BYTES = 32  # as HTTP/2 counts (RFC 9113, 6.5.2)
-TAKE_A_PLACE = ("StreamingAnalyze", "Analyze")
-_UNNAMED = "certificate-"  # begins the tenants of certificates whose name cannot be one
+STREAMS = ("StreamingAnalyze", "Analyze")  # methods that count as a stream
+_PSEUDONYM = "certificate-"  # begins the tenants of certificates whose own name cannot be a tenant's
 
 Context: TypeAlias = grpc.aio.ServicerContext
 Handler: TypeAlias = Callable[[AsyncIterator[Any], Context], Awaitable[None]]
@@ -40,33 +41,31 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One call under way. `account` is set where the call takes one of the server's places, `ended` where the server
-    ends it from outside, `aborts` once its status is on its way.
-    """
+    """A call in progress."""
 
     method: str
     request_id: str
     telemetry: CallTelemetry
     tenant: str = ""
-    account: Account | None = None
+    account: Account | None = None  # of a call that counts as a stream
     token: str | None = None  # its digest
     task: asyncio.Task[Any] | None = None
-    ended: Failure | None = None
-    aborts: bool = False
+    ended: Failure | None = None  # set where the server ends the call from outside
+    aborts: bool = False  # its status is being sent
 
 
 _call: ContextVar[Call] = ContextVar("call")
 
 
 def current_call() -> Call:
-    """The call that this code runs for. Raises LookupError outside of one."""
+    """Returns the call that this code runs for. Raises LookupError outside of one."""
     return _call.get()
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Guards the methods of one service; all of them must be handlers of kind stream-stream.
 
-    `check(takes_place)` raises Failure while the service takes no such calls.
+    `check(stream)` raises Failure while the service admits no calls, or none that count as a stream.
     """
 
     def __init__(
@@ -96,18 +95,18 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         )
 
     def refresh(self) -> None:
-        """Tokens were read anew: what they say holds for open calls, too."""
+        """Applies reloaded tokens to open calls."""
         self._quotas.refresh()
         self.end_revoked()
 
     def end_revoked(self) -> None:
-        """Ends the calls whose token has expired, was taken out of the file or belongs to another tenant now."""
+        """Ends the calls whose token has expired, was removed from the file or now belongs to another tenant."""
         for call in self._calls:
             if not self._authenticator.valid(call.token, call.tenant):
                 _end(call, unauthenticated())
 
     async def end_all(self, failure: Failure, *, within_s: float) -> None:
-        """Ends every call that has not ended by itself in that time, whatever it waits for."""
+        """Ends every call that has not ended by itself within that time."""
         tasks = [call.task for call in self._calls if call.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=within_s)
@@ -121,7 +120,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             _call.set(call)
             self._calls.add(call)
             try:
-                await self._let_in(call, handler, requests, context)
+                await self._admit(call, handler, requests, context)
                 call.telemetry.end("OK")
             except asyncio.CancelledError:
                 if call.ended is None or call.task is None:
@@ -134,24 +133,24 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 await _abort(context, _failure(error, call.request_id), call)
             finally:
                 self._calls.discard(call)
-                call.telemetry.end("CANCELLED")  # unless it has ended otherwise
+                call.telemetry.end("CANCELLED")  # does nothing if the call has ended otherwise
 
         return handle
 
-    async def _let_in(self, call: Call, handler: Handler, requests: AsyncIterator[Any], context: Context) -> None:
-        takes_place = call.method in TAKE_A_PLACE
+    async def _admit(self, call: Call, handler: Handler, requests: AsyncIterator[Any], context: Context) -> None:
+        stream = call.method in STREAMS
         with ExitStack() as stack:
             self._identify(call, context)
             self._telemetry.trace(call.telemetry, _header(context, "traceparent"))
-            self._check(takes_place)
-            if takes_place:
+            self._check(stream)
+            if stream:
                 call.account = stack.enter_context(self._quotas.stream(call.tenant))
             else:
                 stack.enter_context(self._quotas.call(call.tenant))
             await handler(requests, context)
 
     def _identify(self, call: Call, context: Context) -> None:
-        """Raises Failure for metadata that is too much, or proves nothing."""
+        """Sets the call's token and tenant. Raises Failure for too much metadata, or without a valid token."""
         metadata = context.invocation_metadata() or ()
         size = sum(len(key) + len(value) + ENTRY_OVERHEAD_BYTES for key, value in metadata)
         if size > MAX_METADATA_BYTES or len(metadata) > MAX_METADATA_ENTRIES:
@@ -177,9 +176,9 @@ def _header(context: Context, name: str) -> str | None:
 
 
 def _certified_tenant(context: Context) -> str:
-    """Whom the client's certificate names, by common name or else alternative name; "" without a certificate.
+    """Returns the tenant by the client certificate's common name, or else alternative name; "" without a certificate.
 
-    Raises Failure UNAUTHENTICATED for a name with a NUL in it: of "robot-1\\0x" gRPC hands on "robot-1".
+    Raises Failure UNAUTHENTICATED for a name with a NUL in it: gRPC cuts "robot-1\\0x" to "robot-1".
     """
     properties = context.auth_context() or {}
     common = next(filter(None, properties.get("x509_common_name", ())), b"")
@@ -191,13 +190,13 @@ def _certified_tenant(context: Context) -> str:
     if cut:
         raise unauthenticated()
     text = name.decode("ascii", "replace")
-    # What cannot be a tenant's name as it is gets one of its own, not one that another certificate could ask for.
-    plain = TENANT.match(text) and not text.startswith(_UNNAMED)
+    # A name that cannot be a tenant's gets a pseudonym, which no other certificate can claim by its name.
+    plain = TENANT.match(text) and not text.startswith(_PSEUDONYM)
     return text if plain else _pseudonym(name) if name else ""
 
 
 def _pseudonym(name: bytes) -> str:
-    return f"{_UNNAMED}{hashlib.sha256(name).hexdigest()[:32]}"
+    return f"{_PSEUDONYM}{hashlib.sha256(name).hexdigest()[:32]}"
 
 
 def _failure(error: Exception, request_id: str) -> Failure:
@@ -205,12 +204,12 @@ def _failure(error: Exception, request_id: str) -> Failure:
         return error
     reason = error.reason if isinstance(error, BackendError) else "INTERNAL"
     log.error("a call failed", extra={"request_id": request_id, "reason": reason}, exc_info=error)
-    text = f"the server failed; try again, and if that fails too, its log tells more under {request_id}"
+    text = f"the server failed; try again, and if that fails too, look for {request_id} in its log"
     return Failure(Kind.INTERNAL, reason, text)
 
 
 async def _abort(context: Context, failure: Failure, call: Call) -> None:
-    """Ends the call with a status; does not return."""
+    """Ends the call with the failure's status, by an exception."""
     call.aborts = True
     call.telemetry.end(failure.kind.value, failure.reason)
     status = rpc_status.to_status(status_of(failure, call.request_id))

@@ -1,8 +1,7 @@
-"""`grpc.health.v1` for peers whom nobody knows: no lock is held while writing, and what is kept for them is bounded.
+"""`grpc.health.v1` for unauthenticated peers: holds no lock while writing, and its use of memory is bounded.
 
-The one in grpcio-health-checking writes under the lock that a change of status needs: a peer that does not read would
-keep the server from ever changing it. It also reads whole messages of any size before it looks at them, and forgets the
-other watchers when one leaves.
+The implementation in grpcio-health-checking holds a lock while writing, so that a peer that does not read keeps the
+status from ever changing. It also reads requests of any size, and forgets all watchers when one of them leaves.
 """
 
 from __future__ import annotations
@@ -15,31 +14,31 @@ import grpc
 from grpc_health.v1 import health_pb2 as pb
 
 SERVICE = "grpc.health.v1.Health"
-MAX_READS = 16  # requests that are being read, each up to the server's message size; further checks are answered unread
+MAX_READS = 16  # requests read at a time, each up to the server's message size; further checks are answered unread
 MAX_WATCHERS = 256
-READ_S = 1.0  # a request comes with the call
+READ_S = 1.0  # the request comes together with the call
 WRITE_S = 10.0
 
 Status = pb.HealthCheckResponse.ServingStatus
 
 
 class Health:
-    """One status for the server and the services it names. Belongs to one event loop."""
+    """One status for the server and its services. Belongs to one event loop."""
 
     def __init__(self, *services: str) -> None:
         self._services = ("", *services)
         self._status = Status.NOT_SERVING
-        self._changed = asyncio.Event()  # replaced at every change
+        self._changed = asyncio.Event()  # set and replaced at every change
         self._reads = self._watchers = 0
 
     def set(self, *, serving: bool) -> None:
-        """Returns at once, whatever those who watch do."""
+        """Sets the status, without waiting for those who watch it."""
         self._status = Status.SERVING if serving else Status.NOT_SERVING
         self._changed.set()
         self._changed = asyncio.Event()
 
     def handler(self) -> grpc.GenericRpcHandler:
-        """Of kind stream-stream, so that no request is read before it may be."""
+        """Returns what `server.add_generic_rpc_handlers` needs; stream-stream, so that no request is read unasked."""
         methods = {
             name: grpc.stream_stream_rpc_method_handler(
                 method, response_serializer=pb.HealthCheckResponse.SerializeToString
@@ -55,16 +54,16 @@ class Health:
 
     async def _watch(self, requests: AsyncIterator[bytes], context: Any) -> None:
         if self._watchers >= MAX_WATCHERS or self._reads >= MAX_READS:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already; use Check")
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watchers; use Check")
         self._watchers += 1
         try:
             known = await self._service(requests, context) in self._services
-            told = None
+            sent = None
             while True:
                 changed, status = self._changed, self._status if known else Status.SERVICE_UNKNOWN
-                if status != told:
+                if status != sent:
                     await self._write(context, status)
-                    told = status
+                    sent = status
                 else:
                     await changed.wait()
         finally:
@@ -77,8 +76,8 @@ class Health:
                 return str(pb.HealthCheckRequest.FromString(await anext(requests, b"")).service)
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no request within {READ_S:g} s")
-        except Exception:  # of protobuf: its text is nobody's business
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is no HealthCheckRequest")
+        except Exception:  # of protobuf, whose text must not leave the server
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
         finally:
             self._reads -= 1
         raise AssertionError("aborted")

@@ -1,8 +1,8 @@
-"""Who may use how much: places for streams, seconds of audio and messages. Pure but for the clock that it is given.
+"""Limits of the server and of each tenant: streams, seconds of audio, messages. Pure apart from the clock passed in.
 
-Audio and messages are counted in buckets that fill at the permitted rate. What is over the limit ends the stream that
-brought it, and each stream so ended makes a little room: as many streams end as are too many, not all at once. That
-room is lent: no further stream begins before it is paid back, or ending streams would be a way around the limit.
+Audio and messages are limited by token buckets. A message over the limit ends its stream, and the bucket then gets a
+small credit, so that only as many streams end as exceed the limit, not all of them. Until the credit is repaid no new
+stream is admitted, or ending streams would be a way around the limit.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from dataclasses import dataclass
 
 from kibun.server.errors import Failure, Kind
 
-RETRY_AFTER_S = 1.0  # where nobody can tell when there will be room
+RETRY_AFTER_S = 1.0  # where it is not known when trying again will succeed
 AUDIO_BURST_S = 60.0  # a minute's audio may come at once
 MESSAGE_BURST_S = 10.0
-RELIEF_S = 1.0  # of filling, that a bucket gets when a stream ends because of it
-RESERVE_S = 2.0  # of filling, that must be there for a stream to begin
-MAX_CALLS = 256  # other than streams, at a time: each may be reading a request of the largest size
+CREDIT_S = 1.0  # worth of filling, which a bucket gets when a stream ends because of it
+RESERVE_S = 2.0  # worth of filling, which must be in a bucket for a stream to begin
+MAX_CALLS = 256  # other than streams, at a time: each may hold a request of the largest size
 MAX_TENANT_CALLS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class TenantLimits:
-    """What a tenant may use; None: as much as the server has."""
+    """Limits of a tenant; None: only those of the server."""
 
     streams: int | None = None  # at a time
     audio_s_per_minute: float | None = None
@@ -33,52 +33,52 @@ class TenantLimits:
 
 
 class Bucket:
-    """Fills at `rate` a second up to `burst_s` seconds of it; what is taken may be more than there is, once."""
+    """A token bucket that fills at `rate` per second, up to `burst_s` seconds' worth; its level may fall below 0."""
 
     def __init__(self, rate: float, burst_s: float, now: float) -> None:
         self._rate = rate
         self._capacity = rate * burst_s
         self._level = self._capacity
-        self._lent = 0.0  # of the level
+        self._credit = 0.0  # part of the level that must be repaid
         self._at = now
 
     def take(self, amount: float, now: float) -> bool:
-        """False where it was empty before; then nothing is taken."""
+        """Takes the amount, or returns False if the bucket is empty."""
         self._fill(now)
         if self._level <= 0:
             return False
         self._level -= amount
         return True
 
-    def relieve(self) -> None:
-        """Lets those that stay go on for a moment."""
-        level = max(self._level, min(RELIEF_S * self._rate, self._capacity))
-        self._lent += level - self._level
+    def give_credit(self) -> None:
+        """Fills the bucket up to CREDIT_S seconds' worth, so that the tenant's other streams can go on."""
+        level = max(self._level, min(CREDIT_S * self._rate, self._capacity))
+        self._credit += level - self._level
         self._level = level
 
     def wait_s(self, now: float) -> float:
-        """Seconds until a stream may begin; 0: now."""
+        """Returns the seconds until a stream may begin; 0: now."""
         self._fill(now)
-        return max(min(RESERVE_S * self._rate, self._capacity) + self._lent - self._level, 0.0) / self._rate
+        return max(min(RESERVE_S * self._rate, self._capacity) + self._credit - self._level, 0.0) / self._rate
 
     def _fill(self, now: float) -> None:
         level = self._level + self._rate * (now - self._at)
-        self._lent = max(self._lent - max(level - self._capacity, 0.0), 0.0)
+        self._credit = max(self._credit - max(level - self._capacity, 0.0), 0.0)
         self._level = min(level, self._capacity)
         self._at = now
 
 
 class Account:
-    """What one tenant uses."""
+    """The open streams and calls of one tenant, and its buckets."""
 
     def __init__(self, limits: TenantLimits, clock: Callable[[], float]) -> None:
         self.streams = 0
-        self.calls = 0  # that take no stream's place
+        self.calls = 0  # that do not count as streams
         self._clock = clock
         self.set_limits(limits)
 
     def set_limits(self, limits: TenantLimits) -> None:
-        """From now on these; what was used before counts no more, but for open streams."""
+        """Replaces the limits, with full buckets; open streams go on counting."""
         now = self._clock()
         self.limits = limits
         audio, messages = limits.audio_s_per_minute, limits.messages_per_s
@@ -86,9 +86,9 @@ class Account:
         self._messages = None if messages is None else Bucket(messages, MESSAGE_BURST_S, now)
 
     def refusal(self) -> Failure | None:
-        """Why the tenant may not begin another stream now."""
+        """Returns why the tenant may not begin another stream now, None if it may."""
         if self.limits.streams is not None and self.streams >= self.limits.streams:
-            text = f"{self.limits.streams} streams of yours are open, no more may be; close one, or try again later"
+            text = f"you may have {self.limits.streams} streams open at a time; close one, or try again later"
             return _exhausted("TENANT_STREAM_LIMIT", text, "concurrent streams of a tenant", RETRY_AFTER_S)
         for bucket, failure in ((self._audio, self._audio_failure), (self._messages, self._message_failure)):
             if bucket is not None and (wait_s := bucket.wait_s(self._clock())) > 0:
@@ -96,15 +96,15 @@ class Account:
         return None
 
     def charge(self, audio_s: float) -> Failure | None:
-        """One message with so much audio has come; what to end the stream with where that is too much."""
+        """Counts a message with so much audio; returns what to end its stream with if that is over a limit."""
         now = self._clock()
         if self._messages is not None and not self._messages.take(1, now):
             failure = self._message_failure(self._messages.wait_s(now))
-            self._messages.relieve()
+            self._messages.give_credit()
             return failure
         if self._audio is not None and not self._audio.take(audio_s, now):
             failure = self._audio_failure(self._audio.wait_s(now))
-            self._audio.relieve()
+            self._audio.give_credit()
             return failure
         return None
 
@@ -118,8 +118,9 @@ class Account:
 
 
 class Quotas:
-    """The places of a server and the accounts of its tenants, which are as many as tokens or certificates were given
-    out. Belongs to one event loop; nothing here awaits.
+    """Counts a server's streams and calls, and has an account per tenant. Belongs to one event loop.
+
+    There are no more accounts than tenants in the token file, or names in client certificates.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class Quotas:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.active = 0  # streams
-        self.calls = 0  # that take no stream's place
+        self.calls = 0  # that do not count as streams
         self._max_streams = max_streams
         self._limits_of = limits_of
         self._clock = clock
@@ -137,7 +138,7 @@ class Quotas:
 
     @contextmanager
     def stream(self, tenant: str) -> Iterator[Account]:
-        """One of the server's places and one of the tenant's. Raises Failure at once where there is none."""
+        """Counts a stream while it is open. Raises Failure if a limit of the server or the tenant is reached."""
         if self.active >= self._max_streams:
             text = f"this server analyses {self._max_streams} streams at a time; try again later or elsewhere"
             raise _exhausted("TOO_MANY_STREAMS", text, "concurrent streams", RETRY_AFTER_S)
@@ -154,13 +155,13 @@ class Quotas:
 
     @contextmanager
     def call(self, tenant: str) -> Iterator[None]:
-        """Room for a call that takes no stream's place. Raises Failure at once where there is none."""
+        """Counts a call other than a stream. Raises Failure if a limit of the server or the tenant is reached."""
         account = self._account(tenant)
         if self.calls >= MAX_CALLS:
             text = f"this server answers {MAX_CALLS} calls at a time; try again"
             raise _exhausted("TOO_MANY_CALLS", text, "concurrent calls", RETRY_AFTER_S)
         if account.calls >= MAX_TENANT_CALLS:
-            text = f"{MAX_TENANT_CALLS} calls of yours wait for their answers, no more may; try again"
+            text = f"you may have {MAX_TENANT_CALLS} calls in progress at a time; try again"
             raise _exhausted("TENANT_CALL_LIMIT", text, "concurrent calls of a tenant", RETRY_AFTER_S)
         if failure := account.charge(0.0):
             raise failure
@@ -173,7 +174,7 @@ class Quotas:
             account.calls -= 1
 
     def refresh(self) -> None:
-        """Limits were read anew: they hold for open streams, too."""
+        """Applies reloaded limits to open streams."""
         for tenant in self._accounts:
             self._account(tenant)
 
@@ -182,7 +183,7 @@ class Quotas:
         account = self._accounts.get(tenant)
         if account is None:
             account = self._accounts[tenant] = Account(limits, self._clock)
-        elif account.limits != limits:  # read anew since
+        elif account.limits != limits:  # reloaded since
             account.set_limits(limits)
         return account
 

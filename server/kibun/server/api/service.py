@@ -145,13 +145,13 @@ class SpeechAnalysis:
     async def _write(self, context: Context, message: Message) -> None:
         await messages.write(context, message, timeout_s=self._limits.slow_reader_timeout_s)
 
-    def _check_admission(self, takes_place: bool) -> None:
+    def _check_admission(self, stream: bool) -> None:
         """Raises Failure if no such call is admitted now."""
         self._check_serving()
-        if takes_place and not self._analyzer.ready():
+        if stream and not self._analyzer.ready():
             text = "the analysis is restarting; try again soon or elsewhere"
             raise Failure(Kind.UNAVAILABLE, "RESTARTING", text, retry_after_s=RETRY_AFTER_S)
-        if takes_place and not self._analyzer.admits(running=True):
+        if stream and not self._analyzer.admits(running=True):
             raise _overloaded()
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Failures as `google.rpc.Status`."""
+"""Failures to `google.rpc.Status`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DOMAIN = "kibun"
 
 
 def status_of(failure: Failure, request_id: str) -> status_pb2.Status:
-    """Always with ErrorInfo; with BadRequest, RetryInfo and QuotaFailure where they fit."""
+    """Returns the status, with ErrorInfo, and BadRequest, RetryInfo and QuotaFailure where they apply."""
     details: list[Message] = [
         error_details_pb2.ErrorInfo(reason=failure.reason, domain=DOMAIN, metadata={"request_id": request_id})
     ]
