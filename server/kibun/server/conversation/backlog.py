@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import itemgetter
+from typing import TypeVar
 
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import Change, Key, StreamHandle
@@ -19,6 +21,7 @@ from kibun.server.errors import Failure, Kind
 
 log = logging.getLogger(__name__)
 
+K = TypeVar("K")
 MAX_CONVERSATION = 2_000  # changes of a conversation: of one participant, all that the store would keep
 MAX_TENANT = 20_000  # of a tenant; with 768 float16 each 35 MB
 MAX_ALL = 100_000
@@ -100,7 +103,7 @@ class Backlog:
 
     def __init__(self) -> None:
         self.total = 0  # changes
-        self.lost = 0  # changes that were dropped and not yet reported
+        self.lost = 0  # changes given up since this was last reported
         self._pending: dict[Key, Pending] = {}
         self._sizes: dict[str, dict[Key, int]] = {}  # changes of each conversation, by tenant
         self._tenants: dict[str, int] = {}  # changes of each tenant
@@ -127,9 +130,9 @@ class Backlog:
         if len(pending.changes) > MAX_CONVERSATION:
             self._lose_oldest(key)
         elif self._tenants[tenant] > MAX_TENANT:
-            self._lose_oldest(self._largest(tenant))
+            self._lose_oldest(_largest(self._sizes[tenant]))
         elif self.total > MAX_ALL:
-            self._lose_oldest(self._largest(max(self._tenants, key=self._tenants.__getitem__)))
+            self._lose_oldest(_largest(self._sizes[_largest(self._tenants)]))
 
     def resize(self, key: Key) -> None:
         """Counts the changes of a conversation anew after some were added or removed; forgets it where none is left."""
@@ -156,11 +159,11 @@ class Backlog:
         self.resize(key)
         return count
 
-    def _largest(self, tenant: str) -> Key:
-        sizes = self._sizes[tenant]
-        return max(sizes, key=sizes.__getitem__)
-
     def _lose_oldest(self, key: Key) -> None:
         self._pending[key].lose_oldest()
         self.resize(key)
         self.lost += 1
+
+
+def _largest(sizes: Mapping[K, int]) -> K:
+    return max(sizes.items(), key=itemgetter(1))[0]

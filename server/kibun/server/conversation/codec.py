@@ -140,13 +140,13 @@ def make_participant(
 
 def _pack_numbers(numbers: Numbers) -> pb.Entries:
     """Entries that were only ever appended are one run."""
-    runs: list[pb.Run] = []
+    runs: list[list[int]] = []  # first, count
     for number in numbers.taken:
-        if runs and number == runs[-1].first + runs[-1].count:
-            runs[-1].count += 1
+        if runs and number == runs[-1][0] + runs[-1][1]:
+            runs[-1][1] += 1
         else:
-            runs.append(pb.Run(first=number, count=1))
-    return pb.Entries(next=numbers.next, runs=runs)
+            runs.append([number, 1])
+    return pb.Entries(next=numbers.next, runs=[pb.Run(first=first, count=count) for first, count in runs])
 
 
 def _unpack_numbers(entries: pb.Entries) -> Numbers:

@@ -52,7 +52,6 @@ class ResilientStore:
         self._on_error = on_error
         self._clock = clock
         self._backlog = Backlog()
-        self._lost = 0  # changes that were given up and not yet reported
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._slow_answers = 0
         self._probing: asyncio.Task[None] | None = None
@@ -107,7 +106,7 @@ class ResilientStore:
         for key in tuple(self._backlog):
             pending = self._backlog.get(key)
             if pending and pending.seen and pending.seen.expire_time <= now:
-                self._lost += self._backlog.drop(key)
+                self._backlog.lost += self._backlog.drop(key)
         self._report_losses()
 
     async def close(self) -> None:
@@ -117,7 +116,7 @@ class ResilientStore:
         with suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(LAST_TRY_S):
                 await self._catch_up_all()
-        self._lost += self._backlog.total
+        self._backlog.lost += self._backlog.total
         self._report_losses()
         await self._store.close()
 
@@ -243,6 +242,6 @@ class ResilientStore:
         self._backlog.resize(key)
 
     def _report_losses(self) -> None:
-        lost, self._lost, self._backlog.lost = self._lost + self._backlog.lost, 0, 0
-        if lost:
+        if lost := self._backlog.lost:
             log.error("changes of conversations never reached the store and are lost", extra={"count": lost})
+            self._backlog.lost = 0
