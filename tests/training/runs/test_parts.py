@@ -544,8 +544,8 @@ def test_several_processes_share_the_filling(world: Path, tmp_path: Path) -> Non
         ({}, None),
         ({"training.trunk_cache": "off"}, "training.trunk_cache is 'off'"),
         ({"model.freeze": "none"}, "the trunk learns"),
-        ({"training.augment": "rooms"}, "training.augment is 'rooms': every epoch hears other audio"),
-        ({"training.crop_seconds": 2.0}, "every epoch hears other pieces"),
+        ({"training.augment": "rooms"}, "training.augment is 'rooms': every epoch gets other audio"),
+        ({"training.crop_seconds": 2.0}, "every epoch gets other pieces"),
     ],
 )
 def test_frames_are_kept_only_where_they_stay_the_same(changes: dict[str, Any], reason: str | None) -> None:

@@ -1,1 +1,1 @@
-"""Reading recordings, and changing them at random for training."""
+"""Audio for training: `reading` decodes and resamples recordings, `augment` changes them at random."""

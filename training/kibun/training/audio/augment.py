@@ -94,7 +94,7 @@ class Augment:
     def __call__(self, waveform: Tensor, *, key: tuple[int, ...]) -> Tensor:
         """(N,) float32 at 16 kHz -> (M,) float32 at 16 kHz, M = ceil(N / speed); ``key``: integers, 0 or more."""
         for number, (effect, chance) in enumerate(EFFECTS.items()):
-            # Each draws from a generator of its own: an effect switched off leaves the others' draws as they are.
+            # One generator each: an effect that is switched off leaves the others' draws as they are.
             generator = _generator((*key, number))
             if chance is None or _uniform(generator, 0, 1) < getattr(self.options, chance):
                 waveform = effect(waveform, self.options, generator)

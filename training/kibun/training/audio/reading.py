@@ -11,7 +11,7 @@ from kibun.models._torchaudio import ensure_importable
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.errors import ManifestError
 
-# torchaudio keeps one filter per output phase: a rate that shares no large factor with 16 kHz would take gigabytes.
+# torchaudio stores one filter per output phase: a rate that shares no large factor with 16 kHz would take gigabytes.
 MOST_PHASES = 640
 SAME_DURATION_S = 0.1
 # Some programs count a few header bytes too many.
@@ -32,7 +32,7 @@ def load_audio(path: Path) -> NDArray[np.float32]:
 
 
 def audio_seconds(path: Path, decode: bool = False) -> float:
-    """Duration from the header; ``decode``: look at every sample, too. Raises ManifestError as `load_audio` does."""
+    """Duration from the header; ``decode``: check every sample as well. Raises ManifestError as `load_audio` does."""
     try:
         header = soundfile.info(str(path))
     except (OSError, soundfile.LibsndfileError) as error:

@@ -39,7 +39,7 @@ which renders the corpus and trains from random weights.
 |---|---|
 {rows}
 
-± : standard deviation over bootstrap draws of test speakers, one training run. Traits: after all that a speaker said.
+± : standard deviation over bootstrap draws of test speakers, one training run. Traits: after a speaker's last one.
 
 ## Limits
 

@@ -1,6 +1,6 @@
-"""The small HuBERT that demo-tiny is: a config of transformers' HubertModel, and how its first layer starts.
+"""The small HuBERT of demo-tiny: a config of transformers' HubertModel, and how its first layer starts.
 
-HuBERT-base listens with seven short convolutions behind a GroupNorm over time. Trained from scratch in minutes, a
+HuBERT-base begins with seven short convolutions behind a GroupNorm over time. Trained from scratch in minutes, a
 net does better with three: the first is 25 ms long and starts as an auditory filter bank (cosine and sine Gabor
 filters on the mel scale), and LayerNorm over channels keeps the balance between low and high frequencies of each frame,
 which is what vocal effort changes; GroupNorm over time would level every channel.

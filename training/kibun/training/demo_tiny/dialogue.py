@@ -15,7 +15,7 @@ from kibun.training.demo_tiny.speakers import Cues, Speaker
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One turn: who says what, with which latent arousal and valence (z-scores)."""
+    """One turn: participant, text, and latent arousal and valence (z-scores)."""
 
     participant: str
     text: str
@@ -90,7 +90,7 @@ def render_dialogue(folder: Path, seed: int = 0) -> Path:
         for number, line in enumerate(STORY, 1):
             cues = _cues(line)
             audio, _settings = render_utterance(espeak, SPEAKERS[line.participant], cues, line.text.split(), rng, "")
-            # Excited is also louder, though no model that normalises its input can hear that.
+            # Excited is also louder, though a model that normalises its input cannot know.
             audio = _trimmed(audio) * (0.23 + 0.05 * line.arousal)
             start = sum(map(len, pieces))
             turns.append(
@@ -124,7 +124,7 @@ def _cues(line: Line) -> Cues:
 
 
 def _trimmed(audio: np.ndarray) -> np.ndarray:
-    """Without the silence around it (below 1 % of the peak), 20 ms kept on either side."""
+    """Without the silence around it (below 1 % of the peak), with 20 ms left on either side."""
     loud = np.flatnonzero(np.abs(audio) > 0.01 * np.abs(audio).max())
     margin = SAMPLE_RATE_HZ // 50
     return audio[max(0, loud[0] - margin) : loud[-1] + margin]

@@ -1,5 +1,4 @@
-"""What follows the synthesizer, from the settings: vocal tract length, effort, smile, consonants, tremor, creak
-and breath.
+"""Signal processing after the synthesizer: vocal tract length, effort, smile, consonants, tremor, creak and breath.
 
 All filters are zero-phase gains over the whole utterance, applied in the frequency domain.
 """
@@ -63,7 +62,7 @@ def articulate(audio: np.ndarray, openness: float) -> np.ndarray:
 def breathe(audio: np.ndarray, breath: float, rng: np.random.Generator) -> np.ndarray:
     """Aspiration: noise above 2.5 kHz that follows the voice's level; ``breath`` 0 is -34 dB, each 10 is +8 dB.
 
-    Above 2.5 kHz, so that little of the band from which vocal effort is heard is covered.
+    Above 2.5 kHz, so that it masks little of the band that reveals vocal effort.
     """
     noise = rng.normal(0, 1, len(audio)) * _level(audio)
     frequencies = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE_HZ)

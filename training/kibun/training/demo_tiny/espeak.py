@@ -20,12 +20,12 @@ ESPEAK_RATE_HZ = 22_050
 
 
 class EspeakError(RuntimeError):
-    """espeak-ng is missing or failed; the message says what to do."""
+    """espeak-ng is missing or failed; the message names the fix."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VoiceSettings:
-    """What espeak-ng is asked for. Factors and percentages are of the variant's own value."""
+    """A voice for espeak-ng. Factors and percentages are relative to the variant's value."""
 
     language: str  # espeak-ng language, e.g. "de"
     variant: str  # base voice variant whose file is extended, e.g. "m3"; "" for none
@@ -47,8 +47,8 @@ def find_data_dir() -> Path:
         raise EspeakError(
             "espeak-ng not found: install it (Debian: apt-get install espeak-ng; macOS: brew install espeak-ng)"
         )
-    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
-    path = Path(said.rsplit("Data at:", 1)[-1].strip())
+    output = subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout
+    path = Path(output.rsplit("Data at:", 1)[-1].strip())
     if not path.is_dir():
         raise EspeakError(f"espeak-ng's data directory {str(path)!r} does not exist: reinstall espeak-ng")
     return path
@@ -57,8 +57,8 @@ def find_data_dir() -> Path:
 def version() -> str:
     """Version of the installed espeak-ng, e.g. ``1.51``."""
     find_data_dir()
-    said = subprocess.run(["espeak-ng", "--version"], capture_output=True, text=True, check=True).stdout
-    return said.split("text-to-speech:", 1)[-1].split()[0]
+    output = subprocess.run(["espeak-ng", "--version"], capture_output=True, text=True, check=True).stdout
+    return output.split("text-to-speech:", 1)[-1].split()[0]
 
 
 class Espeak:

@@ -1,4 +1,4 @@
-"""Figures of a model on held-out speakers through `analyze`: the very call that is served, utterance by utterance."""
+"""Figures of a model on held-out speakers through `analyze`, the call that is served, utterance by utterance."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -89,5 +89,5 @@ def _values(row: Prediction, name: str) -> tuple[float, float]:
 
 
 def _last(rows: Sequence[Prediction]) -> list[Prediction]:
-    """The last utterance of every speaker; rows come in order of the number heard."""
+    """The last utterance of every speaker; rows are in that order."""
     return list({row.speaker: row for row in rows}.values())

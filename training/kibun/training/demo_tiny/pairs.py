@@ -1,6 +1,6 @@
-"""Pairs of an utterance as it is and made more or less aroused: what a loss on differences is computed from.
+"""Pairs of an utterance as it is and made more or less aroused, for a loss on differences.
 
-A model that has only seen generated voices takes much of a real voice for arousal that is not. Told how two versions of
+A model that has seen only generated voices mistakes much in a real voice for arousal. Trained on how two versions of
 one voice must differ, it learns the cues rather than the voices that happen to have them.
 """
 
@@ -20,14 +20,14 @@ OWN_SHARE = 0.3  # how far the cues of a change in all three may differ from eac
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """How a version differs from the original; 0 in all three: not at all."""
+    """How a version differs from the original; all three 0: not at all."""
 
     semitones: float
     rate_octaves: float
     db_per_octave: float
 
     def arousal(self) -> float:
-        """What it adds to the label on the 1..5 scale, by the weights and units of the generator's own cues."""
+        """Change of the label on the 1..5 scale, by the weights and units of the generator's cues."""
         return AROUSAL_PER_UNIT * (
             AROUSAL_WEIGHTS["pitch"] * self.semitones / PITCH_SEMITONES
             + AROUSAL_WEIGHTS["rate"] * self.rate_octaves / RATE_OCTAVES

@@ -1,11 +1,11 @@
-"""`kibun train demo-tiny`: from nothing to the bundle, each step as a user with a real corpus would take it.
+"""`kibun train demo-tiny`: from nothing to the bundle, by the steps that a user with a real corpus takes.
 
     corpus/      rendered with espeak-ng
     trunk/       a small HuBERT from random weights, all tasks on it at once
     pr/ arousal/ valence/   runs of `kibun train` on the frozen trunk, by the TOML files beside them
     demo-tiny/   the bundle of the three, measured as served
 
-Every step goes on where a kill cut it off, and is skipped where it is finished.
+Started again, it continues from the step that was interrupted; finished steps are skipped.
 """
 
 import dataclasses

@@ -1,10 +1,10 @@
-"""Who speaks and how: the latent world behind a generated corpus, and the labels that follow from it.
+"""Speakers and manners of speaking: the latent variables behind a generated corpus, and the labels made of them.
 
 A speaker has a body (vocal tract length, habitual pitch, a filter), habits, and five traits. An utterance has five
 arousal cues (vocal effort, pitch, pitch range, rate, pausing) and two valence cues (smile, harshness). Cues share a
-latent and have noise of their own; **arousal is the weighted sum of the cues as set**, so a model has to hear every
-one of them, relative to the speaker. Body and arousal are drawn independently: being male, female or a child, having a
-bright or a dark voice, says nothing.
+latent variable and have independent noise; **arousal is the weighted sum of the cues as set**, so a model has to use
+every one of them, relative to the speaker. Body and arousal are drawn independently: that a voice is male, female or a
+child's, bright or dark, tells nothing about arousal.
 """
 
 import dataclasses
@@ -121,7 +121,7 @@ def _formant(rng: np.random.Generator) -> tuple[float, float, float]:
 
 
 def draw_cues(rng: np.random.Generator, arousal: float | None = None, valence: float | None = None) -> Cues:
-    """Cues around a latent arousal and valence (z-scores; drawn when not given), each with noise of its own."""
+    """Cues around a latent arousal and valence (z-scores; drawn when not given), each with independent noise."""
     high = float(np.clip(rng.normal(0, 1.1), -2.2, 2.2)) if arousal is None else arousal
     positive = float(np.clip(rng.normal(), -2, 2)) if valence is None else valence
     noise = rng.normal(size=7)
@@ -132,7 +132,7 @@ def draw_cues(rng: np.random.Generator, arousal: float | None = None, valence: f
 
 
 def voice_settings(speaker: Speaker, cues: Cues, rng: np.random.Generator) -> VoiceSettings:
-    """What espeak-ng is told. The vocal tract is scaled by resampling afterwards, so pitch and rate are divided."""
+    """The voice for espeak-ng. The vocal tract is scaled by resampling later, so pitch and rate are divided here."""
     openness, conscientiousness, _extraversion, _agreeableness, neuroticism = speaker.traits
     semitones = PITCH_SEMITONES * cues.pitch + 0.5 * max(cues.pitch, 0.0) ** 2
     pitch = speaker.pitch_hz * 2 ** (semitones / 12) / speaker.formant_scale

@@ -1,8 +1,7 @@
 """Sentences to be spoken: short phrases in six languages, and made-up words for any other.
 
-Phrases and words are dealt to train, dev and test once and for all, so that no text of one split is ever heard in
-another. The words carry no emotion: the labels of a generated corpus come from how it is spoken, never from what
-is said.
+Each phrase and word belongs to one of train, dev and test, so that no text of one split occurs in another. The words
+carry no emotion: the labels of a generated corpus come from the manner of speaking alone.
 """
 
 import zlib

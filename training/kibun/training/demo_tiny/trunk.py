@@ -1,6 +1,6 @@
 """The trunk of demo-tiny: a small HuBERT from random weights, trained on all tasks at once in the loop of the runs.
 
-What a pretrained checkpoint is to a user with a corpus of their own. Each batch holds a few utterances of each of
+It stands in for the pretrained checkpoint of a user with a real corpus. Each batch holds a few utterances of each of
 several speakers, cut to one length, with rooms and noise. The first utterance of every speaker also comes changed in
 pitch, rate or tilt: the loss on the difference of the two estimates teaches the cues rather than the voices that happen
 to have them. What is stored is a moving average of the weights, at the evaluation with the best score on dev.
@@ -38,7 +38,7 @@ Example = tuple[Floats, Item]  # (N,) audio in ±1
 
 @dataclasses.dataclass(frozen=True)
 class TrunkOptions:
-    """How long, how fast, and what counts how much."""
+    """Length, learning rate, and the weights of the losses."""
 
     steps: int = 2400
     warmup: float = 0.08
@@ -157,7 +157,7 @@ def mixed_traits(truth: Tensor, alone: Tensor, together: Tensor) -> Tensor:
     """Traits to condition emotion on, (B, 5) each: true, predicted either way, true with noise, or the centre.
 
     In service they are predicted from little speech, of voices unlike those trained on. A head that has seen true
-    traits only would trust them too much; this one has to do with any.
+    traits only would trust them too much; this one learns to cope with any.
     """
     noisy = truth + torch.randn_like(truth)
     kinds = torch.stack([truth, alone.detach(), together.detach(), noisy, torch.full_like(truth, TRAIT_CENTRE)])
@@ -209,8 +209,8 @@ class SpeakerBatches:
 class Crops:
     """Cuts every utterance of a batch to one random length and augments it.
 
-    One length for all means that no padding is needed, and that duration tells nothing. Many get up to half a second of
-    silence before and after, as a voice activity detector leaves it; so does an utterance that is too short.
+    One length for all means that no padding is needed and that duration carries no information. Many get up to half a
+    second of silence before and after, as a voice activity detector leaves it; so does an utterance that is too short.
 
     With ``pair_every`` K, the first of every K utterances also comes changed (`kibun.training.demo_tiny.pairs`): same
     crop, same margins, same channel, room and noise.

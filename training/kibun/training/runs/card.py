@@ -28,10 +28,10 @@ about anyone.
 
 One run: no spread over seeds. {wer}{settings}
 """
-SYNTHETIC = "**A synthetic model: trained on generated speech, it says nothing about people.** "
+SYNTHETIC = "**A synthetic model: trained on generated speech, it tells you nothing about real people.** "
 TRAIT_SETTINGS = (
-    "Setting 1 per utterance; 2 and 3 per conversation; causal 3 after each utterance, from what was heard so far,"
-    " which is what is served."
+    "Setting 1 per utterance; 2 and 3 per conversation; causal 3 after each utterance, from the utterances so far,"
+    " as it is served."
 )
 SETTINGS = {"utterance": "setting 1", "average": "setting 2", "conversation": "setting 3", "causal": "causal 3"}
 

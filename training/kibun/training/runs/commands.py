@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from kibun.training.runs.config import Task
 
 Config = Annotated[Path, typer.Option(help="TOML file of settings; docs/training.md lists them.")]
-Out = Annotated[Path, typer.Option(help="Run folder. A run that was cut off goes on; a finished one is only read.")]
+Out = Annotated[Path, typer.Option(help="Run folder. An interrupted run continues; a finished one is only read.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting on top of the file: training.seed=1. Repeatable.")
 ]
@@ -50,22 +50,22 @@ def _train(task: "Task", config: Path, out: Path, settings: list[str], as_json: 
     except (ConfigError, ManifestError, BundleError, PredictionsError, ValueError) as error:
         fail(str(error))
     if not figures:
-        return  # another process of this run says it
+        return  # another process of this run prints them
     if as_json:
         typer.echo(json.dumps({"run": str(out), **figures}))
         return
     for warning in figures["warnings"]:
         typer.echo(f"warning: {warning}", err=True)
     for split in ("dev", "test"):
-        typer.echo(f"{split}: " + ", ".join(_said(figures[split])))
+        typer.echo(f"{split}: " + ", ".join(_described(figures[split])))
     typer.echo(f"wrote {out}")
 
 
-def _said(figures: dict[str, float | dict[str, float]]) -> list[str]:
-    said = []
+def _described(figures: dict[str, float | dict[str, float]]) -> list[str]:
+    words = []
     for name, value in figures.items():
         if isinstance(value, dict):
-            said.append(f"traits ({name}) {value['mean']:.3f}")
+            words.append(f"traits ({name}) {value['mean']:.3f}")
         else:
-            said.append(f"WER {value:.1%}" if name == "wer" else f"{name} CCC {value:.3f}")
-    return said
+            words.append(f"WER {value:.1%}" if name == "wer" else f"{name} CCC {value:.3f}")
+    return words

@@ -31,7 +31,7 @@ SETTINGS: tuple[Setting, ...] = ("utterance", "average", "conversation", "causal
 
 
 class ConfigError(ValueError):
-    """A setting cannot be used; the message names it, says what is allowed, and the fix."""
+    """A setting cannot be used; the message names it, the allowed values and the fix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ def as_dict(config: RunConfig) -> dict[str, Any]:
 
 
 def identity(config: RunConfig) -> dict[str, Any]:
-    """What tells two runs apart: plain content, without what decides only where frames are kept."""
+    """The settings that distinguish runs, as plain content: all but those that only decide where frames are cached."""
     content = as_dict(config)
     del content["training"]["trunk_cache"]
     if config.training.trunk_cache_dtype == "float32":  # computed or read, the same values
@@ -252,7 +252,7 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("ctc_weight warmup", lambda value: 0 <= value <= 1, "allowed are 0..1"),
     ("crop_seconds", lambda value: value >= 0.5, "must be 0.5 or more"),
 )
-"""Numbers of [training]: names, what holds of them, and how to put it."""
+"""Numbers of [training]: names, the condition on each, and its wording."""
 
 
 def _check(config: RunConfig) -> None:

@@ -1,7 +1,7 @@
 """The conversation head (setting 3): trained on the cached utterance vectors of the finished personality tail.
 
 Each step sees a batch of conversation profiles, half of them whole and half cut to a random part of their utterances,
-so that one head serves both the paper's setting 3 (everything heard) and the causal one that a service has.
+so that one head serves both the paper's setting 3 (the whole conversation) and the causal one of a service.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class Vectors:
 
 
 def train_conversation_head(model: KibunModel, train: Vectors, dev: Vectors, options: TrainingOptions) -> float:
-    """Train `model.conversation_head` in place; keep the best on dev; returns its score.
+    """Train `model.conversation_head` in place to the best evaluation on dev, and return its score.
 
     The score is the mean CCC over the traits of settings 3 and causal 3 together.
     """

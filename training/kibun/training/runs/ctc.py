@@ -20,22 +20,22 @@ _INDEX = {character: index for index, character in enumerate(VOCABULARY)}
 
 
 def spell(text: str) -> str:
-    """What is spelled of a transcript: letters A to Z, apostrophes and single spaces.
+    """The part of a transcript that the CTC head spells: letters A to Z, apostrophes and single spaces.
 
     Accents are dropped, marks in square brackets (such as [LAUGHTER]) and punctuation removed; a letter of another
     alphabet becomes "?".
     """
     plain = unicodedata.normalize("NFKD", re.sub(r"\[[^\]]*\]", " ", text).replace("’", "'").upper())
-    kept = (
+    spelled = (
         c if c in _INDEX and c != "|" else " " if not c.isalpha() else "?"
         for c in plain
         if not unicodedata.combining(c)
     )
-    return " ".join("".join(kept).split())
+    return " ".join("".join(spelled).split())
 
 
 def encode(text: str) -> list[int]:
-    """Entries of the vocabulary for a transcript; [] where nothing of it can be spelled."""
+    """Entries of the vocabulary for a transcript; [] where none of it can be spelled."""
     return [BOUNDARY if c == " " else _INDEX.get(c, UNKNOWN) for c in spell(text)]
 
 
@@ -53,7 +53,7 @@ def ctc_loss(logits: Tensor, lengths: Sequence[int], texts: Sequence[str | None]
 
     Args:
         logits: (B, T, 32). lengths: B valid frame counts.
-        texts: B transcripts; None and those of which nothing can be spelled are masked out.
+        texts: B transcripts; None and those that cannot be spelled are masked out.
 
     Returns:
         (), zero (and still part of the graph) where no utterance has one. A transcript too long for its frames has no

@@ -33,7 +33,7 @@ def finish_bundle_swap(run: Path) -> None:
 
 
 def predictions_file(run: Path, split: str) -> Path:
-    """Where a run keeps its predictions of a split."""
+    """The file with a run's predictions of a split."""
     return run / f"predictions-{split}.jsonl"
 
 

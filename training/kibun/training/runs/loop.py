@@ -1,4 +1,4 @@
-"""The training loop: one model, gradients from several micro-batches and processes, the best on dev kept.
+"""The training loop: one model, gradients from several micro-batches and processes, the best on dev saved.
 
 What a run has done so far is in its log and its last checkpoint. An evaluation appends one line to the log and, where
 it is the best so far, saves the model; a resumed run goes back to the checkpoint, drops the lines after it, and takes

@@ -1,4 +1,4 @@
-"""What a run trains: a KibunModel with that run's tasks, and a CTC head on the frames of its tail.
+"""The model of a run: a KibunModel with that run's tasks, and a CTC head on the frames of its tail.
 
     pr    trunk ─ tail ─┬─ mean ─ PersonalityHead        L = L_traits + a L_CTC        setting 1
                         └─ Linear(H, 32) ─ CTC
@@ -59,13 +59,13 @@ class TaskModel(nn.Module):
                 Empty where frames are given.
             texts: B transcripts, None where there is none.
             condition: (B, 5) traits to condition emotion on. traits, emotion: true labels (B, 5), (B,).
-            frames: B tensors (T_i, H) that the frozen trunk made of the waveforms, where they are at hand.
+            frames: B tensors (T_i, H) that the frozen trunk computed from the waveforms, where they are cached.
 
         Returns:
             "loss" and its parts "ctc", "emotion", "traits", each (), the parts detached.
         """
-        heard = padded(frames) if frames else self.kibun.encode(input_values)  # (B, T, H)
-        tail = self.kibun.tail(self.task_name)(heard)  # (B, T, H)
+        encoded = padded(frames) if frames else self.kibun.encode(input_values)  # (B, T, H)
+        tail = self.kibun.tail(self.task_name)(encoded)  # (B, T, H)
         options, loss, parts = self.run.training, tail.hidden.new_zeros(()), {}
         if emotion is not None:
             estimate = self.kibun.emotion_heads[cast(str, self.run.dimension)](tail, condition)  # (B,)
@@ -158,15 +158,15 @@ def _from_bundle(source: KibunModel, config: RunConfig, name: str, settings: dic
         )
     kibun.trunk.load_state_dict(source.trunk.state_dict())
     for task in kibun.config.tasks:
-        # A task that the bundle lacks starts from the tail of another one: they all began as the same layers.
+        # A task that the bundle lacks starts from the tail of another: all tails began as the same layers.
         origin = task if task in of.tasks else of.tasks[0]
         kibun.tail(task).load_state_dict(source.tail(origin).state_dict())
         if config.model.keep_heads:
-            _keep_heads(kibun, source, task)
+            _copy_heads(kibun, source, task)
     return kibun
 
 
-def _keep_heads(kibun: KibunModel, source: KibunModel, task: str) -> None:
+def _copy_heads(kibun: KibunModel, source: KibunModel, task: str) -> None:
     if task not in source.config.tasks:
         raise ConfigError(f"model.keep_heads: the bundle {source.config.bundle_name} has no head for {task}")
     try:

@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from kibun.models.types import TRAIT_SCALE, TRAITS
+from kibun.models.types import NEUTRAL_TRAITS, TRAIT_SCALE, TRAITS
 from kibun.training.corpora.manifest import Item
 from kibun.training.runs.config import ConfigError, TraitOptions
 
-CENTRE = 4.0
 FIELD_OF_SETTING = {
     "utterance": "utterance_traits",
     "average": "average_traits",
@@ -20,16 +19,16 @@ FIELD_OF_SETTING = {
 
 
 def condition_traits(items: Sequence[Item], options: TraitOptions, seed: int) -> NDArray[np.float32]:
-    """(N, 5) traits on the 1..7 scale that the emotion of each utterance is conditioned on.
+    """Traits that the emotion of each utterance is conditioned on, (N, 5) on the 1..7 scale.
 
     noisy: one draw per conversation profile and trait, limited to the scale. shuffled: each profile of a split gets the
-    traits of another one of the same split, so that the distribution stays and the meaning goes.
+    traits of another one of the same split, so that their distribution stays and their meaning is lost.
 
     Raises:
         ConfigError: traits are missing from the manifest, or the other run has none for an utterance.
     """
     if options.source == "none":
-        return np.full((len(items), len(TRAITS)), CENTRE, np.float32)
+        return np.tile(np.array(NEUTRAL_TRAITS, np.float32), (len(items), 1))
     if options.source == "predicted":
         return predicted_traits(items, Path(str(options.run)), options.setting)
     truth = true_traits(items)
@@ -41,7 +40,7 @@ def condition_traits(items: Sequence[Item], options: TraitOptions, seed: int) ->
 
 
 def true_traits(items: Sequence[Item]) -> NDArray[np.float32]:
-    """(N, 5) of the manifest; ConfigError names an utterance without."""
+    """(N, 5) traits of the manifest; ConfigError names an utterance without."""
     for item in items:
         if item.traits is None:
             raise ConfigError(
@@ -88,7 +87,7 @@ def shuffle_profiles(items: Sequence[Item], traits: NDArray[np.float32], seed: i
         if len(profiles) < 2:
             raise ConfigError(f"traits.source = 'shuffled': split {split!r} has one profile, two or more are needed")
         order = rng.permutation(len(profiles))
-        # Along one cycle through all, so that nobody keeps his own.
+        # Along one cycle through all, so that no profile gets its own.
         donor = {profiles[order[at]]: profiles[order[at - 1]] for at in range(len(profiles))}
         first: dict[tuple[str, str], int] = {}
         for index in rows:

@@ -2,12 +2,12 @@
 
     ROOT/TRUNK/AUDIO.float32      (T, H) little-endian, nothing else in the file
 
-TRUNK is a digest of all that turns audio into frames: the trunk's weights and geometry, the normalisation, the
-precision that is kept. AUDIO is one of the samples. So no entry can be stale: other weights and other audio have other
+TRUNK is a digest of everything that turns audio into frames: the trunk's weights and geometry, the normalisation, the
+stored precision. AUDIO is one of the samples. So no entry can be stale: other weights and other audio have other
 names.
 
-An entry is written aside, flushed to the disk and renamed: a kill leaves it whole or absent. Its size is known from the
-audio's length and looked at before it is trusted. Any number of runs may read and fill one folder at once.
+An entry is written to a temporary file, flushed to the disk and renamed: a kill leaves it whole or absent. Its size is
+known from the audio's length and checked before use. Any number of runs may read and fill one folder at once.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ SPARE = 1.1  # of what the entries need; checkpoints and bundle need room too
 
 @dataclasses.dataclass(frozen=True)
 class Sound:
-    """What an entry is found by: a digest of an utterance's samples, and how many the model is given."""
+    """The key of an entry: a digest of an utterance's samples, and how many of them the model is given."""
 
     digest: str
     samples: int
@@ -91,7 +91,7 @@ class TrunkCache:
         return torch.from_numpy(values.astype(np.float32, copy=False).reshape(-1, self._hubert.hidden_size))
 
     def write(self, sound: Sound, frames: Tensor) -> None:
-        """frames (T, H). Raises ConfigError for frames that are not finite, or too large for the precision kept."""
+        """frames (T, H). Raises ConfigError for frames that are not finite, or too large for the stored precision."""
         with np.errstate(over="ignore"):
             values = frames.detach().float().cpu().numpy().astype(self._dtype)
         if not np.isfinite(values).all():
@@ -115,9 +115,9 @@ def fill(
     """Compute what is missing, each utterance alone, in float32 on the model's device.
 
     Args:
-        sounds: utterances and what gives the waveform (N,) of each.
+        sounds: utterances, each with a function that returns its waveform (N,).
         share: (k, n): this process is number k of n that fill together.
-        ready: called once all that is to be done is known, before anything is written: a barrier of the processes.
+        ready: called when the missing entries are known, before any is written: a barrier of the processes.
         report: called with how much disk the entries take, in words.
 
     Raises:
@@ -154,14 +154,14 @@ def cache_off_reason(config: RunConfig) -> str | None:
     if config.model.freeze != "trunk":
         return f"model.freeze is {config.model.freeze!r}: the trunk learns, so its frames change at every step"
     if training.augment != "none":
-        return f"training.augment is {training.augment!r}: every epoch hears other audio"
+        return f"training.augment is {training.augment!r}: every epoch gets other audio"
     if training.crop_seconds is not None:
-        return "training.crop_seconds is set: every epoch hears other pieces of the utterances"
+        return "training.crop_seconds is set: every epoch gets other pieces of the utterances"
     return None
 
 
 _FIX = (
-    'make room, name a folder on another disk (training.trunk_cache = "/disk/folder"), halve what is kept'
+    'make room, name a folder on another disk (training.trunk_cache = "/disk/folder"), store half as much'
     " (training.trunk_cache_dtype = 'float16'), or compute the frames every epoch (training.trunk_cache = 'off')"
 )
 

@@ -1,7 +1,7 @@
-"""From items to training batches: the same utterances, pieces and noise at a step, however often a run was cut off.
+"""From items to training batches: the same utterances, pieces and noise at a step, however often a run was interrupted.
 
-The order of all batches of a run is fixed by its seed, and whatever is random about an utterance by (seed, epoch,
-utterance). So a run that is killed and resumed, or spread over processes, sees what an undisturbed one sees.
+The order of all batches of a run is fixed by its seed, and everything random about an utterance by (seed, epoch,
+utterance). So a run that is killed and resumed, or spread over processes, gets the same input as an undisturbed one.
 """
 
 import dataclasses
@@ -114,7 +114,7 @@ class Utterances:
         return kibun.encode([torch.from_numpy(self.read(row)).to(kibun.device) for row in rows])
 
     def sizes(self) -> NDArray[np.int64]:
-        """(N,) samples of each utterance: by the manifest where it says, else read."""
+        """(N,) samples of each utterance: from the manifest where it has them, else read."""
         return np.array(
             [
                 round(item.seconds * SAMPLE_RATE_HZ) if item.seconds else len(self.read(index))

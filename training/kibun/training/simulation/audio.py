@@ -80,7 +80,7 @@ def _file(folder: Path, seed: int) -> Path:
 
 
 def _scenes(options: SimulationOptions, seed: int, *, interaction: bool) -> list[Scenes]:
-    """Scenes of train, dev and test; who speaks and what is said does not depend on the interaction."""
+    """Scenes of train, dev and test; speakers and utterances do not depend on the interaction."""
     world = make_world(options.world, interaction=interaction)
     sizes = (options.profiles, options.dev_profiles, options.test_profiles)
     streams = [np.random.SeedSequence(seed, spawn_key=(8, index)) for index in range(3)]
@@ -96,7 +96,7 @@ def _render(scenes: Scenes, seed: int, index: int) -> NDArray[np.float32]:
     rows = []
     for cues, intensity in zip(scenes.cues, scenes.intensity, strict=True):
         voice = draw_voice(rng)
-        rows += [render(voice, *said, SILENT_MANNER, rng) for said in zip(cues, intensity, strict=True)]
+        rows += [render(voice, *utterance, SILENT_MANNER, rng) for utterance in zip(cues, intensity, strict=True)]
     return np.stack(rows).astype(np.float32)
 
 
