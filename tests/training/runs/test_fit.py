@@ -30,7 +30,7 @@ from tests.support.present import present
 from tests.support.run_config import changed
 from tests.support.tiny_corpus import make_corpus, make_hubert
 
-TRAINING = {"epochs": 3, "batch": 8, "learning_rate": 1e-3, "head_learning_rate": 3e-3, "conversation_steps": 60}
+TRAINING = {"epochs": 3, "batch": 8, "learning_rate": 1e-3, "head_learning_rate": 3e-3, "conversation_steps": 40}
 
 
 @pytest.fixture(autouse=True)
@@ -221,7 +221,13 @@ def test_tensorboard_gets_what_the_log_gets(world: Path) -> None:
 @pytest.mark.timeout(400)  # starts processes, which is slow on a busy machine
 def test_a_killed_run_goes_on_to_the_same_result(world: Path) -> None:
     # With dropout, so that the state of the random generators matters too.
-    run = config(world, "pr", training__epochs=5, model__start=str(make_hubert(world / "dropping")))
+    run = config(
+        world,
+        "pr",
+        training__epochs=5,
+        training__conversation_steps=20,
+        model__start=str(make_hubert(world / "dropping")),
+    )
     reference = train_run(run, world / "undisturbed")
     out = world / "killed"
     write_config(run, world / "killed.toml")
