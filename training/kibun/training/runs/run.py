@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,7 +78,16 @@ def train_run(config: RunConfig, folder: Path) -> dict[str, Any]:
         folder,
         accelerator,
         # The trunk is then that of the checkpoint, if there is one.
-        loaded=lambda: _cache_frames_together(config, folder, model.kibun, list(splits.values()), accelerator),
+        loaded=lambda: use_cached_frames(
+            config,
+            folder,
+            model.kibun,
+            list(splits.values()),
+            # Processes of one machine share its disk; those of another fill that one's.
+            share=(accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+            ready=accelerator.wait_for_everyone,
+            report=_report if accelerator.is_local_main_process else lambda _line: None,
+        ),
     )
     figures = _finish(config, folder, corpus, splits, accelerator.device) if accelerator.is_main_process else {}
     accelerator.wait_for_everyone()
@@ -230,43 +239,32 @@ def _utterances(config: RunConfig, items: Sequence[Item], model: TaskModel) -> U
     )
 
 
-def use_cached_frames(config: RunConfig, run: Path, kibun: KibunModel, splits: Sequence[Utterances]) -> None:
+def use_cached_frames(
+    config: RunConfig,
+    run: Path,
+    kibun: KibunModel,
+    splits: Sequence[Utterances],
+    *,
+    share: tuple[int, int] = (0, 1),
+    ready: Callable[[], None] = lambda: None,
+    report: Callable[[str], None] = lambda _line: None,
+) -> None:
     """Compute the frozen trunk's frames that are not on disk, and have the utterances read all of them there.
 
-    Does nothing for a run that caches none. Raises ConfigError: the disk has too little room.
+    Args:
+        share, ready, report: as of `trunk_cache.fill`; report also gets the reason where a run caches none.
+
+    Raises ConfigError: the disk has too little room.
     """
-    if cache_off_reason(config) is None:
-        cache = _cache(config, run, kibun)
-        fill(cache, kibun, [sound for utterances in splits for sound in utterances.to_cache()])
-        for utterances in splits:
-            utterances.use_cache(cache)
-
-
-def _cache_frames_together(
-    config: RunConfig, run: Path, kibun: KibunModel, splits: Sequence[Utterances], accelerator: Accelerator
-) -> None:
-    """As `use_cached_frames`, by all processes of a run; the first reports the space taken, or why none are cached."""
-    report = _report if accelerator.is_local_main_process else lambda _line: None
     if (reason := cache_off_reason(config)) is not None:
         report(f"frames of the trunk are computed anew every epoch: {reason}")
         return
-    cache = _cache(config, run, kibun)
-    fill(
-        cache,
-        kibun,
-        [sound for utterances in splits for sound in utterances.to_cache()],
-        # Processes of one machine share its disk; those of another fill that one's.
-        share=(accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
-        ready=accelerator.wait_for_everyone,
-        report=report,
-    )
-    accelerator.wait_for_everyone()
+    cache = TrunkCache(cache_root(config, run), kibun, config.training.trunk_cache_dtype)
+    sounds = [sound for utterances in splits for sound in utterances.to_cache()]
+    fill(cache, kibun, sounds, share=share, ready=ready, report=report)
+    ready()
     for utterances in splits:
         utterances.use_cache(cache)
-
-
-def _cache(config: RunConfig, run: Path, kibun: KibunModel) -> TrunkCache:
-    return TrunkCache(cache_root(config, run), kibun, config.training.trunk_cache_dtype)
 
 
 def _report(line: str) -> None:
