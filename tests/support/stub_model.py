@@ -1,8 +1,7 @@
-"""A stand-in for real models, run by real worker processes: `--loader tests.support.stub_model:load`.
+"""A model without weights, run by real worker processes: `--loader tests.support.stub_model:load`.
 
-Also the model of load tests of the whole server. A model's name may carry options:
-`stub?delay_s=0.02&s_per_audio_s=0.1&slots=4`. What it does with an utterance depends on the first sample of its audio,
-unless `faults=0` says otherwise: where any sample may come first, one of these will.
+Options follow its name, as in `stub?delay_s=0.02&s_per_audio_s=0.1&slots=4`. The first sample of an utterance can ask
+for a fault, unless `faults=0`: for audio in which any sample may come first. `gate` is the path of a `Gate`.
 """
 
 import itertools
@@ -10,7 +9,8 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from urllib.parse import parse_qsl
+from pathlib import Path
+from urllib.parse import parse_qsl, quote
 
 import numpy as np
 
@@ -26,15 +26,48 @@ POISON = 0.5  # the process is killed
 NAN = 0.25  # an estimate is NaN
 RAISES = 0.125  # the model raises
 HANGS = 0.0625  # never answered
-SLOW = 0.03125  # answered after a second
-SLOW_POISON = 0.015625  # half a second later the process is killed
+WAITS = 0.03125  # answered once the gate is open
+WAITING_POISON = 0.015625  # the process is killed once the gate is open
+
+
+class Gate:
+    """A folder through which a test sees utterances arrive in a worker, and decides when they go on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(exist_ok=True)
+
+    def __str__(self) -> str:
+        """For the option `gate`."""
+        return quote(str(self._folder))
+
+    @property
+    def arrived(self) -> int:
+        """How many utterances have come to the gate so far, in any worker."""
+        return len(list(self._folder.glob("arrived-*")))
+
+    def open(self) -> None:
+        """Let all of them go on, and those that come later."""
+        (self._folder / "open").touch()
+
+    def wait(self) -> None:
+        """In the worker: arrive, and wait until the gate is open."""
+        (self._folder / f"arrived-{os.getpid()}-{time.monotonic_ns()}").touch()
+        while not (self._folder / "open").exists():
+            time.sleep(0.002)
 
 
 class StubModel:
     """Estimates are plain functions of the audio, so that tests can tell which utterance they belong to."""
 
     def __init__(
-        self, name: str, delay_s: float, s_per_audio_s: float, hangs_after: float = float("inf"), hang_s: float = 3600
+        self,
+        name: str,
+        delay_s: float = 0.0,
+        s_per_audio_s: float = 0.0,
+        hangs_after: float = float("inf"),
+        hang_s: float = 3600,
+        gate: Gate | None = None,
     ) -> None:
         self.info = ModelInfo(name, "1", VECTOR_SIZE, max_samples=30 * 16_000, synthetic=True)
         self._delay_s = delay_s
@@ -43,6 +76,7 @@ class StubModel:
         self._hang_s = hang_s
         self._hangs_after = hangs_after  # batches, those of the warm-up included
         self._batches = itertools.count(1)
+        self._gate = gate
 
     def analyze(self, utterances: Sequence[Utterance]) -> list[Analysis]:
         if next(self._batches) > self._hangs_after:
@@ -52,14 +86,15 @@ class StubModel:
 
     def _analyze(self, utterance: Utterance) -> Analysis:
         what = float(utterance.audio[0]) if self.faults else 0.0
-        if what == SLOW_POISON:
-            time.sleep(0.5)
-        if what in (POISON, SLOW_POISON):
+        if what in (WAITS, WAITING_POISON):
+            assert self._gate is not None, "such an utterance needs a gate"
+            self._gate.wait()
+        if what in (POISON, WAITING_POISON):
             os.kill(os.getpid(), signal.SIGKILL)
         if what == RAISES:
             raise ValueError(f"the audio starts with {what}")
-        if what in (HANGS, SLOW):
-            time.sleep(3600 if what == HANGS else 1)
+        if what == HANGS:
+            time.sleep(3600)
         level = float(np.sqrt(np.mean(np.square(utterance.audio, dtype=np.float64))))
         traits = _traits(level)
         so_far = _traits(float(np.mean([*utterance.history[:, 1], np.float16(level)], dtype=np.float64)))
@@ -90,7 +125,9 @@ def load(options: LoadOptions) -> LoadedModels:
     batch_s = 8.0
     for text in options.models:
         name, _, query = text.partition("?")
-        settings = {key: float(value) for key, value in parse_qsl(query)}
+        options_of_it = dict(parse_qsl(query))
+        gate = Gate(Path(path)) if (path := options_of_it.pop("gate", "")) else None
+        settings = {key: float(value) for key, value in options_of_it.items()}
         if "/" in name and not os.path.exists(name):
             raise BackendError("LOAD_FAILED", f"{name}: no such file")
         if name == "crash":
@@ -98,6 +135,8 @@ def load(options: LoadOptions) -> LoadedModels:
         if name == "bug":
             raise KeyError("layer_weights")
         if name == "sleepy":
+            if gate is not None:
+                gate.wait()
             time.sleep(3600)
         time.sleep(settings.get("load_s", 0.0))
         print("loading", name)  # a stray print must not garble the protocol
@@ -105,7 +144,7 @@ def load(options: LoadOptions) -> LoadedModels:
         batch_s = settings.get("batch_s", batch_s)
         delays = settings.get("delay_s", 0.0), settings.get("s_per_audio_s", 0.0)
         hangs = settings.get("hangs_after", float("inf")), settings.get("hang_s", 3600)
-        model = StubModel(name, *delays, *hangs)
+        model = StubModel(name, *delays, *hangs, gate)
         model.faults = settings.get("faults", 1) != 0
         models.append(model)
     return LoadedModels(models, slots, batch_s, "cpu")

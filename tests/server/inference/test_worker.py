@@ -5,11 +5,13 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from kibun.models.types import Analysis, Utterance
 from kibun.server.inference import worker
@@ -28,7 +30,7 @@ class Drip(io.RawIOBase):
     def __init__(self, data: bytes, step: int) -> None:
         self._data, self._step, self._at = data, step, 0
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         piece = self._data[self._at : self._at + min(self._step, len(buffer))]
         buffer[: len(piece)] = piece
         self._at += len(piece)
@@ -36,7 +38,7 @@ class Drip(io.RawIOBase):
 
 
 def a_batch() -> protocol.Batch:
-    audio = np.arange(3000, dtype=np.float32) / 3000
+    audio = np.linspace(0, 1, 3000, dtype=np.float32)
     history = np.ones((3, 4), np.float16)
     return protocol.Batch(
         7,
@@ -48,18 +50,18 @@ def a_batch() -> protocol.Batch:
 @given(st.integers(1, 9000))
 def test_messages_survive_a_pipe_that_splits_them_anywhere(step: int) -> None:
     frame = b"".join(protocol.encode(a_batch()))
-    batch = protocol.read_message_blocking(Drip(frame, step))  # type: ignore[arg-type]
+    batch = protocol.read_message_blocking(Drip(frame, step))
 
     async def read_in_server() -> protocol.Batch:
         reader = asyncio.StreamReader()
         for start in range(0, len(frame), step):
             reader.feed_data(frame[start : start + step])
-        message = await protocol.read_message(reader)
+        message: protocol.Batch = await protocol.read_message(reader)
         reader.feed_data(frame[:10])
         reader.feed_eof()
         with pytest.raises(EOFError):
             await protocol.read_message(reader)
-        return message  # type: ignore[no-any-return]
+        return message
 
     for got in (batch, asyncio.run(read_in_server())):
         assert got.number == 7
@@ -75,7 +77,7 @@ def test_end_of_file_inside_a_message_is_end_of_file() -> None:
     frame = b"".join(protocol.encode(a_batch()))
     for length in (0, 2, 11, len(frame) - 1):
         with pytest.raises(EOFError):
-            protocol.read_message_blocking(Drip(frame[:length], 1 << 16))  # type: ignore[arg-type]
+            protocol.read_message_blocking(Drip(frame[:length], 1 << 16))
 
 
 def test_audio_is_not_copied_into_the_frame() -> None:
@@ -94,7 +96,7 @@ class Recorder(stub_model.StubModel):
     """Keeps the sizes of the batches that it was given."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(name, 0.0, 0.0)
+        super().__init__(name)
         self.sizes: list[int] = []
 
     def analyze(self, utterances: Sequence[Utterance]) -> list[Analysis]:
@@ -102,9 +104,9 @@ class Recorder(stub_model.StubModel):
         return super().analyze(utterances)
 
 
-def job(first: float = 0.1, *, model: str = "a", samples: int = 8000, vectors: object = None) -> Job:
+def job(first: float = 0.1, *, model: str = "a", samples: int = 8000, vectors: NDArray[Any] | None = None) -> Job:
     history = np.zeros((0, 4), np.float16) if vectors is None else vectors
-    return Job(model, Utterance(np.full(samples, first, np.float32), history))  # type: ignore[arg-type]
+    return Job(model, Utterance(np.full(samples, first, np.float32), history))
 
 
 def test_a_failing_batch_is_run_one_by_one() -> None:
@@ -186,6 +188,14 @@ def options(*models: Path | str, device: str = "cpu", allow_untrained: bool = Tr
     )
 
 
+def loaded_model(options: protocol.LoadOptions) -> worker.BundleModel:
+    loaded = worker.load_models(options)
+    assert loaded.slots == worker.usable_cores() >= 1
+    (model,) = loaded.models
+    assert isinstance(model, worker.BundleModel)
+    return model
+
+
 async def test_a_real_bundle_answers_through_the_worker_as_it_does_in_process(bundle: Path) -> None:
     from kibun.models.bundle import load_bundle
 
@@ -258,11 +268,9 @@ def test_a_container_has_as_many_cores_as_its_quota(tmp_path: Path) -> None:
 def test_weights_that_are_not_finite_are_an_error_of_the_job(bundle: Path) -> None:
     import torch
 
-    loaded = worker.load_models(options(bundle))
-    (model,) = loaded.models
-    assert loaded.slots == worker.usable_cores() >= 1
+    model = loaded_model(options(bundle))
     with torch.no_grad():
-        for weight in model._bundle.heads.emotion_heads["valence"].parameters():  # type: ignore[attr-defined]
+        for weight in model._bundle.heads.emotion_heads["valence"].parameters():
             weight.fill_(float("nan"))
     with pytest.raises(BackendError, match="warm-up inference failed"):
         BatchRunner([model]).warm_up()
@@ -276,28 +284,28 @@ def test_a_lost_device_ends_the_worker_and_is_no_fault_of_a_job(bundle: Path) ->
 
     from kibun.server.inference.runner import DeviceLost
 
-    (model,) = worker.load_models(options(bundle)).models
+    model = loaded_model(options(bundle))
 
     def lose(*_: object) -> None:
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
-    model._bundle.trunk.register_forward_pre_hook(lose)  # type: ignore[attr-defined]
+    model._bundle.trunk.register_forward_pre_hook(lose)
     with pytest.raises(DeviceLost):
         BatchRunner([model]).run([a_job()])
 
 
-def test_out_of_memory_is_answered_with_smaller_batches(bundle: Path) -> None:
+def test_out_of_memory_is_answered_with_smaller_batches(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    (model,) = worker.load_models(options(bundle)).models
-    real = model._bundle.analyze  # type: ignore[attr-defined]
+    model = loaded_model(options(bundle))
+    real = model._bundle.analyze
 
-    def analyze(requests: list[object]) -> object:
+    def analyze(requests: Sequence[Utterance]) -> list[Analysis]:
         if len(requests) > 1:
             raise torch.OutOfMemoryError
         return real(requests)
 
-    model._bundle.analyze = analyze  # type: ignore[attr-defined]
+    monkeypatch.setattr(model._bundle, "analyze", analyze)
     jobs = [a_job()] * 3
     assert all(isinstance(outcome, Analysis) for outcome in BatchRunner([model]).run(jobs))
 
@@ -310,9 +318,9 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_precision_is_obeyed_and_said(bundle: Path) -> None:
     from dataclasses import replace
 
-    (model,) = worker.load_models(replace(options(bundle), precision="bf16")).models
+    model = loaded_model(replace(options(bundle), precision="bf16"))
     assert model.info.precision.startswith("bfloat16: ")
     (outcome,) = BatchRunner([model]).run([a_job()])
     assert isinstance(outcome, Analysis)
-    (model,) = worker.load_models(replace(options(bundle), precision="fp32")).models
+    model = loaded_model(replace(options(bundle), precision="fp32"))
     assert model.info.precision == "float32, as asked for"

@@ -15,6 +15,7 @@ server has closed it or died. It ignores SIGINT and SIGTERM, as only the server 
 import faulthandler
 import gc
 import importlib
+import io
 import logging
 import os
 import signal
@@ -26,7 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from kibun.models.files import BundleError, resolve_bundle, verify
 from kibun.models.types import EMOTIONS, Analysis, Utterance
@@ -89,7 +90,7 @@ def _end_with_server(server: int) -> None:
     os._exit(0)
 
 
-def _take_over_stdio() -> tuple[BinaryIO, BinaryIO]:
+def _take_over_stdio() -> tuple[io.FileIO, io.FileIO]:
     """Return the pipes from and to the server; from now on, prints go to stderr and cannot garble a message."""
     requests = os.fdopen(os.dup(0), "rb", buffering=0)
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
@@ -100,7 +101,7 @@ def _take_over_stdio() -> tuple[BinaryIO, BinaryIO]:
     return requests, answers
 
 
-def _serve(options: LoadOptions, requests: BinaryIO, answers: BinaryIO) -> None:
+def _serve(options: LoadOptions, requests: io.FileIO, answers: io.FileIO) -> None:
     send = _Sender(answers)
     try:
         module, _, function = options.loader.partition(":")
@@ -139,7 +140,7 @@ def _answer(runner: BatchRunner, batch: Batch, send: "_Sender") -> None:
 class _Sender:
     """Writes whole messages; any thread may call it."""
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(self, stream: io.FileIO) -> None:
         self._stream = stream
         self._lock = threading.Lock()
 

@@ -6,11 +6,12 @@ same installation over a private pipe that nothing else can write to: pickle is 
 """
 
 import asyncio
+import io
 import pickle
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 from kibun.models.types import Analysis
 from kibun.server.inference.backend import BackendError, Job, ModelInfo
@@ -84,7 +85,7 @@ async def read_message(stream: asyncio.StreamReader) -> Any:
         raise EOFError("the worker closed its pipe") from error
 
 
-def read_message_blocking(stream: BinaryIO) -> Any:
+def read_message_blocking(stream: io.RawIOBase) -> Any:
     """Read one message in the worker. Raises EOFError when the server is gone."""
     (count,) = struct.unpack("!I", _read_exactly(stream, 4))
     lengths = struct.unpack(f"!{count}Q", _read_exactly(stream, 8 * count))
@@ -96,13 +97,13 @@ def _decode(parts: Sequence[bytes | bytearray]) -> Any:
     return pickle.loads(parts[0], buffers=parts[1:])
 
 
-def _read_exactly(stream: BinaryIO, length: int) -> bytearray:
+def _read_exactly(stream: io.RawIOBase, length: int) -> bytearray:
     """Read into a bytearray: arrays that are views of it are writable, as torch demands."""
     data = bytearray(length)
     view = memoryview(data)
     done = 0
     while done < length:
-        count = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        count = stream.readinto(view[done:])
         if not count:
             raise EOFError("the server closed its pipe")
         done += count
