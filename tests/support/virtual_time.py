@@ -1,4 +1,4 @@
-"""Runs coroutines on an event loop whose clock jumps to whatever is due next: minutes pass in no time."""
+"""Runs coroutines on an event loop whose clock jumps to the next timer: simulated minutes take milliseconds."""
 
 import asyncio
 import functools

@@ -1,4 +1,4 @@
-"""The queue's decisions against invariants, and the batcher at work in front of a fake backend."""
+"""The decisions of the queue against invariants, and the batcher in front of a fake backend."""
 
 import asyncio
 import contextlib
@@ -101,12 +101,12 @@ class QueueMachine(RuleBasedStateMachine):
         seconds = sum(t.job.utterance.seconds for t in batch)
         assert len(batch) <= 1 or seconds <= batch_s
         if batch and now + cost.expect(batch[0].job.utterance.seconds) <= batch[0].deadline:
-            assert now + cost.expect(seconds) <= batch[0].deadline, "company makes no job late"
+            assert now + cost.expect(seconds) <= batch[0].deadline, "no job is late because of the others in its batch"
         assert len(batch) <= 1 or costs != "it does not"
         if finals:
-            assert bool(batch) == bool(idle), "a final leaves whenever a slot is idle"
+            assert bool(batch) == bool(idle), "a final goes whenever a slot is idle"
         elif lane:
-            assert bool(batch) == (idle > 1 or idle == slots == 1), "one slot of several is kept for finals"
+            assert bool(batch) == (idle > 1 or idle == slots == 1), "one slot of several is reserved for finals"
         for ticket in batch:
             del self.queued[ticket.number]
             self.finals_out += ticket.final
@@ -134,7 +134,7 @@ TestQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=
 
 
 def sizes(cost: CostModel, jobs: int, *, slots: int = 1, idle: int = 1, deadline: float = 100.0) -> list[int]:
-    """How many of so many jobs of 1 s leave together, each time a slot falls idle."""
+    """The sizes of the batches in which that many jobs of 1 s go, one whenever a slot becomes idle."""
     queue = JobQueue(QueueLimits())
     for number in range(jobs):
         queue.push(make_ticket(number, deadline=deadline, stream=str(number)))
@@ -161,7 +161,7 @@ def test_jobs_go_together_where_that_shortens_the_mean_wait() -> None:
     assert sizes(costing(0.1, 0.02), 12, slots=3)[0] == 1, "but other slots work on it too"
 
 
-def test_a_batch_stops_where_its_head_would_be_late_unless_it_is_anyway() -> None:
+def test_a_batch_grows_no_further_than_its_first_deadline_allows_unless_that_is_missed_anyway() -> None:
     cost = costing(0.01, 0.5)
     assert sizes(cost, 8, deadline=0.545)[0] == 4
     assert sizes(cost, 8, deadline=0.4)[0] == 8
@@ -196,21 +196,21 @@ def simulate(load: float, seconds: float, slots: int) -> tuple[list[float], int,
     return lateness, interims, asked
 
 
-def test_under_overload_interims_give_way_and_finals_do_not() -> None:
+def test_under_overload_interims_are_dropped_and_finals_are_not() -> None:
     # Two slots finish 6.7 jobs a second. Finals alone take 60 %, with their interims 240 %.
     lateness, interims, asked = simulate(load=4.0, seconds=60.0, slots=2)
     assert len(lateness) == pytest.approx(240, rel=0.2)
     assert np.quantile(lateness, 0.95) < 0.0, "95 % of finals are done before their deadline"
     assert 0 < interims < 0.5 * asked
     _, interims, asked = simulate(load=0.2, seconds=60.0, slots=2)
-    assert interims > 0.8 * asked, "with time to spare most are computed"
+    assert interims > 0.8 * asked, "on an idle server most are computed"
 
 
 # --- Batcher ---------------------------------------------------------------------------------------------------------
 
 
 class FakeBackend:
-    """Answers when told to; the vector repeats the label of the job's audio."""
+    """Answers once `gate` is set; the vector repeats the label of the job's audio."""
 
     def __init__(self, slots: int = 1, batch_s: float = 8.0) -> None:
         self.slots = slots
@@ -252,7 +252,7 @@ class Clock:
         return self.now
 
 
-async def settle() -> None:
+async def let_tasks_run() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
 
@@ -272,29 +272,29 @@ def ask(
     )
 
 
-async def test_idle_slots_get_work_at_once_and_the_rest_gathers() -> None:
+async def test_idle_slots_get_work_at_once_and_the_rest_is_queued() -> None:
     backend = FakeBackend(slots=2)
     batcher = Batcher(backend, cost=costing(0.001, 1.0))
     tasks = []
     for label in (1, 2, 3, 4, 5):
         tasks.append(ask(batcher, label))
-        await settle()
+        await let_tasks_run()
     assert backend.calls == [[1], [2]]
     assert batcher.queued == 3
     backend.gate.set()
     results = await asyncio.gather(*tasks)
     assert [float(result.vector[0]) for result in results] == [1, 2, 3, 4, 5]
     assert sorted(itertools.chain(*backend.calls[2:])) == [3, 4, 5]
-    assert len(backend.calls) < 5, "what gathered left together"
+    assert len(backend.calls) < 5, "what was queued went together"
 
 
 async def test_finals_first_by_deadline_then_interims() -> None:
     backend = FakeBackend(batch_s=0.0)
     batcher = Batcher(backend)
     tasks = [ask(batcher, 1)]
-    await settle()
+    await let_tasks_run()
     tasks += [ask(batcher, 2, final=False, within=0.1), ask(batcher, 3, within=5.0), ask(batcher, 4, within=2.0)]
-    await settle()
+    await let_tasks_run()
     backend.gate.set()
     await asyncio.gather(*tasks)
     assert backend.calls == [[1], [4], [3], [2]]
@@ -304,15 +304,15 @@ async def test_newer_interim_and_final_supersede_the_queued_interim() -> None:
     backend = FakeBackend()
     batcher = Batcher(backend)
     running = ask(batcher, 1)
-    await settle()
+    await let_tasks_run()
     first = ask(batcher, 2, stream="s", final=False)
-    await settle()
+    await let_tasks_run()
     second = ask(batcher, 3, stream="s", final=False)
-    await settle()
+    await let_tasks_run()
     with pytest.raises(Superseded):
         await first
     final = ask(batcher, 4, stream="s")
-    await settle()
+    await let_tasks_run()
     with pytest.raises(Superseded):
         await second
     backend.gate.set()
@@ -325,9 +325,9 @@ async def test_running_interim_is_not_superseded() -> None:
     backend = FakeBackend()
     batcher = Batcher(backend)
     interim = ask(batcher, 1, stream="s", final=False)
-    await settle()
+    await let_tasks_run()
     final = ask(batcher, 2, stream="s")
-    await settle()
+    await let_tasks_run()
     backend.gate.set()
     assert [float(r.vector[0]) for r in await asyncio.gather(interim, final)] == [1, 2]
 
@@ -336,10 +336,10 @@ async def test_cancelled_callers_leave_the_queue() -> None:
     backend = FakeBackend()
     batcher = Batcher(backend)
     running, queued, other = ask(batcher, 1), ask(batcher, 2), ask(batcher, 3)
-    await settle()
+    await let_tasks_run()
     queued.cancel()
     running.cancel()
-    await settle()
+    await let_tasks_run()
     assert batcher.queued == 1
     assert len(backend.calls) == 1, "the slot of a running job stays taken"
     backend.gate.set()
@@ -347,14 +347,14 @@ async def test_cancelled_callers_leave_the_queue() -> None:
     assert backend.calls == [[1], [3]]
 
 
-async def test_finals_wait_for_room_in_order_and_interims_do_not_wait() -> None:
+async def test_finals_wait_for_a_full_queue_in_order_and_interims_do_not_wait() -> None:
     backend = FakeBackend(batch_s=0.0)
     batcher = Batcher(backend, QueueLimits(queued_s=2.0))
     tasks = [ask(batcher, label) for label in (1, 2, 3)]
-    await settle()
+    await let_tasks_run()
     assert not batcher.full
     tasks += [ask(batcher, 4), ask(batcher, 5, within=0.5)]
-    await settle()
+    await let_tasks_run()
     assert batcher.full
     assert batcher.queued == 2
     with pytest.raises(Superseded):
@@ -365,23 +365,23 @@ async def test_finals_wait_for_room_in_order_and_interims_do_not_wait() -> None:
     assert not batcher.full
 
 
-async def test_cancelling_a_queued_final_makes_room() -> None:
+async def test_cancelling_a_queued_final_lets_the_next_one_in() -> None:
     batcher = Batcher(FakeBackend(), QueueLimits(queued_s=1.0))
     _, queued, waiting, gone = ask(batcher, 1), ask(batcher, 2), ask(batcher, 3), ask(batcher, 4)
-    await settle()
+    await let_tasks_run()
     gone.cancel()
     queued.cancel()
-    await settle()
+    await let_tasks_run()
     assert (batcher.queued, batcher.full, waiting.done()) == (1, False, False)
 
 
-async def test_who_is_served_follows_from_how_long_a_final_would_wait() -> None:
+async def test_admission_follows_from_how_long_a_final_would_wait() -> None:
     """The running job is expected to take 1 s; once it is overdue, as long again as it is late."""
     clock, backend = Clock(), FakeBackend()
     batcher = Batcher(backend, clock=clock, cost=costing(0.1, 0.0))
     with batcher.stream("somebody else"):
         running = ask(batcher, 1, s=10.0)
-        await settle()
+        await let_tasks_run()
         served = {}
         for now in (0.2, 0.6, 1.0, 1.8, 2.5, 5.0):
             clock.now = now
@@ -397,12 +397,12 @@ async def test_who_is_served_follows_from_how_long_a_final_would_wait() -> None:
         with pytest.raises(Superseded):
             await ask(batcher, 3, final=False)
         queued = ask(batcher, 2, s=20.0)
-        await settle()
+        await let_tasks_run()
         assert batcher.delay_s == pytest.approx(4.0 + 2.0)
         backend.gate.set()
         await asyncio.gather(running, queued)
         assert batcher.delay_s == 0.0
-    assert batcher.admits(running=False), "somebody is always served"
+    assert batcher.admits(running=False), "one stream is always admitted"
 
 
 @pytest.mark.parametrize("failure", [None, BackendError("WORKER_FAILED", "died"), "one job"])
@@ -423,10 +423,10 @@ async def test_costs_are_measured_before_any_stream_comes(failure: BackendError 
         assert cost.expect(1.0) == pytest.approx(0.21, rel=0.05)
         assert cost.per_batch_s == pytest.approx(0.2, rel=0.1)
     else:
-        assert cost.expect(1.0) == CostModel().expect(1.0), "what failed tells nothing"
+        assert cost.expect(1.0) == CostModel().expect(1.0), "failed batches are not observed"
 
 
-async def test_streams_take_room_before_they_speak_and_silent_ones_give_it_back() -> None:
+async def test_streams_count_before_they_speak_and_silent_ones_count_less_and_less() -> None:
     clock = Clock()
     batcher = Batcher(FakeBackend(slots=2), clock=clock, cost=costing(0.19, 0.0))
     with contextlib.ExitStack() as streams:
@@ -438,7 +438,7 @@ async def test_streams_take_room_before_they_speak_and_silent_ones_give_it_back(
             stretch.append(batcher.stretch)
         assert admitted == 7, "new streams get 75 % of the two slots: the finals of one take 9.5 %"
         assert full == [False] * 6 + [True], "interims are skipped before a stream is refused"
-        assert stretch == pytest.approx([1, 1, 1, 1, 1.375, 1.85, 2]), "and get rarer before that"
+        assert stretch == pytest.approx([1, 1, 1, 1, 1.375, 1.85, 2]), "and become rarer before that"
         assert batcher.load == pytest.approx(0.665)
         assert batcher.admits(running=True), "the next turn of a running conversation"
         clock.now = 120.0
@@ -447,11 +447,11 @@ async def test_streams_take_room_before_they_speak_and_silent_ones_give_it_back(
     assert batcher.load == 0.0
 
 
-async def test_an_error_of_one_job_is_its_own() -> None:
+async def test_an_error_of_one_job_fails_no_other() -> None:
     backend = FakeBackend()
     batcher = Batcher(backend)
     tasks = [ask(batcher, 1), ask(batcher, -2), ask(batcher, 3)]
-    await settle()
+    await let_tasks_run()
     backend.gate.set()
     good, bad, other = await asyncio.gather(*tasks, return_exceptions=True)
     assert isinstance(bad, BackendError)
@@ -465,7 +465,7 @@ async def test_a_backend_error_reaches_every_caller_and_the_queue_goes_on() -> N
     batcher = Batcher(backend)
     backend.error = BackendError("WORKER_FAILED", "no worker")
     tasks = [ask(batcher, 1), ask(batcher, 2)]
-    await settle()
+    await let_tasks_run()
     backend.gate.set()
     errors = await asyncio.gather(*tasks, return_exceptions=True)
     assert [error.reason for error in errors if isinstance(error, BackendError)] == ["WORKER_FAILED"] * 2
@@ -473,7 +473,7 @@ async def test_a_backend_error_reaches_every_caller_and_the_queue_goes_on() -> N
     assert float((await ask(batcher, 3)).vector[0]) == 3
 
 
-async def test_an_unforeseen_error_is_an_error_of_the_caller_too() -> None:
+async def test_an_unexpected_error_reaches_the_caller() -> None:
     backend = FakeBackend()
     backend.error = ZeroDivisionError()
     backend.gate.set()
@@ -481,7 +481,7 @@ async def test_an_unforeseen_error_is_an_error_of_the_caller_too() -> None:
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unhandled.append(context["exception"]))
     with pytest.raises(BackendError, match="ZeroDivisionError"):
         await ask(Batcher(backend), 1)
-    await settle()
+    await let_tasks_run()
     assert [type(error) for error in unhandled] == [ZeroDivisionError]
 
 
@@ -489,9 +489,9 @@ async def test_drain_waits_for_all_and_close_refuses() -> None:
     backend = FakeBackend()
     batcher = Batcher(backend, QueueLimits(queued_s=1.0))
     tasks = [ask(batcher, label) for label in (1, 2, 3)]
-    await settle()
+    await let_tasks_run()
     draining = asyncio.create_task(batcher.drain())
-    await settle()
+    await let_tasks_run()
     assert not draining.done()
     backend.gate.set()
     await draining
@@ -504,7 +504,7 @@ async def test_drain_waits_for_all_and_close_refuses() -> None:
 async def test_close_answers_what_is_queued() -> None:
     batcher = Batcher(FakeBackend(), QueueLimits(queued_s=1.0))
     running, queued, waiting = (ask(batcher, label) for label in (1, 2, 3))
-    await settle()
+    await let_tasks_run()
     batcher.close()
     for task in (queued, waiting):
         with pytest.raises(BackendError, match="UNAVAILABLE"):
@@ -528,8 +528,8 @@ def test_every_caller_gets_its_own_answer(asks: list[tuple[str, bool, float, flo
         for label, (stream, final, within, seconds, pause) in enumerate(asks):
             tasks.append(ask(batcher, label, stream=stream, final=final, within=within, s=seconds))
             if pause:
-                await settle()
-        await settle()
+                await let_tasks_run()
+        await let_tasks_run()
         backend.gate.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         for label, (outcome, (_, final, *_)) in enumerate(zip(outcomes, asks, strict=True)):

@@ -1,4 +1,4 @@
-"""The cost model alone; and the batcher with its admission under load, in virtual time: minutes without waiting."""
+"""The cost model alone, and the batcher with its admission under load in virtual time."""
 
 import asyncio
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def test_one_length_alone_shows_no_gain_of_batches() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(audio, seconds), max_size=60), audio)
-def test_whatever_was_measured_costs_are_sane(measured: list[tuple[float, float]], audio_s: float) -> None:
+def test_costs_are_sane_whatever_was_measured(measured: list[tuple[float, float]], audio_s: float) -> None:
     cost = CostModel()
     for took in measured:
         cost.observe(*took)
@@ -64,18 +64,18 @@ def test_whatever_was_measured_costs_are_sane(measured: list[tuple[float, float]
     assert cost.per_audio_s <= busy <= cost.expect(3.0) / 3.0 + 1e-9
 
 
-def test_accidents_move_little_and_lasting_changes_are_followed() -> None:
+def test_outliers_change_little_and_lasting_changes_are_followed() -> None:
     cost, rng = CostModel(), np.random.default_rng(0)
     for index, audio_s in enumerate(rng.uniform(1, 8, 300)):
-        accident = 50 if index % 20 == 19 else 1
-        cost.observe(audio_s, accident * (0.1 * audio_s + 0.05))
+        outlier = 50 if index % 20 == 19 else 1
+        cost.observe(audio_s, outlier * (0.1 * audio_s + 0.05))
     assert cost.expect(3.0) == pytest.approx(0.35, rel=0.15)
     for audio_s in rng.uniform(1, 8, 100):
         cost.observe(audio_s, 0.4 * audio_s + 0.2)
     assert cost.expect(3.0) == pytest.approx(1.4, rel=0.15)
 
 
-def test_a_clock_that_stood_still_is_got_over() -> None:
+def test_times_of_zero_are_forgotten_again() -> None:
     cost = CostModel()
     for _ in range(20):
         cost.observe(1.0, 0.0)
@@ -102,7 +102,7 @@ class Machine:
 
     @property
     def speech_rate(self) -> float:
-        """Seconds of speech per second that keep it just busy, in batches where those pay."""
+        """Seconds of speech per second that just saturate it, in batches where those pay."""
         audio_s = max(MEAN_S, min(self.batch_s, self.per_batch_s / self.per_audio_s))
         return self.slots / (self.per_audio_s + self.per_batch_s / audio_s)
 
@@ -179,22 +179,22 @@ async def speak(batcher: Batcher, name: str, length_s: float, pause_s: float, in
     """A stream: a pause, an utterance, and its final awaited."""
     loop = asyncio.get_running_loop()
 
-    def submit(heard_s: float, model: str) -> "asyncio.Task[Analysis]":
-        job = Job(model, Utterance(SILENCE[: int(heard_s * 16_000)], NO_HISTORY))
+    def submit(spoken_s: float, model: str) -> "asyncio.Task[Analysis]":
+        job = Job(model, Utterance(SILENCE[: int(spoken_s * 16_000)], NO_HISTORY))
         final = model == "final"
         wanted = batcher.submit(job, stream_id=name, final=final, deadline_s=1.0 if final else 2.0)
         return asyncio.create_task(wanted)
 
     with batcher.stream(name):
         await asyncio.sleep(pause_s)
-        asked, heard_s, due_s = [], 0.0, 1.0
+        asked, spoken_s, due_s = [], 0.0, 1.0
         while interims and due_s < length_s:
-            await asyncio.sleep(due_s - heard_s)
+            await asyncio.sleep(due_s - spoken_s)
             seen.interims_due += 1
             if not batcher.full:
                 asked.append(submit(due_s, "interim"))
-            heard_s, due_s = due_s, due_s * (1 + batcher.stretch)
-        await asyncio.sleep(length_s - heard_s)
+            spoken_s, due_s = due_s, due_s * (1 + batcher.stretch)
+        await asyncio.sleep(length_s - spoken_s)
         began = loop.time()
         await submit(length_s, "final")
         seen.answered += 1
@@ -231,14 +231,14 @@ def simulate(machine: Machine, load: float, *, pause_s: float = 0.0, interims: b
 
 @pytest.mark.parametrize("pause_s", [0.0, 5.0])
 @pytest.mark.parametrize("name", MACHINES)
-def test_a_flood_of_streams_hardly_slows_the_finals_of_those_admitted(name: str, pause_s: float) -> None:
+def test_a_flood_of_streams_hardly_slows_the_finals_of_admitted_ones(name: str, pause_s: float) -> None:
     usual = simulate(MACHINES[name](), 0.6, pause_s=pause_s)
     machine = MACHINES[name]()
     flooded = simulate(machine, 3.0, pause_s=pause_s)
     assert flooded.answered == flooded.admitted, "no admitted final is lost"
     assert flooded.p95 <= 1.5 * usual.p95
     assert 0.6 < flooded.refused / flooded.offered < 0.85
-    assert flooded.finals_per_s * MEAN_S > 0.6 * machine.speech_rate, "it does not refuse for nothing"
+    assert flooded.finals_per_s * MEAN_S > 0.6 * machine.speech_rate, "it does not refuse more than it must"
     assert usual.refused / usual.offered < 0.25
 
 
@@ -252,7 +252,7 @@ def test_jobs_go_one_by_one_on_a_cpu_and_together_on_a_gpu() -> None:
     assert served["a GPU"].finals_per_s > 1.2 * one_by_one
 
 
-def test_interims_take_what_finals_leave() -> None:
+def test_interims_use_only_what_finals_leave() -> None:
     idle, busy, flooded = (simulate(MACHINES["two cores"](), load, interims=True) for load in (0.15, 0.6, 3.0))
     assert idle.interims > 0.9 * idle.interims_due
     assert busy.interims > flooded.interims
@@ -309,10 +309,10 @@ def test_every_final_is_answered_in_the_order_of_deadlines(
         for _, deadline, at in finals:
             for submitted, earlier_deadline, later in finals:
                 queued_together = submitted < at < later
-                assert not (queued_together and earlier_deadline < deadline), "left after one with a later deadline"
+                assert not (queued_together and earlier_deadline < deadline), "went after one with a later deadline"
 
     virtual_time.run(run())
     assert sum(len(jobs) for _, jobs in machine.batches) == len(
         {id(job) for _, jobs in machine.batches for job in jobs}
     )
-    assert machine.most_interims <= max(1, slots - 1), "one slot of several is kept for finals"
+    assert machine.most_interims <= max(1, slots - 1), "one slot of several is reserved for finals"

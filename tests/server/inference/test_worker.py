@@ -1,4 +1,4 @@
-"""What runs inside a worker: messages, batches, and the real loader with a tiny bundle of its own making."""
+"""What runs inside a worker: messages, batches, and the real loader with a tiny bundle that is made here."""
 
 import asyncio
 import io
@@ -70,10 +70,10 @@ def test_messages_survive_a_pipe_that_splits_them_anywhere(step: int) -> None:
             assert received.utterance.given_traits == sent.utterance.given_traits
             np.testing.assert_array_equal(received.utterance.audio, sent.utterance.audio)
             np.testing.assert_array_equal(received.utterance.history, sent.utterance.history)
-    assert batch.jobs[0].utterance.audio.flags.writeable, "torch asks for writable memory"
+    assert batch.jobs[0].utterance.audio.flags.writeable, "torch demands writable memory"
 
 
-def test_end_of_file_inside_a_message_is_end_of_file() -> None:
+def test_end_of_file_inside_a_message_is_an_eof_error() -> None:
     frame = b"".join(protocol.encode(a_batch()))
     for length in (0, 2, 11, len(frame) - 1):
         with pytest.raises(EOFError):
@@ -93,7 +93,7 @@ def test_audio_is_not_copied_into_the_frame() -> None:
 
 
 class Recorder(stub_model.StubModel):
-    """Keeps the sizes of the batches that it was given."""
+    """Records the sizes of its batches."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -138,7 +138,7 @@ def test_each_model_gets_one_batch() -> None:
         (Job("a", Utterance(np.zeros((2, 8000), np.float32), np.zeros((0, 4), np.float16))), "INVALID_JOB"),
     ],
 )
-def test_impossible_jobs_never_reach_a_model(bad: Job, reason: str) -> None:
+def test_malformed_jobs_never_reach_a_model(bad: Job, reason: str) -> None:
     model = Recorder("a")
     first, second = BatchRunner([model]).run([bad, job()])
     assert isinstance(first, BackendError)
@@ -147,7 +147,7 @@ def test_impossible_jobs_never_reach_a_model(bad: Job, reason: str) -> None:
     assert model.sizes == [1]
 
 
-def test_models_need_names_of_their_own() -> None:
+def test_models_need_different_names() -> None:
     with pytest.raises(BackendError, match="same name"):
         BatchRunner([Recorder("a"), Recorder("a")])
     with pytest.raises(BackendError, match="no model"):
@@ -191,6 +191,7 @@ def options(*models: Path | str, device: str = "cpu", allow_untrained: bool = Tr
 def loaded_model(options: protocol.LoadOptions) -> worker.BundleModel:
     loaded = worker.load_models(options)
     assert loaded.slots == worker.usable_cores() >= 1
+    assert loaded.device == "cpu"
     (model,) = loaded.models
     assert isinstance(model, worker.BundleModel)
     return model
@@ -204,7 +205,7 @@ async def test_a_real_bundle_answers_through_the_worker_as_it_does_in_process(bu
     try:
         assert (info.name, info.version, info.vector_size, info.min_samples) == ("tiny", "7", 16, 400)
         assert (info.trained, info.supports_emotion, info.supports_personality) == (False, True, True)
-        assert (backend.slots, backend.batch_s, backend.devices) == (2, worker.CPU_BATCH_S, ("cpu",))
+        assert (backend.slots, backend.batch_s) == (2, worker.CPU_BATCH_S)
         assert info.precision == "float32: the model is too small to gain from bfloat16"
         rng = np.random.default_rng(0)
         jobs = [
@@ -279,7 +280,7 @@ def test_weights_that_are_not_finite_are_an_error_of_the_job(bundle: Path) -> No
     assert outcome.reason == "MODEL_NONFINITE"
 
 
-def test_a_lost_device_ends_the_worker_and_is_no_fault_of_a_job(bundle: Path) -> None:
+def test_a_lost_device_is_not_taken_for_the_fault_of_a_job(bundle: Path) -> None:
     import torch
 
     from kibun.server.inference.runner import DeviceLost
@@ -315,7 +316,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
 
 
-def test_precision_is_obeyed_and_said(bundle: Path) -> None:
+def test_precision_is_as_asked_for_and_reported(bundle: Path) -> None:
     from dataclasses import replace
 
     model = loaded_model(replace(options(bundle), precision="bf16"))

@@ -1,4 +1,4 @@
-"""LocalBackend and real worker processes that run stub models, through every fault that a worker can have."""
+"""LocalBackend with real worker processes that run stub models, through every fault that a worker can have."""
 
 import asyncio
 import contextlib
@@ -76,7 +76,7 @@ def late_after_s(caplog: pytest.LogCaptureFixture) -> list[float]:
 # --- in good health --------------------------------------------------------------------------------------------------
 
 
-async def test_handshake_tells_what_was_loaded() -> None:
+async def test_start_returns_what_was_loaded() -> None:
     backend = LocalBackend(["one?slots=3", "two"], loader="tests.support.stub_model:load")
     assert not backend.ready()
     with pytest.raises(BackendError, match="UNAVAILABLE"):
@@ -84,7 +84,7 @@ async def test_handshake_tells_what_was_loaded() -> None:
     infos = await backend.start()
     assert [info.name for info in infos] == ["one", "two"]
     assert infos[0].vector_size == stub_model.VECTOR_SIZE
-    assert (backend.slots, backend.batch_s, backend.devices, backend.ready()) == (3, 8.0, ("cpu",), True)
+    assert (backend.slots, backend.batch_s, backend.ready()) == (3, 8.0, True)
     await backend.close()
     assert not backend.ready()
     await backend.close()
@@ -174,7 +174,7 @@ async def test_a_cancelled_call_frees_its_slot_only_when_the_work_is_done(gate: 
 # --- bad jobs --------------------------------------------------------------------------------------------------------
 
 
-async def test_a_bad_job_gets_its_own_error_and_spoils_no_other(capfd: pytest.CaptureFixture[str]) -> None:
+async def test_a_bad_job_gets_its_own_error_and_no_other_fails(capfd: pytest.CaptureFixture[str]) -> None:
     async with running() as backend:
         bad = [job(stub_model.NAN), job(stub_model.RAISES), job(0.1, model="absent"), job(0.1, seconds=0.02)]
         outcomes = await backend.infer([bad[0], job(0.2), bad[1], job(0.3), bad[2], bad[3]])
@@ -191,10 +191,10 @@ async def test_a_bad_job_gets_its_own_error_and_spoils_no_other(capfd: pytest.Ca
     assert str(stub_model.RAISES) not in str(outcomes[2])
     log = capfd.readouterr().err
     assert "ValueError" in log
-    assert str(stub_model.RAISES) not in log, "what an exception says may come from the audio"
+    assert str(stub_model.RAISES) not in log, "the text of an exception may come from the audio"
 
 
-async def test_a_poison_job_has_two_attempts_and_takes_nobody_with_it(gate: Gate) -> None:
+async def test_a_poison_job_has_two_attempts_and_no_other_job_is_lost(gate: Gate) -> None:
     async with running(f"stub?slots=2&gate={gate}") as backend:
         first = backend.pids
         beside = asyncio.create_task(backend.infer([job(0.4), job(stub_model.WAITS)]))
@@ -210,7 +210,7 @@ async def test_a_poison_job_has_two_attempts_and_takes_nobody_with_it(gate: Gate
         assert backend.restarts == 2
 
 
-async def test_two_poison_jobs_at_once_take_nobody_with_them(gate: Gate) -> None:
+async def test_of_two_poison_jobs_at_once_no_other_job_is_lost(gate: Gate) -> None:
     async with running(f"stub?slots=2&gate={gate}") as backend:
         poison = stub_model.WAITING_POISON
         one = asyncio.create_task(backend.infer([job(poison), job(0.1)]))
@@ -222,7 +222,7 @@ async def test_two_poison_jobs_at_once_take_nobody_with_them(gate: Gate) -> None
     assert [arousal(first[1]), arousal(second[0])] == pytest.approx([1.4, 1.8])
 
 
-async def test_a_second_attempt_waits_for_work_that_nobody_waits_for_any_more(gate: Gate) -> None:
+async def test_a_second_attempt_waits_for_the_work_of_cancelled_callers(gate: Gate) -> None:
     async with running(f"stub?slots=2&gate={gate}") as backend:
         poison = asyncio.create_task(backend.infer([job(stub_model.WAITING_POISON)]))
         await until(lambda: gate.arrived == 1)
@@ -262,7 +262,7 @@ async def test_second_attempts_go_before_new_jobs(gate: Gate) -> None:
         assert [arousal(outcome) for outcome in outcomes] == pytest.approx([1.4] * len(outcomes))
 
 
-async def test_a_job_that_hangs_is_given_up_after_two_deadlines(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_job_that_hangs_fails_after_two_deadlines(caplog: pytest.LogCaptureFixture) -> None:
     async with running(times=QUICK) as backend:
         hangs, beside = await asyncio.gather(backend.infer([job(stub_model.HANGS)]), backend.infer([job(0.2)]))
         assert reason(hangs[0]) == "WORKER_FAILED"
@@ -273,7 +273,7 @@ async def test_a_job_that_hangs_is_given_up_after_two_deadlines(caplog: pytest.L
 # --- dying workers ---------------------------------------------------------------------------------------------------
 
 
-async def test_sigkill_in_flight_is_answered_all_the_same(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+async def test_jobs_in_flight_survive_sigkill(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
     async with running(f"stub?gate={gate}") as backend:
         (victim,) = backend.pids
         calls = asyncio.gather(*(backend.infer([job(level), job(stub_model.WAITS)]) for level in (0.1, 0.2)))
@@ -310,7 +310,7 @@ async def test_sigstop_is_noticed_at_the_deadline_and_blocks_nothing(caplog: pyt
 async def test_once_costs_are_known_a_hung_worker_is_given_up_early(
     gate: Gate, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And one that was only slow, and given up too early, is answered at the second attempt."""
+    """A worker that is given up too early, being only slow, answers at the second attempt."""
     times = WorkerTimes(start_s=20, batch_s=30, first_attempt_min_s=0.5, close_s=1, backoff_first_s=0.05)
     async with running(f"stub?slots=1&gate={gate}", times=times) as backend:
         for _ in range(10):
@@ -347,7 +347,7 @@ async def test_an_idle_worker_that_dies_is_replaced() -> None:
             await until(lambda: backend.ready() and victim not in backend.pids)  # noqa: B023 (called here)
 
 
-async def test_while_no_worker_starts_jobs_wait_a_bounded_time(tmp_path: Path) -> None:
+async def test_while_no_worker_starts_jobs_wait_for_a_bounded_time(tmp_path: Path) -> None:
     bundle = tmp_path / "bundle"
     bundle.touch()
     times = WorkerTimes(start_s=20, queue_s=0.6, backoff_first_s=0.05, backoff_max_s=0.2)
@@ -363,7 +363,7 @@ async def test_while_no_worker_starts_jobs_wait_a_bounded_time(tmp_path: Path) -
         assert arousal((await backend.infer([job(0.1, model=str(bundle))]))[0]) == pytest.approx(1.4)
 
 
-async def test_a_terminal_interrupt_leaves_the_worker_to_the_server() -> None:
+async def test_signals_of_a_terminal_do_not_end_the_worker() -> None:
     async with running() as backend:
         (pid,) = backend.pids
         assert os.getpgid(pid) != os.getpgid(0)
@@ -393,7 +393,7 @@ asyncio.run(main())
 
 
 async def test_a_worker_that_loads_ends_when_the_server_is_killed(gate: Gate) -> None:
-    """It reads nothing meanwhile, and so does not see the end of its pipe."""
+    """It reads nothing while it loads, so it does not see the end of its pipe."""
     program = f"""
 import asyncio
 from kibun.server.inference.worker_pool import LocalBackend
@@ -429,7 +429,7 @@ async def kill_server_once_arrived(program: str, gate: Gate) -> None:
         ("nan", "nan: the warm-up inference failed: "),
     ],
 )
-async def test_a_failing_start_says_why_and_leaves_no_process(
+async def test_a_failing_start_names_the_reason_and_leaves_no_process(
     model: str, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     times = WorkerTimes(start_s=0.5 if model == "sleepy" else 20)

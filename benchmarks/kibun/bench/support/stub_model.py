@@ -1,4 +1,4 @@
-"""In place of a model where what is measured is everything else: `--loader kibun.bench.support.stub_model:load`.
+"""Models without weights, to measure everything but inference: `--loader kibun.bench.support.stub_model:load`.
 
 `load_recalling` loads one whose estimates show whether everything arrived, once and in order.
 """

@@ -151,11 +151,6 @@ class LocalBackend:
         """Process ids of the workers that are alive."""
         return tuple(d.worker.pid for d in self._devices if d.worker is not None and d.worker.alive)
 
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """Devices of the workers that are alive, such as "cpu" or "cuda:0"."""
-        return tuple(d.worker.info.device for d in self._devices if d.worker is not None and d.worker.alive)
-
     def ready(self) -> bool:
         """Whether a worker is alive and new jobs are accepted."""
         return self._accepting and any(device.alive for device in self._devices)
