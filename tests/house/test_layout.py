@@ -38,8 +38,8 @@ HOUSE = {
     " server.conversation",
     "server.api": "v1 models.types server.errors server.audio server.observability server.inference server.conversation"
     " server.session",
-    "server": "models server.errors server.audio server.observability server.inference server.conversation"
-    " server.session server.api",
+    "server": "models.types models server.errors server.audio server.observability server.inference"
+    " server.conversation server.session server.api",
     # ---- the SDK, and the command line on top of it
     "client": "v1",
     "client.commands": "client",
@@ -70,8 +70,8 @@ HOUSE = {
     " training.corpora training.evaluation training.runs bench.support",
     "bench.accuracy": "models.types models server.audio training.corpora training.evaluation training.demo_tiny"
     " bench.support",
-    "bench": "models client training.errors training.evaluation training.simulation bench.support bench.faults"
-    " bench.load bench.cost bench.accuracy",
+    "bench": "models.types models client training.errors training.evaluation training.simulation bench.support"
+    " bench.faults bench.load bench.cost bench.accuracy",
 }
 
 # Every other package (but numpy, which may be anywhere): the rooms or single modules that import it.

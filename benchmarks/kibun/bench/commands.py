@@ -1,10 +1,11 @@
 """`kibun bench …`. Each command measures in a module of its own, imported only when it runs."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from kibun.models.types import Precision
 from kibun.training.simulation.commands import paper
 
 bench_app = typer.Typer(help="Measure speed and exactness, and models against known truth.", no_args_is_help=True)
@@ -30,9 +31,7 @@ def serve(
     model: Annotated[
         str | None, typer.Option(help="Bundle to measure; default: HuBERT-base's size, random weights.")
     ] = None,
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"], typer.Option(help="As of kibun serve; for the bare loop too.")
-    ] = "auto",
+    precision: Annotated[Precision, typer.Option(help="As of kibun serve; for the bare loop too.")] = "auto",
     seconds: Annotated[
         float | None, typer.Option(help="Seconds of each load: more finals, steadier percentiles.", min=1)
     ] = None,

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,9 +14,7 @@ from kibun.models.config import KibunConfig
 from kibun.models.model import KibunModel
 from kibun.models.packed import HEIGHTS, PackedLinear
 from kibun.models.packed_model import PackedModel, pack
-from kibun.models.types import NEUTRAL_TRAITS, SAMPLE_RATE_HZ, Analysis, Utterance
-
-Precision = Literal["auto", "fp32", "bf16"]
+from kibun.models.types import NEUTRAL_TRAITS, SAMPLE_RATE_HZ, Analysis, Precision, Utterance
 
 MAX_ERROR = 0.05
 """Points by which an estimate in bfloat16 may differ from float32: 1 % of the trait scale. The error of a good model

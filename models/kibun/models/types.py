@@ -26,6 +26,9 @@ NEUTRAL_TRAITS: Traits = (4.0, 4.0, 4.0, 4.0, 4.0)
 ConditionSource = Literal["given", "utterance", "average", "conversation"]
 """Where the traits that emotion was conditioned on came from."""
 
+Precision = Literal["auto", "fp32", "bf16"]
+"""Of a served model's matrix products; "auto" is decided by `kibun.models.precision`."""
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Utterance:

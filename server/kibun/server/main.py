@@ -16,6 +16,7 @@ from kibun.server.observability import logs
 
 logs.quiet_grpc()  # before grpc is imported, by those below
 
+from kibun.models.types import Precision  # noqa: E402
 from kibun.server.api.quota import TenantLimits  # noqa: E402
 from kibun.server.api.service import ServiceLimits  # noqa: E402
 from kibun.server.audio.vad import VadName  # noqa: E402
@@ -24,7 +25,7 @@ from kibun.server.inference.worker_pool import WorkerTimes  # noqa: E402
 from kibun.server.observability.watchdog import WatchdogTimes  # noqa: E402
 from kibun.server.serving import Server  # noqa: E402
 from kibun.server.session.events import Limits  # noqa: E402
-from kibun.server.settings import Precision, Settings  # noqa: E402
+from kibun.server.settings import Settings  # noqa: E402
 
 LAST_RESORT_S = 0.3
 DEFAULTS = Settings(models=())

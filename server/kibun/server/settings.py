@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
+from kibun.models.types import Precision
 from kibun.server.api.service import ServiceLimits
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import VadName
@@ -15,8 +15,6 @@ from kibun.server.errors import StartError
 from kibun.server.inference.worker_pool import DEFAULT_LOADER, WorkerTimes
 from kibun.server.observability.watchdog import WatchdogTimes
 from kibun.server.session.events import Limits
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kibun.bench.support import material
-from kibun.bench.support.bare import Precision
 from kibun.bench.support.child import Child, children, cpu_seconds, peak_mb
 from kibun.bench.support.report import Report
 from kibun.client.server_process import ServerProcess
-from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ, Precision
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
 if TYPE_CHECKING:

@@ -11,18 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from kibun.bench.support import machine, material
 from kibun.bench.support.child import answer
-from kibun.models.types import Utterance
+from kibun.models.types import Precision, Utterance
 from kibun.server.inference.runner import LoadedModels
 from kibun.server.inference.worker import load_models
 from kibun.server.inference.worker_protocol import LoadOptions
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 
 def base_size(folder: str) -> dict[str, Any]:

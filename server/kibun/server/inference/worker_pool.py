@@ -12,9 +12,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from kibun.models.types import Analysis
+from kibun.models.types import Analysis, Precision
 from kibun.server.inference.backend import BackendError, Job, ModelInfo
 from kibun.server.inference.cost import CostModel
 from kibun.server.inference.worker_process import EXIT_GRACE_S, WorkerDied, WorkerProcess
@@ -74,7 +74,7 @@ class LocalBackend:
         device: str | Sequence[str] = "auto",
         threads: int | None = None,
         allow_untrained: bool = False,
-        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        precision: Precision = "auto",
         loader: str = DEFAULT_LOADER,
         times: WorkerTimes | None = None,
     ) -> None:

@@ -11,9 +11,9 @@ import pickle
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from kibun.models.types import Analysis
+from kibun.models.types import Analysis, Precision
 from kibun.server.inference.backend import BackendError, Job, ModelInfo
 from kibun.server.observability.logs import Format
 
@@ -27,7 +27,7 @@ class LoadOptions:
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: int | None = None  # inference threads; None: one per usable core on a CPU
     allow_untrained: bool = False
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     import_path: tuple[str, ...] = ()  # the server's sys.path, for loaders that are not installed
     log_level: int = 20  # as in logging
     log_format: Format = "text"
