@@ -127,11 +127,12 @@ async def prefixed(url: str = ANY_REDIS) -> AsyncIterator[str]:
 
 
 class Proxy:
-    """A TCP proxy, in a thread of its own, that delays what comes back by `delay_s`."""
+    """A TCP proxy in its own thread that delays what comes back by `delay_s` and counts the commands but PING."""
 
     def __init__(self, port: int) -> None:
         self.port = 0
         self.delay_s = 0.0
+        self.commands = 0
         self._to = port
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -167,6 +168,8 @@ class Proxy:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, delayed: bool) -> None:
         while data := await reader.read(65_536):
+            if not delayed:
+                self.commands += data.startswith(b"*") and b"PING" not in data
             if delayed and self.delay_s:
                 await asyncio.sleep(self.delay_s)
             writer.write(data)

@@ -12,6 +12,7 @@ from kibun.server.conversation.backlog import replay
 from kibun.server.conversation.state import Conversation, Participant, finish_turn
 from kibun.server.conversation.store import Key, StoreUnavailable
 from kibun.server.errors import Failure, Kind
+from tests.support import virtual_time
 from tests.support.redis_server import prefixed
 from tests.support.stores import KEY, FakeStream, adding, fresh, plain, record, traits
 
@@ -21,7 +22,7 @@ from redis.exceptions import ConnectionError
 
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions
-from kibun.server.conversation import backlog, redis_connection, redis_hash, resilient_store
+from kibun.server.conversation import backlog, redis_hash, resilient_store
 from kibun.server.conversation.redis_connection import Address
 from kibun.server.conversation.redis_store import RedisStore
 from kibun.server.conversation.resilient_store import ResilientStore
@@ -33,6 +34,7 @@ from kibun.server.session.outbox import Outbox
 from tests.support.tapped_redis import Send, TappedConnection
 
 pytestmark = pytest.mark.filterwarnings("error")
+PROBE_S, FAST_S = resilient_store.PROBE_S, resilient_store.FAST_S
 MODEL = ModelInfo("m", "1", vector_size=4)
 
 
@@ -45,7 +47,7 @@ class Site:
 
     def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
         self.mode = "up"
-        self.calls = 0  # probes not counted
+        self.calls = self.probes = 0
         self.now = 0.0
         self.then: tuple[int, str] | None = None  # from that call on, another mode
         self.connection = TappedConnection(Address.parse(url), lambda: self.now)
@@ -55,6 +57,7 @@ class Site:
     async def switched(self, send: Send, *words: Any) -> Any:
         probe = words[0] == "PING"
         self.calls += not probe
+        self.probes += probe
         if self.then and self.calls > self.then[0]:
             self.mode, self.then = self.then[1], None
         if self.mode == "down":
@@ -424,7 +427,8 @@ async def test_slow_is_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
     for start in range(3, 20):
         await say(site, stream, start)
     assert stream.notices == [True]
-    await asyncio.sleep(0.3)
+    probes = site.probes
+    await site.until(lambda: site.probes >= probes + 3)
     assert site.store.pending == 17, "as long as it is slow"
     assert site.calls == before
     monkeypatch.setattr(resilient_store, "FAST_S", 2.0)
@@ -480,14 +484,26 @@ async def test_a_large_conversation_that_changes_while_it_is_read(
     assert len(starts(found)) == 95 + changes
 
 
-async def test_no_answer_is_waited_for_a_second_at_most(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream = FakeStream()
-    await say(site, stream, 0)
-    monkeypatch.setattr(redis_connection, "TIMEOUT_S", 1.0)
+def frozen_site(monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A store whose Redis never answers, with the timeouts of the product."""
+    monkeypatch.setattr(resilient_store, "PROBE_S", PROBE_S)
+    monkeypatch.setattr(resilient_store, "FAST_S", FAST_S)
+    site = Site("redis://127.0.0.1")
     site.mode = "frozen"
-    begin = time.monotonic()
-    await asyncio.gather(*(say(site, FakeStream(stream.last_seen), start, f"p{start}") for start in range(20)))
-    assert 0.9 < time.monotonic() - begin < 10
+    return site
+
+
+def test_an_answer_is_waited_for_one_second_and_then_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def in_an_outage() -> None:
+        site, stream, now = frozen_site(monkeypatch), FakeStream(fresh()), asyncio.get_running_loop().time
+        await asyncio.gather(*(say(site, FakeStream(stream.last_seen), start, f"p{start}") for start in range(20)))
+        assert (site.calls, now()) == (1, 1.0), "all of them wait for the one that asks"
+        for start in range(20, 40):
+            await say(site, stream, start)
+        assert (site.calls, now()) == (1, 1.0)
+        await site.store.close()
+
+    virtual_time.run(in_an_outage())
 
 
 async def say_many(site: Site, key: Key, count: int) -> FakeStream:
@@ -670,13 +686,17 @@ async def test_closing_tries_once_more(site: Site, other: Site) -> None:
     assert starts(await other.store.get(KEY)) == [0]
 
 
-async def test_closing_does_not_wait_for_a_frozen_store(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    site.mode = "down"
-    await say(site, FakeStream(), 0)
-    site.mode = "frozen"
-    begin = time.monotonic()
-    await site.store.close()
-    assert time.monotonic() - begin < 10
+def test_closing_does_not_wait_for_a_frozen_store(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def in_an_outage() -> None:
+        site, now = frozen_site(monkeypatch), asyncio.get_running_loop().time
+        await say(site, FakeStream(fresh()), 0)
+        begin = now()
+        await site.store.close()
+        assert now() - begin == pytest.approx(resilient_store.LAST_TRY_S)
+
+    virtual_time.run(in_an_outage())
     assert [getattr(r, "count", None) for r in caplog.records if "are lost" in r.getMessage()] == [1]
 
 
