@@ -109,13 +109,16 @@ def traits(value: float) -> Traits:
     return (value, 4.0, 4.0, 4.0, 4.0)
 
 
-def record(turn: str = "t", start: int = 0, *, who: str = "p", level: float | None = 2.0) -> UtteranceRecord:
+def record(
+    turn: str = "t", start: int = 0, *, who: str = "p", level: float | None = 2.0, speech: int = 16_000
+) -> UtteranceRecord:
+    """One second of a participant's turn; `level` sets all estimates, None where there was too little speech."""
     return UtteranceRecord(
         utterance_id=f"{who}:{turn}:{start}",
         turn_id=turn,
         start=start,
         end=start + 16_000,
-        speech=16_000 if level else 0,
+        speech=speech if level else 0,
         vector=np.full(4, level, np.float16) if level else None,
         emotion=(level, 5 - level) if level else None,
         traits=traits(level) if level else None,

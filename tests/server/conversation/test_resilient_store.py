@@ -109,7 +109,7 @@ def other(sites: tuple[Site, Site]) -> Site:
     return sites[1]
 
 
-async def say(site: Site, stream: FakeStream, start: int, who: str = "p") -> Conversation:
+async def add(site: Site, stream: FakeStream, start: int, who: str = "p") -> Conversation:
     stream.last_seen = await site.store.update(KEY, adding(record("t", start, who=who), who=who), stream)
     return stream.last_seen
 
@@ -131,10 +131,10 @@ async def unavailable(work: Awaitable[Any]) -> None:
 @pytest.mark.parametrize("mode", ["down", "lossy"])
 async def test_a_stream_goes_on_and_the_store_catches_up(site: Site, other: Site, mode: str) -> None:
     stream = FakeStream()
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     site.mode = mode
     for start in (1, 2, 3):
-        assert starts(await say(site, stream, start)) == list(range(start + 1))
+        assert starts(await add(site, stream, start)) == list(range(start + 1))
         assert starts(await site.store.get(KEY, stream)) == list(range(start + 1))
     assert stream.notices == [True], "told once"
     for call in (site.store.get(KEY), site.store.update(KEY, fresh)):
@@ -145,28 +145,28 @@ async def test_a_stream_goes_on_and_the_store_catches_up(site: Site, other: Site
     assert stream.notices == [True, False]
     for store in (site.store, other.store):
         assert starts(await store.get(KEY)) == [0, 1, 2, 3]
-    assert starts(await say(site, stream, 4)) == [0, 1, 2, 3, 4]
+    assert starts(await add(site, stream, 4)) == [0, 1, 2, 3, 4]
     assert stream.notices == [True, False]
 
 
 async def test_an_outage_costs_no_call_per_change(site: Site) -> None:
     stream = FakeStream()
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     site.mode = "down"
-    await say(site, stream, 1)
+    await add(site, stream, 1)
     before = site.calls
     for start in range(2, 50):
-        await say(site, stream, start)
+        await add(site, stream, start)
         await site.store.get(KEY, stream)
     assert site.calls == before
 
 
 async def test_streams_of_a_conversation_see_each_other_in_an_outage(site: Site, other: Site) -> None:
     one, two = FakeStream(), FakeStream()
-    await say(site, one, 0)
+    await add(site, one, 0)
     site.mode = "down"
-    await say(site, one, 1)
-    assert starts(await say(site, two, 2, "q"), "p") == [0, 1]
+    await add(site, one, 1)
+    assert starts(await add(site, two, 2, "q"), "p") == [0, 1]
     assert starts(await site.store.get(KEY, one), "q") == [2]
     await site.back()
     found = await other.store.get(KEY)
@@ -176,7 +176,7 @@ async def test_streams_of_a_conversation_see_each_other_in_an_outage(site: Site,
 
 async def test_what_an_ended_stream_said_is_stored_later(site: Site, other: Site) -> None:
     site.mode = "down"
-    await say(site, FakeStream(), 0)
+    await add(site, FakeStream(), 0)
     assert site.store.pending == 1
     await site.back()
     assert starts(await other.store.get(KEY)) == [0]
@@ -184,10 +184,10 @@ async def test_what_an_ended_stream_said_is_stored_later(site: Site, other: Site
 
 async def test_both_servers_changes_are_kept(site: Site, other: Site) -> None:
     mine, theirs = FakeStream(), FakeStream()
-    await say(site, mine, 0)
+    await add(site, mine, 0)
     site.mode = "down"
-    await say(site, mine, 1)
-    await say(other, theirs, 2, "q")
+    await add(site, mine, 1)
+    await add(other, theirs, 2, "q")
     await other.store.update(KEY, lambda c: c and replace(c, completed=True))
     await site.back()
     for store in (site.store, other.store):
@@ -199,14 +199,14 @@ async def test_both_servers_changes_are_kept(site: Site, other: Site) -> None:
 
 async def test_a_store_that_lost_everything_gets_it_back(site: Site, other: Site) -> None:
     stream = FakeStream()
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     site.mode = "down"
-    await say(site, stream, 1)
+    await add(site, stream, 1)
     await other.store.update(KEY, lambda _: None)
     await site.back()
     assert starts(await other.store.get(KEY)) == [0, 1]
     await other.store.update(KEY, lambda _: None)
-    await say(site, stream, 2)
+    await add(site, stream, 2)
     assert starts(await other.store.get(KEY)) == [0, 1, 2], "also where no outage was noticed"
 
 
@@ -224,7 +224,7 @@ async def test_an_outage_right_at_the_end_of_a_turn(site: Site, other: Site) -> 
     stream = FakeStream()
     stream.last_seen = await site.store.update(KEY, enter, stream)
     entered.append(1)
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     await site.store.update(
         KEY,
         lambda c: c.with_participant(finish_turn(c.participant("p"), "t")),  # type: ignore[union-attr]
@@ -244,13 +244,13 @@ async def test_an_outage_right_at_the_end_of_a_turn(site: Site, other: Site) -> 
 
 
 async def test_a_stream_may_begin_in_an_outage(site: Site, other: Site) -> None:
-    await say(other, FakeStream(), 0)
+    await add(other, FakeStream(), 0)
     site.mode = "down"
     stream = FakeStream()
     assert not await site.store.knows(KEY)
     stream.last_seen = await site.store.update(KEY, lambda c: c or fresh(), stream)
     assert stream.notices == [True]
-    assert starts(await say(site, stream, 1)) == [1], "what was said before cannot be read now"
+    assert starts(await add(site, stream, 1)) == [1], "what was said before cannot be read now"
     await site.back()
     assert starts(await site.store.get(KEY, stream)) == [0, 1]
 
@@ -265,14 +265,14 @@ async def test_whether_a_conversation_exists_cannot_be_told(site: Site, other: S
     stream = FakeStream()
     await unavailable(site.store.update(KEY, existing, stream))
     assert (stream.notices, site.store.pending) == ([], 0)
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     assert starts(await site.store.update(KEY, existing, FakeStream())) == [0], "this server knows it"
 
 
 async def test_a_stream_that_should_not_have_begun_is_ended(site: Site, other: Site) -> None:
     """It began in an outage in a conversation that had been completed; what it said is not stored."""
     good, bad = FakeStream(), FakeStream()
-    await say(site, good, 0)
+    await add(site, good, 0)
     await other.store.update(KEY, lambda c: c and replace(c, completed=True))
 
     def enter(conversation: Conversation | None) -> Conversation:
@@ -281,9 +281,9 @@ async def test_a_stream_that_should_not_have_begun_is_ended(site: Site, other: S
         return conversation or fresh()
 
     site.mode = "down"
-    await say(site, good, 1)
+    await add(site, good, 1)
     bad.last_seen = await site.store.update(KEY, enter, bad)
-    await say(site, bad, 2)
+    await add(site, bad, 2)
     await site.back()
     assert [getattr(notice, "reason", notice) for notice in bad.notices] == [True, "CONVERSATION_COMPLETED"]
     assert good.notices == [True, False]
@@ -303,7 +303,7 @@ async def test_what_cannot_be_applied_stands_in_nobodys_way(site: Site, other: S
 
     site.mode = "down"
     await site.store.update(KEY, once, bad)
-    await say(site, good, 0, "q")
+    await add(site, good, 0, "q")
     await site.back()
     assert [getattr(notice, "reason", notice) for notice in bad.notices] == [True, "NOT_STORED"]
     assert good.notices == [True, False]
@@ -316,7 +316,7 @@ async def test_what_cannot_be_written_stands_in_nobodys_way(site: Site, other: S
     await site.store.update(KEY, adding(replace(record(), turn_id=object())), stream)  # type: ignore[arg-type]
     await site.back()
     assert [getattr(notice, "reason", notice) for notice in stream.notices] == [True, "NOT_STORED"]
-    await say(site, FakeStream(), 1)
+    await add(site, FakeStream(), 1)
     assert starts(await other.store.get(KEY)) == [1]
 
 
@@ -337,9 +337,9 @@ async def test_a_stream_that_leaves_nothing_is_not_kept(site: Site, other: Site)
 
 async def test_deletion_elsewhere_wins(site: Site, other: Site) -> None:
     stream = FakeStream()
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     site.mode = "down"
-    await say(site, stream, 1)
+    await add(site, stream, 1)
     assert await other.store.delete(KEY)
     await site.back()
     assert [getattr(notice, "reason", notice) for notice in stream.notices] == [True, "CONVERSATION_DELETED"]
@@ -348,14 +348,14 @@ async def test_deletion_elsewhere_wins(site: Site, other: Site) -> None:
 
 async def test_deletion_in_an_outage_is_refused_but_drops_what_waits(site: Site, other: Site) -> None:
     stream = FakeStream()
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     site.mode = "down"
-    await say(site, stream, 1)
+    await add(site, stream, 1)
     await unavailable(site.store.delete(KEY))
     assert site.store.pending == 0
     stream.ended = Failure(Kind.ABORTED, "CONVERSATION_DELETED", "deleted")  # as the service does
     with pytest.raises(Failure, match="deleted"):
-        await say(site, stream, 2)
+        await add(site, stream, 2)
     await site.back()
     assert starts(await other.store.get(KEY)) == [0]
     assert await site.store.delete(KEY)
@@ -364,7 +364,7 @@ async def test_deletion_in_an_outage_is_refused_but_drops_what_waits(site: Site,
 
 async def test_a_late_change_does_not_bring_back_what_was_deleted(site: Site) -> None:
     stream = FakeStream()
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     deleting = asyncio.create_task(site.store.delete(KEY))
     await asyncio.sleep(0)
     late = asyncio.create_task(site.store.update(KEY, adding(record(start=1)), stream))
@@ -418,14 +418,14 @@ def conversation_handle(options: StreamOptions, site: Site) -> ConversationHandl
 async def test_slow_is_away(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resilient_store, "FAST_S", 0.05)
     stream = FakeStream()
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     site.mode = "slow"
     for start in (1, 2):
-        await say(site, stream, start)
+        await add(site, stream, start)
     assert stream.notices == [], "it did answer"
     before = site.calls
     for start in range(3, 20):
-        await say(site, stream, start)
+        await add(site, stream, start)
     assert stream.notices == [True]
     probes = site.probes
     await site.until(lambda: site.probes >= probes + 3)
@@ -440,7 +440,7 @@ async def test_one_slow_answer_is_no_outage(site: Site) -> None:
     stream = FakeStream()
     for start in range(4):
         site.mode = "slow" if start % 2 else "up"
-        await say(site, stream, start)
+        await add(site, stream, start)
     assert stream.notices == []
     assert site.store.available
 
@@ -496,17 +496,17 @@ def frozen_site(monkeypatch: pytest.MonkeyPatch) -> Site:
 def test_an_answer_is_waited_for_one_second_and_then_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     async def in_an_outage() -> None:
         site, stream, now = frozen_site(monkeypatch), FakeStream(fresh()), asyncio.get_running_loop().time
-        await asyncio.gather(*(say(site, FakeStream(stream.last_seen), start, f"p{start}") for start in range(20)))
+        await asyncio.gather(*(add(site, FakeStream(stream.last_seen), start, f"p{start}") for start in range(20)))
         assert (site.calls, now()) == (1, 1.0), "all of them wait for the one that asks"
         for start in range(20, 40):
-            await say(site, stream, start)
+            await add(site, stream, start)
         assert (site.calls, now()) == (1, 1.0)
         await site.store.close()
 
     virtual_time.run(in_an_outage())
 
 
-async def say_many(site: Site, key: Key, count: int) -> FakeStream:
+async def add_many(site: Site, key: Key, count: int) -> FakeStream:
     stream = FakeStream()
     for start in range(count):
         stream.last_seen = await site.store.update(key, adding(record(start=start)), stream)
@@ -520,7 +520,7 @@ async def test_who_has_the_most_pays_for_what_is_too_much(
         monkeypatch.setattr(backlog, name, most)
     site.mode = "down"
     sizes = {("b", "small"): 2, ("a", "long"): 9, ("a", "one"): 3, ("a", "two"): 3, ("c", "new"): 5, ("d", "late"): 1}
-    streams = {key: await say_many(site, key, count) for key, count in sizes.items()}
+    streams = {key: await add_many(site, key, count) for key, count in sizes.items()}
     assert site.store.pending == 16
     caplog.clear()
     await site.back()
@@ -538,10 +538,10 @@ async def test_changes_there_was_no_room_for_are_the_oldest(
 ) -> None:
     monkeypatch.setattr(backlog, "MAX_CONVERSATION", 5)
     stream = FakeStream()
-    await say(site, stream, 100)
+    await add(site, stream, 100)
     site.mode = "down"
     for start in range(8):
-        await say(site, stream, start)
+        await add(site, stream, start)
     assert starts(stream.last_seen) == [100, *range(8)], "this server knows all"
     await site.back()
     assert starts(await other.store.get(KEY)) == [100, *range(3, 8)]
@@ -552,7 +552,7 @@ async def test_a_store_that_lost_everything_gets_back_what_there_was_no_room_for
 ) -> None:
     monkeypatch.setattr(backlog, "MAX_CONVERSATION", 5)
     site.mode = "down"
-    await say_many(site, KEY, 8)
+    await add_many(site, KEY, 8)
     await site.back()
     assert starts(await other.store.get(KEY)) == list(range(8))
 
@@ -562,19 +562,19 @@ async def test_a_stream_of_which_nothing_could_be_kept_goes_on_from_what_it_hold
 ) -> None:
     monkeypatch.setattr(backlog, "MAX_TENANT", 1)
     stream, key = FakeStream(), ("tenant", "another")
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     site.mode = "down"
-    await say(site, stream, 1)
-    other = await say_many(site, key, 1)
+    await add(site, stream, 1)
+    other = await add_many(site, key, 1)
     assert site.store.pending == 1
     assert await site.store.knows(key)
-    assert starts(await say(site, stream, 2)) == [0, 1, 2]
+    assert starts(await add(site, stream, 2)) == [0, 1, 2]
     del other
 
 
 async def test_keeping_a_conversation_alive_takes_no_room(site: Site) -> None:
     stream = FakeStream()
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     site.mode = "down"
     for _ in range(10):
         before = stream.last_seen
@@ -648,11 +648,11 @@ async def test_an_outage_in_the_middle_of_catching_up(
             raise Failure(Kind.FAILED_PRECONDITION, "CONVERSATION_COMPLETED", "completed")
         return conversation or fresh()
 
-    await say(site, stream, 0)
+    await add(site, stream, 0)
     await site.store.update(KEY, once, bad)
     for start in range(1, 10):
-        await say(site, stream, start)
-    await say(site, bad, 99)
+        await add(site, stream, start)
+    await add(site, bad, 99)
     site.mode, site.then = "up", (site.calls + 3, mode)  # a question and two answers
     await site.until(lambda: site.mode == mode and not site.store.available)
     assert site.store.pending == 6
@@ -668,7 +668,7 @@ async def test_what_has_expired_is_no_longer_kept() -> None:
         site = Site(url, lambda: now[0])
         site.mode = "down"
         stream = FakeStream()
-        await say(site, stream, 0)
+        await add(site, stream, 0)
         now[0] += 59
         site.store.sweep()
         assert site.store.pending == 1
@@ -680,7 +680,7 @@ async def test_what_has_expired_is_no_longer_kept() -> None:
 
 async def test_closing_tries_once_more(site: Site, other: Site) -> None:
     site.mode = "down"
-    await say(site, FakeStream(), 0)
+    await add(site, FakeStream(), 0)
     site.mode = "up"
     await site.store.close()
     assert starts(await other.store.get(KEY)) == [0]
@@ -691,7 +691,7 @@ def test_closing_does_not_wait_for_a_frozen_store(
 ) -> None:
     async def in_an_outage() -> None:
         site, now = frozen_site(monkeypatch), asyncio.get_running_loop().time
-        await say(site, FakeStream(fresh()), 0)
+        await add(site, FakeStream(fresh()), 0)
         begin = now()
         await site.store.close()
         assert now() - begin == pytest.approx(resilient_store.LAST_TRY_S)

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kibun.models.types import Analysis, Traits
+from kibun.models.types import Analysis
 from kibun.server.api import responses
-from kibun.server.audio.endpointing import EndReason
 from kibun.server.conversation.state import (
     MAX_FINISHED_TURNS,
     MAX_RECORDS,
@@ -24,29 +23,9 @@ from kibun.server.conversation.state import (
 from kibun.server.conversation.store import MemoryStore
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.session import estimates
+from tests.support.stores import KEY, fresh, record, traits
 
-KEY = ("tenant", "c")
-MODEL = ModelInfo("m", "1", vector_size=2)
-
-
-def traits(value: float) -> Traits:
-    return (value, 4.0, 4.0, 4.0, 4.0)
-
-
-def record(turn: str = "t", start: int = 0, *, speech: int = 16_000, level: float | None = 2.0) -> UtteranceRecord:
-    """`level` None: too little speech."""
-    return UtteranceRecord(
-        utterance_id=f"p:{turn}:{start}",
-        turn_id=turn,
-        start=start,
-        end=start + 16_000,
-        speech=speech if level else 0,
-        vector=np.full(2, level, np.float16) if level else None,
-        emotion=(level, 5 - level) if level else None,
-        traits=traits(level) if level else None,
-        traits_source="conversation",
-        reason=EndReason.SILENCE,
-    )
+MODEL = ModelInfo("m", "1", vector_size=4)
 
 
 def participant(*records: UtteranceRecord) -> Participant:
@@ -59,7 +38,7 @@ def participant(*records: UtteranceRecord) -> Participant:
 # ---- updates
 
 
-def test_an_utterance_told_twice_counts_once() -> None:
+def test_an_utterance_added_twice_counts_once() -> None:
     once = participant(record(), record(start=16_000))
     twice = add_utterance(once, record(start=16_000, level=3.0))
     assert [r.start for r in twice.records] == [0, 16_000]
@@ -89,12 +68,12 @@ def test_reopening_a_turn_forgets_what_will_be_sent_again(offset: int, left: int
     assert latest.traits == traits(left + 0.5 if left else 2.0), "traits rest on what is left"
 
 
-def test_nothing_is_known_of_a_stranger() -> None:
-    stranger = Conversation("c", "m", 0, 0, 60).participant("p")
-    assert stranger.participant_id == "p"
-    assert (stranger.analysed, stranger.speech, stranger.latest) == ((), 0, None)
-    assert estimates.of_participant(MODEL, stranger) is None
-    assert estimates.mean_emotion(stranger.records) is None
+def test_nothing_is_known_about_a_new_participant() -> None:
+    new = Conversation("c", "m", 0, 0, 60).participant("p")
+    assert new.participant_id == "p"
+    assert (new.analysed, new.speech, new.latest) == ((), 0, None)
+    assert estimates.of_participant(MODEL, new) is None
+    assert estimates.mean_emotion(new.records) is None
 
 
 # ---- estimates
@@ -108,9 +87,9 @@ def test_mean_emotion_weighs_by_speech_and_skips_what_has_none() -> None:
 
 def test_history_is_the_vectors_in_order() -> None:
     assert estimates.history([], 7).shape == (0, 7)
-    vectors = estimates.history([record(level=2.0), record(level=None), record(level=3.0)], 2)
+    vectors = estimates.history([record(level=2.0), record(level=None), record(level=3.0)], 4)
     assert vectors.dtype == np.float16
-    assert vectors.tolist() == [[2, 2], [3, 3]]
+    assert vectors.tolist() == [[2] * 4, [3] * 4]
 
 
 @pytest.mark.parametrize(("count", "row"), [(0, None), (1, 1), (2, 1), (3, 3), (9, 3), (10, 10), (500, 10)])
@@ -122,19 +101,19 @@ def test_expected_error_is_that_of_the_evidence_at_hand(count: int, row: int | N
 
 
 @pytest.mark.parametrize("source", ["utterance", "average", "conversation", "given"])
-def test_the_condition_tells_its_evidence(source: str) -> None:
-    result = Analysis(np.zeros(2, np.float16), condition_traits=traits(3), condition_source=source)  # type: ignore[arg-type]
+def test_a_condition_comes_with_its_evidence(source: str) -> None:
+    result = Analysis(np.zeros(4, np.float16), condition_traits=traits(3), condition_source=source)  # type: ignore[arg-type]
     known = participant(record(), record(start=16_000, level=None))
-    told = estimates.condition(MODEL, result, known, 8_000)
-    assert told is not None
+    found = estimates.condition(MODEL, result, known, 8_000)
+    assert found is not None
     evidence = {"given": (0, 0), "utterance": (1, 8_000)}.get(source, (2, 24_000))
-    assert (told.source, told.utterance_count, told.speech) == (source, *evidence)
+    assert (found.source, found.utterance_count, found.speech) == (source, *evidence)
 
 
 @given(st.integers(0, 10**12))
 def test_every_position_is_an_exact_duration(position: int) -> None:
-    told = responses.duration(position)
-    assert (told.seconds * 10**9 + told.nanos) * 16_000 == position * 10**9
+    found = responses.duration(position)
+    assert (found.seconds * 10**9 + found.nanos) * 16_000 == position * 10**9
 
 
 # ---- the store
@@ -150,15 +129,11 @@ def store(now: list[float]) -> MemoryStore:
     return MemoryStore(lambda: now[0])
 
 
-def fresh(_: Conversation | None) -> Conversation:
-    return Conversation("c", "m", 1000.0, 1000.0, ttl_s=60)
-
-
 async def test_conversations_expire_unless_touched(store: MemoryStore, now: list[float]) -> None:
     await store.update(KEY, fresh)
     for _ in range(5):
         now[0] += 59
-        changed = await store.update(KEY, lambda c: c or fresh(None))
+        changed = await store.update(KEY, lambda c: c or fresh())
         assert changed.create_time == 1000.0
         assert changed.expire_time == now[0] + 60
     now[0] += 60
