@@ -1,11 +1,11 @@
-"""Payload bytes to float32 mono at 16 kHz, one `AudioDecoder` per stream.
+"""Decodes payload bytes to float32 mono samples at 16 kHz, one `AudioDecoder` per stream.
 
-Whatever way a client splits its bytes, from one byte to one huge message, the samples that come out are
-bit-equal: incomplete samples are carried over, the resampler (soxr, HQ) keeps its state between calls, and
-nothing depends on where one payload ends. The clock is the sample count.
+The samples are bit-equal however a client splits its bytes, from single bytes to one huge message: incomplete
+samples are carried over, the resampler (soxr, HQ) keeps its state between calls, and nothing depends on where a
+payload ends. The clock is the sample count.
 
 Delay: the resampler holds back up to 37 ms at 48 and 24 kHz, 40 at 44.1 and 22.05, 84 at 11.025, 115 at 8 kHz
-(its filters work in blocks); 16 kHz passes straight through. `flush` gives what is held.
+(its filters work in blocks); 16 kHz passes straight through. `flush` returns the rest.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import numpy.typing as npt
 import soxr
 
 from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server.audio.sample_buffer import Samples
 
 MIN_SAMPLE_RATE_HZ = 8_000
 MAX_SAMPLE_RATE_HZ = 48_000
-#: Float audio is meant to lie within ±1. Up to this bound (+18 dB) it is clipped and counted; beyond it the
-#: stream cannot be what it claims (16-bit integers sent as floats, another byte order) and is refused.
+#: Float audio should lie within ±1. Up to this bound (+18 dB) it is clipped and counted; beyond it the stream
+#: cannot be what it claims (16-bit integers sent as floats, another byte order) and is refused.
 MAX_FLOAT_MAGNITUDE = 8.0
-#: Payloads shorter than this wait for more (10 ms), so that a client that sends single bytes costs little.
-_MIN_BATCH_PER_SECOND = 100
+#: Payloads shorter than 10 ms wait for more, so that a client that sends single bytes costs little.
+_MIN_BATCHES_PER_S = 100
 
 Encoding = Literal["linear16", "float32", "mulaw", "alaw"]
-FloatArray = npt.NDArray[np.float32]
 
 _SAMPLE_BYTES: dict[str, int] = {"linear16": 2, "float32": 4, "mulaw": 1, "alaw": 1}
-#: First bytes of containers often sent by mistake as raw audio; as samples they are all but impossible.
+#: First bytes of containers that are often sent by mistake as raw audio; as samples they hardly ever occur.
 _HEADERS: tuple[tuple[bytes, str], ...] = (
     (b"RIFF", "WAV"),
     (b"RF64", "WAV"),
@@ -50,7 +50,7 @@ _HEADER_BYTES = 4
 
 
 class AudioError(ValueError):
-    """Audio that cannot be analysed as announced; the text says what is allowed and how to put it right.
+    """Audio that cannot be decoded as announced. The message says what is allowed and how to fix it.
 
     Attributes:
         reason: UPPER_SNAKE_CASE, stable.
@@ -65,7 +65,7 @@ class AudioError(ValueError):
 
 @dataclass(frozen=True)
 class AudioFormat:
-    """What a client announces about its raw audio.
+    """The format of a client's raw audio.
 
     Raises:
         AudioError: UNSUPPORTED_ENCODING, SAMPLE_RATE_OUT_OF_RANGE or UNSUPPORTED_CHANNEL_COUNT.
@@ -102,20 +102,20 @@ class AudioFormat:
 
 
 def resampled_length(samples: int, sample_rate_hz: int) -> int:
-    """16 kHz samples that `samples` at `sample_rate_hz` become after `flush`: the nearest, halves upwards."""
+    """Number of 16 kHz samples that `samples` at `sample_rate_hz` become, after `flush`; halves round upwards."""
     return (2 * samples * SAMPLE_RATE_HZ + sample_rate_hz) // (2 * sample_rate_hz)
 
 
 class AudioDecoder:
-    """Decodes and resamples one stream. Not thread-safe; after an error or `flush` it is spent."""
+    """Decodes and resamples one stream. Not thread-safe, and of no further use after an error or `flush`."""
 
     def __init__(self, fmt: AudioFormat) -> None:
         self.format = fmt
-        self.received_samples = 0  # whole source samples, those still held included
-        self.clipped_samples = 0  # float samples beyond ±1, brought back to it
-        self._held = bytearray()
+        self.received_samples = 0  # whole source samples, including those still buffered
+        self.clipped_samples = 0  # float samples beyond ±1, set to ±1
+        self._buffer = bytearray()
         self._header_checked = False
-        self._batch_bytes = max(fmt.sample_rate_hz // _MIN_BATCH_PER_SECOND * fmt.sample_bytes, _HEADER_BYTES)
+        self._batch_bytes = max(fmt.sample_rate_hz // _MIN_BATCHES_PER_S * fmt.sample_bytes, _HEADER_BYTES)
         self._resampler = (
             None
             if fmt.sample_rate_hz == SAMPLE_RATE_HZ
@@ -125,13 +125,13 @@ class AudioDecoder:
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes of a sample that has not arrived whole."""
-        return len(self._held) % self.format.sample_bytes
+        """Bytes of the last sample, if it is incomplete."""
+        return len(self._buffer) % self.format.sample_bytes
 
-    def decode(self, payload: bytes) -> FloatArray:
-        """Take the next bytes; return the 16 kHz samples that are ready, shape (n,), n >= 0.
+    def decode(self, payload: bytes) -> Samples:
+        """Decodes the next bytes and returns the 16 kHz samples that are ready, (n,) with n >= 0.
 
-        Values lie in ±1, but for the resampler's overshoot at a full-scale edge.
+        Values lie within ±1, except that the resampler overshoots at full-scale edges.
 
         Raises:
             AudioError: CONTAINER_HEADER, NON_FINITE_AUDIO or AUDIO_OUT_OF_RANGE.
@@ -140,26 +140,27 @@ class AudioDecoder:
         if self._flushed:
             raise RuntimeError("decoder was flushed: make a new one for new audio")
         size = self.format.sample_bytes
-        before = len(self._held)
-        held = before + len(payload)
-        self.received_samples += held // size - before // size
-        if before == 0 and self._header_checked and held >= self._batch_bytes and held % size == 0:
-            return self._resample(self._samples(payload), last=False)  # nothing to hold
-        self._held += payload
-        if not self._header_checked and held >= _HEADER_BYTES:
+        before = len(self._buffer)
+        total = before + len(payload)
+        self.received_samples += total // size - before // size
+        if before == 0 and self._header_checked and total >= self._batch_bytes and total % size == 0:
+            return self._resample(self._samples(payload), last=False)  # nothing to buffer
+        self._buffer += payload
+        if not self._header_checked and total >= _HEADER_BYTES:
             self._refuse_header()
-        if held < self._batch_bytes:
+        if total < self._batch_bytes:
             return np.empty(0, np.float32)
         return self._resample(self._take_samples(), last=False)
 
-    def flush(self) -> FloatArray:
-        """End of the stream: return the rest, shape (n,).
+    def flush(self) -> Samples:
+        """Ends the stream and returns the last 16 kHz samples, (n,) with n >= 0.
 
-        In all, `resampled_length(received_samples, sample_rate_hz)` samples came out.
-        An incomplete sample is dropped (`pending_bytes` says so).
+        With these, `resampled_length(received_samples, sample_rate_hz)` samples were returned in all. An incomplete
+        sample is dropped; `pending_bytes` tells.
 
         Raises:
-            AudioError: as `decode`, for the samples that were still held.
+            AudioError: as `decode`, for the samples that were still buffered.
+            RuntimeError: the second time.
         """
         if self._flushed:
             raise RuntimeError("decoder was flushed before")
@@ -168,7 +169,7 @@ class AudioDecoder:
 
     def _refuse_header(self) -> None:
         self._header_checked = True
-        start = bytes(self._held[:_HEADER_BYTES])
+        start = bytes(self._buffer[:_HEADER_BYTES])
         for magic, container in _HEADERS:
             if start == magic:
                 raise AudioError(
@@ -178,16 +179,16 @@ class AudioDecoder:
                     "decode the file first, or strip its header",
                 )
 
-    def _take_samples(self) -> FloatArray:
-        """All whole samples held, as float32 in ±1; what is left is part of one sample."""
+    def _take_samples(self) -> Samples:
+        """All whole samples in the buffer as float32 in ±1, (n,); what stays there is part of one sample."""
         size = self.format.sample_bytes
-        whole = len(self._held) // size * size
-        raw = bytes(self._held[:whole])
-        del self._held[:whole]
+        whole = len(self._buffer) // size * size
+        raw = bytes(self._buffer[:whole])
+        del self._buffer[:whole]
         return self._samples(raw)
 
-    def _samples(self, raw: bytes) -> FloatArray:
-        """Whole samples as float32 in ±1."""
+    def _samples(self, raw: bytes) -> Samples:
+        """`raw`, whole samples, as float32 in ±1, (n,)."""
         encoding = self.format.encoding
         if encoding == "linear16":
             samples = np.frombuffer(raw, "<i2").astype(np.float32)
@@ -198,7 +199,7 @@ class AudioDecoder:
         table = _mulaw_table() if encoding == "mulaw" else _alaw_table()
         return table[np.frombuffer(raw, np.uint8)]
 
-    def _checked(self, samples: FloatArray) -> FloatArray:
+    def _checked(self, samples: Samples) -> Samples:
         if samples.size == 0:
             return samples
         peak = max(float(samples.max()), -float(samples.min()))  # a NaN makes both NaN
@@ -212,7 +213,7 @@ class AudioDecoder:
 
     @staticmethod
     def _absurd(magnitude: float) -> AudioError:
-        """For the first such sample: which came first does not depend on how the bytes were split."""
+        """The error for the first sample out of range: which one that is does not depend on how the bytes are split."""
         if not np.isfinite(magnitude):
             return AudioError(
                 "NON_FINITE_AUDIO",
@@ -226,15 +227,15 @@ class AudioDecoder:
             f"±{MAX_FLOAT_MAGNITUDE:g} is clipped): divide 16-bit integers by 32768",
         )
 
-    def _resample(self, samples: FloatArray, *, last: bool) -> FloatArray:
+    def _resample(self, samples: Samples, *, last: bool) -> Samples:
         if self._resampler is None:
             return samples
-        resampled: FloatArray = self._resampler.resample_chunk(samples, last=last)
+        resampled: Samples = self._resampler.resample_chunk(samples, last=last)
         return resampled
 
 
 @cache
-def _mulaw_table() -> FloatArray:
+def _mulaw_table() -> Samples:
     """G.711 mu-law code (0..255) to sample, (256,): 14-bit magnitudes, peak 8031/8192."""
     code = ~np.arange(256, dtype=np.int32) & 0xFF  # transmitted inverted
     segment, step = code >> 4 & 7, code & 15
@@ -243,7 +244,7 @@ def _mulaw_table() -> FloatArray:
 
 
 @cache
-def _alaw_table() -> FloatArray:
+def _alaw_table() -> Samples:
     """G.711 A-law code (0..255) to sample, (256,): 13-bit magnitudes, peak 4032/4096."""
     code = np.arange(256, dtype=np.int32) ^ 0x55  # even bits are transmitted inverted
     segment, step = code >> 4 & 7, code & 15
@@ -251,7 +252,7 @@ def _alaw_table() -> FloatArray:
     return _signed(magnitude, ~code & 0x80, 4096)
 
 
-def _signed(magnitude: npt.NDArray[np.int32], negative: npt.NDArray[np.int32], full_scale: int) -> FloatArray:
+def _signed(magnitude: npt.NDArray[np.int32], negative: npt.NDArray[np.int32], full_scale: int) -> Samples:
     table = (np.where(negative != 0, -magnitude, magnitude) / full_scale).astype(np.float32)
     table.flags.writeable = False
     return table

@@ -1,18 +1,15 @@
-"""What a client may ask of the segmenter, and what the segmenter tells."""
+"""Options and events of the segmenter."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
-import numpy.typing as npt
-
-FloatArray = npt.NDArray[np.float32]
+from kibun.server.audio.sample_buffer import Samples
 
 
 class EndpointingError(ValueError):
-    """A duration or level out of range; `field` is the option's name."""
+    """An option out of range. `field`: its name."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(f"{field} {message}")
@@ -21,23 +18,23 @@ class EndpointingError(ValueError):
 
 @dataclass(frozen=True)
 class EndpointingOptions:
-    """When speech becomes an utterance. Durations in milliseconds.
+    """When speech begins and ends an utterance or a turn. Durations in milliseconds.
 
-    The defaults are chosen by figures (benchmarks/detection.md): with 300 ms kept on either side no phrase lost
-    any of its speech in quiet, 0.1 % of it in noise at 20 dB, 0.6 % at 10 dB.
+    The defaults are chosen by measurements (benchmarks/detection.md): with 300 ms added on either side phrases
+    lose no speech in quiet, 0.1 % of it in noise at 20 dB, 0.6 % at 10 dB.
 
     Raises:
         EndpointingError: a value out of range.
     """
 
     vad_aggressiveness: int = 2  # 0 (hears most as speech) .. 3 (least)
-    min_speech_ms: int = 120  # speech that makes an utterance; less is a click
-    utterance_end_silence_ms: int = 500  # silence that closes it
+    min_speech_ms: int = 120  # speech that begins an utterance; less is a click
+    utterance_end_silence_ms: int = 500  # silence that ends it
     max_utterance_ms: int = 20_000  # longer ones are cut
     end_of_turn_silence_ms: int | None = None  # silence after the last utterance that ends the turn
     speech_start_timeout_ms: int | None = None  # silence from the turn's start until NoSpeechTimeout
-    pre_roll_ms: int = 300  # kept before the first speech frame
-    hang_over_ms: int = 300  # kept after the last speech frame, at most utterance_end_silence_ms
+    pre_roll_ms: int = 300  # audio before the first speech frame that belongs to the utterance
+    hang_over_ms: int = 300  # and after the last speech frame, at most utterance_end_silence_ms
 
     def __post_init__(self) -> None:
         _check_range("vad_aggressiveness", self.vad_aggressiveness, 0, 3)
@@ -77,40 +74,40 @@ class EndReason(Enum):
 
 @dataclass(frozen=True)
 class SpeechBegin:
-    """Somebody certainly speaks; position: the first speech frame's start."""
+    """An utterance has begun for certain. position: start of its first speech frame."""
 
     position: int
 
 
 @dataclass(frozen=True)
 class SpeechEnd:
-    """They stopped; position: the last speech frame's end. None at a forced cut."""
+    """An utterance has ended, other than by a forced cut. position: end of its last speech frame."""
 
     position: int
 
 
 @dataclass(frozen=True)
 class NoSpeechTimeout:
-    """speech_start_timeout passed without speech since the turn started. Once per turn."""
+    """speech_start_timeout has passed without speech since the turn started. Once per turn."""
 
     position: int
 
 
 @dataclass(frozen=True)
 class TurnSilence:
-    """end_of_turn_silence passed since SpeechEnd. The next turn begins: its timers count from `position`."""
+    """end_of_turn_silence has passed since SpeechEnd. The next turn begins; its timers count from `position`."""
 
     position: int
 
 
 @dataclass(frozen=True, eq=False)
 class SpeechSegment:
-    """[start, end) of the stream and its audio, float32 (end - start,). Utterances never overlap."""
+    """The audio of an utterance: samples [start, end) of the stream, float32 (end - start,). Segments never overlap."""
 
     start: int
     end: int
-    audio: FloatArray
-    speech_samples: int  # in frames that the VAD called speech
+    audio: Samples
+    speech_samples: int  # of them in frames that the VAD took for speech
     reason: EndReason
 
 

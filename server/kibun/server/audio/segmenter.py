@@ -1,4 +1,4 @@
-"""Samples to utterances: a VAD and a machine of four states, whose only clock is the sample count.
+"""Finds utterances in samples: a VAD and a machine of four states, whose only clock is the sample count.
 
     quiet ──speech──> starting ──min_speech of it──> speaking ──non-speech──> stopping
       ^                  │                              ^                        │
@@ -12,16 +12,13 @@ there was one; the next then starts exactly at the cut, already in `speaking`, s
 **Restartable.** When an utterance closes, the VAD is reset and everything after the utterance's end is read
 again. So what follows depends only on the audio from there on: a client that lost its connection and replays
 from the end of the last utterance (`resume_after` its reason) gets the same utterances, sample for sample. The
-resets cost nothing in quiet and at 20 dB SNR, up to 0.4 % of speech lost at 10 dB (benchmarks/detection.md).
+resets lose no speech in quiet and at 20 dB SNR, and up to 0.4 % of it at 10 dB (benchmarks/detection.md).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-
-import numpy as np
-import numpy.typing as npt
 
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import (
@@ -34,13 +31,11 @@ from kibun.server.audio.endpointing import (
     SpeechSegment,
     TurnSilence,
 )
-from kibun.server.audio.sample_buffer import SampleBuffer
+from kibun.server.audio.sample_buffer import SampleBuffer, Samples
 from kibun.server.audio.vad import Vad
 
-FloatArray = npt.NDArray[np.float32]
-
 _SAMPLES_PER_MS = SAMPLE_RATE_HZ // 1000
-#: A burst of sound that has not become an utterance is forgotten after this much silence.
+#: Silence after which a burst of sound that has not become an utterance is dropped.
 _START_GAP_MS = 100
 #: In `stopping`, speech must last this long to interrupt the silence: single frames are false alarms.
 _RESTART_MS = 60
@@ -74,13 +69,13 @@ class _Pause:
 
 
 class Segmenter:
-    """One stream's segmenter. Not thread-safe. Any chunking of `push` gives the same events.
+    """Finds the utterances of one stream; the events do not depend on how the samples are divided among `push` calls.
 
-    Memory: twice the open utterance, at most max_utterance, and a second or two.
+    Not thread-safe. Memory: twice the open utterance, at most max_utterance, and a second or two.
     """
 
     def __init__(self, options: EndpointingOptions, vad: Vad, resume_after: EndReason | None = None) -> None:
-        """resume_after: the stream goes on where an utterance of the same turn ended for this reason."""
+        """resume_after: the stream continues where an utterance of the same turn ended for this reason."""
         self.options = options
         self.position = 0  # samples pushed
         self._vad = vad
@@ -110,7 +105,7 @@ class Segmenter:
 
     @property
     def open_start(self) -> int | None:
-        """Start of the utterance that is being spoken, once it is certain to be one."""
+        """Start of the utterance that is being spoken, in samples, once it is certain to be one; else None."""
         return self._start if self._state in (_SPEAKING, _STOPPING) else None
 
     @property
@@ -120,18 +115,18 @@ class Segmenter:
             return max(self._cursor - self._pre_roll, self._origin)
         return self._start
 
-    def open_audio(self, until: int) -> FloatArray:
-        """Audio of the open utterance from `open_start` to sample `until` (<= position), float32, a copy.
+    def open_audio(self, until: int) -> Samples:
+        """A copy of the open utterance's audio from `open_start` to sample `until`, (until - open_start,).
 
         Raises:
-            ValueError: no utterance is open, or `until` lies outside it.
+            ValueError: no utterance is open, or `until` lies outside it or beyond `position`.
         """
         if self.open_start is None or not self.open_start <= until <= self.position:
             raise ValueError(f"no open utterance up to sample {until}")
         return self._buffer.copy(self._start, until)
 
-    def push(self, samples: FloatArray) -> list[SegmenterEvent]:
-        """Take the next samples, float32 (n,), 16 kHz; return what happened, in order."""
+    def push(self, samples: Samples) -> list[SegmenterEvent]:
+        """Takes the next samples, (n,), and returns what was found in them, in order."""
         events: list[SegmenterEvent] = []
         for first in range(0, len(samples), _PUSH_SAMPLES):
             piece = samples[first : first + _PUSH_SAMPLES]
@@ -143,7 +138,10 @@ class Segmenter:
         return events
 
     def flush(self, reason: EndReason) -> list[SegmenterEvent]:
-        """The turn ends at the latest sample: close the open utterance. The next turn may follow at once."""
+        """Ends the turn at the latest sample and returns the events of the utterance that this closes, if any.
+
+        The next turn may follow at once.
+        """
         events: list[SegmenterEvent] = []
         if self._state in (_SPEAKING, _STOPPING):
             if self._state is _SPEAKING:
@@ -157,9 +155,7 @@ class Segmenter:
         return events
 
     def _read(self, events: list[SegmenterEvent]) -> None:
-        """Read all whole frames that are there, or up to a restart: it resets the VAD, so what that decided ahead
-        is forgotten with all else.
-        """
+        """Reads all whole frames that have come, or up to a restart, which discards what the VAD decided beyond it."""
         frames = (self.position - self._cursor) // self._frame
         samples = self._buffer.view(self._cursor, self._cursor + frames * self._frame)
         for speech in self._vad.decide(samples.reshape(frames, self._frame)):
@@ -168,7 +164,7 @@ class Segmenter:
                 return
 
     def _step(self, speech: bool, events: list[SegmenterEvent]) -> None:
-        """Take the decision about the next frame."""
+        """Moves on by one frame, which the VAD took for speech or not."""
         start = self._cursor
         self._cursor = end = start + self._frame
         self._run = self._run + self._frame if speech else 0
@@ -219,7 +215,7 @@ class Segmenter:
         self._speech_end = end
 
     def _remember_pause(self, end: int) -> None:
-        """Keep the longest pause within reach of a forced cut. This one: from the last speech to `end`."""
+        """Remembers the pause from the last speech to `end`, if it is the longest within reach of a forced cut."""
         pause = _Pause(self._speech_end, end, self._speech_samples)
         if pause.middle - self._start < (1 - _CUT_WINDOW) * self._max_utterance:
             return
@@ -227,7 +223,7 @@ class Segmenter:
             self._pause = pause
 
     def _cut(self, events: list[SegmenterEvent]) -> None:
-        """Force an end at the longest late pause, or else exactly at the maximum."""
+        """Ends the utterance at its longest late pause, or else exactly at the maximum."""
         limit = self._start + self._max_utterance
         if self._state is _STOPPING:
             self._remember_pause(limit)
@@ -251,7 +247,7 @@ class Segmenter:
         events.append(SpeechSegment(self._start, end, audio, self._speech_samples, reason))
 
     def _restart(self, origin: int, after: EndReason | None) -> None:
-        """Read on from `origin` as if the stream began there."""
+        """Reads on from `origin` as if the stream began there."""
         self._vad.reset()
         self._cursor = self._origin = self._start = origin
         self._first_speech = self._speech_end = origin

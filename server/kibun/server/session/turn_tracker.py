@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from kibun.models.types import SAMPLE_RATE_HZ
-from kibun.server.audio.decoder import FloatArray
 from kibun.server.audio.endpointing import (
     EndReason,
     NoSpeechTimeout,
@@ -16,6 +15,7 @@ from kibun.server.audio.endpointing import (
     SpeechSegment,
     TurnSilence,
 )
+from kibun.server.audio.sample_buffer import Samples
 from kibun.server.audio.segmenter import Segmenter
 from kibun.server.session import quality
 from kibun.server.session.conversation_handle import ConversationHandle
@@ -74,7 +74,7 @@ class TurnTracker:
         """The client sent audio, be it less than a sample: a turn that it asked for is due."""
         self._turn.due |= self._turn.asked
 
-    async def push(self, samples: FloatArray) -> None:
+    async def push(self, samples: Samples) -> None:
         """Takes the next samples, float32 (n,), n >= 0."""
         if found := self._segmenter.push(samples):
             await self._handle(found)
