@@ -1,7 +1,7 @@
-"""What a model can do for a request, and how a client is told where that is less than was asked for. Pure.
+"""Matches what a request asks for with what its model can estimate. Pure.
 
-A client that leaves a feature to its default is warned and gets the rest; one whose request leaves nothing that the
-model can estimate is refused, with the field at fault and the fix.
+A request that asks for more than the model can do gets the rest and a warning; one that leaves nothing to estimate is
+refused, with the field at fault and the fix.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from kibun.server.session.events import StreamWarning
 def resolve_features(
     model: ModelInfo, models: Sequence[ModelInfo], *, emotion: bool, personality: bool, given: Traits | None
 ) -> tuple[bool, bool, tuple[StreamWarning, ...]]:
-    """Whether emotion and personality will be estimated, and what to warn of.
+    """Decides whether emotion and personality are estimated; returns both, and the warnings for the client.
 
     Args:
-        model, models: the one asked for, and all that this server has.
+        model, models: the requested one, and all of this server.
         emotion, personality: what the request leaves enabled.
         given: traits in the request.
 
@@ -47,9 +47,9 @@ def resolve_features(
 
 
 def check_traits(model: ModelInfo, *, emotion: bool, given: Traits | None) -> None:
-    """Emotion may need traits that the model does not estimate. `given`: in the request, or known of the participant.
+    """Raises Failure INVALID_ARGUMENT GIVEN_PERSONALITY_REQUIRED if emotion needs traits that nobody gave.
 
-    Raises Failure INVALID_ARGUMENT GIVEN_PERSONALITY_REQUIRED.
+    `given`: those of the request, or known of the participant.
     """
     if emotion and model.requires_given_traits and given is None:
         text = (
@@ -60,7 +60,7 @@ def check_traits(model: ModelInfo, *, emotion: bool, given: Traits | None) -> No
 
 
 def notice(model: ModelInfo) -> str:
-    """What users of the model should know of its estimates; "" if there is nothing."""
+    """The limits of the model's estimates in words for its users; "" if there are none."""
     parts = []
     if not model.supports_personality:
         parts.append("estimates no personality")
@@ -79,7 +79,7 @@ def no_personality(model: ModelInfo) -> str:
 
 
 def no_emotion(model: ModelInfo) -> str:
-    """A model of a single dimension has none either: an estimate is made of both."""
+    """Also for a model of a single dimension: an emotion estimate has both."""
     if model.emotions:
         return f"model {model.name!r} estimates {model.emotions[0]} alone, and an emotion is valence and arousal"
     return f"model {model.name!r} estimates no emotion"

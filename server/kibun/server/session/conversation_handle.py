@@ -40,7 +40,7 @@ END = 2**62  # later than any sample
 
 
 class _InUse(Exception):
-    """Leaves a conversation as it is."""
+    """Raised to leave a conversation as it is."""
 
 
 class ConversationHandle:

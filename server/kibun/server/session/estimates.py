@@ -1,4 +1,4 @@
-"""From a model's result and what was known before to the estimates that a client sees. Pure."""
+"""Makes the estimates that a client sees of a model's analysis and the participant's earlier records. Pure."""
 
 from __future__ import annotations
 
@@ -14,52 +14,56 @@ from kibun.server.session.events import Emotion, Personality
 
 
 def expected_error(model: ModelInfo, utterance_count: int) -> Traits | None:
-    """RMSE per trait on held-out speakers with this much evidence: the row of the largest count not above it."""
+    """RMSE per trait on held-out speakers with this many utterances; None if unknown."""
     rows = [error for count, error in model.expected_error or () if count <= utterance_count]
     return rows[-1] if rows else None
 
 
 def history(records: Iterable[UtteranceRecord], vector_size: int) -> NDArray[np.float16]:
-    """(K, D): the vectors of the analysed records, oldest first."""
+    """The vectors of the analysed records, oldest first, (K, D) float16; K may be 0."""
     vectors = [r.vector for r in records if r.vector is not None]
     return np.stack(vectors) if vectors else np.zeros((0, vector_size), np.float16)
 
 
-def emotion(result: Analysis) -> Emotion | None:
-    if result.valence is None or result.arousal is None:
+def emotion(analysis: Analysis) -> Emotion | None:
+    """The utterance's emotion; None unless both dimensions were estimated."""
+    if analysis.valence is None or analysis.arousal is None:
         return None
-    return Emotion(result.valence, result.arousal)
+    return Emotion(analysis.valence, analysis.arousal)
 
 
-def of_utterance(model: ModelInfo, result: Analysis, samples: int) -> Personality | None:
-    """Traits from this utterance alone (setting 1)."""
-    if result.utterance_traits is None:
+def of_utterance(model: ModelInfo, analysis: Analysis, samples: int) -> Personality | None:
+    """Traits from this utterance of so many samples alone (setting 1); None if not estimated."""
+    if analysis.utterance_traits is None:
         return None
-    return Personality(result.utterance_traits, "utterance", 1, samples, expected_error(model, 1))
+    return Personality(analysis.utterance_traits, "utterance", 1, samples, expected_error(model, 1))
 
 
-def condition(model: ModelInfo, result: Analysis, known: Participant, samples: int) -> Personality | None:
-    """The traits that the emotion was conditioned on, with the evidence behind them."""
-    if result.condition_traits is None or result.condition_source is None:
+def condition(model: ModelInfo, analysis: Analysis, known: Participant, samples: int) -> Personality | None:
+    """The traits that emotion was conditioned on, with the evidence behind them; None if on none."""
+    if analysis.condition_traits is None or analysis.condition_source is None:
         return None
-    source = result.condition_source
+    source = analysis.condition_source
     if source == "given":
-        return Personality(result.condition_traits, source, 0, 0)
+        return Personality(analysis.condition_traits, source, 0, 0)
     alone = source == "utterance"
     count = 1 if alone else len(known.analysed) + 1
     speech = samples if alone else known.speech + samples
-    return Personality(result.condition_traits, source, count, speech, expected_error(model, count))
+    return Personality(analysis.condition_traits, source, count, speech, expected_error(model, count))
 
 
-def conversation_traits(result: Analysis) -> tuple[Traits | None, ConditionSource]:
-    """The best traits over the conversation that this model gives, and their source."""
-    if result.conversation_traits is not None:
-        return result.conversation_traits, "conversation"
-    return result.average_traits, "average"
+def conversation_traits(analysis: Analysis) -> tuple[Traits | None, ConditionSource]:
+    """The best traits over the conversation that the model estimates, and their source."""
+    if analysis.conversation_traits is not None:
+        return analysis.conversation_traits, "conversation"
+    return analysis.average_traits, "average"
 
 
 def of_participant(model: ModelInfo | None, participant: Participant) -> Personality | None:
-    """Latest conversation-level traits. `model` None (its bundle is no longer loaded): without expected error."""
+    """The participant's latest traits over the conversation; None before the first.
+
+    `model`: None if it is no longer loaded; then the expected error is unknown.
+    """
     latest = participant.latest
     if latest is None or latest.traits is None:
         return None
@@ -69,10 +73,11 @@ def of_participant(model: ModelInfo | None, participant: Participant) -> Persona
 
 
 def given(participant: Participant) -> Personality | None:
-    """Traits that a client gave: no evidence of ours is behind them."""
+    """The traits that a client gave for the participant, without evidence; None if it gave none."""
     return Personality(participant.given_traits, "given", 0, 0) if participant.given_traits else None
 
 
 def mean_emotion(records: Iterable[UtteranceRecord]) -> Emotion | None:
+    """The records' mean, weighted by their speech; None without any estimate."""
     pair = weighted_emotion(records)
     return Emotion(*pair) if pair else None

@@ -1,7 +1,7 @@
-"""What goes into a session and what comes out of it, as plain values.
+"""The requests that go into a session and the events that come out of it, as plain values.
 
-Positions and lengths are samples of the analysis clock (16 kHz), counted from the first sample of the stream
-plus `StreamOptions.start_offset`. Scales: valence and arousal 1..5, traits 1..7.
+Positions and lengths are samples at 16 kHz; positions count from `StreamOptions.start_offset` at the stream's first
+sample. Scales: valence and arousal 1..5, traits 1..7. Events have the names of the messages that they become.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class StreamOptions:
     interim_interval: int | None = None  # samples; None: geometric times 1, 2.5, 6.25, 15.6 s
     voice_activity_events: bool = False
     require_existing: bool = False
-    given_traits: Traits | None = None  # None: those that the participant was given before, if any
+    given_traits: Traits | None = None  # None: those given for the participant before, if any
     start_offset: int = 0
-    resumes: bool = False  # the turn, whose connection was lost: it may have its result already
-    resumes_after: EndReason | None = None  # of the utterance that ended at start_offset, as the client has it
+    resumes: bool = False  # the turn after a lost connection; the turn may have its result already
+    resumes_after: EndReason | None = None  # why the utterance ended that ends at start_offset, as the client knows it
     ttl_s: float = CONVERSATION_TTL_S
-    ttl_asked: bool = False  # by the client; otherwise a conversation that exists keeps its own
-    warnings: tuple[StreamWarning, ...] = ()  # of what the request asks for and will not get; sent at the start
+    ttl_asked: bool = False  # the client set ttl_s; otherwise an existing conversation keeps its own
+    warnings: tuple[StreamWarning, ...] = ()  # about what the request asks for and will not get
 
     @property
     def key(self) -> Key:
@@ -58,33 +58,33 @@ class StreamOptions:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one stream may do. Seconds."""
+    """Limits of one stream, in seconds."""
 
     max_stream_s: float = 4 * 3600.0
     warn_before_end_s: float = 60.0
     idle_timeout_s: float = 600.0
     max_backlog_s: float = 60.0  # audio of finished utterances that may wait for analysis
-    max_messages_per_s: float = 1000.0  # more are read no faster: small chunks cost as much as large ones
-    backlog_timeout_s: float = 30.0  # a stream that makes no room for this long is ended
+    max_messages_per_s: float = 1000.0  # throttled beyond: small chunks cost as much as large ones
+    backlog_timeout_s: float = 30.0  # a stream is ended if its full backlog does not shrink for this long
 
 
 @dataclass(frozen=True, slots=True)
 class Audio:
-    """Payload bytes in the stream's encoding; may end within a sample."""
+    """Bytes in the stream's encoding; may end within a sample."""
 
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class EndOfTurn:
-    """Flush: finish the open utterance and the turn. Empty `next_turn_id`: the server makes one."""
+    """Ends the open utterance and the turn. Empty `next_turn_id`: the server makes one."""
 
     next_turn_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """What came must not be heard: the stream ends with `failure`, once what was heard before it is answered."""
+    """A request that was refused: the stream ends with `failure`, once all that came before is answered."""
 
     failure: Failure
 
@@ -102,7 +102,7 @@ class Emotion:
 
 @dataclass(frozen=True, slots=True)
 class Personality:
-    """Traits with the evidence behind them; `expected_error` is the RMSE per trait at this much evidence."""
+    """Traits and the evidence behind them. `expected_error`: the RMSE per trait with this much evidence."""
 
     traits: Traits
     source: ConditionSource
@@ -129,7 +129,7 @@ class SpeechEvent:
 
 @dataclass(frozen=True, slots=True)
 class UtteranceResult:
-    """An interim or the one final estimate of an utterance. `reason` is None on interims."""
+    """An interim or the final estimate of an utterance. `reason` is None for interims."""
 
     utterance_id: str
     turn_id: str
@@ -171,7 +171,7 @@ class StreamWarning:
 
 @dataclass(frozen=True, slots=True)
 class StreamProgress:
-    """Audio before `settled` has its finals, all of them told before this, or belongs to no utterance."""
+    """Audio before `settled` has its finals, all sent before this event, or belongs to no utterance."""
 
     settled: int
 
@@ -203,7 +203,7 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An event with the stream's clocks at the moment it left."""
+    """An event, with the samples received and processed at the moment when it is sent."""
 
     event: Event
     received: int

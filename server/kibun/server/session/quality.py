@@ -1,8 +1,8 @@
-"""What is wrong with an utterance's audio, in words for the client. Pure functions of the utterance's samples.
+"""Warns a client of faults in an utterance's audio. Pure functions of the utterance's samples.
 
-So the same whatever way the client splits its audio. The estimates are made all the same: whoever reads them is told
-how little they may be worth. Measured on two recordings of speech, 1.5 s at a time, and made-up sounds: the middle half
-of the levels spreads over 3.9 dB and more in speech, over less than 0.5 dB in tones, chords and noise.
+So the warnings do not depend on how a client splits its audio. The estimates are made all the same, but may be
+worth little. Measured on two recordings of speech, 1.5 s at a time, and on synthetic sounds: the middle half of the
+levels spreads over 3.9 dB and more in speech, and over less than 0.5 dB in tones, chords and noise.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ OFFSET = 0.02  # of full scale, …
 OFFSET_SHARE = 0.5  # … and of the sound's own level (RMS)
 STEADY_DB = 0.7  # between the upper and the lower quartile of the levels
 LEVEL_SAMPLES = SAMPLE_RATE_HZ // 20  # a level is that of 50 ms
-MIN_LEVELS = 30  # of less sound than that nothing is said: it may be one long vowel
+MIN_LEVELS = 30  # shorter sound gets no warning: it may be one long vowel
 AUDIBLE = 1e-3  # of the loudest level's power: 30 dB below
 
 _ONES = np.ones(LEVEL_SAMPLES, np.float32)
 
 
 def warnings(audio: npt.NDArray[np.float32]) -> list[StreamWarning]:
-    """At most one per fault. `audio`: (n,) at 16 kHz, ±1, n > 0."""
+    """The faults of an utterance, each at most once. `audio`: (n,) at 16 kHz, ±1, n > 0."""
     top, bottom = float(audio.max()), float(audio.min())
     if top == bottom:
         return [StreamWarning("AUDIO_CONSTANT", "all samples of an utterance have one value; check the microphone")]
@@ -47,7 +47,7 @@ def warnings(audio: npt.NDArray[np.float32]) -> list[StreamWarning]:
 
 
 def _levels(audio: npt.NDArray[np.float32]) -> tuple[float, npt.NDArray[np.float32]]:
-    """Mean of the samples, and the power of each 50 ms without it."""
+    """The mean of the samples, and the power of each 50 ms without that mean, (levels,). `audio`: (n,)."""
     size = min(LEVEL_SAMPLES, len(audio))
     pieces = audio[: len(audio) // size * size].reshape(-1, size)  # (levels, samples)
     mean = float((pieces @ _ONES[:size]).mean()) / size  # a matrix product sums four times as fast as `sum`
@@ -56,7 +56,7 @@ def _levels(audio: npt.NDArray[np.float32]) -> tuple[float, npt.NDArray[np.float
 
 
 def _steady(powers: npt.NDArray[np.float32]) -> bool:
-    """Whether the level stays the same, silence around the sound left out."""
+    """Whether the level hardly changes, apart from silence around the sound. `powers`: (levels,)."""
     powers = np.sort(powers)
     audible = powers[np.searchsorted(powers, AUDIBLE * powers[-1]) :]
     if len(audible) < MIN_LEVELS or audible[0] <= 0:

@@ -1,4 +1,4 @@
-"""Waiting with a limit that only counts time in which this process could have seen what it waits for."""
+"""A timeout for many waits that does not count time in which this process was suspended."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kibun.server.observability.suspension import suspended
 T = TypeVar("T")
 
 CATCH_UP_S = 1.0
-"""More time that a suspended process gives what it waits for: the timer does not tell how long nothing had run."""
+"""Time that a process gives what it waits for after it was suspended: the timer does not tell for how long it was."""
 
 
 class Timeout:
-    """Waits with a timeout each, as `asyncio.timeout` gives, but with one timer for all of them: to start and stop one
-    per message costs more than the message. Made and used in one task.
+    """Limits each of many waits to some seconds, as `asyncio.timeout` does, but with one timer for all: to start and
+    stop one per message costs more than the message. Made and used in one task.
 
-    A process that was suspended does not blame those it waits for: what came meanwhile is seen first.
+    After the process was suspended it looks first at what came in the meantime.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -30,7 +30,7 @@ class Timeout:
         self._timer = self._loop.call_later(seconds, self._check)
 
     async def wait(self, awaitable: Awaitable[T]) -> T:
-        """Raises TimeoutError."""
+        """Returns what `awaitable` gives. Raises TimeoutError, and cancels it, once the time is up."""
         self._waiting_since = self._loop.time()
         try:
             return await awaitable
@@ -42,7 +42,7 @@ class Timeout:
             self._waiting_since = None
 
     def close(self) -> None:
-        """No more is waited for."""
+        """Stops the timer; no wait may follow."""
         self._timer.cancel()
 
     def _check(self) -> None:

@@ -1,6 +1,6 @@
-"""Messages against the wall clock: how fast they may come, and whether their audio is labelled with a wrong rate.
+"""Compares messages with the wall clock: throttles them, and finds audio that is labelled with a wrong rate.
 
-The only place where audio meets the wall clock; it never changes a result.
+The only place where audio meets the wall clock. It never changes a result.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 _COMMON_HZ = (8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
-_WINDOW_S = 2.0  # compared over three windows in a row: a paced client is steady, a file upload is not
+_WINDOW_S = 2.0  # compared over three windows in a row: a microphone's audio comes steadily, a file's does not
 _TOLERANCE = 0.03
 
 
 class RateWatch:
-    """Compares audio time with wall time for one stream of `labelled_hz`."""
+    """Compares audio time with wall time for one stream whose client claims `labelled_hz`."""
 
     def __init__(self, labelled_hz: int) -> None:
         self._labelled_hz = labelled_hz
@@ -23,7 +23,10 @@ class RateWatch:
         self._done = False
 
     def suspect_hz(self, audio_s: float, now: float) -> int | None:
-        """The likely true rate, once, if the last three windows agree on it; else None. Call per message."""
+        """The likely true rate, once, if the last three windows agree on another than the label; else None.
+
+        To be called for every message, `now` wall seconds, after `audio_s` seconds of audio.
+        """
         if self._done or (self._marks and now - self._marks[-1][0] < _WINDOW_S):
             return None
         self._marks.append((now, audio_s))
@@ -39,11 +42,11 @@ class RateWatch:
         return None
 
 
-BURST_S = 2.0  # of messages that may come at once
+BURST_S = 2.0  # messages of this many seconds may come at once
 
 
 class MessageThrottle:
-    """Spreads what comes faster than so many messages per second: it is read later, and the transport slows the client.
+    """Limits how many messages are read per second: the transport then slows a client that sends more.
 
     A message costs the server about as much with one byte of audio in it as with a second of it.
     """
@@ -53,6 +56,6 @@ class MessageThrottle:
         self._due = float("-inf")
 
     def wait_s(self, now: float) -> float:
-        """Call per message: seconds to wait before the next one is read, mostly 0."""
+        """Seconds to wait before the next message is read, mostly 0. To be called for every message."""
         self._due = max(self._due, now - BURST_S) + self._apart_s
         return max(self._due - now, 0.0)
