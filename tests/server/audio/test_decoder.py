@@ -1,4 +1,4 @@
-"""Raw bytes to 16 kHz samples: bit-equal for any chunking, right for every encoding and rate, strict with nonsense."""
+"""Raw bytes to 16 kHz samples: bit-equal for any chunking, right for every encoding and rate, and nonsense refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def decode_in(decoder: AudioDecoder, pieces: list[bytes]) -> Samples:
 
 
 def split(data: bytes, sizes: list[int]) -> list[bytes]:
-    """`data` in pieces of these sizes, over and over."""
+    """`data` in pieces of these sizes, repeated."""
     pieces, position, index = [], 0, 0
     while position < len(data):
         size = sizes[index % len(sizes)]
@@ -213,7 +213,7 @@ def test_floats_a_little_too_loud_are_clipped_and_counted() -> None:
     assert barely.clipped_samples == 300
 
 
-def test_a_dripping_client_costs_few_batches() -> None:
+def test_single_bytes_are_decoded_in_few_batches() -> None:
     decoder = AudioDecoder(AudioFormat("linear16", 16_000))
     data = raw_audio("linear16", 16_000)
     batches = sum(len(decoder.decode(piece)) > 0 for piece in split(data, [1]))
@@ -231,7 +231,7 @@ def test_an_incomplete_sample_is_carried_over_and_reported() -> None:
     assert decoder.pending_bytes == 2
 
 
-def test_a_flushed_decoder_is_spent() -> None:
+def test_a_flushed_decoder_takes_no_more() -> None:
     decoder = AudioDecoder(AudioFormat("linear16", 16_000))
     assert len(decoder.flush()) == 0
     with pytest.raises(RuntimeError, match="flushed"):

@@ -1,4 +1,4 @@
-"""The four-state machine, driven by a fake VAD: the audio itself says, frame by frame, where there is speech."""
+"""The segmenter with a fake VAD, for which the samples themselves mark speech, frame by frame."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Runs = list[tuple[bool, int]]  # (speech?, frames)
 
 
 class FakeVad:
-    """Speech is where the samples are positive, smoothed over what it heard since `reset`: so it has a state."""
+    """Takes positive samples for speech, smoothed over all since `reset`, so that it has a state."""
 
     frame_samples = FRAME
 
@@ -134,7 +134,7 @@ def test_utterances_are_slices_in_order_without_overlap(runs: Runs, options: End
 
 @settings(max_examples=60, deadline=None)
 @given(runs=patterns, options=st.sampled_from([OPTIONS, SHORT]))
-def test_what_is_settled_never_falls_and_is_never_given_out_later(runs: Runs, options: EndpointingOptions) -> None:
+def test_needed_from_never_falls_and_nothing_before_it_comes_later(runs: Runs, options: EndpointingOptions) -> None:
     audio = sound(runs)
     segmenter, settled = Segmenter(options, FakeVad()), 0
     for position in range(0, len(audio), 1_000):
@@ -333,7 +333,7 @@ def test_turn_timers() -> None:
     assert not [e for e in run(audio, without) if isinstance(e, NoSpeechTimeout | TurnSilence)]
 
 
-def test_a_turn_that_ends_with_its_utterance_ends_after_it_and_not_before_what_follows_is_heard() -> None:
+def test_a_turn_that_ends_with_its_utterance_ends_after_it_and_before_what_follows() -> None:
     options = EndpointingOptions(
         min_speech_ms=100, utterance_end_silence_ms=400, end_of_turn_silence_ms=400, pre_roll_ms=100, hang_over_ms=200
     )

@@ -1,4 +1,4 @@
-"""Both detectors: they hear speech, not silence; state belongs to one stream; `reset` makes them as new."""
+"""Both detectors tell speech from silence; their state belongs to one stream; `reset` makes them as new."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def decisions(vad: Vad, audio: Samples) -> list[bool]:
 
 
 @pytest.mark.parametrize("make", VADS)
-def test_speech_is_heard_and_silence_is_not(make: Callable[[], Vad]) -> None:
+def test_speech_is_detected_and_silence_is_not(make: Callable[[], Vad]) -> None:
     layout = lay_out([("silence", 1.0), ("speech", 2.0), ("silence", 1.5)])
     vad = make()
     heard = np.array(decisions(vad, layout.audio))
@@ -45,7 +45,7 @@ def test_speech_is_heard_and_silence_is_not(make: Callable[[], Vad]) -> None:
 
 
 @pytest.mark.parametrize("f0", [90, 200, 260])
-def test_high_and_low_voices_are_heard(f0: float) -> None:
+def test_high_and_low_voices_are_detected(f0: float) -> None:
     audio = speech_like(3.0, f0=f0, seed=1)
     assert np.mean(decisions(make_vad("webrtc", 2), audio)) > 0.95
     assert np.mean(decisions(silero(), audio)) > 0.9
@@ -108,7 +108,7 @@ def test_the_frames_are_left_as_they_were(make: Callable[[], Vad]) -> None:
     assert (frames == before).all()
 
 
-def test_aggressiveness_is_live() -> None:
+def test_aggressiveness_makes_a_difference() -> None:
     quiet = lay_out([("silence", 1.0), ("speech", 3.0)], noise_rms=0.0).audio * 0.02
     heard = [sum(decisions(make_vad("webrtc", a), quiet)) for a in (0, 2, 3)]
     assert heard[0] >= heard[1] > heard[2]

@@ -1,4 +1,4 @@
-"""Audio that is not what a microphone in front of a speaker gives: told, and estimated all the same."""
+"""Faults of the audio are reported, and the estimates made all the same."""
 
 import asyncio
 import math
@@ -56,26 +56,26 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", SOUNDS)
-def test_faults_have_their_names(name: str) -> None:
+def test_each_fault_has_its_reason(name: str) -> None:
     found = quality.warnings(SOUNDS[name].astype(np.float32))
     assert {warning.reason for warning in found} == EXPECTED[name]
     assert len(found) == len(EXPECTED[name])
 
 
-def test_a_tone_with_silence_around_it_is_steady_too() -> None:
+def test_a_tone_with_silence_around_it_is_steady() -> None:
     silence = np.random.default_rng(0).normal(0, 1e-4, 8_000)
     found = quality.warnings(np.concatenate([silence, SOUNDS["tone"], silence]).astype(np.float32))
     assert [warning.reason for warning in found] == ["AUDIO_STEADY"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 400, 799, 801])
-def test_the_shortest_utterances_are_no_trouble(count: int) -> None:
+def test_the_shortest_utterances_give_no_error(count: int) -> None:
     tone = SOUNDS["tone"][1 : count + 1].astype(np.float32)
     assert "AUDIO_STEADY" not in {warning.reason for warning in quality.warnings(tone)}, "nothing is said of so little"
     assert quality.warnings(np.full(count, 0.5, np.float32))[0].reason == "AUDIO_CONSTANT"
 
 
-def test_the_extremes_of_float32_are_no_trouble() -> None:
+def test_the_extremes_of_float32_give_no_error() -> None:
     for value in (1e-38, 1e-45, 1.0):
         audio = np.full(32_000, value, np.float32)
         audio[::2] = -value
@@ -117,7 +117,7 @@ async def test_every_sound_gets_finite_estimates_or_none_and_a_warning(stub: Stu
             assert all(map(math.isfinite, (final.emotion.arousal, final.emotion.valence, traits.openness)))
 
 
-async def test_a_fault_is_told_once_a_turn_before_the_final_and_in_any_chunking(stub: Stub) -> None:
+async def test_a_fault_is_reported_once_a_turn_before_the_final_in_any_chunking(stub: Stub) -> None:
     loud = encode(np.concatenate([np.clip(30 * spoken(1.0, seed=n), -1, 1) for n in range(3)]))
     told = []
     for size in (319, 3_200, 96_000):

@@ -1,4 +1,4 @@
-"""One stream with a scripted analyzer: order, races, failures and limits that a real model cannot be made to show."""
+"""One stream with a scripted analyzer: order, races, failures and limits that no real model shows on demand."""
 
 # A stream fails somewhere within its loop, so `raises` is put around loops.
 # ruff: noqa: PT012
@@ -117,7 +117,7 @@ async def test_speech_events_overtake_slow_finals_which_keep_their_order() -> No
     assert kinds == [StreamStarted, *[UtteranceResult, PersonalityUpdate] * 2, TurnResult, StreamEnded]
 
 
-async def test_processed_tells_what_is_settled_and_never_falls() -> None:
+async def test_processed_covers_what_needs_no_replay_and_never_falls() -> None:
     world = World()
     audio = pcm((0, 0.5), (0.5, 0.5), (0, 0.5), (0.5, 0.3))
     chunks = [Audio(audio[i : i + 640]) for i in range(0, len(audio), 640)]
@@ -129,7 +129,7 @@ async def test_processed_tells_what_is_settled_and_never_falls() -> None:
     assert replies[-1].processed == replies[-1].received == len(audio) // 2
 
 
-async def test_a_result_that_was_written_finishes_its_turn_even_where_the_server_stops() -> None:
+async def test_a_result_that_was_sent_finishes_its_turn_even_if_the_server_stops() -> None:
     world = World()
     told, stopping = [], Failure(Kind.UNAVAILABLE, "DRAINING", "this server is stopping")
     with pytest.raises(Failure) as caught:
@@ -242,7 +242,7 @@ async def test_interims_stretch_under_load(interval: int | None, expected: list[
 
 
 @pytest.mark.parametrize("error", [Superseded(), BackendError("WORKER_FAILED", "died")])
-async def test_an_interim_that_is_not_computed_is_just_not_told(error: Exception) -> None:
+async def test_an_interim_that_is_not_computed_is_left_out(error: Exception) -> None:
     def refuse(job: Job, final: bool) -> None:
         if not final:
             raise error
@@ -250,7 +250,7 @@ async def test_an_interim_that_is_not_computed_is_just_not_told(error: Exception
     assert not await interims_of(World(FakeAnalyzer(refuse)), in_blocks(said(1.5)))
 
 
-async def test_what_nobody_foresaw_is_not_swallowed_even_in_an_interim() -> None:
+async def test_an_unexpected_exception_in_an_interim_ends_the_stream() -> None:
     def fail(job: Job, final: bool) -> None:
         if not final:
             raise RuntimeError("a bug")
@@ -296,7 +296,7 @@ async def test_an_interim_never_follows_its_final_and_a_newer_one_replaces_it() 
     assert len(finals(told)) == 1
 
 
-async def test_an_interim_answered_after_its_final_is_not_told() -> None:
+async def test_an_interim_answered_after_its_final_is_not_sent() -> None:
     world = World()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: None if final else gate.wait()
@@ -312,7 +312,7 @@ async def test_an_interim_answered_after_its_final_is_not_told() -> None:
         assert not events([reply async for reply in replies], UtteranceResult)
 
 
-async def test_an_interim_for_which_there_is_no_room_is_not_told() -> None:
+async def test_an_interim_that_finds_the_outbox_full_is_not_sent() -> None:
     world = World()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: None if final else gate.wait()
@@ -378,7 +378,7 @@ async def test_an_error_of_the_client_comes_after_what_was_computed_before_it() 
     assert len(finals(told)) == 1
 
 
-async def test_a_bad_tail_is_an_audio_error_too() -> None:
+async def test_bad_samples_in_the_last_bytes_are_an_audio_error() -> None:
     """The last samples are decoded only when the turn ends."""
     tail = np.array([np.nan], "<f4").tobytes()
     for last in ([], [EndOfTurn()]):
@@ -388,7 +388,7 @@ async def test_a_bad_tail_is_an_audio_error_too() -> None:
 
 
 @in_virtual_time
-async def test_idle_timeout_tells_first_what_was_heard() -> None:
+async def test_before_an_idle_timeout_all_audio_is_answered() -> None:
     world = World()
     world.analyzer.before = lambda job, final: asyncio.sleep(0.2)
     queue: Requests = asyncio.Queue()
@@ -511,7 +511,7 @@ async def test_cancelling_the_reader_is_closing() -> None:
 
 @in_virtual_time
 async def test_a_superseded_stream_changes_nothing_any_more_even_if_nobody_reads_it() -> None:
-    """Its client is gone and the server does not know yet: it still sits in a write."""
+    """Its client is gone, but the server does not know yet: the session waits in a write."""
     world = World()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: gate.wait()
@@ -532,7 +532,7 @@ async def test_a_superseded_stream_changes_nothing_any_more_even_if_nobody_reads
 
 
 async def test_a_turn_still_waiting_for_its_result_is_superseded_too() -> None:
-    """The stream has gone on to t2, but t1 was never answered: who resumes t1 takes it over."""
+    """The stream has gone on to t2 while t1 waits for its result: a stream that resumes t1 takes it over."""
     world = World()
     world.analyzer.before = lambda job, final: asyncio.Event().wait()
     older = world.session().run(feed([Audio(said()), EndOfTurn("t2"), Audio(said())]))
@@ -582,7 +582,7 @@ async def test_a_deleted_conversation_does_not_come_back() -> None:
     assert await world.store.get(KEY) is None
 
 
-async def test_a_conversation_that_the_store_loses_goes_on_from_what_is_held() -> None:
+async def test_a_conversation_that_the_store_loses_goes_on_from_what_the_stream_saw_last() -> None:
     world = World()
     queue: Requests = asyncio.Queue()
     async with aclosing(world.session().run(feed_queue(queue))) as replies:
@@ -636,7 +636,7 @@ async def test_an_earlier_stream_that_goes_on_speaking_delays_later_ones_only_br
 
 @in_virtual_time
 async def test_a_final_does_not_wait_for_an_earlier_stream_that_was_closed_before_its_turn_came() -> None:
-    """It waits for a first stream that still talks; the second, closed meanwhile, never catches up any more."""
+    """It waits for a first stream; a second one, closed in the meantime, will never catch up."""
     world = World()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: gate.wait() if final else None
@@ -696,7 +696,7 @@ TURN = st.lists(PART, max_size=6)
 
 
 def expected_turns(turns: list[bytes]) -> list[str]:
-    """Each end of turn has its result; so have the first turn, and a last one with audio."""
+    """Turns that get a result: every ended one, the first, and a last one with audio."""
     names = [f"turn-{n}" for n in range(len(turns))]
     return names if len(turns) == 1 or turns[-1] else names[:-1]
 

@@ -1,4 +1,4 @@
-"""What streams leave in the store: nothing where nothing was said, everything where an outage fell into them."""
+"""What streams leave in the store: nothing if nothing was said, everything in spite of an outage."""
 
 import asyncio
 import gc
@@ -66,7 +66,7 @@ async def test_many_dropped_streams_leave_nothing(streams: int) -> None:
 
 
 @pytest.mark.parametrize("leaves_first", [0, 1])
-async def test_the_last_one_turns_off_the_light(leaves_first: int) -> None:
+async def test_the_last_stream_of_a_blank_conversation_erases_it(leaves_first: int) -> None:
     world = World()
     streams = [OpenSession(world.session(turn_id=f"t{n}")) for n in range(2)]
     for stream in streams:
@@ -86,7 +86,7 @@ async def test_what_was_said_stays() -> None:
 
 
 @pytest.mark.parametrize("what", ["turn", "given", "completed"])
-async def test_what_tells_something_stays(what: str) -> None:
+async def test_a_conversation_that_is_not_blank_stays(what: str) -> None:
     world = World()
     if what == "turn":
         await run(world.session(), Audio(pcm((0, 0.5))), EndOfTurn())
@@ -103,8 +103,8 @@ def completed(conversation: Conversation | None) -> Conversation:
     return replace(conversation, completed=True)
 
 
-async def test_an_empty_conversation_of_others_is_not_taken_away() -> None:
-    """Another server's stream has entered it, which is seen by its time only."""
+async def test_a_blank_conversation_that_others_use_is_not_erased() -> None:
+    """A stream on another server has entered it, which only its update time shows."""
 
     class Interrupted(MemoryStore):
         async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
@@ -123,7 +123,7 @@ async def test_an_empty_conversation_of_others_is_not_taken_away() -> None:
     assert len(world.store) == 0, "empty, whoever made it"
 
 
-async def test_a_stream_that_was_refused_touches_nothing() -> None:
+async def test_a_stream_that_was_refused_changes_nothing() -> None:
     world = World()
     async with OpenSession(world.session()):
         before = await world.conversation()
@@ -149,7 +149,7 @@ async def test_a_stream_cancelled_while_it_enters_leaves_nothing() -> None:
     assert len(world.store) == 0
 
 
-# ---- what a store tells its stream
+# ---- what a store reports to its stream
 
 
 @dataclass
@@ -179,7 +179,7 @@ class TellingStore(MemoryStore):
         return changed
 
 
-async def test_a_client_is_told_of_an_outage_and_its_end() -> None:
+async def test_a_client_is_warned_of_an_outage_and_its_end() -> None:
     world = World(store=TellingStore(Told(behind_at=1)))
     replies = await run(world.session(), *[Audio(said())] * 3)
     warnings = [r.event.reason for r in replies if isinstance(r.event, StreamWarning)]
@@ -220,7 +220,7 @@ async def heard(world: World) -> list[tuple[str, int]]:
     return [(r.turn_id, r.start) for r in (await world.conversation()).participant("p").records]
 
 
-async def test_a_turn_resumed_through_another_server_is_no_longer_the_first_ones() -> None:
+async def test_a_turn_resumed_through_another_server_is_lost_to_the_first() -> None:
     here, there = two_servers()
     async with OpenSession(here.session()) as old:
         old.send(Audio(said()))
@@ -236,7 +236,7 @@ async def test_a_turn_resumed_through_another_server_is_no_longer_the_first_ones
     assert (await here.conversation()).participant("p").finished_turns == ("t1",)
 
 
-async def test_the_result_of_a_turn_taken_over_is_not_the_first_ones_to_store() -> None:
+async def test_the_result_of_a_turn_taken_over_is_not_stored_by_the_first_server() -> None:
     here, there = two_servers()
     async with OpenSession(here.session()) as old, OpenSession(there.session()):
         old.send(Audio(pcm((0, 0.3))), None)
@@ -245,7 +245,7 @@ async def test_the_result_of_a_turn_taken_over_is_not_the_first_ones_to_store() 
 
 
 async def test_a_later_turn_of_a_stream_supersedes_as_well() -> None:
-    """It is claimed in the middle of a stream, after another stream had opened it."""
+    """A stream goes on to a turn that another stream had opened."""
     here, there = two_servers()
     async with OpenSession(here.session()) as claims, OpenSession(there.session(turn_id="t2")) as loses:
         claims.send(Audio(said()), EndOfTurn("t2"), Audio(said()))
@@ -257,7 +257,7 @@ async def test_a_later_turn_of_a_stream_supersedes_as_well() -> None:
     assert [turn for turn, _ in await heard(here)] == ["t1", "t2"]
 
 
-async def test_other_turns_are_nobodys_business() -> None:
+async def test_streams_of_different_turns_do_not_supersede_each_other() -> None:
     here, there = two_servers()
     async with OpenSession(here.session()) as one, OpenSession(there.session(turn_id="t2")) as two:
         for stream in (one, two, one):

@@ -1,4 +1,4 @@
-"""What a conversation and a tenant may hold, so that nobody's store is slow or full because of somebody else."""
+"""Limits of a conversation, so that one client cannot slow or fill the store for others."""
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -17,7 +17,7 @@ from tests.support.session_world import TRAITS, OpenSession, World, open_and_dro
 # ---- participants of a conversation
 
 
-async def test_a_conversation_has_so_many_participants_and_no_more() -> None:
+async def test_a_conversation_has_a_maximum_of_participants() -> None:
     here = World()
     for number in range(MAX_PARTICIPANTS):
         await open_and_drop(here.session(participant_id=f"p{number}", given_traits=TRAITS))
@@ -29,8 +29,8 @@ async def test_a_conversation_has_so_many_participants_and_no_more() -> None:
         pass  # those who are in it go on
 
 
-async def test_empty_turns_make_no_endless_conversation() -> None:
-    """Nothing is said: a config and the end of the stream are enough to be remembered."""
+async def test_participants_of_empty_turns_count_as_well() -> None:
+    """Without any speech, a config and the end of the stream add a participant."""
     here = World()
     refused = 0
     for number in range(MAX_PARTICIPANTS + 5):

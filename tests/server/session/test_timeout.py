@@ -1,4 +1,4 @@
-"""Waiting that does not blame others for time in which this process itself did not run."""
+"""Timeouts do not count time in which the process was suspended."""
 
 import asyncio
 
@@ -74,7 +74,7 @@ async def test_a_cancelled_wait_is_cancelled_and_no_timeout() -> None:
 @pytest.mark.parametrize("suspended_s", [4.5, 60.0])
 @in_virtual_time
 async def test_what_comes_after_the_process_was_suspended_is_in_time(suspended_s: float) -> None:
-    """However much of that time lies before the timer was due, or after."""
+    """However much of that time lies before or after the moment when the timer was due."""
     timeout, came = Timeout(5), asyncio.Event()
 
     async def come() -> None:
@@ -90,7 +90,7 @@ async def test_what_comes_after_the_process_was_suspended_is_in_time(suspended_s
 
 
 @in_virtual_time
-async def test_what_does_not_come_then_either_is_given_up() -> None:
+async def test_a_suspended_process_does_not_wait_much_longer() -> None:
     timeout = Timeout(5)
     asyncio.get_running_loop().call_soon(suspend, 60)
     with pytest.raises(TimeoutError):
