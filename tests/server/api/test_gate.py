@@ -1,4 +1,4 @@
-"""Who is let in, and how much each tenant may use: real servers, real sockets."""
+"""Which calls are admitted, and how much each tenant may use: real servers, real sockets."""
 
 import asyncio
 import hashlib
@@ -6,14 +6,15 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.json_format import MessageToDict
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from kibun.client import AsyncClient, ResourceExhaustedError, StreamConfig
 from kibun.server.api.gate import _certified_tenant
@@ -22,6 +23,7 @@ from kibun.server.session.wall_clock import BURST_S, MessageThrottle
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support.certificates import make_certificates
+from tests.support.processes import until
 from tests.support.serving import (
     Server,
     Talk,
@@ -32,6 +34,7 @@ from tests.support.serving import (
     encode,
     end_of_turn,
     finals,
+    health_of,
     of_kind,
     problem_of,
     refused,
@@ -52,12 +55,6 @@ def bearer(token: str) -> dict[str, str]:
     return {"authorization": f"Bearer {token}"}
 
 
-async def health(server: Server) -> int:
-    async with grpc.aio.insecure_channel(server.target) as channel:
-        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=5)
-        return int(answer.status)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     tokens = tmp_path_factory.mktemp("gate") / "tokens"
@@ -72,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-async def stub(server: Server):
+async def stub(server: Server) -> AsyncIterator[Stub]:
     async with connect(server) as stub:
         yield stub
 
@@ -128,7 +125,7 @@ async def test_a_full_server_says_so_at_once_and_still_answers_for_its_health(se
             "concurrent streams",
         )
         assert problem.retry_s
-        assert await health(server) == health_pb2.HealthCheckResponse.SERVING
+        assert await health_of(server) == health_pb2.HealthCheckResponse.SERVING
         info = await stub.GetServiceInfo(pb.GetServiceInfoRequest(), metadata=tuple(bearer("few").items()))
         assert info.active_stream_count == 3
 
@@ -183,7 +180,7 @@ def test_a_pace_spreads_messages_after_a_burst() -> None:
 async def test_small_messages_are_read_at_a_pace_and_nothing_changes() -> None:
     """A message for each sample: all are heard, no faster than permitted, and the results are the same."""
     payload = encode(spoken(0.5, rate=8000, pause=0.2), "mulaw")
-    fields = {"rate": 8000, "encoding": pb.AUDIO_ENCODING_MULAW, "turn_id": "t"}
+    fields: dict[str, Any] = {"rate": 8000, "encoding": pb.AUDIO_ENCODING_MULAW, "turn_id": "t"}
     with serve("--max-message-rate", "2000") as server:
         async with connect(server) as stub:
             whole = await converse(stub, [config(conversation_id="w", **fields), *chunks(payload)])
@@ -202,9 +199,7 @@ async def hang_up(server: Server, seen: str) -> None:
     """SIGHUP, and what the log says then."""
     before = server.log.read_text().count(seen)
     os.kill(server.process.pid, signal.SIGHUP)
-    async with asyncio.timeout(10):
-        while server.log.read_text().count(seen) == before:  # noqa: ASYNC110 (only its log tells)
-            await asyncio.sleep(0.02)
+    await until(lambda: server.log.read_text().count(seen) > before)
 
 
 async def test_tokens_are_read_again_and_what_was_revoked_ends(tmp_path: Path) -> None:

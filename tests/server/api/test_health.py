@@ -1,11 +1,10 @@
-"""`grpc.health.v1` under peers whom nobody knows: whatever they do, a server starts, tells its health, and ends."""
+"""`grpc.health.v1` under unauthenticated peers: whatever they do, a server starts, reports its health, and ends."""
 
 import asyncio
 import contextlib
 import socket
 import struct
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator
 
 import grpc
@@ -16,7 +15,8 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from kibun.server.api import health
 from kibun.server.api.health import Health
 from kibun.server.serving import GRPC_OPTIONS
-from tests.support.serving import Server, serve
+from tests.support.processes import free_port, until
+from tests.support.serving import health_of, serve
 
 Code = grpc.StatusCode
 Status = pb.HealthCheckResponse.ServingStatus
@@ -48,10 +48,10 @@ async def test_check_and_watch_tell_the_status() -> None:
         assert (await stub.Check(named)).status == Status.SERVING
         assert (await watch.read()).status == Status.SERVING
         watch.cancel()
-        await asyncio.sleep(0.1)
+        await until(lambda: served.watchers == 1)
         served.set(serving=False)
         assert [(await other.read()).status for _ in range(2)] == [Status.SERVING, Status.NOT_SERVING], (
-            "whoever leaves takes nobody else along"
+            "when a watcher leaves, the others stay"
         )
         unknown = pb.HealthCheckRequest(service="unknown")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -80,14 +80,14 @@ async def never() -> AsyncIterator[bytes]:
 async def test_further_checks_are_answered_unread_and_watchers_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(health, "MAX_READS", 2)
     monkeypatch.setattr(health, "MAX_WATCHERS", 1)
-    async with running() as (_, channel):
+    async with running() as (served, channel):
         stub = HealthStub(channel)
         slow = [channel.stream_unary("/grpc.health.v1.Health/Check")(never()) for _ in range(2)]
-        await asyncio.sleep(0.2)
+        await until(lambda: served.reads == 2)
         assert (await stub.Check(WHOLE)).status == Status.NOT_SERVING
         for call in slow:
             call.cancel()
-        await asyncio.sleep(0.2)
+        await until(lambda: served.reads == 0)
         watch = stub.Watch(WHOLE)
         await watch.read()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -135,20 +135,12 @@ def deaf_watcher(port: int) -> Iterator[None]:
             sock.shutdown(socket.SHUT_RDWR)
 
 
-def status(server: Server) -> int:
-    with grpc.insecure_channel(server.target) as channel:
-        return int(HealthStub(channel).Check(WHOLE, timeout=10).status)
-
-
-def test_a_watcher_that_does_not_read_keeps_nobody_from_anything() -> None:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port = sock.getsockname()[1]
+async def test_a_watcher_that_does_not_read_delays_neither_start_nor_end() -> None:
+    port = free_port()
     # The stub takes a second to load: the peer is there before the server is ready.
     with serve("--grace", "1", model="stub?load_s=1", wait=False, port=port) as server, deaf_watcher(port):
-        deadline = time.monotonic() + 30
-        while status(server) != Status.SERVING:
-            assert time.monotonic() < deadline, "the server never got ready"
-            time.sleep(0.05)
+        async with asyncio.timeout(30):
+            while await health_of(server) != Status.SERVING:  # noqa: ASYNC110 - nothing announces it
+                await asyncio.sleep(0.05)
         server.terminate()
-        assert server.wait(15) == 0
+        assert await asyncio.to_thread(server.wait, 15) == 0

@@ -42,7 +42,8 @@ class Log:
     def line(self) -> dict[str, object]:
         """The one line, of the JSON format."""
         (line,) = self.text.splitlines()
-        return json.loads(line)
+        fields: dict[str, object] = json.loads(line)
+        return fields
 
 
 @pytest.fixture
@@ -234,7 +235,7 @@ def test_nothing_else_of_the_process_writes_what_an_exception_says() -> None:
     assert "Jane" not in done.stderr
 
 
-def test_say_is_a_line_of_the_chosen_format(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_report_is_a_line_of_the_chosen_format(capfd: pytest.CaptureFixture[str]) -> None:
     logs.report("serving on 127.0.0.1:1")
     assert capfd.readouterr().err == "kibun: serving on 127.0.0.1:1\n"
     code = "from kibun.server.observability import logs; logs.configure('ERROR', 'json'); logs.report('serving')"

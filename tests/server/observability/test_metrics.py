@@ -373,7 +373,7 @@ async def test_a_killed_worker_is_counted(server: Server) -> None:
 async def test_labels_say_nothing_of_people_and_every_metric_is_explained(server: Server, tmp_path: Path) -> None:
     marker = "Marker7"
     async with connect(server) as stub:
-        names = {"conversation_id": marker, "participant_id": marker, "turn_id": marker}
+        names: dict[str, Any] = {"conversation_id": marker, "participant_id": marker, "turn_id": marker}
         await converse(stub, [config(**names), *chunks(encode(spoken(0.7)))])
         with pytest.raises(grpc.aio.AioRpcError):
             await stub.GetConversation(pb.GetConversationRequest(conversation_id=f"{marker}-{marker}"))

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 from grpc_health.v1 import health_pb2
@@ -27,7 +28,8 @@ HASTY = WatchdogTimes(blocked_after_s=0.2, exit_after_s=0.6, calm_s=0.3)
 @asynccontextmanager
 async def watched(times: WatchdogTimes = QUICK, left: list[int] | None = None) -> AsyncIterator[Watchdog]:
     """`left` takes the exit code in place of the process."""
-    watchdog = Watchdog(times, leave=[].append if left is None else left.append)
+    codes: list[int] = [] if left is None else left
+    watchdog = Watchdog(times, leave=codes.append)
     watchdog.start()
     try:
         yield watchdog
@@ -47,19 +49,23 @@ def block(until: Callable[[], object], secret: str = "") -> bool:
     return bool(secret)
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+def blocks(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
     return [record for record in caplog.records if "all threads" in record.getMessage()]
+
+
+def logged(caplog: pytest.LogCaptureFixture, count: int) -> bool:
+    return len(blocks(caplog)) == count
 
 
 async def test_a_block_is_told_once_with_frames_and_no_values(caplog: pytest.LogCaptureFixture) -> None:
     async with watched() as watchdog:
         assert not watchdog.blocked
-        block(lambda: told(caplog), SECRET)
+        block(lambda: blocks(caplog), SECRET)
         assert watchdog.blocked, "known at once, and for a while after"
         time.sleep(0.3)  # noqa: ASYNC251
         await until(lambda: not watchdog.blocked)
         await until(lambda: "goes on" in caplog.text)
-    (record,) = told(caplog)
+    (record,) = blocks(caplog)
     (main,) = (stack for stack in record.__dict__["stacks"] if stack.startswith("MainThread: "))
     assert re.search(r"test_watchdog\.py:\d+ block\b", main)
     assert SECRET not in f"{caplog.text} {record.__dict__}"
@@ -69,9 +75,9 @@ async def test_a_block_is_told_once_with_frames_and_no_values(caplog: pytest.Log
 async def test_each_block_is_told(caplog: pytest.LogCaptureFixture) -> None:
     async with watched() as watchdog:
         for count in (1, 2):
-            block(lambda count=count: len(told(caplog)) == count)
+            block(partial(logged, caplog, count))
             await until(lambda: not watchdog.blocked)
-    assert len(told(caplog)) == 2
+    assert len(blocks(caplog)) == 2
 
 
 async def test_a_busy_loop_that_gets_its_turns_is_not_blocked(caplog: pytest.LogCaptureFixture) -> None:
@@ -80,7 +86,7 @@ async def test_a_busy_loop_that_gets_its_turns_is_not_blocked(caplog: pytest.Log
             time.sleep(0.1)  # noqa: ASYNC251
             await asyncio.sleep(0)
             assert not watchdog.blocked
-    assert not told(caplog)
+    assert not blocks(caplog)
 
 
 async def test_python_that_computes_blocks_as_well_as_one_that_waits(caplog: pytest.LogCaptureFixture) -> None:
@@ -88,7 +94,7 @@ async def test_python_that_computes_blocks_as_well_as_one_that_waits(caplog: pyt
         give_up = time.monotonic() + 30
         while not caplog.records:
             assert time.monotonic() < give_up
-    assert len(told(caplog)) == 1
+    assert len(blocks(caplog)) == 1
 
 
 async def test_a_long_block_ends_the_process(caplog: pytest.LogCaptureFixture) -> None:

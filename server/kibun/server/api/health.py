@@ -29,7 +29,7 @@ class Health:
         self._services = ("", *services)
         self._status = Status.NOT_SERVING
         self._changed = asyncio.Event()  # set and replaced at every change
-        self._reads = self._watchers = 0
+        self.reads = self.watchers = 0  # in progress
 
     def set(self, *, serving: bool) -> None:
         """Sets the status, without waiting for those who watch it."""
@@ -48,14 +48,14 @@ class Health:
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     async def _check(self, requests: AsyncIterator[bytes], context: Any) -> None:
-        if self._reads < MAX_READS and await self._service(requests, context) not in self._services:
+        if self.reads < MAX_READS and await self._service(requests, context) not in self._services:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
         await self._write(context, self._status)
 
     async def _watch(self, requests: AsyncIterator[bytes], context: Any) -> None:
-        if self._watchers >= MAX_WATCHERS or self._reads >= MAX_READS:
+        if self.watchers >= MAX_WATCHERS or self.reads >= MAX_READS:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watchers; use Check")
-        self._watchers += 1
+        self.watchers += 1
         try:
             known = await self._service(requests, context) in self._services
             sent = None
@@ -67,10 +67,10 @@ class Health:
                 else:
                     await changed.wait()
         finally:
-            self._watchers -= 1
+            self.watchers -= 1
 
     async def _service(self, requests: AsyncIterator[bytes], context: Any) -> str:
-        self._reads += 1
+        self.reads += 1
         try:
             async with asyncio.timeout(READ_S):
                 return str(pb.HealthCheckRequest.FromString(await anext(requests, b"")).service)
@@ -79,7 +79,7 @@ class Health:
         except Exception:  # of protobuf, whose text must not leave the server
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
         finally:
-            self._reads -= 1
+            self.reads -= 1
         raise AssertionError("aborted")
 
     async def _write(self, context: Any, status: Any) -> None:
