@@ -1,20 +1,20 @@
 """Every emotion head against the paper's graph written out plainly, with PyTorch's own layers where it has them."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import cast
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kibun.models.conditioning import HEADS, make_head
+from kibun.models.conditioning import HEADS, Baseline, Ca, Concat, Regression, TicnCa, make_head
 from kibun.models.config import KibunConfig
 from kibun.models.hubert import Frames
-from kibun.models.layers import Attention
-from kibun.models.model import KibunModel
+from kibun.models.layers import Attention, TransformerLayer
 from kibun.models.types import CONDITIONED, TRAITS
-from tests.support.tiny_hubert import HUBERT
+from tests.support import present
+from tests.support.tiny_hubert import HUBERT, tiny_model
 
 SIZE, HEAD_COUNT, FF = 16, 4, 24
 SELECTIONS = [pytest.param(TRAITS, id="all"), *(pytest.param((name,), id=name) for name in TRAITS)]
@@ -67,13 +67,14 @@ def attend(ours: Attention, query: Tensor, memory: Tensor) -> Tensor:
         theirs.in_proj_weight.copy_(torch.cat([ours.query.weight, ours.key.weight, ours.value.weight]))
         theirs.in_proj_bias.copy_(torch.cat([ours.query.bias, ours.key.bias, ours.value.bias]))
     theirs.out_proj.load_state_dict(ours.out.state_dict())
-    return theirs(query[None], memory[None], memory[None], need_weights=False)[0][0]
+    mixed: Tensor = theirs(query[None], memory[None], memory[None], need_weights=False)[0][0]  # (Q, H)
+    return mixed
 
 
-def encoder_layer(ours: nn.Module, x: Tensor) -> Tensor:
+def encoder_layer(ours: TransformerLayer, x: Tensor) -> Tensor:
     """A post-norm Transformer layer over (L, H), step by step."""
     x = F.layer_norm(x + attend(ours.attention, x, x), (SIZE,), ours.norm1.weight, ours.norm1.bias)
-    first, last = ours.feed_forward[0], ours.feed_forward[3]
+    first, last = cast(nn.Linear, ours.feed_forward[0]), cast(nn.Linear, ours.feed_forward[3])
     inner = F.linear(F.relu(F.linear(x, first.weight, first.bias)), last.weight, last.bias)
     return F.layer_norm(x + inner, (SIZE,), ours.norm2.weight, ours.norm2.bias)
 
@@ -82,29 +83,30 @@ def picked(traits: Tensor, names: tuple[str, ...]) -> Tensor:
     return torch.stack([traits[TRAITS.index(name)] for name in names])
 
 
-def baseline(head: nn.Module, h: Tensor, *_: object) -> Tensor:
+def baseline(head: Baseline, h: Tensor, *_: object) -> Tensor:
     return F.linear(h.mean(0), head.out.weight, head.out.bias)
 
 
-def regression(head: nn.Module, h: Tensor, *_: object) -> Tensor:
+def regression(head: Regression, h: Tensor, *_: object) -> Tensor:
     inner = torch.tanh(F.linear(h.mean(0), head.dense.weight, head.dense.bias))
     return F.linear(inner, head.out.weight, head.out.bias)
 
 
-def concat(head: nn.Module, h: Tensor, traits: Tensor, names: tuple[str, ...], query: str) -> Tensor:
+def concat(head: Concat, h: Tensor, traits: Tensor, names: tuple[str, ...], query: str) -> Tensor:
     p = F.linear(picked(traits, names), head.personality.weight, head.personality.bias)
     return F.linear(torch.cat([h.mean(0), p]), head.out.weight, head.out.bias)
 
 
-def ca(head: nn.Module, h: Tensor, traits: Tensor, names: tuple[str, ...], query: str) -> Tensor:
+def ca(head: Ca, h: Tensor, traits: Tensor, names: tuple[str, ...], query: str) -> Tensor:
     p = F.linear(picked(traits, names), head.personality.weight, head.personality.bias)[None]
     attended = attend(head.cross_attention, *((p, h) if query == "personality" else (h, p)))
     return F.linear(attended.mean(0), head.out.weight, head.out.bias)
 
 
-def ticn_ca(head: nn.Module, h: Tensor, traits: Tensor, names: tuple[str, ...], query: str) -> Tensor:
+def ticn_ca(head: TicnCa, h: Tensor, traits: Tensor, names: tuple[str, ...], query: str) -> Tensor:
     values = picked(traits, names)
-    each = [F.linear(values[k : k + 1], layer.weight, layer.bias) for k, layer in enumerate(head.traits)]
+    layers = [cast(nn.Linear, layer) for layer in head.traits]
+    each = [F.linear(values[k : k + 1], layer.weight, layer.bias) for k, layer in enumerate(layers)]
     p = F.linear(torch.cat(each), head.fuse.weight, head.fuse.bias).repeat(len(h), 1)  # (T, H)
     acoustic = F.linear(h, head.acoustic.weight, head.acoustic.bias)
     z = encoder_layer(head.interaction, acoustic + p)
@@ -191,11 +193,11 @@ def test_every_parameter_learns_unless_frozen(name: str, query: str) -> None:
         if not parameter.requires_grad:
             assert parameter.grad is None, key
         elif (name, query) == ("ca", "acoustic") and key.startswith(("cross_attention.query", "cross_attention.key")):
-            assert parameter.grad.abs().max() < 1e-6, "one key: neither query nor key can matter"
+            assert present(parameter.grad).abs().max() < 1e-6, "one key: neither query nor key can matter"
         elif key == "cross_attention.key.bias" or key == "interaction.attention.key.bias":
-            assert parameter.grad.abs().max() < 1e-4, "the same for all keys, so softmax drops it"
+            assert present(parameter.grad).abs().max() < 1e-4, "the same for all keys, so softmax drops it"
         else:
-            assert parameter.grad.abs().max() > 0, key
+            assert present(parameter.grad).abs().max() > 0, key
 
 
 def test_unknown_names_are_refused() -> None:
@@ -208,15 +210,10 @@ def test_unknown_names_are_refused() -> None:
 # ---- in the whole model ---------------------------------------------------------------------------------------
 
 
-def model_of(**settings: Any) -> KibunModel:
-    torch.manual_seed(0)
-    return KibunModel(KibunConfig(hubert=HUBERT, condition_ff=32, **settings))
-
-
 @pytest.mark.parametrize("query", QUERIES)
 @pytest.mark.parametrize("name", HEADS)
 def test_gradients_reach_tail_and_head_and_not_the_frozen_trunk(name: str, query: str) -> None:
-    model = model_of(emotion_head=name, cross_attention_query=query, tasks=["valence"], condition_on=["openness"])
+    model = tiny_model(emotion_head=name, cross_attention_query=query, tasks=["valence"], condition_on=["openness"])
     model.freeze_trunk()
     model.train()
     waveforms = torch.randn(2, 4_000, generator=torch.Generator().manual_seed(1))
@@ -224,13 +221,13 @@ def test_gradients_reach_tail_and_head_and_not_the_frozen_trunk(name: str, query
     model(waveforms, [4_000, 2_500], traits).valence.square().sum().backward()
     assert all(parameter.grad is None for parameter in model.trunk.parameters())
     assert all(parameter.grad is not None for parameter in model.tail("valence").parameters())
-    moved = max(float(parameter.grad.abs().max()) for parameter in model.tail("valence").parameters())
+    moved = max(float(present(parameter.grad).abs().max()) for parameter in model.tail("valence").parameters())
     assert (moved < 1e-6) == ((name, query) == ("ca", "acoustic")), "that one does not listen"
 
 
 @pytest.mark.parametrize("name", HEADS)
 def test_only_conditioned_models_ask_for_traits(name: str) -> None:
-    model = model_of(emotion_head=name, tasks=["valence", "arousal"]).eval()
+    model = tiny_model(emotion_head=name, tasks=["valence", "arousal"])
     assert model.config.conditioned == (name in CONDITIONED)
     waveforms = torch.zeros(1, 800)
     if model.config.conditioned:
@@ -242,7 +239,7 @@ def test_only_conditioned_models_ask_for_traits(name: str) -> None:
 
 
 def test_tasks_that_share_a_tail_learn_it_together() -> None:
-    model = model_of(tail_of={"personality": "all", "valence": "all"}, tasks=["personality", "valence", "arousal"])
+    model = tiny_model(tail_of={"personality": "all", "valence": "all"}, tasks=["personality", "valence", "arousal"])
     assert sorted(model.tails) == ["all", "arousal"]
     assert model.tail("personality") is model.tail("valence")
     waveforms = torch.randn(1, 4_000, generator=torch.Generator().manual_seed(1))
@@ -256,9 +253,9 @@ def test_tasks_that_share_a_tail_learn_it_together() -> None:
 
 
 def test_a_shared_tail_runs_once_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    apart = model_of(tasks=["valence", "arousal"]).eval()
+    apart = tiny_model(tasks=["valence", "arousal"])
     apart.tails["arousal"].load_state_dict(apart.tails["valence"].state_dict())
-    shared = model_of(tasks=["valence", "arousal"], tail_of={"valence": "both", "arousal": "both"}).eval()
+    shared = tiny_model(tasks=["valence", "arousal"], tail_of={"valence": "both", "arousal": "both"})
     shared.trunk.load_state_dict(apart.trunk.state_dict())
     shared.tails["both"].load_state_dict(apart.tails["valence"].state_dict())
     shared.emotion_heads.load_state_dict(apart.emotion_heads.state_dict())

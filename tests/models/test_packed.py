@@ -37,7 +37,7 @@ def tiny(seed: int = 0, **changes: Any) -> KibunModel:
     torch.manual_seed(seed)
     hubert = {name: value for name, value in hubert_config().to_dict().items() if not name.startswith("_")}
     sizes = {"trunk_layers": 2, "conversation_size": 16, "conversation_heads": 2, "condition_ff": 32}
-    model = KibunModel(KibunConfig(**{"hubert": hubert, **sizes, **changes})).eval()
+    model: KibunModel = KibunModel(KibunConfig(**{"hubert": hubert, **sizes, **changes})).train(False)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -193,7 +193,7 @@ def test_packed_frames_can_be_picked() -> None:
     assert picked.lengths == (2, 1)
     assert picked.hidden[:, 0].tolist() == [8.0, 10.0, 0.0]
     assert frames.rows([0, 1, 2]) is frames
-    assert torch.equal(frames.mean(), torch.stack([part.mean(0) for part in frames.hidden.split([1, 3, 2])]))
+    assert torch.equal(frames.mean(), torch.stack([part.mean(0) for part in torch.split(frames.hidden, [1, 3, 2])]))
     assert all(isinstance(part, Frames) for part in frames.parts())
 
 

@@ -1,9 +1,9 @@
-"""Bundles that lack personality or emotion, served by the real server: what it does, refuses and says of them."""
+"""Bundles that lack personality or emotion, on the real server: what it estimates, refuses and warns about."""
 
 import asyncio
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from numpy.typing import NDArray
 
 from kibun.client import (
     AsyncClient,
     Client,
+    Event,
     InvalidRequestError,
+    PersonalityEstimate,
     PersonalitySource,
+    StreamStarted,
     StreamWarning,
     Traits,
     UtteranceResult,
@@ -26,9 +30,11 @@ from kibun.client.options import Features, StreamConfig
 from kibun.client.server_process import ServerProcess
 from kibun.models.building.build import save_bundle
 from kibun.models.bundle import KibunConfig, KibunModel
+from kibun.models.packed_model import pack
 from kibun.server.inference.backend import BackendError
 from kibun.server.inference.worker import BundleModel
-from tests.support import serving
+from kibun.v1 import speech_analysis_pb2 as pb
+from tests.support import present, serving
 from tests.support.tiny_hubert import HUBERT
 
 GIVEN = Traits(2.0, 6.5, 3.0, 7.0, 1.0)
@@ -49,10 +55,10 @@ KINDS: dict[str, dict[str, Any]] = {
 def make(folder: Path, name: str) -> Path:
     torch.manual_seed(0)
     config = KibunConfig(hubert=HUBERT, condition_ff=32, trained=True, bundle_name=name, **KINDS[name])
-    model = KibunModel(config).eval()
+    model = KibunModel(config).train(False)
     with torch.no_grad():
-        for head in model.emotion_heads.values():  # far from limits and from each other
-            head.out.bias.fill_(3.0)
+        for emotion in model.config.emotions:  # far from limits and from each other
+            model.get_parameter(f"emotion_heads.{emotion}.out.bias").fill_(3.0)
     save_bundle(model, folder / name)
     return folder / name
 
@@ -73,24 +79,35 @@ def client(server: ServerProcess) -> Iterator[Client]:
         yield client
 
 
-def speech() -> np.ndarray:
-    return serving.spoken(1.2)
+def speech() -> NDArray[np.float32]:
+    return serving.spoken(1.2).astype(np.float32)
 
 
-def listen(client: Client, conversation: str, **options: object) -> list[object]:
-    """One turn, all of its events."""
+def analyse(client: Client, conversation: str, **options: Any) -> list[Event]:
+    """All events of one turn."""
     with client.conversation(conversation).turn(encoding="float32", **options) as turn:
-        turn.feed([speech().astype(np.float32)])
+        turn.feed([speech()])
         return list(turn)
 
 
-def warnings(events: list[object]) -> list[str]:
+def warnings(events: Sequence[Event]) -> list[str]:
     return [event.reason for event in events if isinstance(event, StreamWarning)]
 
 
-def final(events: list[object]) -> UtteranceResult:
+def final(events: Sequence[Event]) -> UtteranceResult:
     [utterance] = [event for event in events if isinstance(event, UtteranceResult) and event.is_final]
     return utterance
+
+
+def condition(events: Sequence[Event]) -> PersonalityEstimate:
+    """What the emotion of the turn's utterance was conditioned on."""
+    return present(final(events).condition)
+
+
+def effective_config(events: Sequence[Event]) -> pb.StreamingAnalyzeConfig:
+    started = events[0]
+    assert isinstance(started, StreamStarted)
+    return present(started.response).stream_started.effective_config
 
 
 # ---- what each kind answers -----------------------------------------------------------------------------------
@@ -117,22 +134,22 @@ def test_the_service_describes_what_each_model_can_do(client: Client, server: Se
 
 
 def test_a_whole_model_warns_of_nothing(client: Client) -> None:
-    events = listen(client, "whole")
+    events = analyse(client, "whole")
     assert warnings(events) == []
     assert final(events).emotion is not None
     assert final(events).personality is not None
-    assert final(events).condition.source is PersonalitySource.CONVERSATION
+    assert condition(events).source is PersonalitySource.CONVERSATION
 
 
 def test_emotion_alone_says_that_there_is_no_personality(client: Client) -> None:
-    events = listen(client, "plain", model="plain-emotion")
+    events = analyse(client, "plain", model="plain-emotion")
     assert warnings(events) == ["PERSONALITY_UNSUPPORTED"]
     assert isinstance(events[1], StreamWarning), "at the start, after StreamStarted"
     assert "model 'plain-emotion' estimates no personality" in events[1].message
-    features = events[0].response.stream_started.effective_config.features
+    features = effective_config(events).features
     assert (features.disable_emotion, features.disable_personality) == (False, True)
     result = final(events)
-    assert 1 <= result.emotion.valence <= 5
+    assert 1 <= present(result.emotion).valence <= 5
     assert result.personality is None
     assert result.condition is None
     [participant] = client.get_conversation("plain").participants
@@ -142,22 +159,23 @@ def test_emotion_alone_says_that_there_is_no_personality(client: Client) -> None
 
 
 def test_who_asks_for_no_personality_is_not_warned(client: Client) -> None:
-    events = listen(client, "plain-2", model="plain-emotion", features=Features(personality=False))
+    events = analyse(client, "plain-2", model="plain-emotion", features=Features(personality=False))
     assert warnings(events) == []
 
 
 def test_traits_that_change_nothing_are_told(client: Client) -> None:
-    events = listen(client, "plain-3", model="plain-emotion", given_personality=GIVEN)
+    events = analyse(client, "plain-3", model="plain-emotion", given_personality=GIVEN)
     assert "GIVEN_PERSONALITY_UNUSED" in warnings(events)
     assert final(events).condition is None
 
 
 @pytest.mark.parametrize("model", ["only-personality", "no-valence"])
 def test_personality_alone_says_that_there_is_no_emotion(client: Client, model: str) -> None:
-    events = listen(client, f"{model}-1", model=model)
+    events = analyse(client, f"{model}-1", model=model)
     assert warnings(events) == ["EMOTION_UNSUPPORTED"]
+    assert isinstance(events[1], StreamWarning)
     assert ("arousal alone" in events[1].message) == (model == "no-valence")
-    assert events[0].response.stream_started.effective_config.features.disable_emotion
+    assert effective_config(events).features.disable_emotion
     result = final(events)
     assert result.emotion is None
     assert result.personality is not None
@@ -183,7 +201,7 @@ def test_a_request_that_leaves_nothing_to_estimate_is_refused(
     client: Client, model: str, features: Features, field: str, message: str
 ) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        listen(client, "refused", model=model, features=features)
+        analyse(client, "refused", model=model, features=features)
     assert caught.value.reason == "NOTHING_TO_ANALYZE"
     assert list(caught.value.fields) == [field]
     assert message in str(caught.value)
@@ -194,91 +212,90 @@ def test_a_request_that_leaves_nothing_to_estimate_is_refused(
 
 def test_emotion_that_needs_traits_is_refused_without_them(client: Client) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        listen(client, "needy", model="needy-emotion")
+        analyse(client, "needy", model="needy-emotion")
     assert caught.value.reason == "GIVEN_PERSONALITY_REQUIRED"
     assert list(caught.value.fields) == ["given_personality"]
     assert "model 'needy-emotion' conditions emotion on the speaker's traits" in str(caught.value)
     # Nothing was left behind: the conversation may begin with another model.
-    listen(client, "needy", model="whole")
+    analyse(client, "needy", model="whole")
 
 
 def test_one_request_carries_the_warnings_of_a_stream(client: Client) -> None:
     config = StreamConfig(encoding="float32", model="plain-emotion", given_personality=GIVEN)
-    result = client.analyze(speech().astype(np.float32), config)
+    result = client.analyze(speech(), config)
     reasons = [warning.reason for warning in result.warnings]
     assert reasons == ["PERSONALITY_UNSUPPORTED", "GIVEN_PERSONALITY_UNUSED"]
     assert result.turn_result.emotion is not None
     assert result.turn_result.personality is None
     with pytest.raises(InvalidRequestError, match="GIVEN_PERSONALITY_REQUIRED"):
-        client.analyze(speech().astype(np.float32), StreamConfig(encoding="float32", model="needy-emotion"))
+        client.analyze(speech(), StreamConfig(encoding="float32", model="needy-emotion"))
 
 
 # ---- traits of a participant ----------------------------------------------------------------------------------
 
 
 def test_given_traits_stay_with_the_participant_until_others_are_given(client: Client) -> None:
-    events = listen(client, "kept", model="needy-emotion", given_personality=GIVEN)
-    first = final(events)
-    assert first.condition.source is PersonalitySource.GIVEN
-    assert first.condition.traits == GIVEN
-    again = listen(client, "kept", model="needy-emotion")
-    assert final(again).condition.traits == GIVEN
-    assert final(again).emotion == first.emotion
-    started = again[0].response.stream_started.effective_config
-    assert Traits.from_proto(started.given_personality) == GIVEN, "what is in use, is said"
-    replaced = listen(client, "kept", model="needy-emotion", given_personality=OTHER)
-    assert final(replaced).condition.traits == OTHER
-    assert final(replaced).emotion != first.emotion
-    assert final(listen(client, "kept", model="needy-emotion")).condition.traits == OTHER
+    first = analyse(client, "kept", model="needy-emotion", given_personality=GIVEN)
+    assert condition(first).source is PersonalitySource.GIVEN
+    assert condition(first).traits == GIVEN
+    again = analyse(client, "kept", model="needy-emotion")
+    assert condition(again).traits == GIVEN
+    assert final(again).emotion == final(first).emotion
+    assert Traits.from_proto(effective_config(again).given_personality) == GIVEN, "the client sees what is in use"
+    replaced = analyse(client, "kept", model="needy-emotion", given_personality=OTHER)
+    assert condition(replaced).traits == OTHER
+    assert final(replaced).emotion != final(first).emotion
+    assert condition(analyse(client, "kept", model="needy-emotion")).traits == OTHER
     [participant] = client.get_conversation("kept").participants
     assert participant.given_personality == OTHER
-    assert participant.personality.source is PersonalitySource.GIVEN, "nothing is estimated from speech here"
-    assert participant.personality.traits == OTHER
-    assert (participant.personality.utterance_count, participant.personality.expected_error) == (0, None)
+    personality = present(participant.personality)
+    assert personality.source is PersonalitySource.GIVEN, "nothing is estimated from speech here"
+    assert personality.traits == OTHER
+    assert (personality.utterance_count, personality.expected_error) == (0, None)
 
 
 def test_given_traits_are_one_participants_own(client: Client) -> None:
-    listen(client, "two", model="needy-emotion", given_personality=GIVEN, participant_id="a")
+    analyse(client, "two", model="needy-emotion", given_personality=GIVEN, participant_id="a")
     with pytest.raises(InvalidRequestError, match="GIVEN_PERSONALITY_REQUIRED"):
-        listen(client, "two", model="needy-emotion", participant_id="b")
-    listen(client, "two", model="needy-emotion", given_personality=OTHER, participant_id="b")
+        analyse(client, "two", model="needy-emotion", participant_id="b")
+    analyse(client, "two", model="needy-emotion", given_personality=OTHER, participant_id="b")
     state = client.get_conversation("two")
     assert state.participant("a").given_personality == GIVEN
     assert state.participant("b").given_personality == OTHER
 
 
 def test_given_traits_do_not_replace_what_is_heard(client: Client) -> None:
-    heard = final(listen(client, "heard-1"))
-    given = listen(client, "heard-2", given_personality=GIVEN)
-    assert final(given).condition.source is PersonalitySource.GIVEN
+    heard = final(analyse(client, "heard-1"))
+    given = analyse(client, "heard-2", given_personality=GIVEN)
+    assert condition(given).source is PersonalitySource.GIVEN
     assert final(given).personality == heard.personality
-    assert final(listen(client, "heard-2")).condition.traits == GIVEN
+    assert condition(analyse(client, "heard-2")).traits == GIVEN
     [participant] = client.get_conversation("heard-2").participants
     assert participant.given_personality == GIVEN
-    assert participant.personality.source is PersonalitySource.CONVERSATION
-    assert participant.personality.traits != GIVEN
+    assert present(participant.personality).source is PersonalitySource.CONVERSATION
+    assert present(participant.personality).traits != GIVEN
     assert client.get_conversation("heard-1").participants[0].given_personality is None
 
 
 def test_the_streams_of_one_participant_do_not_mix_up_their_traits(server: ServerProcess) -> None:
     """A stream goes on with the traits that it gave itself, whatever a later one gives."""
 
-    async def run() -> tuple[object, object]:
+    async def run() -> tuple[list[Event], list[Event]]:
         async with AsyncClient(server.target) as client:
             conversation = client.conversation("at-once")
-            options = {"encoding": "float32", "model": "needy-emotion"}
+            options: dict[str, Any] = {"encoding": "float32", "model": "needy-emotion"}
             async with (
                 conversation.turn("first", given_personality=GIVEN, **options) as first,
                 conversation.turn("second", given_personality=OTHER, **options) as second,
             ):
-                await first.push(speech().astype(np.float32))
-                await second.push(speech().astype(np.float32))
+                await first.push(speech())
+                await second.push(speech())
                 await asyncio.gather(first.result(), second.result())
                 return [event async for event in first], [event async for event in second]
 
     first, second = asyncio.run(run())
-    assert final(first).condition.traits == GIVEN
-    assert final(second).condition.traits == OTHER
+    assert condition(first).traits == GIVEN
+    assert condition(second).traits == OTHER
 
 
 # ---- loading --------------------------------------------------------------------------------------------------
@@ -287,7 +304,7 @@ def test_the_streams_of_one_participant_do_not_mix_up_their_traits(server: Serve
 def test_a_bundle_of_one_dimension_is_not_served() -> None:
     config = KibunConfig(hubert=HUBERT, trained=True, bundle_name="half", tasks=["arousal"], emotion_head="baseline")
     with pytest.raises(BackendError) as caught:
-        BundleModel(KibunModel(config), "cpu")
+        BundleModel(pack(KibunModel(config)), "cpu")
     assert caught.value.reason == "LOAD_FAILED"
     assert "half: estimates arousal alone" in str(caught.value)
     assert "kibun models build --valence RUN --arousal RUN" in str(caught.value)
@@ -378,11 +395,11 @@ def test_analyze_takes_traits_by_file_or_speaker(kibun: Kibun, server: ServerPro
         content = CSV.replace("speaker", "Speaker,note") + "anna,x,2,6.5,3,7,1\nthree,y,6,2.5,5,1.5,6\n"
     else:
         names = CSV.strip().split(",")[1:]
-        rows = [
+        given = [
             {"speaker": "anna", **dict(zip(names, (2, 6.5, 3, 7, 1), strict=True))},
             {"file": "three.wav", **dict(zip(names, (6, 2.5, 5, 1.5, 6), strict=True))},
         ]
-        content = "\n".join(map(json.dumps, rows)) + "\n"
+        content = "\n".join(map(json.dumps, given)) + "\n"
     (folder / f"traits.{form}").write_text(content)
     arguments = ["analyze", folder / "anna", folder / "ben", "--server", server.target, "--model", "needy-emotion"]
     assert kibun(*arguments, "--traits", folder / f"traits.{form}", "-f", "csv") == 0
@@ -422,11 +439,15 @@ def test_analyze_prints_dashes_in_its_table(kibun: Kibun, server: ServerProcess,
         ("t.csv", CSV + "a,2,6.5,3,7\n", "line 2: neuroticism must be a number 1 to 7 (TIPI scale), not None"),
         ("t.csv", CSV + "a,2,6.5,3,7,8\n", "line 2: neuroticism must be a number 1 to 7 (TIPI scale), not '8'"),
         ("t.csv", CSV + "a,2,nan,3,7,1\n", "line 2: conscientiousness must be"),
-        ("t.csv", CSV + "a,2,6.5,3,7,1\na,2,6.5,3,7,1\n", "line 3: 'a' has traits already"),
-        ("t.csv", CSV + ",2,6.5,3,7,1\n", "line 2: whose traits these are is not said: participant or speaker"),
+        ("t.csv", CSV + "a,2,6.5,3,7,1\na,2,6.5,3,7,1\n", "line 3: 'a' already has traits, from an earlier line"),
+        (
+            "t.csv",
+            CSV + ",2,6.5,3,7,1\n",
+            "line 2: the row does not say whose traits these are: participant or speaker",
+        ),
         ("t.csv", "speaker,openness\na,2\n", "line 1: no column conscientiousness, extraversion"),
         ("t.csv", CSV, "holds no traits"),
-        ("t.jsonl", "{\n", "line 1: no valid JSON"),
+        ("t.jsonl", "{\n", "line 1: invalid JSON"),
         ("t.jsonl", "\n[1]\n", "line 2: an object is expected"),
         ("t.jsonl", '{"speaker": "a", "openness": true}\n', "line 1: openness must be"),
         ("2,6.5,3,7", None, "five numbers 1 to 7 are expected, as in 4.5,5,3,6,2"),

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from kibun.models._transformers import HubertConfig, HubertModel
+from kibun.models.config import KibunConfig
 from kibun.models.hubert import Tail, Trunk
+from kibun.models.model import KibunModel
 
 HUBERT: dict[str, Any] = {
     "hidden_size": 32,
@@ -37,10 +39,17 @@ def hubert_config(**changes: Any) -> HubertConfig:
 def full_model(config: HubertConfig) -> HubertModel:
     """A random model, with layer norms and biases off their starting values so that a forgotten one shows."""
     torch.manual_seed(0)
-    model = HubertModel(config).eval()
+    model: HubertModel = HubertModel(config).train(False)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def tiny_model(**settings: Any) -> KibunModel:
+    """An untrained model of this HuBERT with seeded weights, in evaluation mode."""
+    torch.manual_seed(0)
+    model: KibunModel = KibunModel(KibunConfig(**{"hubert": HUBERT, "condition_ff": 32, **settings})).train(False)
     return model
 
 

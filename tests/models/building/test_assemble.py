@@ -21,6 +21,7 @@ from kibun.models.building.parts import load_parts
 from kibun.models.bundle import BundleError, KibunModel, load_bundle
 from kibun.models.files import verify
 from kibun.models.types import Utterance
+from tests.support import present
 from tests.support.tiny_hubert import HUBERT as FOUR_LAYERS
 
 HUBERT = {**FOUR_LAYERS, "num_hidden_layers": 2}
@@ -113,8 +114,8 @@ def test_the_whole_answers_as_each_run_did(runs: dict[str, Path], tmp_path: Path
     [answer] = whole.analyze([Utterance(AUDIO, HISTORY, given_traits=GIVEN)])
     [traits] = load_bundle(runs["personality"] / "bundle").analyze([Utterance(AUDIO, HISTORY)])
     np.testing.assert_array_equal(answer.vector, traits.vector)
-    np.testing.assert_allclose(answer.conversation_traits, traits.conversation_traits, atol=1e-5)
-    np.testing.assert_allclose(answer.average_traits, traits.average_traits, atol=1e-5)
+    np.testing.assert_allclose(present(answer.conversation_traits), present(traits.conversation_traits), atol=1e-5)
+    np.testing.assert_allclose(present(answer.average_traits), present(traits.average_traits), atol=1e-5)
     for task in ("valence", "arousal"):
         empty = np.zeros((0, 0), np.float16)
         [alone] = load_bundle(runs[task] / "bundle").analyze([Utterance(AUDIO, empty, given_traits=GIVEN)])
@@ -159,15 +160,15 @@ def test_one_untrained_or_synthetic_part_marks_the_whole(
     edit(runs["arousal"], lambda model: setattr(model.config, "synthetic", True))
     model = put_together(runs)
     assert model.config.synthetic
-    assert "**Arousal: trained on synthetic speech: it tells you nothing about real people.**" in model.card
+    assert "**Arousal: trained on synthetic speech: it tells you nothing about real people.**" in present(model.card)
     save_bundle(build_model(checkpoint, name="raw", tasks=["valence"], condition_ff=32), tmp_path / "raw")
     model = put_together({**runs, "valence": tmp_path / "raw"})
     assert not model.config.trained
-    assert "**Valence: untrained: its estimates mean nothing.**" in model.card
+    assert "**Valence: untrained: its estimates mean nothing.**" in present(model.card)
 
 
 def test_the_card_merges_what_the_parts_say(runs: dict[str, Path]) -> None:
-    card = put_together(runs).card
+    card = present(put_together(runs).card)
     for part in ("# whole (version 1)", "not a diagnosis", "personality of `pr-run`", "SHA-256", "from `hubert-tiny`"):
         assert part in card
     for title, run, seed in (("Personality", "pr-run", 1), ("Valence", "v-run", 2), ("Arousal", "a-run", 3)):
@@ -214,7 +215,7 @@ def test_a_trained_trunk_is_named(checkpoint: Path, runs: dict[str, Path], tmp_p
 def test_a_single_bit_is_enough(runs: dict[str, Path]) -> None:
     def flip(model: KibunModel) -> None:
         with torch.no_grad():
-            bits = model.trunk.layers[0].final_layer_norm.bias.view(torch.int32)
+            bits = model.get_parameter("trunk.layers.0.final_layer_norm.bias").view(torch.int32)
             bits[3] ^= 1
 
     edit(runs["arousal"], flip)
@@ -232,13 +233,13 @@ def test_without_a_record_the_tensors_tell(runs: dict[str, Path]) -> None:
 
     def move(model: KibunModel) -> None:
         with torch.no_grad():
-            model.trunk.layers[0].attention.k_proj.weight.add_(0.1)
+            model.get_parameter("trunk.layers.0.attention.k_proj.weight").add_(0.1)
 
     edit(runs["valence"], move)
     assert "the convolutions are equal, so the checkpoint is the same" in refusal(runs)
     with_other_front = load_bundle(runs["arousal"] / "bundle")
     with torch.no_grad():
-        with_other_front.trunk.feature_extractor.conv_layers[0].conv.weight.add_(0.1)
+        with_other_front.get_parameter("trunk.feature_extractor.conv_layers.0.conv.weight").add_(0.1)
     with_other_front.save_pretrained(runs["arousal"] / "bundle")
     assert "the convolutions differ too" in refusal({"personality": runs["personality"], "arousal": runs["arousal"]})
 
@@ -338,7 +339,7 @@ def test_the_checksum_is_the_same_loaded_or_not(runs: dict[str, Path]) -> None:
         assert stored_trunk_checksum(runs["valence"] / "bundle" / "model.safetensors") == trunk_checksum(rounded)
         assert trunk_checksum(rounded) not in sums
     with torch.no_grad():
-        model.tails["valence"].layers[0].final_layer_norm.bias.add_(1)
+        model.get_parameter("tails.valence.layers.0.final_layer_norm.bias").add_(1)
     assert trunk_checksum(model) in sums, "tails are not part of it"
 
 

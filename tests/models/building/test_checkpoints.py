@@ -80,12 +80,12 @@ def publish(folder: Path, layout: Layout) -> HubertModel:
     """Write a checkpoint of this layout; return the plain model with the weights that are in it."""
     torch.manual_seed(7)
     config = HubertConfig(**{**HUBERT, **layout.config})
-    model = HubertModel(config).eval()
+    model: HubertModel = HubertModel(config).train(False)
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases off their starting values, so that a lost one shows
             parameter.add_(0.05 * torch.randn_like(parameter))
-        if layout.state is halved:
-            model.half().float()
+            if layout.state is halved:
+                parameter.copy_(parameter.half())
     folder.mkdir()
     state = {name: value.clone() for name, value in layout.state(dict(model.state_dict())).items()}
     if layout.files == "shards":
