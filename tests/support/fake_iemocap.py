@@ -1,4 +1,4 @@
-"""A small IEMOCAP of noise and invented words, with the folders, line formats and litter of real copies."""
+"""A small IEMOCAP of noise and invented words, with the folders, line formats and stray files of real copies."""
 
 import csv
 import dataclasses
@@ -45,7 +45,7 @@ EMOTIONS = ("neu", "fru", "ang", "sad", "hap", "exc", "xxx", "sur", "fea", "oth"
 
 @dataclasses.dataclass(frozen=True)
 class FakeIemocap:
-    """Where it lies, and what there is to find in it."""
+    """Its files, and the number of utterances and the dialogues in them."""
 
     root: Path
     tipi: Path
@@ -72,7 +72,7 @@ def make(
     for dialogue in dialogues:
         session = root / f"Session{int(dialogue[3:5])}"
         _write_dialogue(session, dialogue, utterances_per_speaker, seconds, rng)
-        _write_litter(session, dialogue)
+        _write_stray_files(session, dialogue)
     _write_tipi(folder / "tipi_labels.csv", profiles)
     _write_ocean(folder / "ocean.csv", profiles)
     return FakeIemocap(
@@ -93,7 +93,7 @@ def _write_dialogue(
     evaluated = ["% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]", ""]
     transcribed = []
     clock_s = 6.2901
-    # The turns are spoken one after the other, but the files list them by speaker, as those of scripts do in part.
+    # Turns alternate, but files list them by speaker, as some files of scripted dialogues do.
     turns = [(letter, number) for number in range(each) for letter in "FM"]
     blocks = {}
     for letter, number in turns:
@@ -112,7 +112,7 @@ def _write_dialogue(
             "A-M1:\tval 2; act 3; dom ;\t()",
             "",
         ]
-        transcribed.append(f"{name} [{start_s:08.4f}-{clock_s:08.4f}]: {_said(letter, number, rng)}")
+        transcribed.append(f"{name} [{start_s:08.4f}-{clock_s:08.4f}]: {_transcript(letter, number, rng)}")
         clock_s += 0.2
     for key in sorted(blocks):
         evaluated += blocks[key]
@@ -123,8 +123,8 @@ def _write_dialogue(
     _write(session / "dialog" / "transcriptions" / f"{dialogue}.txt", transcribed, line_end)
 
 
-def _said(letter: str, number: int, rng: np.random.Generator) -> str:
-    """Words; the first of the women's is empty as in Ses04F_impro07, others have laughter or nothing else."""
+def _transcript(letter: str, number: int, rng: np.random.Generator) -> str:
+    """Words; a woman's first one is empty as in Ses04F_impro07, a man's is only laughter."""
     if letter == "F" and number == 0:
         return ""
     if letter == "M" and number == 0:
@@ -141,8 +141,8 @@ def _write_voice(path: Path, letter: str, arousal: float, size: int, rng: np.ran
     soundfile.write(path, 0.1 * voice + rng.normal(0, 0.01, size), 16_000, subtype="PCM_16")
 
 
-def _write_litter(session: Path, dialogue: str) -> None:
-    """What lies about in real copies and is no part of the corpus."""
+def _write_stray_files(session: Path, dialogue: str) -> None:
+    """Files that real copies contain and that are no part of the corpus."""
     fork = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X"
     (session / "dialog" / "EmoEvaluation" / f"._{dialogue}.txt").write_bytes(fork)
     (session / "sentences" / "wav" / dialogue / f"._{dialogue}_F000.wav").write_bytes(fork)
@@ -154,7 +154,7 @@ def _write_litter(session: Path, dialogue: str) -> None:
 
 
 def misspelt(dialogue: str) -> str:
-    """As some dialogues are written in the published label files."""
+    """The spelling of some dialogue ids in the published label files."""
     return re.sub(r"script0(\d)", r"script\1", dialogue) if dialogue[5] == "M" else dialogue
 
 

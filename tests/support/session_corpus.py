@@ -1,4 +1,4 @@
-"""A corpus in seconds that is cut like IEMOCAP: five sessions, two dialogues of each by two speakers, its own ids."""
+"""A small generated corpus structured like IEMOCAP: five sessions of two dialogues by two speakers, IEMOCAP's ids."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from kibun.models.types import TRAITS
 
 
 def make_sessions(folder: Path, per_speaker: int = 3, seed: int = 0) -> Path:
-    """60 utterances of 0.4 s; returns the manifest. Labels are random, valence and openness can be heard."""
+    """60 utterances of 0.4 s; returns the manifest. Labels are random; valence and openness are audible."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

@@ -1,4 +1,4 @@
-"""`kibun train prepare folder`: a user's own table becomes a manifest, or every wrong cell is named."""
+"""`kibun train prepare folder`: a user's own table becomes a manifest, or every wrong cell is reported."""
 
 import csv
 import json
@@ -76,7 +76,7 @@ def test_every_kind_of_table_gives_the_same(tmp_path: Path, name: str, convert: 
         assert load_audio(item.path).shape == (1600,)
 
 
-def test_what_is_empty_is_absent(tmp_path: Path) -> None:
+def test_empty_cells_are_absent_values(tmp_path: Path) -> None:
     empty = dict.fromkeys(("valence", "gender", "text", *BIG_FIVE), "")
     items = prepare(table(tmp_path, [cells(0, id=""), cells(1, id="second", **empty)]))
     assert [item.id for item in items] == ["wavs/0.wav", "second"]
@@ -84,7 +84,7 @@ def test_what_is_empty_is_absent(tmp_path: Path) -> None:
     assert items[1].arousal == 4.5
 
 
-def test_own_scales_become_kibun_s_and_are_recorded(tmp_path: Path) -> None:
+def test_other_scales_are_converted_and_recorded(tmp_path: Path) -> None:
     traits = dict(zip(BIG_FIVE, ("1", "2", "3", "4", "5"), strict=True))
     rows = [cells(0, valence="0", arousal="0.25", **traits), cells(1, valence="1", arousal="0.5", **traits)]
     path = table(tmp_path, rows)
@@ -164,7 +164,7 @@ def test_a_wrong_table_is_refused(tmp_path: Path, text: str, message: str) -> No
     assert message in str(caught.value)
 
 
-def test_tables_that_are_no_tables(tmp_path: Path) -> None:
+def test_files_that_are_no_tables_are_refused(tmp_path: Path) -> None:
     for name, content, message in (
         ("corpus.xlsx", b"PK", r"must be a .csv, .tsv or .jsonl"),
         ("latin.csv", b"path,speaker,dialogue\n1,Jos\xe9,3\n", "not UTF-8"),
@@ -180,7 +180,7 @@ def test_tables_that_are_no_tables(tmp_path: Path) -> None:
         prepare(table(tmp_path, [cells(0)], "manifest.jsonl"))
 
 
-def test_audio_is_read_in_full_where_asked_to(tmp_path: Path) -> None:
+def test_decode_reads_audio_in_full(tmp_path: Path) -> None:
     path = table(tmp_path, [cells(0, path="long.flac")])
     soundfile.write(tmp_path / "long.flac", np.random.default_rng(0).normal(0, 0.1, 40_000), 16_000)
     whole = (tmp_path / "long.flac").read_bytes()
@@ -208,7 +208,7 @@ def test_speakers_who_talk_together_stay_together() -> None:
     assert shares == pytest.approx({"train": 0.7, "dev": 0.1, "test": 0.2}, abs=0.051)
 
 
-def test_every_split_gets_someone_or_it_is_said() -> None:
+def test_every_split_gets_a_speaker_or_there_is_an_error() -> None:
     three = [(f"d{number}", f"s{number}") for number in range(3)]
     for seed in range(5):
         assert sorted(split_speakers(three, (0.9, 0.05, 0.05), seed).values()) == ["dev", "test", "train"]

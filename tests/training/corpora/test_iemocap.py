@@ -63,7 +63,7 @@ def file(fake: FakeIemocap, dialogue: str, kind: str = "EmoEvaluation") -> Path:
     return fake.root / f"Session{int(dialogue[3:5])}" / "dialog" / kind / f"{dialogue}.txt"
 
 
-def test_ids_tell_dialogue_session_and_the_one_who_speaks() -> None:
+def test_ids_name_dialogue_session_and_speaker() -> None:
     one = parse_id("Ses05M_script01_1b_F012")
     assert one is not None
     assert (one.dialogue, one.session, one.speaker) == ("Ses05M_script01_1b", 5, "Ses05_F")
@@ -75,7 +75,7 @@ def test_ids_tell_dialogue_session_and_the_one_who_speaks() -> None:
     assert spoken_words("[LAUGHTER]  Oh, [BREATHING] well. ++GARBAGE++ ") == "Oh, well."
 
 
-def test_everything_is_found_and_nothing_else(fake: FakeIemocap, tmp_path: Path) -> None:
+def test_every_utterance_is_found_and_nothing_else(fake: FakeIemocap, tmp_path: Path) -> None:
     report = prepare(fake, tmp_path / "manifest.jsonl")
     items = load_manifest(
         tmp_path / "manifest.jsonl", require=("path", "text", "valence", "arousal", "traits", "gender", "seconds")
@@ -229,7 +229,7 @@ def test_all_problems_are_listed_at_once(fake: FakeIemocap) -> None:
     assert len(found) == 9
 
 
-def test_doubts_are_warnings(fake: FakeIemocap, tmp_path: Path) -> None:
+def test_oddities_are_warnings(fake: FakeIemocap, tmp_path: Path) -> None:
     edit(file(fake, IMPRO), lambda text: text.replace("A-E3:", "Rater E3:", 1))
     texts = file(fake, IMPRO, "transcriptions")
     lines = texts.read_text().split("\n")
@@ -262,7 +262,7 @@ def test_traits_are_checked_against_the_raters(fake: FakeIemocap) -> None:
     assert len(found) == 3
 
 
-def test_sessions_that_are_not_there(fake: FakeIemocap, tmp_path: Path) -> None:
+def test_missing_sessions_are_errors(fake: FakeIemocap, tmp_path: Path) -> None:
     shutil.rmtree(fake.root / "Session2")
     assert problems(fake) == (
         f"{fake.root / 'Session2'}: no such folder; name the sessions that there are, each with --session",

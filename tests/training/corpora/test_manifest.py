@@ -1,4 +1,4 @@
-"""A wrong manifest says which line and which field; splits files decide who is tested on whom."""
+"""Manifests and splits files: reading, and errors that name line and field."""
 
 import json
 from pathlib import Path
@@ -40,7 +40,7 @@ def write(folder: Path, *lines: dict[str, Any] | str) -> Path:
     return folder / "manifest.jsonl"
 
 
-def test_reads_what_is_right(tmp_path: Path) -> None:
+def test_a_correct_manifest_is_read(tmp_path: Path) -> None:
     manifest = write(tmp_path, row(), "", row(id="two", speaker="s2", split="dev", text="a\u2028b", unknown=1))
     items = load_manifest(manifest, require=EVERYTHING)
     assert [(item.id, item.split, item.text) for item in items] == [
@@ -53,7 +53,7 @@ def test_reads_what_is_right(tmp_path: Path) -> None:
     assert load_audio(items[0].path).shape == (1600,)
 
 
-def test_what_a_corpus_lacks_is_none_and_the_path_is_the_id(tmp_path: Path) -> None:
+def test_missing_fields_are_none_and_the_path_is_the_id(tmp_path: Path) -> None:
     manifest = write(tmp_path, {"path": "a.wav", "speaker": "s", "dialogue": "d", "valence": None})
     item = load_manifest(manifest)[0]
     assert item.id == "a.wav"
@@ -85,13 +85,13 @@ def test_what_a_corpus_lacks_is_none_and_the_path_is_the_id(tmp_path: Path) -> N
         (row(), "manifest.jsonl:2: field 'id': 'one' is also in"),
     ],
 )
-def test_names_line_and_field(tmp_path: Path, line: dict[str, Any] | str, message: str) -> None:
+def test_an_error_names_line_and_field(tmp_path: Path, line: dict[str, Any] | str, message: str) -> None:
     with pytest.raises(ManifestError) as caught:
         load_manifest(write(tmp_path, row(), line))
     assert message in str(caught.value)
 
 
-def test_missing_and_empty_manifests(tmp_path: Path) -> None:
+def test_missing_and_empty_manifests_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"kibun train prepare.*kibun synth speech"):
         load_manifest(tmp_path / "none.jsonl")
     with pytest.raises(ManifestError, match="no utterances"):
@@ -101,7 +101,7 @@ def test_missing_and_empty_manifests(tmp_path: Path) -> None:
         load_manifest(tmp_path / "manifest.jsonl")
 
 
-def test_audio_files_need_not_exist_where_nothing_listens(tmp_path: Path) -> None:
+def test_audio_files_need_not_exist_where_path_is_not_required(tmp_path: Path) -> None:
     manifest = write(tmp_path, row(path="elsewhere.wav"))
     assert load_manifest(manifest, require=("valence", "traits"))[0].path == tmp_path / "elsewhere.wav"
 
@@ -121,7 +121,7 @@ def three(folder: Path) -> Path:
     return write(folder, *rows)
 
 
-def test_a_splits_file_takes_the_place_of_the_field(tmp_path: Path) -> None:
+def test_a_splits_file_replaces_the_field(tmp_path: Path) -> None:
     read = read_manifest(three(tmp_path), splits=splits_file(tmp_path, "d1,test", "d9,test"), require=("split",))
     assert [(item.id, item.split) for item in read.items] == [("d1", "test")]
     assert (read.left_out, read.absent, read.shared_speakers) == (2, ("d9",), ())
@@ -154,13 +154,13 @@ def test_dev_and_test_may_share_speakers_only_by_a_splits_file(tmp_path: Path) -
         (["d7,train"], "no dialogue of it is in"),
     ],
 )
-def test_a_wrong_splits_file_says_where(tmp_path: Path, lines: list[str], message: str) -> None:
+def test_an_error_in_a_splits_file_names_its_line(tmp_path: Path, lines: list[str], message: str) -> None:
     with pytest.raises(ManifestError) as caught:
         load_manifest(three(tmp_path), splits=splits_file(tmp_path, *lines))
     assert message in str(caught.value)
 
 
-def test_splits_that_do_not_exist(tmp_path: Path) -> None:
+def test_missing_splits_are_refused(tmp_path: Path) -> None:
     manifest = three(tmp_path)
     with pytest.raises(ManifestError, match="no splits 'papre': neither a CSV file"):
         load_manifest(manifest, splits="papre")

@@ -1,4 +1,4 @@
-"""Table I: the published figures from the published annotations, the dropped rater by hand, and what is refused."""
+"""Table I: the published figures from the published annotations, the dropped rater by hand, and wrong files."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def run(*arguments: object, code: int = 0) -> str:
 
 
 @published
-def test_every_published_figure_is_met_to_its_two_decimals() -> None:
+def test_every_published_figure_is_reproduced_to_two_decimals() -> None:
     data = json.loads(run("--tipi", DATA / "tipi_labels.csv", "--ocean", DATA / "ocean.csv", "--json"))
     assert list(data) == [*TRAITS, "average"]
     for name, row in data.items():
@@ -61,13 +61,13 @@ def test_the_table_shows_ours_published_and_the_difference() -> None:
     assert "| Fleiss' kappa | 0.49 | 0.53 | 0.47 | 0.83 | 0.71 | 0.61 |" in markdown
 
 
-def test_the_rater_farthest_from_the_mean_goes_the_first_on_ties() -> None:
+def test_the_rater_farthest_from_the_mean_is_dropped_the_first_on_ties() -> None:
     scores = [[4, 4, 4, 4, 4, 7], [1, 4, 4, 4, 4, 7], [7, 4, 4, 4, 4, 1], [2, 2, 2, 2, 2, 2], [3, 4, 5, 6, 6.5, 1.5]]
     kept = [[4, 4, 4, 4, 4], [4, 4, 4, 4, 7], [4, 4, 4, 4, 1], [2, 2, 2, 2, 2], [3, 4, 5, 6, 6.5]]
     assert drop_farthest(np.array(scores, float)).tolist() == kept
 
 
-def test_draws_of_profiles_are_scored_as_the_profiles_put_together() -> None:
+def test_weighted_icc_equals_the_icc_of_repeated_profiles() -> None:
     ratings = rated(3, 25, 5)
     weights = np.random.default_rng(0).multinomial(25, np.full(25, 1 / 25), 20)
     plain = [icc2k(np.repeat(ratings, times, axis=0)) for times in weights]
@@ -122,7 +122,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return write(tmp_path, items, traits, [f"Ses01F_script0{index}_1" for index in range(1, 9)])
 
 
-def test_misspelt_dialogues_meet_their_scores(files: tuple[Path, Path]) -> None:
+def test_misspelt_dialogue_ids_are_corrected(files: tuple[Path, Path]) -> None:
     tipi, ocean = files
     before = read_scores(tipi, ocean)
     ocean.write_text(ocean.read_text().replace("script0", "script"))
@@ -132,7 +132,7 @@ def test_misspelt_dialogues_meet_their_scores(files: tuple[Path, Path]) -> None:
     assert np.abs(before[0].mean(axis=1) - before[1]).max() < 0.00051
 
 
-def test_scores_of_another_release_are_named(files: tuple[Path, Path]) -> None:
+def test_scores_of_another_release_trigger_a_warning(files: tuple[Path, Path]) -> None:
     tipi, ocean = files
     lines = ocean.read_text().splitlines()
     cells = lines[3].split(",")

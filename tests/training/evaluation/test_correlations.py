@@ -1,4 +1,4 @@
-"""Tables II and III on manifests with known correlations; what is left out is counted, what is undefined is null."""
+"""Tables II and III on manifests with known correlations, with missing labels and with undefined correlations."""
 
 import json
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("level", ["utterance", "conversation"])
-def test_every_group_trait_and_emotion_is_the_plain_correlation(tmp_path: Path, level: str) -> None:
+def test_every_correlation_equals_the_plain_one(tmp_path: Path, level: str) -> None:
     rows = corpus()
     data = json.loads(run(tmp_path, rows, "--level", level, "--json"))
     assert list(data) == ["all", "male", "female"]
@@ -96,7 +96,7 @@ def test_one_speaker_in_two_dialogues_is_two_profiles(tmp_path: Path) -> None:
     assert json.loads(run(tmp_path, rows, "--level", "conversation", "--json"))["all"]["n"] == 28
 
 
-def test_tables_for_people_say_what_the_stars_mean_and_that_nothing_published_is_at_hand(tmp_path: Path) -> None:
+def test_printed_tables_explain_the_stars_and_the_missing_published_figures(tmp_path: Path) -> None:
     rows = corpus()
     text = run(tmp_path, rows, "--level", "utterance", "--by", "gender")
     for name, count in (("all", len(rows)), *((g, sum(r["gender"] == g for r in rows)) for g in ("male", "female"))):
@@ -113,7 +113,7 @@ def test_tables_for_people_say_what_the_stars_mean_and_that_nothing_published_is
     assert "|  | valence | p | arousal | p |" in markdown
 
 
-def test_what_lacks_a_label_is_counted_and_left_out(tmp_path: Path) -> None:
+def test_utterances_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
     rows = corpus()
     without = [
         row(900, "x", "A", "male", None, (3.0, 3.0)),
@@ -133,7 +133,7 @@ def test_what_lacks_a_label_is_counted_and_left_out(tmp_path: Path) -> None:
     assert "Left out: 2 without traits, 1 without valence, 1 without arousal (utterances)." in text
 
 
-def test_speakers_without_gender_are_in_all_only_and_the_table_says_so(tmp_path: Path) -> None:
+def test_speakers_without_gender_are_only_in_all_and_a_note_reports_it(tmp_path: Path) -> None:
     rows = corpus()
     for one in rows:
         if one["dialogue"] in ("d0", "d1"):
@@ -159,7 +159,7 @@ def test_a_constant_label_gives_null_and_its_reason(tmp_path: Path) -> None:
     assert "–: undefined, arousal is the same everywhere." in text
 
 
-def test_a_group_with_too_few_is_null_and_everything_with_too_few_is_refused(tmp_path: Path) -> None:
+def test_too_few_points_give_null_in_a_group_and_an_error_overall(tmp_path: Path) -> None:
     rows = [one for one in corpus() if one["gender"] == "male" or one["dialogue"] in ("d0", "d1")]
     female = json.loads(run(tmp_path, rows, "--level", "conversation", "--json"))["female"]
     assert female["n"] == 2
@@ -180,7 +180,7 @@ def test_a_profile_that_contradicts_itself_is_named(tmp_path: Path, field: str, 
     assert "in u0: one speaker of one dialogue has one" in error
 
 
-def test_what_cannot_be_asked_is_refused(tmp_path: Path) -> None:
+def test_wrong_options_and_a_missing_manifest_are_refused(tmp_path: Path) -> None:
     assert "exclude each other" in run(tmp_path, corpus(), "--level", "utterance", "--json", "--markdown", code=2)
     assert "'utterance', 'conversation'" in run(tmp_path, corpus(), "--level", "speaker", code=2)
     result = CliRunner().invoke(eval_app, ["correlations", "--manifest", str(tmp_path / "no"), "--level", "utterance"])

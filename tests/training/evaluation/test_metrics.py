@@ -1,4 +1,4 @@
-"""Figures against values worked out by hand, against independent libraries, and against what must always hold."""
+"""Metrics against values computed by hand, against independent libraries, and against properties that always hold."""
 
 import warnings
 from collections.abc import Callable
@@ -96,7 +96,7 @@ def test_ccc_of_constants_and_opposites(x: list[float], y: list[float], expected
 
 
 @pytest.mark.parametrize(("x", "y"), [([], []), ([1.0], [1.0, 2.0])])
-def test_ccc_refuses_what_it_cannot_compare(x: list[float], y: list[float]) -> None:
+def test_ccc_refuses_empty_and_unequal_lengths(x: list[float], y: list[float]) -> None:
     with pytest.raises(ValueError, match="equally long"):
         ccc(x, y)
 
@@ -153,7 +153,7 @@ def test_icc_of_the_published_example() -> None:
 
 
 @pytest.mark.parametrize("case", ["published", "good", "poor", "none", "two raters"])
-def test_icc_and_its_interval_are_pingouins(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_icc_and_its_interval_equal_pingouins(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import pandas
     import pingouin
 
@@ -174,7 +174,7 @@ def test_icc_and_its_interval_are_pingouins(case: str, monkeypatch: pytest.Monke
 
 @quick
 @given(tables(), st.permutations(range(6)))
-def test_icc_knows_what_absolute_and_consistent_mean(ratings: NDArray[np.float64], order: list[int]) -> None:
+def test_icc_is_invariant_as_agreement_and_consistency_demand(ratings: NDArray[np.float64], order: list[int]) -> None:
     rows, _, error = mean_squares(ratings)
     if rows == 0 or rows < error / 2:  # undefined, or so low that a ratio of remainders is compared
         return
@@ -206,14 +206,14 @@ def test_icc_of_perfect_agreement() -> None:
         ([[0.1, 0.3], [0.3, 0.1]], "do not differ"),
     ],
 )
-def test_icc_refuses_what_it_cannot_judge(ratings: ArrayLike, message: str) -> None:
+def test_icc_refuses_ratings_where_it_is_undefined(ratings: ArrayLike, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         icc3k(ratings)
 
 
 @quick
 @given(arrays(np.int64, st.tuples(st.integers(2, 12), st.integers(2, 6)), elements=st.integers(0, 2)))
-def test_fleiss_kappa_is_the_definition(categories: NDArray[np.int64]) -> None:
+def test_fleiss_kappa_equals_its_definition(categories: NDArray[np.int64]) -> None:
     if (categories == categories.flat[0]).all():
         with pytest.raises(ValueError, match="the same"):
             fleiss_kappa(categories)
@@ -231,7 +231,7 @@ def test_word_error_rate_by_hand() -> None:
     ("references", "hypotheses", "message"),
     [(["a"], [], "1 references but 0"), ([], [], "at least one"), (["", " "], ["a", "b"], "at least one")],
 )
-def test_word_error_rate_refuses_what_it_cannot_count(
+def test_word_error_rate_refuses_unequal_or_wordless_input(
     references: list[str], hypotheses: list[str], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):

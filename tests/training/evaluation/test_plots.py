@@ -1,4 +1,4 @@
-"""The figures: what they show is read from their artists; files are of the kind asked for; wrong input is named."""
+"""The figures: their content is read from matplotlib's artists; file formats; errors."""
 
 import dataclasses
 import json
@@ -54,7 +54,7 @@ def test_hexbin_shows_every_utterance_the_diagonal_and_the_regression() -> None:
     assert beside.get_ylabel() == "utterances (log scale)"
 
 
-def test_hexbin_counts_a_conversation_once_where_the_estimate_is_of_the_conversation() -> None:
+def test_hexbin_counts_a_conversation_once_for_estimates_of_conversations() -> None:
     axes = plots.hexbin(utterances(60), "openness", "conversation_traits", "Setting 3").axes[0]
     assert axes.get_title(loc="left") == "Setting 3: CCC 1.000, 4 conversations"
     assert (
@@ -130,14 +130,14 @@ def test_heard_shows_the_expected_error_of_a_bundle(tmp_path: Path) -> None:
     assert f">{rows[-1]['utterance_count']}<" in text
 
 
-def test_many_counts_are_named_every_so_many() -> None:
+def test_of_many_counts_only_multiples_are_labelled() -> None:
     errors = [(count, [1.0] * 5) for count in range(1, 40)]
     ticks = plots.error_by_count(errors, "T").axes[0].get_xticks()
     assert ticks.tolist() == [1, 5, 10, 15, 20, 25, 30, 35]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg", ".pdf", ".PNG"])
-def test_a_picture_is_of_the_kind_that_its_name_says_and_always_the_same(file: Path, suffix: str) -> None:
+def test_a_picture_has_the_format_of_its_suffix_and_is_reproducible(file: Path, suffix: str) -> None:
     out = file.parent / "new folder" / f"picture{suffix}"
     assert run("hexbin", "--predictions", file, "--out", out) == f"wrote {out}\n"
     first = out.read_bytes()
@@ -147,14 +147,14 @@ def test_a_picture_is_of_the_kind_that_its_name_says_and_always_the_same(file: P
 
 
 @pytest.mark.parametrize("name", ["picture.gif", "picture", "picture.jpeg"])
-def test_another_kind_of_picture_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
+def test_an_unknown_suffix_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
     for command in (["hexbin", "--predictions"], ["multitask", "--table"], ["heard", "--predictions"]):
         error = run(*command, tmp_path / "nowhere", "--out", tmp_path / name, code=2)
         assert "end it in .png, .svg, .pdf" in error
         assert name in error
 
 
-def test_what_cannot_be_drawn_is_named(file: Path) -> None:
+def test_errors_name_what_cannot_be_drawn(file: Path) -> None:
     out = file.parent / "x.png"
     assert "no utterance has a label of arousal" in run(
         "hexbin", "--predictions", file, "--dimension", "arousal", "--out", out, code=2
@@ -171,7 +171,7 @@ def test_what_cannot_be_drawn_is_named(file: Path) -> None:
         plots.error_by_count([], "bundle")
 
 
-def test_help_does_not_load_what_drawing_needs() -> None:
+def test_help_does_not_import_heavy_packages() -> None:
     code = (
         "import sys, kibun.training.eval_commands, kibun.training.plot_commands;"
         "print([m for m in ('matplotlib', 'scipy', 'torch', 'numpy', 'rich.table') if m in sys.modules])"

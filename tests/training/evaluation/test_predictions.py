@@ -1,4 +1,4 @@
-"""Predictions files: what is written is read again, what is wrong is named, files of two models are aligned."""
+"""Predictions files: writing and reading, errors, and aligning the files of two models."""
 
 import dataclasses
 from pathlib import Path
@@ -27,7 +27,7 @@ def valences(predictions: list[Prediction]) -> list[float]:
     return [np.nan if p.predicted.valence is None else p.predicted.valence for p in predictions]
 
 
-def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_file_is_read_back_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "predictions-test.jsonl"
     written = [*utterances(), Prediction("ü", "d", "s", Estimate())]
     write_predictions(file, written)
@@ -35,7 +35,7 @@ def test_a_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_no_nan_is_written_and_what_was_there_stays(tmp_path: Path) -> None:
+def test_nan_is_refused_and_the_old_file_survives(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("before")
     with pytest.raises(ValueError):
@@ -67,7 +67,7 @@ GOOD = '{"id": "a", "dialogue": "d", "speaker": "s", "valence": 3, "predicted": 
         (GOOD + "\n" + GOOD, ":3: field 'id': 'a' was given before"),
     ],
 )
-def test_a_file_that_cannot_be_used_says_where_and_why(tmp_path: Path, line: str, message: str) -> None:
+def test_an_error_names_file_line_and_reason(tmp_path: Path, line: str, message: str) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text("\n" + line)
     with pytest.raises(PredictionsError) as caught:
@@ -76,7 +76,7 @@ def test_a_file_that_cannot_be_used_says_where_and_why(tmp_path: Path, line: str
     assert str(file) in str(caught.value)
 
 
-def test_a_file_that_is_not_there_names_what_to_give(tmp_path: Path) -> None:
+def test_the_error_of_a_missing_file_says_which_file_to_name(tmp_path: Path) -> None:
     with pytest.raises(PredictionsError, match=r"nowhere\.jsonl: cannot be read .*predictions-dev\.jsonl"):
         read_predictions(tmp_path / "nowhere.jsonl")
 
@@ -90,7 +90,7 @@ def test_ccc_counts_labelled_utterances_only() -> None:
     assert ccc_of(found, "neuroticism", "causal_traits") == 0
 
 
-def test_ccc_refuses_what_is_not_there() -> None:
+def test_ccc_refuses_missing_labels_and_estimates() -> None:
     found = utterances()
     with pytest.raises(PredictionsError, match="no utterance has a label of arousal"):
         ccc_of(found, "arousal")
@@ -128,7 +128,7 @@ def test_files_are_aligned_by_id() -> None:
         align(found, [dataclasses.replace(other[0], speaker="s9"), *other[1:]])
 
 
-def test_comparing_files_is_comparing_their_arrays() -> None:
+def test_comparing_predictions_equals_comparing_their_arrays() -> None:
     first, second = [utterances(40), utterances(40, offset=0.5)], [utterances(40, offset=2)]
     result = compare_predictions(first, [run[::-1] for run in second], "valence", draws=200, seed=3)
     _, truth, there = pairs_of(first[0], "valence")

@@ -42,7 +42,7 @@ def test_stars(p: float | None, mark: str) -> None:
     assert stars(p) == mark
 
 
-def test_seeds_become_mean_and_sample_deviation() -> None:
+def test_a_cell_of_seeds_has_their_mean_and_sample_deviation() -> None:
     cell = Cell.of_seeds([1.0, 2.0, 3.0])
     assert (cell.value, cell.sd) == (2.0, 1.0)
     assert Cell.of_seeds([0.5]) == Cell(0.5)
@@ -59,7 +59,7 @@ def test_the_terminal_shows_values_published_and_difference() -> None:
     assert text.index("n  ") < text.index("* is a star.") < text.index("Second note.")
 
 
-def test_a_narrow_terminal_loses_nothing() -> None:
+def test_a_narrow_terminal_truncates_nothing() -> None:
     assert "…" not in terminal(TABLE, width=30)
 
 
@@ -69,7 +69,7 @@ def test_a_file_is_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
     assert "column number 11" in capsys.readouterr().out
 
 
-def test_markdown_escapes_what_it_would_read_as_markup() -> None:
+def test_markdown_escapes_markup() -> None:
     assert to_markdown(TABLE).splitlines() == [
         "**Table X: CCC**",
         "",
@@ -86,7 +86,7 @@ def test_markdown_escapes_what_it_would_read_as_markup() -> None:
     ]
 
 
-def test_json_has_full_precision_and_only_what_is_there() -> None:
+def test_json_has_full_precision_and_omits_empty_fields() -> None:
     data = json.loads(json.dumps(to_json(TABLE), allow_nan=False))
     first, second, _ = data["rows"]
     assert first["cells"][0] == {"value": pytest.approx(0.7), "sd": pytest.approx(0.01), "published": 0.69}
@@ -107,7 +107,7 @@ def test_show_prints_one_form(capsys: pytest.CaptureFixture[str]) -> None:
         show([TABLE], as_json=True, payload={"x": float("nan")})
 
 
-def test_no_cell_holds_nan_and_no_row_the_wrong_number_of_cells() -> None:
+def test_cells_refuse_nan_and_tables_refuse_rows_of_another_length() -> None:
     for sd, interval in ((float("inf"), None), (None, (0.1, float("nan")))):
         with pytest.raises(ValueError, match="finite numbers only"):
             Cell(0.5, sd=sd, interval=interval)
@@ -150,7 +150,7 @@ def test_compare_prints_both_models_and_the_difference(files: tuple[Path, Path, 
     assert run(*arguments, "--markdown").startswith("**Do the two models differ?**")
 
 
-def test_compare_refuses_what_it_cannot_compare(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_compare_refuses_wrong_files_and_dimensions(files: tuple[Path, Path, Path], tmp_path: Path) -> None:
     one, two, _ = files
     short = tmp_path / "short.jsonl"
     write_predictions(short, utterances(50))

@@ -72,7 +72,7 @@ def test_a_seed_decides_the_result_and_sides_mirror() -> None:
     assert mirrored.p == pytest.approx(result.p)
 
 
-def test_a_real_difference_gets_its_stars_and_none_gets_none() -> None:
+def test_a_real_difference_gets_stars_and_equal_models_get_none() -> None:
     first, second, truth, names = world(2, better=2.5)
     result = compare(first, second, truth, names)
     assert result.stars == "***"
@@ -127,7 +127,7 @@ def test_utterances_are_summed_once_however_many_draws(monkeypatch: pytest.Monke
     assert summed == [300 * 34] * 12  # six moments of each model's utterances: a draw costs 300 clusters, not 10,200
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_wrong_shapes_and_values_are_refused() -> None:
     first, second, truth, names = world(6)
     with pytest.raises(ValueError, match="one entry for each utterance"):
         compare(first[1:], second, truth, names)

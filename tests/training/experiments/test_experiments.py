@@ -1,4 +1,4 @@
-"""Tables of many runs: trained once, and every figure again from the predictions files by plain arithmetic."""
+"""Tables of many runs: runs are trained once, and every figure is checked by plain arithmetic on predictions files."""
 
 import gc
 import json
@@ -170,7 +170,7 @@ def test_finished_runs_are_only_read(lab: Path, monkeypatch: pytest.MonkeyPatch)
     assert [run["state"] for run in listed["runs"]] == ["finished"] * 4 + ["missing"] * 4
 
 
-def test_a_run_that_was_cut_off_goes_on_to_the_same_table(lab: Path) -> None:
+def test_an_interrupted_run_is_resumed_and_gives_the_same_table(lab: Path) -> None:
     before = evaluate(lab, *IV)
     cut = lab / "runs" / rows_of(before["reports"][0])["CA, OP"]["scores"]["valence"]["runs"][1]
     (cut / "figures.json").unlink()

@@ -1,4 +1,4 @@
-"""What tables of runs refuse, what they would train, by what a run is told from another. Nothing is trained here."""
+"""Errors of tables of runs, the runs that they would train, and the names of runs. Nothing is trained here."""
 
 import json
 import shutil
@@ -85,7 +85,7 @@ def test_tables_share_their_runs(lab: Path) -> None:
     assert "all of them together are 234 runs" in " ".join(GUIDE.split())
 
 
-def test_control_rows_that_are_asked_for(lab: Path) -> None:
+def test_control_rows_are_those_of_the_option(lab: Path) -> None:
     command = ("conditioning", "--models", "concat,ca", "--traits", "all", "--seeds", "0", "--dimension", "arousal")
     for shuffled, heads in (
         (["--shuffled", "all"], ["concat", "ca"]),
@@ -99,7 +99,7 @@ def test_control_rows_that_are_asked_for(lab: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         (("conditioning", "--models", "baseline,lstm"), "--models: 'lstm' is no model; allowed are baseline,"),
         (("conditioning", "--traits", "each,XY"), "--traits: 'XY' is unknown; allowed are each, all, OP or openness"),
@@ -128,8 +128,8 @@ def test_control_rows_that_are_asked_for(lab: Path) -> None:
         (("multitask", "--manifest", "nowhere.jsonl"), "nowhere.jsonl: cannot be read"),
     ],
 )
-def test_what_is_refused(lab: Path, command: tuple[str, ...], said: str) -> None:
-    assert said in error(lab, *command)
+def test_a_wrong_option_is_refused(lab: Path, command: tuple[str, ...], message: str) -> None:
+    assert message in error(lab, *command)
 
 
 def test_several_processes_are_refused(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,7 +137,7 @@ def test_several_processes_are_refused(lab: Path, monkeypatch: pytest.MonkeyPatc
     assert "give each GPU a command with its own --seeds" in error(lab, "personality")
 
 
-def test_files_of_settings(lab: Path) -> None:
+def test_a_wrong_config_file_is_refused(lab: Path) -> None:
     assert "neither a TOML file nor one of the recipes that come with kibun (iemocap" in error(
         lab, "emotion", config="nothing"
     )
@@ -175,7 +175,7 @@ def test_missing_splits_are_named(lab: Path) -> None:
     assert "split 'dev' has no utterances" in error(lab, "conditioning")
 
 
-def test_one_profile_cannot_be_judged(lab: Path) -> None:
+def test_a_split_with_one_profile_is_refused(lab: Path) -> None:
     rows = [json.loads(line) for line in (lab / "corpus/manifest.jsonl").read_text(encoding="utf-8").splitlines()]
     kept = [row for row in rows if not (row["dialogue"].startswith("Ses01M") and row["speaker"] == "Ses01F")]
     (lab / "corpus/manifest.jsonl").write_text("\n".join(map(json.dumps, kept)), encoding="utf-8")
@@ -185,7 +185,7 @@ def test_one_profile_cannot_be_judged(lab: Path) -> None:
 SHUFFLED = TraitOptions(source="shuffled")
 
 
-def test_runs_are_told_by_what_they_are_of(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_run_is_named_after_its_settings_and_data(lab: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     study = read_study(str(lab / "base.toml"))
     place = Place("valence", "paper")
     runs = RunStore(lab / "runs")
@@ -219,7 +219,7 @@ def test_runs_are_told_by_what_they_are_of(lab: Path, tmp_path_factory: pytest.T
     assert len(others | {name}) == 6
 
 
-def test_a_file_of_splits_counts_by_its_content(lab: Path) -> None:
+def test_a_splits_file_is_identified_by_its_content(lab: Path) -> None:
     splits = lab / "mine.csv"
     splits.write_text("dialogue,split\nSes01F_impro01,test\n", encoding="utf-8")
     study = read_study(str(lab / "base.toml"))
@@ -246,7 +246,7 @@ def test_score_is_the_mean_over_seeds_of_the_mean_over_draws() -> None:
     assert (alone.comparison, alone.sd) == (None, None)
 
 
-def test_a_study_is_of_one_corpus_only(lab: Path) -> None:
+def test_a_study_holds_the_shared_settings(lab: Path) -> None:
     study = read_study(str(lab / "base.toml"), seeds=(3,), dimensions=("arousal",))
     assert study.places == [Place("arousal", "paper")]
     assert study.ser(study.places[0], 3, "ca").training.seed == 3
