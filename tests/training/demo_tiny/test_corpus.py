@@ -1,4 +1,4 @@
-"""The generator: the same seed gives the same corpus, and nothing of dev or test is heard in training."""
+"""The generator: the same seed gives the same corpus, and nothing of dev or test occurs in training."""
 
 import json
 import shutil
@@ -78,7 +78,7 @@ def test_same_seed_same_corpus_whatever_the_jobs(tmp_path: Path) -> None:
 
 
 @needs_espeak
-def test_what_is_asked_of_espeak_is_heard() -> None:
+def test_espeak_speaks_as_it_is_asked() -> None:
     plain = VoiceSettings("en-us", "m1", 90, 110, 160)
     with Espeak() as espeak:
         slow, fast = (espeak.speak(replace(plain, words_per_minute=rate), "the window is open") for rate in (110, 260))

@@ -132,7 +132,7 @@ def test_started_again_the_command_redoes_only_the_measuring(made: tuple[Path, R
         recipe.make_demo_tiny(out, other, version="7", seed=3, command="again")
 
 
-def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     result = CliRunner().invoke(train_app, ["demo-tiny", "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
@@ -199,7 +199,7 @@ def test_crops_are_equally_long_with_silent_margins() -> None:
     assert max(starts) <= 0.5 * 16_000
 
 
-def test_a_change_is_worth_what_the_generator_says() -> None:
+def test_a_change_is_worth_what_the_generator_makes_of_it() -> None:
     assert Change(PITCH_SEMITONES, 0, 0).arousal() == pytest.approx(1.1 * AROUSAL_WEIGHTS["pitch"])
     assert Change(0, -RATE_OCTAVES, 0).arousal() == pytest.approx(-1.1 * AROUSAL_WEIGHTS["rate"])
     assert Change(0, 0, 2 * EFFORT_DB_PER_OCTAVE).arousal() == pytest.approx(2.2 * AROUSAL_WEIGHTS["effort"])
@@ -297,7 +297,7 @@ def test_conditioning_traits_are_mixed_and_do_not_teach_the_personality_tail() -
     assert float(mixed.max()) <= 7
 
 
-def test_rooms_are_repeatable_and_keep_shape_and_scale() -> None:
+def test_rooms_are_repeatable_and_leave_shape_and_scale() -> None:
     for index in range(6):
         audio = torch.randn(16_000, generator=torch.Generator().manual_seed(index))
         one, two, other = (Augment(ROOMS)(audio, key=(4, number)) for number in (index, index, index + 100))
@@ -335,7 +335,7 @@ def demo_tiny() -> KibunModel:
     return load_bundle("demo-tiny")
 
 
-def test_committed_bundle_is_small_whole_and_says_what_it_is(demo_tiny: KibunModel) -> None:
+def test_committed_bundle_is_small_whole_and_described(demo_tiny: KibunModel) -> None:
     folder = resolve_bundle("demo-tiny")
     verify(folder)
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000

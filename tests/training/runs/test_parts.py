@@ -342,7 +342,7 @@ def test_a_run_may_start_from_a_bundle(world: Path, tmp_path: Path) -> None:
         task_model(world, "ser", **start, **{"model.trunk_layers": 3})
 
 
-def test_the_conversation_head_learns_what_no_single_utterance_says(world: Path) -> None:
+def test_the_conversation_head_learns_what_no_single_utterance_shows(world: Path) -> None:
     """Each vector shows a trait with much noise; the mean of many shows it well."""
     model = task_model(world, "pr").kibun
     rng = np.random.default_rng(0)
@@ -354,8 +354,8 @@ def test_the_conversation_head_learns_what_no_single_utterance_says(world: Path)
         vectors[:, :5] = (traits - 4) / 2 + rng.normal(0, 1.0, traits.shape)
         return Vectors(some, vectors)
 
-    options = from_dict("pr", {"manifest": "m", "training": {"conversation_steps": 300}}, Path("/")).training
-    score = train_conversation_head(model, split(120, 8), split(40, 8), options)
+    options = from_dict("pr", {"manifest": "m", "training": {"conversation_steps": 150}}, Path("/")).training
+    score = train_conversation_head(model, split(120, 8), split(20, 8), options)
     assert score > 0.6
 
 
@@ -403,7 +403,7 @@ def some_utterances(world: Path, count: int = 5) -> Utterances:
 
 
 @pytest.mark.parametrize(("dtype", "step"), [("float32", 0.0), ("float16", 2.0**-11)])
-def test_kept_frames_are_those_of_the_trunk(world: Path, tmp_path: Path, dtype: str, step: float) -> None:
+def test_cached_frames_are_those_of_the_trunk(world: Path, tmp_path: Path, dtype: str, step: float) -> None:
     kibun, utterances = task_model(world, "ser").eval().kibun, some_utterances(world)
     cache, lines = TrunkCache(tmp_path, kibun, dtype), list[str]()
     fill(cache, kibun, utterances.to_cache(), report=lines.append)
@@ -455,7 +455,7 @@ def test_other_audio_other_weights_and_other_precision_are_other_entries(world: 
     assert TrunkCache(tmp_path, kibun).folder != cache.folder
 
 
-def test_what_a_kill_leaves_is_neither_trusted_nor_kept(world: Path, tmp_path: Path) -> None:
+def test_what_a_kill_leaves_is_neither_used_nor_left(world: Path, tmp_path: Path) -> None:
     kibun, utterances = task_model(world, "ser").kibun, some_utterances(world)
     cache = TrunkCache(tmp_path, kibun)
     sounds = utterances.to_cache()
@@ -497,7 +497,7 @@ def test_an_interrupted_write_leaves_nothing(world: Path, tmp_path: Path, monkey
     assert not list(cache.folder.iterdir())
 
 
-def test_a_disk_with_too_little_room_is_said_before_anything_is_computed(
+def test_a_full_disk_is_reported_before_anything_is_computed(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kibun, utterances = task_model(world, "ser").kibun, some_utterances(world)
@@ -510,7 +510,7 @@ def test_a_disk_with_too_little_room_is_said_before_anything_is_computed(
     assert not list(cache.folder.iterdir())
 
 
-def test_a_folder_that_cannot_be_made_is_said(world: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_reported(world: Path, tmp_path: Path) -> None:
     kibun, utterances = task_model(world, "ser").kibun, some_utterances(world, 1)
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ConfigError, match=r"trunk_cache: .*/file/.* cannot be made \(Not a directory\); make room"):
@@ -548,13 +548,13 @@ def test_several_processes_share_the_filling(world: Path, tmp_path: Path) -> Non
         ({"training.crop_seconds": 2.0}, "every epoch gets other pieces"),
     ],
 )
-def test_frames_are_kept_only_where_they_stay_the_same(changes: dict[str, Any], reason: str | None) -> None:
+def test_frames_are_cached_only_where_they_stay_the_same(changes: dict[str, Any], reason: str | None) -> None:
     config = changed(RunConfig("ser", Path("m"), dimension="arousal"), changes)
     said = cache_off_reason(config)
     assert said is None if reason is None else reason in (said or "")
 
 
-def test_where_frames_are_kept_does_not_make_another_run(tmp_path: Path) -> None:
+def test_where_frames_are_cached_does_not_make_another_run(tmp_path: Path) -> None:
     content: dict[str, Any] = {"manifest": "m", "dimension": "valence", "training": {"trunk_cache": "frames"}}
     config = from_dict("ser", content, tmp_path)
     assert config.training.trunk_cache == str(tmp_path / "frames")

@@ -72,7 +72,7 @@ def test_the_encoder_sees_no_later_frame() -> None:
     assert not torch.allclose(encoder(frames)[:, 4:], encoder(later)[:, 4:])
 
 
-def test_a_head_keeps_its_best_epoch_on_dev() -> None:
+def test_a_head_is_of_its_best_epoch_on_dev() -> None:
     splits = draw_splits(TINY, 0, interaction=True)
     shares: list[float] = []
     model = fit_head("concat", splits.train, splits.dev, TINY, 0, shares.append)

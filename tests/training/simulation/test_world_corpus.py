@@ -117,7 +117,7 @@ def test_features_go_into_one_file(tmp_path: Path) -> None:
         (("--format", "mp3"), "format must be 'flac' or 'wav'"),
     ],
 )
-def test_impossible_wishes_are_refused(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_impossible_options_are_refused(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(synth_app, ["world", "--audio", "--out", str(tmp_path / "corpus"), *arguments])
     assert result.exit_code == 2
     assert message in result.stderr
