@@ -115,27 +115,40 @@ def train(plan: Plan[Key], folder: Path, accelerator: Accelerator, loaded: Calla
 
         if step % plan.evaluate_every == 0 or step == plan.steps:
             model.eval()
-            figures = plan.evaluate()
-            line = {
-                "step": step,
-                **({"epoch": round(step / plan.steps_per_epoch, 3)} if plan.steps_per_epoch else {}),
-                "loss": {part: round(float(np.mean([each[part] for each in losses])), 5) for part in losses[0]},
-                "dev": {figure: round(value, 5) for figure, value in figures.items()},
-                "seconds": round(time.monotonic() - started, 1),
-                **plan.notes,
-            }
+            log.append(_evaluated(plan, folder, log, step, losses, time.monotonic() - started, accelerator))
             losses.clear()
-            if accelerator.is_main_process:
-                if all(figures["score"] > before["dev"]["score"] for before in log):
-                    plan.save()
-                with (folder / LOG).open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(line) + "\n")
-                if plan.tensorboard:
-                    _to_tensorboard(folder, line)
-            log.append(line)
             _save(file, step, plan, schedule, accelerator)
             if _no_longer_better(log, plan.patience):
                 break
+
+
+def _evaluated(
+    plan: Plan[Any],
+    folder: Path,
+    log: Sequence[Mapping[str, Any]],
+    step: int,
+    losses: Sequence[Mapping[str, float]],
+    seconds: float,
+    accelerator: Accelerator,
+) -> dict[str, Any]:
+    """Evaluate on dev, save the model if it is the best so far, and write and return the line of the log."""
+    figures = plan.evaluate()
+    line = {
+        "step": step,
+        **({"epoch": round(step / plan.steps_per_epoch, 3)} if plan.steps_per_epoch else {}),
+        "loss": {part: round(float(np.mean([each[part] for each in losses])), 5) for part in losses[0]},
+        "dev": {figure: round(value, 5) for figure, value in figures.items()},
+        "seconds": round(seconds, 1),
+        **plan.notes,
+    }
+    if accelerator.is_main_process:
+        if all(figures["score"] > before["dev"]["score"] for before in log):
+            plan.save()
+        with (folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if plan.tensorboard:
+            _to_tensorboard(folder, line)
+    return line
 
 
 def _no_longer_better(log: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
