@@ -23,9 +23,9 @@ splits = "paper"
 start = "hubert"
 condition_ff = 32
 [training]
-epochs = 2
+epochs = 1
 batch = 8
-conversation_steps = 30
+conversation_steps = 10
 head_learning_rate = 1e-3
 """
 
@@ -87,6 +87,6 @@ async def test_the_bundle_is_served(bundle: Path) -> None:
     assert all(1 <= value <= 7 for value in result.personality.traits.as_tuple())
     expected = load_bundle(bundle).expected_error
     assert expected is not None
-    # Eight profiles of the corpus' dev split, two utterances each: the error after two is what is told.
+    # Eight profiles of the corpus' dev split, two utterances each: the estimate comes with the error after two.
     assert result.personality.expected_error is not None
     np.testing.assert_allclose(result.personality.expected_error.as_tuple(), expected[-1][1], atol=1e-5)
