@@ -35,8 +35,10 @@ CONSTRAINTS = ROOT / "constraints.txt"
 EXTRAS = ("server", "redis", "otel")
 PYTHONS = ("3.11", "3.12", "3.13")
 MACHINES = ("x86_64", "aarch64")
-GLIBCS = ("manylinux_2_34", "manylinux_2_31", "manylinux_2_28", "manylinux_2_27", "manylinux_2_26", "manylinux_2_17")
-GLIBCS += ("manylinux2014", "manylinux_2_12", "manylinux2010", "manylinux_2_5", "manylinux1", "linux")
+GLIBCS = (
+    *("manylinux_2_34", "manylinux_2_31", "manylinux_2_28", "manylinux_2_27", "manylinux_2_26", "manylinux_2_17"),
+    *("manylinux2014", "manylinux_2_12", "manylinux2010", "manylinux_2_5", "manylinux1", "linux"),
+)
 NOT_LOCKED = re.compile(r"(torch|triton|cuda-.*|nvidia-.*)$")
 Lock = dict[str, tuple[str, set[str]]]  # name → version, SHA-256 of its files
 

@@ -1,8 +1,7 @@
-#!/usr/bin/env python3
-"""Writes a bill of materials (CycloneDX 1.6, JSON) of an environment with kibun in it, and holds it to the lock.
+"""Writes a bill of materials (CycloneDX 1.6, JSON) of an environment with kibun in it, and compares it with the lock.
 
     pip install -c constraints.txt cyclonedx-bom
-    python3 deploy/sbom.py [--python /opt/kibun/bin/python] [--out sbom.json] [--strict]
+    python3 -m deploy.sbom [--python /opt/kibun/bin/python] [--out sbom.json] [--strict]
 
 cyclonedx-bom lists and validates; this adds each file's SHA-256 from deploy/requirements.txt, leaves out paths of this
 machine, and says which packages differ from the lock or declare no licence. With `--strict` a difference is an error.
@@ -21,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lock import LOCK, ROOT, Lock, normal, read_lock
+from deploy.lock import LOCK, ROOT, Lock, normal, read_lock
 
 
 def list_environment(python: str) -> dict[str, Any]:

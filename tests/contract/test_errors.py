@@ -33,6 +33,7 @@ from tests.support.serving import (
 )
 
 Code = grpc.StatusCode
+LINEAR16 = pb.AUDIO_ENCODING_LINEAR16
 NAN, INF = float("nan"), float("inf")
 SILENCE = bytes(3200)
 # Fills little of a window, so that a client that does not read is soon a slow one.
@@ -136,7 +137,11 @@ def durations(field: str, *values: Duration) -> list[tuple[str, dict[str, Any]]]
             (
                 "UNSUPPORTED_CHANNEL_COUNT",
                 "audio_config.audio_channel_count",
-                {"audio_config": pb.AudioConfig(encoding=1, sample_rate_hertz=16_000, audio_channel_count=n)},
+                {
+                    "audio_config": pb.AudioConfig(
+                        encoding=pb.AUDIO_ENCODING_LINEAR16, sample_rate_hertz=16_000, audio_channel_count=n
+                    )
+                },
             )
             for n in (2, -1)
         ],
@@ -146,7 +151,7 @@ def durations(field: str, *values: Duration) -> list[tuple[str, dict[str, Any]]]
             for value in ("a\nb", "a\0b", "a/b", ".hidden", "x" * 65, "x" * 10_240, "気分", " ")
         ],
         *[
-            ("TRAITS_OUT_OF_RANGE", f"given_personality.{at_fault}", {"given_personality": pb.BigFiveTraits(**traits)})
+            ("TRAITS_OUT_OF_RANGE", f"given_personality.{at_fault}", {"given_personality": traits})
             for at_fault, traits in [
                 ("openness", {}),
                 ("neuroticism", {"openness": 4, "conscientiousness": 4, "extraversion": 4, "agreeableness": 4}),
@@ -385,7 +390,7 @@ async def test_finished_turn_again(stub: Stub) -> None:
 
 
 async def test_superseded_stream(stub: Stub) -> None:
-    fields = {"conversation_id": "two", "turn_id": "t1"}
+    fields: dict[str, Any] = {"conversation_id": "two", "turn_id": "t1"}
     async with Talk(stub) as older, Talk(stub) as newer:
         await older.send(config(**fields))
         await older.until("stream_started")

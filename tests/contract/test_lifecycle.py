@@ -18,7 +18,8 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from kibun.server import serving
-from kibun.server.settings import Settings, StartError
+from kibun.server.errors import StartError
+from kibun.server.settings import Settings
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support import ROOT
@@ -208,7 +209,7 @@ SPEECH = [*chunks(encode(spoken(1.0)))]
 async def test_cancel_frees_the_place_and_leaves_the_turn_open(stub: Stub) -> None:
     """Also where the client has half-closed: end of file is not the end of a turn."""
     for half_closed in (False, True):
-        fields = {"conversation_id": f"cancelled-{half_closed}", "turn_id": "t1"}
+        fields: dict[str, Any] = {"conversation_id": f"cancelled-{half_closed}", "turn_id": "t1"}
         async with Talk(stub) as talk:
             await talk.send(config(**fields), *SPEECH)
             await talk.until("speech_event")
@@ -374,7 +375,7 @@ async def test_credentials_are_checked_and_every_failure_reads_the_same(guarded:
 
 async def test_tenants_do_not_see_each_other(guarded: Server) -> None:
     acme, umbrella = (tuple(bearer(t).items()) for t in ("acme", "umbrella"))
-    fields = {"conversation_id": "shared-name", "turn_id": "t1"}
+    fields: dict[str, Any] = {"conversation_id": "shared-name", "turn_id": "t1"}
     async with connect(guarded) as stub:
         await converse(stub, [config(**fields), *SPEECH], metadata=bearer("acme"))
         for call, request in (
@@ -409,7 +410,8 @@ async def test_tls_and_client_certificates(tmp_path: Path) -> None:
     async def ask(server: Server, credentials: grpc.ChannelCredentials | None) -> pb.GetServiceInfoResponse:
         open_channel = grpc.aio.secure_channel if credentials else grpc.aio.insecure_channel
         async with open_channel(server.target, *([credentials] if credentials else [])) as channel:
-            return await Stub(channel).GetServiceInfo(pb.GetServiceInfoRequest(), timeout=5)
+            info: pb.GetServiceInfoResponse = await Stub(channel).GetServiceInfo(pb.GetServiceInfoRequest(), timeout=5)
+            return info
 
     trusting = grpc.ssl_channel_credentials(read("ca.pem"))
     known = grpc.ssl_channel_credentials(read("ca.pem"), read("client.key"), read("client.pem"))

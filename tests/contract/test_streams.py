@@ -32,7 +32,12 @@ from tests.support.serving import (
     spoken,
 )
 
-ENCODINGS: dict[Encoding, int] = {"linear16": 1, "mulaw": 3, "float32": 5, "alaw": 20}
+ENCODINGS: dict[Encoding, pb.AudioEncoding] = {
+    "linear16": pb.AUDIO_ENCODING_LINEAR16,
+    "mulaw": pb.AUDIO_ENCODING_MULAW,
+    "float32": pb.AUDIO_ENCODING_FLOAT32,
+    "alaw": pb.AUDIO_ENCODING_ALAW,
+}
 Event = pb.SpeechEvent
 DELAY_S = 0.06  # of each inference, so that finals are slower than their stream
 
@@ -120,7 +125,9 @@ async def test_what_a_stream_tells_of_itself(stub: Stub) -> None:
     effective = started.effective_config
     assert effective.conversation_id == started.conversation_id != ""
     assert effective.turn_id == started.turn_id != ""
-    assert effective.audio_config == pb.AudioConfig(encoding=1, sample_rate_hertz=16_000, audio_channel_count=1)
+    assert effective.audio_config == pb.AudioConfig(
+        encoding=pb.AUDIO_ENCODING_LINEAR16, sample_rate_hertz=16_000, audio_channel_count=1
+    )
     assert effective.endpointing_config.utterance_end_silence == seconds(0.5)
     assert effective.conversation_ttl == seconds(1800)
     again = config()
@@ -299,7 +306,8 @@ async def test_given_personality_conditions_emotion(stub: Stub) -> None:
 
 @pytest.mark.parametrize("without", ["emotion", "personality"])
 async def test_features_can_be_left_out(stub: Stub, without: str) -> None:
-    features = pb.AnalysisFeatures(**{f"disable_{without}": True})
+    leave_out: dict[str, Any] = {f"disable_{without}": True}
+    features = pb.AnalysisFeatures(**leave_out)
     responses = await converse(stub, [config(features=features), *chunks(encode(spoken(1.0)))])
     check_stream(responses)
     (final,), (turn,) = finals(responses), of_kind(responses, "turn_result")

@@ -24,13 +24,8 @@ MODELS = (
     ModelInfo("default", "1", vector_size=2, max_samples=480_000),
     ModelInfo("given", "1", vector_size=2, supports_personality=False),
 )
-KINDS = (
-    pb.StreamingAnalyzeRequest,
-    pb.AnalyzeRequest,
-    pb.GetConversationRequest,
-    pb.CompleteConversationRequest,
-    pb.DeleteConversationRequest,
-)
+NAMING = (pb.GetConversationRequest, pb.CompleteConversationRequest, pb.DeleteConversationRequest)
+KINDS = (pb.StreamingAnalyzeRequest, pb.AnalyzeRequest, *NAMING)
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 DEFAULTS = requests.Defaults(MODELS, EndpointingOptions(), 1800.0, lambda kind: f"{kind}-1", contract.MAX_TTL_S)
 INTERNALS = re.compile(r"Traceback|\.py|kibun\.|/|Error\b|Exception|0x|object at|<class|None|DecodeError")
@@ -83,8 +78,8 @@ def check_config(config: pb.StreamingAnalyzeConfig) -> None:
     told = responses.effective_config(config, options, started)
     again = requests.stream_options(told, tenant="acme", defaults=DEFAULTS)
     assert abs(again.ttl_s - options.ttl_s) <= 1 / 16_000, "told in samples, as every duration"
-    same = {"warnings": (), "ttl_asked": True, "ttl_s": options.ttl_s}
-    assert replace(again, **same) == replace(options, **same)
+    again, options = (replace(o, warnings=(), ttl_asked=True, ttl_s=options.ttl_s) for o in (again, options))
+    assert again == options
 
 
 def check_failure(failure: Failure) -> None:
@@ -102,7 +97,7 @@ def check_failure(failure: Failure) -> None:
 
 
 def seeds() -> Iterable[bytes]:
-    audio = pb.AudioConfig(encoding=1, sample_rate_hertz=16_000, audio_channel_count=1)
+    audio = pb.AudioConfig(encoding=pb.AUDIO_ENCODING_LINEAR16, sample_rate_hertz=16_000, audio_channel_count=1)
     full = pb.StreamingAnalyzeConfig(
         audio_config=audio,
         conversation_id="table-4",
@@ -129,9 +124,9 @@ def seeds() -> Iterable[bytes]:
     streams += [pb.StreamingAnalyzeRequest(end_of_turn={"next_turn_id": name}) for name in ("", "t2", "a\nb")]
     yield from (b"\0" + message.SerializeToString() for message in streams)
     yield b"\1" + pb.AnalyzeRequest(config=full, audio_content=b"\0" * 9).SerializeToString()
-    for number in range(2, len(KINDS)):
+    for number, kind in enumerate(NAMING, 2):
         for name in ("table-4", "x" * 65, "\0"):
-            yield bytes([number]) + KINDS[number](conversation_id=name).SerializeToString()
+            yield bytes([number]) + kind(conversation_id=name).SerializeToString()
     yield b"\0\xff\xff\xff\xff"
 
 

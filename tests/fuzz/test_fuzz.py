@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from kibun.server.api import requests
 from kibun.server.errors import invalid
+from kibun.v1 import speech_analysis_pb2 as pb
 from tests.fuzz import fuzz_parser
 from tests.fuzz.fuzzing import Bytes, cut
 
@@ -60,9 +62,9 @@ def mutated(chance: random.Random, seed: bytes) -> bytes:
 
 def test_a_target_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     """An identifier that is let through, and an error that tells of the server's insides."""
-    monkeypatch.setattr(fuzz_parser.requests, "identifier", lambda value, field: value)
+    monkeypatch.setattr(requests, "identifier", lambda value, field: value)
     with pytest.raises(AssertionError):
-        fuzz_parser.check(b"\2" + fuzz_parser.pb.GetConversationRequest(conversation_id="a\nb").SerializeToString())
+        fuzz_parser.check(b"\2" + pb.GetConversationRequest(conversation_id="a\nb").SerializeToString())
     monkeypatch.undo()
     told = invalid("INVALID_ID", "turn_id", "DecodeError in /srv/kibun/service.py")
     with pytest.raises(AssertionError):

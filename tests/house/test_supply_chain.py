@@ -5,24 +5,43 @@ import re
 import subprocess
 import sys
 import venv
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
+from deploy import lock, sbom
 from tests.support import ROOT
 
 DEPLOY = ROOT / "deploy"
-sys.path.insert(0, str(DEPLOY))
-import lock  # noqa: E402 (a script's folder, not a package)
-
 LOCKED = lock.read_lock(lock.LOCK)
 
 
 def test_the_lock_fits_pyproject_and_constraints() -> None:
     assert lock.problems(LOCKED) == []
-    assert len(LOCKED) > 40
+    reached = {name for name in reachable() if not lock.NOT_LOCKED.match(name)}
+    assert reached == LOCKED.keys(), "all that is needed on any Python and processor, and nothing else"
     assert {"grpcio", "protobuf", "numpy", "transformers", "safetensors", "redis", "webrtcvad-wheels"} <= LOCKED.keys()
     assert "torch" not in LOCKED, "locked by itself"
+
+
+def reachable() -> set[str]:
+    """Names of the server's requirements and of all that they require, as their installed versions say it."""
+    places = [{"python_version": p, "platform_machine": m} for p in lock.PYTHONS for m in lock.MACHINES]
+    waiting = [(lock.name_of(line), "") for line in lock.requirements()]
+    found: set[tuple[str, str]] = set()
+    while waiting:
+        name, extra = waiting.pop()
+        if (name, extra) in found:
+            continue
+        found.add((name, extra))
+        for line in metadata.requires(name) or []:
+            wanted = Requirement(line)
+            if wanted.marker is None or any(wanted.marker.evaluate({**place, "extra": extra}) for place in places):
+                waiting += [(lock.normal(wanted.name), asked) for asked in ("", *wanted.extras)]
+    return {name for name, _ in found}
 
 
 def test_a_lock_that_does_not_fit_is_found_out() -> None:
@@ -76,7 +95,7 @@ def test_the_dockerfile_installs_only_what_is_hashed_and_runs_as_nobody() -> Non
     assert all(name in served + observed for name in options)
 
 
-def bill() -> dict[str, object]:
+def bill() -> dict[str, Any]:
     return {
         "components": [
             {"name": "grpcio", "version": LOCKED["grpcio"][0]},
@@ -89,15 +108,13 @@ def bill() -> dict[str, object]:
 
 
 def test_a_bill_of_materials_is_held_to_the_lock() -> None:
-    import sbom
-
     found = bill()
     differs = sbom.complete(found, LOCKED)
     assert f"numpy is 1.0, the lock has {LOCKED['numpy'][0]}" in differs
     assert "left-pad 1.3 is not in the lock" in differs
     assert "redis is in the lock and not installed" in differs
     assert not any(line.startswith(("grpcio ", "typing-extensions ", "torch ")) for line in differs)
-    components = {c["name"]: c for c in found["components"]}  # type: ignore[attr-defined]
+    components = {c["name"]: c for c in found["components"]}
     assert components["numpy"]["externalReferences"] == [{"url": "https://x"}]
     (only,) = LOCKED["typing-extensions"][1]
     assert components["typing_extensions"]["hashes"] == [{"alg": "SHA-256", "content": only}]
@@ -109,7 +126,7 @@ def test_the_bill_of_materials_of_this_environment(tmp_path: Path) -> None:
     pytest.importorskip("cyclonedx_py", reason="needs cyclonedx-bom, as in the extra audit")
     out = tmp_path / "sbom.json"
     done = subprocess.run(
-        [sys.executable, str(DEPLOY / "sbom.py"), "--out", str(out)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "deploy.sbom", "--out", str(out)], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
