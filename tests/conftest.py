@@ -4,9 +4,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
+
+# An example may take as long as it takes: nothing is asserted about time, and other programs may be busy.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -120,7 +120,6 @@ def test_padded_attention_is_attention_within_each_utterance() -> None:
     assert (_attention(padded, mask, 2)[mask] - expected).abs().max() < 1e-6
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3_000))
 def test_tiles_cover_all_rows_once_and_waste_little(rows: int) -> None:
     cut = list(tiles(rows))
@@ -131,7 +130,7 @@ def test_tiles_cover_all_rows_once_and_waste_little(rows: int) -> None:
     assert sum(height for _, _, height in cut) - rows <= max(7, rows / 7)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 300), st.sampled_from([1, 3, 10]))
 def test_a_head_linear_is_a_linear(rows: int, batch: int) -> None:
     linear = torch.nn.Linear(24, 40)

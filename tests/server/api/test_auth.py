@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kibun.server.api.auth import ANYONE, Authenticator, TokenFileError
@@ -136,7 +136,6 @@ def test_a_file_that_became_unusable_changes_nothing(tmp_path: Path) -> None:
 # ---- quotas
 
 
-@settings(deadline=None)
 @given(
     rate=st.floats(0.1, 1000),
     burst_s=st.floats(1, 60),

@@ -47,7 +47,7 @@ def split(data: bytes, sizes: list[int]) -> list[bytes]:
     return pieces
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     encoding=st.sampled_from(ENCODINGS),
     rate=st.sampled_from(RATES),

@@ -108,7 +108,7 @@ patterns = st.lists(st.tuples(st.booleans(), st.integers(1, 60)), min_size=1, ma
 chunkings = st.lists(st.integers(0, 5_000), min_size=1, max_size=8).filter(lambda sizes: max(sizes) > 20)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(runs=patterns, sizes=chunkings, options=st.sampled_from([OPTIONS, SHORT]), cut=st.integers(0, FRAME))
 def test_any_chunking_gives_the_same_events(
     runs: Runs, sizes: list[int], options: EndpointingOptions, cut: int
@@ -117,7 +117,7 @@ def test_any_chunking_gives_the_same_events(
     assert plain(run(audio, options, sizes)) == plain(run(audio, options))
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(runs=patterns, options=st.sampled_from([OPTIONS, SHORT]))
 def test_utterances_are_slices_in_order_without_overlap(runs: Runs, options: EndpointingOptions) -> None:
     audio = sound(runs)
@@ -132,7 +132,7 @@ def test_utterances_are_slices_in_order_without_overlap(runs: Runs, options: End
         previous_end = utterance.end
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(runs=patterns, options=st.sampled_from([OPTIONS, SHORT]))
 def test_needed_from_never_falls_and_nothing_before_it_comes_later(runs: Runs, options: EndpointingOptions) -> None:
     audio = sound(runs)
@@ -146,7 +146,7 @@ def test_needed_from_never_falls_and_nothing_before_it_comes_later(runs: Runs, o
     assert segmenter.needed_from == len(audio)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(runs=patterns, options=st.sampled_from([OPTIONS, SHORT]))
 def test_no_speech_is_lost(runs: Runs, options: EndpointingOptions) -> None:
     audio = sound(runs)
@@ -160,7 +160,7 @@ def test_no_speech_is_lost(runs: Runs, options: EndpointingOptions) -> None:
             assert covered[start:end].all()
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(runs=patterns, options=st.sampled_from([OPTIONS, SHORT]), memory=st.sampled_from([0.0, 0.6]))
 def test_a_replay_from_an_utterances_end_gives_what_followed(
     runs: Runs, options: EndpointingOptions, memory: float

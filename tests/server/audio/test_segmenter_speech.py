@@ -96,7 +96,7 @@ def _mulaw_values() -> Samples:
     return np.concatenate([decoder.decode(bytes(range(256))), decoder.flush()])
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(
     encoding_and_rate=st.sampled_from([("linear16", 16_000), ("float32", 44_100), ("linear16", 11_025)]),
     sizes=st.lists(st.integers(1, 30_000), min_size=1, max_size=6).filter(lambda sizes: max(sizes) > 200),

@@ -323,7 +323,7 @@ def two_servers(request: pytest.FixtureRequest) -> Iterator[tuple[asyncio.Runner
         runner.run(stack.aclose())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(operations=st.lists(OPERATIONS, max_size=25), number=st.integers(0, 10**9))
 def test_any_changes_do_as_in_memory(
     two_servers: tuple[asyncio.Runner, list[ConversationStore]], operations: list[Any], number: int

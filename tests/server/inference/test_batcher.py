@@ -130,7 +130,7 @@ class QueueMachine(RuleBasedStateMachine):
 
 
 TestQueue = QueueMachine.TestCase
-TestQueue.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestQueue.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def sizes(cost: CostModel, jobs: int, *, slots: int = 1, idle: int = 1, deadline: float = 100.0) -> list[int]:
@@ -512,7 +512,7 @@ async def test_close_answers_what_is_queued() -> None:
     assert not running.done()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0.1, 9), st.floats(0.1, 2), st.booleans()),

@@ -26,7 +26,7 @@ seconds = st.floats(0.0, 60.0)
 audio = st.floats(0.02, 60.0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.floats(1e-4, 1.0), st.floats(0.0, 1.0), st.integers(0, 2**32 - 1))
 def test_the_cost_of_mixed_batches_is_found(per_audio_s: float, per_batch_s: float, seed: int) -> None:
     cost, rng = CostModel(), np.random.default_rng(seed)
@@ -51,7 +51,7 @@ def test_one_length_alone_shows_no_gain_of_batches() -> None:
     assert cost.per_audio_s == pytest.approx(0.15)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(audio, seconds), max_size=60), audio)
 def test_costs_are_sane_whatever_was_measured(measured: list[tuple[float, float]], audio_s: float) -> None:
     cost = CostModel()
@@ -274,7 +274,7 @@ arrival = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(arrival, max_size=40),
     st.integers(1, 3),

@@ -46,7 +46,7 @@ def a_batch() -> protocol.Batch:
     )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(1, 9000))
 def test_messages_survive_a_pipe_that_splits_them_anywhere(step: int) -> None:
     frame = b"".join(protocol.encode(a_batch()))

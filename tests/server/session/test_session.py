@@ -737,7 +737,7 @@ async def results(turns: list[list[Request]], **options: Any) -> list[Any]:
     st.sampled_from([(16_000, "linear16"), (48_000, "linear16"), (8_000, "mulaw"), (44_100, "float32")]),
     st.sampled_from([1, 12_000]),
 )
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_any_chunking_and_any_turns(
     turns: list[list[tuple[float, float]]], cuts: list[int], source: tuple[int, str], min_samples: int
 ) -> None:

@@ -29,7 +29,7 @@ from tests.support.ratings import plain_kappa, rated
 # Six targets, four judges: table 2 of Shrout & Fleiss 1979, who print ICC(2,4) = .62 and ICC(3,4) = .91 for it.
 SHROUT_FLEISS = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], float)
 
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 halves = st.integers(2, 14).map(lambda value: value / 2)  # what trait scores of a rater look like
 
 
