@@ -1,8 +1,8 @@
 """The changes that a store which is away does not have yet, per conversation, oldest first, and limited in number.
 
-Where there is no room for one more, the oldest change of the largest is lost: of the conversation, of the tenant's
-largest conversation, or of the largest conversation of the tenant that has the most. So no tenant loses anything
-because of one that has more.
+Beyond the limits, the oldest change of the largest is lost: of the conversation itself, of the tenant's largest
+conversation, or of the largest conversation of the tenant that has the most. So no tenant loses anything because of
+another that has more.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def replay(
 
 def not_stored(error: Exception) -> Failure:
     log.error("a change made while the conversation store was away cannot be stored", exc_info=error)
-    text = "what this stream said while the conversation store was away could not be stored"
+    text = "the changes that this stream made while the conversation store was away could not be stored"
     return Failure(Kind.INTERNAL, "NOT_STORED", text)
 
 

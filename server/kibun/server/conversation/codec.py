@@ -78,6 +78,7 @@ class Head:
 def make_head(
     conversation: Conversation, participants: Mapping[str, ParticipantHead], incarnation: str, version: int
 ) -> Head:
+    """Makes the head of a conversation from the heads of its participants."""
     message = pb.Head(
         incarnation=incarnation,
         version=version,
@@ -92,6 +93,7 @@ def make_head(
 
 
 def make_participant_head(participant: Participant, utterances: Numbers, finished_turns: Numbers) -> ParticipantHead:
+    """Makes the head of a participant whose entries have these numbers."""
     openings = participant.openings.items()
     message = pb.Participant(
         participant_id=participant.participant_id,
@@ -124,6 +126,7 @@ def unpack_head(data: bytes) -> Head:
 
 
 def make_conversation(conversation_id: str, head: Head, participants: Mapping[str, Participant]) -> Conversation:
+    """Makes a conversation from its head and its participants."""
     m = head.message
     return Conversation(conversation_id, m.model, m.create_time, m.update_time, m.ttl_s, m.completed, participants)
 
@@ -131,7 +134,7 @@ def make_conversation(conversation_id: str, head: Head, participants: Mapping[st
 def make_participant(
     head: ParticipantHead, records: tuple[UtteranceRecord, ...], finished_turns: tuple[str, ...]
 ) -> Participant:
-    """Raises Damaged."""
+    """Makes a participant from its head and its entries. Raises Damaged."""
     m = head.message
     given_traits = cast(Traits | None, _all_or_none(m.given_traits, 5))
     openings = {opening.turn_id: Opening(opening.when, opening.offset) for opening in m.openings}

@@ -78,20 +78,18 @@ class Address:
 
         Raises AddressError. redis-py ignores what it does not understand, so the address is checked here first.
         """
+        if url.partition(":")[0].lower() not in ("redis", "rediss", "unix"):
+            raise AddressError("give memory, or an address that begins with redis://, rediss:// (TLS) or unix://")
         try:
             parts = urlsplit(url)
-            if parts.scheme not in ("redis", "rediss", "unix"):
-                raise AddressError("give memory, or an address that begins with redis://, rediss:// (TLS) or unix://")
             options = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query)))
             settings: dict[str, Any] = {**parse_url(url)}
-        except AddressError:
-            raise
         except ValueError:
             raise _malformed() from None  # the cause quotes the address
         allowed = _OPTIONS + (_SSL_OPTIONS if parts.scheme == "rediss" else ())
         if parts.fragment or not set(options) <= set(allowed):
             raise _malformed(f"; options after ? are {', '.join(allowed)}")
-        settings.pop("prefix", None)
+        settings.pop("prefix", None)  # ours, not redis-py's
         prefix = options.get("prefix", PREFIX)
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", prefix):
             raise AddressError("prefix may hold 1 to 64 letters, digits, '_', '.' and '-'")
@@ -113,7 +111,7 @@ class Address:
 
     @property
     def is_private(self) -> bool:
-        """Whether nobody can read along: TLS is used, or the connection does not leave this machine."""
+        """Whether no one else can read along: TLS is used, or the connection does not leave this machine."""
         host = self.settings.get("host", "localhost")
         try:
             return self.scheme != "redis" or host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -210,7 +208,7 @@ class RedisConnection:
 
 
 def _failure(error: Exception) -> Failure:
-    """Tells an outage from trouble with one key (WRONGTYPE, say: another program's value under its name)."""
+    """Distinguishes an outage from trouble with one key (WRONGTYPE, for example: another program uses its name)."""
     if not isinstance(error, (ResponseError, DataError)):
         return StoreUnavailable()
     if isinstance(error, _OUTAGES) or _OUTAGE_TEXT.search(str(error)):

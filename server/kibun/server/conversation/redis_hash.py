@@ -20,12 +20,12 @@ from kibun.server.errors import Failure, Kind
 
 log = logging.getLogger(__name__)
 READ_AT_ONCE = 256  # records (0.4 MB), so that neither Redis nor this server is busy with one conversation for long
-DELETED_TTL_S = 1.0  # of the mark of a deletion where the conversation's own time to live cannot be read
+DELETED_TTL_S = 1.0  # how long the mark of a deletion stays where the conversation's time to live cannot be read
 
-# Writes a conversation if it is as the caller knows it; otherwise says how it is. Values: head and `deleted` as known
-# ("" for none), head to write ("" to erase), `deleted` to write, milliseconds to live, 1 where all entries are new,
-# number of fields that go, their names, then names and values of new entries. The head is set before DEL: a full Redis
-# refuses what needs memory, but nothing more once a script has written something.
+# Writes a conversation if it is as the caller knows it; otherwise returns how it is. Values: `head` and `deleted` as
+# known ("" for none), `head` to write ("" to erase), `deleted` to write, milliseconds to live, 1 where all entries are
+# new, the number of fields to delete, their names, then names and values of the new entries. The head is set before
+# DEL: a full Redis refuses what needs memory, but nothing more once a script has written something.
 _WRITE = Script("""
 local known = redis.call('HMGET', KEYS[1], 'head', 'deleted')
 if (known[1] or '') ~= ARGV[1] or (known[2] or '') ~= ARGV[2] then return known end

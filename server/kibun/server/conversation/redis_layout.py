@@ -102,7 +102,7 @@ def difference(before: State, after: Conversation | None) -> Difference:
         return Difference(head=None, whole=True, new={}, gone=[])
     old, known = before.parsed, before.conversation
     if old is not None and not old.participants.keys() <= after.participants.keys():
-        old = known = None  # somebody is gone, with any number of fields
+        old = known = None  # a participant is gone, with any number of fields
     old_people = known.participants if known else {}
     old_heads = old.participants if old else {}
     heads: dict[str, codec.ParticipantHead] = {}

@@ -59,7 +59,7 @@ class RedisStore:
     async def first_contact(self) -> None:
         """Tries every command that is needed. Raises CannotConnect."""
         await self._connection.attempt("PING")
-        await RedisHash(self._connection, ("", secrets.token_hex(8))).attempt()
+        await self._hash(("", secrets.token_hex(8))).attempt()
 
     async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
         state = await self._load(key)
@@ -98,7 +98,7 @@ class RedisStore:
                 state, current = await self._load(key), True  # perhaps it is no longer so
                 continue
             after = self._stamped(changed, known, state) if changed is not None else None
-            state, written = await RedisHash(self._connection, key).write(state, after)
+            state, written = await self._hash(key).write(state, after)
             self._remember(key, state)
             if written:
                 return cast(C, after), result
@@ -111,14 +111,14 @@ class RedisStore:
         state = await self._load(key)
         while state.head:
             made = state.conversation.create_time.hex().encode() if state.conversation else state.deleted
-            state, written = await RedisHash(self._connection, key).write(state, None, deleted=made)
+            state, written = await self._hash(key).write(state, None, deleted=made)
             self._remember(key, state)
             if written:
                 return True
         return False
 
     async def knows(self, key: Key) -> bool:
-        return await RedisHash(self._connection, key).exists()
+        return await self._hash(key).exists()
 
     async def ping(self) -> None:
         await self._connection.call("PING")
@@ -145,8 +145,11 @@ class RedisStore:
     async def close(self) -> None:
         await self._connection.close()
 
+    def _hash(self, key: Key) -> RedisHash:
+        return RedisHash(self._connection, key)
+
     async def _load(self, key: Key) -> State:
-        state = await RedisHash(self._connection, key).read(self._cache.get(key))
+        state = await self._hash(key).read(self._cache.get(key))
         self._remember(key, state)
         return state
 
