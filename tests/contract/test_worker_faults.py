@@ -17,6 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from kibun.models.files import resolve_bundle
+from kibun.server.inference.worker_pool import DEFAULT_LOADER
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support import stub_model
@@ -209,7 +210,7 @@ def test_a_bundle_that_is_not_what_was_built_is_refused_before_serving(tmp_path:
         weights.write_bytes(pickle.dumps({"weights": [0.0]}))
     else:
         weights.unlink()
-    real = ("--loader", "kibun.server.inference.worker:load_models", "--port", "0")
+    real = ("--loader", DEFAULT_LOADER, "--port", "0")
     done = subprocess.run(
         command(*real, model=str(bundle)), env=environment(), capture_output=True, text=True, timeout=100, check=False
     )

@@ -18,7 +18,7 @@ from kibun.server.inference import worker
 from kibun.server.inference import worker_protocol as protocol
 from kibun.server.inference.backend import BackendError, Job
 from kibun.server.inference.runner import BatchRunner
-from kibun.server.inference.worker_pool import LocalBackend
+from kibun.server.inference.worker_pool import DEFAULT_LOADER, LocalBackend
 from tests.support import stub_model
 
 # --- messages --------------------------------------------------------------------------------------------------------
@@ -183,9 +183,7 @@ def a_job() -> Job:
 
 def options(*models: Path | str, device: str = "cpu", allow_untrained: bool = True) -> protocol.LoadOptions:
     names = tuple(map(str, models))
-    return protocol.LoadOptions(
-        "kibun.server.inference.worker:load_models", names, device=device, allow_untrained=allow_untrained
-    )
+    return protocol.LoadOptions(DEFAULT_LOADER, names, device=device, allow_untrained=allow_untrained)
 
 
 def loaded_model(options: protocol.LoadOptions) -> worker.BundleModel:

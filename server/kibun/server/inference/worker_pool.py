@@ -63,6 +63,13 @@ class _Device:
     def alive(self) -> bool:
         return self.worker is not None and self.worker.alive
 
+    @property
+    def load(self) -> float:
+        """Share of its slots that are in use; 1 where it takes no batch now."""
+        if self.worker is None or not self.worker.alive or self.reserved:
+            return 1.0
+        return self.worker.in_flight / self.worker.info.slots
+
 
 class LocalBackend:
     """One worker process per device. All methods belong to one event loop."""
@@ -243,25 +250,12 @@ class LocalBackend:
 
     def _least_busy(self) -> _Device | None:
         """Find a worker with a free slot; None while there is none, or while second attempts come first."""
-        if self._retries:
-            return None
-        free = [
-            (device.worker.in_flight / device.worker.info.slots, index)
-            for index, device in enumerate(self._devices)
-            if device.worker is not None and device.worker.alive
-            if device.worker.in_flight < device.worker.info.slots and not device.reserved
-        ]
-        return self._devices[min(free)[1]] if free else None
+        device = min(self._devices, key=lambda device: device.load)
+        return device if device.load < 1 and not self._retries else None
 
     def _idle(self) -> _Device | None:
         """Find a worker with nothing in flight."""
-        idle = (
-            device
-            for device in self._devices
-            if device.worker is not None and device.worker.alive
-            if device.worker.in_flight == 0 and not device.reserved
-        )
-        return next(idle, None)
+        return next((device for device in self._devices if device.load == 0), None)
 
     async def _wait_for_worker(self, lock: asyncio.Lock, find: Callable[[], _Device | None]) -> _Device:
         """Wait for a worker; callers that share a lock are served in order. Raises BackendError NO_WORKER."""
