@@ -58,12 +58,12 @@ def record(vector: int) -> UtteranceRecord:
 
 def seeds() -> Iterable[bytes]:
     ann = Participant("ann", revision=3, given_traits=(1.0, 2.0, 3.0, 4.0, 5.0), openings={"t2": Opening(1.5, 160)})
-    heads = [
-        codec.make_participant_head(ann, codec.Numbers((0, 1, 2, 7, 9), 10), codec.Numbers((0,), 1)),
-        codec.make_participant_head(Participant("bo"), codec.Numbers(), codec.Numbers()),
-    ]
+    heads = {
+        "ann": codec.make_participant_head(ann, codec.Numbers((0, 1, 2, 7, 9), 10), codec.Numbers((0,), 1)),
+        "bo": codec.make_participant_head(Participant("bo"), codec.Numbers(), codec.Numbers()),
+    }
     conversation = Conversation("c", "demo-tiny", 1.0, 2.0, 1800.0)
-    head = codec.make_head(conversation, {p.message.participant_id: p for p in heads}, "abcd", 7)
+    head = codec.make_head(conversation, heads, "abcd", 7)
     values = [(0, codec.pack_head(head))]
     values += [(2, codec.pack_finished_turn(turn_id)) for turn_id in ("turn-1", "気分")]
     values += [(1, codec.pack_utterance(record(size))) for size in (0, 1, 8)]

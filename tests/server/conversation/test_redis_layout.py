@@ -16,10 +16,10 @@ from kibun.server.conversation.state import (
 from tests.support.stores import plain, record
 
 
-def full_conversation() -> Conversation:
+def full_conversation(participants: int = MAX_PARTICIPANTS) -> Conversation:
     openings = {f"turn-{n:040}": Opening(1e9 + n / 7, 0) for n in range(MAX_OPENINGS)}
     records = tuple(record(start=n) for n in range(MAX_RECORDS))
-    people = [Participant(f"p{n}", records, tuple(openings), 1, None, openings) for n in range(MAX_PARTICIPANTS)]
+    people = [Participant(f"p{n}", records, tuple(openings), 1, None, openings) for n in range(participants)]
     return Conversation("c", "m", 1.0, 1.0, 1800.0, participants={p.participant_id: p for p in people})
 
 
@@ -44,7 +44,7 @@ def test_a_change_packs_only_the_participant_that_changed() -> None:
 
 
 def test_a_participant_that_is_gone_makes_all_new() -> None:
-    whole = full_conversation()
+    whole = full_conversation(4)
     people = {name: p for name, p in whole.participants.items() if name in ("p1", "p2")}
     change = layout.difference(stored(whole), replace(whole, participants=people))
     assert change.whole
@@ -52,7 +52,7 @@ def test_a_participant_that_is_gone_makes_all_new() -> None:
 
 
 def test_a_hash_gives_back_the_conversation() -> None:
-    whole = full_conversation()
+    whole = full_conversation(3)
     change = layout.difference(layout.State(), whole)
     assert change.head
     assert set(change.new) == set(layout.fields(change.head))

@@ -13,7 +13,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -56,10 +56,9 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class ParticipantHead:
-    """What the head says about one participant; `packed` is the message, which most changes leave as it is."""
+    """What the head says about one participant; most changes leave `packed`, the message, as it is."""
 
-    message: pb.Participant
-    packed: bytes = field(repr=False)
+    packed: bytes
     utterances: Numbers
     finished_turns: Numbers
 
@@ -103,7 +102,7 @@ def make_participant_head(participant: Participant, utterances: Numbers, finishe
         utterances=_pack_numbers(utterances),
         finished_turns=_pack_numbers(finished_turns),
     )
-    return ParticipantHead(message, message.SerializeToString(), utterances, finished_turns)
+    return ParticipantHead(message.SerializeToString(), utterances, finished_turns)
 
 
 def pack_head(head: Head) -> bytes:
@@ -119,7 +118,7 @@ def unpack_head(data: bytes) -> Head:
     except _UNREADABLE as error:
         raise Damaged from error
     heads = {
-        p.participant_id: ParticipantHead(p, packed, _unpack_numbers(p.utterances), _unpack_numbers(p.finished_turns))
+        p.participant_id: ParticipantHead(packed, _unpack_numbers(p.utterances), _unpack_numbers(p.finished_turns))
         for p, packed in participants
     }
     return Head(message, heads)
@@ -135,7 +134,7 @@ def make_participant(
     head: ParticipantHead, records: tuple[UtteranceRecord, ...], finished_turns: tuple[str, ...]
 ) -> Participant:
     """Makes a participant from its head and its entries. Raises Damaged."""
-    m = head.message
+    m = pb.Participant.FromString(head.packed)
     given_traits = cast(Traits | None, _all_or_none(m.given_traits, 5))
     openings = {opening.turn_id: Opening(opening.when, opening.offset) for opening in m.openings}
     return Participant(m.participant_id, records, finished_turns, m.revision, given_traits, openings)
