@@ -1,4 +1,4 @@
-"""Servers that are told to stop: how soon they are gone, what open streams are told, and the exit code."""
+"""Servers that are asked to stop: that they end, what open streams get, and the exit code."""
 
 import asyncio
 import os
@@ -54,7 +54,7 @@ async def test_while_costs_are_measured_a_server_stops_at_once() -> None:
         await gone(server)
 
 
-async def test_nothing_that_hangs_keeps_a_server_that_is_told_twice() -> None:
+async def test_nothing_that_hangs_delays_a_server_at_the_second_signal() -> None:
     """Frozen worker, queued finals, a client that never reads, one that sent nothing yet: all at once."""
     with serve("--grace", "60", model=HANGS) as server:
         async with connect(server) as stub, connect(server, **SMALL_WINDOW) as another:

@@ -1,6 +1,6 @@
 """Looks for what must not be anywhere: audio, scores, names and tokens, in whatever form they might be written.
 
-Also run inside the server's processes, to tell which files they open for writing: `watch_files`, and `load`, a loader
+Also run inside the server's processes, to list which files they open for writing: `watch_files`, and `load`, a loader
 of stub models that watches the worker.
 """
 
@@ -21,7 +21,7 @@ from tests.support import stub_model
 
 VALENCE = 2.718281746  # exact in float32
 EXCEPTION = "Boom-Larsen-80"  # what the server's own exceptions say
-FILES = "LEAKS_FILES"  # environment variable: where to tell of files
+FILES = "LEAKS_FILES"  # environment variable: where to list them
 
 WINDOW = 12  # samples of audio that are looked for together
 EVERY = 800  # samples; a window at each
@@ -101,7 +101,7 @@ def _base64(data: bytes) -> list[bytes]:
 
 
 class _Scored(stub_model.StubModel):
-    """Its valence can be told from other numbers."""
+    """Its valence differs from all other numbers."""
 
     def analyze(self, utterances: Sequence[Utterance]) -> list[Analysis]:
         from dataclasses import replace
@@ -118,14 +118,14 @@ def load(options: LoadOptions) -> LoadedModels:
 
 
 def watch_files() -> None:
-    """From now on this process tells every file that it opens for writing."""
-    told = os.open(os.environ[FILES], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    """From now on this process lists every file that it opens for writing."""
+    listed = os.open(os.environ[FILES], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if event == "open" and isinstance(arguments[0], str | bytes):
             path, mode, flags = arguments
             writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
             if writes or (isinstance(mode, str) and re.search("[wax+]", mode)):
-                os.write(told, f"{path}\n".encode())
+                os.write(listed, f"{path}\n".encode())
 
     sys.addaudithook(hook)

@@ -120,14 +120,14 @@ def deaf_watcher(port: int) -> Iterator[None]:
         sock.sendall(frame(1, 4, 1, block) + empty_message)
 
         def answer_pings() -> None:
-            held = b""
+            unread = b""
             with contextlib.suppress(OSError):
                 while data := sock.recv(65_536):
-                    held += data
-                    while len(held) >= 9 and len(held) >= 9 + (size := int.from_bytes(held[:3], "big")):
-                        if held[3] == 6 and not held[4] & 1:
-                            sock.sendall(frame(6, 1, 0, held[9 : 9 + size]))
-                        held = held[9 + size :]
+                    unread += data
+                    while len(unread) >= 9 and len(unread) >= 9 + (size := int.from_bytes(unread[:3], "big")):
+                        if unread[3] == 6 and not unread[4] & 1:
+                            sock.sendall(frame(6, 1, 0, unread[9 : 9 + size]))
+                        unread = unread[9 + size :]
 
         threading.Thread(target=answer_pings, daemon=True).start()
         yield

@@ -119,10 +119,10 @@ async def test_no_admission_while_the_analyzer_has_no_room() -> None:
         await open_before.send(config())
         await open_before.until("stream_started")
         world.analyzer.room = "none"
-        told = await refused(world.stub)
-        assert (told.code, told.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
-        assert told.retry_s
-        assert told.quota
+        refusal = await refused(world.stub)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert refusal.retry_s
+        assert refusal.quota
         await open_before.send(*SPEECH)
         assert len(finals(await open_before.finish())) == 1, "who was admitted is served"
 
@@ -162,10 +162,10 @@ async def test_a_bug_is_internal_with_an_opaque_id(caplog: pytest.LogCaptureFixt
         world.analyzer.before = fail
         # In one message: a client that is still writing when the stream ends may not see the status, see `refused`.
         speech = pb.StreamingAnalyzeRequest(audio_content=encode(spoken(0.8)))
-        told = await refused(world.stub, config(), speech)
-        assert (told.code, told.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
-        assert told.request_id in told.message
-        assert told.request_id in {getattr(record, "request_id", None) for record in caplog.records}
+        refusal = await refused(world.stub, config(), speech)
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+        assert refusal.request_id in refusal.message
+        assert refusal.request_id in {getattr(record, "request_id", None) for record in caplog.records}
         request = pb.AnalyzeRequest(config=config().streaming_config, audio_content=encode(spoken(0.8)))
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await world.stub.Analyze(request)
@@ -178,8 +178,8 @@ async def test_a_stream_whose_config_comes_after_the_drain_began_is_refused() ->
             await asyncio.sleep(0.01)
         world.service.drain()
         await talk.send(config())
-        told = await problem_of(talk.rest())
-        assert (told.code, told.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
+        refusal = await problem_of(talk.rest())
+        assert (refusal.code, refusal.reason) == (grpc.StatusCode.UNAVAILABLE, "DRAINING")
 
 
 async def test_the_longest_utterance_is_no_longer_than_the_model_takes() -> None:

@@ -28,7 +28,7 @@ def served() -> Scrape:
 
 
 def names(found: Scrape) -> set[str]:
-    """Every name that can be asked for, of families without a sample yet too."""
+    """Every name that can be asked for, also of families without a sample yet."""
     suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
     return {family.name + suffix for family in found.families for suffix in suffixes[family.type]}
 
@@ -119,9 +119,9 @@ def test_alerts_ask_for_what_there_is(served: Scrape) -> None:
         check(rule["expr"], served)
         assert rule["annotations"]["summary"]
         assert rule["labels"]["severity"] in ("page", "ticket")
-        told = set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
-        kept = re.findall(r"by \(([^)]*)\)", rule["expr"])
-        assert told <= (set(re.split(r",\s*", kept[-1])) if kept else labels(served)), rule["alert"]
+        used = set(re.findall(r"\$labels\.(\w+)", json.dumps(rule["annotations"])))
+        grouped = re.findall(r"by \(([^)]*)\)", rule["expr"])
+        assert used <= (set(re.split(r",\s*", grouped[-1])) if grouped else labels(served)), rule["alert"]
 
 
 def test_the_manual_names_every_metric_and_every_field_of_the_log(served: Scrape) -> None:

@@ -24,7 +24,7 @@ SECRET = "Jane-Doe-3.1415"
 
 
 class Log:
-    """A logger of its own whose lines can be read."""
+    """A separate logger whose lines can be read."""
 
     def __init__(self, style: logs.Format, name: str = "kibun.server.tested") -> None:
         self._written = io.StringIO()
@@ -229,8 +229,8 @@ def test_nothing_else_of_the_process_writes_what_an_exception_says() -> None:
     lines = [json.loads(line) for line in done.stderr.splitlines()]
     events = [line["event"] for line in lines if line["level"] in ("ERROR", "CRITICAL")]
     unhandled = "an unhandled exception"
-    told = [unhandled, unhandled, "Exception in callback", "Task exception was never retrieved", unhandled]
-    assert events == told, done.stderr
+    expected = [unhandled, unhandled, "Exception in callback", "Task exception was never retrieved", unhandled]
+    assert events == expected, done.stderr
     assert [line for line in lines if line["logger"] == "py.warnings"]
     assert "Jane" not in done.stderr
 
@@ -253,7 +253,7 @@ def test_a_start_that_fails_is_told_in_the_chosen_format() -> None:
 
 
 def test_grpc_writes_nothing_of_its_peers(tmp_path: Path) -> None:
-    """What is no TLS handshake makes gRPC's core write a line for each, unless it is told not to."""
+    """gRPC's core writes a line for every failed TLS handshake, unless it is silenced."""
     make_certificates(tmp_path)
     tls = ("--tls-cert", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key"))
     with serve(*tls) as server:

@@ -257,13 +257,13 @@ def test_ipv6(sites: Callable[..., str]) -> None:
 def test_silent_connections_cost_a_bounded_number_of_threads_and_free_their_place(sites: Callable[..., str]) -> None:
     url = sites()
     port = int(url.rpartition(":")[2])
-    held = [socket.create_connection(("127.0.0.1", port)) for _ in range(3 * MAX_CONNECTIONS)]
+    connections = [socket.create_connection(("127.0.0.1", port)) for _ in range(3 * MAX_CONNECTIONS)]
     closed = 0
-    for connection in held[MAX_CONNECTIONS:]:
+    for connection in connections[MAX_CONNECTIONS:]:
         connection.settimeout(20)
         closed += connection.recv(1) == b""
     assert closed == 2 * MAX_CONNECTIONS
-    for connection in held:
+    for connection in connections:
         connection.close()
     assert any(_answers(url) for _ in range(200))
 
@@ -281,8 +281,8 @@ def test_a_taken_port_ends_the_start_and_is_named() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        told = {**environment(), "KIBUN_METRICS_PORT": port}
-        done = subprocess.run(command("--port", "0"), env=told, capture_output=True, text=True, timeout=60)
+        variables = {**environment(), "KIBUN_METRICS_PORT": port}
+        done = subprocess.run(command("--port", "0"), env=variables, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert f"--metrics-port {port}" in done.stderr
     assert "error=" not in done.stderr

@@ -209,7 +209,7 @@ async def bad_streams(stub: Stub) -> None:
 
 
 async def faulty_models(stub: Stub) -> None:
-    """The detector raises what it heard, so does the model, gives NaN, and kills its process."""
+    """The detector and the model raise with the audio in the text; the model gives NaN, and kills its process."""
     loud = np.full(16_000, CRASH, np.float32)
     await fails(stub, [config(encoding=pb.AUDIO_ENCODING_FLOAT32), *chunks(loud.tobytes())], headers(GOOD))
     for first in (0.125, 0.25, 0.5):
@@ -318,7 +318,7 @@ def test_the_run_was_what_it_is_meant_to_be(run: Run) -> None:
     assert '"tenant": "acme"' in log
     assert b"StreamingAnalyze" in run.evidence["traces"]
     refused = Scrape(run.evidence["metrics"].decode())("kibun_refusals_total", reason="UNAUTHENTICATED")
-    assert refused >= 3, "the same call is told to the metrics"
+    assert refused >= 3, "the metrics count the same calls"
     assert all(len(needles) > 1 for needles in run.secrets.needles().values())
 
 
@@ -392,7 +392,7 @@ def only(kind: str, form: bytes, secrets: Secrets) -> Secrets:
 
 @pytest.mark.parametrize("form", ["raw", "hex", "base64", "repr", "numbers"])
 def test_audio_is_found_however_it_is_written(run: Run, form: str) -> None:
-    """Not from the needles, but from how somebody might log it: a piece of it, anywhere."""
+    """Not from the needles, but as a mistake might log it: a piece of it, anywhere."""
     import base64
 
     samples = run.secrets.audio[0][8_000:10_000]

@@ -1,4 +1,4 @@
-"""Traces: what a collector gets from a real `kibun serve`, and that a collector which is away holds nobody up."""
+"""Traces: what a collector gets from a real `kibun serve`, and that one which does not answer delays nothing."""
 
 import asyncio
 import itertools
@@ -40,7 +40,7 @@ def attributes(span: Any) -> dict[str, Any]:
 
 
 async def talk_and_stop(*arguments: str) -> None:
-    """One stream of two utterances with a trace of its own, and one that is refused; then the server stops."""
+    """One stream of two utterances with its own trace, and one that is refused; then the server stops."""
     metadata = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": f"vendor={MARKER}", "baggage": f"who={MARKER}"}
     with serve(*arguments) as server:
         async with connect(server) as stub:
@@ -65,11 +65,11 @@ def test_a_stream_is_a_span_with_its_finals_below(got: Collector) -> None:
     (call,) = (span for span in got.spans if span.trace_id.hex() == TRACE and span.name == METHOD)
     assert call.parent_span_id.hex() == PARENT
     assert call.kind == call.SPAN_KIND_SERVER
-    told = attributes(call)
-    assert told.pop("kibun.request_id").startswith("request-")
-    assert told.pop("kibun.duration_ms") > 0
-    assert told.pop("kibun.speech_s") > 1
-    assert told == {
+    found = attributes(call)
+    assert found.pop("kibun.request_id").startswith("request-")
+    assert found.pop("kibun.duration_ms") > 0
+    assert found.pop("kibun.speech_s") > 1
+    assert found == {
         "rpc.system": "grpc",
         "rpc.service": "kibun.v1.SpeechAnalysisService",
         "rpc.method": "StreamingAnalyze",
@@ -134,7 +134,7 @@ WITHOUT = "import sys; sys.modules['opentelemetry'] = None"
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "variables", "told"),
+    ("endpoint", "variables", "message"),
     [
         ("127.0.0.1:4318", {}, "--otlp-endpoint: give the collector's base URL, such as http://127.0.0.1:4318"),
         ("ftp://collector", {}, "--otlp-endpoint: give the collector's base URL"),
@@ -146,11 +146,11 @@ WITHOUT = "import sys; sys.modules['opentelemetry'] = None"
     ],
 )
 def test_what_cannot_be_done_is_said_at_the_start(
-    monkeypatch: pytest.MonkeyPatch, endpoint: str | None, variables: dict[str, str], told: str
+    monkeypatch: pytest.MonkeyPatch, endpoint: str | None, variables: dict[str, str], message: str
 ) -> None:
     for name, value in {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1", **variables}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(StartError, match=re.escape(told)):
+    with pytest.raises(StartError, match=re.escape(message)):
         Observability(metrics_host="127.0.0.1", metrics_port=None, otlp_endpoint=endpoint)
 
 

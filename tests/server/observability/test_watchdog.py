@@ -1,4 +1,4 @@
-"""An event loop that is blocked: what the watchdog says, and what becomes of the process."""
+"""An event loop that is blocked: what the watchdog logs, and how the process ends or recovers."""
 
 import asyncio
 import logging
@@ -106,7 +106,7 @@ async def test_a_long_block_ends_the_process(caplog: pytest.LogCaptureFixture) -
 
 
 async def test_a_log_that_blocks_does_not_keep_the_process() -> None:
-    """The loop may be blocked *by* the log: a pipe that nobody empties."""
+    """The loop may be blocked *by* the log: a pipe that is full."""
     left: list[int] = []
     gate = threading.Event()
     handler = logging.Handler()
