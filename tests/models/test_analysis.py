@@ -98,12 +98,12 @@ def test_training_and_serving_agree(model: KibunModel) -> None:
         np.testing.assert_allclose(output.arousal[row], present(analysis.arousal), atol=1e-5)
 
 
-def test_an_utterance_heard_now_counts_as_one_read_back_from_a_store(model: KibunModel) -> None:
+def test_a_new_utterance_counts_as_one_read_back_from_a_store(model: KibunModel) -> None:
     """Utterance by utterance, each time with stored vectors, equals all vectors at once."""
     stored: list[bytes] = []
     for turn in range(5):
-        heard = np.stack([np.frombuffer(blob, np.float16) for blob in stored]) if stored else NO_HISTORY
-        [analysis] = model.analyze([Utterance(audio(4_000 + 800 * turn, turn), heard)])
+        earlier = np.stack([np.frombuffer(blob, np.float16) for blob in stored]) if stored else NO_HISTORY
+        [analysis] = model.analyze([Utterance(audio(4_000 + 800 * turn, turn), earlier)])
         assert analysis.vector.dtype == np.float16
         assert analysis.vector.shape == (model.vector_size,)
         stored.append(analysis.vector.tobytes())

@@ -222,7 +222,7 @@ def test_gradients_reach_tail_and_head_and_not_the_frozen_trunk(name: str, query
     assert all(parameter.grad is None for parameter in model.trunk.parameters())
     assert all(parameter.grad is not None for parameter in model.tail("valence").parameters())
     moved = max(float(present(parameter.grad).abs().max()) for parameter in model.tail("valence").parameters())
-    assert (moved < 1e-6) == ((name, query) == ("ca", "acoustic")), "that one does not listen"
+    assert (moved < 1e-6) == ((name, query) == ("ca", "acoustic")), "that one ignores the audio"
 
 
 @pytest.mark.parametrize("name", HEADS)

@@ -106,7 +106,7 @@ def test_gradients_reach_only_what_is_not_frozen() -> None:
         assert any(present(parameter.grad).abs().max() > 0 for parameter in part.parameters())
 
 
-def test_the_emotion_loss_does_not_teach_the_personality_tail() -> None:
+def test_the_emotion_loss_does_not_train_the_personality_tail() -> None:
     torch.manual_seed(0)
     model = KibunModel(KibunConfig(hubert=hubert_config(), condition_ff=32))
     output = model(torch.stack(waveforms(4_000, 4_000)))

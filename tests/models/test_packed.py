@@ -164,7 +164,7 @@ def test_a_packed_model_analyses_as_the_plain_one_and_alone_as_in_a_batch(change
         assert same(packed.analyze([request])[0], analysis)
 
 
-def test_a_packed_model_keeps_personality_s_own_trunk() -> None:
+def test_a_packed_model_includes_personality_s_own_trunk() -> None:
     own = hubert_config(hidden_size=48, num_hidden_layers=3, num_attention_heads=4).to_dict()
     own = {name: value for name, value in own.items() if not name.startswith("_")}
     plain = tiny(personality_hubert=own, personality_trunk_layers=1)
@@ -175,7 +175,7 @@ def test_a_packed_model_keeps_personality_s_own_trunk() -> None:
     assert precision.largest_difference(expected, actual) < 1e-3
 
 
-def test_packing_gives_the_weights_away_part_by_part() -> None:
+def test_packing_uses_the_model_up() -> None:
     plain = tiny()
     packed = pack(plain)
     assert not hasattr(plain, "trunk")
@@ -209,7 +209,7 @@ def counted(model: Callable[[], KibunModel]) -> tuple[Callable[[], KibunModel], 
     return load, calls
 
 
-def test_float32_is_obeyed_and_a_small_model_stays_in_it() -> None:
+def test_float32_is_used_if_asked_for_and_for_a_small_model() -> None:
     load, calls = counted(tiny)
     model, reason = precision.packed_for(load, "fp32")
     assert (model.dtype, reason) == (torch.float32, "float32, as asked for")

@@ -133,7 +133,7 @@ def test_the_service_describes_what_each_model_can_do(client: Client, server: Se
     assert "kibun: plain-emotion: estimates no personality; valence and arousal are rescaled" in server.stderr
 
 
-def test_a_whole_model_warns_of_nothing(client: Client) -> None:
+def test_a_whole_model_triggers_no_warnings(client: Client) -> None:
     events = analyse(client, "whole")
     assert warnings(events) == []
     assert final(events).emotion is not None
@@ -141,7 +141,7 @@ def test_a_whole_model_warns_of_nothing(client: Client) -> None:
     assert condition(events).source is PersonalitySource.CONVERSATION
 
 
-def test_emotion_alone_says_that_there_is_no_personality(client: Client) -> None:
+def test_a_model_without_personality_warns_so(client: Client) -> None:
     events = analyse(client, "plain", model="plain-emotion")
     assert warnings(events) == ["PERSONALITY_UNSUPPORTED"]
     assert isinstance(events[1], StreamWarning), "at the start, after StreamStarted"
@@ -158,19 +158,19 @@ def test_emotion_alone_says_that_there_is_no_personality(client: Client) -> None
     assert participant.utterance_count == 1
 
 
-def test_who_asks_for_no_personality_is_not_warned(client: Client) -> None:
+def test_a_request_without_personality_triggers_no_warning(client: Client) -> None:
     events = analyse(client, "plain-2", model="plain-emotion", features=Features(personality=False))
     assert warnings(events) == []
 
 
-def test_traits_that_change_nothing_are_told(client: Client) -> None:
+def test_given_traits_that_change_nothing_trigger_a_warning(client: Client) -> None:
     events = analyse(client, "plain-3", model="plain-emotion", given_personality=GIVEN)
     assert "GIVEN_PERSONALITY_UNUSED" in warnings(events)
     assert final(events).condition is None
 
 
 @pytest.mark.parametrize("model", ["only-personality", "no-valence"])
-def test_personality_alone_says_that_there_is_no_emotion(client: Client, model: str) -> None:
+def test_a_model_without_emotion_warns_so(client: Client, model: str) -> None:
     events = analyse(client, f"{model}-1", model=model)
     assert warnings(events) == ["EMOTION_UNSUPPORTED"]
     assert isinstance(events[1], StreamWarning)
@@ -264,7 +264,7 @@ def test_given_traits_are_one_participants_own(client: Client) -> None:
     assert state.participant("b").given_personality == OTHER
 
 
-def test_given_traits_do_not_replace_what_is_heard(client: Client) -> None:
+def test_given_traits_do_not_replace_estimates_from_speech(client: Client) -> None:
     heard = final(analyse(client, "heard-1"))
     given = analyse(client, "heard-2", given_personality=GIVEN)
     assert condition(given).source is PersonalitySource.GIVEN

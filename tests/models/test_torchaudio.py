@@ -2,7 +2,10 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 USE_HUBERT = """
 from kibun.models._torchaudio import ensure_importable
@@ -31,50 +34,58 @@ BROKEN_EXTENSION = {
 UNUSABLE = {"__init__.py": "raise RuntimeError('compiled against another version')\n"}
 
 
-def install(folder: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
+FORCED_ALIGN = """
+import torchaudio
+try: torchaudio.functional.forced_align()
+except RuntimeError as error: assert "forced_align needs" in str(error)
+else: raise SystemExit("no error")
+"""
+# What runs, and the files of torchaudio; None: it is not installed.
+CASES: dict[str, tuple[str, dict[str, str] | None]] = {
+    "plain transformers": ("from transformers import HubertModel", UNUSABLE),
+    "broken extension": (USE_HUBERT + FORCED_ALIGN, BROKEN_EXTENSION),
+    "unusable": (STATE, UNUSABLE),
+    "absent": (STATE, None),
+    "working": (STATE, {"__init__.py": ""}),
+}
+Finished = subprocess.CompletedProcess[str]
+
+
+def run(code: str, files: dict[str, str] | None, folder: Path) -> Finished:
+    """Run code in a fresh interpreter where torchaudio has these files."""
+    for name, text in (files or {}).items():
         path = folder / "torchaudio" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    return folder
+    setup = "sys.modules['torchaudio'] = None" if files is None else f"sys.path[:0] = [{str(folder)!r}]"
+    command = [sys.executable, "-c", f"import sys; {setup}\n{code}"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def run(code: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run code in an interpreter where torchaudio is the one in `folder`, or none at all."""
-    first = (
-        "import sys; sys.modules['torchaudio'] = None"
-        if folder is None
-        else f"import sys; sys.path[:0] = [{str(folder)!r}]"
-    )
-    return subprocess.run([sys.executable, "-c", f"{first}\n{code}"], capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
+    """All cases, run at once: two of them import torch."""
+    folder = tmp_path_factory.mktemp("torchaudio")
+    with ThreadPoolExecutor(len(CASES)) as pool:
+        running = {name: pool.submit(run, *case, folder / name) for name, case in CASES.items()}
+    return {name: future.result() for name, future in running.items()}
 
 
-def test_the_trap_is_real(tmp_path: Path) -> None:
-    result = run("from transformers import HubertModel", install(tmp_path, UNUSABLE))
+def test_the_trap_is_real(finished: dict[str, Finished]) -> None:
+    result = finished["plain transformers"]
     assert result.returncode != 0, "transformers no longer needs this care: drop _torchaudio.py"
+    assert "compiled against another version" in result.stderr
 
 
-def test_a_broken_extension_leaves_the_rest_usable(tmp_path: Path) -> None:
-    code = USE_HUBERT + (
-        "import torchaudio\n"
-        "try: torchaudio.functional.forced_align()\n"
-        "except RuntimeError as error: assert 'forced_align needs' in str(error)\n"
-        "else: raise SystemExit('no error')\n"
-    )
-    result = run(code, install(tmp_path, BROKEN_EXTENSION))
-    assert (result.returncode, result.stdout) == (0, "without-extension\n"), result.stderr
-
-
-def test_an_unusable_torchaudio_counts_as_absent(tmp_path: Path) -> None:
-    result = run(STATE, install(tmp_path, UNUSABLE))
-    assert (result.returncode, result.stdout) == (0, "unusable True\n"), result.stderr
-
-
-def test_an_absent_torchaudio_is_no_problem() -> None:
-    result = run(STATE)
-    assert (result.returncode, result.stdout) == (0, "absent True\n"), result.stderr
-
-
-def test_a_working_torchaudio_is_left_alone(tmp_path: Path) -> None:
-    result = run(STATE, install(tmp_path, {"__init__.py": ""}))
-    assert (result.returncode, result.stdout) == (0, "ok False\n"), result.stderr
+@pytest.mark.parametrize(
+    ("case", "output"),
+    [
+        pytest.param("broken extension", "without-extension", id="a broken extension leaves the rest usable"),
+        pytest.param("unusable", "unusable True", id="an unusable torchaudio counts as absent"),
+        pytest.param("absent", "absent True", id="an absent torchaudio is no problem"),
+        pytest.param("working", "ok False", id="a working torchaudio is left alone"),
+    ],
+)
+def test_torchaudio_never_breaks_transformers(finished: dict[str, Finished], case: str, output: str) -> None:
+    result = finished[case]
+    assert (result.returncode, result.stdout) == (0, f"{output}\n"), result.stderr

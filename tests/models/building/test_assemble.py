@@ -227,7 +227,7 @@ def test_a_single_bit_is_enough(runs: dict[str, Path]) -> None:
     put_together(runs)
 
 
-def test_without_a_record_the_tensors_tell(runs: dict[str, Path]) -> None:
+def test_without_a_record_the_tensors_show_the_cause(runs: dict[str, Path]) -> None:
     for run in runs.values():
         edit(run, lambda model: setattr(model.config, "trunk_sha256", None))
 
@@ -343,7 +343,7 @@ def test_the_checksum_is_the_same_loaded_or_not(runs: dict[str, Path]) -> None:
     assert trunk_checksum(model) in sums, "tails are not part of it"
 
 
-def test_build_assembles_and_says_so(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_build_assembles_and_reports_it(runs: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "out"
     text = build(
         *("--pr", runs["personality"], "--valence", runs["valence"] / "bundle", "--arousal", runs["arousal"]),

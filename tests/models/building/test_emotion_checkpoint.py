@@ -44,7 +44,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Head(nn.Module):
-    """Written down here again, from the checkpoint's page."""
+    """Written again from the checkpoint's page."""
 
     def __init__(self, size: int, outputs: int) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class Head(nn.Module):
 
 
 class Checkpoint(nn.Module):
-    """Encoder and head with the names that the published file has."""
+    """Encoder and head with the weight names of the published file."""
 
     def __init__(self, config: Wav2Vec2Config) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Checkpoint(nn.Module):
 
 
 def shaken(model: M, seed: int = 0) -> M:
-    """Off its starting values, so that a forgotten norm or bias shows."""
+    """Move weights off their starting values, so that a forgotten norm or bias shows."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -82,7 +82,7 @@ def shaken(model: M, seed: int = 0) -> M:
 
 
 def make(folder: Path, *, labels: dict[int, str] | None = None, pickled: bool = False, **config: Any) -> Checkpoint:
-    """Write such a checkpoint as its makers would, and return the plain model."""
+    """Write a checkpoint as its makers would, and return the plain model."""
     from safetensors.torch import save_file
 
     torch.manual_seed(3)
@@ -230,7 +230,7 @@ def make_personality(folder: Path, **settings: Any) -> KibunModel:
     return load_bundle(folder / "bundle")
 
 
-def test_personality_of_another_size_keeps_a_trunk_of_its_own(tmp_path: Path) -> None:
+def test_personality_of_another_size_has_its_own_trunk(tmp_path: Path) -> None:
     plain, theirs = make(tmp_path / "public"), make_personality(tmp_path / "pr", synthetic=True)
     built = build_emotion_model(tmp_path / "public", name="real", personality=tmp_path / "pr")
     save_bundle(built, tmp_path / "out")
