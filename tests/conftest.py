@@ -1,5 +1,6 @@
 """Fixtures that every room's tests share."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,10 @@ from hypothesis import settings
 
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
+
+# Tests run side by side, and a process with more threads than its share of the cores waits for them at every product.
+# Child processes inherit this; those that choose their number of threads are not affected.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # An example may take as long as it takes: nothing is asserted about time, and other programs may be busy.
 settings.register_profile("untimed", deadline=None)
