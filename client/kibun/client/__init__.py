@@ -9,48 +9,53 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kibun.client.client import AsyncClient, AsyncConversation
-    from kibun.client.errors import (
-        AbortedError,
-        AlreadyExistsError,
-        AuthenticationError,
-        DeadlineError,
-        FailedPreconditionError,
-        InternalError,
-        InvalidRequestError,
-        KibunError,
-        NotFoundError,
-        ReplayBufferExceededError,
-        ResourceExhaustedError,
-        ServerTooOldError,
-        TurnEndedError,
-        UnavailableError,
-    )
-    from kibun.client.estimates import Emotion, EndReason, PersonalityEstimate, PersonalitySource, Traits
-    from kibun.client.events import (
-        AnalyzeResult,
-        Event,
-        PersonalityUpdate,
-        SpeechEvent,
-        SpeechEventType,
-        StreamEnded,
-        StreamProgress,
-        StreamStarted,
-        StreamWarning,
-        TurnResult,
-        UtteranceResult,
-    )
-    from kibun.client.options import Endpointing, Features, RetryPolicy, StreamConfig
-    from kibun.client.resources import (
-        ConversationState,
-        ModelDescription,
-        ParticipantState,
-        Scale,
-        ServiceInfo,
-    )
-    from kibun.client.stream import AsyncStream
-    from kibun.client.sync import Client, Conversation, Stream, Turn
-    from kibun.client.turn import AsyncTurn
+    from kibun.client.client import AsyncClient as AsyncClient
+    from kibun.client.client import AsyncConversation as AsyncConversation
+    from kibun.client.errors import AbortedError as AbortedError
+    from kibun.client.errors import AlreadyExistsError as AlreadyExistsError
+    from kibun.client.errors import AuthenticationError as AuthenticationError
+    from kibun.client.errors import DeadlineError as DeadlineError
+    from kibun.client.errors import FailedPreconditionError as FailedPreconditionError
+    from kibun.client.errors import InternalError as InternalError
+    from kibun.client.errors import InvalidRequestError as InvalidRequestError
+    from kibun.client.errors import KibunError as KibunError
+    from kibun.client.errors import NotFoundError as NotFoundError
+    from kibun.client.errors import ReplayBufferExceededError as ReplayBufferExceededError
+    from kibun.client.errors import ResourceExhaustedError as ResourceExhaustedError
+    from kibun.client.errors import ServerTooOldError as ServerTooOldError
+    from kibun.client.errors import TurnEndedError as TurnEndedError
+    from kibun.client.errors import UnavailableError as UnavailableError
+    from kibun.client.estimates import Emotion as Emotion
+    from kibun.client.estimates import EndReason as EndReason
+    from kibun.client.estimates import PersonalityEstimate as PersonalityEstimate
+    from kibun.client.estimates import PersonalitySource as PersonalitySource
+    from kibun.client.estimates import Traits as Traits
+    from kibun.client.events import AnalyzeResult as AnalyzeResult
+    from kibun.client.events import Event as Event
+    from kibun.client.events import PersonalityUpdate as PersonalityUpdate
+    from kibun.client.events import SpeechEvent as SpeechEvent
+    from kibun.client.events import SpeechEventType as SpeechEventType
+    from kibun.client.events import StreamEnded as StreamEnded
+    from kibun.client.events import StreamProgress as StreamProgress
+    from kibun.client.events import StreamStarted as StreamStarted
+    from kibun.client.events import StreamWarning as StreamWarning
+    from kibun.client.events import TurnResult as TurnResult
+    from kibun.client.events import UtteranceResult as UtteranceResult
+    from kibun.client.options import Endpointing as Endpointing
+    from kibun.client.options import Features as Features
+    from kibun.client.options import RetryPolicy as RetryPolicy
+    from kibun.client.options import StreamConfig as StreamConfig
+    from kibun.client.resources import ConversationState as ConversationState
+    from kibun.client.resources import ModelDescription as ModelDescription
+    from kibun.client.resources import ParticipantState as ParticipantState
+    from kibun.client.resources import Scale as Scale
+    from kibun.client.resources import ServiceInfo as ServiceInfo
+    from kibun.client.stream import AsyncStream as AsyncStream
+    from kibun.client.sync import Client as Client
+    from kibun.client.sync import Conversation as Conversation
+    from kibun.client.sync import Stream as Stream
+    from kibun.client.sync import Turn as Turn
+    from kibun.client.turn import AsyncTurn as AsyncTurn
 
 _MODULE_OF = {
     "client": ("AsyncClient", "AsyncConversation"),
@@ -98,55 +103,7 @@ _MODULE_OF = {
 }
 _EXPORTS = {name: module for module, names in _MODULE_OF.items() for name in names}
 
-__all__ = [
-    "AbortedError",
-    "AlreadyExistsError",
-    "AnalyzeResult",
-    "AsyncClient",
-    "AsyncConversation",
-    "AsyncStream",
-    "AsyncTurn",
-    "AuthenticationError",
-    "Client",
-    "Conversation",
-    "ConversationState",
-    "DeadlineError",
-    "Emotion",
-    "EndReason",
-    "Endpointing",
-    "Event",
-    "FailedPreconditionError",
-    "Features",
-    "InternalError",
-    "InvalidRequestError",
-    "KibunError",
-    "ModelDescription",
-    "NotFoundError",
-    "ParticipantState",
-    "PersonalityEstimate",
-    "PersonalitySource",
-    "PersonalityUpdate",
-    "ReplayBufferExceededError",
-    "ResourceExhaustedError",
-    "RetryPolicy",
-    "Scale",
-    "ServerTooOldError",
-    "ServiceInfo",
-    "SpeechEvent",
-    "SpeechEventType",
-    "Stream",
-    "StreamConfig",
-    "StreamEnded",
-    "StreamProgress",
-    "StreamStarted",
-    "StreamWarning",
-    "Traits",
-    "Turn",
-    "TurnEndedError",
-    "TurnResult",
-    "UnavailableError",
-    "UtteranceResult",
-]
+__all__ = tuple(_EXPORTS)
 
 
 def __getattr__(name: str) -> Any:

@@ -19,21 +19,14 @@ if TYPE_CHECKING:
 NO_RETRY = RetryPolicy(max_attempts=1, replay_limit_s=0.0)
 
 
-class AsyncStream:
-    """One stream, made by `AsyncClient.stream`: an async context manager and an async iterator of `Event`.
+class AudioStream:
+    """What `AsyncStream` and `AsyncTurn` share: an async context manager and an async iterator of `Event`.
 
     Leaving the block normally ends the stream and waits until the server has answered everything; leaving it by an
-    exception cancels the call. A lost connection is an error here; `AsyncTurn` resumes.
+    exception cancels the call.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        config: StreamConfig,
-        *,
-        retry: RetryPolicy = NO_RETRY,
-        single_turn: bool = False,
-    ) -> None:
+    def __init__(self, transport: Transport, config: StreamConfig, retry: RetryPolicy, *, single_turn: bool) -> None:
         self._engine = StreamEngine(transport, config, retry, single_turn=single_turn)
         self._target = transport.target
         self._feeder: asyncio.Task[None] | None = None
@@ -115,10 +108,6 @@ class AsyncStream:
             raise RuntimeError("this stream is already being fed")
         self._feeder = asyncio.create_task(self._feed(chunks, end))
 
-    async def end_of_turn(self, next_turn_id: str = "") -> None:
-        """Ends the turn after the audio pushed so far; what is pushed next belongs to `next_turn_id`."""
-        await self._put(EndOfTurn(next_turn_id))
-
     def end(self) -> None:
         """Nothing more will be pushed: the server finalizes the open utterance and turn. May be repeated."""
         self._engine.close_input()
@@ -148,11 +137,6 @@ class AsyncStream:
         self._engine.events.put_nowait(None)  # further iterations end as well
         self._raise_error()
         raise StopAsyncIteration
-
-    @property
-    def turn_result(self) -> TurnResult | None:
-        """The first TurnResult that has arrived."""
-        return self._engine.turn_result
 
     # -- helpers
 
@@ -186,3 +170,19 @@ class AsyncStream:
             self._engine.fail(error)
         if end:
             self.end()
+
+
+class AsyncStream(AudioStream):
+    """A stream of one or more turns, made by `AsyncClient.stream`. A lost connection is an error here."""
+
+    def __init__(self, transport: Transport, config: StreamConfig) -> None:
+        super().__init__(transport, config, NO_RETRY, single_turn=False)
+
+    async def end_of_turn(self, next_turn_id: str = "") -> None:
+        """Ends the turn after the audio pushed so far; what is pushed next belongs to `next_turn_id`."""
+        await self._put(EndOfTurn(next_turn_id))
+
+    @property
+    def turn_result(self) -> TurnResult | None:
+        """The first TurnResult that has arrived."""
+        return self._engine.turn_result

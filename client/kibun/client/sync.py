@@ -6,23 +6,24 @@ that pushes, one that iterates.
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
 from kibun.client.client import AsyncClient, AsyncConversation, ClientOptions
 from kibun.client.errors import TurnEndedError
 from kibun.client.events import AnalyzeResult, Event, StreamEnded, StreamStarted, TurnResult
 from kibun.client.options import RetryPolicy, StreamConfig, TurnOptions
 from kibun.client.resources import ConversationState, ServiceInfo
-from kibun.client.stream import AsyncStream
+from kibun.client.stream import AsyncStream, AudioStream
 from kibun.client.turn import AsyncTurn
 
 if TYPE_CHECKING:
     from kibun.client.pcm import Pcm
 
 T = TypeVar("T")
+Twin = TypeVar("Twin", bound=AudioStream)
 
 
 class LoopThread:
@@ -162,10 +163,10 @@ class Conversation:
         self._thread.run(self._conversation.delete(allow_missing=allow_missing))
 
 
-class _Face:
+class _Face(Generic[Twin]):
     """What `Stream` and `Turn` share: blocking calls of their asynchronous twin."""
 
-    def __init__(self, thread: LoopThread, twin: AsyncStream | AsyncTurn) -> None:
+    def __init__(self, thread: LoopThread, twin: Twin) -> None:
         self._thread = thread
         self._twin = twin
         self._feeder: threading.Thread | None = None
@@ -214,7 +215,7 @@ class _Face:
         return self
 
     def __next__(self) -> Event:
-        event = self._thread.run(_next_or_none(self._twin.__anext__))
+        event = self._thread.run(_next_or_none(self._twin))
         if event is None:
             raise StopIteration
         return event
@@ -232,43 +233,32 @@ class _Face:
                 self.end()
 
 
-class Stream(_Face):
+class Stream(_Face[AsyncStream]):
     """Synchronous twin of `AsyncStream`."""
-
-    def __init__(self, thread: LoopThread, stream: AsyncStream) -> None:
-        super().__init__(thread, stream)
-        self._stream = stream
 
     def end_of_turn(self, next_turn_id: str = "") -> None:
         """Ends the turn after the audio pushed so far; what is pushed next belongs to `next_turn_id`."""
-        self._thread.run(self._stream.end_of_turn(next_turn_id))
+        self._thread.run(self._twin.end_of_turn(next_turn_id))
 
 
-class Turn(_Face):
+class Turn(_Face[AsyncTurn]):
     """Synchronous twin of `AsyncTurn`."""
-
-    def __init__(self, thread: LoopThread, turn: AsyncTurn) -> None:
-        super().__init__(thread, turn)
-        self._turn = turn
 
     @property
     def turn_id(self) -> str:
         """Id of this turn, even if the server chose it."""
-        return self._turn.turn_id
+        return self._twin.turn_id
 
     @property
     def ended(self) -> bool:
         """True once the server has sent the turn's result, on its own or because `end` was called."""
-        return self._turn.ended
+        return self._twin.ended
 
     def result(self, timeout_s: float | None = None) -> TurnResult:
         """Ends the turn and waits for its result. Raises KibunError, DeadlineError after `timeout_s`."""
-        return self._thread.run(self._turn.result(timeout_s))
+        return self._thread.run(self._twin.result(timeout_s))
 
 
-async def _next_or_none(advance: Callable[[], Awaitable[Event]]) -> Event | None:
+async def _next_or_none(events: AsyncIterator[Event]) -> Event | None:
     # StopAsyncIteration must not leave a task.
-    try:
-        return await advance()
-    except StopAsyncIteration:
-        return None
+    return await anext(events, None)
