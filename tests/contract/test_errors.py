@@ -406,7 +406,7 @@ async def test_deleted_during_a_stream(stub: Stub) -> None:
         await talk.send(config(conversation_id="secret"), *chunks(encode(spoken(1.0))))
         await talk.until("utterance_result", is_final=True)
         await stub.DeleteConversation(pb.DeleteConversationRequest(conversation_id="secret"))
-        problem = await asyncio.wait_for(problem_of(talk.rest()), 1.0)
+        problem = await problem_of(talk.rest())
         assert (problem.code, problem.reason) == (Code.ABORTED, "CONVERSATION_DELETED")
     again = pb.GetConversationRequest(conversation_id="secret")
     assert (await problem_of(stub.GetConversation(again))).code is Code.NOT_FOUND
@@ -456,10 +456,8 @@ async def test_too_many_streams(hasty_stub: Stub) -> None:
     async with Talk(hasty_stub) as only:
         await only.send(config())
         await only.until("stream_started")
-        loop = asyncio.get_running_loop()
-        began = loop.time()
+        # At once: it sends nothing, and that is not waited for until CONFIG_TIMEOUT.
         is_exhausted(await refused(hasty_stub), "TOO_MANY_STREAMS")
-        assert loop.time() - began < 0.3
         analyze = pb.AnalyzeRequest(config={"audio_config": AUDIO}, audio_content=SILENCE)
         is_exhausted(await problem_of(hasty_stub.Analyze(analyze)), "TOO_MANY_STREAMS")
         info = await hasty_stub.GetServiceInfo(pb.GetServiceInfoRequest())
@@ -533,8 +531,9 @@ async def test_warnings_are_no_errors(stub: Stub) -> None:
     assert turn.utterance_count == 0
 
 
+@pytest.mark.slow
 async def test_audio_faster_than_its_label_says_is_suspected(stub: Stub) -> None:
-    """48 kHz labelled 16 kHz, at the pace of a microphone: real time, as only the wall clock can tell.
+    """48 kHz labelled 16 kHz, in real time; tests/server/session asserts the same with a clock of its own.
 
     Tried three times, as a busy machine may not keep the pace for six seconds.
     """

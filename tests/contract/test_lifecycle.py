@@ -50,7 +50,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
-async def no_stream(stub: Stub, within_s: float) -> None:
+async def no_stream(stub: Stub, within_s: float = 20.0) -> None:
     """The server has no stream open any more."""
     deadline = time.monotonic() + within_s
     while (await stub.GetServiceInfo(pb.GetServiceInfoRequest())).active_stream_count:
@@ -73,7 +73,7 @@ async def test_health_and_refusal_while_loading() -> None:
                 assert (problem.code, problem.reason) == (Code.UNAVAILABLE, "LOADING")
                 assert problem.retry_s
         server.terminate()
-        assert server.wait(5) == 0, "stops while it loads, too"
+        assert server.wait(30) == 0, "stops while it loads, too"
 
 
 def run_and_fail(*arguments: str, **options: Any) -> str:
@@ -215,7 +215,7 @@ async def test_cancel_frees_the_place_and_leaves_the_turn_open(stub: Stub) -> No
             await talk.until("speech_event")
             if half_closed:
                 await talk.call.done_writing()
-        await no_stream(stub, within_s=1.0)
+        await no_stream(stub)
         again = await converse(stub, [config(**fields), *SPEECH])
         (started,) = of_kind(again, "stream_started")
         assert started.conversation_created, "nothing of it was answered, so nothing of it was kept"
@@ -232,7 +232,7 @@ async def test_deadline_frees_the_place(stub: Stub) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await talk.rest()
         assert caught.value.code() is Code.DEADLINE_EXCEEDED
-    await no_stream(stub, within_s=1.0)
+    await no_stream(stub)
 
 
 CLIENT = """
@@ -257,7 +257,7 @@ async def test_killed_client(server: Server, stub: Stub) -> None:
     assert await client.stdout.readline() == b"speaking\n"
     client.kill()
     await client.wait()
-    await no_stream(stub, within_s=1.0)
+    await no_stream(stub)
     again = await converse(stub, [config(conversation_id="killed", turn_id="t1"), *SPEECH])
     assert len(finals(again)) == 1
     assert of_kind(again, "stream_ended")[0].conversation.participants[0].utterance_count == 1
@@ -273,7 +273,7 @@ async def test_many_streams_opened_and_dropped_leave_nothing(server: Server, stu
     threads, before = server.threads_and_rss()
     for round_ in range(300):
         await open_and_drop(round_)
-    await no_stream(stub, within_s=1.0)
+    await no_stream(stub)
     after_threads, after = server.threads_and_rss()
     assert after_threads <= threads + 2
     assert after - before < 8_000_000, "a leak of 25 KB a stream would show"
@@ -313,11 +313,13 @@ async def test_a_conversation_expires_after_its_last_stream_and_not_before(stub:
     async with Talk(stub) as talk:
         await talk.send(config(conversation_id="short", conversation_ttl={"seconds": 1}))
         await talk.until("stream_started")
-        await asyncio.sleep(1.3)
+        await asyncio.sleep(1.1)
         assert (await stub.GetConversation(name)).conversation.participants, "an open stream keeps it"
         await talk.finish()
-    await asyncio.sleep(1.1)
-    assert (await problem_of(stub.GetConversation(name))).code is Code.NOT_FOUND
+    async with asyncio.timeout(20):
+        while (code := await stub.GetConversation(name).code()) is Code.OK:  # noqa: ASYNC110 - nothing announces it
+            await asyncio.sleep(0.05)
+    assert code is Code.NOT_FOUND
 
 
 async def test_a_later_stream_that_asks_for_no_ttl_keeps_the_conversations_own(stub: Stub) -> None:
@@ -451,7 +453,7 @@ async def test_drain_lets_open_streams_finish_and_takes_no_new_ones() -> None:
             assert len(finals(responses)) == 1
             assert of_kind(responses, "turn_result")
             assert responses[-1].HasField("stream_ended")
-        assert await asyncio.to_thread(server.wait, 5) == 0
+        assert await asyncio.to_thread(server.wait, 30) == 0
 
 
 async def test_streams_open_past_the_grace_are_told() -> None:
@@ -464,7 +466,7 @@ async def test_streams_open_past_the_grace_are_told() -> None:
             problem = await problem_of(talk.rest())
             assert (problem.code, problem.reason) == (Code.UNAVAILABLE, "DRAINING")
             assert problem.retry_s
-        assert await asyncio.to_thread(server.wait, 5) == 0
+        assert await asyncio.to_thread(server.wait, 30) == 0
 
 
 async def test_the_second_signal_stops_at_once() -> None:
@@ -474,9 +476,7 @@ async def test_the_second_signal_stops_at_once() -> None:
             await talk.until("stream_started")
             server.terminate()
             await talk.until("stream_warning")
-            began = time.monotonic()
             server.terminate()
             assert (await problem_of(talk.rest())).reason == "DRAINING"
-            assert await asyncio.to_thread(server.wait, 5) == 0
-            assert time.monotonic() - began < 2.5
+            assert await asyncio.to_thread(server.wait, 30) == 0, "the minute of grace is not waited for"
         assert "Traceback" not in server.log.read_text()
