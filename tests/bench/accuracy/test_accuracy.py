@@ -1,0 +1,100 @@
+"""How detection is scored, and what the commands about accuracy print."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from kibun.bench.accuracy.detection import Score
+from kibun.bench.accuracy.voices import Voice, add_noise, lay_out, phrases_of, rms
+from kibun.bench.commands import bench_app
+from kibun.bench.support import speech_like
+from kibun.bench.support.speech_like import FloatArray, Layout
+from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server.audio.endpointing import EndpointingOptions
+from kibun.server.audio.vad import WebRtcVad
+
+VOICE = Voice("a voice", tuple(speech_like.speech_like(0.6 + 0.2 * n, seed=n) for n in range(3)))
+SCENE = lay_out(VOICE, 10.0, np.random.default_rng(0))
+
+
+class Told:
+    """A detector that knows where speech is, and calls this share of its frames the other way round."""
+
+    frame_samples = 320
+
+    def __init__(self, scene: Layout, wrong: float = 0.0) -> None:
+        speech = np.zeros(len(scene.audio) + self.frame_samples, bool)
+        for start, end in scene.speech:
+            speech[start:end] = True
+        frames = len(speech) // self.frame_samples
+        true = np.array([part.any() for part in np.split(speech[: frames * self.frame_samples], frames)])
+        self._speech: npt.NDArray[np.bool_] = true ^ (np.random.default_rng(0).random(frames) < wrong)
+        self._at = 0
+
+    def decide(self, frames: FloatArray) -> list[bool]:
+        self._at += len(frames)
+        return [bool(speech) for speech in self._speech[self._at - len(frames) : self._at]]
+
+    def reset(self) -> None:
+        """It has learned nothing that it could forget."""
+
+
+def score(wrong: float) -> dict[str, float | None]:
+    made = Score()
+    made.add_frames(SCENE, Told(SCENE, wrong))
+    made.add_utterances(SCENE, WebRtcVad(2), EndpointingOptions())
+    return made.summary()
+
+
+def test_a_detector_that_is_always_right_scores_so() -> None:
+    found = score(wrong=0.0)
+    assert found["phrases"] == len(SCENE.speech)
+    assert found["miss_percent"] == 0
+    for name in ("lost_percent", "missed_phrases", "split", "false_utterances"):
+        assert found[name] == 0, name
+    share_of_edges = 100 * len(SCENE.speech) * 2 * Told.frame_samples / len(SCENE.audio)
+    assert found["false_alarm_percent"] is not None
+    assert found["false_alarm_percent"] <= 2 * share_of_edges, "frames in which speech begins or ends"
+
+
+def test_wrong_frames_are_counted() -> None:
+    found = score(wrong=0.25)
+    assert found["miss_percent"] == pytest.approx(25, abs=8)
+    assert found["frame_error_percent"] == pytest.approx(25, abs=8)
+
+
+def test_phrases_are_found_where_they_were_laid_out() -> None:
+    assert np.abs(np.array(phrases_of(SCENE.audio)) - np.array(SCENE.speech)).max() <= 160, "10 ms"
+
+
+def test_noise_lies_so_far_below_the_speech() -> None:
+    noisy = add_noise(SCENE, "white", 20.0, np.random.default_rng(1), [])
+    speech = np.concatenate([SCENE.audio[start:end] for start, end in SCENE.speech])
+    assert 20 * np.log10(rms(speech) / rms(noisy.audio - SCENE.audio)) == pytest.approx(20.0, abs=0.01)
+    assert noisy.speech == SCENE.speech
+
+
+def write(path: Path, audio: npt.NDArray[np.float32]) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    soundfile.write(path, audio, SAMPLE_RATE_HZ, subtype="PCM_16")
+    return path
+
+
+def test_arousal_by_cue_and_pooled(tmp_path: Path) -> None:
+    recordings = [write(tmp_path / name / "a.wav", 4 * SCENE.audio) for name in ("ann", "bob")]
+    done = CliRunner().invoke(bench_app, ["arousal", str(recordings[0]), "--json"])
+    assert done.exit_code == 0, done.output
+    rows = json.loads(done.stdout)["rows"]
+    assert [row["cue"] for row in rows] == ["pitch", "rate", "tilt", "all"]
+    assert all(len(row["arousal"]) == 5 and row["pieces_that_rise"] <= row["pieces"] for row in rows)
+    done = CliRunner().invoke(bench_app, ["arousal-pooled", str(tmp_path), "--json"])
+    assert done.exit_code == 0, done.output
+    figures = json.loads(done.stdout)
+    assert figures["recordings"] == 2
+    assert figures["untouched_spread"] == 0, "both say the same"
+    assert all(0 <= value <= 1 for value in (figures["auc_pooled"], *figures["auc_by_speaker"].values()))
