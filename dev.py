@@ -82,14 +82,15 @@ def demo(options: list[str]) -> int:
 
 def test(options: list[str]) -> int:
     install("dev")
-    if any(selects(option) for option in options):
-        return run_tools(["pytest", *options])
+    part = any(selects(option) for option in options)
     if not options:
         options = ["-n", str(min(4, os.cpu_count() or 1))]
     if "-n" in options and "--dist" not in options:
         options = [*options, "--dist", "worksteal"]  # neighbours stay together, and so share their module's server
     if "--slow" in options:
         options = ["-m", "slow", "--timeout=3600", *(o for o in options if o != "--slow")]
+    if part:
+        return run_tools(["pytest", *options])
     return run_tools(["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"], ["pytest", *options])
 
 
