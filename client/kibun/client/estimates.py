@@ -1,12 +1,20 @@
 """Estimates as immutable values, on the scales of the service: emotion 1..5, traits 1..7."""
 
 import enum
-from dataclasses import dataclass, fields
-from typing import Self
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from kibun.v1 import speech_analysis_pb2 as pb
+
+if TYPE_CHECKING:
+    from google.protobuf.internal.enum_type_wrapper import EnumTypeWrapper
+
+T = TypeVar("T")
+E = TypeVar("E", bound=enum.StrEnum)
 
 EMOTION_MIN, EMOTION_NEUTRAL, EMOTION_MAX = 1.0, 3.0, 5.0
 TRAIT_MIN, TRAIT_MAX = 1.0, 7.0
@@ -28,7 +36,7 @@ class PersonalitySource(enum.StrEnum):
     @classmethod
     def from_proto(cls, number: int) -> "PersonalitySource":
         """A number that this SDK does not know (a newer server) reads as UNSPECIFIED."""
-        return _SOURCES.get(number, cls.UNSPECIFIED)
+        return enum_member(cls, pb.PersonalitySource, "PERSONALITY_SOURCE_", number)
 
 
 class EndReason(enum.StrEnum):
@@ -43,26 +51,10 @@ class EndReason(enum.StrEnum):
     @classmethod
     def from_proto(cls, number: int) -> "EndReason":
         """A number that this SDK does not know (a newer server) reads as UNSPECIFIED."""
-        return _END_REASONS.get(number, cls.UNSPECIFIED)
+        return enum_member(cls, pb.EndReason, "END_REASON_", number)
 
     def to_proto(self) -> pb.EndReason:
-        return _END_REASON_NUMBERS[self]
-
-
-_SOURCES: dict[int, PersonalitySource] = {
-    pb.PERSONALITY_SOURCE_GIVEN: PersonalitySource.GIVEN,
-    pb.PERSONALITY_SOURCE_UTTERANCE: PersonalitySource.UTTERANCE,
-    pb.PERSONALITY_SOURCE_UTTERANCE_AVERAGE: PersonalitySource.UTTERANCE_AVERAGE,
-    pb.PERSONALITY_SOURCE_CONVERSATION: PersonalitySource.CONVERSATION,
-}
-_END_REASON_NUMBERS: dict[EndReason, pb.EndReason] = {
-    EndReason.UNSPECIFIED: pb.END_REASON_UNSPECIFIED,
-    EndReason.SILENCE: pb.END_REASON_SILENCE,
-    EndReason.MAX_DURATION: pb.END_REASON_MAX_DURATION,
-    EndReason.CLIENT_END_OF_TURN: pb.END_REASON_CLIENT_END_OF_TURN,
-    EndReason.HALF_CLOSE: pb.END_REASON_HALF_CLOSE,
-}
-_END_REASONS: dict[int, EndReason] = {number: reason for reason, number in _END_REASON_NUMBERS.items()}
+        return cast(pb.EndReason, pb.EndReason.Value(f"END_REASON_{self.name}"))
 
 
 @dataclass(frozen=True)
@@ -97,22 +89,10 @@ class Traits:
 
     @classmethod
     def from_proto(cls, message: pb.BigFiveTraits) -> Self:
-        return cls(
-            openness=message.openness,
-            conscientiousness=message.conscientiousness,
-            extraversion=message.extraversion,
-            agreeableness=message.agreeableness,
-            neuroticism=message.neuroticism,
-        )
+        return cls(*(getattr(message, name) for name in TRAITS))
 
     def to_proto(self) -> pb.BigFiveTraits:
-        return pb.BigFiveTraits(
-            openness=self.openness,
-            conscientiousness=self.conscientiousness,
-            extraversion=self.extraversion,
-            agreeableness=self.agreeableness,
-            neuroticism=self.neuroticism,
-        )
+        return pb.BigFiveTraits(**asdict(self))
 
     def as_tuple(self) -> tuple[float, float, float, float, float]:
         """In the order openness, conscientiousness, extraversion, agreeableness, neuroticism."""
@@ -152,18 +132,16 @@ class PersonalityEstimate:
             source=PersonalitySource.from_proto(message.source),
             utterance_count=message.utterance_count,
             speech_s=seconds(message.speech_duration),
-            expected_error=Traits.from_proto(message.expected_error) if message.HasField("expected_error") else None,
+            expected_error=if_set(message, "expected_error", Traits.from_proto),
         )
 
     def normalized(self) -> "PersonalityEstimate":
         """The same with traits on 0..1; the expected error, a difference, is divided by the width of the scale."""
         error = self.expected_error
         span = TRAIT_MAX - TRAIT_MIN
-        return PersonalityEstimate(
+        return replace(
+            self,
             traits=self.traits.normalized(),
-            source=self.source,
-            utterance_count=self.utterance_count,
-            speech_s=self.speech_s,
             expected_error=None if error is None else Traits(*(value / span for value in error.as_tuple())),
         )
 
@@ -173,16 +151,20 @@ def seconds(duration: Duration) -> float:
     return duration.seconds + duration.nanos / 1e9
 
 
-def emotion_or_none(message: "pb.UtteranceResult | pb.TurnResult") -> Emotion | None:
-    """The emotion of a result, or None where the server left it unset: disabled, or too little speech."""
-    return Emotion.from_proto(message.emotion) if message.HasField("emotion") else None
+def if_set(message: Message, name: str, read: Callable[[Any], T]) -> T | None:
+    """Field `name` of a message, converted by `read`; None where the server left it unset."""
+    return read(getattr(message, name)) if message.HasField(name) else None
 
 
-def personality_or_none(
-    message: "pb.UtteranceResult | pb.TurnResult | pb.PersonalityUpdate | pb.Participant",
-) -> PersonalityEstimate | None:
-    """The personality of a result, or None where the server left it unset."""
-    return PersonalityEstimate.from_proto(message.personality) if message.HasField("personality") else None
+def enum_member(cls: type[E], contract: "EnumTypeWrapper", prefix: str, number: int) -> E:
+    """The member of `cls` for a number of the contract's enum, whose names are those of `cls` behind `prefix`.
+
+    A number that this SDK does not know (a newer server) reads as UNSPECIFIED.
+    """
+    try:
+        return cls(contract.Name(number).removeprefix(prefix).lower())
+    except ValueError:
+        return cls("unspecified")
 
 
 def _clip(value: float, low: float, high: float) -> float:

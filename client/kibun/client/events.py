@@ -12,8 +12,8 @@ from kibun.client.estimates import (
     Emotion,
     EndReason,
     PersonalityEstimate,
-    emotion_or_none,
-    personality_or_none,
+    enum_member,
+    if_set,
     seconds,
 )
 from kibun.client.resources import ConversationState
@@ -29,15 +29,6 @@ class SpeechEventType(enum.StrEnum):
     START_OF_TURN = "start_of_turn"
     END_OF_TURN = "end_of_turn"
     NO_SPEECH_TIMEOUT = "no_speech_timeout"
-
-
-_SPEECH_EVENT_TYPES: dict[int, SpeechEventType] = {
-    pb.SpeechEvent.TYPE_SPEECH_ACTIVITY_BEGIN: SpeechEventType.SPEECH_ACTIVITY_BEGIN,
-    pb.SpeechEvent.TYPE_SPEECH_ACTIVITY_END: SpeechEventType.SPEECH_ACTIVITY_END,
-    pb.SpeechEvent.TYPE_START_OF_TURN: SpeechEventType.START_OF_TURN,
-    pb.SpeechEvent.TYPE_END_OF_TURN: SpeechEventType.END_OF_TURN,
-    pb.SpeechEvent.TYPE_NO_SPEECH_TIMEOUT: SpeechEventType.NO_SPEECH_TIMEOUT,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,9 +194,9 @@ def utterance_result(message: pb.UtteranceResult, envelope: Mapping[str, Any]) -
         start_s=seconds(message.start_offset),
         end_s=seconds(message.end_offset),
         analyzed_s=seconds(message.analyzed_duration),
-        emotion=emotion_or_none(message),
-        personality=personality_or_none(message),
-        condition=PersonalityEstimate.from_proto(message.condition) if message.HasField("condition") else None,
+        emotion=if_set(message, "emotion", Emotion.from_proto),
+        personality=if_set(message, "personality", PersonalityEstimate.from_proto),
+        condition=if_set(message, "condition", PersonalityEstimate.from_proto),
         end_reason=EndReason.from_proto(message.end_reason),
         **envelope,
     )
@@ -219,8 +210,8 @@ def turn_result(message: pb.TurnResult, envelope: Mapping[str, Any]) -> TurnResu
         end_s=seconds(message.end_offset),
         utterance_count=message.utterance_count,
         speech_s=seconds(message.speech_duration),
-        emotion=emotion_or_none(message),
-        personality=personality_or_none(message),
+        emotion=if_set(message, "emotion", Emotion.from_proto),
+        personality=if_set(message, "personality", PersonalityEstimate.from_proto),
         end_reason=EndReason.from_proto(message.end_reason),
         **envelope,
     )
@@ -245,7 +236,7 @@ def _stream_started(message: pb.StreamStarted, envelope: Mapping[str, Any]) -> S
 
 def _speech_event(message: pb.SpeechEvent, envelope: Mapping[str, Any]) -> SpeechEvent:
     return SpeechEvent(
-        type=_SPEECH_EVENT_TYPES.get(message.type, SpeechEventType.UNSPECIFIED),
+        type=enum_member(SpeechEventType, pb.SpeechEvent.Type, "TYPE_", message.type),
         offset_s=seconds(message.offset),
         turn_id=message.turn_id,
         **envelope,
@@ -255,7 +246,7 @@ def _speech_event(message: pb.SpeechEvent, envelope: Mapping[str, Any]) -> Speec
 def _personality_update(message: pb.PersonalityUpdate, envelope: Mapping[str, Any]) -> PersonalityUpdate:
     return PersonalityUpdate(
         participant_id=message.participant_id,
-        personality=personality_or_none(message),
+        personality=if_set(message, "personality", PersonalityEstimate.from_proto),
         revision=message.revision,
         **envelope,
     )

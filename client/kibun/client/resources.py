@@ -7,7 +7,7 @@ from typing import Self
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from kibun.client.estimates import Emotion, PersonalityEstimate, Traits, personality_or_none, seconds
+from kibun.client.estimates import Emotion, PersonalityEstimate, Traits, enum_member, if_set, seconds
 from kibun.v1 import speech_analysis_pb2 as pb
 
 
@@ -17,12 +17,6 @@ class State(enum.StrEnum):
     UNSPECIFIED = "unspecified"
     ACTIVE = "active"
     COMPLETED = "completed"
-
-
-_STATES: dict[int, State] = {
-    pb.Conversation.STATE_ACTIVE: State.ACTIVE,
-    pb.Conversation.STATE_COMPLETED: State.COMPLETED,
-}
 
 
 @dataclass(frozen=True)
@@ -43,15 +37,13 @@ class ParticipantState:
     def from_proto(cls, message: pb.Participant) -> Self:
         return cls(
             participant_id=message.participant_id,
-            personality=personality_or_none(message),
-            mean_emotion=Emotion.from_proto(message.mean_emotion) if message.HasField("mean_emotion") else None,
-            last_emotion=Emotion.from_proto(message.last_emotion) if message.HasField("last_emotion") else None,
+            personality=if_set(message, "personality", PersonalityEstimate.from_proto),
+            mean_emotion=if_set(message, "mean_emotion", Emotion.from_proto),
+            last_emotion=if_set(message, "last_emotion", Emotion.from_proto),
             turn_count=message.turn_count,
             utterance_count=message.utterance_count,
             speech_s=seconds(message.speech_duration),
-            given_personality=(
-                Traits.from_proto(message.given_personality) if message.HasField("given_personality") else None
-            ),
+            given_personality=if_set(message, "given_personality", Traits.from_proto),
         )
 
 
@@ -72,10 +64,10 @@ class ConversationState:
     def from_proto(cls, message: pb.Conversation) -> Self:
         return cls(
             conversation_id=message.conversation_id,
-            state=_STATES.get(message.state, State.UNSPECIFIED),
-            create_time=_time(message.create_time) if message.HasField("create_time") else None,
-            update_time=_time(message.update_time) if message.HasField("update_time") else None,
-            expire_time=_time(message.expire_time) if message.HasField("expire_time") else None,
+            state=enum_member(State, pb.Conversation.State, "STATE_", message.state),
+            create_time=if_set(message, "create_time", _time),
+            update_time=if_set(message, "update_time", _time),
+            expire_time=if_set(message, "expire_time", _time),
             participants=tuple(ParticipantState.from_proto(participant) for participant in message.participants),
             model=message.model,
         )

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from kibun.client.commands.audio_files import open_audio
-from kibun.client.commands.connection import Connection
+from kibun.client.commands.connection import Connection, JsonOption
 from kibun.client.commands.failure import CommandError
 from kibun.client.commands.report import SYNTHETIC_BANNER, JsonLines, LiveTable, summary_table
 from kibun.client.commands.streaming import StreamingOptions, stream_turns
@@ -23,9 +23,7 @@ CONVERSATION = "demo"
 
 def demo(
     realtime: Annotated[bool, typer.Option("--realtime", help="At the pace at which it was spoken.")] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print every response as one JSON line, and nothing else.")
-    ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Watch a bundled dialogue being analysed by a real server.
 
