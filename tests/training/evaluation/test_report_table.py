@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from kibun.training.eval_commands import eval_app
 from kibun.training.evaluation.predictions import read_predictions, write_predictions
-from kibun.training.evaluation.report_table import Cell, Row, Table, show, stars, to_json, to_markdown, to_rich
+from kibun.training.evaluation.report_table import Cell, Row, Table, show, stars, to_markdown, to_rich
 from kibun.training.evaluation.significance import compare_predictions
 from tests.support.predictions import utterances
 
@@ -22,7 +22,7 @@ TABLE = Table(
         Row(
             "baseline", (Cell.of_seeds([0.70, 0.69, 0.71], published=0.69), Cell(0.5, stars="**", interval=(0.4, 0.6)))
         ),
-        Row("a|b", (Cell(-0.001), Cell(None, reason="not trained"))),
+        Row("a|b", (Cell(-0.001), Cell(None))),
         Row("n", (Cell(12), Cell("all"))),
     ),
     ("* is a star.", "Second note."),
@@ -65,7 +65,7 @@ def test_a_narrow_terminal_truncates_nothing() -> None:
 
 def test_a_file_is_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
     wide = Table("Wide", ("", *(f"column number {index}" for index in range(12))), (Row("r", (Cell(0.5),) * 12),))
-    show([wide])
+    show([wide], {})
     assert "column number 11" in capsys.readouterr().out
 
 
@@ -86,25 +86,15 @@ def test_markdown_escapes_markup() -> None:
     ]
 
 
-def test_json_has_full_precision_and_omits_empty_fields() -> None:
-    data = json.loads(json.dumps(to_json(TABLE), allow_nan=False))
-    first, second, _ = data["rows"]
-    assert first["cells"][0] == {"value": pytest.approx(0.7), "sd": pytest.approx(0.01), "published": 0.69}
-    assert first["cells"][1] == {"value": 0.5, "stars": "**", "interval": [0.4, 0.6]}
-    assert second["cells"] == [{"value": -0.001}, {"value": None, "reason": "not trained"}]
-
-
 def test_show_prints_one_form(capsys: pytest.CaptureFixture[str]) -> None:
-    show([TABLE, TABLE], as_json=True)
-    assert len(json.loads(capsys.readouterr().out)["tables"]) == 2
-    show([TABLE], as_json=True, payload={})
-    assert json.loads(capsys.readouterr().out) == {}
-    show([TABLE, TABLE], as_markdown=True)
+    show([TABLE], {"ccc": 0.7}, as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"ccc": 0.7}
+    show([TABLE, TABLE], {}, as_markdown=True)
     assert capsys.readouterr().out == to_markdown(TABLE) + "\n\n" + to_markdown(TABLE) + "\n"
     with pytest.raises(ValueError, match="exclude each other"):
-        show([TABLE], as_json=True, as_markdown=True)
+        show([TABLE], {}, as_json=True, as_markdown=True)
     with pytest.raises(ValueError, match="JSON"):
-        show([TABLE], as_json=True, payload={"x": float("nan")})
+        show([TABLE], {"x": float("nan")}, as_json=True)
 
 
 def test_cells_refuse_nan_and_tables_refuse_rows_of_another_length() -> None:

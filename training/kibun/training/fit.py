@@ -20,7 +20,6 @@ def fit(
     steps: int,
     warmup: float = 0.1,
     patience: int | None = None,
-    progress: Callable[[], None] = lambda: None,
 ) -> float:
     """Train `model` in place, leave it in evaluation mode with the weights of its best epoch, and return their score.
 
@@ -30,7 +29,6 @@ def fit(
         score: called after each epoch with the model in evaluation mode; higher is better. None: keep the last epoch.
         steps: length of the schedule, in which the learning rate of `optimizer` rises for the share `warmup` and falls.
         patience: epochs without a better score after which training stops; None: never.
-        progress: called after each epoch.
     """
     highest = [group["lr"] for group in optimizer.param_groups]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, highest, total_steps=steps, pct_start=warmup)
@@ -43,7 +41,6 @@ def fit(
             optimizer.step()
             schedule.step()
         model.train(False)
-        progress()
         if score is None:
             continue
         if (value := score()) > best:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,22 +52,21 @@ def count(rows: Sequence[Row], group_by: str | None) -> dict[str, Any]:
     names = sorted({str(row[group_by]) for row in rows}) if group_by else []
     parts = {name: [row for row in rows if str(row[group_by or ""]) == name] for name in names}
     return {
-        "utterances": len(rows),
-        "dialogues": len({row["dialogue"] for row in rows}),
-        "conversations": len({(row["dialogue"], row["speaker"]) for row in rows}),
+        **_sizes(rows),
         "speakers": len({row["speaker"] for row in rows}),
         "hours": round(sum(seconds) / 3600, 3),
         "shortest_s": min(seconds),
         "longest_s": max(seconds),
-        "groups": {
-            name: {
-                "utterances": len(part),
-                "dialogues": len({row["dialogue"] for row in part}),
-                "conversations": len({(row["dialogue"], row["speaker"]) for row in part}),
-            }
-            for name, part in parts.items()
-        },
+        "groups": {name: _sizes(part) for name, part in parts.items()},
         "labelled": {field: sum(row.get(field) is not None for row in rows) for field in LABELS},
+    }
+
+
+def _sizes(rows: Sequence[Row]) -> dict[str, int]:
+    return {
+        "utterances": len(rows),
+        "dialogues": len({row["dialogue"] for row in rows}),
+        "conversations": len({(row["dialogue"], row["speaker"]) for row in rows}),
     }
 
 
@@ -98,11 +96,6 @@ def raise_problems(what: str, problems: Sequence[str]) -> None:
     """Raise CorpusError with all problems, if there are any."""
     if problems:
         raise CorpusError(what, problems)
-
-
-def repeated(names: Iterable[str]) -> list[str]:
-    """Those that occur more than once."""
-    return [name for name, times in Counter(names).items() if times > 1]
 
 
 def _replace(path: Path, text: str) -> None:

@@ -120,10 +120,10 @@ def _formant(rng: np.random.Generator) -> tuple[float, float, float]:
     return float(frequency), float(height), float(width)
 
 
-def draw_cues(rng: np.random.Generator, arousal: float | None = None, valence: float | None = None) -> Cues:
-    """Cues around a latent arousal and valence (z-scores; drawn when not given), each with independent noise."""
-    high = float(np.clip(rng.normal(0, 1.1), -2.2, 2.2)) if arousal is None else arousal
-    positive = float(np.clip(rng.normal(), -2, 2)) if valence is None else valence
+def draw_cues(rng: np.random.Generator) -> Cues:
+    """Cues around a latent arousal and valence (z-scores), each with independent noise."""
+    high = float(np.clip(rng.normal(0, 1.1), -2.2, 2.2))
+    positive = float(np.clip(rng.normal(), -2, 2))
     noise = rng.normal(size=7)
     own = [float(np.clip(0.75 * high + 0.65 * n, -2.5, 2.5)) for n in noise[:5]]
     smile = float(np.clip(0.85 * positive + 0.5 * noise[5], -2.5, 2.5))

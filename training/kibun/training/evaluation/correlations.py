@@ -171,7 +171,7 @@ def _cells(correlation: Correlation) -> tuple[Cell, Cell]:
     """r with its stars, and p to three decimals."""
     r, p = correlation.r, correlation.p
     words = None if p is None else "< 0.001" if p < 0.0005 else f"{p:.3f}"
-    return Cell(r, stars=stars(p), reason=correlation.reason), Cell(words, reason=correlation.reason)
+    return Cell(r, stars=stars(p)), Cell(words)
 
 
 def _plain(correlation: Correlation) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tables for the terminal, for Markdown and as JSON. Every command that prints a table uses this."""
+"""Tables for the terminal and as Markdown. Every command that prints a table uses this."""
 
 import json
 import math
@@ -31,7 +31,6 @@ class Cell:
     stars: mark of significance.
     interval: confidence interval, shown as `value [low, high]`.
     published: the paper's figure, shown beside ours.
-    reason: why `value` is None.
     """
 
     value: float | int | str | None
@@ -39,12 +38,11 @@ class Cell:
     stars: str = ""
     interval: tuple[float, float] | None = None
     published: float | None = None
-    reason: str | None = None
 
     def __post_init__(self) -> None:
         numbers = [self.value, self.sd, self.published, *(self.interval or ())]
         if any(isinstance(number, float) and not math.isfinite(number) for number in numbers):
-            raise ValueError(f"a cell holds finite numbers only, got {self!r}; use None and a reason")
+            raise ValueError(f"a cell holds finite numbers only, got {self!r}; use None")
 
     @classmethod
     def of_seeds(cls, values: Sequence[float], *, stars: str = "", published: float | None = None) -> "Cell":
@@ -150,33 +148,16 @@ def to_markdown(table: Table) -> str:
     return "\n".join(lines)
 
 
-def to_json(table: Table) -> dict[str, Any]:
-    """JSON: {"title", "columns", "rows": [{"label", "cells": [{"value", …}]}], "notes"}; empty fields are omitted."""
-    return {
-        "title": table.title,
-        "columns": list(table.columns),
-        "rows": [{"label": row.label, "cells": [_cell(cell) for cell in row.cells]} for row in table.rows],
-        "notes": list(table.notes),
-    }
-
-
 def show(
-    tables: Sequence[Table],
-    *,
-    as_json: bool = False,
-    as_markdown: bool = False,
-    payload: Mapping[str, Any] | None = None,
+    tables: Sequence[Table], payload: Mapping[str, Any], *, as_json: bool = False, as_markdown: bool = False
 ) -> None:
-    """Print tables on standard output: for the terminal, as Markdown, or as one JSON object and nothing else.
+    """Print tables on standard output: for the terminal, as Markdown, or their payload as JSON and nothing else.
 
-    payload: the JSON object; default {"tables": [...]}.
     Raises ValueError if both other forms are asked for, and for NaN in the payload.
     """
     if as_json and as_markdown:
         raise ValueError("--json and --markdown exclude each other: choose one")
     if as_json:
-        if payload is None:
-            payload = {"tables": [to_json(table) for table in tables]}
         print(json.dumps(payload, allow_nan=False, indent=2, ensure_ascii=False))
     elif as_markdown:
         print("\n\n".join(to_markdown(table) for table in tables))
@@ -190,16 +171,6 @@ def show(
             console.width = max(console.width, *widths)
         for part in drawn:
             console.print(part)
-
-
-def _cell(cell: Cell) -> dict[str, Any]:
-    filled: dict[str, Any] = {"value": cell.value}
-    for name in ("sd", "stars", "published", "reason"):
-        if (value := getattr(cell, name)) not in (None, ""):
-            filled[name] = value
-    if cell.interval is not None:
-        filled["interval"] = list(cell.interval)
-    return filled
 
 
 def _escape(text: str) -> str:

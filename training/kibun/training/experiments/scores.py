@@ -139,4 +139,4 @@ def mean_score(scores: Sequence[Score]) -> Score:
 
 
 def _cell(found: Score | None) -> Cell:
-    return Cell(None, reason="does not apply") if found is None else found.cell()
+    return Cell(None) if found is None else found.cell()

@@ -5,8 +5,6 @@ would see a frame in its context. Loss: 1 - CCC, plus a little squared error. Ad
 falls; the result is the epoch with the best CCC on dev.
 """
 
-import itertools
-from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -77,16 +75,14 @@ def fit_head(
     dev: UtteranceSet,
     options: SimulationOptions,
     seed: int,
-    progress: Callable[[float], None] = lambda share: None,
     encoder: nn.Module | None = None,
 ) -> Estimator:
-    """The estimator of the best epoch on dev. `progress` is called with the share of training that is done, 0..1."""
+    """The estimator of the best epoch on dev."""
     torch.manual_seed(seed)
     model = Estimator(head, options.size, encoder)
     shuffle = torch.Generator().manual_seed(seed)
     size = len(train.valence)
     batches = max(1, size // options.batch)
-    done = itertools.count(1)
     fit(
         model,
         torch.optim.Adam(model.parameters(), options.learning_rate, fused=True),
@@ -95,6 +91,5 @@ def fit_head(
         lambda: model.ccc(dev),
         steps=options.epochs * batches,
         patience=options.patience,
-        progress=lambda: progress(next(done) / options.epochs),
     )
     return model

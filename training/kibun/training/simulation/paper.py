@@ -75,7 +75,7 @@ def run_jobs(
     whole = sum(WEIGHTS[job.head] for job in jobs) + TRUNK_WEIGHT * len(seeds)
     by_seed: dict[int, Figures] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for _seed in _done(_prepare, [(options, seed, Path(folder)) for seed in seeds], processes):
+        for _ in _done(simulated_audio.prepare, [(options, seed, Path(folder)) for seed in seeds], processes):
             progress(TRUNK_WEIGHT / whole)
         for job, figures in _done(measure, [(job, options, Path(folder)) for job in jobs], processes):
             by_seed.setdefault(job.seed, {}).update(figures)
@@ -96,11 +96,6 @@ def _done(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], processes:
     with ProcessPoolExecutor(processes, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
         for future in as_completed([pool.submit(work, *call) for call in calls]):
             yield future.result()
-
-
-def _prepare(options: SimulationOptions, seed: int, folder: Path) -> int:
-    simulated_audio.prepare(options, seed, folder)
-    return seed
 
 
 def measure(job: Job, options: SimulationOptions, folder: Path) -> tuple[Job, Figures]:
