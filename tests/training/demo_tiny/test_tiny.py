@@ -23,12 +23,13 @@ from kibun.training.demo_tiny import recipe
 from kibun.training.demo_tiny.config import new_tiny_model
 from kibun.training.demo_tiny.corpus import CorpusOptions
 from kibun.training.demo_tiny.effects import EFFORT_DB_PER_OCTAVE
-from kibun.training.demo_tiny.evaluate import analyze_causally, expected_error
+from kibun.training.demo_tiny.evaluate import analyze_causally
 from kibun.training.demo_tiny.manipulate import Cue, change_rate, change_tilt, cut_at_pauses, manipulate, shift_pitch
 from kibun.training.demo_tiny.pairs import Change, draw_change, make_pair
 from kibun.training.demo_tiny.recipe import Recipe
 from kibun.training.demo_tiny.speakers import AROUSAL_WEIGHTS, PITCH_SEMITONES, RATE_OCTAVES
 from kibun.training.demo_tiny.trunk import Crops, SpeakerBatches, TrunkOptions, TrunkTask, mixed_traits
+from kibun.training.evaluation.predictions import expected_error
 from kibun.training.losses import pair_loss
 from kibun.training.runs.config import load_config
 from kibun.training.runs.folder import read_figures, read_log

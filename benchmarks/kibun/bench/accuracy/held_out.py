@@ -7,7 +7,8 @@ from pathlib import Path
 from kibun.models.bundle import load_bundle
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import load_manifest
-from kibun.training.demo_tiny.evaluate import analyze_causally, ccc_spread, emotion_ccc, expected_error, trait_ccc
+from kibun.training.demo_tiny.evaluate import analyze_causally, ccc_as_served, ccc_spread
+from kibun.training.evaluation.predictions import expected_error
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
 
@@ -21,7 +22,7 @@ def measure(model_name: str, manifest: Path, split: str) -> tuple[dict[str, obje
     fields = ("path", "split", "traits", "valence", "arousal")
     items = [item for item in load_manifest(manifest, require=fields) if item.split == split]
     predictions = analyze_causally(load_bundle(model_name), items)
-    ccc = {**emotion_ccc(predictions), **trait_ccc(predictions)}
+    ccc = ccc_as_served(predictions)
     spread = {name: ccc_spread(predictions, name) for name in ccc}
     errors = expected_error(predictions)
     speakers = len({item.speaker for item in items})

@@ -5,25 +5,27 @@ from typing import Any
 
 from kibun.models.bundle import KibunModel
 from kibun.training.corpora.manifest import Item
-from kibun.training.demo_tiny.evaluate import ccc_spread, emotion_ccc, trait_ccc
+from kibun.training.demo_tiny.evaluate import ccc_as_served, ccc_spread
 from kibun.training.evaluation.predictions import Prediction
 
 CARD = """\
-# {name} (version {version})
+# {config.bundle_name} (version {config.bundle_version})
 
 **A synthetic demonstration model. It was trained on generated speech only and tells you nothing about real people.**
 Apparent, enacted traits; not a diagnosis, and no basis for a decision about anyone.
 
-- Architecture: HuBERT ({layers} Transformer layers x {size}, {parameters:,} parameters, weights stored as float16); one
+- Architecture: HuBERT ({hubert.num_hidden_layers} Transformer layers x {hubert.hidden_size}, {parameters:,} \
+parameters, weights stored as float16); one
   trunk, three tails; personality at utterance and conversation level; TICN-CA for valence and arousal
 - Input: 16 kHz, zero mean and unit variance per utterance, so loudness as such carries nothing
-- Data: `kibun synth speech` with espeak-ng {espeak}; {speakers} speakers, {utterances:,} utterances ({hours:.1f} h).
+- Data: `kibun synth speech` with espeak-ng {corpus[espeak_ng]}; \
+{speakers} speakers, {utterances:,} utterances ({hours:.1f} h).
   The text is ours; espeak-ng is GPL-3.0-or-later, needed to render the corpus, not to use the model. No recording of a
   person
 - Labels: from the generator's settings. Arousal = weighted vocal effort, pitch, pitch range, rate and pausing, each
   relative to the speaker. Valence = smile against harshness of the generator. Traits = habits of a generated speaker
 - Split: by speaker; voice variants, speaker filters and texts of dev and test never occur in training
-- Seeds: corpus {corpus_seed}, training {seed}
+- Seeds: corpus {corpus[seed]}, training {seed}
 
 ## Command
 
@@ -65,21 +67,19 @@ def make_card(
         rows: the test split as served. items: the whole corpus. corpus: the content of its corpus.json.
         command: the command line that makes the model. seed: of the training.
     """
-    figures = {**emotion_ccc(rows), **trait_ccc(rows)}
     return CARD.format(
-        name=model.config.bundle_name,
-        version=model.config.bundle_version,
-        layers=model.config.hubert_config.num_hidden_layers,
-        size=model.config.hubert_config.hidden_size,
+        config=model.config,
+        hubert=model.config.hubert_config,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        espeak=corpus["espeak_ng"],
+        corpus=corpus,
         speakers=len({item.speaker for item in items}),
         utterances=len(items),
         hours=sum(item.seconds or 0.0 for item in items) / 3600,
-        corpus_seed=corpus["seed"],
         seed=seed,
         command=command,
         test_speakers=len({row.speaker for row in rows}),
         test_utterances=len(rows),
-        rows="\n".join(f"| {name} | {value:.3f} ± {ccc_spread(rows, name):.3f} |" for name, value in figures.items()),
+        rows="\n".join(
+            f"| {name} | {value:.3f} ± {ccc_spread(rows, name):.3f} |" for name, value in ccc_as_served(rows).items()
+        ),
     )

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from kibun.models.bundle import KibunModel, Utterance
-from kibun.models.types import EMOTIONS, TRAITS, Traits
+from kibun.models.types import EMOTIONS, TRAITS
 from kibun.training.audio.reading import load_audio
 from kibun.training.corpora.manifest import Item
-from kibun.training.evaluation.metrics import UTTERANCE_COUNTS, ccc, error_by_count
-from kibun.training.evaluation.predictions import Estimate, Prediction
+from kibun.training.evaluation.metrics import ccc
+from kibun.training.evaluation.predictions import Estimate, Prediction, ccc_of, pairs_of
 from kibun.training.runs.predict import prediction
 
 
@@ -40,35 +40,17 @@ def analyze_causally(model: KibunModel, items: Sequence[Item], batch_size: int =
     return predictions
 
 
-def emotion_ccc(rows: Sequence[Prediction]) -> dict[str, float]:
-    """CCC of each emotion dimension that the model has, over all utterances."""
-    names = [name for name in EMOTIONS if getattr(rows[0].predicted, name) is not None]
-    return {name: ccc(*np.array([_values(row, name) for row in rows]).T) for name in names}
-
-
-def trait_ccc(rows: Sequence[Prediction]) -> dict[str, float]:
-    """CCC of each trait at conversation level, after all utterances of a speaker."""
-    return {trait: ccc(*np.array([_values(row, trait) for row in _last(rows)]).T) for trait in TRAITS}
-
-
-def expected_error(
-    rows: Sequence[Prediction], counts: Sequence[int] = UTTERANCE_COUNTS
-) -> tuple[tuple[int, Traits], ...]:
-    """(utterances heard, RMSE per trait) at conversation level, for every count that some speaker reaches."""
-    estimates = [row.predicted for row in rows]
-    return error_by_count(
-        [estimate.heard for estimate in estimates],
-        [estimate.causal_traits for estimate in estimates],
-        [row.traits for row in rows],
-        counts,
-    )
+def ccc_as_served(rows: Sequence[Prediction]) -> dict[str, float]:
+    """CCC of the emotion dimensions, over all utterances, and of the traits, after the last utterance of a speaker."""
+    emotions = [name for name in EMOTIONS if getattr(rows[0].predicted, name) is not None]
+    return {name: ccc_of(*_scored(rows, name)) for name in (*emotions, *TRAITS)}
 
 
 def ccc_spread(rows: Sequence[Prediction], name: str, seed: int = 0, draws: int = 500) -> float:
     """Standard deviation of the CCC of an emotion dimension or a trait over bootstrap draws of whole speakers."""
     groups: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for row in _last(rows) if name in TRAITS else rows:
-        groups[row.speaker].append(_values(row, name))
+    for estimate, truth, row in zip(*pairs_of(*_scored(rows, name)), strict=True):
+        groups[row.speaker].append((estimate, truth))
     pairs = [np.array(group) for group in groups.values()]
     rng = np.random.default_rng(seed)
     values = []
@@ -78,16 +60,8 @@ def ccc_spread(rows: Sequence[Prediction], name: str, seed: int = 0, draws: int 
     return float(np.std(values))
 
 
-def _values(row: Prediction, name: str) -> tuple[float, float]:
-    """Estimate and truth of an emotion dimension, or of a trait at conversation level."""
+def _scored(rows: Sequence[Prediction], name: str) -> tuple[Sequence[Prediction], str, str | None]:
+    """The arguments of `pairs_of`: all utterances for an emotion dimension, the last of each speaker for a trait."""
     if name in EMOTIONS:
-        return getattr(row.predicted, name), getattr(row, name)
-    estimate, truth = row.predicted.causal_traits, row.traits
-    assert estimate is not None
-    assert truth is not None
-    return estimate[TRAITS.index(name)], truth[TRAITS.index(name)]
-
-
-def _last(rows: Sequence[Prediction]) -> list[Prediction]:
-    """The last utterance of every speaker; rows are in that order."""
-    return list({row.speaker: row for row in rows}.values())
+        return rows, name, None
+    return list({row.speaker: row for row in rows}.values()), name, "causal_traits"

@@ -27,7 +27,7 @@ from kibun.training.corpora.manifest import Item, load_manifest
 from kibun.training.demo_tiny.card import make_card
 from kibun.training.demo_tiny.config import new_tiny_model, tiny_config
 from kibun.training.demo_tiny.corpus import MANIFEST_NAME, CorpusOptions, render_corpus
-from kibun.training.demo_tiny.evaluate import analyze_causally, emotion_ccc, trait_ccc
+from kibun.training.demo_tiny.evaluate import analyze_causally, ccc_as_served
 from kibun.training.demo_tiny.trunk import MIN_SECONDS, TrunkOptions, train_trunk
 from kibun.training.runs.config import Task, load_config
 from kibun.training.runs.run import train_run
@@ -129,7 +129,7 @@ def _bundle(
     verify(folder)
     return {
         "bundle": str(folder),
-        "test_ccc": {name: round(value, 4) for name, value in {**emotion_ccc(rows), **trait_ccc(rows)}.items()},
+        "test_ccc": {name: round(value, 4) for name, value in ccc_as_served(rows).items()},
         "expected_error": [
             {"utterance_count": count, **dict(zip(TRAITS, errors, strict=True))}
             for count, errors in model.expected_error or ()

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from kibun.models._transformers import quiet
 from kibun.models.bundle import KibunModel
-from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.models.types import SAMPLE_RATE_HZ, TRAITS
 from kibun.training.audio.augment import ROOMS, Augment, add_noise
 from kibun.training.corpora.manifest import Item
-from kibun.training.demo_tiny.evaluate import analyze_causally, emotion_ccc, trait_ccc
+from kibun.training.demo_tiny.evaluate import analyze_causally, ccc_as_served
 from kibun.training.demo_tiny.pairs import draw_change, make_pair
 from kibun.training.losses import emotion_loss, pair_loss, trait_loss
 from kibun.training.runs.folder import BUNDLE, CHECKPOINT, FIGURES
@@ -77,8 +77,8 @@ def train_trunk(
 
     def evaluate() -> dict[str, float]:
         rows = analyze_causally(task.average, dev[: options.dev_utterances])
-        figures = {**emotion_ccc(rows), **trait_ccc(rows)}
-        traits = float(np.mean(list(trait_ccc(rows).values())))
+        figures = ccc_as_served(rows)
+        traits = float(np.mean([figures[trait] for trait in TRAITS]))
         return {**figures, "score": figures["arousal"] + 0.3 * figures["valence"] + 0.3 * traits}
 
     def save() -> None:

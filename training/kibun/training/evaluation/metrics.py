@@ -4,15 +4,9 @@ scipy, statsmodels and jiwer are imported by the measures that need them.
 """
 
 from collections.abc import Sequence
-from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-
-from kibun.models.types import TRAITS, Traits
-
-UTTERANCE_COUNTS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50)
-"""Numbers of a speaker's utterances after which the error of the traits is reported."""
 
 
 def ccc(predicted: ArrayLike, truth: ArrayLike) -> float:
@@ -31,27 +25,6 @@ def rmse(predicted: ArrayLike, truth: ArrayLike) -> float:
     """Root mean square error, in the unit of the scores."""
     x, y = _pair(predicted, truth)
     return float(np.sqrt(np.mean((x - y) ** 2)))
-
-
-def error_by_count(
-    heard: Sequence[int | None],
-    predicted: Sequence[Traits | None],
-    truth: Sequence[Traits | None],
-    counts: Sequence[int] = UTTERANCE_COUNTS,
-) -> tuple[tuple[int, Traits], ...]:
-    """(count, RMSE of each trait to 3 decimals) for every count that occurs in ``heard``.
-
-    ``heard``: N numbers of utterances that an estimate is made from. ``predicted``, ``truth``: N times five traits;
-    None is allowed where the number is not in ``counts``.
-    """
-    table = []
-    for count in counts:
-        rows = [row for row, number in enumerate(heard) if number == count]
-        if rows:
-            estimates, labels = (np.array([side[row] for row in rows], np.float64) for side in (predicted, truth))
-            errors = tuple(round(rmse(estimates[:, k], labels[:, k]), 3) for k in range(len(TRAITS)))
-            table.append((count, cast(Traits, errors)))
-    return tuple(table)
 
 
 def auc(high: ArrayLike, low: ArrayLike) -> float:

@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 
 from kibun.models.files import written_atomically
 from kibun.models.types import EMOTIONS, TRAITS, Traits
-from kibun.training.evaluation.metrics import ccc
+from kibun.training.evaluation.metrics import ccc, rmse
 
 TRAIT_FIELDS = ("utterance_traits", "average_traits", "conversation_traits", "causal_traits")
 # Equal for all utterances of a profile, which therefore counts once.
 PROFILE_FIELDS = ("average_traits", "conversation_traits")
+UTTERANCE_COUNTS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 50)
+"""Numbers of a speaker's utterances after which the error of the traits is reported."""
 
 
 class PredictionsError(ValueError):
@@ -142,6 +144,21 @@ def ccc_of(predictions: Sequence[Prediction], figure: str, field: str | None = N
     """
     predicted, truth, _ = pairs_of(predictions, figure, field)
     return ccc(predicted, truth)
+
+
+def expected_error(
+    predictions: Sequence[Prediction], counts: Sequence[int] = UTTERANCE_COUNTS
+) -> tuple[tuple[int, Traits], ...]:
+    """(count, RMSE of each trait to 3 decimals) of the causal traits, for every count that some conversation reaches.
+
+    Raises PredictionsError as `pairs_of` does.
+    """
+    table = []
+    for count in counts:
+        if rows := [prediction for prediction in predictions if prediction.predicted.heard == count]:
+            errors = tuple(round(rmse(*pairs_of(rows, trait, "causal_traits")[:2]), 3) for trait in TRAITS)
+            table.append((count, cast(Traits, errors)))
+    return tuple(table)
 
 
 def last_of_each(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item
-from kibun.training.evaluation.metrics import UTTERANCE_COUNTS, ccc, rmse
-from kibun.training.evaluation.predictions import Prediction, pairs_of, units_of
+from kibun.training.evaluation.metrics import ccc, rmse
+from kibun.training.evaluation.predictions import UTTERANCE_COUNTS, Prediction, pairs_of, units_of
 from kibun.training.experiments import notes
 from kibun.training.experiments.run_store import RunStore
 from kibun.training.experiments.scores import Line, Report, Result, Score, mean_score

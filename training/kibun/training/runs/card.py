@@ -10,17 +10,18 @@ from kibun.training.corpora.manifest import Item
 from kibun.training.runs.config import RunConfig
 
 CARD = """\
-# {name} (version {version})
+# {bundle.bundle_name} (version {bundle.bundle_version})
 
 {synthetic}Apparent, enacted personality as raters perceive it in speech; not a diagnosis, and no basis for a decision
 about anyone.
 
 - Task: {task}, head {head}{condition}
-- Started from: `{start}`; trunk {frozen}, {trunk_layers} layers shared, {tail_layers} of the task
-- Data: `{manifest}`, licence {license}; {counts}
+- Started from: `{start}`; trunk {frozen}, {bundle.trunk_layers} layers shared, {bundle.tail_layers} of the task
+- Data: `{config.manifest.name}`, licence {config.license}; {counts}
 - Split: {splits}{warnings}
-- Seed: {seed}; best of {evaluations} evaluations on dev, at step {best_step}
-- Loss: {loss}, with {ctc_weight:g} of CTC ({mix}); learning rates {learning_rate:g} and {head_learning_rate:g} (heads)
+- Seed: {training.seed}; best of {figures[evaluations]} evaluations on dev, at step {figures[best_step]}
+- Loss: {training.loss}, with {training.ctc_weight:g} of CTC ({training.mix}); \
+learning rates {training.learning_rate:g} and {training.head_learning_rate:g} (heads)
 
 | output | dev CCC | test CCC |
 |---|---|---|
@@ -49,29 +50,19 @@ def run_card(
         condition = f", conditioned on {', '.join(model.config.condition_on)}: {source}{detail}"
     wer = [f"{split} {figures[split]['wer']:.1%}" for split in ("dev", "test") if "wer" in figures[split]]
     return CARD.format(
-        name=model.config.bundle_name,
-        version=model.config.bundle_version,
+        config=config,
+        training=config.training,
+        bundle=model.config,
+        figures=figures,
         synthetic=SYNTHETIC if model.config.synthetic else "",
         task=config.task + (f" ({config.dimension})" if config.dimension else ""),
         head=config.model.head if config.task != "pr" else "linear, conversation head",
         condition=condition,
         start=Path(config.model.start).name if Path(config.model.start).exists() else config.model.start,
         frozen="frozen" if config.model.freeze == "trunk" else "trained",
-        trunk_layers=model.config.trunk_layers,
-        tail_layers=model.config.tail_layers,
-        manifest=config.manifest.name,
-        license=config.license,
         counts=", ".join(_count(split, some) for split, some in items.items()),
         splits=config.splits or "the manifest's own",
         warnings="".join(f"; {warning}" for warning in figures["warnings"]),
-        seed=config.training.seed,
-        evaluations=figures["evaluations"],
-        best_step=figures["best_step"],
-        loss=config.training.loss,
-        ctc_weight=config.training.ctc_weight,
-        mix=config.training.mix,
-        learning_rate=config.training.learning_rate,
-        head_learning_rate=config.training.head_learning_rate,
         rows="\n".join(_rows(figures)),
         settings=TRAIT_SETTINGS if model.config.supports_personality else "",
         wer=f"WER of the CTC head: {', '.join(wer)}. " if wer else "",

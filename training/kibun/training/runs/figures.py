@@ -7,10 +7,11 @@ import numpy as np
 
 from kibun.models.types import EMOTIONS, TRAITS
 from kibun.training.evaluation.metrics import ccc, word_error_rate
-from kibun.training.evaluation.predictions import Prediction
+from kibun.training.evaluation.predictions import Prediction, units_of
 from kibun.training.runs.ctc import spell
 from kibun.training.runs.predict import Output, trait_estimates
 from kibun.training.runs.task_model import TaskModel
+from kibun.training.runs.trait_source import FIELD_OF_SETTING
 from kibun.training.runs.utterances import Utterances
 
 
@@ -48,13 +49,8 @@ def split_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
         pairs = [(getattr(row.predicted, name), getattr(row, name)) for row in predictions]
         if all(value is not None for pair in pairs for value in pair):
             figures[name] = ccc([pair[0] for pair in pairs], [pair[1] for pair in pairs])
-    last = list({row.conversation: row for row in predictions}.values())
-    for setting, field, rows in (
-        ("utterance", "utterance_traits", predictions),
-        ("average", "average_traits", last),
-        ("conversation", "conversation_traits", last),
-        ("causal", "causal_traits", predictions),
-    ):
+    for setting, field in FIELD_OF_SETTING.items():
+        rows = units_of(predictions, field)
         estimates = [getattr(row.predicted, field) for row in rows]
         if None not in estimates:
             figures[setting] = _trait_figures(estimates, [row.traits for row in rows])

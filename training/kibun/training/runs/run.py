@@ -22,8 +22,7 @@ from kibun.models.bundle import KibunModel
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item, is_generated, read_manifest
 from kibun.training.corpora.splits import SPLITS
-from kibun.training.evaluation.metrics import error_by_count
-from kibun.training.evaluation.predictions import write_predictions
+from kibun.training.evaluation.predictions import expected_error, write_predictions
 from kibun.training.runs.card import run_card
 from kibun.training.runs.config import ConfigError, RunConfig, identity, load_config, write_config
 from kibun.training.runs.conversation_stage import Vectors, train_conversation_head
@@ -300,12 +299,7 @@ def _finish(
         if (wer := transcript_error(splits[split], outputs[split])) is not None:
             figures[split]["wer"] = wer
     if model.kibun.config.supports_personality:
-        dev = predictions["dev"]
-        model.kibun.expected_error = error_by_count(
-            [row.predicted.heard for row in dev],
-            [row.predicted.causal_traits for row in dev],
-            [row.traits for row in dev],
-        )
+        model.kibun.expected_error = expected_error(predictions["dev"])
     model.kibun.config.synthetic |= config.synthetic or is_generated(config.manifest)
     model.kibun.card = run_card(config, model.kibun, figures, corpus.items)
     _write_bundle(model.kibun.to("cpu"), folder)  # type: ignore[arg-type]

@@ -8,14 +8,9 @@ from numpy.typing import NDArray
 
 from kibun.models.types import NEUTRAL_TRAITS, TRAIT_SCALE, TRAITS
 from kibun.training.corpora.manifest import Item
-from kibun.training.runs.config import ConfigError, TraitOptions
+from kibun.training.runs.config import SETTINGS, ConfigError, TraitOptions
 
-FIELD_OF_SETTING = {
-    "utterance": "utterance_traits",
-    "average": "average_traits",
-    "conversation": "conversation_traits",
-    "causal": "causal_traits",
-}
+FIELD_OF_SETTING: dict[str, str] = {setting: f"{setting}_traits" for setting in SETTINGS}  # of `Estimate`
 
 
 def condition_traits(items: Sequence[Item], options: TraitOptions, seed: int) -> NDArray[np.float32]:
