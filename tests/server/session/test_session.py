@@ -7,7 +7,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncIterator, Iterable
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -61,11 +61,13 @@ from tests.support.virtual_time import in_virtual_time
 pytestmark = pytest.mark.filterwarnings("error")
 
 SECOND = SAMPLE_RATE_HZ
+E = TypeVar("E", bound=Exception)
 
 
-async def run_until_failure(session: Session, requests: AsyncIterator[Request]) -> tuple[list[Reply], Exception]:
+async def run_until(failure: type[E], session: Session, requests: AsyncIterator[Request]) -> tuple[list[Reply], E]:
+    """The replies up to a failure of this kind, and the failure."""
     told: list[Reply] = []
-    with pytest.raises((Failure, BackendError, RuntimeError)) as caught:
+    with pytest.raises(failure) as caught:
         async with aclosing(session.run(requests)) as replies:
             async for reply in replies:
                 told.append(reply)  # noqa: PERF401 (what came before the failure is kept)
@@ -208,26 +210,22 @@ async def slow_feed(requests: Iterable[Request]) -> AsyncIterator[Request]:
 async def test_interims_fall_due_at_exact_positions(interval: int | None, expected: list[int], block: int) -> None:
     world = World()
     session = world.session(interims=True, interim_interval=interval, endpointing=LONG)
-    async with aclosing(session.run(slow_feed(in_blocks(said(4.4), block)))) as replies:
-        told = [reply async for reply in replies]
-    interims = [u for u in events(told, UtteranceResult) if not u.is_final]
+    told = await run_on(session, slow_feed(in_blocks(said(4.4), block)))
     (final,) = finals(told)
-    assert [u.end - u.start for u in interims] == expected
-    assert {u.utterance_id for u in interims} == {final.utterance_id}
-    assert {u.start for u in interims} == {final.start}
+    assert [u.end - u.start for u in interims(told)] == expected
+    assert {u.utterance_id for u in interims(told)} == {final.utterance_id}
+    assert {u.start for u in interims(told)} == {final.start}
 
 
 async def test_a_stream_that_resumes_within_a_cut_utterance_has_the_interims_of_one_that_went_on() -> None:
     whole, world = World(), World()
     audio = said(5.0)
-    async with aclosing(whole.session(interims=True).run(slow_feed(in_blocks(audio)))) as replies:
-        expected = events([reply async for reply in replies], UtteranceResult)
+    expected = events(await run_on(whole.session(interims=True), slow_feed(in_blocks(audio))), UtteranceResult)
     async with aclosing(world.session(interims=True).run(slow_feed(in_blocks(audio)))) as replies:
         first = next(iter(finals([reply async for reply in until_final(replies)])))
     assert first.reason is EndReason.MAX_DURATION
     session = world.session(interims=True, start_offset=first.end)
-    async with aclosing(session.run(slow_feed(in_blocks(audio[2 * first.end :])))) as replies:
-        resumed = events([reply async for reply in replies], UtteranceResult)
+    resumed = events(await run_on(session, slow_feed(in_blocks(audio[2 * first.end :]))), UtteranceResult)
     spans = [(u.is_final, u.start, u.end) for u in resumed]
     assert spans == [(u.is_final, u.start, u.end) for u in expected if u.start >= first.end]
     assert not all(final for final, _, _ in spans), "no interim was due"
@@ -236,9 +234,8 @@ async def test_a_stream_that_resumes_within_a_cut_utterance_has_the_interims_of_
 @pytest.mark.parametrize(("interval", "expected"), [(None, [16_000, 52_000]), (16_000, [16_000, 40_000, 64_000])])
 async def test_interims_stretch_under_load(interval: int | None, expected: list[int]) -> None:
     session = World(FakeAnalyzer(stretch=1.5)).session(interims=True, interim_interval=interval, endpointing=LONG)
-    async with aclosing(session.run(slow_feed(in_blocks(said(4.4))))) as replies:
-        told = [reply async for reply in replies]
-    assert [u.end - u.start for u in events(told, UtteranceResult) if not u.is_final] == expected
+    told = await run_on(session, slow_feed(in_blocks(said(4.4))))
+    assert [u.end - u.start for u in interims(told)] == expected
 
 
 @pytest.mark.parametrize("error", [Superseded(), BackendError("WORKER_FAILED", "died")])
@@ -255,8 +252,8 @@ async def test_an_unexpected_exception_in_an_interim_ends_the_stream() -> None:
         if not final:
             raise RuntimeError("a bug")
 
-    _, error = await run_until_failure(
-        World(FakeAnalyzer(fail)).session(interims=True), slow_feed(in_blocks(said(1.5)))
+    _, error = await run_until(
+        RuntimeError, World(FakeAnalyzer(fail)).session(interims=True), slow_feed(in_blocks(said(1.5)))
     )
     assert str(error) == "a bug"
 
@@ -278,19 +275,16 @@ async def test_an_interim_never_follows_its_final_and_a_newer_one_replaces_it() 
         return held[-1].wait()
 
     world.analyzer.before = hold_interims
-    queue: Requests = asyncio.Queue()
-    async with aclosing(world.session(interims=True, interim_interval=8_000).run(feed_queue(queue))) as replies:
-        assert isinstance((await anext(replies)).event, StreamStarted)
+    async with OpenSession(world.session(interims=True, interim_interval=8_000)) as stream:
         for block in in_blocks(pcm((0.5, 1.3))):
-            queue.put_nowait(block)
+            stream.send(block)
             await let_others_run(10)
         assert len(held) == 2
         assert world.analyzer.running == 1, "of a stream's interims only the newest is under way"
         for event in held:
             event.set()  # answered in the same moment as the utterance ends
-        queue.put_nowait(Audio(pcm((0, 0.3))))
-        queue.put_nowait(None)
-        told = [reply async for reply in replies]
+        stream.send(Audio(pcm((0, 0.3))), None)
+        told = await stream.rest()
     utterances = events(told, UtteranceResult)
     assert [u.is_final for u in utterances][-1]
     assert len(finals(told)) == 1
@@ -300,16 +294,13 @@ async def test_an_interim_answered_after_its_final_is_not_sent() -> None:
     world = World()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: None if final else gate.wait()
-    queue: Requests = asyncio.Queue()
-    async with aclosing(world.session(interims=True).run(feed_queue(queue))) as replies:
-        for block in in_blocks(said(1.3)):
-            queue.put_nowait(block)
-        while not isinstance((await anext(replies)).event, PersonalityUpdate):
-            await let_others_run()
+    async with OpenSession(world.session(interims=True)) as stream:
+        stream.send(*in_blocks(said(1.3)))
+        await stream.until(PersonalityUpdate)
         gate.set()
         await let_others_run()
-        queue.put_nowait(None)
-        assert not events([reply async for reply in replies], UtteranceResult)
+        stream.send(None)
+        assert not events(await stream.rest(), UtteranceResult)
 
 
 async def test_an_interim_that_finds_the_outbox_full_is_not_sent() -> None:
@@ -345,8 +336,7 @@ async def test_a_failed_final_ends_the_stream_after_what_was_computed(reason: st
             raise BackendError(reason, "secret")
 
     world = World(FakeAnalyzer(fail_second))
-    told, error = await run_until_failure(world.session(), feed([Audio(said()), Audio(said()), Audio(said())]))
-    assert isinstance(error, BackendError)
+    told, error = await run_until(BackendError, world.session(), feed([Audio(said()), Audio(said()), Audio(said())]))
     assert error.reason == reason
     assert len(finals(told)) == 1
     assert not events(told, TurnResult)
@@ -358,8 +348,7 @@ async def test_a_backend_that_is_stopping_asks_to_resume_elsewhere() -> None:
     def stopping(job: Job, final: bool) -> None:
         raise BackendError("UNAVAILABLE", "closed")
 
-    _, error = await run_until_failure(World(FakeAnalyzer(stopping)).session(), feed([Audio(said())]))
-    assert isinstance(error, Failure)
+    _, error = await run_until(Failure, World(FakeAnalyzer(stopping)).session(), feed([Audio(said())]))
     assert (error.kind, error.reason) == (Kind.UNAVAILABLE, "DRAINING")
     assert error.retry_after_s
 
@@ -372,8 +361,7 @@ async def test_an_error_of_the_client_comes_after_what_was_computed_before_it() 
         await let_others_run()
         raise Failure(Kind.INVALID_ARGUMENT, "EMPTY_REQUEST", "nothing in it")
 
-    told, error = await run_until_failure(world.session(), requests())
-    assert isinstance(error, Failure)
+    told, error = await run_until(Failure, world.session(), requests())
     assert error.reason == "EMPTY_REQUEST"
     assert len(finals(told)) == 1
 
@@ -382,8 +370,7 @@ async def test_bad_samples_in_the_last_bytes_are_an_audio_error() -> None:
     """The last samples are decoded only when the turn ends."""
     tail = np.array([np.nan], "<f4").tobytes()
     for last in ([], [EndOfTurn()]):
-        _, error = await run_until_failure(World().session(encoding="float32"), feed([Audio(tail), *last]))
-        assert isinstance(error, Failure)
+        _, error = await run_until(Failure, World().session(encoding="float32"), feed([Audio(tail), *last]))
         assert (error.kind, error.reason) == (Kind.INVALID_ARGUMENT, "NON_FINITE_AUDIO")
 
 
@@ -393,8 +380,7 @@ async def test_before_an_idle_timeout_all_audio_is_answered() -> None:
     world.analyzer.before = lambda job, final: asyncio.sleep(0.2)
     queue: Requests = asyncio.Queue()
     queue.put_nowait(Audio(said()))
-    told, error = await run_until_failure(world.session(Limits(idle_timeout_s=0.1)), feed_queue(queue))
-    assert isinstance(error, Failure)
+    told, error = await run_until(Failure, world.session(Limits(idle_timeout_s=0.1)), feed_queue(queue))
     assert (error.kind, error.reason) == (Kind.DEADLINE_EXCEEDED, "IDLE_TIMEOUT")
     assert len(finals(told)) == 1
 
@@ -404,8 +390,7 @@ async def test_a_stream_of_exactly_the_maximum_is_whole_and_a_little_more_is_too
     replies = await run(World().session(limits), *in_blocks(pcm((0.5, 1.0))))
     assert events(replies, StreamEnded)
     assert [w.reason for w in events(replies, StreamWarning)] == ["STREAM_ENDS_SOON"]
-    told, error = await run_until_failure(World().session(limits), feed(in_blocks(pcm((0.5, 1.02)))))
-    assert isinstance(error, Failure)
+    told, error = await run_until(Failure, World().session(limits), feed(in_blocks(pcm((0.5, 1.02)))))
     assert error.reason == "STREAM_TOO_LONG"
     (turn,) = events(told, TurnResult)
     assert turn.reason is EndReason.MAX_DURATION
@@ -423,8 +408,7 @@ async def test_backlog_stops_reading_and_ends_only_without_progress() -> None:
     replies = await run(world.session(limits), *[Audio(said(0.4)) for _ in range(8)])
     assert len(finals(replies)) == 8, "slow, but it goes on"
     world.analyzer.before = lambda job, final: asyncio.Event().wait()
-    _, error = await run_until_failure(world.session(limits, turn_id="t2"), feed(Audio(said(0.4)) for _ in range(8)))
-    assert isinstance(error, Failure)
+    _, error = await run_until(Failure, world.session(limits, turn_id="t2"), feed(Audio(said(0.4)) for _ in range(8)))
     assert (error.kind, error.reason) == (Kind.RESOURCE_EXHAUSTED, "AUDIO_BACKLOG")
     assert error.retry_after_s
     assert error.quota
@@ -548,20 +532,16 @@ async def test_a_turn_still_waiting_for_its_result_is_superseded_too() -> None:
 
 async def test_opening_an_answered_turn_of_a_stream_that_goes_on_is_refused_and_ends_nothing() -> None:
     world = World()
-    queue: Requests = asyncio.Queue()
-    async with aclosing(world.session().run(feed_queue(queue))) as replies:
-        queue.put_nowait(Audio(said()))
-        queue.put_nowait(EndOfTurn("t2"))
-        while not isinstance((await anext(replies)).event, TurnResult):
-            pass
-        queue.put_nowait(Audio(said()))
-        while not isinstance((await anext(replies)).event, UtteranceResult):
-            pass
+    async with OpenSession(world.session()) as stream:
+        stream.send(Audio(said()), EndOfTurn("t2"))
+        await stream.until(TurnResult)
+        stream.send(Audio(said()))
+        await stream.until(UtteranceResult)
         with pytest.raises(Failure, match="already has its result"):
             await run(world.session())
-        queue.put_nowait(EndOfTurn("t1"))
+        stream.send(EndOfTurn("t1"))
         with pytest.raises(Failure) as caught:
-            [reply async for reply in replies]
+            await stream.rest()
         assert caught.value.reason == "TURN_FINISHED"
 
 
@@ -584,16 +564,12 @@ async def test_a_deleted_conversation_does_not_come_back() -> None:
 
 async def test_a_conversation_that_the_store_loses_goes_on_from_what_the_stream_saw_last() -> None:
     world = World()
-    queue: Requests = asyncio.Queue()
-    async with aclosing(world.session().run(feed_queue(queue))) as replies:
-        queue.put_nowait(Audio(said()))
-        while not isinstance((await anext(replies)).event, PersonalityUpdate):
-            pass
+    async with OpenSession(world.session()) as stream:
+        stream.send(Audio(said()))
+        await stream.until(PersonalityUpdate)
         await world.store.delete(KEY)
-        queue.put_nowait(Audio(said(level=0.7)))
-        queue.put_nowait(None)
-        rest = [reply async for reply in replies]
-    (update,) = events(rest, PersonalityUpdate)
+        stream.send(Audio(said(level=0.7)), None)
+        (update,) = events(await stream.rest(), PersonalityUpdate)
     assert update.personality.utterance_count == 2
     assert len((await world.conversation()).participant("p").records) == 2
 
@@ -668,11 +644,9 @@ async def test_audio_of_another_rate_than_its_label_is_noticed_once(
             world.now += 0.1
             yield Audio(bytes(2 * true_hz // 10))  # what a microphone at the true rate gives in 100 ms
 
-    async with aclosing(world.session(rate=rate).run(paced())) as replies:
-        warnings = [
-            w for w in events([r async for r in replies], StreamWarning) if w.reason == "RATE_MISMATCH_SUSPECTED"
-        ]
-    assert [w.metadata["likely_hertz"] for w in warnings] == ([str(expected)] if expected else [])
+    warnings = events(await run_on(world.session(rate=rate), paced()), StreamWarning)
+    found = [w.metadata["likely_hertz"] for w in warnings if w.reason == "RATE_MISMATCH_SUSPECTED"]
+    assert found == ([str(expected)] if expected else [])
 
 
 async def test_a_file_sent_in_bursts_is_not_suspected() -> None:
@@ -684,8 +658,7 @@ async def test_a_file_sent_in_bursts_is_not_suspected() -> None:
             world.now += float(rng.uniform(0.05, 2.0))
             yield Audio(bytes(2 * int(rng.integers(1_000, 64_000))))
 
-    async with aclosing(world.session().run(bursts())) as replies:
-        told = [r async for r in replies]
+    told = await run_on(world.session(), bursts())
     assert [w.reason for w in events(told, StreamWarning)] == ["NO_SPEECH"]
 
 
@@ -770,10 +743,7 @@ async def test_a_stream_ends_though_a_library_lost_its_cancellation() -> None:
             return await super().get(key, stream)
 
     store = Deaf()
-    queue: Requests = asyncio.Queue()
-    async with aclosing(World(store=store).session().run(feed_queue(queue))) as replies:
-        assert isinstance((await anext(replies)).event, StreamStarted)
-        for request in (Audio(said()), None):
-            queue.put_nowait(request)
+    async with OpenSession(World(store=store).session()) as stream:
+        stream.send(Audio(said()), None)
         await store.asked.wait()  # before the final
     assert asyncio.get_running_loop().time() < 3600
