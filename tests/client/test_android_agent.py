@@ -12,7 +12,7 @@ import pytest
 
 from kibun.client import Emotion, PersonalityEstimate, PersonalitySource, Traits
 from kibun.client.server_process import ServerProcess
-from tests.support import ROOT
+from tests.support import ROOT, present
 
 EXAMPLE = ROOT / "examples" / "android_agent.py"
 Json = dict[str, Any]
@@ -24,8 +24,7 @@ USER, ROBOT = dict.fromkeys(turn["participant_id"] for turn in TURNS)
 
 @pytest.fixture(scope="module")
 def agent() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("android_agent", EXAMPLE)
-    assert spec is not None
+    spec = present(importlib.util.spec_from_file_location("android_agent", EXAMPLE))
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules["android_agent"] = module  # dataclasses look their module up
@@ -84,8 +83,7 @@ def test_the_face_is_livelier_in_livelier_turns(commands: list[Json]) -> None:
 
 
 def test_style_comes_late_and_changes_slowly(commands: list[Json], agent: ModuleType) -> None:
-    styles = named(commands, "speaking_style")
-    assert styles
+    styles = present(named(commands, "speaking_style"))
     assert styles[0]["heard"]["utterance_count"] >= agent.MIN_UTTERANCES
     assert styles[0]["heard"]["speech_s"] >= agent.MIN_SPEECH_S
     assert len(styles) < len([turn for turn in TURNS if turn["participant_id"] == USER])

@@ -43,6 +43,7 @@ from kibun.v1.speech_analysis_pb2_grpc import (
     SpeechAnalysisServiceServicer,
     add_SpeechAnalysisServiceServicer_to_server,
 )
+from tests.support import present
 from tests.support.processes import until
 
 if TYPE_CHECKING:
@@ -604,8 +605,7 @@ async def test_sync_client_is_a_thin_twin(service: ScriptedService) -> None:
                 with client.stream(StreamConfig(turn_id="a")) as stream:
                     stream.push(noise(1.0))
                     stream.end_of_turn("b")
-                    ended = stream.wait_ended()
-                    assert ended is not None
+                    ended = present(stream.wait_ended())
                     assert ended.reason == "HALF_CLOSE"
                 with pytest.raises(ServerTooOldError):
                     client.service_info()

@@ -33,6 +33,7 @@ from kibun.client.pcm import pieces
 from kibun.client.replay import EndOfTurn, ReplayBuffer
 from kibun.client.status import error_from_rpc, explain_unavailable
 from kibun.v1 import speech_analysis_pb2 as pb
+from tests.support import present
 
 
 def test_config_is_written_as_the_contract_has_it() -> None:
@@ -282,8 +283,7 @@ async def test_events_nobody_reads_are_bounded_but_finals_are_kept() -> None:
         engine = stream._engine
         for number in range(3 * MAX_WAITING_EVENTS):
             message = pb.UtteranceResult(utterance_id=str(number), is_final=number % 100 == 0)
-            event = event_from_response(pb.StreamingAnalyzeResponse(utterance_result=message))
-            assert event is not None
+            event = present(event_from_response(pb.StreamingAnalyzeResponse(utterance_result=message)))
             engine.offer(event)
         waiting = [engine.events.get_nowait() for _ in range(engine.events.qsize())]
     finals = [event for event in waiting if isinstance(event, UtteranceResult) and event.is_final]

@@ -88,7 +88,7 @@ class FakeStream:
     def __init__(self, last_seen: Conversation | None = None, ended: Exception | None = None) -> None:
         self.last_seen = last_seen
         self.ended = ended
-        self.notices: list[bool | Failure] = []
+        self.notices: list[bool | str] = []  # is_behind, or the reason of a rejection
 
     def check_open(self) -> None:
         if self.ended:
@@ -98,7 +98,7 @@ class FakeStream:
         self.notices.append(is_behind)
 
     def reject(self, failure: Failure) -> None:
-        self.notices.append(failure)
+        self.notices.append(failure.reason)
 
 
 def fresh(_: Conversation | None = None, ttl_s: float = 60.0) -> Conversation:

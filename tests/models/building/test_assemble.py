@@ -205,8 +205,7 @@ def test_a_trained_trunk_is_named(checkpoint: Path, runs: dict[str, Path], tmp_p
     message = refusal(runs)
     assert "personality (pr-run) and valence (free) cannot share a trunk" in message
     assert "valence's trunk was trained: freeze it" in message
-    counts = re.search(r"(\d+) of its (\d+) tensors differ, (\S+) first", message)
-    assert counts is not None
+    counts = present(re.search(r"(\d+) of its (\d+) tensors differ, (\S+) first", message))
     model = load_bundle(runs["valence"] / "bundle")
     assert int(counts[1]) == int(counts[2]) == len(model.trunk.state_dict())
     assert counts[3] == next(iter(model.trunk.state_dict()))

@@ -21,6 +21,7 @@ from kibun.server.api.quota import (
     TenantLimits,
 )
 from kibun.server.errors import Failure, Kind
+from tests.support import present
 
 
 def digest(token: str) -> str:
@@ -156,11 +157,9 @@ def test_after_the_wait_a_stream_may_begin() -> None:
     now = [0.0]
     account = Account(TenantLimits(audio_s_per_minute=60), lambda: now[0])
     assert account.charge(AUDIO_BURST_S + 30) is None
-    failure = account.charge(0.1)
-    assert failure is not None
+    failure = present(account.charge(0.1))
     assert (failure.kind, failure.reason) == (Kind.RESOURCE_EXHAUSTED, "TENANT_AUDIO_LIMIT")
-    refusal = account.refusal()
-    assert refusal is not None
+    refusal = present(account.refusal())
     assert refusal.retry_after_s is not None
     now[0] += refusal.retry_after_s - 0.01
     assert account.refusal()
@@ -279,6 +278,5 @@ def test_limits_read_anew_hold_for_open_streams() -> None:
         assert account.charge(1e6) is None
         quotas.refresh()
         assert account.charge(100) is None, "one may be more than there is"
-        failure = account.charge(0.1)
-        assert failure is not None
+        failure = present(account.charge(0.1))
         assert failure.reason == "TENANT_AUDIO_LIMIT"

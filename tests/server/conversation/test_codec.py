@@ -12,6 +12,7 @@ from kibun.server.conversation import codec
 from kibun.server.conversation import store_pb2 as pb
 from kibun.server.conversation.codec import Numbers
 from kibun.server.conversation.state import Conversation, Opening, Participant, UtteranceRecord
+from tests.support import present
 from tests.support.stores import fresh, plain_record, record, traits
 
 ODD = np.array([1.0, -2.5, 6e-8, np.inf, np.nan], np.float16)
@@ -81,8 +82,7 @@ def test_every_value_comes_back_exactly() -> None:
 
 def test_every_float16_comes_back_to_the_bit() -> None:
     vector = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    found = codec.unpack_utterance(codec.pack_utterance(replace(record(), vector=vector))).vector
-    assert found is not None
+    found = present(codec.unpack_utterance(codec.pack_utterance(replace(record(), vector=vector))).vector)
     assert found.dtype == np.float16
     assert found.tobytes() == vector.tobytes()
 

@@ -13,6 +13,7 @@ from kibun.server.conversation.state import (
     Participant,
     finish_turn,
 )
+from tests.support import present
 from tests.support.stores import plain, record
 
 
@@ -24,8 +25,7 @@ def full_conversation(participants: int = MAX_PARTICIPANTS) -> Conversation:
 
 
 def stored(conversation: Conversation) -> layout.State:
-    head = layout.difference(layout.State(), conversation).head
-    assert head
+    head = present(layout.difference(layout.State(), conversation).head)
     return layout.State(codec.pack_head(head), b"", head, conversation)
 
 

@@ -18,7 +18,7 @@ from kibun.server.conversation.state import Conversation, Opening, UtteranceReco
 from kibun.server.conversation.store import MemoryStore, StoreRefused, StoreUnavailable
 from kibun.server.errors import Failure, StartError
 from kibun.server.settings import Settings
-from tests.support import ROOT
+from tests.support import ROOT, present
 from tests.support.certificates import make_certificates
 from tests.support.processes import free_port
 from tests.support.redis_server import OwnRedis, command, long_timeouts, own_redis, prefixed
@@ -297,8 +297,7 @@ async def test_memory_of_conversations_seen_is_bounded(url: str) -> None:
         await store.update(("tenant", f"c{n}"), adding(*(record(start=i) for i in range(4))))
     assert len(store) == 10
     for n in range(20):
-        found = await store.get(("tenant", f"c{n}"))
-        assert found
+        found = present(await store.get(("tenant", f"c{n}")))
         assert len(found.participant("p").records) == 4
     for n in range(20):
         await store.delete(("tenant", f"c{n}"))
@@ -371,8 +370,7 @@ async def test_a_cancelled_call_gives_its_answer_to_nobody_else(store: RedisStor
     chance = random.Random(0)
 
     async def ask(n: int) -> None:
-        found = await store.get(keys[n])
-        assert found
+        found = present(await store.get(keys[n]))
         assert [r.start for r in found.participant("p").records] == [n]
 
     for _ in range(30):
@@ -412,8 +410,7 @@ async def test_a_damaged_conversation_counts_as_lost(
         assert ("damaged" in caplog.text) == (field != "head" or how not in ("gone", "empty"))
         assert KEY[1] + "/" not in caplog.text
         await another.update(KEY, adding(record(start=5)))
-        found = await store.get(KEY)
-        assert found
+        found = present(await store.get(KEY))
         assert [r.start for r in found.participant("p").records] == [5]
         assert await another.delete(KEY)
 
@@ -606,8 +603,7 @@ async def test_two_processes_lose_nothing(url: str, store: RedisStore) -> None:
         for n in range(2)
     ]
     assert [await writer.wait() for writer in writers] == [0, 0]
-    found = await store.get(KEY)
-    assert found
+    found = present(await store.get(KEY))
     ids = {r.utterance_id for p in found.participants.values() for r in p.records}
     assert ids == {f"p{t % 2}:{w}-{t}:{n}" for w in range(2) for t in range(8) for n in range(10)}
 

@@ -23,6 +23,7 @@ from kibun.server.conversation.state import (
 from kibun.server.conversation.store import MemoryStore
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.session import estimates
+from tests.support import present
 from tests.support.stores import KEY, fresh, record, traits
 
 MODEL = ModelInfo("m", "1", vector_size=4)
@@ -63,8 +64,7 @@ def test_reopening_a_turn_forgets_what_will_be_sent_again(offset: int, left: int
     reopened = reopen_turn(someone, "t", offset)
     assert len(reopened.turn("t")) == left
     assert len(reopened.turn("other")) == 1
-    latest = reopened.latest
-    assert latest is not None
+    latest = present(reopened.latest)
     assert latest.traits == traits(left + 0.5 if left else 2.0), "traits rest on what is left"
 
 
@@ -104,8 +104,7 @@ def test_expected_error_is_that_of_the_evidence_at_hand(count: int, row: int | N
 def test_a_condition_comes_with_its_evidence(source: str) -> None:
     result = Analysis(np.zeros(4, np.float16), condition_traits=traits(3), condition_source=source)  # type: ignore[arg-type]
     known = participant(record(), record(start=16_000, level=None))
-    found = estimates.condition(MODEL, result, known, 8_000)
-    assert found is not None
+    found = present(estimates.condition(MODEL, result, known, 8_000))
     evidence = {"given": (0, 0), "utterance": (1, 8_000)}.get(source, (2, 24_000))
     assert (found.source, found.utterance_count, found.speech) == (source, *evidence)
 

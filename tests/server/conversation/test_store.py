@@ -25,6 +25,7 @@ from kibun.server.conversation.state import (
 )
 from kibun.server.conversation.store import ConversationStore, MemoryStore
 from kibun.server.errors import Failure, Kind
+from tests.support import present
 from tests.support.redis_server import prefixed
 from tests.support.stores import (
     KEY,
@@ -136,8 +137,7 @@ async def test_after_a_deletion_a_new_conversation_may_begin(stores: Stores) -> 
     assert not again.participants
     stream = FakeStream(again)
     await stores.store.update(KEY, adding(record(start=7)), stream)
-    found = await stores.another.get(KEY, stream)
-    assert found
+    found = present(await stores.another.get(KEY, stream))
     assert [r.start for r in found.participant("p").records] == [7]
 
 
@@ -150,8 +150,7 @@ async def test_a_turn_is_reopened_at_an_offset(stores: Stores) -> None:
         lambda c: c.with_participant(reopen_turn(c.participant("p"), "t", 32_000)),  # type: ignore[union-attr]
     )
     await stores.another.update(KEY, adding(record(start=32_000, level=3.0)))
-    found = await stores.store.get(KEY)
-    assert found
+    found = present(await stores.store.get(KEY))
     assert [(r.turn_id, r.start) for r in found.participant("p").records] == [
         ("other", 0),
         ("t", 0),
@@ -168,8 +167,7 @@ async def test_the_oldest_records_leave(stores: Stores) -> None:
     for n in range(3):
         await stores.store.update(KEY, adding(record(start=MAX_RECORDS + n)))
     for store in (stores.another, stores.store):
-        found = await store.get(KEY)
-        assert found
+        found = present(await store.get(KEY))
         assert [r.start for r in found.participant("p").records] == list(range(3, MAX_RECORDS + 3))
 
 
@@ -226,8 +224,7 @@ async def test_keys_are_kept_apart(stores: Stores) -> None:
     for number, key in enumerate(keys):
         await stores.store.update(key, adding(record(start=number)))
     for number, key in enumerate(keys):
-        found = await stores.another.get(key)
-        assert found
+        found = present(await stores.another.get(key))
         assert [r.start for r in found.participant("p").records] == [number]
     assert await stores.store.delete(keys[0])
     assert [await stores.another.knows(key) for key in keys] == [False] + [True] * (len(keys) - 1)
@@ -242,8 +239,7 @@ async def test_many_writers_lose_nothing(stores: Stores) -> None:
 
     await asyncio.gather(*(write(number) for number in range(12)))
     for store in (stores.store, stores.another):
-        found = await store.get(KEY)
-        assert found
+        found = present(await store.get(KEY))
         everything = sorted(r.utterance_id for p in found.participants.values() for r in p.records)
         assert everything == sorted(f"p{i % 3}:t{i}:{n}" for i in range(12) for n in range(10))
         assert sum(p.revision for p in found.participants.values()) == 120, "each change counted once"

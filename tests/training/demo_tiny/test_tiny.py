@@ -33,7 +33,7 @@ from kibun.training.evaluation.predictions import expected_error
 from kibun.training.losses import pair_loss
 from kibun.training.runs.config import load_config
 from kibun.training.runs.folder import read_figures, read_log
-from tests.support.present import present
+from tests.support import present
 
 NOTHING = np.zeros((0, 96), np.float16)
 

@@ -25,7 +25,7 @@ from kibun.training.evaluation.predictions import read_predictions
 from kibun.training.runs.config import ConfigError, RunConfig, from_dict, write_config
 from kibun.training.runs.folder import read_log
 from kibun.training.runs.run import load_run, train_run
-from tests.support.present import present
+from tests.support import present
 from tests.support.run_config import changed
 from tests.support.tiny_corpus import make_corpus, make_hubert
 

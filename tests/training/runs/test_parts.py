@@ -35,7 +35,7 @@ from kibun.training.runs.task_model import TaskModel, new_task_model
 from kibun.training.runs.trait_source import add_noise, condition_traits, true_traits
 from kibun.training.runs.trunk_cache import TrunkCache, cache_off_reason, cache_root, fill
 from kibun.training.runs.utterances import BucketBatches, Collate, Utterances, make_augmentation
-from tests.support.present import present
+from tests.support import present
 from tests.support.run_config import changed
 from tests.support.tiny_corpus import make_corpus, make_hubert
 
