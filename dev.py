@@ -54,7 +54,7 @@ def install(extra: str) -> None:
     command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     command += ["-c", str(ROOT / "constraints.txt"), "-e", f"{ROOT}[{extra}]"]
     if subprocess.run(command, stdout=sys.stderr).returncode:
-        sys.exit("dev.py: installation failed; the lines above say why. Then run the same command again.")
+        sys.exit("dev.py: installation failed; see the error above. Then run the same command again.")
     stamp.write_text(wanted)
 
 

@@ -2,7 +2,7 @@
 """Writes deploy/requirements.txt: what the server image installs, every version pinned and every file by its SHA-256.
 
     python3 deploy/lock.py            after a change of pyproject.toml or constraints.txt
-    python3 deploy/lock.py --check    only says whether the lock still fits both (asks no index)
+    python3 deploy/lock.py --check    only checks whether the lock still fits both (asks no index)
     python3 deploy/lock.py --torch    writes deploy/requirements-torch.txt, for this machine's Python and processor
 
 Standard library and pip (23.1 or newer, `--pip` names another Python's) only. Files are those that pip's configured
@@ -107,7 +107,7 @@ def resolve(python: str, lines: list[str], *options: str) -> list[dict[str, Any]
         command += ["--disable-pip-version-check", "--only-binary", ":all:", "-c", str(CONSTRAINTS)]
         command += [*options, "--report", str(report), "-r", str(wanted)]
         if subprocess.run(command, stdout=sys.stderr).returncode:
-            sys.exit(f"lock.py: pip found no solution ({' '.join(options) or 'this machine'}); its lines above say why")
+            sys.exit(f"lock.py: pip found no solution ({' '.join(options) or 'this machine'}); see its output above")
         items: list[dict[str, Any]] = json.loads(report.read_text())["install"]
         return items
 

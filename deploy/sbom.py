@@ -6,7 +6,7 @@
 cyclonedx-bom lists and validates; this adds each file's SHA-256 from deploy/requirements.txt, leaves out paths of this
 machine, and says which packages differ from the lock or declare no licence. With `--strict` a difference is an error.
 For known weaknesses of what is listed: `pip-audit --strict --require-hashes --disable-pip -r deploy/requirements.txt`;
-without `--strict` it passes over what it could not look up and still says that all is well.
+without `--strict` it skips packages that it cannot look up and still reports success.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def list_environment(python: str) -> dict[str, Any]:
         command = [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible", "--validate"]
         command += ["--pyproject", str(ROOT / "pyproject.toml"), "--sv", "1.6", "--of", "JSON", "-o", str(file), python]
         if subprocess.run(command, stdout=sys.stderr).returncode:
-            sys.exit("sbom.py: cyclonedx-py failed; its lines above say why")
+            sys.exit("sbom.py: cyclonedx-py failed; see its output above")
         bill: dict[str, Any] = json.loads(file.read_text())
         return bill
 

@@ -47,7 +47,7 @@ OWN_SPEECH_TAIL_S = 0.3
 # At most two faces per second while the user speaks, and one for the whole utterance.
 MIN_EXPRESSION_INTERVAL_S = 0.5
 
-# A character shows slowly: nothing changes before this much of the user was heard …
+# A character shows slowly: nothing changes before the user has said this much …
 MIN_UTTERANCES = 3
 MIN_SPEECH_S = 5.0
 # … and then by small steps, one per turn.
@@ -93,7 +93,7 @@ class Turn:
 
 
 class Ears:
-    """The robot's one microphone, which hears everybody: the recording, with the robot's own voice cut out."""
+    """The robot's one microphone, which picks up all speakers: the recording, with the robot's own voice cut out."""
 
     def __init__(self, samples: NDArray[np.int16], rate_hz: int, own_turns: Sequence[Turn]) -> None:
         self.rate_hz = rate_hz
@@ -125,7 +125,7 @@ class Behaviour:
         return {"valence": round(scaled.valence, 3), "arousal": round(scaled.arousal, 3), "is_final": is_final}
 
     def speaking_style(self, personality: PersonalityEstimate) -> dict[str, object] | None:
-        """The next small step towards the user's character; None while too little was heard."""
+        """The next small step towards the user's character; None while there is too little evidence."""
         if personality.utterance_count < MIN_UTTERANCES or personality.speech_s < MIN_SPEECH_S:
             return None
         for name, rule in STYLE_RULES.items():
@@ -151,13 +151,13 @@ class Agent:
         for turn in turns:
             await self._wait_until(turn.start_s)
             if turn.participant_id == robot:
-                # Here a real robot would speak. Its microphone hears that, too, but no stream is open.
+                # Here a real robot would speak. Its microphone picks that up, but no stream is open.
                 command(turn.start_s, "own_speech", turn_id=turn.turn_id, seconds=round(turn.end_s - turn.start_s, 3))
             else:
                 await self._listen(turn)
 
     async def _listen(self, turn: Turn) -> None:
-        """One turn of the user: a stream of its own in the conversation."""
+        """One turn of the user, as one stream of the conversation."""
         async with self._conversation.turn(
             turn.turn_id,
             turn.participant_id,
@@ -198,7 +198,7 @@ class Agent:
 
 
 def command(time_s: float, name: str, **values: object) -> None:
-    """Tells the robot what to do; `t` is the time in the dialogue, in seconds."""
+    """Prints a command for the robot; `t` is the time in the dialogue, in seconds."""
     print(json.dumps({"t": round(time_s, 3), "command": name, **values}), flush=True)
 
 

@@ -41,7 +41,7 @@ class AsyncClient:
     """Client of a kibun server at `target` ("host:port"), for use within one event loop.
 
     Plaintext unless `tls` is set or certificates are given (bytes, or the path of a PEM file). `token` is sent as a
-    bearer token. `timeout_s` bounds the calls that are no streams; `retry` says how turns survive a lost connection.
+    bearer token. `timeout_s` bounds the unary calls; `retry` configures how turns survive a lost connection.
     Connects on first use. Raises InvalidRequestError for a bad address or bad credentials.
     """
 
@@ -136,7 +136,7 @@ class AsyncClient:
         return ServiceInfo.from_proto(answer)
 
     async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Waits until the server says that it serves, i.e. that its model is loaded and warm.
+        """Waits until the server reports SERVING, i.e. that its model is loaded and warm.
 
         Raises UnavailableError (reason NOT_READY) after `timeout_s`, with what the last attempt saw.
         """

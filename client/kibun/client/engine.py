@@ -1,7 +1,7 @@
 """The task that owns a stream's call: it writes what is waiting in the buffer, reads events, reconnects.
 
 Everything here runs in one event loop, and only the engine's own tasks touch gRPC. So cancelling a caller who waits
-for room or for an event cannot harm the call, and the call is cancelled whichever way the engine stops.
+for space or for an event cannot harm the call, and the call is cancelled whichever way the engine stops.
 """
 
 import asyncio

@@ -40,7 +40,7 @@ class Event:
     # Audio of this connection that the server had received and analysed when it answered.
     audio_received_s: float = 0.0
     audio_processed_s: float = 0.0
-    # The response as it came over the wire; None in results of the unary `analyze`.
+    # The response as received; None in results of the unary `analyze`.
     response: pb.StreamingAnalyzeResponse | None = field(default=None, repr=False, compare=False)
 
 
@@ -97,7 +97,7 @@ class UtteranceResult(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class PersonalityUpdate(Event):
-    """Traits of the participant from everything heard so far; follows each final."""
+    """Traits of the participant from all utterances so far; follows each final."""
 
     participant_id: str
     personality: PersonalityEstimate | None

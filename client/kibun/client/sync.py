@@ -123,7 +123,7 @@ class Client:
         return self._thread.run(self._client.service_info())
 
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Waits until the server says that it serves. Raises UnavailableError after `timeout_s`."""
+        """Waits until the server reports SERVING. Raises UnavailableError after `timeout_s`."""
         self._thread.run(self._client.wait_until_ready(timeout_s))
 
 

@@ -73,7 +73,7 @@ class StreamCall:
         return True
 
     async def half_close(self) -> None:
-        """Tells the server that nothing more will be sent. Does nothing when the call is over; see `write`."""
+        """Signals the server that nothing more will be sent. Does nothing when the call is over; see `write`."""
         with suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
             await self._call.done_writing()
 

@@ -63,7 +63,7 @@ def analyze(
 ) -> None:
     """Analyse files and folders into a table, JSON lines or CSV, a row per utterance.
 
-    Every file is a conversation of its own, with one speaker.
+    Each file is a separate conversation with one speaker.
 
     A file that fails is named, the others go on, and the exit code is 1.
     """
@@ -124,10 +124,10 @@ class _Outcome:
 async def _analyze(connection: Connection, batch: _Batch, rows: Rows) -> None:
     console = Console(stderr=True)
     failed: list[_Outcome] = []
-    told: set[str] = set()
+    shown: set[str] = set()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with connection.client() as client:
-        info = await client.service_info()  # says at once what is wrong with the server, if anything is
+        info = await client.service_info()  # fails early if the server cannot be used
         if any(model.synthetic and (model.is_default or model.name == batch.model) for model in info.models):
             console.print("[yellow]synthetic model: tells you nothing about real people[/]")
         with Progress(*columns, console=console, transient=True) as progress:
@@ -135,9 +135,9 @@ async def _analyze(connection: Connection, batch: _Batch, rows: Rows) -> None:
             async for outcome in _outcomes(client, batch):
                 rows.write(outcome.rows)
                 notes = [f"{outcome.path}: {note}" for note in outcome.notes]
-                for note in [*(note for note in outcome.model_notes if note not in told), *notes]:
+                for note in [*(note for note in outcome.model_notes if note not in shown), *notes]:
                     console.print(note, markup=False, highlight=False, soft_wrap=True)
-                told.update(outcome.model_notes)
+                shown.update(outcome.model_notes)
                 if outcome.error is not None:
                     failed.append(outcome)
                 progress.advance(task)

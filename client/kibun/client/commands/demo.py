@@ -1,4 +1,4 @@
-"""`kibun demo`: the bundled dialogue through a real server, started for it as a process of its own."""
+"""`kibun demo`: the bundled dialogue through a real server in a separate process."""
 
 import asyncio
 from pathlib import Path
@@ -22,12 +22,12 @@ CONVERSATION = "demo"
 
 
 def demo(
-    realtime: Annotated[bool, typer.Option("--realtime", help="At the pace at which it was spoken.")] = False,
+    realtime: Annotated[bool, typer.Option("--realtime", help="Stream in real time.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Watch a bundled dialogue being analysed by a real server.
 
-    The server runs as a process of its own, on a free port of this machine.
+    The server runs in a separate process, on a free port of this machine.
 
     Its model was trained on generated speech and tells you nothing about real people.
     """

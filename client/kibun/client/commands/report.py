@@ -33,7 +33,7 @@ _LEGEND = "emotion: 1..5, 3 neutral; OCEAN: apparent traits so far, 1..7; heard:
 
 
 class JsonLines:
-    """Prints every response as it came over the wire, one JSON object per line, names as in the .proto."""
+    """Prints every response as received, one JSON object per line, names as in the .proto."""
 
     def __init__(self, output: TextIO | None = None) -> None:
         self._output = output or sys.stdout

@@ -27,7 +27,7 @@ COLUMNS = (
     # Scale 1..5, 3 neutral.
     "valence",
     "arousal",
-    # Apparent traits of the speaker from everything heard up to this utterance, scale 1..7, and their evidence.
+    # Apparent traits of the speaker from all utterances up to this one, scale 1..7, and their evidence.
     *TRAITS,
     *(f"{name}_error" for name in TRAITS),
     "utterance_count",

@@ -40,8 +40,8 @@ def stream(
         Path | None, typer.Option(metavar="FILE", help="Who speaks when, in one FILE: .json or .rttm.")
     ] = None,
     conversation: Annotated[str, typer.Option(help="Conversation to continue; default: a new one.")] = "",
-    participant: Annotated[str, typer.Option(help="Who speaks, where --turns does not say.")] = "user",
-    realtime: Annotated[bool, typer.Option("--realtime", help="At the pace at which it was spoken.")] = False,
+    participant: Annotated[str, typer.Option(help="Participant id, unless --turns gives it.")] = "user",
+    realtime: Annotated[bool, typer.Option("--realtime", help="Stream in real time.")] = False,
     chunk_ms: Annotated[int, typer.Option(min=10, max=2000, help="Audio per message.")] = DEFAULT_CHUNK_MS,
     channel: Annotated[int | None, typer.Option(min=1, help="Channel to send; default: the mean of all.")] = None,
     interim: Annotated[bool, typer.Option("--interim", help="Estimates while an utterance is spoken.")] = False,
@@ -62,7 +62,7 @@ def stream(
 
     Without --turns, each FILE is one turn of --participant.
 
-    With --turns, one FILE holds a dialogue; each turn gets a stream of its own.
+    With --turns, one FILE holds a dialogue, sent as one stream per turn.
     """
     connection = Connection(server, token, tls, ca)
     known = _traits(traits, participant, dialogue=turns is not None)
@@ -138,7 +138,7 @@ async def _from_files(
     as_json: bool,
 ) -> None:
     async with connection.client() as client:
-        await client.service_info()  # says at once what is wrong with the server, if anything is
+        await client.service_info()  # fails early if the server cannot be used
         conversation = client.conversation(speaker.conversation_id or None)
         for file, _ in jobs:
             if file.channels > 1 and file.channel is None:

@@ -31,7 +31,7 @@ class StreamingOptions:
     """How recordings are streamed."""
 
     chunk_ms: int = DEFAULT_CHUNK_MS
-    # At the pace at which it was spoken; turns that overlap are then streamed at the same time.
+    # In real time; turns that overlap are then streamed at the same time.
     realtime: bool = False
     features: Features = field(default_factory=Features)
     model: str = ""
@@ -77,7 +77,7 @@ async def _stream_turn(
     chunks: Iterable[Pcm] | AsyncIterator[Pcm] = recorded
     if start is not None:
         await _sleep_until(start + turn.start_s)
-        chunks = paced(recorded, audio.sample_rate_hz, start + turn.start_s)
+        chunks = in_real_time(recorded, audio.sample_rate_hz, start + turn.start_s)
     async with conversation.turn(
         turn.turn_id,
         turn.participant_id,
@@ -93,7 +93,7 @@ async def _stream_turn(
             sink.on_event(event, turn.participant_id)
 
 
-async def paced(chunks: Iterable[Any], sample_rate_hz: int, start: float) -> AsyncIterator[Any]:
+async def in_real_time(chunks: Iterable[Any], sample_rate_hz: int, start: float) -> AsyncIterator[Any]:
     """Each chunk at the (loop's) time at which its last sample would have been recorded."""
     samples = 0
     for chunk in chunks:

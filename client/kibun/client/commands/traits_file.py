@@ -34,7 +34,7 @@ def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
     `keys`: names of the column that says whose they are; the first that a row has counts.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")  # as spreadsheets write it, too
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except FileNotFoundError:
         raise UsageError(f"no such file: {path}") from None
     except (OSError, UnicodeDecodeError) as error:
