@@ -32,8 +32,8 @@ class Line(nn.Module):
         return {"loss": loss, "half": loss.detach() / 2}
 
 
-def plan(model: Line, saved: list[Tensor] | None = None, per_step: int = 2, **changes: Any) -> Plan[Tensor]:
-    batches = [torch.arange(48)[at::24] for at in range(24)]  # B = 2
+def plan(model: Line, saved: list[Tensor] | None = None, per_step: int = 2, size: int = 2, **changes: Any) -> Plan:
+    rows = torch.arange(48).view(2, 24).T.reshape(-1, size)  # micro-batches of B = size, 24 apart
 
     def evaluate() -> dict[str, float]:
         assert not model.training
@@ -42,8 +42,7 @@ def plan(model: Line, saved: list[Tensor] | None = None, per_step: int = 2, **ch
     settings: dict[str, Any] = {
         "model": model,
         "optimizer": torch.optim.SGD(model.parameters(), 0.1),
-        "batches": batches,
-        "read": lambda rows: {"x": X[rows], "y": Y[rows]},
+        "batch": lambda number: {"x": X[rows[number]], "y": Y[rows[number]]},
         "per_step": per_step,
         "steps": 24 // per_step,
         "evaluate_every": 4,
@@ -75,8 +74,7 @@ def test_the_best_is_saved_and_every_evaluation_logged(tmp_path: Path) -> None:
 
 def test_micro_batches_add_up_to_their_batch(tmp_path: Path) -> None:
     many = trained(tmp_path / "many", Line(dropout=0.0), per_step=2, steps=6)
-    batches = [torch.cat([torch.arange(48)[at::24] for at in (first, first + 1)]) for first in range(0, 24, 2)]
-    one = trained(tmp_path / "one", Line(dropout=0.0), per_step=1, steps=6, batches=batches)
+    one = trained(tmp_path / "one", Line(dropout=0.0), per_step=1, steps=6, size=4)
     torch.testing.assert_close(many, one)
 
 

@@ -89,8 +89,7 @@ def train_trunk(
     plan = Plan(
         model=task,
         optimizer=optimizer,
-        batches=range(options.steps),
-        read=batches.draw,
+        batch=batches.draw,
         per_step=1,
         steps=options.steps,
         evaluate_every=max(1, options.steps // options.evaluations),

@@ -13,7 +13,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,18 +27,16 @@ from kibun.models.files import written_atomically
 from kibun.training._transformers import get_scheduler
 from kibun.training.runs.folder import CHECKPOINT, LOG, read_log
 
-Key = TypeVar("Key")
 LARGEST_GRADIENT = 1.0  # norm to which gradients are clipped
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan(Generic[Key]):
+class Plan:
     """What `train` trains, for how long, and what it calls."""
 
     model: nn.Module  # forward(**batch) returns {"loss": (), and the parts of it that go into the log}
     optimizer: torch.optim.Optimizer
-    batches: Sequence[Key]  # all micro-batches of the run in order, `per_step` for each step
-    read: Callable[[Key], dict[str, Any]]  # a micro-batch as arguments of the model's forward
+    batch: Callable[[int], dict[str, Any]]  # the arguments of the model's forward for the run's Nth micro-batch, from 0
     per_step: int  # micro-batches of one optimizer step, over all processes
     steps: int
     evaluate_every: int  # steps; after the last one as well
@@ -61,7 +59,7 @@ def new_accelerator() -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
 
 
-def train(plan: Plan[Key], folder: Path, accelerator: Accelerator, loaded: Callable[[], None] = lambda: None) -> None:
+def train(plan: Plan, folder: Path, accelerator: Accelerator, loaded: Callable[[], None] = lambda: None) -> None:
     """Train to the end, from the last checkpoint in `folder` if there is one. All processes of a run call it.
 
     loaded: called once the weights to continue from are in the model, before the first step.
@@ -101,7 +99,7 @@ def train(plan: Plan[Key], folder: Path, accelerator: Accelerator, loaded: Calla
         model.train()
         first = (step - 1) * plan.per_step + accelerator.process_index
         for number in range(share):
-            batch = plan.read(plan.batches[first + number * accelerator.num_processes])
+            batch = plan.batch(first + number * accelerator.num_processes)
             last = number == share - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(model):  # gradients are averaged once a step
                 with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=plan.bf16):
@@ -123,7 +121,7 @@ def train(plan: Plan[Key], folder: Path, accelerator: Accelerator, loaded: Calla
 
 
 def _evaluated(
-    plan: Plan[Any],
+    plan: Plan,
     folder: Path,
     log: Sequence[Mapping[str, Any]],
     step: int,
@@ -157,7 +155,7 @@ def _no_longer_better(log: Sequence[Mapping[str, Any]], patience: int | None) ->
     return bool(scores) and patience is not None and len(scores) - 1 - int(np.argmax(scores)) >= patience
 
 
-def _save(file: Path, step: int, plan: Plan[Any], schedule: Any, accelerator: Accelerator) -> None:
+def _save(file: Path, step: int, plan: Plan, schedule: Any, accelerator: Accelerator) -> None:
     gpu = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     random = gather_object([(torch.get_rng_state(), gpu)])  # of each process
     if accelerator.is_main_process:
@@ -167,7 +165,7 @@ def _save(file: Path, step: int, plan: Plan[Any], schedule: Any, accelerator: Ac
     accelerator.wait_for_everyone()
 
 
-def _restore(checkpoint: Mapping[str, Any], plan: Plan[Any], schedule: Any, process: int) -> None:
+def _restore(checkpoint: Mapping[str, Any], plan: Plan, schedule: Any, process: int) -> None:
     for name, part in (("model", plan.model), ("optimizer", plan.optimizer), ("schedule", schedule)):
         part.load_state_dict(checkpoint[name])
     if process < len(checkpoint["random"]):  # else there were fewer processes before

@@ -45,7 +45,7 @@ from kibun.training.runs.predict import as_predictions, run_model
 from kibun.training.runs.task_model import TaskModel, new_task_model
 from kibun.training.runs.trait_source import condition_traits
 from kibun.training.runs.trunk_cache import TrunkCache, cache_off_reason, cache_root, fill
-from kibun.training.runs.utterances import BucketBatches, Collate, Key, Utterances, make_augmentation
+from kibun.training.runs.utterances import BucketBatches, Collate, Utterances, make_augmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ def train_run(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 def _plan(
     config: RunConfig, folder: Path, model: TaskModel, splits: Mapping[str, Utterances], accelerator: Accelerator
-) -> Plan[list[Key]]:
+) -> Plan:
     """What the loop does for this configuration."""
     options, train_split, dev = config.training, splits["train"], splits["dev"]
     batches = BucketBatches(
@@ -115,8 +115,7 @@ def _plan(
     return Plan(
         model=model,
         optimizer=torch.optim.AdamW(model.parameter_groups()),
-        batches=batches,
-        read=lambda keys: collate([train_split[key] for key in keys]),
+        batch=lambda number: collate([train_split[key] for key in batches[number]]),
         per_step=batches.per_step,
         steps=min(options.epochs * batches.steps_per_epoch, options.max_steps or sys.maxsize),
         evaluate_every=math.ceil(batches.steps_per_epoch / options.evaluations_per_epoch),

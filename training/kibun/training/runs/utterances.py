@@ -6,8 +6,8 @@ utterance). So a run that is killed and resumed, or spread over processes, gets 
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -135,7 +135,7 @@ class Utterances:
         return torch.nn.functional.pad(audio, (0, max(0, self.min_samples - len(audio))))
 
 
-class BucketBatches(Sequence[list[Key]]):
+class BucketBatches:
     """All micro-batches of a run, epoch after epoch, of utterances of similar length; what is left over is dropped.
 
     Each epoch is shuffled, cut into megabatches, each of these sorted by length and cut into batches, and the batches
@@ -157,17 +157,10 @@ class BucketBatches(Sequence[list[Key]]):
     def __len__(self) -> int:
         return self.epochs * self.steps_per_epoch * self.per_step
 
-    @overload
-    def __getitem__(self, index: int) -> list[Key]: ...
+    def __iter__(self) -> Iterator[list[Key]]:
+        return (self[index] for index in range(len(self)))
 
-    @overload
-    def __getitem__(self, index: slice) -> list[list[Key]]: ...
-
-    def __getitem__(self, index: int | slice) -> list[Key] | list[list[Key]]:
-        if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
+    def __getitem__(self, index: int) -> list[Key]:
         epoch, at = divmod(index, self.steps_per_epoch * self.per_step)
         return [(epoch, int(row)) for row in self._epoch(epoch)[at]]
 
