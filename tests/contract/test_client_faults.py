@@ -26,7 +26,7 @@ from tests.support.certificates import make_certificates
 from tests.support.processes import until
 from tests.support.scraping import scrape, scrape_until
 from tests.support.serving import (
-    Server,
+    RunningServer,
     Talk,
     check_stream,
     chunks,
@@ -50,7 +50,7 @@ FEATURES = pb.AnalysisFeatures(interim_results=True, enable_voice_activity_event
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[RunningServer]:
     with serve("--max-streams", "1000", "--config-timeout", "1", "--slow-reader-timeout", "0.5") as running:
         yield running
         assert running.process.poll() is None
@@ -131,7 +131,7 @@ async def one_stream(stub: Stub) -> list[pb.StreamingAnalyzeResponse] | None:
 
 
 @asynccontextmanager
-async def beside(server: Server) -> AsyncIterator[Healthy]:
+async def beside(server: RunningServer) -> AsyncIterator[Healthy]:
     """A healthy client that goes on meanwhile."""
     async with connect(server) as stub:
         alone = said(await converse(stub, [config(), *SPEECH]))
@@ -203,7 +203,7 @@ async def test_what_a_killed_client_left_in_the_queue_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline"])
-async def test_a_call_that_was_given_up_stops_working_at_once(server: Server, how: str) -> None:
+async def test_a_call_that_was_given_up_stops_working_at_once(server: RunningServer, how: str) -> None:
     async with connect(server) as stub, Talk(stub, timeout=1.0 if how == "deadline" else None) as talk:
         await talk.send(config(features=FEATURES), *SPEECH, *SPEECH[:8])
         await talk.until("speech_event")
@@ -247,7 +247,7 @@ async def test_frozen_and_cut_off_clients_are_gone_within_25_seconds() -> None:
 # ---- clients that do not read
 
 
-async def test_clients_that_never_read_cost_little_and_are_told_in_the_end(server: Server) -> None:
+async def test_clients_that_never_read_cost_little_and_are_told_in_the_end(server: RunningServer) -> None:
     async with beside(server) as healthy, connect(server, **SMALL_WINDOW) as stub, AsyncExitStack() as stack:
         _, before = server.threads_and_rss()
         unread = []
@@ -297,7 +297,7 @@ FLOODS = """
 """
 
 
-async def test_a_flood_is_read_no_faster_than_allowed(server: Server) -> None:
+async def test_a_flood_is_read_no_faster_than_allowed(server: RunningServer) -> None:
     async with beside(server) as healthy:
         _, before = server.threads_and_rss()
         async with client(server.port, FLOODS):
@@ -311,7 +311,7 @@ async def test_a_flood_is_read_no_faster_than_allowed(server: Server) -> None:
         await none_active(stub)
 
 
-def processor_s(server: Server) -> float:
+def processor_s(server: RunningServer) -> float:
     """Processor time of the main process so far."""
     fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -348,7 +348,7 @@ async def test_ten_thousand_cancelled_streams_leave_nothing() -> None:
 # ---- connections without a stream
 
 
-def silent(server: Server, count: int, first: bytes = b"") -> list[socket.socket]:
+def silent(server: RunningServer, count: int, first: bytes = b"") -> list[socket.socket]:
     """Connections that send `first` and nothing else."""
     sockets = []
     for _ in range(count):
@@ -448,7 +448,7 @@ def headers() -> bytes:
 @pytest.mark.parametrize(
     "attack", ["rapid reset", *(pytest.param(a, marks=pytest.mark.slow) for a in ("ping", "settings", "half-open"))]
 )
-async def test_floods_of_http2_frames_hurt_nobody_else(server: Server, attack: str) -> None:
+async def test_floods_of_http2_frames_hurt_nobody_else(server: RunningServer, attack: str) -> None:
     pings = b"".join(frame(6, 0, number.to_bytes(8, "big")) for number in range(5_000))
     payload = {
         "rapid reset": b"".join(

@@ -14,7 +14,7 @@ from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support.serving import (
     Problem,
-    Server,
+    RunningServer,
     Talk,
     chunks,
     config,
@@ -41,7 +41,7 @@ SMALL_WINDOW = {"grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": 16_384}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[RunningServer]:
     with serve() as running:
         yield running
         log = running.log.read_text()
@@ -52,13 +52,13 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-async def stub(server: Server) -> AsyncIterator[Stub]:
+async def stub(server: RunningServer) -> AsyncIterator[Stub]:
     async with connect(server) as stub:
         yield stub
 
 
 @pytest.fixture(scope="module")
-def hasty() -> Iterator[Server]:
+def hasty() -> Iterator[RunningServer]:
     """A server whose every patience is short."""
     options = {
         "--config-timeout": 0.4,
@@ -75,7 +75,7 @@ def hasty() -> Iterator[Server]:
 
 
 @pytest.fixture
-async def hasty_stub(hasty: Server) -> AsyncIterator[Stub]:
+async def hasty_stub(hasty: RunningServer) -> AsyncIterator[Stub]:
     async with connect(hasty, **SMALL_WINDOW) as stub:
         yield stub
 
@@ -277,7 +277,7 @@ async def test_a_refusal_comes_after_the_results_of_what_was_right(stub: Stub) -
 
 @pytest.mark.parametrize("data", [b"\xff\xff\xff\xff", b"\x0a\x05abc", b"\x12\x80\x80\x80\x80\x80\x80\x80\x80\x80\x01"])
 @pytest.mark.parametrize("position", [0, 1])
-async def test_malformed_message(server: Server, data: bytes, position: int) -> None:
+async def test_malformed_message(server: RunningServer, data: bytes, position: int) -> None:
     async with grpc.aio.insecure_channel(server.target) as channel:
         call = channel.stream_stream("/kibun.v1.SpeechAnalysisService/StreamingAnalyze")()
         for message in [config().SerializeToString(), data][1 - position :]:
@@ -290,13 +290,13 @@ async def test_malformed_message(server: Server, data: bytes, position: int) -> 
 
 
 @pytest.mark.parametrize("method", ["Analyze", "GetConversation", "CompleteConversation", "DeleteConversation"])
-async def test_malformed_single_request(server: Server, method: str) -> None:
+async def test_malformed_single_request(server: RunningServer, method: str) -> None:
     async with grpc.aio.insecure_channel(server.target) as channel:
         call = channel.unary_unary(f"/kibun.v1.SpeechAnalysisService/{method}")(b"\xff\xff\xff\xff")
         is_invalid(await problem_of(call), "MALFORMED_MESSAGE", "")
 
 
-async def test_unknown_fields_are_ignored(server: Server) -> None:
+async def test_unknown_fields_are_ignored(server: RunningServer) -> None:
     async with grpc.aio.insecure_channel(server.target) as channel:
         call = channel.stream_stream("/kibun.v1.SpeechAnalysisService/StreamingAnalyze")()
         extra = b"\xc2\x3e\x03new"  # field 1000, bytes
@@ -496,7 +496,7 @@ async def test_a_client_that_does_not_read(hasty_stub: Stub) -> None:
     ("first_sample", "reason"), [(0.125, "MODEL_FAILED"), (0.25, "MODEL_NONFINITE"), (0.5, "WORKER_FAILED")]
 )
 async def test_a_fault_of_the_model_is_internal_and_opaque(
-    server: Server, stub: Stub, first_sample: float, reason: str
+    server: RunningServer, stub: Stub, first_sample: float, reason: str
 ) -> None:
     speech = spoken(1.0)[int(0.4 * 16_000) :].copy()
     speech[0] = first_sample
@@ -512,7 +512,7 @@ async def test_a_fault_of_the_model_is_internal_and_opaque(
     assert "secret text" not in log
 
 
-async def test_log_says_nothing_of_people(server: Server, stub: Stub) -> None:
+async def test_log_says_nothing_of_people(server: RunningServer, stub: Stub) -> None:
     await converse(stub, [config(conversation_id="private-name", participant_id="jane"), *chunks(encode(spoken(1.0)))])
     await refused(stub, config(conversation_id="private-name"), pb.StreamingAnalyzeRequest())
     log = server.log.read_text()

@@ -26,7 +26,7 @@ from tests.support import ROOT
 from tests.support.certificates import make_certificates
 from tests.support.processes import free_port
 from tests.support.serving import (
-    Server,
+    RunningServer,
     Talk,
     chunks,
     command,
@@ -93,7 +93,7 @@ def test_port_taken() -> None:
         assert port in run_and_fail("--port", port)
 
 
-def test_port_taken_by_another_server(server: Server) -> None:
+def test_port_taken_by_another_server(server: RunningServer) -> None:
     assert str(server.port) in run_and_fail("--port", str(server.port))
 
 
@@ -154,7 +154,7 @@ async def test_serving_on_ipv6(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[RunningServer]:
     with serve("--max-streams", "4", model="stub?delay_s=0.3") as running:
         yield running
         log = running.log.read_text()
@@ -163,17 +163,17 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-async def stub(server: Server) -> AsyncIterator[Stub]:
+async def stub(server: RunningServer) -> AsyncIterator[Stub]:
     async with connect(server) as stub:
         yield stub
 
 
-async def test_serving_once_ready(server: Server) -> None:
+async def test_serving_once_ready(server: RunningServer) -> None:
     for service in ("", SERVICE):
         assert await health_of(server, service) == SERVING
 
 
-async def reflected(server: Server) -> list[str]:
+async def reflected(server: RunningServer) -> list[str]:
     async with grpc.aio.insecure_channel(server.target) as channel:
         call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
         await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
@@ -182,7 +182,7 @@ async def reflected(server: Server) -> list[str]:
         return [service.name for service in answer.list_services_response.service]
 
 
-async def test_reflection_only_where_asked_for(server: Server) -> None:
+async def test_reflection_only_where_asked_for(server: RunningServer) -> None:
     async with grpc.aio.insecure_channel(server.target) as channel:
         call = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo()
         assert await call.code() is Code.UNIMPLEMENTED
@@ -250,7 +250,7 @@ asyncio.run(main())
 """
 
 
-async def test_killed_client(server: Server, stub: Stub) -> None:
+async def test_killed_client(server: RunningServer, stub: Stub) -> None:
     code = CLIENT.format(path=[str(ROOT)], target=server.target)
     client = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE, env=environment())
     assert client.stdout is not None
@@ -263,7 +263,7 @@ async def test_killed_client(server: Server, stub: Stub) -> None:
     assert of_kind(again, "stream_ended")[0].conversation.participants[0].utterance_count == 1
 
 
-async def test_many_streams_opened_and_dropped_leave_nothing(server: Server, stub: Stub) -> None:
+async def test_many_streams_opened_and_dropped_leave_nothing(server: RunningServer, stub: Stub) -> None:
     async def open_and_drop(round_: int) -> None:
         async with Talk(stub) as talk:
             await talk.send(config(conversation_id="dropped"), *SPEECH[: round_ % 7])
@@ -341,7 +341,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def guarded(tokens: Path) -> Iterator[Server]:
+def guarded(tokens: Path) -> Iterator[RunningServer]:
     with serve("--token-file", str(tokens), "--reflection") as running:
         yield running
         log = running.log.read_text()
@@ -353,7 +353,7 @@ def bearer(tenant: str) -> dict[str, str]:
     return {"authorization": f"Bearer {tenant}-token"}
 
 
-async def test_credentials_are_checked_and_every_failure_reads_the_same(guarded: Server) -> None:
+async def test_credentials_are_checked_and_every_failure_reads_the_same(guarded: RunningServer) -> None:
     texts = set()
     async with connect(guarded) as stub:
         for metadata in (
@@ -375,7 +375,7 @@ async def test_credentials_are_checked_and_every_failure_reads_the_same(guarded:
     assert await health_of(guarded) == SERVING, "who checks health needs no token"
 
 
-async def test_tenants_do_not_see_each_other(guarded: Server) -> None:
+async def test_tenants_do_not_see_each_other(guarded: RunningServer) -> None:
     acme, umbrella = (tuple(bearer(t).items()) for t in ("acme", "umbrella"))
     fields: dict[str, Any] = {"conversation_id": "shared-name", "turn_id": "t1"}
     async with connect(guarded) as stub:
@@ -396,7 +396,7 @@ async def test_tenants_do_not_see_each_other(guarded: Server) -> None:
         assert kept.conversation.participants[0].utterance_count == 1
 
 
-async def test_reflection_lists_the_service(guarded: Server) -> None:
+async def test_reflection_lists_the_service(guarded: RunningServer) -> None:
     assert SERVICE in await reflected(guarded)
 
 
@@ -409,7 +409,7 @@ async def test_tls_and_client_certificates(tmp_path: Path) -> None:
     def read(name: str) -> bytes:
         return (tmp_path / name).read_bytes()
 
-    async def ask(server: Server, credentials: grpc.ChannelCredentials | None) -> pb.GetServiceInfoResponse:
+    async def ask(server: RunningServer, credentials: grpc.ChannelCredentials | None) -> pb.GetServiceInfoResponse:
         open_channel = grpc.aio.secure_channel if credentials else grpc.aio.insecure_channel
         async with open_channel(server.target, *([credentials] if credentials else [])) as channel:
             info: pb.GetServiceInfoResponse = await Stub(channel).GetServiceInfo(pb.GetServiceInfoRequest(), timeout=5)

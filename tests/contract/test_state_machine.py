@@ -27,7 +27,7 @@ from kibun.server.audio.decoder import AudioFormat, Encoding
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.v1 import speech_analysis_pb2 as pb
 from tests.support import reference_model as model
-from tests.support.serving import Server, encode, serve, sound
+from tests.support.serving import RunningServer, encode, serve, sound
 from tests.support.state_driver import Driver, check_conversation, config_message, must_fail
 
 DEFAULT_SEQUENCES = 200
@@ -353,7 +353,7 @@ class Sequences(RuleBasedStateMachine):
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[RunningServer]:
     with serve("--model", "other?faults=0", model="stub?faults=0") as running:
         yield running
         log = running.log.read_text()
@@ -362,7 +362,7 @@ def server() -> Iterator[Server]:
 
 
 def run_sequences(
-    server: Server, number: int, *, machine: type[Sequences] = Sequences, **options: Any
+    server: RunningServer, number: int, *, machine: type[Sequences] = Sequences, **options: Any
 ) -> dict[str, int]:
     machine.counts = {"sequences": 0, "steps": 0}
     machine.loop = loop = asyncio.new_event_loop()
@@ -390,7 +390,7 @@ def run_sequences(
     return machine.counts
 
 
-def test_any_sequence_of_requests(server: Server) -> None:
+def test_any_sequence_of_requests(server: RunningServer) -> None:
     counts = run_sequences(server, DEFAULT_SEQUENCES, derandomize=True)
     assert counts["sequences"] >= DEFAULT_SEQUENCES
     assert counts["steps"] > 5 * counts["sequences"]
@@ -398,7 +398,7 @@ def test_any_sequence_of_requests(server: Server) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_many_sequences_of_requests(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_many_sequences_of_requests(server: RunningServer, capsys: pytest.CaptureFixture[str]) -> None:
     """In parts with different seeds, as Hypothesis remembers all that it has tried, some 2 MB a sequence."""
     began = time.monotonic()
     total = {"sequences": 0, "steps": 0}
@@ -413,7 +413,7 @@ def test_many_sequences_of_requests(server: Server, capsys: pytest.CaptureFixtur
         print(f"\n{total['sequences']:,} sequences, {total['steps']:,} steps, {time.monotonic() - began:.0f} s")
 
 
-def test_a_server_that_loses_audio_is_found_out(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_loses_audio_is_found_out(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The model is made to count one second more than the server received."""
 
     original = model.Stream.half_close

@@ -17,9 +17,9 @@ import pytest
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support.processes import free_port
-from tests.support.redis_server import OwnRedis, Proxy, command, own_redis
+from tests.support.redis_server import OwnRedis, RedisProxy, command, own_redis
 from tests.support.serving import (
-    Server,
+    RunningServer,
     Talk,
     check_stream,
     chunks,
@@ -54,13 +54,13 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRedis]:
 
 
 @pytest.fixture(scope="module")
-def proxy(redis: OwnRedis) -> Iterator[Proxy]:
-    with Proxy(redis.port) as proxy:
+def proxy(redis: OwnRedis) -> Iterator[RedisProxy]:
+    with RedisProxy(redis.port) as proxy:
         yield proxy
 
 
 @pytest.fixture(scope="module")
-def servers(redis: OwnRedis, proxy: Proxy) -> Iterator[list[Server]]:
+def servers(redis: OwnRedis, proxy: RedisProxy) -> Iterator[list[RunningServer]]:
     """Two of them, on one Redis; the second goes through the proxy."""
     with ExitStack() as stack:
         urls = (f"redis://default:Zx8-hush@127.0.0.1:{redis.port}", f"redis://127.0.0.1:{proxy.port}")
@@ -77,7 +77,7 @@ def servers(redis: OwnRedis, proxy: Proxy) -> Iterator[list[Server]]:
 
 
 @pytest.fixture
-async def stubs(servers: list[Server], redis: OwnRedis) -> AsyncIterator[list[Stub]]:
+async def stubs(servers: list[RunningServer], redis: OwnRedis) -> AsyncIterator[list[Stub]]:
     """One to each. Redis is up and empty when a test begins."""
     await command(redis.url, "FLUSHALL")
     async with AsyncExitStack() as stack:
@@ -214,7 +214,7 @@ async def test_what_may_be_done_in_an_outage(stubs: list[Stub], redis: OwnRedis)
     assert count(await get(stubs[1], "outage")) == 2, "the stream had ended when the store came back"
 
 
-async def test_slow_redis(stubs: list[Stub], proxy: Proxy) -> None:
+async def test_slow_redis(stubs: list[Stub], proxy: RedisProxy) -> None:
     """Finals wait for two slow answers, and then no more until Redis is fast again."""
     stub = stubs[1]
     async with dialogue(stub) as d:

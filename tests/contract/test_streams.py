@@ -14,7 +14,7 @@ from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support.serving import (
     RATE_HZ,
     Encoding,
-    Server,
+    RunningServer,
     Talk,
     check_stream,
     chunks,
@@ -43,7 +43,7 @@ DELAY_S = 0.06  # of each inference, so that finals are slower than their stream
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[RunningServer]:
     with serve(model=f"stub?delay_s={DELAY_S}") as running:
         yield running
         log = running.log.read_text()
@@ -52,7 +52,7 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-async def stub(server: Server) -> AsyncIterator[Stub]:
+async def stub(server: RunningServer) -> AsyncIterator[Stub]:
     async with connect(server) as stub:
         yield stub
 

@@ -24,7 +24,7 @@ from tests.support import stub_model
 from tests.support.processes import until
 from tests.support.serving import (
     Problem,
-    Server,
+    RunningServer,
     Talk,
     check_stream,
     chunks,
@@ -48,7 +48,7 @@ Status = health_pb2.HealthCheckResponse.ServingStatus
 
 
 @asynccontextmanager
-async def health(server: Server) -> AsyncIterator[list[int]]:
+async def health(server: RunningServer) -> AsyncIterator[list[int]]:
     """Every health status since it was opened, as it comes."""
     seen: list[int] = []
 
@@ -163,7 +163,7 @@ batcher.SOON_S = 0.5
 """
 
 
-def failed_starts(server: Server) -> int:
+def failed_starts(server: RunningServer) -> int:
     return server.log.read_text().count("could not be started again")
 
 

@@ -19,7 +19,7 @@ TARGETS = tuple(sorted(path.stem.removeprefix("fuzz_") for path in HERE.glob("fu
 
 
 @dataclass
-class Outcome:
+class FuzzOutcome:
     """`edges`: branches of kibun.server that the inputs reached, as libFuzzer counts them."""
 
     target: str
@@ -29,7 +29,7 @@ class Outcome:
     findings: list[str]
 
 
-def run(target: str, seconds: int, corpus: Path) -> Outcome:
+def run(target: str, seconds: int, corpus: Path) -> FuzzOutcome:
     """Raises RuntimeError where the target did not run at all."""
     kept = HERE / "regressions" / target
     folder = corpus / target
@@ -46,7 +46,7 @@ def run(target: str, seconds: int, corpus: Path) -> Outcome:
         raise RuntimeError(f"{target} did not run:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     if findings:
         print(done.stdout[-3000:], file=sys.stderr)
-    return Outcome(target, seconds, int(executions[-1]), int(edges[-1]), findings)
+    return FuzzOutcome(target, seconds, int(executions[-1]), int(edges[-1]), findings)
 
 
 def main() -> int:

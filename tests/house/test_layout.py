@@ -210,9 +210,21 @@ def test_tests_lie_in_rooms_of_the_same_names() -> None:
 
 
 def test_no_test_module_imports_another() -> None:
-    for path in TESTS:
+    for path in (ROOT / "tests").rglob("*.py"):
         borrowed = [name for name in imports(path) if re.match(r"tests\..*\btest_", name)]
         assert not borrowed, f"{path} imports {borrowed}: what two modules need lies in tests/support"
+
+
+def test_no_two_classes_share_a_name() -> None:
+    homes: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    # The contract names its messages once; the client and the server have a class each for some of them.
+    twins = ["client", "server"]
+    shared = {n: at for n, at in homes.items() if len(at) > 1 and sorted(m.split(".")[0] for m in at) != twins}
+    assert not shared
 
 
 def test_nothing_hides_the_namespace_package() -> None:

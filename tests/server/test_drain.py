@@ -17,7 +17,7 @@ from kibun.v1 import speech_analysis_pb2 as pb
 from tests.support.processes import exists, free_port, until
 from tests.support.scraping import scrape_until
 from tests.support.serving import (
-    Server,
+    RunningServer,
     Talk,
     chunks,
     command,
@@ -37,7 +37,7 @@ HANGS = "stub?slots=1&hangs_after=5"  # after the warm-up and the four batches w
 SMALL_WINDOW = {"grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": 16_384}
 
 
-async def gone(server: Server) -> None:
+async def gone(server: RunningServer) -> None:
     """Ends by itself, whatever hangs, with exit code 0, and takes its workers along."""
     workers = workers_of(server)
     assert await asyncio.to_thread(server.wait, 30) == 0, server.log.read_text()

@@ -126,7 +126,7 @@ async def prefixed(url: str = ANY_REDIS) -> AsyncIterator[str]:
         await client.aclose()
 
 
-class Proxy:
+class RedisProxy:
     """A TCP proxy in its own thread that delays what comes back by `delay_s` and counts the commands but PING."""
 
     def __init__(self, port: int) -> None:
@@ -139,7 +139,7 @@ class Proxy:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: self._loop.run_until_complete(self._run()))
 
-    def __enter__(self) -> "Proxy":
+    def __enter__(self) -> "RedisProxy":
         self._thread.start()
         self._ready.wait()
         return self

@@ -122,7 +122,7 @@ class Config:
     offset: int = 0
 
 
-class World:
+class ReferenceServer:
     """All conversations and open streams of one tenant."""
 
     def __init__(self) -> None:
@@ -186,7 +186,7 @@ class Stream:
     `answers`: finals, personality updates and turn results, in this order; `warnings`: their reasons.
     """
 
-    def __init__(self, world: World, config: Config, *, created: bool) -> None:
+    def __init__(self, world: ReferenceServer, config: Config, *, created: bool) -> None:
         self.world = world
         self.config = config
         self.created = created

@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.serving import Server
+from tests.support.serving import RunningServer
 
 
-def site(server: Server, within_s: float = 20.0) -> str:
+def site(server: RunningServer, within_s: float = 20.0) -> str:
     """Base URL of the metrics, as the server says it."""
     end = time.monotonic() + within_s
     while (found := re.search(r"metrics on (http://\S+)/metrics", server.log.read_text())) is None:
@@ -43,13 +43,13 @@ class Scrape:
         return sum(s.value for s in self.samples if s.name == name and labels.items() <= s.labels.items())
 
 
-def scrape(server: Server) -> Scrape:
+def scrape(server: RunningServer) -> Scrape:
     status, text = fetch(f"{site(server)}/metrics")
     assert status == 200, text
     return Scrape(text)
 
 
-async def scrape_until(server: Server, condition: Callable[[Scrape], bool], within_s: float = 20.0) -> Scrape:
+async def scrape_until(server: RunningServer, condition: Callable[[Scrape], bool], within_s: float = 20.0) -> Scrape:
     """Looks until it is so: a call's end is counted a moment after its client has the status."""
     async with asyncio.timeout(within_s):
         while not condition(found := await asyncio.to_thread(scrape, server)):  # noqa: ASYNC110

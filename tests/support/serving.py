@@ -37,7 +37,7 @@ SERVE = "import sys; from kibun.client.main import main; sys.argv[0] = 'kibun'; 
 Encoding = Literal["linear16", "float32", "mulaw", "alaw"]
 
 
-class Server:
+class RunningServer:
     """A running `kibun serve`."""
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
@@ -77,7 +77,7 @@ def environment() -> dict[str, str]:
 @contextlib.contextmanager
 def serve(
     *arguments: str, model: str = "stub", wait: bool = True, port: int = 0, prelude: str = ""
-) -> Iterator[Server]:
+) -> Iterator[RunningServer]:
     """Runs `kibun serve --model MODEL ARGUMENTS…` with stub models, killed at the end.
 
     `wait` False: wait only until it answers, not until it serves; `port` must be given then. `prelude`: Python that
@@ -96,13 +96,13 @@ def serve(
                 while not (port_file.exists() if wait else _listens(port)):
                     assert process.poll() is None, log.read_text()
                     time.sleep(0.02)
-                yield Server(process, int(port_file.read_text()) if wait else port, log)
+                yield RunningServer(process, int(port_file.read_text()) if wait else port, log)
             finally:
                 process.kill()
                 process.wait()
 
 
-def workers_of(server: Server) -> list[int]:
+def workers_of(server: RunningServer) -> list[int]:
     """Process ids of its workers."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -122,12 +122,12 @@ def _listens(port: int) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def connect(server: Server, **options: int) -> AsyncIterator[rpc.SpeechAnalysisServiceStub]:
+async def connect(server: RunningServer, **options: int) -> AsyncIterator[rpc.SpeechAnalysisServiceStub]:
     async with grpc.aio.insecure_channel(server.target, options=list(options.items())) as channel:
         yield rpc.SpeechAnalysisServiceStub(channel)
 
 
-async def health_of(server: Server, service: str = "") -> int:
+async def health_of(server: RunningServer, service: str = "") -> int:
     """What `Check` says of a service, "" for the whole server, once the server answers at all."""
     async with grpc.aio.insecure_channel(server.target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)

@@ -46,7 +46,7 @@ Requests = asyncio.Queue[Request | None]
 
 
 @dataclass
-class World:
+class SessionWorld:
     """What sessions of one server share."""
 
     analyzer: FakeAnalyzer = field(default_factory=FakeAnalyzer)

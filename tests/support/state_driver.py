@@ -130,7 +130,7 @@ class Driver:
     """One sequence's client of the server, and its model."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.world = model.World()
+        self.world = model.ReferenceServer()
         self.stub = Stub(channel)
         self.calls: dict[model.Stream, ObservedCall] = {}
         self.history: list[str] = []

@@ -1,7 +1,7 @@
 """A model without weights, run by real worker processes: `--loader tests.support.stub_model:load`.
 
 Options follow its name, as in `stub?delay_s=0.02&s_per_audio_s=0.1&slots=4`. The first sample of an utterance can ask
-for a fault, unless `faults=0`: for audio in which any sample may come first. `gate` is the path of a `Gate`.
+for a fault, unless `faults=0`: for audio in which any sample may come first. `gate` is the path of a `Barrier`.
 """
 
 import itertools
@@ -30,7 +30,7 @@ WAITS = 0.03125  # answered once the gate is open
 WAITING_POISON = 0.015625  # the process is killed once the gate is open
 
 
-class Gate:
+class Barrier:
     """A folder through which a test sees utterances arrive in a worker, and decides when they go on."""
 
     def __init__(self, folder: Path) -> None:
@@ -67,7 +67,7 @@ class StubModel:
         s_per_audio_s: float = 0.0,
         hangs_after: float = float("inf"),
         hang_s: float = 3600,
-        gate: Gate | None = None,
+        gate: Barrier | None = None,
     ) -> None:
         self.info = ModelInfo(name, "1", VECTOR_SIZE, max_samples=30 * 16_000, synthetic=True)
         self._delay_s = delay_s
@@ -126,7 +126,7 @@ def load(options: LoadOptions) -> LoadedModels:
     for text in options.models:
         name, _, query = text.partition("?")
         options_of_it = dict(parse_qsl(query))
-        gate = Gate(Path(path)) if (path := options_of_it.pop("gate", "")) else None
+        gate = Barrier(Path(path)) if (path := options_of_it.pop("gate", "")) else None
         settings = {key: float(value) for key, value in options_of_it.items()}
         if "/" in name and not os.path.exists(name):
             raise BackendError("LOAD_FAILED", f"{name}: no such file")

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from kibun.bench.accuracy.detection import Score
-from kibun.bench.accuracy.voices import Voice, add_noise, lay_out, phrases_of, rms
+from kibun.bench.accuracy.detection import DetectionScore
+from kibun.bench.accuracy.voices import SpeakerPhrases, add_noise, lay_out, phrases_of, rms
 from kibun.bench.commands import bench_app
 from kibun.bench.support import speech_like
 from kibun.bench.support.speech_like import FloatArray, Layout
@@ -18,11 +18,11 @@ from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import WebRtcVad
 
-VOICE = Voice("a voice", tuple(speech_like.speech_like(0.6 + 0.2 * n, seed=n) for n in range(3)))
+VOICE = SpeakerPhrases("a voice", tuple(speech_like.speech_like(0.6 + 0.2 * n, seed=n) for n in range(3)))
 SCENE = lay_out(VOICE, 10.0, np.random.default_rng(0))
 
 
-class Told:
+class OracleVad:
     """A detector that knows where speech is, and calls this share of its frames the other way round."""
 
     frame_samples = 320
@@ -45,8 +45,8 @@ class Told:
 
 
 def score(wrong: float) -> dict[str, float | None]:
-    made = Score()
-    made.add_frames(SCENE, Told(SCENE, wrong))
+    made = DetectionScore()
+    made.add_frames(SCENE, OracleVad(SCENE, wrong))
     made.add_utterances(SCENE, WebRtcVad(2), EndpointingOptions())
     return made.summary()
 
@@ -57,7 +57,7 @@ def test_a_detector_that_is_always_right_scores_so() -> None:
     assert found["miss_percent"] == 0
     for name in ("lost_percent", "missed_phrases", "split", "false_utterances"):
         assert found[name] == 0, name
-    share_of_edges = 100 * len(SCENE.speech) * 2 * Told.frame_samples / len(SCENE.audio)
+    share_of_edges = 100 * len(SCENE.speech) * 2 * OracleVad.frame_samples / len(SCENE.audio)
     assert found["false_alarm_percent"] is not None
     assert found["false_alarm_percent"] <= 2 * share_of_edges, "frames in which speech begins or ends"
 

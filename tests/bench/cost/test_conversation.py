@@ -11,7 +11,7 @@ def test_a_conversation_holds_its_vectors_and_little_more() -> None:
         backend = LocalBackend(["stub"], loader="tests.support.stub_model:load")
         try:
             (model,) = await backend.start()
-            speaker = bench.Speaker(model, backend)
+            speaker = bench.ConversationDriver(model, backend)
             held, counted = await bench.weigh(speaker)
             known = bench.with_records(await speaker.conversation(), 99)
             await speaker.turn(bench.pcm_of(bench.SHORT_S), known)

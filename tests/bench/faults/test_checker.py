@@ -7,20 +7,20 @@ import pytest
 
 from kibun.bench.faults.checker import PROMISES, Violation, check, is_named
 from kibun.bench.faults.history import (
-    Account,
+    Accounting,
     ClientHistory,
-    Fault,
     Final,
     Interim,
     Opened,
     Other,
-    Result,
     Seen,
+    TurnError,
     TurnHistory,
+    TurnOutcome,
     What,
 )
 
-LOST = Fault(2.0, "UnavailableError", "UNAVAILABLE", "UNAVAILABLE", "the connection was lost")
+LOST = TurnError(2.0, "UnavailableError", "UNAVAILABLE", "UNAVAILABLE", "the connection was lost")
 
 
 def final(number: int, *, value: float = 3.0) -> Final:
@@ -30,17 +30,17 @@ def final(number: int, *, value: float = 3.0) -> Final:
 
 
 FINALS = [final(number) for number in range(3)]
-RESULT = Result("turn", 3, 48_000, (3.0, 3.0))
+RESULT = TurnOutcome("turn", 3, 48_000, (3.0, 3.0))
 PUSHED = 72_000
-ACCOUNT = Account(PUSHED, 48_000, 24_000, 0)
+ACCOUNT = Accounting(PUSHED, 48_000, 24_000, 0)
 
 
-def turn(*calls: list[What], pushed: int = PUSHED, error: Fault | None = None) -> TurnHistory:
+def turn(*calls: list[What], pushed: int = PUSHED, error: TurnError | None = None) -> TurnHistory:
     """A turn over one or more connections, numbered as they must be."""
     history = TurnHistory("client", "turn", pushed, error=error)
     for call, events in enumerate(calls):
         for number, what in enumerate(events):
-            received = what.received if isinstance(what, Account) else 0
+            received = what.received if isinstance(what, Accounting) else 0
             history.seen.append(Seen(float(call), call, number, received, what))
     return history
 
@@ -66,7 +66,7 @@ def good() -> TurnHistory:
 def resumed() -> TurnHistory:
     """Lost after the first final, resumed at its end."""
     end = FINALS[0].end
-    account = Account(PUSHED - end, 32_000, PUSHED - end - 32_000, 0)
+    account = Accounting(PUSHED - end, 32_000, PUSHED - end - 32_000, 0)
     return turn([Opened(0, True), FINALS[0]], [Opened(end, False), *FINALS[1:], RESULT, account])
 
 
@@ -109,7 +109,7 @@ def _instead(old: What, new: What) -> Callable[[TurnHistory], None]:
     return change
 
 
-def _fails(error: Fault) -> Callable[[TurnHistory], None]:
+def _fails(error: TurnError) -> Callable[[TurnHistory], None]:
     def change(history: TurnHistory) -> None:
         history.seen = history.seen[:2]
         history.error = error
@@ -232,4 +232,4 @@ def test_what_the_server_remembers_is_compared() -> None:
     ],
 )
 def test_named_errors(code: str, reason: str, named: bool) -> None:
-    assert is_named(Fault(0.0, "KibunError", code, reason, "")) is named
+    assert is_named(TurnError(0.0, "KibunError", code, reason, "")) is named

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from kibun.bench.commands import bench_app
 from kibun.bench.load.generator import Clients
-from kibun.bench.load.serve import Latency, Measured, Start, Throughput, difference, latency, make_report, schedule
+from kibun.bench.load.serve import Latency, ServeFigures, Start, Throughput, difference, latency, make_report, schedule
 from kibun.bench.support import material
 from kibun.bench.support.bare import Bare
 from kibun.bench.support.child import Child, ChildError
@@ -73,9 +73,9 @@ def _heard(**what: Any) -> dict[str, Any]:
     return {"final_ms": [], "refusal_ms": [], "late_ms": [], "lost": [], "refusals": {}, "without_retry_info": 0} | what
 
 
-def _measured(latencies: tuple[Latency, ...]) -> Measured:
+def _measured(latencies: tuple[Latency, ...]) -> ServeFigures:
     throughput = Throughput(10.0, 5, 2, 8, 6.0, 5.7, 0.95, (0.94, 0.95, 0.96), 0.3, 0.3, 0.02, 0.01, 0.91, 0.0)
-    return Measured("a model", "cpu", "fp32", 8.5, Start(5.0, 70.0, 900.0), throughput, latencies)
+    return ServeFigures("a model", "cpu", "fp32", 8.5, Start(5.0, 70.0, 900.0), throughput, latencies)
 
 
 def test_report_gives_the_figures_at_60_percent_and_under_overload() -> None:

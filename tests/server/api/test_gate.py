@@ -25,7 +25,7 @@ from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support.certificates import make_certificates
 from tests.support.processes import until
 from tests.support.serving import (
-    Server,
+    RunningServer,
     Talk,
     chunks,
     config,
@@ -56,7 +56,7 @@ def bearer(token: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     tokens = tmp_path_factory.mktemp("gate") / "tokens"
     tokens.write_text(
         line("few", "few-streams", streams=1)
@@ -69,7 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-async def stub(server: Server) -> AsyncIterator[Stub]:
+async def stub(server: RunningServer) -> AsyncIterator[Stub]:
     async with connect(server) as stub:
         yield stub
 
@@ -92,7 +92,7 @@ async def test_metadata_is_bounded(stub: Stub, metadata: dict[str, str]) -> None
 # ---- places
 
 
-async def test_a_tenants_places_are_its_own(server: Server, stub: Stub) -> None:
+async def test_a_tenants_places_are_its_own(server: RunningServer, stub: Stub) -> None:
     async with Talk(stub, metadata=tuple(bearer("few").items())) as talk:
         await talk.send(config())
         await talk.until("stream_started")
@@ -108,7 +108,9 @@ async def test_a_tenants_places_are_its_own(server: Server, stub: Stub) -> None:
     assert of_kind(await converse(stub, [config()], metadata=bearer("few")), "stream_ended"), "the place is free again"
 
 
-async def test_a_full_server_says_so_at_once_and_still_answers_for_its_health(server: Server, stub: Stub) -> None:
+async def test_a_full_server_says_so_at_once_and_still_answers_for_its_health(
+    server: RunningServer, stub: Stub
+) -> None:
     async with (
         Talk(stub, metadata=tuple(bearer("free").items())) as one,
         Talk(stub, metadata=tuple(bearer("free").items())) as two,
@@ -133,7 +135,7 @@ async def test_a_full_server_says_so_at_once_and_still_answers_for_its_health(se
 # ---- audio and messages
 
 
-async def test_audio_over_the_limit_ends_the_stream_after_what_was_heard(server: Server, stub: Stub) -> None:
+async def test_audio_over_the_limit_ends_the_stream_after_what_was_heard(server: RunningServer, stub: Stub) -> None:
     """Five seconds a minute: after 4.9 there is room for one more message, of 3 s, but for none after it."""
     speech = [message for _ in range(5) for message in SPEECH]
     async with Talk(stub, metadata=tuple(bearer("little").items())) as talk:
@@ -152,7 +154,7 @@ async def test_audio_over_the_limit_ends_the_stream_after_what_was_heard(server:
     assert len(finals(await converse(stub, [config(), *speech], metadata=bearer("free")))) == 5, "others are unhurt"
 
 
-async def test_messages_over_the_limit_end_the_stream(server: Server) -> None:
+async def test_messages_over_the_limit_end_the_stream(server: RunningServer) -> None:
     """With the SDK, which finds the server's status behind a write that came too late for it."""
     async with AsyncClient(server.target, token="rare") as client:
         with pytest.raises(ResourceExhaustedError) as caught:  # noqa: PT012
@@ -195,7 +197,7 @@ async def test_small_messages_are_read_at_a_pace_and_nothing_changes() -> None:
 # ---- credentials that change
 
 
-async def hang_up(server: Server, seen: str) -> None:
+async def hang_up(server: RunningServer, seen: str) -> None:
     """SIGHUP, and what the log says then."""
     before = server.log.read_text().count(seen)
     os.kill(server.process.pid, signal.SIGHUP)
@@ -296,7 +298,7 @@ def test_no_certificate_can_ask_for_anothers_tenant() -> None:
 # ---- what gRPC itself sees first
 
 
-async def test_one_request_where_one_is_expected(stub: Stub, server: Server) -> None:
+async def test_one_request_where_one_is_expected(stub: Stub, server: RunningServer) -> None:
     async with grpc.aio.insecure_channel(server.target) as channel:
         raw = channel.stream_unary("/kibun.v1.SpeechAnalysisService/GetServiceInfo")
         problem = await problem_of(raw(iter(()), metadata=tuple(bearer("free").items())))
@@ -319,7 +321,7 @@ async def test_a_request_that_never_comes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip], ids=["plain", "bomb"])
 async def test_a_message_over_the_limit_is_refused_with_its_size_and_leaves_memory_flat(
-    server: Server, compression: grpc.Compression
+    server: RunningServer, compression: grpc.Compression
 ) -> None:
     """gRPC itself refuses it, before anything of ours could say more; a bomb of 40 MB weighs 40 kB on its way."""
     _, before = server.threads_and_rss()

@@ -24,9 +24,9 @@ def full_conversation(participants: int = MAX_PARTICIPANTS) -> Conversation:
     return Conversation("c", "m", 1.0, 1.0, 1800.0, participants={p.participant_id: p for p in people})
 
 
-def stored(conversation: Conversation) -> layout.State:
-    head = present(layout.difference(layout.State(), conversation).head)
-    return layout.State(codec.pack_head(head), b"", head, conversation)
+def stored(conversation: Conversation) -> layout.StoredConversation:
+    head = present(layout.difference(layout.StoredConversation(), conversation).head)
+    return layout.StoredConversation(codec.pack_head(head), b"", head, conversation)
 
 
 def test_a_change_packs_only_the_participant_that_changed() -> None:
@@ -53,7 +53,7 @@ def test_a_participant_that_is_gone_makes_all_new() -> None:
 
 def test_a_hash_gives_back_the_conversation() -> None:
     whole = full_conversation(3)
-    change = layout.difference(layout.State(), whole)
+    change = layout.difference(layout.StoredConversation(), whole)
     assert change.head
     assert set(change.new) == set(layout.fields(change.head))
     entries = {field: layout.unpack_entry(field, value) for field, value in change.new.items()}
@@ -62,5 +62,5 @@ def test_a_hash_gives_back_the_conversation() -> None:
 
 def test_the_weight_of_a_conversation_counts_its_turns() -> None:
     people = {"p": Participant("p", (record(),), tuple(f"t{n}" for n in range(320)))}
-    state = layout.State(conversation=Conversation("c", "m", 1.0, 1.0, 60.0, participants=people))
+    state = layout.StoredConversation(conversation=Conversation("c", "m", 1.0, 1.0, 60.0, participants=people))
     assert state.weight == 1 + 1 + 20

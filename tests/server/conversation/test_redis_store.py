@@ -32,7 +32,7 @@ from redis.exceptions import ResponseError
 from kibun.server.conversation import codec
 from kibun.server.conversation.open_store import open_store
 from kibun.server.conversation.redis_connection import Address, AddressError, RedisConnection
-from kibun.server.conversation.redis_layout import State
+from kibun.server.conversation.redis_layout import StoredConversation
 from kibun.server.conversation.redis_store import Cache, RedisStore
 from kibun.server.conversation.resilient_store import ResilientStore
 from tests.support.tapped_redis import Send, TappedConnection
@@ -308,13 +308,15 @@ async def test_memory_of_conversations_seen_is_bounded(url: str) -> None:
 def test_the_cache_weighs_what_it_has() -> None:
     cache = Cache(50)
     for n in range(20):
-        cache.put(("tenant", f"c{n}"), State(conversation=adding(*(record(start=i) for i in range(4)))(None)))
+        cache.put(
+            ("tenant", f"c{n}"), StoredConversation(conversation=adding(*(record(start=i) for i in range(4)))(None))
+        )
     assert (len(cache), cache.records) == (10, 50)
     assert [key[1] for key in cache] == [f"c{n}" for n in range(10, 20)]
-    cache.put(("tenant", "c10"), State(conversation=adding(record())(None)))
+    cache.put(("tenant", "c10"), StoredConversation(conversation=adding(record())(None)))
     assert (len(cache), cache.records) == (10, 47)
     for key in tuple(cache):
-        cache.put(key, State())
+        cache.put(key, StoredConversation())
     assert (len(cache), cache.records) == (0, 0)
 
 

@@ -21,7 +21,7 @@ from kibun.server.inference.worker_pool import LocalBackend, WorkerTimes
 from kibun.server.observability.suspension import OVERSLEPT_S
 from tests.support import ROOT, stub_model
 from tests.support.processes import exists, until
-from tests.support.stub_model import Gate
+from tests.support.stub_model import Barrier
 
 QUICK = WorkerTimes(start_s=20, batch_s=0.6, queue_s=10, close_s=1, backoff_first_s=0.05)
 PATIENT = WorkerTimes(start_s=20, batch_s=30, queue_s=10, close_s=1, backoff_first_s=0.05)
@@ -59,8 +59,8 @@ def reason(outcome: Analysis | BackendError) -> str:
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Gate:
-    return Gate(tmp_path / "gate")
+def gate(tmp_path: Path) -> Barrier:
+    return Barrier(tmp_path / "gate")
 
 
 def in_flight(backend: LocalBackend) -> int:
@@ -99,7 +99,7 @@ async def test_answers_come_in_the_order_of_the_jobs() -> None:
     assert [int(outcome.vector[0]) for outcome in outcomes if isinstance(outcome, Analysis)] == [2] * 4
 
 
-async def test_slots_run_side_by_side(gate: Gate) -> None:
+async def test_slots_run_side_by_side(gate: Barrier) -> None:
     async with running(f"stub?slots=2&gate={gate}") as backend:
         calls = [asyncio.create_task(backend.infer([job(stub_model.WAITS)])) for _ in range(4)]
         await until(lambda: gate.arrived == 2)
@@ -127,7 +127,7 @@ async def test_a_batcher_serves_many_streams_through_it() -> None:
     assert [result.arousal for result in results] == pytest.approx([1 + 4 * level for level in levels], abs=1e-4)
 
 
-async def test_drain_waits_for_jobs_then_refuses(gate: Gate) -> None:
+async def test_drain_waits_for_jobs_then_refuses(gate: Barrier) -> None:
     async with running(f"stub?gate={gate}") as backend:
         slow = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
         await until(lambda: gate.arrived == 1)
@@ -142,7 +142,7 @@ async def test_drain_waits_for_jobs_then_refuses(gate: Gate) -> None:
         assert arousal((await slow)[0]) == pytest.approx(WAITED)
 
 
-async def test_close_answers_what_is_in_flight_at_once(gate: Gate) -> None:
+async def test_close_answers_what_is_in_flight_at_once(gate: Barrier) -> None:
     times = WorkerTimes(start_s=20, batch_s=30, close_s=20)
     async with running(f"stub?gate={gate}", times=times) as backend:
         waits = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
@@ -155,7 +155,7 @@ async def test_close_answers_what_is_in_flight_at_once(gate: Gate) -> None:
         assert device.worker.exit == {"exit_code": 0}, "it exits by itself and does not wait for its inference"
 
 
-async def test_a_cancelled_call_frees_its_slot_only_when_the_work_is_done(gate: Gate) -> None:
+async def test_a_cancelled_call_frees_its_slot_only_when_the_work_is_done(gate: Barrier) -> None:
     async with running(f"stub?slots=1&gate={gate}") as backend:
         call = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
         await until(lambda: gate.arrived == 1)
@@ -194,7 +194,7 @@ async def test_a_bad_job_gets_its_own_error_and_no_other_fails(capfd: pytest.Cap
     assert str(stub_model.RAISES) not in log, "the text of an exception may come from the audio"
 
 
-async def test_a_poison_job_has_two_attempts_and_no_other_job_is_lost(gate: Gate) -> None:
+async def test_a_poison_job_has_two_attempts_and_no_other_job_is_lost(gate: Barrier) -> None:
     async with running(f"stub?slots=2&gate={gate}") as backend:
         first = backend.pids
         beside = asyncio.create_task(backend.infer([job(0.4), job(stub_model.WAITS)]))
@@ -210,7 +210,7 @@ async def test_a_poison_job_has_two_attempts_and_no_other_job_is_lost(gate: Gate
         assert backend.restarts == 2
 
 
-async def test_of_two_poison_jobs_at_once_no_other_job_is_lost(gate: Gate) -> None:
+async def test_of_two_poison_jobs_at_once_no_other_job_is_lost(gate: Barrier) -> None:
     async with running(f"stub?slots=2&gate={gate}") as backend:
         poison = stub_model.WAITING_POISON
         one = asyncio.create_task(backend.infer([job(poison), job(0.1)]))
@@ -222,7 +222,7 @@ async def test_of_two_poison_jobs_at_once_no_other_job_is_lost(gate: Gate) -> No
     assert [arousal(first[1]), arousal(second[0])] == pytest.approx([1.4, 1.8])
 
 
-async def test_a_second_attempt_waits_for_the_work_of_cancelled_callers(gate: Gate) -> None:
+async def test_a_second_attempt_waits_for_the_work_of_cancelled_callers(gate: Barrier) -> None:
     async with running(f"stub?slots=2&gate={gate}") as backend:
         poison = asyncio.create_task(backend.infer([job(stub_model.WAITING_POISON)]))
         await until(lambda: gate.arrived == 1)
@@ -242,7 +242,7 @@ async def test_a_second_attempt_waits_for_the_work_of_cancelled_callers(gate: Ga
         assert backend.restarts == 2
 
 
-async def test_second_attempts_go_before_new_jobs(gate: Gate) -> None:
+async def test_second_attempts_go_before_new_jobs(gate: Barrier) -> None:
     """A second attempt needs a worker without other work, which there never is while new jobs keep coming."""
     async with running(f"stub?slots=2&gate={gate}") as backend:
         lost = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
@@ -273,7 +273,7 @@ async def test_a_job_that_hangs_fails_after_two_deadlines(caplog: pytest.LogCapt
 # --- dying workers ---------------------------------------------------------------------------------------------------
 
 
-async def test_jobs_in_flight_survive_sigkill(gate: Gate, caplog: pytest.LogCaptureFixture) -> None:
+async def test_jobs_in_flight_survive_sigkill(gate: Barrier, caplog: pytest.LogCaptureFixture) -> None:
     async with running(f"stub?gate={gate}") as backend:
         (victim,) = backend.pids
         calls = asyncio.gather(*(backend.infer([job(level), job(stub_model.WAITS)]) for level in (0.1, 0.2)))
@@ -308,7 +308,7 @@ async def test_sigstop_is_noticed_at_the_deadline_and_blocks_nothing(caplog: pyt
 
 
 async def test_once_costs_are_known_a_hung_worker_is_given_up_early(
-    gate: Gate, caplog: pytest.LogCaptureFixture
+    gate: Barrier, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A worker that is given up too early, being only slow, answers at the second attempt."""
     times = WorkerTimes(start_s=20, batch_s=30, first_attempt_min_s=0.5, close_s=1, backoff_first_s=0.05)
@@ -328,7 +328,7 @@ async def test_once_costs_are_known_a_hung_worker_is_given_up_early(
     assert max(given_up) < times.batch_s
 
 
-async def test_a_server_that_was_suspended_does_not_blame_the_worker(gate: Gate) -> None:
+async def test_a_server_that_was_suspended_does_not_blame_the_worker(gate: Barrier) -> None:
     async with running(f"stub?gate={gate}", times=QUICK) as backend:
         pids = backend.pids
         call = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
@@ -373,7 +373,7 @@ async def test_signals_of_a_terminal_do_not_end_the_worker() -> None:
         assert backend.pids == (pid,)
 
 
-async def test_workers_end_when_the_server_is_killed(gate: Gate) -> None:
+async def test_workers_end_when_the_server_is_killed(gate: Barrier) -> None:
     program = f"""
 import asyncio, numpy
 from tests.support import stub_model
@@ -392,7 +392,7 @@ asyncio.run(main())
     await kill_server_once_arrived(program, gate)
 
 
-async def test_a_worker_that_loads_ends_when_the_server_is_killed(gate: Gate) -> None:
+async def test_a_worker_that_loads_ends_when_the_server_is_killed(gate: Barrier) -> None:
     """It reads nothing while it loads, so it does not see the end of its pipe."""
     program = f"""
 import asyncio
@@ -403,7 +403,7 @@ asyncio.run(LocalBackend(["sleepy?gate={gate}"], loader="tests.support.stub_mode
     await kill_server_once_arrived(program, gate)
 
 
-async def kill_server_once_arrived(program: str, gate: Gate) -> None:
+async def kill_server_once_arrived(program: str, gate: Barrier) -> None:
     """Run a server until its worker is at the gate, kill it, and wait for the end of the worker."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     server = await asyncio.create_subprocess_exec(sys.executable, "-c", program, env=environment)

@@ -34,7 +34,7 @@ from tests.support.processes import until
 from tests.support.scraping import Scrape, fetch, scrape, scrape_until, site
 from tests.support.scripted import MODEL, FakeAnalyzer, LoudnessVad
 from tests.support.serving import (
-    Server,
+    RunningServer,
     Talk,
     chunks,
     command,
@@ -292,12 +292,12 @@ def test_a_taken_port_ends_the_start_and_is_named() -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[RunningServer]:
     with serve("--metrics-port", "0", "--max-streams", "2") as running:
         yield running
 
 
-async def test_every_second_of_audio_and_every_utterance_is_counted(server: Server) -> None:
+async def test_every_second_of_audio_and_every_utterance_is_counted(server: RunningServer) -> None:
     before = scrape(server)
     audio = [encode(spoken(seconds, seed=number)) for number, seconds in enumerate((0.7, 1.3))]
     async with connect(server) as stub:
@@ -332,7 +332,7 @@ def _gain(before: Scrape, after: Scrape, name: str, **labels: str) -> float:
     return after(name, **labels) - before(name, **labels)
 
 
-async def test_calls_are_counted_by_how_they_ended(server: Server) -> None:
+async def test_calls_are_counted_by_how_they_ended(server: RunningServer) -> None:
     before = scrape(server)
     async with connect(server) as stub:
         await refused(stub, config(conversation_id="a\nb"))
@@ -363,14 +363,16 @@ async def test_calls_are_counted_by_how_they_ended(server: Server) -> None:
     assert after("kibun_open_streams") == 0
 
 
-async def test_a_killed_worker_is_counted(server: Server) -> None:
+async def test_a_killed_worker_is_counted(server: RunningServer) -> None:
     before = scrape(server)("kibun_worker_restarts_total")
     (worker,) = workers_of(server)
     os.kill(worker, signal.SIGKILL)
     await scrape_until(server, lambda s: s("kibun_worker_restarts_total") == before + 1 and s("kibun_workers") == 1)
 
 
-async def test_labels_say_nothing_of_people_and_every_metric_is_explained(server: Server, tmp_path: Path) -> None:
+async def test_labels_say_nothing_of_people_and_every_metric_is_explained(
+    server: RunningServer, tmp_path: Path
+) -> None:
     marker = "Marker7"
     async with connect(server) as stub:
         names: dict[str, Any] = {"conversation_id": marker, "participant_id": marker, "turn_id": marker}
@@ -400,7 +402,7 @@ async def test_labels_say_nothing_of_people_and_every_metric_is_explained(server
             assert family.name.endswith("_seconds")
 
 
-def test_without_the_option_nothing_listens(server: Server) -> None:
+def test_without_the_option_nothing_listens(server: RunningServer) -> None:
     assert len(listening(server.process.pid)) == 2
     with serve() as silent:
         assert "metrics on" not in silent.log.read_text()

@@ -27,7 +27,7 @@ from tests.support.collector import collector
 from tests.support.leaks import Secrets, hits
 from tests.support.scraping import Scrape, fetch, scrape_until, site
 from tests.support.serving import (
-    Server,
+    RunningServer,
     Talk,
     chunks,
     config,
@@ -122,7 +122,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def running(folder: Path, prelude: str, *arguments: str) -> Iterator[tuple[Server, Path, Path]]:
+def running(folder: Path, prelude: str, *arguments: str) -> Iterator[tuple[RunningServer, Path, Path]]:
     """A server, its folder for temporary files, and the list of files that it wrote."""
     temporary, files, tokens = folder / "tmp", folder / "files", folder / "tokens"
     temporary.mkdir()
@@ -225,7 +225,7 @@ async def fails(stub: Stub, messages: list[Any], metadata: dict[str, str]) -> No
             await converse(stub, messages, metadata=metadata)
 
 
-async def foreign_calls(server: Server) -> None:
+async def foreign_calls(server: RunningServer) -> None:
     """Bytes that are no message, and a method that there is not."""
     async with grpc.aio.insecure_channel(server.target) as channel:
         for method, token in (("StreamingAnalyze", GOOD), (NAMES["method"], GOOD), ("Analyze", BAD)):

@@ -11,7 +11,7 @@ from kibun.server.session import quality
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support.serving import (
-    Server,
+    RunningServer,
     check_stream,
     chunks,
     config,
@@ -86,13 +86,13 @@ def test_the_extremes_of_float32_give_no_error() -> None:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[RunningServer]:
     with serve() as running:
         yield running
 
 
 @pytest.fixture
-async def stub(server: Server) -> AsyncIterator[Stub]:
+async def stub(server: RunningServer) -> AsyncIterator[Stub]:
     async with connect(server) as stub:
         yield stub
 

@@ -42,7 +42,7 @@ from tests.support.session_world import (
     KEY,
     OpenSession,
     Requests,
-    World,
+    SessionWorld,
     events,
     feed,
     feed_queue,
@@ -86,7 +86,7 @@ async def until_final(replies: AsyncIterator[Reply]) -> AsyncIterator[Reply]:
 
 
 async def test_speech_events_overtake_slow_finals_which_keep_their_order() -> None:
-    world = World()
+    world = SessionWorld()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: gate.wait()
     queue: Requests = asyncio.Queue()
@@ -120,7 +120,7 @@ async def test_speech_events_overtake_slow_finals_which_keep_their_order() -> No
 
 
 async def test_processed_covers_what_needs_no_replay_and_never_falls() -> None:
-    world = World()
+    world = SessionWorld()
     audio = pcm((0, 0.5), (0.5, 0.5), (0, 0.5), (0.5, 0.3))
     chunks = [Audio(audio[i : i + 640]) for i in range(0, len(audio), 640)]
     replies = await run(world.session(voice_activity_events=True), *chunks)
@@ -132,7 +132,7 @@ async def test_processed_covers_what_needs_no_replay_and_never_falls() -> None:
 
 
 async def test_a_result_that_was_sent_finishes_its_turn_even_if_the_server_stops() -> None:
-    world = World()
+    world = SessionWorld()
     told, stopping = [], Failure(Kind.UNAVAILABLE, "DRAINING", "this server is stopping")
     with pytest.raises(Failure) as caught:
         async with aclosing(world.session().run(feed([Audio(said())]))) as replies:
@@ -160,7 +160,7 @@ async def test_a_call_that_is_cancelled_while_its_turn_is_stored_has_finished_it
             return await super().update(key, change, stream)
 
     store = Slow()
-    world = World(store=store)
+    world = SessionWorld(store=store)
     calling = asyncio.create_task(run(world.session(), Audio(said())))
     await store.finishing.wait()
     calling.cancel()
@@ -170,7 +170,7 @@ async def test_a_call_that_is_cancelled_while_its_turn_is_stored_has_finished_it
 
 
 async def test_the_turn_counts_as_finished_only_once_its_result_was_taken() -> None:
-    world = World()
+    world = SessionWorld()
     async with aclosing(world.session().run(feed([Audio(said())]))) as replies:
         async for reply in replies:
             if isinstance(reply.event, TurnResult):
@@ -188,7 +188,7 @@ async def test_the_turn_counts_as_finished_only_once_its_result_was_taken() -> N
 # ---- interims
 
 
-async def interims_of(world: World, requests: list[Request]) -> list[UtteranceResult]:
+async def interims_of(world: SessionWorld, requests: list[Request]) -> list[UtteranceResult]:
     replies = await run(world.session(interims=True), *requests)
     assert len(finals(replies)) == 1
     return interims(replies)
@@ -208,7 +208,7 @@ async def slow_feed(requests: Iterable[Request]) -> AsyncIterator[Request]:
 )
 @pytest.mark.parametrize("block", [160, 1_600, 8_000])
 async def test_interims_fall_due_at_exact_positions(interval: int | None, expected: list[int], block: int) -> None:
-    world = World()
+    world = SessionWorld()
     session = world.session(interims=True, interim_interval=interval, endpointing=LONG)
     told = await run_on(session, slow_feed(in_blocks(said(4.4), block)))
     (final,) = finals(told)
@@ -218,7 +218,7 @@ async def test_interims_fall_due_at_exact_positions(interval: int | None, expect
 
 
 async def test_a_stream_that_resumes_within_a_cut_utterance_has_the_interims_of_one_that_went_on() -> None:
-    whole, world = World(), World()
+    whole, world = SessionWorld(), SessionWorld()
     audio = said(5.0)
     expected = events(await run_on(whole.session(interims=True), slow_feed(in_blocks(audio))), UtteranceResult)
     async with aclosing(world.session(interims=True).run(slow_feed(in_blocks(audio)))) as replies:
@@ -233,7 +233,9 @@ async def test_a_stream_that_resumes_within_a_cut_utterance_has_the_interims_of_
 
 @pytest.mark.parametrize(("interval", "expected"), [(None, [16_000, 52_000]), (16_000, [16_000, 40_000, 64_000])])
 async def test_interims_stretch_under_load(interval: int | None, expected: list[int]) -> None:
-    session = World(FakeAnalyzer(stretch=1.5)).session(interims=True, interim_interval=interval, endpointing=LONG)
+    session = SessionWorld(FakeAnalyzer(stretch=1.5)).session(
+        interims=True, interim_interval=interval, endpointing=LONG
+    )
     told = await run_on(session, slow_feed(in_blocks(said(4.4))))
     assert [u.end - u.start for u in interims(told)] == expected
 
@@ -244,7 +246,7 @@ async def test_an_interim_that_is_not_computed_is_left_out(error: Exception) -> 
         if not final:
             raise error
 
-    assert not await interims_of(World(FakeAnalyzer(refuse)), in_blocks(said(1.5)))
+    assert not await interims_of(SessionWorld(FakeAnalyzer(refuse)), in_blocks(said(1.5)))
 
 
 async def test_an_unexpected_exception_in_an_interim_ends_the_stream() -> None:
@@ -253,19 +255,19 @@ async def test_an_unexpected_exception_in_an_interim_ends_the_stream() -> None:
             raise RuntimeError("a bug")
 
     _, error = await run_until(
-        RuntimeError, World(FakeAnalyzer(fail)).session(interims=True), slow_feed(in_blocks(said(1.5)))
+        RuntimeError, SessionWorld(FakeAnalyzer(fail)).session(interims=True), slow_feed(in_blocks(said(1.5)))
     )
     assert str(error) == "a bug"
 
 
 async def test_no_interim_while_the_analyzer_is_full() -> None:
-    world = World(FakeAnalyzer(full=True))
+    world = SessionWorld(FakeAnalyzer(full=True))
     assert not await interims_of(world, in_blocks(said(1.5)))
     assert world.analyzer.finals == len(world.analyzer.deadlines_s) == 1
 
 
 async def test_an_interim_never_follows_its_final_and_a_newer_one_replaces_it() -> None:
-    world = World()
+    world = SessionWorld()
     held: list[asyncio.Event] = []
 
     def hold_interims(job: Job, final: bool) -> Any:
@@ -291,7 +293,7 @@ async def test_an_interim_never_follows_its_final_and_a_newer_one_replaces_it() 
 
 
 async def test_an_interim_answered_after_its_final_is_not_sent() -> None:
-    world = World()
+    world = SessionWorld()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: None if final else gate.wait()
     async with OpenSession(world.session(interims=True)) as stream:
@@ -304,7 +306,7 @@ async def test_an_interim_answered_after_its_final_is_not_sent() -> None:
 
 
 async def test_an_interim_that_finds_the_outbox_full_is_not_sent() -> None:
-    world = World()
+    world = SessionWorld()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: None if final else gate.wait()
     queue: Requests = asyncio.Queue()
@@ -335,7 +337,7 @@ async def test_a_failed_final_ends_the_stream_after_what_was_computed(reason: st
         if world.analyzer.finals == 2:
             raise BackendError(reason, "secret")
 
-    world = World(FakeAnalyzer(fail_second))
+    world = SessionWorld(FakeAnalyzer(fail_second))
     told, error = await run_until(BackendError, world.session(), feed([Audio(said()), Audio(said()), Audio(said())]))
     assert error.reason == reason
     assert len(finals(told)) == 1
@@ -348,13 +350,13 @@ async def test_a_backend_that_is_stopping_asks_to_resume_elsewhere() -> None:
     def stopping(job: Job, final: bool) -> None:
         raise BackendError("UNAVAILABLE", "closed")
 
-    _, error = await run_until(Failure, World(FakeAnalyzer(stopping)).session(), feed([Audio(said())]))
+    _, error = await run_until(Failure, SessionWorld(FakeAnalyzer(stopping)).session(), feed([Audio(said())]))
     assert (error.kind, error.reason) == (Kind.UNAVAILABLE, "DRAINING")
     assert error.retry_after_s
 
 
 async def test_an_error_of_the_client_comes_after_what_was_computed_before_it() -> None:
-    world = World()
+    world = SessionWorld()
 
     async def requests() -> AsyncIterator[Request]:
         yield Audio(said())
@@ -370,13 +372,13 @@ async def test_bad_samples_in_the_last_bytes_are_an_audio_error() -> None:
     """The last samples are decoded only when the turn ends."""
     tail = np.array([np.nan], "<f4").tobytes()
     for last in ([], [EndOfTurn()]):
-        _, error = await run_until(Failure, World().session(encoding="float32"), feed([Audio(tail), *last]))
+        _, error = await run_until(Failure, SessionWorld().session(encoding="float32"), feed([Audio(tail), *last]))
         assert (error.kind, error.reason) == (Kind.INVALID_ARGUMENT, "NON_FINITE_AUDIO")
 
 
 @in_virtual_time
 async def test_before_an_idle_timeout_all_audio_is_answered() -> None:
-    world = World()
+    world = SessionWorld()
     world.analyzer.before = lambda job, final: asyncio.sleep(0.2)
     queue: Requests = asyncio.Queue()
     queue.put_nowait(Audio(said()))
@@ -387,10 +389,10 @@ async def test_before_an_idle_timeout_all_audio_is_answered() -> None:
 
 async def test_a_stream_of_exactly_the_maximum_is_whole_and_a_little_more_is_too_much() -> None:
     limits = Limits(max_stream_s=1.0, warn_before_end_s=0.5)
-    replies = await run(World().session(limits), *in_blocks(pcm((0.5, 1.0))))
+    replies = await run(SessionWorld().session(limits), *in_blocks(pcm((0.5, 1.0))))
     assert events(replies, StreamEnded)
     assert [w.reason for w in events(replies, StreamWarning)] == ["STREAM_ENDS_SOON"]
-    told, error = await run_until(Failure, World().session(limits), feed(in_blocks(pcm((0.5, 1.02)))))
+    told, error = await run_until(Failure, SessionWorld().session(limits), feed(in_blocks(pcm((0.5, 1.02)))))
     assert error.reason == "STREAM_TOO_LONG"
     (turn,) = events(told, TurnResult)
     assert turn.reason is EndReason.MAX_DURATION
@@ -402,7 +404,7 @@ async def test_a_stream_of_exactly_the_maximum_is_whole_and_a_little_more_is_too
 
 @in_virtual_time
 async def test_backlog_stops_reading_and_ends_only_without_progress() -> None:
-    world = World()
+    world = SessionWorld()
     world.analyzer.before = lambda job, final: asyncio.sleep(0.06)
     limits = Limits(max_backlog_s=0.5, backlog_timeout_s=0.15)
     replies = await run(world.session(limits), *[Audio(said(0.4)) for _ in range(8)])
@@ -415,7 +417,7 @@ async def test_backlog_stops_reading_and_ends_only_without_progress() -> None:
 
 
 async def test_a_slow_reader_misses_interims_and_no_final_and_holds_little() -> None:
-    world = World()
+    world = SessionWorld()
     taken: list[Request] = []
 
     async def talkative() -> AsyncIterator[Request]:
@@ -435,7 +437,7 @@ async def test_a_slow_reader_misses_interims_and_no_final_and_holds_little() -> 
 
 @in_virtual_time
 async def test_endless_ends_of_turn_are_bounded_while_nothing_can_be_answered() -> None:
-    world = World()
+    world = SessionWorld()
     world.analyzer.before = lambda job, final: asyncio.Event().wait()
     taken: list[Request] = []
 
@@ -462,7 +464,7 @@ async def _drop_all(replies: AsyncIterator[Reply]) -> None:
 @pytest.mark.parametrize("stop_after", [0, 1, 3, 5])
 @in_virtual_time
 async def test_closing_early_leaves_no_task_no_stream_and_no_work(stop_after: int) -> None:
-    world = World()
+    world = SessionWorld()
     world.analyzer.before = lambda job, final: asyncio.sleep(0.01)
     before = asyncio.all_tasks()
     queue: Requests = asyncio.Queue()
@@ -478,7 +480,7 @@ async def test_closing_early_leaves_no_task_no_stream_and_no_work(stop_after: in
 
 
 async def test_cancelling_the_reader_is_closing() -> None:
-    world = World()
+    world = SessionWorld()
     world.analyzer.before = lambda job, final: asyncio.Event().wait()
     before = asyncio.all_tasks()
     reading = asyncio.create_task(run(world.session(), Audio(said())))
@@ -496,7 +498,7 @@ async def test_cancelling_the_reader_is_closing() -> None:
 @in_virtual_time
 async def test_a_superseded_stream_changes_nothing_any_more_even_if_nobody_reads_it() -> None:
     """Its client is gone, but the server does not know yet: the session waits in a write."""
-    world = World()
+    world = SessionWorld()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: gate.wait()
     older = world.session().run(feed([Audio(said()), Audio(said())]))
@@ -517,7 +519,7 @@ async def test_a_superseded_stream_changes_nothing_any_more_even_if_nobody_reads
 
 async def test_a_turn_still_waiting_for_its_result_is_superseded_too() -> None:
     """The stream has gone on to t2 while t1 waits for its result: a stream that resumes t1 takes it over."""
-    world = World()
+    world = SessionWorld()
     world.analyzer.before = lambda job, final: asyncio.Event().wait()
     older = world.session().run(feed([Audio(said()), EndOfTurn("t2"), Audio(said())]))
     async with aclosing(older):
@@ -531,7 +533,7 @@ async def test_a_turn_still_waiting_for_its_result_is_superseded_too() -> None:
 
 
 async def test_opening_an_answered_turn_of_a_stream_that_goes_on_is_refused_and_ends_nothing() -> None:
-    world = World()
+    world = SessionWorld()
     async with OpenSession(world.session()) as stream:
         stream.send(Audio(said()), EndOfTurn("t2"))
         await stream.until(TurnResult)
@@ -546,7 +548,7 @@ async def test_opening_an_answered_turn_of_a_stream_that_goes_on_is_refused_and_
 
 
 async def test_a_deleted_conversation_does_not_come_back() -> None:
-    world = World()
+    world = SessionWorld()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: gate.wait()
     session = world.session().run(feed([Audio(said())]))
@@ -563,7 +565,7 @@ async def test_a_deleted_conversation_does_not_come_back() -> None:
 
 
 async def test_a_conversation_that_the_store_loses_goes_on_from_what_the_stream_saw_last() -> None:
-    world = World()
+    world = SessionWorld()
     async with OpenSession(world.session()) as stream:
         stream.send(Audio(said()))
         await stream.until(PersonalityUpdate)
@@ -577,7 +579,7 @@ async def test_a_conversation_that_the_store_loses_goes_on_from_what_the_stream_
 @in_virtual_time
 async def test_a_final_waits_for_the_audio_of_earlier_streams_that_is_still_on_its_way() -> None:
     """The earlier client has sent all; its messages come in with small gaps, as from a full transport."""
-    world = World()
+    world = SessionWorld()
 
     async def trickle() -> AsyncIterator[Request]:
         for block in in_blocks(said(0.5, level=0.9)):
@@ -595,7 +597,7 @@ async def test_a_final_waits_for_the_audio_of_earlier_streams_that_is_still_on_i
 
 @in_virtual_time
 async def test_an_earlier_stream_that_goes_on_speaking_delays_later_ones_only_briefly() -> None:
-    world = World()
+    world = SessionWorld()
 
     async def live() -> AsyncIterator[Request]:
         while True:
@@ -613,7 +615,7 @@ async def test_an_earlier_stream_that_goes_on_speaking_delays_later_ones_only_br
 @in_virtual_time
 async def test_a_final_does_not_wait_for_an_earlier_stream_that_was_closed_before_its_turn_came() -> None:
     """It waits for a first stream; a second one, closed in the meantime, will never catch up."""
-    world = World()
+    world = SessionWorld()
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: gate.wait() if final else None
     async with OpenSession(world.session()) as first, OpenSession(world.session(turn_id="t2")) as second:
@@ -637,7 +639,7 @@ async def test_a_final_does_not_wait_for_an_earlier_stream_that_was_closed_befor
 async def test_audio_of_another_rate_than_its_label_is_noticed_once(
     rate: int, true_hz: int, expected: int | None
 ) -> None:
-    world = World()
+    world = SessionWorld()
 
     async def paced() -> AsyncIterator[Request]:
         for _ in range(120):
@@ -650,7 +652,7 @@ async def test_audio_of_another_rate_than_its_label_is_noticed_once(
 
 
 async def test_a_file_sent_in_bursts_is_not_suspected() -> None:
-    world = World()
+    world = SessionWorld()
     rng = np.random.default_rng(0)
 
     async def bursts() -> AsyncIterator[Request]:
@@ -684,7 +686,7 @@ async def results(turns: list[list[Request]], **options: Any) -> list[Any]:
     for number, turn in enumerate(turns):
         requests += [EndOfTurn(f"turn-{number}")] if number else []
         requests += turn
-    replies = await run(World().session(turn_id="turn-0", **options), *requests)
+    replies = await run(SessionWorld().session(turn_id="turn-0", **options), *requests)
     (ended,) = events(replies, StreamEnded)
     assert replies[-1].event is ended
     assert ended.received == ended.speech + ended.non_speech + ended.dropped
@@ -743,7 +745,7 @@ async def test_a_stream_ends_though_a_library_lost_its_cancellation() -> None:
             return await super().get(key, stream)
 
     store = Deaf()
-    async with OpenSession(World(store=store).session()) as stream:
+    async with OpenSession(SessionWorld(store=store).session()) as stream:
         stream.send(Audio(said()), None)
         await store.asked.wait()  # before the final
     assert asyncio.get_running_loop().time() < 3600

@@ -24,7 +24,7 @@ from tests.support.session_world import (
     KEY,
     TRAITS,
     OpenSession,
-    World,
+    SessionWorld,
     finals,
     let_others_run,
     open_and_drop,
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("error")
 
 
 async def test_a_dropped_stream_leaves_nothing() -> None:
-    world = World()
+    world = SessionWorld()
     await open_and_drop(world.session())
     assert len(world.store) == 0
     assert len(world.open_streams) == 0
@@ -47,7 +47,7 @@ async def test_a_dropped_stream_leaves_nothing() -> None:
 
 @pytest.mark.parametrize("streams", [400, pytest.param(10_000, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 async def test_many_dropped_streams_leave_nothing(streams: int) -> None:
-    world = World()
+    world = SessionWorld()
     await open_and_drop(world.session())
     gc.collect()
     tracemalloc.start()
@@ -67,7 +67,7 @@ async def test_many_dropped_streams_leave_nothing(streams: int) -> None:
 
 @pytest.mark.parametrize("leaves_first", [0, 1])
 async def test_the_last_stream_of_a_blank_conversation_erases_it(leaves_first: int) -> None:
-    world = World()
+    world = SessionWorld()
     streams = [OpenSession(world.session(turn_id=f"t{n}")) for n in range(2)]
     for stream in streams:
         await stream.__aenter__()
@@ -78,7 +78,7 @@ async def test_the_last_stream_of_a_blank_conversation_erases_it(leaves_first: i
 
 
 async def test_what_was_said_stays() -> None:
-    world = World()
+    world = SessionWorld()
     assert len(finals(await run(world.session(), Audio(said())))) == 1
     assert len(world.store) == 1
     await open_and_drop(world.session(turn_id="t2"))
@@ -87,7 +87,7 @@ async def test_what_was_said_stays() -> None:
 
 @pytest.mark.parametrize("what", ["turn", "given", "completed"])
 async def test_a_conversation_that_is_not_blank_stays(what: str) -> None:
-    world = World()
+    world = SessionWorld()
     if what == "turn":
         await run(world.session(), Audio(pcm((0, 0.5))), EndOfTurn())
     elif what == "given":
@@ -115,7 +115,7 @@ async def test_a_blank_conversation_that_others_use_is_not_erased() -> None:
 
         interrupt = True
 
-    world = World(store=Interrupted())
+    world = SessionWorld(store=Interrupted())
     await open_and_drop(world.session())
     assert len(world.store) == 1
     world.store.interrupt = False  # type: ignore[attr-defined]
@@ -124,7 +124,7 @@ async def test_a_blank_conversation_that_others_use_is_not_erased() -> None:
 
 
 async def test_a_stream_that_was_refused_changes_nothing() -> None:
-    world = World()
+    world = SessionWorld()
     async with OpenSession(world.session()):
         before = await world.conversation()
         with pytest.raises(Failure, match="began with model"):
@@ -139,7 +139,7 @@ async def test_a_stream_cancelled_while_it_enters_leaves_nothing() -> None:
             await let_others_run(5)
             return changed
 
-    world = World(store=Slow())
+    world = SessionWorld(store=Slow())
     task = asyncio.create_task(run(world.session(), Audio(said())))
     await let_others_run(3)
     assert len(world.store) == 1
@@ -153,17 +153,17 @@ async def test_a_stream_cancelled_while_it_enters_leaves_nothing() -> None:
 
 
 @dataclass
-class Told:
+class OutageScript:
     """What a session's store did with its stream."""
 
     behind_at: int
     rejected_at: int = 10**9
 
 
-class TellingStore(MemoryStore):
+class NotifyingStore(MemoryStore):
     """Tells its streams of an outage at the n-th change, and of the end of it two changes later."""
 
-    def __init__(self, told: Told) -> None:
+    def __init__(self, told: OutageScript) -> None:
         super().__init__()
         self.told = told
         self.changes = 0
@@ -180,7 +180,7 @@ class TellingStore(MemoryStore):
 
 
 async def test_a_client_is_warned_of_an_outage_and_its_end() -> None:
-    world = World(store=TellingStore(Told(behind_at=1)))
+    world = SessionWorld(store=NotifyingStore(OutageScript(behind_at=1)))
     replies = await run(world.session(), *[Audio(said())] * 3)
     warnings = [r.event.reason for r in replies if isinstance(r.event, StreamWarning)]
     assert warnings == ["STORE_UNAVAILABLE", "STORE_RECOVERED"]
@@ -188,7 +188,7 @@ async def test_a_client_is_warned_of_an_outage_and_its_end() -> None:
 
 
 async def test_a_stream_whose_conversation_has_no_place_for_it_ends() -> None:
-    world = World(store=TellingStore(Told(behind_at=1, rejected_at=2)))
+    world = SessionWorld(store=NotifyingStore(OutageScript(behind_at=1, rejected_at=2)))
     with pytest.raises(Failure, match="completed elsewhere"):
         await run(world.session(), *[Audio(said())] * 3)
 
@@ -199,7 +199,7 @@ async def test_a_required_conversation_that_cannot_be_looked_up_is_refused() -> 
             raise StoreUnavailable
 
     with pytest.raises(StoreUnavailable):
-        await run(World(store=Away()).session(require_existing=True), Audio(said()))
+        await run(SessionWorld(store=Away()).session(require_existing=True), Audio(said()))
 
 
 # ---- a turn taken over through another server
@@ -211,12 +211,12 @@ async def until_superseded(stream: OpenSession) -> None:
     assert (caught.value.kind, caught.value.reason) == (Kind.ABORTED, "SUPERSEDED")
 
 
-def two_servers() -> tuple[World, World]:
-    one = World()
-    return one, World(store=one.store)
+def two_servers() -> tuple[SessionWorld, SessionWorld]:
+    one = SessionWorld()
+    return one, SessionWorld(store=one.store)
 
 
-async def heard(world: World) -> list[tuple[str, int]]:
+async def heard(world: SessionWorld) -> list[tuple[str, int]]:
     return [(r.turn_id, r.start) for r in (await world.conversation()).participant("p").records]
 
 
@@ -290,7 +290,7 @@ class HeldUp(MemoryStore):
 
 async def test_a_turn_whose_result_was_read_is_finished_for_other_streams() -> None:
     store = HeldUp()
-    world = World(store=store)
+    world = SessionWorld(store=store)
     async with OpenSession(world.session()) as old:
         old.send(Audio(said()), None)
         await old.until(TurnResult)
@@ -310,7 +310,7 @@ async def test_a_turn_whose_result_was_read_is_finished_for_other_streams() -> N
 
 async def test_a_turn_whose_result_was_read_is_finished_for_its_own_stream() -> None:
     store = HeldUp()
-    async with OpenSession(World(store=store).session()) as stream:
+    async with OpenSession(SessionWorld(store=store).session()) as stream:
         stream.send(Audio(said()), EndOfTurn("t2"))
         await stream.until(TurnResult)
         store.go_on.clear()
@@ -326,7 +326,7 @@ async def test_a_turn_whose_result_was_read_is_finished_for_its_own_stream() -> 
 
 async def test_a_stream_cancelled_while_its_turn_is_being_finished_holds_up_nobody() -> None:
     store = HeldUp()
-    world = World(store=store)
+    world = SessionWorld(store=store)
     before = asyncio.all_tasks()
     old = OpenSession(world.session())
     await old.__aenter__()

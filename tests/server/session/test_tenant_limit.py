@@ -12,13 +12,13 @@ from kibun.server.session.events import Audio
 from kibun.server.settings import Settings
 from kibun.v1 import speech_analysis_pb2 as pb
 from tests.support.scripted import MODEL
-from tests.support.session_world import TRAITS, OpenSession, World, open_and_drop, pcm, run
+from tests.support.session_world import TRAITS, OpenSession, SessionWorld, open_and_drop, pcm, run
 
 # ---- participants of a conversation
 
 
 async def test_a_conversation_has_a_maximum_of_participants() -> None:
-    here = World()
+    here = SessionWorld()
     for number in range(MAX_PARTICIPANTS):
         await open_and_drop(here.session(participant_id=f"p{number}", given_traits=TRAITS))
     with pytest.raises(Failure, match="begin another") as caught:
@@ -31,7 +31,7 @@ async def test_a_conversation_has_a_maximum_of_participants() -> None:
 
 async def test_participants_of_empty_turns_count_as_well() -> None:
     """Without any speech, a config and the end of the stream add a participant."""
-    here = World()
+    here = SessionWorld()
     refused = 0
     for number in range(MAX_PARTICIPANTS + 5):
         try:

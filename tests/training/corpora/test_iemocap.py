@@ -17,7 +17,7 @@ from kibun.training.corpora.iemocap import prepare_iemocap
 from kibun.training.corpora.iemocap_files import parse_id, spoken_words
 from kibun.training.corpora.manifest import load_manifest, read_manifest
 from kibun.training.corpora.profiles import read_profiles
-from kibun.training.corpora.report import Report
+from kibun.training.corpora.report import CorpusReport
 from kibun.training.corpora.splits import read_splits, split_names
 from kibun.training.errors import CorpusError
 from tests.support import ROOT
@@ -40,7 +40,7 @@ def fake(pristine: FakeIemocap, tmp_path: Path) -> FakeIemocap:
     return FakeIemocap(root, tipi, ocean, pristine.utterances, pristine.dialogues)
 
 
-def prepare(fake: FakeIemocap, out: Path, sessions: tuple[int, ...] | None = None) -> Report:
+def prepare(fake: FakeIemocap, out: Path, sessions: tuple[int, ...] | None = None) -> CorpusReport:
     return prepare_iemocap(fake.root, fake.tipi, fake.ocean, out, sessions)
 
 

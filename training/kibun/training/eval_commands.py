@@ -16,7 +16,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
 
 
-class Level(enum.StrEnum):
+class CorrelationUnit(enum.StrEnum):
     """The unit that is one point of a correlation."""
 
     UTTERANCE = "utterance"
@@ -63,7 +63,9 @@ def agreement(
 @eval_app.command()
 def correlations(
     manifest: Annotated[Path, typer.Option(help="manifest.jsonl of a corpus with traits, valence and arousal.")],
-    level: Annotated[Level, typer.Option(help="What a point is; of a conversation: each speaker's mean emotion.")],
+    level: Annotated[
+        CorrelationUnit, typer.Option(help="What a point is; of a conversation: each speaker's mean emotion.")
+    ],
     by: Annotated[By | None, typer.Option(help="Male and female speakers apart, too.")] = None,
     as_json: JsonOption = False,
     as_markdown: MarkdownOption = False,

@@ -17,7 +17,15 @@ import soundfile
 import soxr
 import webrtcvad
 
-from kibun.bench.accuracy.voices import Voice, add_noise, espeak_voices, flite_voices, lay_out, recorded_voices, rms
+from kibun.bench.accuracy.voices import (
+    SpeakerPhrases,
+    add_noise,
+    espeak_voices,
+    flite_voices,
+    lay_out,
+    recorded_voices,
+    rms,
+)
 from kibun.bench.support.speech_like import FloatArray, Layout
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.decoder import AudioDecoder, AudioFormat
@@ -99,7 +107,7 @@ def detectors(quick: bool) -> dict[str, Callable[[], Vad]]:
 
 
 @dataclass
-class Score:
+class DetectionScore:
     """Sums and lists over scenes; milliseconds unless named otherwise."""
 
     speech_samples: int = 0
@@ -208,7 +216,7 @@ def segment(audio: FloatArray, vad: Vad, options: EndpointingOptions) -> list[tu
     return found + [(e.start, e.end, None) for e in closing if isinstance(e, SpeechSegment)]
 
 
-def scenes_of(condition: tuple[str, float, str, float], voices: list[Voice], seconds: float) -> list[Layout]:
+def scenes_of(condition: tuple[str, float, str, float], voices: list[SpeakerPhrases], seconds: float) -> list[Layout]:
     """One scene per voice; the same speech and noise for every run, level and detector."""
     _, level, kind, snr = condition
     scenes = []
@@ -220,7 +228,7 @@ def scenes_of(condition: tuple[str, float, str, float], voices: list[Voice], sec
     return scenes
 
 
-def front_cost(voice: Voice, seconds: float) -> dict[str, float]:
+def front_cost(voice: SpeakerPhrases, seconds: float) -> dict[str, float]:
     """CPU of decoder, VAD and segmenter together, in ms per audio second, for usual formats in 20 and 100 ms chunks."""
     cost = {}
     speech = lay_out(voice, seconds, np.random.default_rng(0)).audio
@@ -315,7 +323,7 @@ def measure(*, quick: bool, recordings: Sequence[Path] = ()) -> tuple[dict[str, 
     voices += recorded_voices(recordings)
     conditions: dict[str, dict[str, Figures]] = {}
     for condition in CONDITIONS:
-        scores = {name: Score() for name in makers}
+        scores = {name: DetectionScore() for name in makers}
         for scene in scenes_of(condition, voices, 12 if quick else 25):
             for name, make in makers.items():
                 scores[name].add_frames(scene, make())

@@ -46,7 +46,7 @@ _FLITE_TEXTS = (
 
 
 @dataclass(frozen=True)
-class Voice:
+class SpeakerPhrases:
     """The clean phrases of one speaker, float32 (N,) each, 16 kHz, speech from the first sample to the last."""
 
     name: str
@@ -94,7 +94,7 @@ def read_audio(path: Path) -> FloatArray:
     return resampled
 
 
-def espeak_voices() -> list[Voice]:
+def espeak_voices() -> list[SpeakerPhrases]:
     """Rendered voices. Raises RuntimeError without espeak-ng."""
     if shutil.which("espeak-ng") is None:
         raise RuntimeError("espeak-ng is needed: apt-get install espeak-ng")
@@ -105,7 +105,7 @@ def espeak_voices() -> list[Voice]:
     return voices
 
 
-def flite_voices() -> list[Voice]:
+def flite_voices() -> list[SpeakerPhrases]:
     """Voices built from recorded humans; none if flite is not installed."""
     if shutil.which("flite") is None:
         return []
@@ -115,27 +115,27 @@ def flite_voices() -> list[Voice]:
     ]
 
 
-def recorded_voices(paths: Sequence[Path]) -> list[Voice]:
+def recorded_voices(paths: Sequence[Path]) -> list[SpeakerPhrases]:
     """One voice per file, or per folder of files, of clean recordings."""
     voices = []
     for path in paths:
         files = sorted(p for p in path.rglob("*") if p.suffix in _SUFFIXES) if path.is_dir() else [path]
         phrases = [phrase for file in files for phrase in _phrases(read_audio(file), recorded=True)]
-        voices.append(Voice(path.stem, tuple(phrases)))
+        voices.append(SpeakerPhrases(path.stem, tuple(phrases)))
     return voices
 
 
-def _rendered(name: str, commands: list[list[str]]) -> Voice:
+def _rendered(name: str, commands: list[list[str]]) -> SpeakerPhrases:
     phrases: list[FloatArray] = []
     with tempfile.TemporaryDirectory() as folder:
         for index, command in enumerate(commands):
             out = Path(folder) / f"{index}.wav"
             subprocess.run([str(out) if word == "OUT" else word for word in command], check=True)
             phrases += _phrases(read_audio(out))
-    return Voice(name, tuple(phrases))
+    return SpeakerPhrases(name, tuple(phrases))
 
 
-def lay_out(voice: Voice, seconds: float, rng: np.random.Generator, speech_dbfs: float = -26.0) -> Layout:
+def lay_out(voice: SpeakerPhrases, seconds: float, rng: np.random.Generator, speech_dbfs: float = -26.0) -> Layout:
     """Phrases in random order at an RMS of speech_dbfs, pauses of 0.3..2 s, one second of silence first."""
     pieces, speech = [np.zeros(SAMPLE_RATE_HZ, np.float32)], []
     position = SAMPLE_RATE_HZ
@@ -156,7 +156,7 @@ def rms(audio: FloatArray) -> float:
     return float(np.sqrt(np.mean(audio.astype(np.float64) ** 2)))
 
 
-def noise(kind: str, samples: int, rng: np.random.Generator, others: list[Voice]) -> FloatArray:
+def noise(kind: str, samples: int, rng: np.random.Generator, others: list[SpeakerPhrases]) -> FloatArray:
     """White, pink, or babble of six other voices; float32 (samples,), RMS 1."""
     if kind == "babble":
         made = np.zeros(samples)
@@ -177,7 +177,9 @@ def noise(kind: str, samples: int, rng: np.random.Generator, others: list[Voice]
     return out / np.float32(rms(out))
 
 
-def add_noise(scene: Layout, kind: str, snr_db: float, rng: np.random.Generator, others: list[Voice]) -> Layout:
+def add_noise(
+    scene: Layout, kind: str, snr_db: float, rng: np.random.Generator, others: list[SpeakerPhrases]
+) -> Layout:
     """The scene with noise under all of it. SNR: RMS of the speech itself against the RMS of the noise."""
     speech = np.concatenate([scene.audio[a:b] for a, b in scene.speech])
     level = rms(speech) * 10 ** (-snr_db / 20)

@@ -56,7 +56,7 @@ TURNS = (1, 10, 50, 100, 200, 512)
 
 
 @dataclass(frozen=True)
-class Measured:
+class ConversationFigures:
     """One model. Times are seconds per round, by number of the turn: all of it, and the part until the worker answered.
 
     heads: milliseconds of the personality heads over the turn's own vector and all earlier ones, in this process.
@@ -93,7 +93,7 @@ class _Timed(Batcher):
         return result
 
 
-class Speaker:
+class ConversationDriver:
     """Says one utterance after the other to sessions of one store."""
 
     def __init__(self, model: ModelInfo, backend: Backend) -> None:
@@ -149,7 +149,7 @@ def measure(*, quick: bool) -> Report:
     return Report(payload, tuple(map(_table, results)), lambda: _draw(results))
 
 
-def _as_json(measured: Measured) -> dict[str, Any]:
+def _as_json(measured: ConversationFigures) -> dict[str, Any]:
     return {
         "turn100_over_turn1": measured.over_first(100),
         "naive_turn100_over_turn1": measured.naive_over_first(100),
@@ -171,18 +171,18 @@ def _as_json(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _rest(measured: Measured, turn: int) -> float:
+def _rest(measured: ConversationFigures, turn: int) -> float:
     """Seconds of a turn outside the estimates: voice activity, session, store."""
     pairs = zip(measured.turns[turn], measured.estimating[turn], strict=True)
     return statistics.median(whole - part for whole, part in pairs)
 
 
-def _measure(name: str, bundle: str, turns: Sequence[int], rounds: int) -> Measured:
+def _measure(name: str, bundle: str, turns: Sequence[int], rounds: int) -> ConversationFigures:
     with asyncio.Runner() as runner:
         backend = LocalBackend([bundle], device="cpu", threads=1, allow_untrained=True)
         try:
             (model,) = runner.run(backend.start())
-            speaker = Speaker(model, backend)
+            speaker = ConversationDriver(model, backend)
             size, counted = runner.run(weigh(speaker))
             conversation = runner.run(speaker.conversation())
             known = {turn: with_records(conversation, turn - 1) for turn in turns}
@@ -197,7 +197,7 @@ def _measure(name: str, bundle: str, turns: Sequence[int], rounds: int) -> Measu
             times = interleaved({str(turn): lambda turn=turn: timed(turn) for turn in turns}, rounds)  # type: ignore[misc]
         finally:
             runner.run(backend.close())
-    return Measured(
+    return ConversationFigures(
         name,
         turns={turn: times[str(turn)] for turn in turns},
         estimating={turn: seconds[1:] for turn, seconds in estimating.items()},  # without the call that does not count
@@ -213,7 +213,7 @@ def pcm_of(seconds: float) -> bytes:
     return np.round(32767 * speech_like(seconds)).astype("<i2").tobytes()
 
 
-async def weigh(speaker: Speaker) -> tuple[int, int]:
+async def weigh(speaker: ConversationDriver) -> tuple[int, int]:
     """Have a conversation of HEARD utterances. Returns (bytes that the process gets back when it is deleted, bytes of
     the vectors in it); the conversation is in the store again afterwards.
     """
@@ -278,7 +278,7 @@ def _heads(bundle: str, turns: Sequence[int]) -> dict[int, float]:
     return {turn: 1000 * statistics.median(times[str(turn)]) for turn in turns}
 
 
-def _table(measured: Measured) -> Table:
+def _table(measured: ConversationFigures) -> Table:
     rows = tuple(
         Row(
             f"turn {turn}",
@@ -312,7 +312,7 @@ def _table(measured: Measured) -> Table:
     )
 
 
-def _draw(results: Sequence[Measured]) -> Figure:
+def _draw(results: Sequence[ConversationFigures]) -> Figure:
     """Cost of a turn over the first one's, against its number."""
     from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas
 

@@ -59,7 +59,7 @@ FILLING = "filling, once"
 
 
 @dataclass(frozen=True)
-class Measured:
+class TrainingFigures:
     """One size of model. times: seconds per round, by what was gone through `audio_s` of audio for."""
 
     size: str
@@ -99,7 +99,7 @@ def measure(*, quick: bool) -> Report:
     return Report(payload, tuple(map(_table, results)), lambda: _draw(results))
 
 
-def _as_json(measured: Measured) -> dict[str, Any]:
+def _as_json(measured: TrainingFigures) -> dict[str, Any]:
     return {
         "size": measured.size,
         "audio_s": measured.audio_s,
@@ -115,7 +115,7 @@ def _as_json(measured: Measured) -> dict[str, Any]:
     }
 
 
-def _measure(size: str, hubert: dict[str, Any], folder: Path, *, rounds: int) -> Measured:
+def _measure(size: str, hubert: dict[str, Any], folder: Path, *, rounds: int) -> TrainingFigures:
     torch.manual_seed(0)
     model = TaskModel(
         KibunModel(KibunConfig(hubert=hubert, tasks=("personality",), head_dropout=0.0)), RunConfig("pr", folder)
@@ -140,7 +140,7 @@ def _measure(size: str, hubert: dict[str, Any], folder: Path, *, rounds: int) ->
     paths[EVALUATION_COMPUTED] = lambda: run_model(model, computed)
     paths[EVALUATION_KEPT] = lambda: run_model(model, kept)
     paths[FILLING] = lambda: _fill_anew(model, items, folder)
-    return Measured(
+    return TrainingFigures(
         size,
         audio_s=float(computed.sizes().sum()) / SAMPLE_RATE_HZ,
         times=interleaved(paths, rounds),
@@ -213,7 +213,7 @@ def _loss_difference(
     return worst
 
 
-def _table(measured: Measured) -> Table:
+def _table(measured: TrainingFigures) -> Table:
     rows = tuple(
         Row(what, (Cell(measured.hours_per_hour(what)), Cell(measured.ratio(what, PLAIN)))) for what in measured.times
     )
@@ -235,7 +235,7 @@ def _table(measured: Measured) -> Table:
     )
 
 
-def _draw(results: Sequence[Measured]) -> Figure:
+def _draw(results: Sequence[TrainingFigures]) -> Figure:
     """Time of one epoch by way, as a share of the plain loop's."""
     from kibun.training.evaluation.plots import COLOURS, canvas
 

@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from kibun.bench.faults.history import (
-    Account,
+    Accounting,
     ClientHistory,
-    Fault,
     Final,
     Interim,
     Opened,
-    Result,
     Seen,
+    TurnError,
     TurnHistory,
+    TurnOutcome,
 )
 
 PROMISES = (
@@ -91,7 +91,7 @@ def compare_memory(history: ClientHistory, wanted: ClientHistory, *, state_survi
     return []
 
 
-def is_named(error: Fault) -> bool:
+def is_named(error: TurnError) -> bool:
     """Whether an error is named: it has a reason from the server or the SDK, or the connection was lost."""
     if error.code == "UNKNOWN" or error.reason in ("UNKNOWN", ""):
         return False
@@ -110,7 +110,7 @@ def _end(turn: TurnHistory) -> Iterator[Finding]:
         yield "hangs", f"waited in vain for {turn.hung}", 1
     elif turn.error is not None and not is_named(turn.error):
         yield "unknown_status", _words(turn.error), 1
-    elif turn.error is None and not turn.of(Result) and not turn.of(Account):
+    elif turn.error is None and not turn.of(TurnOutcome) and not turn.of(Accounting):
         yield "unknown_status", "ended with neither StreamEnded nor an error", 1
 
 
@@ -125,10 +125,10 @@ def _once(turn: TurnHistory) -> Iterator[Finding]:
     for (start, end), (following, _) in pairwise(spans):
         if following < end:
             yield "finals_doubled", f"finals overlap: one from {start} to {end}, one from {following}", 1
-    results = [seen.what for seen in turn.of(Result)]
+    results = [seen.what for seen in turn.of(TurnOutcome)]
     if len(results) > 1:
         yield "results_doubled", f"{len(results)} results", len(results) - 1
-    if any(isinstance(result, Result) and result.turn_id != turn.turn_id for result in results):
+    if any(isinstance(result, TurnOutcome) and result.turn_id != turn.turn_id for result in results):
         yield "results_doubled", "the result of another turn", 1
 
 
@@ -148,7 +148,7 @@ def _order(turn: TurnHistory) -> Iterator[Finding]:
                     yield "out_of_order", f"{what.utterance_id} after a later one", 1
                 final.add(what.utterance_id)
                 ends = max(ends, what.start)
-            case Result():
+            case TurnOutcome():
                 answered = True
     for earlier, later in pairwise(turn.seen):
         if later.number != (earlier.number + 1 if later.call == earlier.call else 0):
@@ -166,11 +166,11 @@ def _account(turn: TurnHistory) -> Iterator[Finding]:
         received[seen.call] = seen.received
         if (surplus := offset + seen.received - turn.pushed) > 0:
             yield "samples_unaccounted", f"{surplus} samples more were received than pushed", surplus
-        if isinstance(seen.what, Account):
+        if isinstance(seen.what, Accounting):
             yield from _sums(seen, seen.what, offset, turn.pushed)
 
 
-def _sums(seen: Seen, account: Account, offset: int, pushed: int) -> Iterator[Finding]:
+def _sums(seen: Seen, account: Accounting, offset: int, pushed: int) -> Iterator[Finding]:
     parts = account.speech + account.non_speech + account.dropped
     if account.received != parts:
         text = f"call {seen.call}: received {account.received}, its parts are {parts}"
@@ -200,9 +200,9 @@ def _same(mine: Final, wanted: Final, state_survives: bool) -> bool:
 
 
 def _compare_result(turn: TurnHistory, wanted: TurnHistory, state_survives: bool) -> Iterator[Finding]:
-    if turn.of(Result):
-        if state_survives and turn.of(Result)[0].what != wanted.of(Result)[0].what:
-            text = f"{turn.of(Result)[0].what}, undisturbed {wanted.of(Result)[0].what}"
+    if turn.of(TurnOutcome):
+        if state_survives and turn.of(TurnOutcome)[0].what != wanted.of(TurnOutcome)[0].what:
+            text = f"{turn.of(TurnOutcome)[0].what}, undisturbed {wanted.of(TurnOutcome)[0].what}"
             yield "personality_differences", text, 1
     elif not turn.hung:
         yield "results_lost", f"no result; it ended with {_words(turn.error) if turn.error else 'nothing'}", 1
@@ -212,5 +212,5 @@ def _finals(turn: TurnHistory) -> list[Final]:
     return [seen.what for seen in turn.seen if isinstance(seen.what, Final)]
 
 
-def _words(error: Fault) -> str:
+def _words(error: TurnError) -> str:
     return f"{error.kind} {error.code or '(no code)'} {error.reason}: {error.text}"

@@ -31,7 +31,7 @@ class _Hung(Exception):
 
 
 @dataclass(frozen=True)
-class Speaker:
+class FaultClient:
     """One client. `paced` False: as fast as the server takes it, without gaps between turns."""
 
     plan: ClientPlan
@@ -157,4 +157,4 @@ async def speak(
 ) -> list[ClientHistory]:
     """All clients side by side, each to its target."""
     began = time.monotonic()
-    return await asyncio.gather(*(Speaker(plan, speech, paced, began).run(target) for plan, target in clients))
+    return await asyncio.gather(*(FaultClient(plan, speech, paced, began).run(target) for plan, target in clients))

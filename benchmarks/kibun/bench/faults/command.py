@@ -22,9 +22,9 @@ import numpy as np
 
 from kibun.bench.faults import plan as faults_plan
 from kibun.bench.faults.checker import PROMISES
-from kibun.bench.faults.plan import Plan
+from kibun.bench.faults.plan import FaultPlan
 from kibun.bench.faults.run import Outcome, Run, UndisturbedRunFailed
-from kibun.bench.faults.servers import Processes, Server, StartFailed, has_redis_server
+from kibun.bench.faults.servers import Processes, RestartableServer, StartFailed, has_redis_server
 from kibun.bench.support import machine
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
@@ -97,7 +97,7 @@ async def _measure(options: Options) -> Findings:
     began = time.monotonic()
     with Processes() as processes:
         try:
-            calm = Server(processes, "calm")
+            calm = RestartableServer(processes, "calm")
             await calm.start()
             await _all(options, findings, processes, calm)
         except asyncio.CancelledError:
@@ -108,7 +108,7 @@ async def _measure(options: Options) -> Findings:
     return findings
 
 
-async def _all(options: Options, findings: Findings, processes: Processes, calm: Server) -> None:
+async def _all(options: Options, findings: Findings, processes: Processes, calm: RestartableServer) -> None:
     """Several runs at a time: much of one is waiting for people to speak. Gives up where none can be done."""
     speech = faults_plan.pieces()
     left = iter(plans(options, findings.left_out))
@@ -125,7 +125,7 @@ async def _all(options: Options, findings: Findings, processes: Processes, calm:
             group.create_task(work())
 
 
-def plans(options: Options, left_out: dict[str, str]) -> list[Plan]:
+def plans(options: Options, left_out: dict[str, str]) -> list[FaultPlan]:
     """Seed after seed, through the scenarios that can be done in turn."""
     order = [scenario for scenario in faults_plan.order() if scenario.name not in left_out]
     only = faults_plan.scenario_named(options.only) if options.only else None
@@ -133,7 +133,7 @@ def plans(options: Options, left_out: dict[str, str]) -> list[Plan]:
     return [faults_plan.make(seed, only or order[seed % len(order)], quick=options.quick) for seed in seeds]
 
 
-async def _one(run: Run, plan: Plan, findings: Findings) -> None:
+async def _one(run: Run, plan: FaultPlan, findings: Findings) -> None:
     try:
         outcome = await run.run()
     except (StartFailed, UndisturbedRunFailed, OSError, TimeoutError) as error:
@@ -154,7 +154,7 @@ async def _one(run: Run, plan: Plan, findings: Findings) -> None:
         _report(f"  plan: {json.dumps(asdict(plan))}")
 
 
-def reproduce(plan: Plan, options: Options) -> str:
+def reproduce(plan: FaultPlan, options: Options) -> str:
     """The command that does this run again."""
     quick = " --quick" if options.quick else ""
     return f"kibun bench faults --seed {plan.seed} --runs 1 --only {plan.scenario}{quick}"

@@ -40,7 +40,7 @@ class Final:
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class TurnOutcome:
     """The turn's result."""
 
     turn_id: str
@@ -50,7 +50,7 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class Accounting:
     """The last word of a stream."""
 
     received: int
@@ -66,7 +66,7 @@ class Other:
     kind: str  # class, or reason of a warning
 
 
-What = Opened | Interim | Final | Result | Account | Other
+What = Opened | Interim | Final | TurnOutcome | Accounting | Other
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class TurnError:
     """The error that ended a turn."""
 
     at_s: float
@@ -99,7 +99,7 @@ class TurnHistory:
     turn_id: str
     pushed: int = 0  # samples
     seen: list[Seen] = field(default_factory=list)
-    error: Fault | None = None
+    error: TurnError | None = None
     hung: str | None = None  # what was waited for
     refusals: int = 0  # times that it was refused and came back at the time given
 
@@ -120,7 +120,7 @@ class ClientHistory:
     client: str
     turns: list[TurnHistory] = field(default_factory=list)
     remembered: tuple[int, int, int, Estimates] | None = None  # utterances, turns, samples of speech, estimates
-    error: Fault | None = None  # of asking for it
+    error: TurnError | None = None  # of asking for it
     hung: str | None = None
 
 
@@ -137,12 +137,12 @@ def record(event: Event, at_s: float, call: int) -> Seen:
         case UtteranceResult():
             what = _final(event)
         case TurnResult():
-            what = Result(
+            what = TurnOutcome(
                 event.turn_id, event.utterance_count, _samples(event.speech_s), (*_emotion(event), *_personality(event))
             )
         case StreamEnded():
             parts = (event.total_audio_s, event.speech_s, event.non_speech_s, event.dropped_s)
-            what = Account(*map(_samples, parts))
+            what = Accounting(*map(_samples, parts))
         case StreamWarning():
             what = Other(event.reason)
         case _:
@@ -158,11 +158,11 @@ def remembered(state: ParticipantState) -> tuple[int, int, int, Estimates]:
     return state.utterance_count, state.turn_count, _samples(state.speech_s), (*estimates, *personality)
 
 
-def fault(error: BaseException, at_s: float) -> Fault:
+def fault(error: BaseException, at_s: float) -> TurnError:
     """An error, in the form in which a history stores it."""
     if isinstance(error, KibunError):
-        return Fault(at_s, type(error).__name__, error.code, error.reason, error.message)
-    return Fault(at_s, type(error).__name__, "", "", repr(error))
+        return TurnError(at_s, type(error).__name__, error.code, error.reason, error.message)
+    return TurnError(at_s, type(error).__name__, "", "", repr(error))
 
 
 def _final(event: UtteranceResult) -> Final:

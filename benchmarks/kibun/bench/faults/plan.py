@@ -74,7 +74,7 @@ class ClientPlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FaultPlan:
     seed: int
     scenario: str
     servers: int
@@ -156,7 +156,7 @@ def order() -> list[Scenario]:
     return found
 
 
-def make(seed: int, scenario: Scenario, *, quick: bool) -> Plan:
+def make(seed: int, scenario: Scenario, *, quick: bool) -> FaultPlan:
     """The run of a seed. `quick`: six clients, otherwise twenty."""
     random = Random(f"{scenario.name} {seed} {quick}")  # texts are hashed the same way in every process
     count = 6 if quick else 20
@@ -164,7 +164,7 @@ def make(seed: int, scenario: Scenario, *, quick: bool) -> Plan:
         scenario = replace(scenario, window_s=min(scenario.window_s, QUICK_WINDOW_S))
     clients = tuple(_client(random, seed, number, scenario) for number in range(count))
     faults = sorted(_faults(random, scenario), key=lambda fault: fault.at_s)
-    return Plan(
+    return FaultPlan(
         seed=seed,
         scenario=scenario.name,
         servers=scenario.servers,

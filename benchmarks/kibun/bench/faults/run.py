@@ -14,10 +14,10 @@ from itertools import pairwise
 
 from kibun.bench.faults.checker import Violation, check
 from kibun.bench.faults.clients import speak
-from kibun.bench.faults.history import Account, ClientHistory, Final, Opened
-from kibun.bench.faults.plan import NETWORK, PROXIES, Fault, Pcm, Plan
+from kibun.bench.faults.history import Accounting, ClientHistory, Final, Opened
+from kibun.bench.faults.plan import NETWORK, PROXIES, Fault, FaultPlan, Pcm
 from kibun.bench.faults.proxy import Proxy
-from kibun.bench.faults.servers import Processes, Redis, Server
+from kibun.bench.faults.servers import Processes, Redis, RestartableServer
 from kibun.client.client import AsyncClient
 from kibun.client.errors import KibunError
 
@@ -37,7 +37,7 @@ FREED_S = 30.0  # until the places of all streams are free again: a connection t
 class Outcome:
     """What one run amounts to."""
 
-    plan: Plan
+    plan: FaultPlan
     violations: list[Violation]
     seconds: float
     turns: int = 0
@@ -58,10 +58,10 @@ class Run:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: FaultPlan,
         processes: Processes,
         speech: Sequence[Pcm],
-        calm: Server,
+        calm: RestartableServer,
         redis_url: str | None = None,
         *,
         nonce: str = "",
@@ -73,7 +73,7 @@ class Run:
         self._calm = calm
         self._redis_url = redis_url
         self._clients = [replace(c, conversation=f"{c.conversation}{nonce}") for c in plan.clients]
-        self._servers: list[Server] = []
+        self._servers: list[RestartableServer] = []
         self._proxies: list[Proxy] = []
         self._redis: Redis | None = None
         self._victims: asyncio.subprocess.Process | None = None
@@ -127,7 +127,9 @@ class Run:
                 url = self._redis.url
             arguments = ("--store", url, "--conversation-ttl", f"{TTL_S:g}")
         name = f"{self._plan.scenario}-{self._plan.seed}"
-        self._servers = [Server(self._processes, f"{name}-{n}", arguments) for n in range(self._plan.servers)]
+        self._servers = [
+            RestartableServer(self._processes, f"{name}-{n}", arguments) for n in range(self._plan.servers)
+        ]
         await asyncio.gather(*(server.start() for server in self._servers))
         if self._plan.network:
             for number in range(PROXIES):
@@ -181,7 +183,7 @@ class Run:
             actions["redis_freeze"] = lambda: redis.freeze(fault.seconds)
         return actions
 
-    async def _drain(self, server: Server, down_s: float) -> None:
+    async def _drain(self, server: RestartableServer, down_s: float) -> None:
         async with self._restart:
             await server.drain(down_s)
 
@@ -266,7 +268,7 @@ def _count(outcome: Outcome, histories: Sequence[ClientHistory]) -> None:
         outcome.reconnects += turn.reconnects
         outcome.refusals += turn.refusals
         outcome.turns_failed += turn.error is not None
-        outcome.without_account += not turn.of(Account)
+        outcome.without_account += not turn.of(Accounting)
         pairs = pairwise(turn.seen)
         outcome.resume_s += [later.at_s - earlier.at_s for earlier, later in pairs if later.call != earlier.call]
         opened = [seen.what for seen in turn.of(Opened)]

@@ -72,7 +72,7 @@ class Processes:
             process.wait()
 
 
-class Server:
+class RestartableServer:
     """`kibun serve` with the recalling stub model at a port that stays the same."""
 
     def __init__(self, processes: Processes, name: str, arguments: Sequence[str] = ()) -> None:

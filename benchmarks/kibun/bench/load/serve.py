@@ -43,7 +43,7 @@ class MeasurementError(Exception):
 
 
 @dataclass(frozen=True)
-class Plan:
+class Effort:
     """How much is measured."""
 
     utterances: int
@@ -54,8 +54,8 @@ class Plan:
     starts: int
 
 
-FULL = Plan(utterances=10, longest_s=8.5, rounds=5, phase_s=8.0, load_s=40.0, starts=2)
-QUICK = Plan(utterances=6, longest_s=2.0, rounds=3, phase_s=3.0, load_s=4.0, starts=1)
+FULL = Effort(utterances=10, longest_s=8.5, rounds=5, phase_s=8.0, load_s=40.0, starts=2)
+QUICK = Effort(utterances=6, longest_s=2.0, rounds=3, phase_s=3.0, load_s=4.0, starts=1)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Start:
 
 
 @dataclass(frozen=True)
-class Measured:
+class ServeFigures:
     """All of one model."""
 
     name: str
@@ -154,14 +154,16 @@ def measure(
 class _Bench:
     """The plan, the utterances and the bare loop, for one model after the other."""
 
-    def __init__(self, plan: Plan, precision: Precision, lengths_s: Sequence[float], stored: Path, bare: Child) -> None:
+    def __init__(
+        self, plan: Effort, precision: Precision, lengths_s: Sequence[float], stored: Path, bare: Child
+    ) -> None:
         self._plan = plan
         self._precision = precision
         self._lengths_s = lengths_s
         self._stored = stored
         self._bare = bare
 
-    def model(self, name: str, bundle: str, *, latency: bool) -> Measured:
+    def model(self, name: str, bundle: str, *, latency: bool) -> ServeFigures:
         loaded = self._bare.ask("load", model=bundle, precision=self._precision)
         server, serving_after_s = self._started(bundle)
         with server, Child("kibun.bench.load.generator", server.target, str(self._stored)) as clients:
@@ -169,7 +171,9 @@ class _Bench:
             latencies = self._latencies(clients, throughput.served) if latency else ()
             workers = children(server.pid)
             start = Start(serving_after_s, peak_mb(server.pid), sum(map(peak_mb, workers)))
-        return Measured(name, loaded["device"], loaded["precision"], max(self._lengths_s), start, throughput, latencies)
+        return ServeFigures(
+            name, loaded["device"], loaded["precision"], max(self._lengths_s), start, throughput, latencies
+        )
 
     def _started(self, bundle: str) -> tuple[ServerProcess, float]:
         """A server that serves, and the median time that took."""
@@ -310,7 +314,7 @@ def difference(bare: dict[str, Any], served: dict[str, Any]) -> float:
 # ---- report
 
 
-def make_report(models: Sequence[Measured], machine: dict[str, Any], *, counted: bool) -> Report:
+def make_report(models: Sequence[ServeFigures], machine: dict[str, Any], *, counted: bool) -> Report:
     main = models[0]
     latency_of = {latency.load: latency for latency in main.latencies}
     calm, over = latency_of[CALM], latency_of[OVERLOAD]
@@ -353,7 +357,7 @@ def _limit(throughput: Throughput, machine: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def _throughput_table(models: Sequence[Measured], machine: dict[str, Any], *, counted: bool) -> Table:
+def _throughput_table(models: Sequence[ServeFigures], machine: dict[str, Any], *, counted: bool) -> Table:
     rows = []
     for one in models:
         found = one.throughput
@@ -379,7 +383,7 @@ def _throughput_table(models: Sequence[Measured], machine: dict[str, Any], *, co
     )
 
 
-def _cpu_table(models: Sequence[Measured]) -> Table:
+def _cpu_table(models: Sequence[ServeFigures]) -> Table:
     rows = []
     for one in models:
         found = one.throughput
@@ -395,7 +399,7 @@ def _cpu_table(models: Sequence[Measured]) -> Table:
     return Table("Where the CPU goes while pushing", columns, tuple(rows), notes)
 
 
-def _latency_table(main: Measured, ratio: float | None) -> Table:
+def _latency_table(main: ServeFigures, ratio: float | None) -> Table:
     rows = []
     calm = next(latency.p95 for latency in main.latencies if latency.load == CALM)
     for one in main.latencies:
@@ -426,7 +430,7 @@ def _latency_table(main: Measured, ratio: float | None) -> Table:
     )
 
 
-def _start_table(models: Sequence[Measured]) -> Table:
+def _start_table(models: Sequence[ServeFigures]) -> Table:
     rows = tuple(
         Row(one.name, tuple(map(Cell, (one.start.serving_after_s, one.start.front_mb, one.start.worker_mb))))
         for one in models
@@ -435,7 +439,7 @@ def _start_table(models: Sequence[Measured]) -> Table:
     return Table("Start-up and memory", columns, rows, digits=1)
 
 
-def draw(main: Measured) -> Figure:
+def draw(main: ServeFigures) -> Figure:
     """Percentiles of the final latency against the load, with the bound under overload."""
     from matplotlib.ticker import LogLocator
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from kibun.server.conversation import codec
 from kibun.server.conversation import redis_layout as layout
 from kibun.server.conversation.redis_connection import RedisConnection, Script
-from kibun.server.conversation.redis_layout import State
+from kibun.server.conversation.redis_layout import StoredConversation
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import Key
 from kibun.server.errors import Failure, Kind
@@ -60,7 +60,7 @@ class RedisHash:
     async def exists(self) -> bool:
         return bool(await self._connection.call("HEXISTS", self._name, "head"))
 
-    async def read(self, known: State | None) -> State:
+    async def read(self, known: StoredConversation | None) -> StoredConversation:
         """The state now; entries that `known` has are not read again. Raises Failure CONVERSATION_VERSION.
 
         A damaged conversation counts as none: nobody can read it, and the client is told that it was lost
@@ -70,8 +70,8 @@ class RedisHash:
         return await self._complete(head or b"", deleted or b"", known)
 
     async def write(
-        self, before: State, after: Conversation | None, deleted: bytes | None = None
-    ) -> tuple[State, bool]:
+        self, before: StoredConversation, after: Conversation | None, deleted: bytes | None = None
+    ) -> tuple[StoredConversation, bool]:
         """Replaces the conversation, if it is still in the state `before`; None erases it.
 
         `deleted` is what the field of that name becomes, None where it stays as it is. Returns the state now and
@@ -94,9 +94,9 @@ class RedisHash:
             there = (answer[0] or b"", answer[1] or b"")
             if there != (head, marker):  # otherwise it was written, and the first answer lost
                 return await self._complete(*there, before), False
-        return State(head, marker, change.head, after), True
+        return StoredConversation(head, marker, change.head, after), True
 
-    async def _complete(self, head: bytes, deleted: bytes, known: State | None) -> State:
+    async def _complete(self, head: bytes, deleted: bytes, known: StoredConversation | None) -> StoredConversation:
         """The state with this head, of entries that are known and entries read now; a newer one where it changes."""
         if known is not None and known.head == head:
             return replace(known, deleted=deleted)
@@ -104,12 +104,12 @@ class RedisHash:
             return await self._read_entries(head, deleted, known)
         except codec.Damaged:
             log.warning("a conversation in the store is damaged: it counts as lost")
-            return State(head, deleted)
+            return StoredConversation(head, deleted)
         except codec.NewerVersion:
             text = "the conversation was stored by a newer version of this server; try again to reach one of that"
             raise Failure(Kind.UNAVAILABLE, "CONVERSATION_VERSION", text, retry_after_s=1.0) from None
 
-    async def _read_entries(self, head: bytes, deleted: bytes, known: State | None) -> State:
+    async def _read_entries(self, head: bytes, deleted: bytes, known: StoredConversation | None) -> StoredConversation:
         incarnation = known.parsed.message.incarnation if known and known.parsed else ""
         entries = layout.entries(known) if known else {}
         while head:
@@ -127,6 +127,8 @@ class RedisHash:
                 if now == head and None in values:
                     raise codec.Damaged
             if now == head:
-                return State(head, deleted, parsed, layout.conversation(self._conversation_id, parsed, entries))
+                return StoredConversation(
+                    head, deleted, parsed, layout.conversation(self._conversation_id, parsed, entries)
+                )
             head = now  # changed in between: what was read stays true
-        return State(deleted=deleted)
+        return StoredConversation(deleted=deleted)

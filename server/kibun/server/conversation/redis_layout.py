@@ -18,7 +18,7 @@ T = TypeVar("T", UtteranceRecord, str)
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class StoredConversation:
     """A conversation as Redis has it.
 
     `head` is b"" where there is none; `parsed` and `conversation` are None also where it is damaged. `deleted` is b""
@@ -56,7 +56,7 @@ def fields(head: codec.Head) -> list[str]:
     ]
 
 
-def entries(state: State) -> dict[str, UtteranceRecord | str]:
+def entries(state: StoredConversation) -> dict[str, UtteranceRecord | str]:
     """The entries of a state, by field."""
     if state.parsed is None or state.conversation is None:
         return {}
@@ -96,7 +96,7 @@ class Difference:
     gone: list[str]  # fields to delete
 
 
-def difference(before: State, after: Conversation | None) -> Difference:
+def difference(before: StoredConversation, after: Conversation | None) -> Difference:
     """Compares entries by identity: they are immutable, so the same object is the same entry."""
     if after is None:
         return Difference(head=None, whole=True, new={}, gone=[])

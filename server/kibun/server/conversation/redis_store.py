@@ -21,7 +21,7 @@ from typing import TypeVar, cast
 
 from kibun.server.conversation.redis_connection import RedisConnection
 from kibun.server.conversation.redis_hash import RedisHash
-from kibun.server.conversation.redis_layout import State
+from kibun.server.conversation.redis_layout import StoredConversation
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import C, Change, Key, StreamHandle, stamp
 from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS, TenantLimit
@@ -131,7 +131,7 @@ class RedisStore:
 
     def forget(self, key: Key) -> None:
         """Removes the conversation from this server's memory."""
-        self._remember(key, State())
+        self._remember(key, StoredConversation())
 
     def sweep(self) -> None:
         self.tenant_limit.sweep()
@@ -148,16 +148,16 @@ class RedisStore:
     def _hash(self, key: Key) -> RedisHash:
         return RedisHash(self._connection, key)
 
-    async def _load(self, key: Key) -> State:
+    async def _load(self, key: Key) -> StoredConversation:
         state = await self._hash(key).read(self._cache.get(key))
         self._remember(key, state)
         return state
 
-    def _remember(self, key: Key, state: State) -> None:
+    def _remember(self, key: Key, state: StoredConversation) -> None:
         self._cache.put(key, state)
         self.tenant_limit.note(key, state.conversation)
 
-    def _stamped(self, changed: Conversation, known: Conversation | None, state: State) -> Conversation:
+    def _stamped(self, changed: Conversation, known: Conversation | None, state: StoredConversation) -> Conversation:
         """A new conversation is younger than the deleted one, whatever the servers' clocks say."""
         create_time = changed.create_time
         if known is None and state.deleted_create_time is not None:
@@ -171,7 +171,7 @@ class Cache:
     def __init__(self, max_records: int) -> None:
         self.records = 0
         self._max_records = max_records
-        self._states: OrderedDict[Key, State] = OrderedDict()  # the longest unseen first
+        self._states: OrderedDict[Key, StoredConversation] = OrderedDict()  # the longest unseen first
 
     def __len__(self) -> int:
         return len(self._states)
@@ -179,10 +179,10 @@ class Cache:
     def __iter__(self) -> Iterator[Key]:
         return iter(self._states)
 
-    def get(self, key: Key) -> State | None:
+    def get(self, key: Key) -> StoredConversation | None:
         return self._states.get(key)
 
-    def put(self, key: Key, state: State) -> None:
+    def put(self, key: Key, state: StoredConversation) -> None:
         """Replaces the state; forgets it where there is no conversation."""
         if (before := self._states.pop(key, None)) is not None:
             self.records -= before.weight
@@ -201,7 +201,7 @@ def _last_seen(stream: StreamHandle | None) -> Conversation | None:
     return stream.last_seen
 
 
-def _refuse_deleted(state: State, seen: Conversation | None) -> None:
+def _refuse_deleted(state: StoredConversation, seen: Conversation | None) -> None:
     deleted = state.deleted_create_time
     if seen is not None and deleted is not None and seen.create_time <= deleted:
         raise Failure(Kind.ABORTED, "CONVERSATION_DELETED", "the conversation was deleted")

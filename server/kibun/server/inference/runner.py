@@ -24,7 +24,7 @@ class DeviceLost(BaseException):
     """
 
 
-class Model(Protocol):
+class ServedModel(Protocol):
     """A loaded model. `analyze` is called from several threads at once."""
 
     info: ModelInfo
@@ -41,7 +41,7 @@ class Model(Protocol):
 class LoadedModels:
     """Result of a `Loader`."""
 
-    models: Sequence[Model]
+    models: Sequence[ServedModel]
     slots: int  # inference threads
     batch_s: float  # seconds of audio that one batch may carry; 0: batching gains nothing
     device: str
@@ -54,7 +54,7 @@ Loader = Callable[[LoadOptions], LoadedModels]
 class BatchRunner:
     """Checks jobs, runs them in batches and isolates the faults of one from the others. Any thread may call it."""
 
-    def __init__(self, models: Sequence[Model]) -> None:
+    def __init__(self, models: Sequence[ServedModel]) -> None:
         self._models = {model.info.name: model for model in models}
         if len(self._models) < len(models):
             raise BackendError("LOAD_FAILED", "two of the models have the same name")
@@ -83,7 +83,7 @@ class BatchRunner:
             outcomes.update(zip(indices, answers, strict=True))
         return [outcomes[index] for index in range(len(jobs))]
 
-    def _run_isolated(self, model: Model, utterances: Sequence[Utterance]) -> list[Analysis | BackendError]:
+    def _run_isolated(self, model: ServedModel, utterances: Sequence[Utterance]) -> list[Analysis | BackendError]:
         """Run the utterances together; if that fails (out of memory, say), run each alone: only the cause fails."""
         try:
             return [_finite(analysis) for analysis in model.analyze(utterances)]

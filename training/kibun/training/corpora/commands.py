@@ -12,7 +12,7 @@ import typer
 from kibun.training.errors import fail
 
 if TYPE_CHECKING:
-    from kibun.training.corpora.report import Progress, Report
+    from kibun.training.corpora.report import CorpusReport, Progress
 
 prepare_app = typer.Typer(
     help="Make a manifest of a corpus: checked, counted, ready to train on.", no_args_is_help=True
@@ -118,7 +118,7 @@ def _watched(what: str, as_json: bool) -> "Iterator[Progress]":
         fail(str(error))
 
 
-def _show(report: "Report", as_json: bool) -> None:
+def _show(report: "CorpusReport", as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(report)))
         return

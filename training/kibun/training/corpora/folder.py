@@ -9,8 +9,8 @@ from kibun.models.types import EMOTION_SCALE, EMOTIONS, TRAIT_SCALE, TRAITS
 from kibun.training.audio.reading import audio_seconds
 from kibun.training.corpora.manifest import EMOTION_RANGE
 from kibun.training.corpora.report import (
+    CorpusReport,
     Progress,
-    Report,
     Row,
     count,
     no_progress,
@@ -48,7 +48,7 @@ class FolderOptions:
 
 def prepare_folder(
     table: Path, out: Path, options: FolderOptions | None = None, progress: Progress = no_progress
-) -> Report:
+) -> CorpusReport:
     """Write the manifest ``out`` and its report from a table with the columns path, speaker and dialogue.
 
     Optional columns: id, text, valence, arousal, gender, split, and the five traits by name or as OP, CO, EX, AG, NE.
@@ -199,7 +199,7 @@ def _check_together(read: Sequence[TableRow], rows: Sequence[Row], problems: lis
                 problems.append(f"{where}: column {column!r} of {owner} is {was}; it must be the same throughout")
 
 
-def _report(rows: Sequence[Row], columns: Sequence[str], out: Path, options: FolderOptions) -> Report:
+def _report(rows: Sequence[Row], columns: Sequence[str], out: Path, options: FolderOptions) -> CorpusReport:
     unused = [column for column in columns if column not in KNOWN]
     found = {
         "emotion_scale": list(options.emotion_scale or EMOTION_SCALE),
@@ -217,4 +217,4 @@ def _report(rows: Sequence[Row], columns: Sequence[str], out: Path, options: Fol
     if options.trait_scale is None and traits and max(traits) <= 5:
         warnings.append("no trait is above 5: if their scale is 1..5, say so with --trait-scale 1,5")
     split = "split" if any(row["split"] is not None for row in rows) else None
-    return Report("folder", str(out), **count(rows, split), found=found, ignored=(), warnings=tuple(warnings))
+    return CorpusReport("folder", str(out), **count(rows, split), found=found, ignored=(), warnings=tuple(warnings))

@@ -19,8 +19,8 @@ from kibun.training.corpora.iemocap_files import (
 )
 from kibun.training.corpora.profiles import read_profiles
 from kibun.training.corpora.report import (
+    CorpusReport,
     Progress,
-    Report,
     Row,
     count,
     no_progress,
@@ -74,7 +74,7 @@ def prepare_iemocap(
     sessions: Collection[int] | None = None,
     decode: bool = False,
     progress: Progress = no_progress,
-) -> Report:
+) -> CorpusReport:
     """Write the manifest ``out`` and its report. Utterances are sorted by dialogue and in the order they were spoken.
 
     ``root`` holds Session1 … Session5; ``tipi`` and ``ocean`` are PA-IEMOCAP's tipi_labels.csv and ocean.csv.
@@ -253,7 +253,7 @@ def _texts(transcript: str | None, counts: dict[str, int]) -> Row:
     return {"text": words, "transcript": transcript}
 
 
-def _report(rows: list[Row], profiles: dict[Profile, Traits], out: Path, findings: _Findings) -> Report:
+def _report(rows: list[Row], profiles: dict[Profile, Traits], out: Path, findings: _Findings) -> CorpusReport:
     counted: dict[str, Any] = count(rows, "session")
     warnings = [
         f"{'profiles' if name == 'conversations' else name}: {counted[name]:,}, the whole corpus has {number:,}"
@@ -272,7 +272,7 @@ def _report(rows: list[Row], profiles: dict[Profile, Traits], out: Path, finding
             warnings.append(f"{what}: {len(places)} ({', '.join(places[:3])}{more})")
     if findings.counts["without_transcript"]:
         warnings.append(f"utterances without a transcript: {findings.counts['without_transcript']}")
-    return Report(
+    return CorpusReport(
         "iemocap",
         str(out),
         **counted,

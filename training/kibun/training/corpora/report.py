@@ -23,7 +23,7 @@ def no_progress(done: int, total: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class CorpusReport:
     """Counts of a corpus. ``groups``: utterances, dialogues and conversations of each session or split.
 
     ``labelled``: numbers of utterances with text, valence and so on. ``found``: facts that only this kind of corpus
@@ -47,7 +47,7 @@ class Report:
 
 
 def count(rows: Sequence[Row], group_by: str | None) -> dict[str, Any]:
-    """The counted fields of a `Report`; ``group_by``: the field whose values are the groups."""
+    """The counted fields of a `CorpusReport`; ``group_by``: the field whose values are the groups."""
     seconds = [row["seconds"] for row in rows]
     names = sorted({str(row[group_by]) for row in rows}) if group_by else []
     parts = {name: [row for row in rows if str(row[group_by or ""]) == name] for name in names}
@@ -76,7 +76,7 @@ def stored_path(audio: Path, folder: Path) -> str:
     return audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else str(audio)
 
 
-def write_corpus(out: Path, rows: Iterable[Row], report: Report) -> None:
+def write_corpus(out: Path, rows: Iterable[Row], report: CorpusReport) -> None:
     """Write the manifest and, beside it, its report; an earlier manifest stays whole until the new one is."""
     out.parent.mkdir(parents=True, exist_ok=True)
     lines = (

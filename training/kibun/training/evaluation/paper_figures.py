@@ -12,7 +12,7 @@ PUBLISHED_SPLITS = ("paper", "paper_2to5")  # splits whose test half is the pape
 
 
 @dataclass(frozen=True)
-class Agreement:
+class PublishedAgreement:
     """A column of Table I: agreement of the raters after dropping the one farthest from the mean."""
 
     icc2k: float
@@ -21,12 +21,12 @@ class Agreement:
 
 
 AGREEMENT = {
-    "openness": Agreement(0.89, 0.90, 0.49),
-    "conscientiousness": Agreement(0.89, 0.89, 0.53),
-    "extraversion": Agreement(0.89, 0.89, 0.47),
-    "agreeableness": Agreement(0.97, 0.97, 0.83),
-    "neuroticism": Agreement(0.95, 0.95, 0.71),
-    AVERAGE: Agreement(0.92, 0.92, 0.61),
+    "openness": PublishedAgreement(0.89, 0.90, 0.49),
+    "conscientiousness": PublishedAgreement(0.89, 0.89, 0.53),
+    "extraversion": PublishedAgreement(0.89, 0.89, 0.47),
+    "agreeableness": PublishedAgreement(0.97, 0.97, 0.83),
+    "neuroticism": PublishedAgreement(0.95, 0.95, 0.71),
+    AVERAGE: PublishedAgreement(0.92, 0.92, 0.61),
 }
 
 # Averages over the traits with all six raters.

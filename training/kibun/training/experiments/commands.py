@@ -20,7 +20,7 @@ from kibun.training.errors import check_one_form, fail
 
 if TYPE_CHECKING:
     from kibun.training.experiments.run_store import RunStore
-    from kibun.training.experiments.scores import Result
+    from kibun.training.experiments.scores import CommandOutput
     from kibun.training.experiments.study import Study
     from kibun.training.runs.config import RunConfig
 
@@ -40,7 +40,7 @@ class Experiment(Protocol):
     def plan(self) -> "list[RunConfig]":
         """The runs that it needs, in the order to train them."""
 
-    def evaluate(self) -> "Result":
+    def evaluate(self) -> "CommandOutput":
         """The table, from finished runs."""
 
 

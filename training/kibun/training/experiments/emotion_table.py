@@ -19,7 +19,7 @@ from kibun.training.evaluation.predictions import pairs_of
 from kibun.training.evaluation.report_table import STARS_NOTE
 from kibun.training.experiments import notes
 from kibun.training.experiments.run_store import RunStore
-from kibun.training.experiments.scores import Draws, Line, Report, Result, Score, mean_score, score
+from kibun.training.experiments.scores import CommandOutput, Draws, Score, ScoreLine, ScoreTable, mean_score, score
 from kibun.training.experiments.study import UNCONDITIONED, Place, Study
 from kibun.training.runs.config import SETTINGS, ConfigError, RunConfig, Source, TraitOptions
 from kibun.training.runs.trait_source import add_noise, predicted_traits, true_traits
@@ -124,13 +124,13 @@ class EmotionTable:
             for config in self._needs(entry, fold.place, seed)
         ]
 
-    def evaluate(self) -> Result:
+    def evaluate(self) -> CommandOutput:
         """The table, from finished runs."""
         self._test_with_other_traits()
         warnings = tuple(dict.fromkeys(warning for fold in self._folds for warning in fold.warnings))
         facts = {"folds": list(self.fold_names)} if self.fold_names else {}
         reports = tuple(self._report(sheet, warnings) for sheet in self.sheets)
-        return Result(self.table, reports, warnings, {**notes.facts(self.study), **facts})
+        return CommandOutput(self.table, reports, warnings, {**notes.facts(self.study), **facts})
 
     @property
     def _folds(self) -> list[Fold]:
@@ -181,14 +181,14 @@ class EmotionTable:
             draws = [self.runs.predictions(model, fold.test)]
         return [pairs_of(rows, fold.place.dimension)[0] for rows in draws]
 
-    def _report(self, sheet: Sheet, warnings: tuple[str, ...]) -> Report:
+    def _report(self, sheet: Sheet, warnings: tuple[str, ...]) -> ScoreTable:
         columns = sheet.columns
         baselines = [[self._together(self.entries[0], c, seed) for seed in self.study.seeds] for c in columns]
         lines = []
         for entry in self.entries:
             against = [None] * len(columns) if entry is self.entries[0] else baselines
             scores = {c.name: self._score(entry, c, base) for c, base in zip(columns, against, strict=True)}
-            lines.append(Line(entry.label, entry.about, scores))
+            lines.append(ScoreLine(entry.label, entry.about, scores))
         size = notes.test_size([item for fold in columns[-1].folds for item in fold.test])
         in_folds = f" in {len(self.fold_names)} folds" if self.fold_names else ""
         below = (
@@ -198,7 +198,7 @@ class EmotionTable:
             *CONTROL_NOTES,
             *notes.closing(self.study, warnings),
         )
-        return Report(sheet.name, sheet.title, "CCC", tuple(c.name for c in columns), tuple(lines), below)
+        return ScoreTable(sheet.name, sheet.title, "CCC", tuple(c.name for c in columns), tuple(lines), below)
 
     def _score(self, entry: Entry, column: Column, baseline: Sequence[Draws] | None) -> Score:
         """The score, compared with the baseline's estimates of each seed; a mean over folds is not compared."""

@@ -55,7 +55,7 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class ScoreLine:
     """A line of a report. about: its fields in JSON. scores: by column; a column without one shows "–"."""
 
     label: str
@@ -64,14 +64,14 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class ScoreTable:
     """One table. figure: what its scores are, "CCC" or "RMSE". name: identifies it in JSON."""
 
     name: str
     title: str
     figure: str
     columns: tuple[str, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[ScoreLine, ...]
     notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
@@ -96,11 +96,11 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class CommandOutput:
     """Everything that a command prints: reports, warnings for the reader, and further fields of the JSON."""
 
     table: str
-    reports: tuple[Report, ...]
+    reports: tuple[ScoreTable, ...]
     warnings: tuple[str, ...]
     facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 

@@ -12,7 +12,7 @@ from kibun.training.evaluation.significance import compare_predictions
 from kibun.training.experiments import notes
 from kibun.training.experiments.emotion_table import read_fold
 from kibun.training.experiments.run_store import RunStore
-from kibun.training.experiments.scores import Line, Report, Result, Score, mean_score
+from kibun.training.experiments.scores import CommandOutput, Score, ScoreLine, ScoreTable, mean_score
 from kibun.training.experiments.study import Study
 from kibun.training.experiments.table_personality import AVERAGE, LABELS
 from kibun.training.runs.config import RunConfig
@@ -35,7 +35,7 @@ class Multitask:
         """For each seed one run of each task alone, then of each dimension together with the traits."""
         return [config for seed in self.study.seeds for config in self._models(seed).values()]
 
-    def evaluate(self) -> Result:
+    def evaluate(self) -> CommandOutput:
         """The table; `facts` hold the bars that `kibun plot multitask` draws."""
         by_seed = [self._models(seed) for seed in self.study.seeds]
         names = {model: tuple(self.runs.name(configs[model]) for configs in by_seed) for model in by_seed[0]}
@@ -43,11 +43,11 @@ class Multitask:
             model: [self.runs.predictions(configs[model], self.test) for configs in by_seed] for model in by_seed[0]
         }
 
-        def line(figure: str, single: str, together: Iterable[str]) -> Line:
+        def line(figure: str, single: str, together: Iterable[str]) -> ScoreLine:
             scores = {SINGLE: self._score(figure, found[single], None, names[single])}
             for model in together:
                 scores[model] = self._score(figure, found[model], found[single], names[model])
-            return Line(figure, {"figure": figure}, scores)
+            return ScoreLine(figure, {"figure": figure}, scores)
 
         dimensions = self.study.dimensions
         together = [_with(dimension) for dimension in dimensions]
@@ -55,7 +55,7 @@ class Multitask:
         traits = [line(trait, _alone("traits"), together) for trait in TRAITS]
         columns = (SINGLE, *together)
         mean = {column: mean_score([one.scores[column] for one in traits]) for column in columns}
-        average = Line(f"traits, {AVERAGE}", {"figure": AVERAGE}, mean)
+        average = ScoreLine(f"traits, {AVERAGE}", {"figure": AVERAGE}, mean)
         below = (
             f"{notes.test_size(self.test)}. {notes.spread(self.study)}",
             "Stars: better or worse than the single task by paired cluster bootstrap over speaker-conversations, seeds"
@@ -65,9 +65,9 @@ class Multitask:
             *notes.closing(self.study, self.warnings),
         )
         lines = (*emotions, *traits, average)
-        report = Report("multitask", "Figure 3: single task and multi-task", "CCC", columns, lines, below)
+        report = ScoreTable("multitask", "Figure 3: single task and multi-task", "CCC", columns, lines, below)
         facts = {**notes.facts(self.study), "setting": self.setting, **_bars([*emotions, *traits])}
-        return Result("Figure 3", (report,), self.warnings, facts)
+        return CommandOutput("Figure 3", (report,), self.warnings, facts)
 
     def _models(self, seed: int) -> dict[str, RunConfig]:
         """The runs of a seed by the task, or the tasks, that they estimate."""
@@ -98,7 +98,7 @@ def multitask(study: Study, runs: RunStore, setting: str) -> Multitask:
     return Multitask(study, runs, setting, folds[0].test, warnings)
 
 
-def _bars(lines: Sequence[Line]) -> dict[str, Any]:
+def _bars(lines: Sequence[ScoreLine]) -> dict[str, Any]:
     """{"single": {figure: {"mean", "sd"}}, "multitask": …}, as `kibun plot multitask` reads it.
 
     A trait is estimated by the multi-task model of each dimension: its bar is their mean, seed by seed.

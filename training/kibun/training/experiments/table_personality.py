@@ -12,7 +12,7 @@ from kibun.training.evaluation.metrics import ccc, rmse
 from kibun.training.evaluation.predictions import UTTERANCE_COUNTS, Prediction, pairs_of, units_of
 from kibun.training.experiments import notes
 from kibun.training.experiments.run_store import RunStore
-from kibun.training.experiments.scores import Line, Report, Result, Score, mean_score
+from kibun.training.experiments.scores import CommandOutput, Score, ScoreLine, ScoreTable, mean_score
 from kibun.training.experiments.study import Study
 from kibun.training.runs.config import RunConfig
 from kibun.training.runs.trait_source import FIELD_OF_SETTING, true_traits
@@ -29,7 +29,7 @@ Figure = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
 
 @dataclasses.dataclass(frozen=True)
-class Personality:
+class PersonalityTable:
     """settings: keys of LABELS. train, test: their utterances. warnings: about the splits."""
 
     study: Study
@@ -43,7 +43,7 @@ class Personality:
         """One run for each seed."""
         return [self.study.pr(seed, self.study.personality.splits) for seed in self.study.seeds]
 
-    def evaluate(self) -> Result:
+    def evaluate(self) -> CommandOutput:
         """CCC and RMSE by setting; RMSE by number of utterances where causal setting 3 is asked for."""
         found = [self.runs.predictions(config, self.test) for config in self.plan()]
         closing = notes.closing(self.study, self.warnings)
@@ -57,20 +57,20 @@ class Personality:
         errors = (self._constant(), *self._lines(found, rmse))
         constant = "train's mean: every profile gets the mean traits of train's utterances; a model should err less."
         reports = [
-            Report("ccc", "Table V: traits from speech", "CCC", COLUMNS, agreement, below),
-            Report("rmse", "Their error", "RMSE, scale 1 to 7", COLUMNS, errors, (constant, *closing)),
+            ScoreTable("ccc", "Table V: traits from speech", "CCC", COLUMNS, agreement, below),
+            ScoreTable("rmse", "Their error", "RMSE, scale 1 to 7", COLUMNS, errors, (constant, *closing)),
         ]
         if "causal" in self.settings:
             reports.append(self._by_count(found, closing))
-        return Result("V", tuple(reports), self.warnings, notes.facts(self.study))
+        return CommandOutput("V", tuple(reports), self.warnings, notes.facts(self.study))
 
-    def _lines(self, found: Sequence[Sequence[Prediction]], figure: Figure) -> tuple[Line, ...]:
+    def _lines(self, found: Sequence[Sequence[Prediction]], figure: Figure) -> tuple[ScoreLine, ...]:
         """A line for each setting."""
         lines = []
         for setting in self.settings:
             field = FIELD_OF_SETTING[setting]
             units = [units_of(rows, field) for rows in found]
-            lines.append(Line(LABELS[setting], {"setting": setting}, self._scores(units, field, figure)))
+            lines.append(ScoreLine(LABELS[setting], {"setting": setting}, self._scores(units, field, figure)))
         return tuple(lines)
 
     def _scores(self, seeds: Sequence[Sequence[Prediction]], field: str, figure: Figure) -> dict[str, Score]:
@@ -83,15 +83,15 @@ class Personality:
             }
         )
 
-    def _constant(self) -> Line:
+    def _constant(self) -> ScoreLine:
         """The error over test's utterances of always guessing the mean of train's."""
         guess = true_traits(self.train).astype(np.float64).mean(axis=0)  # (5,)
         truth = true_traits(self.test).astype(np.float64)  # (N, 5)
         errors = [rmse(np.full(len(truth), mean), truth[:, k]) for k, mean in enumerate(guess)]
         scores = {trait: Score((error,)) for trait, error in zip(TRAITS, errors, strict=True)}
-        return Line("train's mean", {"setting": None}, _with_average(scores))
+        return ScoreLine("train's mean", {"setting": None}, _with_average(scores))
 
-    def _by_count(self, found: Sequence[Sequence[Prediction]], closing: tuple[str, ...]) -> Report:
+    def _by_count(self, found: Sequence[Sequence[Prediction]], closing: tuple[str, ...]) -> ScoreTable:
         """RMSE of causal setting 3 after 1, 2, 3, 5 … utterances, over the conversations that are as long."""
         lines = []
         for count in UTTERANCE_COUNTS:
@@ -99,20 +99,20 @@ class Personality:
             if seeds[0]:
                 label = f"{count} heard ({len(seeds[0])} conversations)"
                 about = {"heard": count, "conversations": len(seeds[0])}
-                lines.append(Line(label, about, self._scores(seeds, "causal_traits", rmse)))
+                lines.append(ScoreLine(label, about, self._scores(seeds, "causal_traits", rmse)))
         long = "Later lines rest on fewer conversations: those that are as long."
-        return Report(
+        return ScoreTable(
             "heard", "Error by utterances heard", "RMSE, causal setting 3", COLUMNS, tuple(lines), (long, *closing)
         )
 
 
-def personality(study: Study, runs: RunStore, settings: Sequence[str]) -> Personality:
+def personality(study: Study, runs: RunStore, settings: Sequence[str]) -> PersonalityTable:
     """Table V for these settings of LABELS. Raises ManifestError, ConfigError where traits or splits are missing."""
     from kibun.training.runs.run import read_corpus
 
     corpus = read_corpus(study.pr(study.seeds[0], study.personality.splits))
     train, test = tuple(corpus.items["train"]), tuple(corpus.items["test"])
-    return Personality(study, runs, tuple(settings), train, test, corpus.warnings)
+    return PersonalityTable(study, runs, tuple(settings), train, test, corpus.warnings)
 
 
 def _with_average(scores: dict[str, Score]) -> dict[str, Score]:

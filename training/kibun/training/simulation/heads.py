@@ -40,7 +40,7 @@ class Encoder(nn.Module):
         return self.norm(self.out(torch.relu(self.context(context))))  # type: ignore[no-any-return]
 
 
-class Estimator(nn.Module):
+class EmotionEstimator(nn.Module):
     """Encoder and emotion head: (B, T, H) frames and (B, 5) traits to (B,). encoder: None for a new `Encoder`."""
 
     def __init__(self, head: HeadName, size: int, encoder: nn.Module | None = None) -> None:
@@ -76,10 +76,10 @@ def fit_head(
     options: SimulationOptions,
     seed: int,
     encoder: nn.Module | None = None,
-) -> Estimator:
+) -> EmotionEstimator:
     """The estimator of the best epoch on dev."""
     torch.manual_seed(seed)
-    model = Estimator(head, options.size, encoder)
+    model = EmotionEstimator(head, options.size, encoder)
     shuffle = torch.Generator().manual_seed(seed)
     size = len(train.valence)
     batches = max(1, size // options.batch)

@@ -19,7 +19,7 @@ from kibun.models.conditioning import HeadName
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.simulation import audio as simulated_audio
 from kibun.training.simulation.data import SimulationOptions, Splits, draw_splits
-from kibun.training.simulation.heads import Estimator, fit_head
+from kibun.training.simulation.heads import EmotionEstimator, fit_head
 from kibun.training.simulation.personality import by_speaker, causal_curve, fit_personality, trait_ccc
 from kibun.training.simulation.world import make_world
 from kibun.training.simulation.world_ceilings import ceilings
@@ -33,7 +33,7 @@ WEIGHTS = {"baseline": 1, "concat": 1, "ca": 2, "ticn-ca": 4}
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class HeadJob:
     """One head to train: with interaction or in the control, on true traits or on those of other speakers."""
 
     seed: int
@@ -57,15 +57,15 @@ Figures = dict[str, float]
 """Figures on test by name; parts of a name are separated by dots."""
 
 
-def jobs_for(seeds: Sequence[int]) -> list[Job]:
+def jobs_for(seeds: Sequence[int]) -> list[HeadJob]:
     """Everything to be trained, the longest first so that processes end together."""
-    jobs = [Job(seed, head, interaction) for seed in seeds for head in HEADS for interaction in (True, False)]
-    jobs += [Job(seed, "ticn-ca", shuffled=True) for seed in seeds]
+    jobs = [HeadJob(seed, head, interaction) for seed in seeds for head in HEADS for interaction in (True, False)]
+    jobs += [HeadJob(seed, "ticn-ca", shuffled=True) for seed in seeds]
     return sorted(jobs, key=lambda job: (-WEIGHTS[job.head], not job.is_main, not job.interaction))
 
 
 def run_jobs(
-    jobs: Sequence[Job],
+    jobs: Sequence[HeadJob],
     options: SimulationOptions,
     processes: int,
     progress: Callable[[float], None] = lambda share: None,
@@ -98,7 +98,7 @@ def _done(work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], processes:
             yield future.result()
 
 
-def measure(job: Job, options: SimulationOptions, folder: Path) -> tuple[Job, Figures]:
+def measure(job: HeadJob, options: SimulationOptions, folder: Path) -> tuple[HeadJob, Figures]:
     """Train one head and measure it on test. folder: of `simulated_audio.prepare`, where options.audio."""
     encoder = None
     if options.audio:
@@ -124,7 +124,7 @@ def measure(job: Job, options: SimulationOptions, folder: Path) -> tuple[Job, Fi
     return job, figures
 
 
-def _on_other_traits(model: Estimator, splits: Splits, seed: int) -> Figures:
+def _on_other_traits(model: EmotionEstimator, splits: Splits, seed: int) -> Figures:
     """A head trained on true traits, tested on shuffled and noisy ones; traits alone."""
     test = splits.test
     figures = {"shuffled_at_test": model.ccc(test.shuffled(seed)), "traits_only": _traits_only(splits)}
@@ -133,7 +133,7 @@ def _on_other_traits(model: Estimator, splits: Splits, seed: int) -> Figures:
     return figures | {f"noise.{sigma:g}": model.ccc(test.with_traits(test.traits + sigma * noise)) for sigma in SIGMAS}
 
 
-def _on_predicted_traits(model: Estimator, splits: Splits, options: SimulationOptions, seed: int) -> Figures:
+def _on_predicted_traits(model: EmotionEstimator, splits: Splits, options: SimulationOptions, seed: int) -> Figures:
     """Personality at every setting, on frames that show traits, and valence by a head that is given the estimates."""
     test = splits.test
     audible = draw_splits(options, seed, interaction=True, evidence=PERSONALITY_EVIDENCE)  # the same scenes
