@@ -28,6 +28,7 @@ from tests.support.scraping import scrape, scrape_until
 from tests.support.serving import (
     RunningServer,
     Talk,
+    active,
     check_stream,
     chunks,
     config,
@@ -37,6 +38,7 @@ from tests.support.serving import (
     end_of_turn,
     environment,
     finals,
+    none_active,
     of_kind,
     problem_of,
     serve,
@@ -61,19 +63,6 @@ def server() -> Iterator[RunningServer]:
 
 def said(responses: list[pb.StreamingAnalyzeResponse]) -> list[tuple[float, ...]]:
     return [(u.start_offset.nanos, u.end_offset.nanos, u.emotion.arousal, u.emotion.valence) for u in finals(responses)]
-
-
-async def active(stub: Stub) -> int:
-    return int((await stub.GetServiceInfo(pb.GetServiceInfoRequest())).active_stream_count)
-
-
-async def none_active(stub: Stub, within_s: float = 20.0) -> float:
-    """Seconds until no stream is open."""
-    began = time.monotonic()
-    while await active(stub):
-        assert time.monotonic() - began < within_s
-        await asyncio.sleep(0.005)
-    return time.monotonic() - began
 
 
 class Healthy:
@@ -117,8 +106,7 @@ async def one_stream(stub: Stub) -> list[pb.StreamingAnalyzeResponse] | None:
     """None where the server refuses it just then; a client tries again, and the time counts."""
     async with Talk(stub) as talk:
         try:
-            await talk.send(config())
-            await talk.until("stream_started")
+            await talk.start()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             # Where more than a thousand calls wait to be taken, gRPC itself ends some, before the service sees them
             # (CANCELLED); INTERNAL is grpc.aio's word for a write that came after the refusal.

@@ -24,6 +24,7 @@ from tests.support.serving import (
     end_of_turn,
     finals,
     no_internals,
+    none_active,
     of_kind,
     problem_of,
     refused,
@@ -51,12 +52,6 @@ def server() -> Iterator[RunningServer]:
         assert "never awaited" not in log
 
 
-@pytest.fixture
-async def stub(server: RunningServer) -> AsyncIterator[Stub]:
-    async with connect(server) as stub:
-        yield stub
-
-
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[RunningServer]:
     """A server whose every patience is short."""
@@ -78,14 +73,6 @@ def hasty() -> Iterator[RunningServer]:
 async def hasty_stub(hasty: RunningServer) -> AsyncIterator[Stub]:
     async with connect(hasty, **SMALL_WINDOW) as stub:
         yield stub
-
-
-async def eventually_no_stream(stub: Stub, timeout_s: float = 5.0) -> None:
-    for _ in range(round(timeout_s / 0.02)):
-        if not (await stub.GetServiceInfo(pb.GetServiceInfoRequest())).active_stream_count:
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("a stream is still open")
 
 
 def is_invalid(problem: Problem, reason: str, field: str) -> None:
@@ -392,10 +379,8 @@ async def test_finished_turn_again(stub: Stub) -> None:
 async def test_superseded_stream(stub: Stub) -> None:
     fields: dict[str, Any] = {"conversation_id": "two", "turn_id": "t1"}
     async with Talk(stub) as older, Talk(stub) as newer:
-        await older.send(config(**fields))
-        await older.until("stream_started")
-        await newer.send(config(**fields))
-        await newer.until("stream_started")
+        await older.start(**fields)
+        await newer.start(**fields)
         problem = await problem_of(older.rest())
         assert (problem.code, problem.reason) == (Code.ABORTED, "SUPERSEDED")
         assert of_kind(await newer.finish(), "stream_ended")
@@ -454,8 +439,7 @@ def is_exhausted(problem: Problem, reason: str) -> None:
 
 async def test_too_many_streams(hasty_stub: Stub) -> None:
     async with Talk(hasty_stub) as only:
-        await only.send(config())
-        await only.until("stream_started")
+        await only.start()
         # At once: it sends nothing, and that is not waited for until CONFIG_TIMEOUT.
         is_exhausted(await refused(hasty_stub), "TOO_MANY_STREAMS")
         analyze = pb.AnalyzeRequest(config={"audio_config": AUDIO}, audio_content=SILENCE)
@@ -482,7 +466,7 @@ async def test_a_client_that_does_not_read(hasty_stub: Stub) -> None:
         await talk.send(config())
         for _ in range(3000):
             await talk.send(end_of_turn())
-        await eventually_no_stream(hasty_stub)
+        await none_active(hasty_stub, within_s=5)
         assert of_kind(await converse(hasty_stub, [config()]), "stream_ended"), "others go on meanwhile"
         is_exhausted(await problem_of(talk.rest()), "SLOW_CONSUMER")
         numbers = [r.sequence_number for r in talk.responses]

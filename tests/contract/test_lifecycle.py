@@ -7,8 +7,7 @@ import re
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from tests.support.serving import (
     environment,
     finals,
     health_of,
+    none_active,
     of_kind,
     problem_of,
     refused,
@@ -48,14 +48,6 @@ Code = grpc.StatusCode
 SERVICE = "kibun.v1.SpeechAnalysisService"
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-
-
-async def no_stream(stub: Stub, within_s: float = 20.0) -> None:
-    """The server has no stream open any more."""
-    deadline = time.monotonic() + within_s
-    while (await stub.GetServiceInfo(pb.GetServiceInfoRequest())).active_stream_count:
-        assert time.monotonic() < deadline, f"a stream is still open after {within_s} s"
-        await asyncio.sleep(0.02)
 
 
 # ---- starting
@@ -162,12 +154,6 @@ def server() -> Iterator[RunningServer]:
             assert word not in log, "clients that vanish are no news"
 
 
-@pytest.fixture
-async def stub(server: RunningServer) -> AsyncIterator[Stub]:
-    async with connect(server) as stub:
-        yield stub
-
-
 async def test_serving_once_ready(server: RunningServer) -> None:
     for service in ("", SERVICE):
         assert await health_of(server, service) == SERVING
@@ -215,7 +201,7 @@ async def test_cancel_frees_the_place_and_leaves_the_turn_open(stub: Stub) -> No
             await talk.until("speech_event")
             if half_closed:
                 await talk.call.done_writing()
-        await no_stream(stub)
+        await none_active(stub)
         again = await converse(stub, [config(**fields), *SPEECH])
         (started,) = of_kind(again, "stream_started")
         assert started.conversation_created, "nothing of it was answered, so nothing of it was kept"
@@ -227,12 +213,11 @@ async def test_cancel_frees_the_place_and_leaves_the_turn_open(stub: Stub) -> No
 
 async def test_deadline_frees_the_place(stub: Stub) -> None:
     async with Talk(stub, timeout=0.3) as talk:
-        await talk.send(config(turn_id="t1", conversation_id="deadline"))
-        await talk.until("stream_started")
+        await talk.start(turn_id="t1", conversation_id="deadline")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await talk.rest()
         assert caught.value.code() is Code.DEADLINE_EXCEEDED
-    await no_stream(stub)
+    await none_active(stub)
 
 
 CLIENT = """
@@ -257,7 +242,7 @@ async def test_killed_client(server: RunningServer, stub: Stub) -> None:
     assert await client.stdout.readline() == b"speaking\n"
     client.kill()
     await client.wait()
-    await no_stream(stub)
+    await none_active(stub)
     again = await converse(stub, [config(conversation_id="killed", turn_id="t1"), *SPEECH])
     assert len(finals(again)) == 1
     assert of_kind(again, "stream_ended")[0].conversation.participants[0].utterance_count == 1
@@ -273,7 +258,7 @@ async def test_many_streams_opened_and_dropped_leave_nothing(server: RunningServ
     threads, before = server.threads_and_rss()
     for round_ in range(300):
         await open_and_drop(round_)
-    await no_stream(stub)
+    await none_active(stub)
     after_threads, after = server.threads_and_rss()
     assert after_threads <= threads + 2
     assert after - before < 8_000_000, "a leak of 25 KB a stream would show"
@@ -311,8 +296,7 @@ async def test_conversation_calls(stub: Stub) -> None:
 async def test_a_conversation_expires_after_its_last_stream_and_not_before(stub: Stub) -> None:
     name = pb.GetConversationRequest(conversation_id="short")
     async with Talk(stub) as talk:
-        await talk.send(config(conversation_id="short", conversation_ttl={"seconds": 1}))
-        await talk.until("stream_started")
+        await talk.start(conversation_id="short", conversation_ttl={"seconds": 1})
         await asyncio.sleep(1.1)
         assert (await stub.GetConversation(name)).conversation.participants, "an open stream keeps it"
         await talk.finish()
@@ -459,8 +443,7 @@ async def test_drain_lets_open_streams_finish_and_takes_no_new_ones() -> None:
 async def test_streams_open_past_the_grace_are_told() -> None:
     with serve("--grace", "0.2") as server:
         async with connect(server) as stub, Talk(stub) as talk:
-            await talk.send(config())
-            await talk.until("stream_started")
+            await talk.start()
             server.terminate()
             assert (await talk.until("stream_warning")).reason == "GOING_AWAY"
             problem = await problem_of(talk.rest())
@@ -472,8 +455,7 @@ async def test_streams_open_past_the_grace_are_told() -> None:
 async def test_the_second_signal_stops_at_once() -> None:
     with serve("--grace", "60") as server:
         async with connect(server) as stub, Talk(stub) as talk:
-            await talk.send(config())
-            await talk.until("stream_started")
+            await talk.start()
             server.terminate()
             await talk.until("stream_warning")
             server.terminate()

@@ -143,8 +143,7 @@ class Dialogue:
 async def dialogue(stub: Stub, **fields: Any) -> AsyncIterator[Dialogue]:
     fields = {"conversation_id": "c", "participant_id": "p", "turn_id": "t", **fields}
     async with Talk(stub) as talk:
-        await talk.send(config(**fields))
-        await talk.until("stream_started")
+        await talk.start(**fields)
         yield Dialogue(talk)
 
 

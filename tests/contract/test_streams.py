@@ -1,7 +1,7 @@
 """The guarantees of a stream, over a real socket against a real server."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -19,7 +19,6 @@ from tests.support.serving import (
     check_stream,
     chunks,
     config,
-    connect,
     converse,
     encode,
     end_of_turn,
@@ -49,12 +48,6 @@ def server() -> Iterator[RunningServer]:
         log = running.log.read_text()
         for word in ("failed", "error=", "Traceback", "never retrieved", "never awaited"):
             assert word not in log, log
-
-
-@pytest.fixture
-async def stub(server: RunningServer) -> AsyncIterator[Stub]:
-    async with connect(server) as stub:
-        yield stub
 
 
 def dialogue() -> np.ndarray:

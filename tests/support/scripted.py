@@ -28,6 +28,23 @@ class LoudnessVad:
         pass
 
 
+class AliveBackend:
+    """What a `Backend` of tests does besides `infer`: it is alive, and there is nothing to start or to stop."""
+
+    async def start(self) -> tuple[ModelInfo, ...]:
+        return (MODEL,)
+
+    def down_s(self) -> float:
+        return 0.0
+
+    def ready(self) -> bool:
+        return True
+
+    async def drain(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
 @dataclass
 class FakeAnalyzer:
     """Estimates follow audio and history. `before` runs ahead of each answer and may wait or raise."""

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 import grpc
 import numpy as np
+import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -127,6 +128,13 @@ async def connect(server: RunningServer, **options: int) -> AsyncIterator[rpc.Sp
         yield rpc.SpeechAnalysisServiceStub(channel)
 
 
+@pytest.fixture
+async def stub(server: RunningServer) -> AsyncIterator[rpc.SpeechAnalysisServiceStub]:
+    """A client of the module's own `server`."""
+    async with connect(server) as stub:
+        yield stub
+
+
 async def health_of(server: RunningServer, service: str = "") -> int:
     """What `Check` says of a service, "" for the whole server, once the server answers at all."""
     async with grpc.aio.insecure_channel(server.target) as channel:
@@ -229,6 +237,12 @@ class Talk:
     async def __aexit__(self, *_: object) -> None:
         self.call.cancel()
 
+    async def start(self, **fields: Any) -> pb.StreamStarted:
+        """Sends the first message, see `config`; returns once the stream is open."""
+        await self.send(config(**fields))
+        started: pb.StreamStarted = await self.until("stream_started")
+        return started
+
     async def send(self, *requests: pb.StreamingAnalyzeRequest) -> None:
         for request in requests:
             await self.call.write(request)
@@ -254,6 +268,20 @@ class Talk:
         while (response := await self.call.read()) is not grpc.aio.EOF:
             self.responses.append(response)
         return self.responses
+
+
+async def active(stub: rpc.SpeechAnalysisServiceStub) -> int:
+    """How many streams are open on the server."""
+    return int((await stub.GetServiceInfo(pb.GetServiceInfoRequest())).active_stream_count)
+
+
+async def none_active(stub: rpc.SpeechAnalysisServiceStub, within_s: float = 20.0) -> float:
+    """Seconds until no stream is open."""
+    began = time.monotonic()
+    while await active(stub):
+        assert time.monotonic() - began < within_s, f"a stream is still open after {within_s} s"
+        await asyncio.sleep(0.005)
+    return time.monotonic() - began
 
 
 # ---- responses

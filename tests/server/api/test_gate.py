@@ -6,7 +6,7 @@ import os
 import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,12 +68,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.fixture
-async def stub(server: RunningServer) -> AsyncIterator[Stub]:
-    async with connect(server) as stub:
-        yield stub
-
-
 # ---- metadata
 
 
@@ -94,8 +88,7 @@ async def test_metadata_is_bounded(stub: Stub, metadata: dict[str, str]) -> None
 
 async def test_a_tenants_places_are_its_own(server: RunningServer, stub: Stub) -> None:
     async with Talk(stub, metadata=tuple(bearer("few").items())) as talk:
-        await talk.send(config())
-        await talk.until("stream_started")
+        await talk.start()
         problem = await refused(stub, metadata=bearer("few"))
         assert (problem.code, problem.reason) == (Code.RESOURCE_EXHAUSTED, "TENANT_STREAM_LIMIT")
         assert problem.quota == "concurrent streams of a tenant"
@@ -117,8 +110,7 @@ async def test_a_full_server_says_so_at_once_and_still_answers_for_its_health(
         Talk(stub, metadata=tuple(bearer("little").items())) as three,
     ):
         for talk in (one, two, three):
-            await talk.send(config())
-            await talk.until("stream_started")
+            await talk.start()
         assert (await refused(stub, metadata=bearer("free"))).reason == "TOO_MANY_STREAMS"
         problem = await refused(stub, metadata=bearer("few"))
         assert (problem.code, problem.reason, problem.quota) == (
@@ -234,8 +226,7 @@ async def test_a_stream_ends_when_its_token_expires(tmp_path: Path) -> None:
             tokens.write_text(line("short", "acme", expires=then) + line("long", "acme"))
             await hang_up(server, "kibun: reloaded ")
             async with Talk(stub, metadata=tuple(bearer("short").items())) as talk:
-                await talk.send(config())
-                await talk.until("stream_started")
+                await talk.start()
                 assert (await problem_of(talk.rest())).reason == "UNAUTHENTICATED"
             assert (await refused(stub, metadata=bearer("short"))).reason == "UNAUTHENTICATED"
             assert of_kind(await converse(stub, [config()], metadata=bearer("long")), "stream_ended")
@@ -327,8 +318,7 @@ async def test_a_message_over_the_limit_is_refused_with_its_size_and_leaves_memo
     _, before = server.threads_and_rss()
     async with connect(server, **{"grpc.max_send_message_length": -1}) as stub:
         async with Talk(stub, metadata=tuple(bearer("free").items()), compression=compression) as talk:
-            await talk.send(config())
-            await talk.until("stream_started")
+            await talk.start()
             await talk.send(pb.StreamingAnalyzeRequest(audio_content=bytes(40 * 2**20)))
             with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as caught:
                 await talk.rest()

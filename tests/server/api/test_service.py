@@ -116,8 +116,7 @@ async def test_of_a_client_that_never_reads_only_its_status_remains() -> None:
 
 async def test_no_admission_while_the_analyzer_has_no_room() -> None:
     async with running() as world, Talk(world.stub) as open_before:
-        await open_before.send(config())
-        await open_before.until("stream_started")
+        await open_before.start()
         world.analyzer.room = "none"
         refusal = await refused(world.stub)
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
@@ -145,8 +144,7 @@ async def test_the_last_room_is_for_the_next_turn_of_a_running_conversation() ->
 async def test_a_stream_takes_room_while_it_is_open() -> None:
     async with running() as world:
         async with Talk(world.stub) as talk:
-            await talk.send(config())
-            started = await talk.until("stream_started")
+            started = await talk.start()
             assert world.analyzer.open == {started.request_id}
             await talk.finish()
         assert not world.analyzer.open
@@ -185,8 +183,7 @@ async def test_a_stream_whose_config_comes_after_the_drain_began_is_refused() ->
 async def test_the_longest_utterance_is_no_longer_than_the_model_takes() -> None:
     async with running(models=(ModelInfo("fake", "1", 2, max_samples=5 * 16_000),)) as world:
         async with Talk(world.stub) as talk:
-            await talk.send(config())
-            started = await talk.until("stream_started")
+            started = await talk.start()
         assert started.effective_config.endpointing_config.max_utterance_duration.seconds == 5
 
 
@@ -195,8 +192,7 @@ async def test_the_longest_utterance_is_no_longer_than_the_model_takes() -> None
 
 async def test_what_was_heard_on_another_stream_counts_in_the_result_of_a_turn_without_speech() -> None:
     async with running() as world, Talk(world.stub) as silent:
-        await silent.send(config(conversation_id="c", turn_id="t1"))
-        await silent.until("stream_started")
+        await silent.start(conversation_id="c", turn_id="t1")
         spoken_turn = await converse(world.stub, [config(conversation_id="c", turn_id="t2"), *SPEECH])
         (result,) = of_kind(await silent.finish(), "turn_result")
         assert result.utterance_count == 0
@@ -205,8 +201,7 @@ async def test_what_was_heard_on_another_stream_counts_in_the_result_of_a_turn_w
 
 async def test_a_turn_that_another_stream_has_finished_cannot_come_next() -> None:
     async with running() as world, Talk(world.stub) as talk:
-        await talk.send(config(conversation_id="c", turn_id="t1"))
-        await talk.until("stream_started")
+        await talk.start(conversation_id="c", turn_id="t1")
         await converse(world.stub, [config(conversation_id="c", turn_id="t2"), *SPEECH])
         await talk.send(end_of_turn("t2"))
         assert (await problem_of(talk.rest())).reason == "TURN_FINISHED"

@@ -23,6 +23,7 @@ from kibun.server.audio.endpointing import (
     TurnSilence,
 )
 from kibun.server.audio.segmenter import Segmenter
+from tests.support.detection import moved
 
 FRAME = 320  # 20 ms
 MS = 16
@@ -60,16 +61,6 @@ def sound(runs: Runs) -> Samples:
 def ms(*runs: tuple[bool, int]) -> Samples:
     """As `sound`, in milliseconds."""
     return sound([(speech, duration // 20) for speech, duration in runs])
-
-
-def plain(events: list[SegmenterEvent], shift: int = 0) -> list[tuple[object, ...]]:
-    """Events as comparable tuples, moved by `shift` samples."""
-    return [
-        (e.start + shift, e.end + shift, e.audio.tobytes(), e.speech_samples, e.reason)
-        if isinstance(e, SpeechSegment)
-        else (type(e), e.position + shift)
-        for e in events
-    ]
 
 
 def utterances(events: list[SegmenterEvent]) -> list[SpeechSegment]:
@@ -114,7 +105,7 @@ def test_any_chunking_gives_the_same_events(
     runs: Runs, sizes: list[int], options: EndpointingOptions, cut: int
 ) -> None:
     audio = sound(runs)[cut:]
-    assert plain(run(audio, options, sizes)) == plain(run(audio, options))
+    assert moved(run(audio, options, sizes)) == moved(run(audio, options))
 
 
 @settings(max_examples=120)
@@ -173,13 +164,13 @@ def test_a_replay_from_an_utterances_end_gives_what_followed(
         if isinstance(event, SpeechSegment):
             replay = Segmenter(options, FakeVad(memory), resume_after=event.reason)
             again = push_in(replay, audio[event.end :], [777])
-            assert plain(again, event.end) == plain(events[index + 1 :])
-            assert plain(replay.flush(EndReason.HALF_CLOSE), event.end) == plain(closing)
+            assert moved(again, event.end) == moved(events[index + 1 :])
+            assert moved(replay.flush(EndReason.HALF_CLOSE), event.end) == moved(closing)
 
 
 def test_an_utterance_keeps_its_pre_roll_and_hang_over() -> None:
     events = run(ms((False, 1_000), (True, 500), (False, 1_000)), OPTIONS)
-    assert plain(events)[:3] == [
+    assert moved(events)[:3] == [
         (NoSpeechTimeout, 600 * MS),
         (SpeechBegin, 1_000 * MS),
         (SpeechEnd, 1_500 * MS),
@@ -228,7 +219,7 @@ def test_a_click_is_no_utterance_and_a_stray_frame_does_not_hold_one_open() -> N
 def test_hesitant_speech_starts_an_utterance_at_its_first_frame() -> None:
     stutter = ms((False, 200), (True, 60), (False, 60), (True, 60), (False, 600))
     events = run(stutter, OPTIONS)
-    assert (SpeechBegin, 200 * MS) in plain(events)
+    assert (SpeechBegin, 200 * MS) in moved(events)
     assert utterances(events)[0].start == 100 * MS
 
 
@@ -291,7 +282,7 @@ def test_silence_after_a_cut_is_no_utterance_but_speech_has_ended() -> None:
     events = run(audio, OPTIONS)
     (utterance,) = utterances(events)
     assert (utterance.end, utterance.reason) == (2_000 * MS, EndReason.MAX_DURATION)
-    assert (SpeechEnd, 2_000 * MS) in plain(events)
+    assert (SpeechEnd, 2_000 * MS) in moved(events)
 
 
 def test_flush_closes_at_the_latest_sample_and_the_next_turn_is_fresh() -> None:
@@ -305,8 +296,8 @@ def test_flush_closes_at_the_latest_sample_and_the_next_turn_is_fresh() -> None:
     assert segmenter.flush(EndReason.CLIENT_END_OF_TURN) == []
     following = ms((False, 700), (True, 400), (False, 1_500))
     fresh = Segmenter(OPTIONS, FakeVad())
-    expected = plain(fresh.push(following), len(audio))
-    assert plain(segmenter.push(following)) == expected
+    expected = moved(fresh.push(following), len(audio))
+    assert moved(segmenter.push(following)) == expected
 
 
 def test_flush_in_a_pause_keeps_the_hang_over_only() -> None:
@@ -324,7 +315,7 @@ def test_flush_of_too_little_speech_gives_nothing() -> None:
 
 def test_turn_timers() -> None:
     audio = ms((False, 1_300), (True, 300), (False, 2_500))
-    assert [e for e in plain(run(audio, OPTIONS)) if e[0] in (NoSpeechTimeout, TurnSilence)] == [
+    assert [e for e in moved(run(audio, OPTIONS)) if e[0] in (NoSpeechTimeout, TurnSilence)] == [
         (NoSpeechTimeout, 600 * MS),  # once only
         (TurnSilence, 2_400 * MS),  # 800 ms after the last speech
         (NoSpeechTimeout, 3_000 * MS),  # in the turn that began there
@@ -338,7 +329,7 @@ def test_a_turn_that_ends_with_its_utterance_ends_after_it_and_before_what_follo
         min_speech_ms=100, utterance_end_silence_ms=400, end_of_turn_silence_ms=400, pre_roll_ms=100, hang_over_ms=200
     )
     burst = ms((True, 300), (False, 380), (True, 40), (False, 1_000))
-    events = plain(run(burst, options))
+    events = moved(run(burst, options))
     assert [e[0] for e in events] == [SpeechBegin, SpeechEnd, 0, TurnSilence]
     assert events[-1] == (TurnSilence, (720 + 100) * MS)  # put off by the burst until that was forgotten
 

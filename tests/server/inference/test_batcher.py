@@ -15,6 +15,7 @@ from kibun.models.types import Analysis, Utterance
 from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded
 from kibun.server.inference.batcher import Batcher, JobQueue, QueueLimits, Ticket
 from kibun.server.inference.cost import CostModel
+from tests.support.scripted import AliveBackend
 
 NO_HISTORY = np.zeros((0, 4), np.float16)
 LIMITS = QueueLimits(queued_s=20.0)
@@ -209,7 +210,7 @@ def test_under_overload_interims_are_dropped_and_finals_are_not() -> None:
 # --- Batcher ---------------------------------------------------------------------------------------------------------
 
 
-class FakeBackend:
+class FakeBackend(AliveBackend):
     """Answers once `gate` is set; the vector repeats the label of the job's audio."""
 
     def __init__(self, slots: int = 1, batch_s: float = 8.0) -> None:
@@ -229,19 +230,6 @@ class FakeBackend:
             BackendError("MODEL_NONFINITE", "nan") if label < 0 else Analysis(np.full(4, label, np.float16))
             for label in labels
         ]
-
-    async def start(self) -> tuple[ModelInfo, ...]:
-        return ()
-
-    def down_s(self) -> float:
-        return 0.0
-
-    def ready(self) -> bool:
-        return True
-
-    async def drain(self) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 class Clock:

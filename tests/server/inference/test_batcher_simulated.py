@@ -14,6 +14,7 @@ from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superse
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.cost import CostModel
 from tests.support import virtual_time
+from tests.support.scripted import AliveBackend
 
 SILENCE = np.zeros(60 * 16_000, np.float32)
 NO_HISTORY = np.zeros((0, 4), np.float16)
@@ -88,7 +89,7 @@ def test_times_of_zero_are_forgotten_again() -> None:
 
 
 @dataclass
-class Machine:
+class Machine(AliveBackend):
     """A backend whose batches take `per_audio_s * audio + per_batch_s` seconds, give or take a tenth."""
 
     per_audio_s: float
@@ -121,19 +122,6 @@ class Machine:
         await asyncio.sleep(took_s)
         self.running.remove(jobs[0])
         return [Analysis(NO_HISTORY[0:0])] * len(jobs)
-
-    async def start(self) -> tuple[ModelInfo, ...]:
-        return (MODEL,)
-
-    def down_s(self) -> float:
-        return 0.0
-
-    def ready(self) -> bool:
-        return True
-
-    async def drain(self) -> None: ...
-
-    async def close(self) -> None: ...
 
 
 def draw_length(rng: np.random.Generator) -> float:

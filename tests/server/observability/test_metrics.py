@@ -340,8 +340,7 @@ async def test_calls_are_counted_by_how_they_ended(server: RunningServer) -> Non
             await stub.GetConversation(pb.GetConversationRequest(conversation_id="nobody"))
         async with Talk(stub) as one, Talk(stub) as two:
             for talk in (one, two):
-                await talk.send(config())
-                await talk.until("stream_started")
+                await talk.start()
             assert (await asyncio.to_thread(scrape, server))("kibun_open_streams") == 2
             await refused(stub)
     wanted = {
@@ -430,8 +429,7 @@ async def test_readiness_follows_the_health_service() -> None:
         url = site(server)
         assert fetch(f"{url}/readyz")[0] == 200
         async with connect(server) as stub, Talk(stub) as talk:
-            await talk.send(config())
-            await talk.until("stream_started")
+            await talk.start()
             server.terminate()
             await talk.until("stream_warning", reason="GOING_AWAY")
             assert (await asyncio.to_thread(fetch, f"{url}/readyz"))[0] == 503

@@ -2,7 +2,7 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -15,7 +15,6 @@ from tests.support.serving import (
     check_stream,
     chunks,
     config,
-    connect,
     converse,
     encode,
     end_of_turn,
@@ -89,12 +88,6 @@ def test_the_extremes_of_float32_give_no_error() -> None:
 def server() -> Iterator[RunningServer]:
     with serve() as running:
         yield running
-
-
-@pytest.fixture
-async def stub(server: RunningServer) -> AsyncIterator[Stub]:
-    async with connect(server) as stub:
-        yield stub
 
 
 def reasons(responses: list[pb.StreamingAnalyzeResponse]) -> list[str]:
