@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
+from tests.support.commands import Kibun
 
 # Tests run side by side, and a process with more threads than its share of the cores waits for them at every product.
 # Child processes inherit this; those that choose their number of threads are not affected.
@@ -26,6 +27,12 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no such folder: {folder}")
     return folder
+
+
+@pytest.fixture
+def kibun(capfd: pytest.CaptureFixture[str]) -> Kibun:
+    """The command `kibun`."""
+    return Kibun(capfd)
 
 
 @pytest.fixture(scope="session")

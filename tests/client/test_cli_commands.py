@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from kibun.client import main as cli
 from kibun.client.commands import mic as mic_module
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
+from tests.support.commands import Kibun
 
 DEMO = ROOT / "client" / "kibun" / "client" / "demo"
 STUB = ["--loader", "tests.support.stub_model:load"]
@@ -50,29 +50,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     soundfile.write(folder / "below" / "c.ogg", samples, rate_hz)
     soundfile.write(folder / "below" / "d.mp3", samples, rate_hz)
     return folder
-
-
-class Kibun:
-    """Runs the command in this process."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
-        self._capfd = capfd
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: str | Path) -> int:
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(argument) for argument in arguments])
-        self.out, self.err = self._capfd.readouterr()
-        return int(caught.value.code or 0)
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def kibun(capfd: pytest.CaptureFixture[str]) -> Kibun:
-    return Kibun(capfd)
 
 
 # -- stream

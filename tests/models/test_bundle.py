@@ -21,6 +21,7 @@ from kibun.models.bundle import BundleError, KibunConfig, KibunModel, bundle_nam
 from kibun.models.files import BUNDLES, FILES, verify, write_checksums
 from kibun.models.types import Utterance
 from tests.support import present
+from tests.support.bundle_files import Payload, edit_json, write_json
 from tests.support.tiny_hubert import HUBERT, tiny_model
 
 ERRORS = ((1, (1.5, 1.25, 1.0, 0.75, 0.5)), (8, (1.0, 1.0, 0.5, 0.5, 0.25)))
@@ -49,14 +50,6 @@ def checkpoint(tmp_path: Path) -> Path:
     HubertModel(HubertConfig(**HUBERT)).save_pretrained(folder)
     write_json(folder / "preprocessor_config.json", {"do_normalize": False, "sampling_rate": 16_000})
     return folder
-
-
-def write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content), encoding="utf-8")
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **changes})
 
 
 def current_umask() -> int:
@@ -140,16 +133,6 @@ def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
     with pytest.raises(BundleError, match=rf"{name}: missing"):
         load_bundle(bundle)
-
-
-class Payload:
-    """Leaves a mark if anything unpickles it."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.mark,)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "optimizer.pt", "model.pkl", "extra.ckpt", "notes.txt"])

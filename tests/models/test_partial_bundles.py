@@ -25,7 +25,6 @@ from kibun.client import (
     Traits,
     UtteranceResult,
 )
-from kibun.client import main as cli
 from kibun.client.options import Features, StreamConfig
 from kibun.client.server_process import ServerProcess
 from kibun.models.building.build import save_bundle
@@ -35,6 +34,7 @@ from kibun.server.inference.backend import BackendError
 from kibun.server.inference.worker import BundleModel
 from kibun.v1 import speech_analysis_pb2 as pb
 from tests.support import present, serving
+from tests.support.commands import Kibun
 from tests.support.tiny_hubert import HUBERT
 
 GIVEN = Traits(2.0, 6.5, 3.0, 7.0, 1.0)
@@ -320,25 +320,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         soundfile.write(tmp_path / name, speech(), 16_000)
     return tmp_path
-
-
-class Kibun:
-    """Runs the command in this process."""
-
-    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
-        self._capfd = capfd
-        self.out = self.err = ""
-
-    def __call__(self, *arguments: object) -> int:
-        with pytest.raises(SystemExit) as caught:
-            cli.main([str(argument) for argument in arguments])
-        self.out, self.err = self._capfd.readouterr()
-        return int(caught.value.code or 0)
-
-
-@pytest.fixture
-def kibun(capfd: pytest.CaptureFixture[str]) -> Kibun:
-    return Kibun(capfd)
 
 
 CSV = "speaker,openness,conscientiousness,extraversion,agreeableness,neuroticism\n"

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from kibun.models._transformers import HubertConfig, HubertModel
 from kibun.models.building.assemble import assemble, same_bits
@@ -22,6 +21,7 @@ from kibun.models.bundle import BundleError, KibunModel, load_bundle
 from kibun.models.files import verify
 from kibun.models.types import Utterance
 from tests.support import present
+from tests.support.commands import invoke
 from tests.support.tiny_hubert import HUBERT as FOUR_LAYERS
 
 HUBERT = {**FOUR_LAYERS, "num_hidden_layers": 2}
@@ -100,9 +100,7 @@ def edit(run: Path, change: Callable[[KibunModel], None]) -> None:
 
 
 def build(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(app, ["build", *map(str, arguments)])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.stderr if code else result.stdout
+    return invoke(app, "build", *arguments, code=code)
 
 
 # ---- what comes out -------------------------------------------------------------------------------------------
@@ -183,7 +181,7 @@ def test_parts_stored_as_float16_are_stored_so_again(runs: dict[str, Path], tmp_
     for run in runs.values():
         load_bundle(run / "bundle").save_pretrained(run / "bundle", dtype=torch.float16)
     build("--pr", runs["personality"], "--valence", runs["valence"], "--out", tmp_path / "out")
-    facts = json.loads(CliRunner().invoke(app, ["show", str(tmp_path / "out"), "--json"]).stdout)
+    facts = json.loads(invoke(app, "show", tmp_path / "out", "--json"))
     assert facts["weights_dtype"] == "F16"
     assert facts["trunk_sha256"] == trunk_checksum(load_bundle(runs["personality"] / "bundle"))
 
@@ -351,7 +349,7 @@ def test_build_assembles_and_reports_it(runs: dict[str, Path], tmp_path: Path) -
     assert "personality of pr-run, valence of v-run, arousal of a-run; their trunks are bit-equal" in text
     assert f"kibun serve --model {out}`" in text
     verify(out)
-    facts = json.loads(CliRunner().invoke(app, ["show", str(out), "--json"]).stdout)
+    facts = json.loads(invoke(app, "show", out, "--json"))
     assert (facts["name"], facts["version"], facts["trained"]) == ("mine", "2", True)
     assert facts["expected_error"][0]["utterance_count"] == 1
     assert facts["trunk_sha256"][:12] in text

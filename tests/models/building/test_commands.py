@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from kibun.models._transformers import HubertConfig, HubertModel
 from kibun.models.building.commands import app
@@ -15,6 +14,7 @@ from kibun.models.bundle import load_bundle
 from kibun.models.config import KibunConfig
 from kibun.models.files import write_checksums
 from kibun.models.model import KibunModel
+from tests.support.commands import invoke
 from tests.support.tiny_hubert import HUBERT
 
 
@@ -35,10 +35,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    """Standard output, or standard error where the command is to fail."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.stderr if code else result.stdout
+    return invoke(app, *arguments, code=code)
 
 
 def test_show_prints_facts_and_card(bundle: Path) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from typer.testing import CliRunner
 
 from kibun.models._transformers import (
     HubertConfig,
@@ -32,6 +31,8 @@ from kibun.models.config import KibunConfig
 from kibun.models.files import verify
 from kibun.models.types import Utterance
 from tests.support import present
+from tests.support.bundle_files import Payload, edit_json
+from tests.support.commands import invoke
 from tests.support.tiny_hubert import HUBERT as FOUR_LAYERS
 
 HUBERT = {**FOUR_LAYERS, "num_hidden_layers": 2}
@@ -119,10 +120,6 @@ def check_equal(model: KibunModel, plain: Checkpoint) -> None:
     for name in ("valence", "arousal"):
         torch.testing.assert_close(actual[name], 4 * expected[:, names.index(name)] + 1, atol=1e-5, rtol=0)
     assert not torch.allclose(actual["valence"], actual["arousal"], atol=1e-2)
-
-
-def edit_json(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
 # ---- equality -------------------------------------------------------------------------------------------------
@@ -295,16 +292,15 @@ def test_the_bundle_says_that_it_was_rescaled_and_whose_it_is(tmp_path: Path) ->
         "---\nlanguage: en\nlicense: cc-by-nc-sa-4.0\ntags:\n- x\n---\n# X\n"
     )
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, ["build", "--emotion", str(tmp_path / "public"), "--out", str(out)])
-    assert result.exit_code == 0, result.output
-    assert "rescaled from 0..1 to 1..5; its licence is in MODEL_CARD.md" in result.stdout
+    printed = invoke(app, "build", "--emotion", tmp_path / "public", "--out", out)
+    assert "rescaled from 0..1 to 1..5; its licence is in MODEL_CARD.md" in printed
     card = (out / "MODEL_CARD.md").read_text()
     for part in ("Licence of the emotion checkpoint: cc-by-nc-sa-4.0", "**Rescaled**", "`public`", "not a diagnosis"):
         assert part in card
-    shown = CliRunner().invoke(app, ["show", str(out)]).stdout
+    shown = invoke(app, "show", out)
     assert "RESCALED from 0..1" in shown
     assert "valence and arousal share a tail" in shown
-    assert json.loads(CliRunner().invoke(app, ["show", str(out), "--json"]).stdout)["emotion_rescaled_from"] == [0, 1]
+    assert json.loads(invoke(app, "show", out, "--json"))["emotion_rescaled_from"] == [0, 1]
 
 
 @pytest.mark.parametrize(
@@ -353,16 +349,6 @@ def test_what_cannot_be_wrapped_is_named(tmp_path: Path, changes: dict[str, Any]
         build_emotion_model(tmp_path / "public", name="real")
     assert message in str(caught.value)
     assert str(tmp_path / "public") in str(caught.value)
-
-
-class Payload:
-    """Leaves a mark if anything unpickles it."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.mark,)
 
 
 def test_a_checkpoint_cannot_run_code_while_it_is_wrapped(tmp_path: Path) -> None:
