@@ -7,6 +7,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+from kibun.training.corpora.lines import as_float
 from kibun.training.corpora.manifest import EMOTION_RANGE
 
 # Ses01F_script02_1_M003: session 1, F wears the motion capture, and M, the letter before the last number, speaks.
@@ -105,19 +106,18 @@ def _evaluation(where: str, match: re.Match[str], dialogue: str, problems: list[
     if identity is None or identity.dialogue != dialogue:
         problems.append(f"{where}: field ID is {match['id']!r}, must be {dialogue}_ and F or M and a number")
         return []
-    start_s, end_s = _number(match["start"]), _number(match["end"])
-    if start_s is None or end_s is None or not 0 <= start_s < end_s:
+    start_s, end_s = as_float(match["start"]), as_float(match["end"])
+    if not 0 <= start_s < end_s:
         times = f"[{match['start']} - {match['end']}]"
         problems.append(f"{where}: time range {times} must be two numbers of seconds, 0 or more and rising")
         return []
     low, high = EMOTION_RANGE
-    scores = [_number(part) for part in match["numbers"].split(",")]
-    if len(scores) != 3 or not all(score is not None and low <= score <= high for score in scores):
+    scores = [as_float(part) for part in match["numbers"].split(",")]
+    if len(scores) != 3 or not all(low <= score <= high for score in scores):
         names = "valence, activation, dominance"
         problems.append(f"{where}: [{match['numbers']}] must be {names} as three numbers from {low:g} to {high:g}")
         return []
-    valence, arousal, dominance = (float(score or 0.0) for score in scores)
-    return [Evaluation(match["id"], where, start_s, end_s, match["emotion"], valence, arousal, dominance)]
+    return [Evaluation(match["id"], where, start_s, end_s, match["emotion"], *scores)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,10 +172,3 @@ def _lines(path: Path, notes: Notes) -> list[str]:
         line = content.count(b"\n", 0, error.start) + 1
         notes.warnings.append(f"{path}:{line}: not UTF-8 (byte {content[error.start]:#04x}), read as Latin-1")
         return content.decode("latin-1").splitlines()
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

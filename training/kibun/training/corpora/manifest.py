@@ -6,12 +6,12 @@ optionally ``id`` (default: the path as written), ``split``, ``text``, ``valence
 """
 
 import dataclasses
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from kibun.models.types import TRAIT_SCALE, TRAITS, Traits
+from kibun.training.corpora.lines import json_objects
 from kibun.training.corpora.splits import SPLITS, read_splits, resolve_splits
 from kibun.training.errors import ManifestError
 
@@ -111,13 +111,12 @@ def read_manifest(path: Path, *, require: Collection[str] = ("path",), splits: s
 def _read(path: Path, require: set[str]) -> list[tuple[str, Item]]:
     """(file:line, utterance) of every line."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # a text may hold other line separators
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         fix = "make one with `kibun train prepare` from a corpus or with `kibun synth speech`"
         raise ManifestError(f"{path}: cannot be read ({reason}); {fix}") from error
-    wheres = ((f"{path}:{number}", line) for number, line in enumerate(lines, 1) if line.strip())
-    read = [(where, _item(where, line, path.parent, require)) for where, line in wheres]
+    read = [(where, _item(where, row, path.parent, require)) for where, row in json_objects(path, text, ManifestError)]
     if not read:
         raise ManifestError(f"{path}: has no utterances")
     first: dict[str, str] = {}
@@ -145,13 +144,7 @@ def _check_speakers(read: Sequence[tuple[str, Item]], splits: Path | None) -> tu
     return tuple(sorted(speaker for speaker, there in homes.items() if len(there) > 1))
 
 
-def _item(where: str, line: str, folder: Path, require: set[str]) -> Item:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise ManifestError(f"{where}: not JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise ManifestError(f"{where}: must be a JSON object, is {type(row).__name__}")
+def _item(where: str, row: Mapping[str, Any], folder: Path, require: set[str]) -> Item:
     for field in sorted(require):
         if row.get(field) is None:
             raise ManifestError(f"{where}: field {field!r} is missing, and needed here")

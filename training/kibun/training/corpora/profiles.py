@@ -1,12 +1,11 @@
 """PA-IEMOCAP's traits, read as published and checked against the raters' ten items."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 
 from kibun.models.types import TRAITS, Traits
-from kibun.training.corpora.tipi import OCEAN_COLUMNS, Profile, correct_dialogue, read_ocean, read_tipi, trait_scores
+from kibun.training.corpora.tipi import OCEAN_COLUMNS, Profile, read_ocean, read_tipi, trait_scores
 
 # ocean.csv has three decimals; a mean of six raters' half points is never halfway between two of them.
 TOLERANCE = 0.0006
@@ -21,9 +20,9 @@ def read_profiles(tipi: Path, ocean: Path, problems: list[str]) -> dict[Profile,
     Raises:
         LabelError: one of the files cannot be used at all.
     """
-    items, published = read_tipi(tipi), read_ocean(ocean)
-    rows = _lines_of(ocean)
-    named = {profile: f"{ocean}:{line}: {' '.join(profile)}" for profile, line in rows.items()}
+    items, rows = read_tipi(tipi), read_ocean(ocean)
+    published = {profile: traits for profile, (_where, traits) in rows.items()}
+    named = {profile: f"{where}: {' '.join(profile)}" for profile, (where, _traits) in rows.items()}
     problems += [f"{named[profile]} has no items in {tipi}" for profile in sorted(published.keys() - items.keys())]
     problems += [f"{tipi}: {' '.join(each)} has no row in {ocean}" for each in sorted(items.keys() - published.keys())]
     for profile in sorted(published.keys() & items.keys()):
@@ -34,12 +33,3 @@ def read_profiles(tipi: Path, ocean: Path, problems: list[str]) -> dict[Profile,
             for index in np.flatnonzero(np.abs(means - np.array(published[profile])) > TOLERANCE)
         ]
     return published
-
-
-def _lines_of(ocean: Path) -> dict[Profile, int]:
-    with ocean.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        return {
-            (correct_dialogue(row["dialogue_id"].strip()), row["gender"].strip().lower()): reader.line_num
-            for row in reader
-        }

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kibun.models.types import TRAIT_SCALE, TRAITS, Traits
+from kibun.training.corpora.lines import as_float
 
 RATERS, ITEMS = 6, 10
 GENDERS = ("f", "m")
@@ -65,17 +66,17 @@ def trait_scores(items: NDArray[np.float64]) -> NDArray[np.float64]:
     return (items[..., straight] - items[..., reverse] + 8) / 2
 
 
-def read_ocean(path: Path) -> dict[Profile, Traits]:
-    """Traits of every profile, 1..7, from the columns `dialogue_id,gender,EX,AG,CO,NE,OP`; ids are corrected.
+def read_ocean(path: Path) -> dict[Profile, tuple[str, Traits]]:
+    """(file:line, traits on 1..7) of every profile from `dialogue_id,gender,EX,AG,CO,NE,OP`; ids are corrected.
 
     Raises LabelError: the file is unreadable, or a column is missing, a value outside 1..7, a profile repeated.
     """
-    table: dict[Profile, Traits] = {}
+    table: dict[Profile, tuple[str, Traits]] = {}
     for where, row in _rows(path, ("dialogue_id", "gender", *OCEAN_COLUMNS)):
         profile = _profile(where, row)
         if profile in table:
             raise LabelError(f"{where}: profile {' '.join(profile)} was given before; keep one of the two lines")
-        table[profile] = cast(Traits, tuple(_score(where, row, column) for column in OCEAN_COLUMNS))
+        table[profile] = where, cast(Traits, tuple(_score(where, row, column) for column in OCEAN_COLUMNS))
     return table
 
 
@@ -109,10 +110,7 @@ def _profile(where: str, row: dict[str, str]) -> Profile:
 
 
 def _score(where: str, row: dict[str, str], column: str) -> float:
-    try:
-        value = float(row[column])
-    except ValueError:
-        value = np.nan
+    value = as_float(row[column])
     low, high = TRAIT_SCALE
     if not low <= value <= high:  # false for NaN as well
         raise LabelError(f"{where}: field {column!r} is {row[column]!r}, must be a number from {low:g} to {high:g}")

@@ -2,12 +2,12 @@
 
 import csv
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from kibun.training.corpora.lines import as_float, json_objects
 from kibun.training.errors import ManifestError
 
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -43,7 +43,10 @@ def read_table(path: Path) -> tuple[tuple[str, ...], list[TableRow]]:
         raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    rows = list(_json_rows(path, text) if path.suffix == ".jsonl" else _csv_rows(path, text))
+    if path.suffix == ".jsonl":
+        rows = [TableRow(where, cells) for where, cells in json_objects(path, text, ManifestError)]
+    else:
+        rows = list(_csv_rows(path, text))
     if not rows:
         raise ManifestError(f"{path}: has no utterances")
     return tuple(dict.fromkeys(column for row in rows for column in row.cells)), rows
@@ -72,10 +75,7 @@ def number(row: TableRow, column: str, low: float, high: float, hint: str = "") 
     value = row.cells.get(column)
     if value is None:
         return None
-    try:
-        parsed = math.nan if isinstance(value, bool) else float(value)
-    except (TypeError, ValueError):
-        parsed = math.nan
+    parsed = math.nan if isinstance(value, bool) else as_float(value)
     if not low <= parsed <= high:  # false for NaN as well
         raise CellError(row.where, column, f"must be a number from {low:g} to {high:g}, is {value!r}{hint}")
     return parsed
@@ -101,17 +101,3 @@ def _csv_rows(path: Path, content: str) -> Iterator[TableRow]:
             )
     except csv.Error as error:
         raise ManifestError(f"{path}:{reader.line_num}: not CSV ({error})") from error
-
-
-def _json_rows(path: Path, content: str) -> Iterator[TableRow]:
-    for line_number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{line_number}"
-        try:
-            cells = json.loads(line)
-        except ValueError as error:
-            raise ManifestError(f"{where}: not JSON ({error})") from error
-        if not isinstance(cells, dict):
-            raise ManifestError(f"{where}: must be a JSON object, is {type(cells).__name__}")
-        yield TableRow(where, cells)

@@ -57,7 +57,7 @@ def read_scores(tipi: Path, ocean: Path) -> tuple[NDArray[np.float64], NDArray[n
     _check_same(tipi, ocean, set(items), set(traits))
     profiles = sorted(items)
     scores = np.stack([trait_scores(items[profile]) for profile in profiles])
-    return scores, np.array([traits[profile] for profile in profiles])
+    return scores, np.array([traits[profile][1] for profile in profiles])
 
 
 def drop_farthest(scores: NDArray[np.float64]) -> NDArray[np.float64]:

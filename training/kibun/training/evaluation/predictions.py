@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from kibun.models.files import written_atomically
 from kibun.models.types import EMOTIONS, TRAITS, Traits
+from kibun.training.corpora.lines import json_objects
 from kibun.training.evaluation.metrics import ccc, rmse
 
 TRAIT_FIELDS = ("utterance_traits", "average_traits", "conversation_traits", "causal_traits")
@@ -84,17 +85,16 @@ def read_predictions(path: Path) -> list[Prediction]:
     Raises PredictionsError: unreadable, empty, a line that is not JSON, a field missing or wrong, an id twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         fix = "name a predictions-dev.jsonl or predictions-test.jsonl of a run of `kibun train`"
         raise PredictionsError(f"{path}: cannot be read ({error}); {fix}") from error
     predictions: dict[str, Prediction] = {}
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            prediction = _prediction(f"{path}:{number}", line)
-            if prediction.id in predictions:
-                raise PredictionsError(f"{path}:{number}: field 'id': {prediction.id!r} was given before")
-            predictions[prediction.id] = prediction
+    for where, row in json_objects(path, text, PredictionsError):
+        prediction = _prediction(where, row)
+        if prediction.id in predictions:
+            raise PredictionsError(f"{where}: field 'id': {prediction.id!r} was given before")
+        predictions[prediction.id] = prediction
     if not predictions:
         raise PredictionsError(f"{path}: has no predictions")
     return list(predictions.values())
@@ -212,12 +212,7 @@ def _as_row(prediction: Prediction) -> dict[str, Any]:
     return {**row, "predicted": estimates}
 
 
-def _prediction(where: str, line: str) -> Prediction:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise PredictionsError(f"{where}: not JSON ({error})") from error
-    _check_object(where, row)
+def _prediction(where: str, row: dict[str, Any]) -> Prediction:
     for field in ("id", "dialogue", "speaker"):
         if not isinstance(row.get(field), str) or not row[field]:
             raise PredictionsError(f"{where}: field {field!r} must be a non-empty string, is {row.get(field)!r}")
@@ -236,7 +231,8 @@ def _prediction(where: str, line: str) -> Prediction:
 
 
 def _estimate(where: str, row: Any) -> Estimate:
-    _check_object(where, row)
+    if not isinstance(row, dict):
+        raise PredictionsError(f"{where}: must be a JSON object, is {'missing' if row is None else type(row).__name__}")
     known = {field.name for field in dataclasses.fields(Estimate)}
     for field in sorted(row.keys() - known):
         raise PredictionsError(f"{where}: {field!r} is unknown; known are {', '.join(sorted(known))}")
@@ -252,11 +248,6 @@ def _estimate(where: str, row: Any) -> Estimate:
         causal_traits=_traits(where, row, "causal_traits"),
         heard=heard,
     )
-
-
-def _check_object(where: str, row: Any) -> None:
-    if not isinstance(row, dict):
-        raise PredictionsError(f"{where}: must be a JSON object, is {'missing' if row is None else type(row).__name__}")
 
 
 def _number(where: str, row: dict[str, Any], field: str) -> float | None:

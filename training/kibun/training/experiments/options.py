@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from kibun.models.types import EMOTIONS, TRAITS
+from kibun.training.corpora.lines import as_float
 from kibun.training.corpora.tipi import SHORT_NAMES
 from kibun.training.runs.config import ConfigError
 
@@ -30,10 +31,7 @@ def as_numbers(text: str, option: str) -> list[float]:
     """Finite numbers separated by commas, none repeated."""
     numbers: list[float] = []
     for word in as_words(text, option):
-        try:
-            number = float(word)
-        except ValueError:
-            number = math.nan
+        number = as_float(word)
         if not math.isfinite(number) or number in numbers:
             raise ConfigError(f"{option}: {word!r} must be a number, and given once")
         numbers.append(number)
