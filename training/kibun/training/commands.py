@@ -89,7 +89,6 @@ def demo_tiny(
     """
     import torch
 
-    from kibun.models.files import BundleError
     from kibun.training.demo_tiny import recipe
     from kibun.training.demo_tiny.espeak import EspeakError
 
@@ -106,7 +105,7 @@ def demo_tiny(
             jobs=jobs,
             report=lambda step: typer.echo(f"{step} …", err=True),
         )
-    except (EspeakError, BundleError, ValueError) as error:
+    except (EspeakError, ValueError) as error:
         fail(str(error))
     if as_json:
         typer.echo(json.dumps(figures))

@@ -47,13 +47,12 @@ def agreement(
     each with icc2k, icc3k, kappa, icc2k_ci95 (of the average: bootstrap over profiles), untrimmed, published, profiles.
     """
     check_one_form(as_json=as_json, as_markdown=as_markdown)
-    from kibun.training.corpora.tipi import LabelError
     from kibun.training.evaluation.agreement import read_scores, table_one, to_payload, to_table
     from kibun.training.evaluation.report_table import show
 
     try:
         result = table_one(*read_scores(tipi, ocean))
-    except (LabelError, ValueError) as error:
+    except ValueError as error:
         fail(str(error))
     if result.unlike:
         typer.echo(f"warning: {result.unlike} scores of {ocean} are not the mean of the raters of {tipi}", err=True)
@@ -104,7 +103,7 @@ def compare(
 ) -> None:
     """Whether two models differ in CCC: paired cluster bootstrap over speaker-conversations."""
     check_one_form(as_json=as_json, as_markdown=as_markdown)
-    from kibun.training.evaluation.predictions import PredictionsError, check_figure, read_predictions
+    from kibun.training.evaluation.predictions import check_figure, read_predictions
     from kibun.training.evaluation.report_table import show
     from kibun.training.evaluation.significance import compare_predictions, to_table
 
@@ -112,7 +111,7 @@ def compare(
         check_figure(dimension, estimate)
         ours, theirs = ([read_predictions(path) for path in side] for side in (first, second))
         result = compare_predictions(ours, theirs, dimension, estimate, draws=draws, seed=seed)
-    except (PredictionsError, ValueError) as error:
+    except ValueError as error:
         fail(str(error))
     payload = {**dataclasses.asdict(result), "stars": result.stars}
     show([to_table(result, dimension)], as_json=as_json, as_markdown=as_markdown, payload=payload)

@@ -1,6 +1,8 @@
 """`kibun plot …`: the paper's figures. Heavy imports happen inside the commands."""
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -31,15 +33,11 @@ def hexbin(
 ) -> None:
     """Predicted against true, as hexagons by density (Figures 2 and 4)."""
     from kibun.training.evaluation import plots
-    from kibun.training.evaluation.predictions import PredictionsError, check_figure, read_predictions
+    from kibun.training.evaluation.predictions import check_figure, read_predictions
 
-    try:
+    with _picture(out):
         check_figure(dimension, estimate)
-        plots.check_path(out)
         plots.save(plots.hexbin(read_predictions(predictions), dimension, estimate, title), out)
-    except (plots.PlotError, PredictionsError, OSError) as error:
-        fail(str(error))
-    typer.echo(f"wrote {out}")
 
 
 @plot_app.command()
@@ -53,14 +51,12 @@ def multitask(
     """CCC of one model per task beside the multi-task model, with sd over seeds (Figure 3)."""
     from kibun.training.evaluation import plots
 
-    try:
-        plots.check_path(out)
-        plots.save(plots.multitask(json.loads(table.read_text(encoding="utf-8")), str(table)), out)
-    except ValueError as error:  # not JSON, not UTF-8, or a PlotError
-        fail(str(error) if isinstance(error, plots.PlotError) else f"{table}: not JSON ({error})")
-    except OSError as error:
-        fail(str(error))
-    typer.echo(f"wrote {out}")
+    with _picture(out):
+        try:
+            results = json.loads(table.read_text(encoding="utf-8"))
+        except ValueError as error:  # not JSON, or not even UTF-8
+            fail(f"{table}: not JSON ({error})")
+        plots.save(plots.multitask(results, str(table)), out)
 
 
 @plot_app.command()
@@ -71,12 +67,11 @@ def heard(
 ) -> None:
     """Error of the traits against the number of utterances heard."""
     from kibun.models.building.facts import read_facts
-    from kibun.models.files import BundleError, resolve_bundle
+    from kibun.models.files import resolve_bundle
     from kibun.training.evaluation import plots
-    from kibun.training.evaluation.predictions import PredictionsError, read_predictions
+    from kibun.training.evaluation.predictions import read_predictions
 
-    try:
-        plots.check_path(out)
+    with _picture(out):
         if bundle is not None and predictions is None:
             facts = read_facts(resolve_bundle(bundle))
             note = " (synthetic speech)" if facts.synthetic else ""
@@ -87,6 +82,16 @@ def heard(
         else:
             fail("give either --bundle or --predictions")
         plots.save(drawn, out)
-    except (plots.PlotError, PredictionsError, BundleError, OSError) as error:
+
+
+@contextlib.contextmanager
+def _picture(out: Path) -> Iterator[None]:
+    """End with an error, or report that OUT was written; its suffix is checked before anything is read."""
+    from kibun.training.evaluation.plots import check_path
+
+    try:
+        check_path(out)
+        yield
+    except (ValueError, OSError) as error:  # of the plot, the predictions or the bundle, or of the disk
         fail(str(error))
     typer.echo(f"wrote {out}")

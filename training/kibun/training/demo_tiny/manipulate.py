@@ -10,6 +10,7 @@ import numpy as np
 import soxr
 
 from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.training.demo_tiny.effects import apply_gain_db, tilt_gain_db
 
 Cue = Literal["pitch", "rate", "tilt", "all"]
 CUES: tuple[Cue, ...] = ("pitch", "rate", "tilt", "all")
@@ -70,8 +71,7 @@ def shift_pitch(audio: np.ndarray, semitones: float) -> np.ndarray:
 def change_tilt(audio: np.ndarray, db_per_octave: float) -> np.ndarray:
     """Tilt the spectrum around 1 kHz, between 100 Hz and 6 kHz."""
     frequencies = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE_HZ)
-    gain_db = db_per_octave * np.log2(np.clip(frequencies, 100.0, 6000.0) / 1000.0)
-    return np.fft.irfft(np.fft.rfft(audio) * 10 ** (gain_db / 20), n=len(audio))
+    return apply_gain_db(audio, tilt_gain_db(frequencies, db_per_octave, (100.0, 6000.0)))
 
 
 def cut_at_pauses(audio: np.ndarray, shortest_s: float = 1.8, longest_s: float = 3.4) -> list[np.ndarray]:

@@ -230,14 +230,10 @@ def _run(shared: Shared, make: "Callable[[Study, RunStore], Experiment]") -> Non
     check_one_form(as_json=shared.as_json, as_markdown=shared.as_markdown)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         fail("a table trains its runs in one process; without torchrun, give each GPU a command with its own --seeds")
-    from kibun.models.files import BundleError
-    from kibun.training.errors import ManifestError
-    from kibun.training.evaluation.predictions import PredictionsError
     from kibun.training.evaluation.report_table import show
     from kibun.training.experiments.options import as_dimensions, as_seeds
     from kibun.training.experiments.run_store import RunStore
     from kibun.training.experiments.study import read_study
-    from kibun.training.runs.config import ConfigError
 
     runs = RunStore(shared.runs, lambda line: typer.echo(line, err=True))
     try:
@@ -257,7 +253,7 @@ def _run(shared: Shared, make: "Callable[[Study, RunStore], Experiment]") -> Non
         result = experiment.evaluate()
         if shared.out is not None:
             shared.out.write_text(json.dumps(result.plain(), allow_nan=False, indent=2) + "\n", encoding="utf-8")
-    except (ConfigError, ManifestError, BundleError, PredictionsError, ValueError, OSError) as error:
+    except (ValueError, OSError) as error:  # of settings, corpus, bundle or predictions, or of the disk
         fail(str(error))
     tables = [report.table() for report in result.reports]
     show(tables, as_json=shared.as_json, as_markdown=shared.as_markdown, payload=result.plain())

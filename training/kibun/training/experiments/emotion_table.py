@@ -16,7 +16,6 @@ from kibun.training.corpora.manifest import Item
 from kibun.training.corpora.tipi import SHORT_NAMES
 from kibun.training.evaluation.paper_figures import PUBLISHED_SPLITS
 from kibun.training.evaluation.predictions import pairs_of
-from kibun.training.evaluation.report_table import STARS_NOTE
 from kibun.training.experiments import notes
 from kibun.training.experiments.run_store import RunStore
 from kibun.training.experiments.scores import CommandOutput, Draws, Score, ScoreLine, ScoreTable, mean_score, score
@@ -31,10 +30,6 @@ CONTROL_NOTES = (
     " traits were rated from the conversations whose emotion is estimated, as in PA-IEMOCAP, it shows how much of a"
     " gain needs no audio.",
     "shuffled traits: trained, chosen and tested with each profile's traits exchanged for those of another one.",
-)
-STARS_AGAINST = (
-    "Stars: better or worse than the baseline by paired cluster bootstrap over speaker-conversations, seeds averaged;"
-    f" {STARS_NOTE}; not corrected for the number of lines."
 )
 
 
@@ -193,7 +188,7 @@ class EmotionTable:
         in_folds = f" in {len(self.fold_names)} folds" if self.fold_names else ""
         below = (
             f"{size}{in_folds}. {notes.spread(self.study)}",
-            STARS_AGAINST,
+            notes.STARS_AGAINST.format("baseline"),
             *self.notes,
             *CONTROL_NOTES,
             *notes.closing(self.study, warnings),

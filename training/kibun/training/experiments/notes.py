@@ -5,11 +5,16 @@ from typing import Any
 
 from kibun.training.corpora.manifest import Item, is_generated
 from kibun.training.evaluation.paper_figures import PUBLISHED_SPLITS
+from kibun.training.evaluation.report_table import STARS_NOTE
 from kibun.training.experiments.study import Study
 
 SYNTHETIC = (
     "Generated data: the figures show that the mechanism works on this world, not what is gained on IEMOCAP or on"
     " people."
+)
+STARS_AGAINST = (
+    "Stars: better or worse than the {} by paired cluster bootstrap over speaker-conversations, seeds averaged;"
+    f" {STARS_NOTE}; not corrected for the number of lines."
 )
 NONE_PUBLISHED = "No figures of the paper's table are at hand; none are shown."
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from kibun.models.conditioning import HeadName
 from kibun.models.types import EMOTIONS, TRAITS
-from kibun.training.corpora.splits import SPLIT_FILES
+from kibun.training.corpora.splits import split_names
 from kibun.training.runs.config import ConfigError, RunConfig, Task, TraitOptions, load_config
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -109,11 +109,11 @@ def find_config(name_or_path: str) -> Path:
 
 def find_splits(name_or_path: str) -> str:
     """A splits file by name, as it is, or by path, made absolute; ConfigError where there is none."""
-    if (SPLIT_FILES / f"{name_or_path}.csv").is_file():
+    if name_or_path in split_names():
         return name_or_path
     if Path(name_or_path).is_file():
         return str(Path(name_or_path).resolve())
-    known = ", ".join(sorted(path.stem for path in SPLIT_FILES.glob("*.csv")))
+    known = ", ".join(split_names())
     raise ConfigError(f"{name_or_path}: no splits of this name that come with kibun ({known}), and no such file")
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item
 from kibun.training.evaluation.predictions import Prediction, ccc_of, units_of
-from kibun.training.evaluation.report_table import STARS_NOTE
 from kibun.training.evaluation.significance import compare_predictions
 from kibun.training.experiments import notes
 from kibun.training.experiments.emotion_table import read_fold
@@ -58,8 +57,7 @@ class Multitask:
         average = ScoreLine(f"traits, {AVERAGE}", {"figure": AVERAGE}, mean)
         below = (
             f"{notes.test_size(self.test)}. {notes.spread(self.study)}",
-            "Stars: better or worse than the single task by paired cluster bootstrap over speaker-conversations, seeds"
-            f" averaged; {STARS_NOTE}; not corrected for the number of lines.",
+            notes.STARS_AGAINST.format(SINGLE),
             f"Traits: {LABELS[self.setting]}. All models: mean pool, linear.",
             "No figures of the paper's Figure 3 are at hand; none are shown.",
             *notes.closing(self.study, self.warnings),

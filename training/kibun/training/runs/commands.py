@@ -39,15 +39,12 @@ def add_fit_commands(app: typer.Typer) -> None:
 
 
 def _train(task: "Task", config: Path, out: Path, settings: list[str], as_json: bool) -> None:
-    from kibun.models.files import BundleError
-    from kibun.training.errors import ManifestError
-    from kibun.training.evaluation.predictions import PredictionsError
-    from kibun.training.runs.config import ConfigError, load_config
+    from kibun.training.runs.config import load_config
     from kibun.training.runs.run import train_run
 
     try:
         figures = train_run(load_config(task, config, settings), out)
-    except (ConfigError, ManifestError, BundleError, PredictionsError, ValueError) as error:
+    except ValueError as error:  # of settings, corpus, bundle or predictions
         fail(str(error))
     if not figures:
         return  # another process of this run prints them

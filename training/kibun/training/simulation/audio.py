@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from kibun.models.bundle import KibunConfig, KibunModel
 from kibun.models.hubert import Frames, Tail
-from kibun.training.demo_tiny.config import start_as_filter_bank
+from kibun.training.demo_tiny.config import new_tiny_model
 from kibun.training.fit import fit
-from kibun.training.simulation.data import SimulationOptions, Splits, UtteranceSet, of_profiles
+from kibun.training.simulation.data import SimulationOptions, Splits, UtteranceSet
 from kibun.training.simulation.world import CUE_NAMES, SEGMENTS, Scenes, draw_scenes, make_world
 from kibun.training.simulation.world_audio import draw_voice, render
 
@@ -32,7 +32,7 @@ def prepare(options: SimulationOptions, seed: int, folder: Path) -> None:
     torch.manual_seed(seed)
     scenes = _scenes(options, seed, interaction=True)
     audio = [_render(each, seed, index) for index, each in enumerate(scenes)]
-    model = _new_model(options.size, seed)
+    model = new_tiny_model(seed, _config(options.size))
     _learn_cues(model, audio[0], scenes[0], options, seed)
     stored = {f"frames{index}": _frames(model, part).half() for index, part in enumerate(audio)}
     stored["accuracy"] = torch.tensor(_accuracy(model, audio[2], scenes[2]))
@@ -43,16 +43,8 @@ def prepare(options: SimulationOptions, seed: int, folder: Path) -> None:
 def load_splits(options: SimulationOptions, seed: int, folder: Path, *, interaction: bool) -> Splits:
     """The prepared utterances; in the control world the same sounds mean something else."""
     stored = torch.load(_file(folder, seed), weights_only=True)
-    sets = [
-        UtteranceSet(
-            scenes=each,
-            frames=stored[f"frames{index}"].float(),  # (N, T, H)
-            traits=of_profiles(torch.from_numpy(each.traits).float(), options.utterances),
-            valence=torch.from_numpy(each.valence).float().flatten(),
-        )
-        for index, each in enumerate(_scenes(options, seed, interaction=interaction))
-    ]
-    return Splits(*sets)
+    scenes = _scenes(options, seed, interaction=interaction)
+    return Splits(*(UtteranceSet.of(each, stored[f"frames{index}"].float()) for index, each in enumerate(scenes)))
 
 
 def cue_accuracy(seed: int, folder: Path) -> float:
@@ -82,11 +74,10 @@ def _file(folder: Path, seed: int) -> Path:
 def _scenes(options: SimulationOptions, seed: int, *, interaction: bool) -> list[Scenes]:
     """Scenes of train, dev and test; speakers and utterances do not depend on the interaction."""
     world = make_world(options.world, interaction=interaction)
-    sizes = (options.profiles, options.dev_profiles, options.test_profiles)
     streams = [np.random.SeedSequence(seed, spawn_key=(8, index)) for index in range(3)]
     return [
         draw_scenes(world, np.random.default_rng(stream), profiles, options.utterances)
-        for stream, profiles in zip(streams, sizes, strict=True)
+        for stream, profiles in zip(streams, options.sizes, strict=True)
     ]
 
 
@@ -118,13 +109,6 @@ def _config(size: int) -> KibunConfig:
         **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
     }
     return KibunConfig(hubert=hubert, trunk_layers=2, tasks=(TASK,), emotion_head="baseline", head_dropout=0.0)
-
-
-def _new_model(size: int, seed: int) -> KibunModel:
-    torch.manual_seed(seed)
-    model = KibunModel(_config(size))
-    start_as_filter_bank(cast(nn.Conv1d, model.trunk.feature_extractor.conv_layers[0].conv))
-    return model
 
 
 def _learn_cues(

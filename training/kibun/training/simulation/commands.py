@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from kibun.training.errors import fail
+from kibun.training.errors import check_one_form, fail
 
 
 def paper(
@@ -34,8 +34,7 @@ def paper(
     """
     if quick and audio:
         fail("--quick and --audio exclude each other: choose one")
-    if as_json and as_markdown:
-        fail("--json and --markdown exclude each other: choose one")
+    check_one_form(as_json=as_json, as_markdown=as_markdown)
     import dataclasses
 
     from rich.console import Console

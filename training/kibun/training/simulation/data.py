@@ -34,6 +34,11 @@ class SimulationOptions:
         if self.world < 0:
             raise ValueError(f"world is {self.world}, must not be negative")
 
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Numbers of speakers in train, dev and test."""
+        return self.profiles, self.dev_profiles, self.test_profiles
+
 
 AUDIO = SimulationOptions(
     profiles=600,
@@ -59,11 +64,23 @@ class UtteranceSet:
     traits: Tensor
     valence: Tensor
 
+    @classmethod
+    def of(cls, scenes: Scenes, frames: Tensor) -> "UtteranceSet":
+        """The utterances of these scenes, with the true traits; frames (N, T, H)."""
+        valence = torch.from_numpy(scenes.valence).float()  # (P, U)
+        traits = torch.from_numpy(scenes.traits).float()  # (P, 5)
+        return cls(scenes, frames, of_profiles(traits, valence.shape[1]), valence.flatten())
+
     @property
     def shape(self) -> tuple[int, int]:
         """(P, U): speakers, utterances of each."""
         profiles, utterances = self.scenes.valence.shape
         return profiles, utterances
+
+    @property
+    def true_traits(self) -> Tensor:
+        """(P, 5) of the speakers, on 1..7."""
+        return torch.from_numpy(self.scenes.traits).float()
 
     def with_traits(self, traits: Tensor) -> "UtteranceSet":
         """The same utterances with other traits to condition on, (N, 5)."""
@@ -75,7 +92,7 @@ class UtteranceSet:
         order = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(6,))).permutation(profiles)
         other = np.empty(profiles, dtype=np.int64)
         other[order] = np.roll(order, 1)  # one cycle through all: no speaker gets their own
-        return self.with_traits(of_profiles(torch.from_numpy(self.scenes.traits[other]).float(), utterances))
+        return self.with_traits(of_profiles(self.true_traits[other], utterances))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,20 +108,13 @@ def draw_splits(options: SimulationOptions, seed: int, *, interaction: bool, evi
     """The sets of this seed. The scenes do not depend on `evidence`, the strength with which frames show traits."""
     world = make_world(options.world, interaction=interaction)
     sets = []
-    for index, profiles in enumerate((options.profiles, options.dev_profiles, options.test_profiles)):
+    for index, profiles in enumerate(options.sizes):
         scene_seed, frame_seed = np.random.SeedSequence(seed, spawn_key=(7, index)).spawn(2)
         scenes = draw_scenes(world, np.random.default_rng(scene_seed), profiles, options.utterances)
         frames = draw_frames(
             scenes, np.random.default_rng(frame_seed), size=options.size, world_seed=options.world, evidence=evidence
         )
-        sets.append(
-            UtteranceSet(
-                scenes=scenes,
-                frames=torch.from_numpy(frames).flatten(0, 1),  # (N, T, H)
-                traits=of_profiles(torch.from_numpy(scenes.traits).float(), options.utterances),
-                valence=torch.from_numpy(scenes.valence).float().flatten(),
-            )
-        )
+        sets.append(UtteranceSet.of(scenes, torch.from_numpy(frames).flatten(0, 1)))
     return Splits(*sets)
 
 

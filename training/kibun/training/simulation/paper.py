@@ -139,7 +139,7 @@ def _on_predicted_traits(model: EmotionEstimator, splits: Splits, options: Simul
     audible = draw_splits(options, seed, interaction=True, evidence=PERSONALITY_EVIDENCE)  # the same scenes
     personality = fit_personality(audible.train, audible.dev, options, seed)
     predicted = personality.predict(by_speaker(audible.test))
-    truth = torch.from_numpy(test.scenes.traits).float()  # (P, 5)
+    truth = test.true_traits  # (P, 5)
     figures = {f"personality.{name}": value for name, value in trait_ccc(predicted, truth).items()}
     figures |= {f"heard.{count}": value for count, value in enumerate(causal_curve(predicted, truth), 1)}
     for name, traits in predicted.of_utterances().items():

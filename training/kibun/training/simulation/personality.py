@@ -86,7 +86,7 @@ def fit_personality(train: UtteranceSet, dev: UtteranceSet, options: SimulationO
     model = PersonalityModel(options.size)
     generator = torch.Generator().manual_seed(seed)
     profiles, utterances = train.shape
-    frames, truth = by_speaker(train), torch.from_numpy(train.scenes.traits).float()  # (P, U, T, H), (P, 5)
+    frames, truth = by_speaker(train), train.true_traits  # (P, U, T, H), (P, 5)
     batches = -(-profiles // SPEAKERS_PER_BATCH)
 
     def loss(rows: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def causal_curve(predicted: Predicted, truth: Tensor) -> list[float]:
 @torch.no_grad()
 def _score(model: PersonalityModel, dev: UtteranceSet) -> float:
     """Mean CCC of setting 1 over utterances and setting 3 over speakers."""
-    vectors, truth = model.stored(by_speaker(dev)), torch.from_numpy(dev.scenes.traits).float()
+    vectors, truth = model.stored(by_speaker(dev)), dev.true_traits
     alone = _mean_ccc(model.utterance(vectors).flatten(0, 1), of_profiles(truth, dev.shape[1]))
     return (alone + _mean_ccc(model.conversation(vectors), truth)) / 2
 

@@ -82,11 +82,8 @@ def verdicts(results: Mapping[str, Any], profiles: int) -> list[Verdict]:
         holds = all(before <= after for before, after in itertools.pairwise(means))
         return Verdict(claim, " ≤ ".join(f"{value:.3f}" for value in means), holds, required)
 
-    def within(claim: str, difference: float, limit: float, *, both_sides: bool) -> Verdict:
-        holds = (abs(difference) if both_sides else difference) <= limit
-        return Verdict(claim, f"{difference:+.3f}", holds)
-
     baseline, concat, ca = mean("baseline"), mean("concat"), mean("ca")
+    shuffled, gain = mean("shuffled") - baseline, mean("control/gain")
     bounds = [
         *(("ceilings/none", head) for head in ("baseline", "shuffled")),
         ("ceilings/additive", "concat"),
@@ -114,8 +111,8 @@ def verdicts(results: Mapping[str, Any], profiles: int) -> list[Verdict]:
             f"CA ≤ TICN-CA (from {ENOUGH_PROFILES} profiles on)", "ca", "ticn_ca", required=profiles >= ENOUGH_PROFILES
         ),
         Verdict("nobody above its ceiling", f"nearest {nearest:.3f} below", nearest >= 0),
-        within("shuffled ≈ baseline", mean("shuffled") - baseline, SHUFFLED_TOLERANCE, both_sides=True),
-        within("no gain of TICN-CA in the control world", mean("control/gain"), CONTROL_TOLERANCE, both_sides=False),
+        Verdict("shuffled ≈ baseline", f"{shuffled:+.3f}", abs(shuffled) <= SHUFFLED_TOLERANCE),
+        Verdict("no gain of TICN-CA in the control world", f"{gain:+.3f}", gain <= CONTROL_TOLERANCE),
         *traits,
         Verdict(
             "noisy traits: falls all along, slowly at first",

@@ -10,10 +10,9 @@ With evidence, a cue also shows two of the speaker's traits, under noise that is
 import numpy as np
 from numpy.typing import NDArray
 
-from kibun.training.simulation.world import CUE_NAMES, SEGMENTS, Floats, Scenes
+from kibun.training.simulation.world import CUE_NAMES, Floats, Scenes
 
 FRAMES_PER_CUE = 2
-FRAMES = SEGMENTS * FRAMES_PER_CUE
 TIMBRE_SIZE = 8  # independent ways in which voices differ
 FRAME_NOISE = 0.5  # sd in each direction; cues differ by about 1.4
 MANNER_SPREAD = 1.5  # standard deviation, in units of a trait, of the noise on a trait in one utterance
