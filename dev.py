@@ -59,7 +59,7 @@ def install(extra: str) -> None:
 
 
 def run(*command: str | Path) -> int:
-    # Bytecode is kept even where the environment says otherwise: the tests start hundreds of processes, and each
+    # Bytecode is kept even where the environment disables it: the tests start hundreds of processes, and each
     # would compile all of kibun again.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return subprocess.run(command, cwd=ROOT, env=environment).returncode

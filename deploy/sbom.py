@@ -4,7 +4,7 @@
     python3 -m deploy.sbom [--python /opt/kibun/bin/python] [--out sbom.json] [--strict]
 
 cyclonedx-bom lists and validates; this adds each file's SHA-256 from deploy/requirements.txt, leaves out paths of this
-machine, and says which packages differ from the lock or declare no licence. With `--strict` a difference is an error.
+machine, and reports which packages differ from the lock or declare no licence. `--strict` makes a difference an error.
 For known weaknesses of what is listed: `pip-audit --strict --require-hashes --disable-pip -r deploy/requirements.txt`;
 without `--strict` it skips packages that it cannot look up and still reports success.
 """

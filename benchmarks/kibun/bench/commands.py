@@ -1,4 +1,4 @@
-"""`kibun bench …`. Each command measures in a module of its own, imported only when it runs."""
+"""`kibun bench …`. Each command's measurement is a separate module, imported only when it runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -100,7 +100,7 @@ def training(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> 
 
 @bench_app.command()
 def conversation(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> None:
-    """What a turn costs late in a conversation beside its first, and what a conversation weighs.
+    """What a turn costs late in a conversation beside its first, and how much memory a conversation takes.
 
     --json: turn100_over_turn1, naive_turn100_over_turn1 (all earlier utterances encoded anew, counted),
     bytes_per_conversation (of 100 utterances; bytes_counted are those of its vectors), turns, machine; of HuBERT-base's
@@ -134,7 +134,7 @@ def front(
     streams: Annotated[int | None, typer.Option(help="Streams at a time to each of two servers.", min=1)] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds of each window.", min=1)] = None,
 ) -> None:
-    """CPU of the server's own process per live stream at 8, 16 and 48 kHz, beside an empty gRPC handler.
+    """CPU of the server's own process per open stream at 8, 16 and 48 kHz, beside an empty gRPC handler.
 
     Linux only. --json: core_share_per_stream (cores, at 16 kHz), us_per_chunk (of 100 ms), empty_us_per_chunk (of the
     empty handler), ratio_to_empty, rates (the same of each rate), loop_lag_ms (p50, p99, max of the event loop under
@@ -160,7 +160,7 @@ def soak(
     streams: Annotated[int | None, typer.Option(help="Streams at a time.", min=1)] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds of talk.", min=10)] = None,
 ) -> None:
-    """Streams at the pace of speech for ten minutes, and what a dropped stream leaves in memory, beside a leak.
+    """Real-time streams for ten minutes, and what a dropped stream leaves in memory, beside a leak.
 
     Linux only; a stub for a model. Exit code 1 where a final was lost or doubled, a turn failed, or the leaking control
     was not found. --json: lost, doubled, unaccounted, failures, final_latency_ms (p50, p95, p99, max from when an

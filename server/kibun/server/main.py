@@ -214,7 +214,7 @@ def serve(
 
     SIGTERM and SIGINT drain it: open streams get --grace to end. A second signal stops it at once.
 
-    Exit codes: 0 stopped by a signal; 1 could not start, stderr says why; 2 an option is not allowed; 70 its event
+    Exit codes: 0 stopped by a signal; 1 could not start (see stderr); 2 an option is not allowed; 70 its event
     loop was blocked for 10 s. Start it again after 70, and after it was killed.
     """
     logs.configure(log_level, log_format)

@@ -306,7 +306,7 @@ def _grpc_options(settings: Settings) -> list[tuple[str, int]]:
 
 
 def _allow_connections(wanted: int) -> int:
-    """Raises this process's limit of open files for so many connections; returns how many it allows."""
+    """Raises this process's limit of open files for `wanted` connections; returns how many it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = resource.RLIM_INFINITY
     files = wanted + OWN_FILES

@@ -1,4 +1,4 @@
-"""What a conversation weighs in memory, through the real session, batcher, worker process and store."""
+"""How much memory a conversation takes, through the real session, batcher, worker process and store."""
 
 import asyncio
 
@@ -7,20 +7,20 @@ from kibun.server.inference.worker_pool import LocalBackend
 
 
 def test_a_conversation_holds_its_vectors_and_little_more() -> None:
-    async def weigh() -> tuple[int, int, int]:
+    async def measure() -> tuple[int, int, int]:
         backend = LocalBackend(["stub"], loader="tests.support.stub_model:load")
         try:
             (model,) = await backend.start()
             speaker = bench.ConversationDriver(model, backend)
-            held, counted = await bench.weigh(speaker)
+            held, counted = await bench.measure_memory(speaker)
             known = bench.with_records(await speaker.conversation(), 99)
             await speaker.turn(bench.pcm_of(bench.SHORT_S), known)
-            heard = (await speaker.conversation()).participant(bench.SPEAKER).analysed
-            return held, counted, len(heard)
+            records = (await speaker.conversation()).participant(bench.SPEAKER).analysed
+            return held, counted, len(records)
         finally:
             await backend.close()
 
-    held, counted, heard = asyncio.run(weigh())
+    held, counted, utterances = asyncio.run(measure())
     # A vector that is a view of a message, or of memory shared with the worker, would hold all of it.
-    assert counted < held < counted + bench.HEARD * 2048
-    assert heard == 100
+    assert counted < held < counted + bench.UTTERANCES * 2048
+    assert utterances == 100

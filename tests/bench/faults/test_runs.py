@@ -167,7 +167,7 @@ def test_every_scenario_has_its_faults_and_clients_who_speak(scenario: faults_pl
         assert all(b - a >= faults_plan.GAP_OF_KILLS_S - 0.2 for a, b in itertools.pairwise(kills))
         assert len(plan.clients) == 20
         assert len({(c.conversation, c.participant) for c in plan.clients}) == 20
-        assert {c.pace for c in plan.clients} == set(faults_plan.PACES)
+        assert {c.speed for c in plan.clients} == set(faults_plan.SPEEDS)
         for client in plan.clients:
             assert client.turns
             assert len({turn.turn_id for turn in client.turns}) == len(client.turns)

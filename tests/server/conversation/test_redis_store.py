@@ -219,19 +219,19 @@ async def test_the_documented_permissions_are_enough(guarded: OwnRedis) -> None:
 
 
 @pytest.mark.parametrize(
-    ("user", "says"),
+    ("user", "answer"),
     [
         ("kibun:wrong", "refused the user name or password"),
         ("nobody:x", "refused the user name or password"),
         (f":{SECRET}", "refused the user name or password"),
         ("", "refused the user name or password"),
-        (f"reader:{SECRET}", "says: .*no permissions to run the 'eval' command"),
-        (f"kibun:{SECRET}", "says: .*no permissions to access"),
+        (f"reader:{SECRET}", "answered: .*no permissions to run the 'eval' command"),
+        (f"kibun:{SECRET}", "answered: .*no permissions to access"),
     ],
 )
-async def test_who_may_not_is_told_at_the_start(guarded: OwnRedis, user: str, says: str) -> None:
+async def test_a_user_without_permission_is_refused_at_start(guarded: OwnRedis, user: str, answer: str) -> None:
     option = "?prefix=other" if user.startswith("kibun:Zx") else ""
-    with pytest.raises(StartError, match=rf"--store: redis://127.0.0.1:{guarded.port} {says}") as caught:
+    with pytest.raises(StartError, match=rf"--store: redis://127.0.0.1:{guarded.port} {answer}") as caught:
         await open_store(f"redis://{user and user + '@'}127.0.0.1:{guarded.port}{option}")
     assert SECRET not in str(caught.value)
 

@@ -196,7 +196,7 @@ def test_table_five(lab: Path) -> None:
         "setting 1, utterance": "utterance_traits",
         "setting 2, mean of utterances": "average_traits",
         "setting 3, conversation": "conversation_traits",
-        "causal setting 3, heard so far": "causal_traits",
+        "causal setting 3, utterances so far": "causal_traits",
     }
     assert list(agreement) == list(settings)
     assert list(errors) == ["train's mean", *settings]
@@ -216,8 +216,8 @@ def test_table_five(lab: Path) -> None:
                 assert errors[label]["scores"][trait]["values"][seed] == pytest.approx(error, abs=1e-9)
             assert agreement[label]["scores"]["average"]["values"][seed] == pytest.approx(np.mean(by_trait), abs=1e-9)
     heard = rows_of(reports["heard"])
-    assert list(heard) == [f"{count} heard (2 conversations)" for count in (1, 2, 3)]
-    assert heard["3 heard (2 conversations)"]["scores"]["average"]["values"] == pytest.approx(
+    assert list(heard) == [f"after {count} utterances (2 conversations)" for count in (1, 2, 3)]
+    assert heard["after 3 utterances (2 conversations)"]["scores"]["average"]["values"] == pytest.approx(
         errors["setting 3, conversation"]["scores"]["average"]["values"], abs=1e-9
     )
     train = corpus(lab, "Ses02", "Ses03", "Ses04")

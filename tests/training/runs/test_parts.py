@@ -492,7 +492,7 @@ def test_an_interrupted_write_leaves_nothing(world: Path, tmp_path: Path, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(ConfigError, match="No space left on device; make room"):
+    with pytest.raises(ConfigError, match="No space left on device; free space"):
         fill(cache, kibun, utterances.to_cache())
     assert not list(cache.folder.iterdir())
 
@@ -513,7 +513,7 @@ def test_a_full_disk_is_reported_before_anything_is_computed(
 def test_a_folder_that_cannot_be_made_is_reported(world: Path, tmp_path: Path) -> None:
     kibun, utterances = task_model(world, "ser").kibun, some_utterances(world, 1)
     (tmp_path / "file").write_text("not a folder")
-    with pytest.raises(ConfigError, match=r"trunk_cache: .*/file/.* cannot be made \(Not a directory\); make room"):
+    with pytest.raises(ConfigError, match=r"trunk_cache: .*/file/.* cannot be made \(Not a directory\); free space"):
         fill(TrunkCache(tmp_path / "file", kibun), kibun, utterances.to_cache())
 
 

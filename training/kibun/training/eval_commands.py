@@ -65,7 +65,7 @@ def correlations(
     level: Annotated[
         CorrelationUnit, typer.Option(help="What a point is; of a conversation: each speaker's mean emotion.")
     ],
-    by: Annotated[By | None, typer.Option(help="Male and female speakers apart, too.")] = None,
+    by: Annotated[By | None, typer.Option(help="Also report male and female speakers separately.")] = None,
     as_json: JsonOption = False,
     as_markdown: MarkdownOption = False,
 ) -> None:

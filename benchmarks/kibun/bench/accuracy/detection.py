@@ -131,14 +131,14 @@ class DetectionScore:
         size = vad.frame_samples
         frames = len(scene.audio) // size
         began = time.process_time()
-        heard = vad.decide(scene.audio[: frames * size].reshape(frames, size))
+        frames_with_speech = vad.decide(scene.audio[: frames * size].reshape(frames, size))
         self.vad_seconds += time.process_time() - began
         truth = _mask(list(scene.speech), frames * size)
-        said = np.repeat(heard, size)
+        detected = np.repeat(frames_with_speech, size)
         self.speech_samples += int(truth.sum())
         self.silence_samples += int((~truth).sum())
-        self.missed_samples += int((truth & ~said).sum())
-        self.false_samples += int((~truth & said).sum())
+        self.missed_samples += int((truth & ~detected).sum())
+        self.false_samples += int((~truth & detected).sum())
 
     def add_utterances(self, scene: Layout, vad: Vad, options: EndpointingOptions) -> None:
         began = time.process_time()
@@ -155,14 +155,14 @@ class DetectionScore:
                 self.pauses += 1
                 self.merged += any(a < end and b > start for a, b, _ in found)
         for start, end, given in found:
-            heard = [phrase for phrase in scene.speech if phrase[0] < end and phrase[1] > start]
-            if not heard:
+            phrases = [phrase for phrase in scene.speech if phrase[0] < end and phrase[1] > start]
+            if not phrases:
                 self.false_utterances += 1
                 continue
-            self.onset.append((start - heard[0][0]) / 16)
-            self.offset.append((end - heard[-1][1]) / 16)
+            self.onset.append((start - phrases[0][0]) / 16)
+            self.offset.append((end - phrases[-1][1]) / 16)
             if given is not None:
-                self.decision.append((given - heard[-1][1]) / 16)
+                self.decision.append((given - phrases[-1][1]) / 16)
 
     def summary(self) -> Figures:
         """The figures of one row."""

@@ -13,11 +13,11 @@ from kibun.training.evaluation.report_table import Cell, Row, Table
 
 
 def measure(model_name: str, manifest: Path, split: str) -> tuple[dict[str, object], tuple[Table, Table]]:
-    """CCC of each output, and the traits' error by utterances heard, as JSON and as tables.
+    """CCC of each output, and the traits' error by number of utterances, as JSON and as tables.
 
-    Plays every speaker's utterances in order through `analyze`, the call that is served: traits from what was heard so
-    far, emotion conditioned on them. CCC of traits is after all that a speaker said; its standard deviation is over
-    bootstrap draws of speakers. Raises ManifestError.
+    Plays every speaker's utterances in order through `analyze`, the call that is served: traits from the utterances
+    so far, emotion conditioned on them. CCC of traits is after all of a speaker's utterances; its standard
+    deviation is over bootstrap draws of speakers. Raises ManifestError.
     """
     fields = ("path", "split", "traits", "valence", "arousal")
     items = [item for item in load_manifest(manifest, require=fields) if item.split == split]

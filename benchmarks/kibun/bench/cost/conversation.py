@@ -1,8 +1,8 @@
-"""What a turn costs late in a conversation, and what a conversation weighs.
+"""What a turn costs late in a conversation, and how much memory a conversation takes.
 
 All is real but gRPC: a session with its voice activity detector, the batcher, a worker process, the store. One speaker
-says the same utterance every time; turns late and early in a conversation take turns, so that noise meets both. Beside
-it the naive way, which keeps audio and encodes all of it anew at every turn.
+repeats the same utterance; turns late and early in a conversation take turns, so that noise meets both. Compared
+with the naive way, which keeps audio and encodes all of it anew at every turn.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 KEY = ("", "conversation")
 SPEAKER = "speaker"
-HEARD = 100  # utterances of the conversation that is weighed
+UTTERANCES = 100  # of the conversation whose memory is measured
 TURN_S, SHORT_S = 2.0, 0.6  # of speech in a timed turn, and in one that only fills the conversation
 TURNS = (1, 10, 50, 100, 200, 512)
 
@@ -94,7 +94,7 @@ class _Timed(Batcher):
 
 
 class ConversationDriver:
-    """Says one utterance after the other to sessions of one store."""
+    """Speaks one utterance after the other to sessions of one store."""
 
     def __init__(self, model: ModelInfo, backend: Backend) -> None:
         self.model, self.analyzer = model, _Timed(backend)
@@ -120,8 +120,8 @@ class ConversationDriver:
         )
         session = Session("benchmark", options, self.model, self._dependencies)
         async with aclosing(session.run(_all_at_once(pcm))) as replies:
-            told = [reply.event async for reply in replies]
-        (final,) = (event for event in told if isinstance(event, UtteranceResult) and event.is_final)
+            events = [reply.event async for reply in replies]
+        (final,) = (event for event in events if isinstance(event, UtteranceResult) and event.is_final)
         return final
 
     async def conversation(self) -> Conversation:
@@ -155,7 +155,7 @@ def _as_json(measured: ConversationFigures) -> dict[str, Any]:
         "naive_turn100_over_turn1": measured.naive_over_first(100),
         "bytes_per_conversation": measured.conversation_bytes,
         "bytes_counted": measured.conversation_counted,
-        "utterances_in_it": HEARD,
+        "utterances_in_it": UTTERANCES,
         "utterance_s": measured.utterance_s,
         "turns": {
             str(turn): {
@@ -183,7 +183,7 @@ def _measure(name: str, bundle: str, turns: Sequence[int], rounds: int) -> Conve
         try:
             (model,) = runner.run(backend.start())
             speaker = ConversationDriver(model, backend)
-            size, counted = runner.run(weigh(speaker))
+            size, counted = runner.run(measure_memory(speaker))
             conversation = runner.run(speaker.conversation())
             known = {turn: with_records(conversation, turn - 1) for turn in turns}
             estimating: dict[int, list[float]] = {turn: [] for turn in turns}
@@ -213,16 +213,17 @@ def pcm_of(seconds: float) -> bytes:
     return np.round(32767 * speech_like(seconds)).astype("<i2").tobytes()
 
 
-async def weigh(speaker: ConversationDriver) -> tuple[int, int]:
-    """Have a conversation of HEARD utterances. Returns (bytes that the process gets back when it is deleted, bytes of
-    the vectors in it); the conversation is in the store again afterwards.
+async def measure_memory(speaker: ConversationDriver) -> tuple[int, int]:
+    """Measures a conversation of UTTERANCES utterances: (bytes freed when it is deleted, bytes of its vectors).
+
+    A conversation is in the store again afterwards.
     """
     pcm = pcm_of(SHORT_S)
     await speaker.turn(pcm)  # what is allocated once is no conversation's
     await speaker.store.delete(KEY)
     tracemalloc.start()
     try:
-        for _ in range(HEARD):
+        for _ in range(UTTERANCES):
             await speaker.turn(pcm)
         await _let_go()
         with_it, _ = tracemalloc.get_traced_memory()
@@ -233,17 +234,17 @@ async def weigh(speaker: ConversationDriver) -> tuple[int, int]:
         tracemalloc.stop()
     for _ in range(2):
         await speaker.turn(pcm)
-    return with_it - without, HEARD * speaker.model.vector_size * 2
+    return with_it - without, UTTERANCES * speaker.model.vector_size * 2
 
 
 async def _let_go() -> None:
-    """Lets what is left of the last session end, which holds the conversation as it saw it."""
+    """Waits for the end of the last session, which still refers to the conversation."""
     await asyncio.sleep(0.05)
     gc.collect()
 
 
 def with_records(conversation: Conversation, count: int) -> Conversation:
-    """The conversation with so many utterances, of random vectors."""
+    """The conversation with `count` utterances, of random vectors."""
     participant = conversation.participant(SPEAKER)
     rng = np.random.default_rng(0)
     like = participant.records[0]
@@ -302,9 +303,9 @@ def _table(measured: ConversationFigures) -> Table:
         ),
         rows,
         (
-            f"A conversation of {HEARD} utterances holds {measured.conversation_bytes:,} bytes:"
-            f" {measured.conversation_bytes / HEARD:,.0f} an utterance, of which its vector has"
-            f" {vectors / HEARD:,.0f} ({measured.vector_size} float16). No audio is kept.",
+            f"A conversation of {UTTERANCES} utterances holds {measured.conversation_bytes:,} bytes:"
+            f" {measured.conversation_bytes / UTTERANCES:,.0f} an utterance, of which its vector has"
+            f" {vectors / UTTERANCES:,.0f} ({measured.vector_size} float16). No audio is kept.",
             "Encoding all anew is counted: one utterance's measured time for each earlier utterance.",
             "The heads were timed by themselves, in this process.",
         ),

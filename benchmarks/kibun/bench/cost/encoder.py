@@ -114,11 +114,11 @@ def measure_length(models: Models, seconds: float, rounds: int, device: str, *, 
     sound = material.utterances(1, seconds, seconds)[0]
     audio = audio_of(sound)
     waveform = torch.from_numpy(audio).to(device)
-    heard = normalised(waveform, models.plain.config.do_normalize)  # as `encode` does, for the full models
+    inputs = normalised(waveform, models.plain.config.do_normalize)  # as `encode` does, for the full models
     request = Utterance(audio, np.zeros((10, models.plain.vector_size), np.float16))
 
     def paper() -> list[Tensor]:
-        return [single(heard[None]).last_hidden_state[0] for single in models.singles]
+        return [single(inputs[None]).last_hidden_state[0] for single in models.singles]
 
     paths: dict[str, Callable[[], object]] = {
         PAPER: paper,

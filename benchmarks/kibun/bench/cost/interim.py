@@ -1,8 +1,8 @@
-"""What interims cost beside the final, by schedule, and how near the final an estimate is that has heard only a part.
+"""What interims cost beside the final, by schedule, and how close to the final an estimate from part of the audio is.
 
 The cost is that of real encodings by a model of HuBERT-base's size with random weights, loaded as it is served. The
 error is that of demo-tiny, which was trained on synthetic speech, on the bundled demo dialogue, which is synthetic
-too: it says how estimates settle as more is heard, not how good they are.
+too: it shows how estimates converge with more audio, not how good they are.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ if TYPE_CHECKING:
 
 LIMIT = 3.0  # what all encodings of an utterance may cost, in encodings of it
 SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-HEARD_S = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
+PART_LENGTHS_S = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 MEAN_LENGTHS_S = np.geomspace(0.8, 15.0, 300)  # for means: as skewed as lengths in dialogue are
 _ENDPOINTING = EndpointingOptions()
 LONGEST_S = _ENDPOINTING.max_utterance_ms / 1000
-# The end of an utterance is waited for that much longer than the final hears; an interim may fall due meanwhile.
+# The end of an utterance is awaited for that long after the audio of the final; an interim may fall due meanwhile.
 AFTER_S = (_ENDPOINTING.utterance_end_silence_ms - _ENDPOINTING.hang_over_ms) / 1000
 
 
@@ -58,7 +58,7 @@ class Schedule:
         return (fixed if self.ratio == 1 else geometric) + (" (default)" if self == DEFAULT else "")
 
     def due_s(self, length_s: float) -> list[float]:
-        """Interims of an utterance whose final hears `length_s`."""
+        """Interims of an utterance whose final has `length_s` of audio."""
         until_s = min(length_s + AFTER_S, LONGEST_S)
         return [due for due in self._times() if due <= until_s + 1e-9]
 
@@ -150,7 +150,7 @@ def measure(*, quick: bool) -> Report:
         "seconds_per_encoding": costs.line[1],
         "schedules": [_schedule_as_json(schedule, costs) for schedule in SCHEDULES],
         "error_by_share": {f"{share:g}": vars(error) for share, error in by_share.items()},
-        "error_by_seconds": {f"{heard:g}": vars(error) for heard, error in by_seconds.items()},
+        "error_by_seconds": {f"{seconds:g}": vars(error) for seconds, error in by_seconds.items()},
         "error_unheard": vars(spread),
         "precision": precision,
         "machine": machine.describe(),
@@ -190,7 +190,7 @@ def _time(longest_s: float, rounds: int) -> tuple[Costs, str]:
 
 def _schedule_as_json(schedule: Schedule, costs: Costs) -> dict[str, Any]:
     worst = [*schedule.worst_s(), LONGEST_S]
-    heard = [max(due for due in (0.0, *schedule.due_s(s)) if due <= s) / s for s in MEAN_LENGTHS_S]
+    shares = [max(due for due in (0.0, *schedule.due_s(s)) if due <= s) / s for s in MEAN_LENGTHS_S]
     return {
         "schedule": schedule.name,
         "first_s": schedule.first_s,
@@ -199,7 +199,7 @@ def _schedule_as_json(schedule: Schedule, costs: Costs) -> dict[str, Any]:
         "worst": max(costs.factor(schedule, s) for s in worst),
         "mean": statistics.fmean(costs.factor(schedule, float(s)) for s in MEAN_LENGTHS_S),
         "at_10_s": costs.factor(schedule, 10.0),
-        "last_heard": statistics.fmean(heard),
+        "last_heard": statistics.fmean(shares),
     }
 
 
@@ -207,7 +207,7 @@ def _schedule_as_json(schedule: Schedule, costs: Costs) -> dict[str, Any]:
 
 
 def _errors() -> tuple[dict[float, Errors], dict[float, Errors], Errors]:
-    """By share heard; by seconds heard; and of an estimate that is the same whatever is heard, the finals' mean."""
+    """By share analysed; by seconds analysed; and of a constant estimate, the finals' mean."""
     model = load_bundle("demo-tiny")
     nothing = np.empty((0, model.vector_size), np.float16)
 
@@ -221,10 +221,10 @@ def _errors() -> tuple[dict[float, Errors], dict[float, Errors], Errors]:
         for share in SHARES
     }
     by_seconds = {}
-    for heard_s in HEARD_S:
-        long = [index for index, audio in enumerate(spoken) if len(audio) >= heard_s * SAMPLE_RATE_HZ]
-        early = estimate([spoken[index][: round(heard_s * SAMPLE_RATE_HZ)] for index in long])
-        by_seconds[heard_s] = difference(early, finals[long])
+    for length_s in PART_LENGTHS_S:
+        long = [index for index, audio in enumerate(spoken) if len(audio) >= length_s * SAMPLE_RATE_HZ]
+        early = estimate([spoken[index][: round(length_s * SAMPLE_RATE_HZ)] for index in long])
+        by_seconds[length_s] = difference(early, finals[long])
     return by_share, by_seconds, difference(np.broadcast_to(finals.mean(axis=0), finals.shape), finals)
 
 
@@ -294,21 +294,21 @@ def _error_table(title: str, unit: str, errors: Mapping[float, Errors], spread: 
         values = (*(getattr(error, kind) for kind in kinds), statistics.fmean(ratios))
         return Row(label, (Cell(error.utterances), *map(Cell, values)))
 
-    labels = {heard: f"{heard:.0%}" if unit == "share" else f"{heard:g} s" for heard in errors}
+    labels = {part: f"{part:.0%}" if unit == "share" else f"{part:g} s" for part in errors}
     return Table(
         f"{title}: mean absolute difference to the final",
         ("heard", "utterances", "valence (1 to 5)", "arousal (1 to 5)", "traits (1 to 7)", "mean ratio to unheard"),
-        (*(row(labels[heard], error) for heard, error in errors.items()), row("unheard", spread)),
+        (*(row(labels[part], error) for part, error in errors.items()), row("unheard", spread)),
         (
             "demo-tiny, trained on synthetic speech, on the synthetic voices of the demo dialogue: how estimates"
-            " settle, not how good they are.",
+            " converge, not how good they are.",
             "Unheard: the mean of all finals, whatever is said.",
         ),
     )
 
 
 def _draw(costs: Costs, by_share: Mapping[float, Errors], spread: Errors) -> Figure:
-    """Left, cost against the length of the utterance; right, error against the share heard."""
+    """Left, cost against the length of the utterance; right, error against the share analysed."""
     from matplotlib.figure import Figure
 
     from kibun.training.evaluation.plots import COLOURS, MARKERS

@@ -123,7 +123,7 @@ def _measure(size: str, hubert: dict[str, Any], folder: Path, *, rounds: int) ->
     items = _corpus(folder / "audio")
     computed, kept = _utterances(model, items), _utterances(model, items)
     for row in range(COUNT):
-        computed.read(row)  # the plain loop keeps audio in memory, too
+        computed.read(row)  # the plain loop also keeps audio in memory
     cache = TrunkCache(folder / "frames", model.kibun)
     fill(cache, model.kibun, kept.to_cache())
     kept.use_cache(cache)

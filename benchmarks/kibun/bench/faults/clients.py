@@ -32,11 +32,11 @@ class _Hung(Exception):
 
 @dataclass(frozen=True)
 class FaultClient:
-    """One client. `paced` False: as fast as the server takes it, without gaps between turns."""
+    """One client. `real_time` False: as fast as the server takes it, without gaps between turns."""
 
     plan: ClientPlan
     speech: Sequence[Pcm]
-    paced: bool
+    real_time: bool
     began: float  # of the run, time.monotonic()
 
     async def run(self, target: str) -> ClientHistory:
@@ -52,7 +52,7 @@ class FaultClient:
         return history
 
     async def _pause(self, seconds: float) -> None:
-        if self.paced:
+        if self.real_time:
             await asyncio.sleep(seconds)
 
     # ---- a turn
@@ -110,13 +110,13 @@ class FaultClient:
         """The turn's audio as it is spoken: each chunk when its last sample was."""
         audio, at = audio_of(plan, self.speech), 0
         random = None if self.plan.chunk_seed is None else Random(self.plan.chunk_seed)
-        pace = self.plan.pace if self.paced else 0.0
+        speed = self.plan.speed if self.real_time else 0.0
         began = time.monotonic()
         while at < len(audio):
             size = CHUNK if random is None else random.randint(1, 4 * CHUNK)
             chunk, at = audio[at : at + size], min(at + size, len(audio))
-            if pace:
-                await asyncio.sleep(max(began + at / SAMPLE_RATE_HZ / pace - time.monotonic(), 0.0))
+            if speed:
+                await asyncio.sleep(max(began + at / SAMPLE_RATE_HZ / speed - time.monotonic(), 0.0))
             history.pushed = at
             yield chunk
 
@@ -153,8 +153,8 @@ async def _bounded(awaitable: Awaitable[T], what: str) -> T:
 
 
 async def speak(
-    clients: Sequence[tuple[ClientPlan, str]], speech: Sequence[Pcm], *, paced: bool
+    clients: Sequence[tuple[ClientPlan, str]], speech: Sequence[Pcm], *, real_time: bool
 ) -> list[ClientHistory]:
     """All clients side by side, each to its target."""
     began = time.monotonic()
-    return await asyncio.gather(*(FaultClient(plan, speech, paced, began).run(target) for plan, target in clients))
+    return await asyncio.gather(*(FaultClient(plan, speech, real_time, began).run(target) for plan, target in clients))

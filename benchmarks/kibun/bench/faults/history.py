@@ -61,7 +61,7 @@ class Accounting:
 
 @dataclass(frozen=True, slots=True)
 class Other:
-    """Speech events, updates of personality, warnings: they promise nothing of their own."""
+    """Speech events, updates of personality, warnings: no promise depends on them."""
 
     kind: str  # class, or reason of a warning
 
@@ -76,7 +76,7 @@ class Seen:
     at_s: float  # since the run began
     call: int  # 0, 1, …: connections of the turn
     number: int  # within the call
-    received: int  # as the event's envelope says, of this call
+    received: int  # of this call, from the event's envelope
     what: What
 
 

@@ -36,8 +36,8 @@ QUICK_WINDOW_S = 2.0
 PIECES = 24  # of speech, shared by all runs
 LONG_PIECES = 3  # the last of them: longer than MAX_UTTERANCE_MS
 MAX_UTTERANCE_MS = 3_000
-PROXIES = 4  # clients share connections in so many groups where there is a network between
-PACES = (1.0, 4.0, 0.0, 2.0)
+PROXIES = 4  # groups of clients that share connections, where there is a network between
+SPEEDS = (1.0, 4.0, 0.0, 2.0)
 WINDOW_S = 3.0  # within which faults begin, in the ordinary run
 GAP_OF_KILLS_S = 1.5  # a job is tried twice: two kills closer than that may meet the same one
 
@@ -67,7 +67,7 @@ class ClientPlan:
     conversation: str
     participant: str
     start_s: float
-    pace: float  # times faster than speech; 0: as fast as the server takes it
+    speed: float  # times faster than speech; 0: as fast as the server takes it
     chunk_seed: int | None  # None: 100 ms each
     interims: bool
     turns: tuple[TurnPlan, ...]
@@ -177,7 +177,7 @@ def make(seed: int, scenario: Scenario, *, quick: bool) -> FaultPlan:
 
 
 def _client(random: Random, seed: int, number: int, scenario: Scenario) -> ClientPlan:
-    pace = PACES[number % len(PACES)]
+    speed = SPEEDS[number % len(SPEEDS)]
     # Two participants in every fourth conversation.
     conversation = number - 1 if number % 4 == 1 else number
     return ClientPlan(
@@ -185,26 +185,26 @@ def _client(random: Random, seed: int, number: int, scenario: Scenario) -> Clien
         conversation=f"run-{seed}-{conversation}",
         participant=f"person-{number}",
         start_s=round(random.uniform(0.0, 0.5), 3),
-        pace=pace,
+        speed=speed,
         chunk_seed=random.choice((None, random.randrange(2**31))),
         interims=random.random() < 0.3,
-        turns=tuple(_turns(random, number, pace, scenario.window_s)),
+        turns=tuple(_turns(random, number, speed, scenario.window_s)),
     )
 
 
-def _turns(random: Random, number: int, pace: float, window_s: float) -> list[TurnPlan]:
-    """Turns that fill the time in which faults come, at the pace of this client."""
+def _turns(random: Random, number: int, speed: float, window_s: float) -> list[TurnPlan]:
+    """Turns that fill the time in which faults come, at this client's speed."""
     left_s, turns = window_s, list[TurnPlan]()
     while left_s > 0:
-        pieces = PIECES if pace != 1.0 else PIECES - LONG_PIECES
+        pieces = PIECES if speed != 1.0 else PIECES - LONG_PIECES
         audio = [-random.randint(50, 400)]
-        for _ in range(1 if pace == 1.0 else random.randint(1, 3)):
+        for _ in range(1 if speed == 1.0 else random.randint(1, 3)):
             audio += [random.randrange(pieces), -random.randint(50, 900)]
         gap_s = round(
-            random.uniform(0.2, 1.2) * max(window_s / 10, 1.0) if pace == 0.0 else random.uniform(0.0, 0.3), 3
+            random.uniform(0.2, 1.2) * max(window_s / 10, 1.0) if speed == 0.0 else random.uniform(0.0, 0.3), 3
         )
         turns.append(TurnPlan(f"turn-{number}-{len(turns)}", gap_s, tuple(audio)))
-        left_s -= gap_s + (length_s(audio) / pace if pace else 0.1)
+        left_s -= gap_s + (length_s(audio) / speed if speed else 0.1)
     return turns
 
 

@@ -66,7 +66,7 @@ class Run:
         *,
         nonce: str = "",
     ) -> None:
-        """`redis_url`: of somebody's own; None: one is started. `nonce` goes into ids of conversations there."""
+        """`redis_url`: of an existing Redis; None: one is started. `nonce` goes into ids of conversations there."""
         self._plan = plan
         self._processes = processes
         self._speech = speech
@@ -106,7 +106,7 @@ class Run:
 
     async def _undisturbed(self) -> Mapping[str, ClientHistory]:
         target = f"127.0.0.1:{self._calm.port}"
-        histories = await speak([(client, target) for client in self._clients], self._speech, paced=False)
+        histories = await speak([(client, target) for client in self._clients], self._speech, real_time=False)
         async with AsyncClient(target) as client:
             for conversation in {plan.conversation for plan in self._clients}:
                 await client.delete_conversation(conversation)
@@ -142,7 +142,7 @@ class Run:
         clients = [(plan, self._target(number)) for number, plan in enumerate(self._clients)]
         faults = [asyncio.create_task(self._happen(fault)) for fault in self._plan.faults]
         try:
-            histories = await speak(clients, self._speech, paced=True)
+            histories = await speak(clients, self._speech, real_time=True)
             await asyncio.gather(*faults)
         finally:
             for task in faults:

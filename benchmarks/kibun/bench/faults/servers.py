@@ -29,7 +29,7 @@ _POLL_S = 0.02
 
 
 class StartFailed(Exception):
-    """A process did not start; the text says why."""
+    """A process did not start; the text gives the reason."""
 
 
 class Processes:

@@ -1,8 +1,8 @@
-"""What a live stream costs the server's own process, beside which the model's is counted apart.
+"""What an open stream costs the server's own process; the model's process is not counted.
 
 Measured is `kibun serve` with a stub for a model: receiving, decoding, resampling, voice activity detection,
-segmentation, handing utterances to the worker, and answering. Clients speak at the pace of speech in messages of
-100 ms, each over a connection of its own. A gRPC server with an empty handler is under the same load at the same time:
+segmentation, handing utterances to the worker, and answering. Clients stream in real time in messages of
+100 ms, each over its own connection. A gRPC server with an empty handler is under the same load at the same time:
 the least that receiving costs in Python. Linux only (/proc).
 """
 
@@ -181,7 +181,7 @@ def _cost_table(costs: Sequence[Cost], streams: int, seconds: float) -> Table:
         "CPU of the server's process, its model's not counted; it serves without one",
     )
     columns = ("audio at", "% of a core", "µs per message", "empty handler, µs", "ratio", "finals", "clients late, ms")
-    return Table("CPU of the front per live stream", columns, tuple(rows), notes)
+    return Table("CPU of the front per open stream", columns, tuple(rows), notes)
 
 
 def _lag_table(lags: dict[str, dict[str, float]], streams: int) -> Table:
@@ -220,6 +220,6 @@ def draw(costs: Sequence[Cost]) -> Figure:
     axes.set_xticks(places, [f"{cost.rate_hz / 1000:g} kHz" for cost in costs])
     axes.set(xlabel="sample rate of the stream", ylabel="CPU per message of 100 ms (µs)")
     axes.set_ylim(0, 1.1 * max(bound, float(whole.max())))
-    axes.set_title("What a live stream costs the server", loc="left")
+    axes.set_title("What an open stream costs the server", loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
     return drawn

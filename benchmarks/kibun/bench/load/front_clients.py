@@ -1,6 +1,6 @@
-"""Clients that speak at the pace of speech, in a process of their own: `python -m kibun.bench.load.front_clients`.
+"""Clients that stream in real time, in a separate process: `python -m kibun.bench.load.front_clients`.
 
-Every stream has a connection of its own, as every person has. Messages are serialised before the clock runs.
+Every stream has its own connection, as in use. Messages are serialised before the clock runs.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Talk:
     late_ms: list[float]
 
     async def run(self, rate_hz: int, audio: list[bytes], begin: float, end: float) -> None:
-        options = [("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+        options = [("grpc.use_local_subchannel_pool", 1)]  # its own connection
         async with grpc.aio.insecure_channel(self.server["target"], options=options) as channel:
             method = channel.stream_stream(
                 self.server["method"], response_deserializer=pb.StreamingAnalyzeResponse.FromString

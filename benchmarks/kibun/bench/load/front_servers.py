@@ -1,4 +1,4 @@
-"""Servers beside `kibun serve`, in processes of their own: `python -m kibun.bench.load.front_servers WHICH`.
+"""Servers beside `kibun serve`, in separate processes: `python -m kibun.bench.load.front_servers WHICH`.
 
 `empty`: a grpc.aio server that reads a stream and does nothing else, the least that any front in Python costs.
 `sampled`: kibun's own server with a task beside it that measures how late the event loop is.

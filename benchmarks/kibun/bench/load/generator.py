@@ -86,7 +86,7 @@ class Clients:
     # ---- as fast as the server takes it
 
     async def push(self, order: Sequence[int], streams: int) -> Replies:
-        """Send utterances in this order over so many streams, or as many as are admitted, each as fast as it can."""
+        """Send utterances in this order over `streams` streams, or as many as are admitted, as fast as possible."""
         replies, turns = Replies(), iter(order)
         calls: list[Any] = []
         for _ in range(streams):
@@ -126,10 +126,10 @@ class Clients:
                 ahead.release()
         await sending
 
-    # ---- at the pace of speech
+    # ---- in real time
 
     async def speak(self, arrivals: Sequence[tuple[int, float]]) -> Replies:
-        """Speak utterances at the pace of speech, a stream each, whatever has become of the others.
+        """Stream utterances in real time, one stream each, independent of the others.
 
         arrivals: (utterance, seconds from now at which it begins).
         """

@@ -409,10 +409,10 @@ def _latency_table(main: ServeFigures, ratio: float | None) -> Table:
         rows.append(Row(f"{one.load:.0%}", tuple(map(Cell, (*counts, *times)))))
     over = main.latencies[-1]
     notes = [
-        f"load: audio offered, of the {main.throughput.served:.1f} s per second served above; spoken at the pace of"
-        " speech, a stream each, ends as a Poisson process, whatever has become of the others",
+        f"load: audio offered, of the {main.throughput.served:.1f} s per second served above; sent in real time,"
+        " a stream each, their ends a Poisson process independent of the server",
         "latency: from when end_of_turn was due, the clients' own lateness included, to the final's arrival, ms",
-        f"at the bare loop's pace the longest utterance, {main.longest_s:.1f} s, takes"
+        f"at the bare loop's speed the longest utterance, {main.longest_s:.1f} s, takes"
         f" {1000 * main.longest_s / main.throughput.per_core:.0f} ms on its thread",
     ]
     if ratio is not None:

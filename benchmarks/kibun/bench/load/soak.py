@@ -1,6 +1,6 @@
 """Whether a server holds its load for as long as it takes, and whether anything of a stream stays behind in memory.
 
-Measured is `kibun serve` with a stub for a model, in a process of its own, under streams at the pace of speech; then
+Measured is `kibun serve` with a stub for a model, in a separate process, under real-time streams; then
 streams that are opened and dropped. The same count is made of a server that leaks on purpose: a measurement that does
 not find that leak proves nothing. Linux only (/proc).
 """

@@ -1,7 +1,7 @@
-"""Many people who speak for a long time, in a process of their own: `python -m kibun.bench.load.soak_clients`.
+"""Many people who speak for a long time, in a separate process: `python -m kibun.bench.load.soak_clients`.
 
-Each has a connection of their own and opens a stream per turn, the next one while the last one drains, and a
-conversation every two turns. All say the same, so all must get the same finals.
+Each has its own connection and opens a stream per turn, the next one while the last one drains, and a
+conversation every two turns. All send the same audio, so all must get the same finals.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Soak:
 
     def __init__(self) -> None:
         self._messages: list[bytes] = []
-        self._known_s: dict[Span, float] = {}  # what everybody must get, and with how much audio it can be known
+        self._known_s: dict[Span, float] = {}  # expected finals, and after how much audio each can be known
 
     def handle(self, what: str, **details: Any) -> dict[str, Any]:
         """Answer one question of `Child.ask`."""
@@ -73,7 +73,7 @@ class Soak:
         return found
 
     async def _learn(self, target: str, turn_s: float) -> dict[str, Any]:
-        """Prepares what all will say and the finals they must get; returns whether one stream alone gets just those."""
+        """Prepares the audio and the expected finals; returns whether one stream alone gets exactly those."""
         rounds = round(turn_s / sum(seconds for _, seconds in SPOKEN))
         chunks = _chunks(max(rounds, 1))
         self._messages = [pb.StreamingAnalyzeRequest(audio_content=chunk).SerializeToString() for chunk in chunks]
@@ -85,7 +85,7 @@ class Soak:
         return {"finals": len(spans), "as_segmented": same, "failures": tally.failures}
 
     async def _talk(self, target: str, streams: int, seconds: float) -> dict[str, Any]:
-        """So many people, each from a moment of their own within the first turn."""
+        """`streams` people, whose starts are spread over the first turn."""
         tally, loop = Tally(), asyncio.get_running_loop()
         turn_s = len(self._messages) * CHUNK_S
         begin = loop.time() + 1
@@ -152,7 +152,7 @@ class _Turn:
     tally: Tally
 
     async def run(self, conversation: str, turn_id: str, begin: float | None) -> tuple[list[Span], bool]:
-        """The finals' spans in seconds, and whether every sample was accounted for. `begin`: None at once, unpaced."""
+        """The finals' spans in seconds, and whether all samples are accounted for; `begin` None: at full speed."""
         call = _stream(self.channel)
         sending = asyncio.create_task(self._send(call, _config(conversation, turn_id), begin))
         spans: list[Span] = []
@@ -219,7 +219,7 @@ async def _probe(target: str, tally: Tally) -> None:
 
 
 def _channel(target: str) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])  # a connection of its own
+    return grpc.aio.insecure_channel(target, options=[("grpc.use_local_subchannel_pool", 1)])  # its own connection
 
 
 def _stream(channel: grpc.aio.Channel, token: str = CLIENTS_TOKEN) -> Any:

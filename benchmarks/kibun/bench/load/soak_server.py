@@ -1,6 +1,6 @@
 """A server that leaks, to show that a leak would be found: `python -m kibun.bench.load.soak_server BYTES PORT_FILE`.
 
-kibun's own server but for one thing: it keeps so many bytes for every stream that it has ever opened.
+kibun's own server, except that it keeps BYTES bytes for every stream ever opened.
 """
 
 from __future__ import annotations

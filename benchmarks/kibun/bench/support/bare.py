@@ -1,4 +1,4 @@
-"""The bare encoder loop, in a process of its own: `python -m kibun.bench.support.bare MATERIAL.npz`.
+"""The bare encoder loop, in a separate process: `python -m kibun.bench.support.bare MATERIAL.npz`.
 
 What the worker of `kibun serve` computes, loaded the way it loads it, in as many threads; without gRPC, without voice
 activity detection, without a queue. Each thread takes the next utterance of a list and analyses it alone.

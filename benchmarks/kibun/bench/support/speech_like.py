@@ -100,7 +100,7 @@ def _vocal_tract(frequency: npt.NDArray[np.float64], formants: npt.NDArray[np.fl
 
 @dataclass(frozen=True)
 class Layout:
-    """Sound and where in it somebody speaks."""
+    """Audio and where it contains speech."""
 
     audio: FloatArray  # (samples,)
     speech: tuple[tuple[int, int], ...]  # (start, end) in samples, end exclusive

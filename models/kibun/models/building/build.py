@@ -101,7 +101,7 @@ def _read_config(hubert: str | Path) -> HubertConfig:
 
 
 def read_do_normalize(hubert: str | Path) -> bool:
-    """Whether a checkpoint normalises its input; True, transformers' default, if it does not say."""
+    """Whether a checkpoint normalises its input; True, transformers' default, if it does not state it."""
     file = cached_file(str(hubert), PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
     if file is None:
         return True

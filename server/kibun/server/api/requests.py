@@ -226,7 +226,7 @@ def audio_seconds(payload: bytes, options: events.StreamOptions) -> float:
 def config_of(message: pb.StreamingAnalyzeRequest | None) -> pb.StreamingAnalyzeConfig:
     """Returns the config that the first message of a stream must hold. Raises Failure INVALID_ARGUMENT."""
     if message is None:
-        raise invalid("EMPTY_STREAM", "streaming_request", "the stream held nothing; send streaming_config first")
+        raise invalid("EMPTY_STREAM", "streaming_request", "the stream was empty; send streaming_config first")
     kind = message.WhichOneof("streaming_request")
     if kind is None:
         raise _empty_request()

@@ -36,7 +36,7 @@ _SPEECH = {
 
 @dataclass(frozen=True, slots=True)
 class StreamFacts:
-    """What `StreamStarted` says about a stream that the session's event does not hold."""
+    """What `StreamStarted` reports about a stream beyond the session's event."""
 
     request_id: str
     config: pb.StreamingAnalyzeConfig  # as the client sent it

@@ -184,7 +184,7 @@ class SpeechAnalysis:
         async def handle(incoming: AsyncIterator[Any], context: Context) -> None:
             request = await self._first(incoming, "the request")
             if request is None:
-                raise invalid("EMPTY_REQUEST", "request", "the call held no message; send one request")
+                raise invalid("EMPTY_REQUEST", "request", "the call had no message; send one request")
             await self._write(context, await method(request, current_call().tenant))
 
         return handle

@@ -50,7 +50,7 @@ _HEADER_BYTES = 4
 
 
 class AudioError(ValueError):
-    """Audio that cannot be decoded as announced. The message says what is allowed and how to fix it.
+    """Audio that cannot be decoded as announced. The message names what is allowed and how to fix it.
 
     Attributes:
         reason: UPPER_SNAKE_CASE, stable.
@@ -156,7 +156,7 @@ class AudioDecoder:
         """Ends the stream and returns the last 16 kHz samples, (n,) with n >= 0.
 
         With these, `resampled_length(received_samples, sample_rate_hz)` samples were returned in all. An incomplete
-        sample is dropped; `pending_bytes` tells.
+        sample is dropped; see `pending_bytes`.
 
         Raises:
             AudioError: as `decode`, for the samples that were still buffered.

@@ -27,7 +27,7 @@ class EndpointingOptions:
         EndpointingError: a value out of range.
     """
 
-    vad_aggressiveness: int = 2  # 0 (hears most as speech) .. 3 (least)
+    vad_aggressiveness: int = 2  # 0 (takes most for speech) .. 3 (least)
     min_speech_ms: int = 120  # speech that begins an utterance; less is a click
     utterance_end_silence_ms: int = 500  # silence that ends it
     max_utterance_ms: int = 20_000  # longer ones are cut

@@ -7,7 +7,7 @@ level from -12 to -66 dBFS, where Silero loses 0.2 % and more (weak first sounds
 10 dB it loses 0.6 % and Silero 0.4 %; it decides 5-120 ms sooner and costs a tenth of the CPU. Choose `silero` where
 people talk in the background or things knock and rattle: WebRTC's detector takes both for speech, Silero hardly ever.
 
-To add one: a class with these three members in a module of its own, a name in `VadName`, a line in `make_vad`.
+To add one: a class with these three members in a new module, a name in `VadName`, a line in `make_vad`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Vad(Protocol):
         """Samples per frame at 16 kHz."""
 
     def decide(self, frames: npt.NDArray[np.float32]) -> list[bool]:
-        """Tells which of the next frames, (k, frame_samples) within about ±1, hold speech.
+        """Returns, for each of the frames, (k, frame_samples) within about ±1, whether it holds speech.
 
         The decisions do not depend on how the frames are divided among calls.
         """

@@ -39,7 +39,7 @@ _UNREADABLE = (DecodeError, *codec_v1.UNREADABLE)
 
 
 class Damaged(Exception):
-    """The bytes are not what was written: nobody can read them."""
+    """The bytes are not what was written and cannot be read."""
 
 
 class NewerVersion(Exception):
@@ -56,7 +56,7 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class ParticipantHead:
-    """What the head says about one participant; most changes leave `packed`, the message, as it is."""
+    """The head's entry for one participant; most changes leave `packed`, the message, as it is."""
 
     packed: bytes
     utterances: Numbers
@@ -153,7 +153,7 @@ def _pack_numbers(numbers: Numbers) -> pb.Entries:
 
 def _unpack_numbers(entries: pb.Entries) -> Numbers:
     if sum(run.count for run in entries.runs) > MAX_ENTRIES:
-        raise Damaged  # a participant cannot have so many
+        raise Damaged  # more than a participant can have
     taken = tuple(number for run in entries.runs for number in range(run.first, run.first + run.count))
     return Numbers(taken, entries.next)
 

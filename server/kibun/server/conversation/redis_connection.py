@@ -60,7 +60,7 @@ class AddressError(ValueError):
 
 
 class CannotConnect(Exception):
-    """The server cannot be used; the text says why, and what to do."""
+    """The server cannot be used; the text gives the reason and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class RedisConnection:
         except AuthenticationError as error:
             raise CannotConnect(f"{place} refused the user name or password of the address, or wants one") from error
         except ResponseError as error:
-            raise CannotConnect(f"{place} says: {error}") from error
+            raise CannotConnect(f"{place} answered: {error}") from error
         except (RedisError, OSError, TimeoutError) as error:
             text = f"no Redis or Valkey answers at {place}: start it, or correct the address"
             if self.address.scheme == "rediss":

@@ -63,7 +63,7 @@ class RedisHash:
     async def read(self, known: StoredConversation | None) -> StoredConversation:
         """The state now; entries that `known` has are not read again. Raises Failure CONVERSATION_VERSION.
 
-        A damaged conversation counts as none: nobody can read it, and the client is told that it was lost
+        A damaged conversation counts as none: it cannot be read, and the client sees that it was lost
         (`conversation_created`). One of a newer version is left alone: servers of that version can read it.
         """
         head, deleted = await self._connection.call("HMGET", self._name, "head", "deleted")

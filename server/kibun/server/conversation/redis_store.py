@@ -1,8 +1,8 @@
 """Conversations in Redis or Valkey, shared by any number of servers.
 
-A change is made on what this server last saw and written if nobody else has written since; otherwise it is made again
-on what is there now, and so on. What this server last saw stays in memory, so that one more utterance costs the head
-and one record each way, however many there are.
+A change is made on what this server last saw and written if no other server has written since; otherwise it is made
+again on what is there now, and so on. What this server last saw stays in memory, so that one more utterance costs
+the head and one record each way, however many there are.
 
 `RedisStore` (retries, memory, limits) calls `RedisHash` (reads and writes one hash), which calls `redis_layout` (its
 fields), which calls `codec` (their bytes).
@@ -158,7 +158,7 @@ class RedisStore:
         self.tenant_limit.note(key, state.conversation)
 
     def _stamped(self, changed: Conversation, known: Conversation | None, state: StoredConversation) -> Conversation:
-        """A new conversation is younger than the deleted one, whatever the servers' clocks say."""
+        """A new conversation is younger than the deleted one, whatever the servers' clocks show."""
         create_time = changed.create_time
         if known is None and state.deleted_create_time is not None:
             create_time = max(create_time, math.nextafter(state.deleted_create_time, math.inf))

@@ -81,7 +81,7 @@ class JobQueue:
         return superseded
 
     def discard(self, ticket: Ticket) -> bool:
-        """Remove a job that nobody waits for any more; False if it is no longer queued."""
+        """Remove a job whose caller is gone; False if it is no longer queued."""
         lane = self._finals if ticket.final else self._interims
         index = bisect.bisect_left(lane, ticket)
         if index == len(lane) or lane[index] is not ticket:

@@ -83,8 +83,8 @@ FIELDS: dict[str, Check] = {
     "speech_s": _number,  # analysed in finals
     "finals": _number,
     "interims": _number,
-    "count": _number,  # of what the text says
-    "seconds": _number,  # of what the text says
+    "count": _number,  # of what the text names
+    "seconds": _number,  # of what the text names
     "pid": _number,
     "exit_code": _number,
     "signal": _number,

@@ -1,6 +1,6 @@
 """What a server counts and times, each number declared once, in a registry for Prometheus.
 
-The event loop writes, the exporter's threads read. No label tells one person, conversation or request from another.
+The event loop writes, the exporter's threads read. No label identifies a person, conversation or request.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Metrics:
         text = "From the end of an utterance being found until its final has been written to the client."
         self.final_latency = Histogram("kibun_final_latency_seconds", text, buckets=SHORT_S, registry=registry)
 
-        self.ready = Gauge("kibun_ready", "1 while the health service says SERVING.", registry=registry)
+        self.ready = Gauge("kibun_ready", "1 while the health service reports SERVING.", registry=registry)
         self.workers = Gauge("kibun_workers", "Worker processes that are alive.", registry=registry)
         text = "Workers started in place of dead ones."
         self.worker_restarts = CounterFunction("kibun_worker_restarts", text, registry)

@@ -1,4 +1,4 @@
-"""Tells whether this process was suspended: then it must not hold against others what it could not have seen.
+"""Detects that this process was suspended: timeouts then must not count that time.
 
 That is so after SIGSTOP, a laptop's lid, or where other processes left it no processor time.
 """

@@ -34,7 +34,7 @@ class OtelTracer:
     """Sends traces to a collector over OTLP (HTTP, protobuf), until `close`. Made once per process."""
 
     def __init__(self, endpoint: str | None) -> None:
-        """`endpoint`: base URL of the collector; None: as OpenTelemetry's own environment variables say.
+        """`endpoint`: base URL of the collector; None: from OpenTelemetry's own environment variables.
 
         Raises ValueError for an endpoint that is not a URL, or a protocol other than http/protobuf.
         """
@@ -122,7 +122,7 @@ def _traces_url(endpoint: str) -> str:
 
 
 def _resource() -> Resource:
-    """This service's name and version, unless OpenTelemetry's variables say otherwise."""
+    """This service's name and version, unless OpenTelemetry's variables set others."""
     ours = Resource({"service.name": "kibun", "service.version": __version__})
     theirs = Resource.create()
     named = _environment("OTEL_SERVICE_NAME") or "service.name=" in _environment("OTEL_RESOURCE_ATTRIBUTES")

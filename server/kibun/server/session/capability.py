@@ -47,7 +47,7 @@ def resolve_features(
 
 
 def check_traits(model: ModelInfo, *, emotion: bool, given: Traits | None) -> None:
-    """Raises Failure INVALID_ARGUMENT GIVEN_PERSONALITY_REQUIRED if emotion needs traits that nobody gave.
+    """Raises Failure INVALID_ARGUMENT GIVEN_PERSONALITY_REQUIRED if emotion needs traits that were not given.
 
     `given`: those of the request, or known of the participant.
     """

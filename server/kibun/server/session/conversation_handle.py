@@ -47,7 +47,7 @@ class ConversationHandle:
     """Reads and changes the conversation and the participant of one stream. The `StreamHandle` that the store sees.
 
     Goes on from the state that it last saw if the store loses the conversation. Once the outbox has a failure (the
-    conversation was deleted, the turn superseded) it stores nothing more, lest work in progress bring anything back.
+    conversation was deleted, the turn superseded) it stores nothing more, so that work in progress cannot recreate it.
     """
 
     def __init__(
@@ -87,9 +87,9 @@ class ConversationHandle:
         return created
 
     async def leave(self) -> None:
-        """Lets go of the conversation at the end of the stream, and erases it if it is blank and no longer in use.
+        """Leaves the conversation at the end of the stream, and erases it if it is blank and no longer in use.
 
-        A stream on another server that has yet to add something brings it back when it does.
+        A stream on another server recreates it if it still has something to add.
         """
         self._left = True
         if not self._entering or (self._seen is not None and not _is_blank(self._seen)):
@@ -126,7 +126,7 @@ class ConversationHandle:
     def check_open(self) -> None:
         """Raises the failure that ended the stream.
 
-        Not that of a server that stops: what it has sent to a client is stored all the same, as nobody took the turn.
+        Not that of a stopping server: what it has sent to a client is still stored, as no other stream took the turn.
         """
         failure = self._outbox.failure
         if failure is not None and failure.kind is not Kind.UNAVAILABLE and not self._left:
@@ -151,7 +151,7 @@ class ConversationHandle:
         """Raises Failure unless the stream may go on with a turn of this id."""
         await self._stream.wait_until_finished(turn_id)
         if turn_id in self._stream.turn_ids:
-            raise invalid("TURN_ID_REPEATED", "end_of_turn.next_turn_id", "the next turn needs an id of its own")
+            raise invalid("TURN_ID_REPEATED", "end_of_turn.next_turn_id", "the next turn needs a new id")
         await self.refresh()  # another stream may have finished that turn
         _check_unfinished(self.participant, turn_id)
 

@@ -33,7 +33,7 @@ def emotion(analysis: Analysis) -> Emotion | None:
 
 
 def of_utterance(model: ModelInfo, analysis: Analysis, samples: int) -> Personality | None:
-    """Traits from this utterance of so many samples alone (setting 1); None if not estimated."""
+    """Traits from this utterance of `samples` samples alone (setting 1); None if not estimated."""
     if analysis.utterance_traits is None:
         return None
     return Personality(analysis.utterance_traits, "utterance", 1, samples, expected_error(model, 1))

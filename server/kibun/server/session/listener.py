@@ -34,7 +34,7 @@ PROGRESS_EVERY = 10 * SAMPLE_RATE_HZ  # samples between two reports of how far a
 
 
 class Listener:
-    """Gives the client's audio and ends of turns to `turns`. While those wait for room, no more is read."""
+    """Passes the client's audio and ends of turns to `turns`. While a queue there is full, no more is read."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class Listener:
         true_hz = self._rate_watch.suspect_hz(self.received / SAMPLE_RATE_HZ, self._clock())
         if true_hz is not None:
             labelled = self._options.audio.sample_rate_hz
-            message = f"audio labelled {labelled} Hz arrives at the pace of {true_hz} Hz; check sample_rate_hertz"
+            message = f"audio labelled {labelled} Hz arrives at the rate of {true_hz} Hz; check sample_rate_hertz"
             await self._outbox.put(StreamWarning("RATE_MISMATCH_SUSPECTED", message, {"likely_hertz": str(true_hz)}))
 
     async def _report_progress(self) -> None:

@@ -50,13 +50,13 @@ class OpenStream:
         self.turn_ids.add(turn_id)
         for other in self._streams.of_participant(self):
             if other is not self and turn_id in other.turn_ids:
-                other.close()  # at once: nobody waits for what it still does
+                other.close()  # at once: its pending work is not needed
                 other.outbox.end(superseded())
 
     def close(self) -> None:
         """Removes the stream from the open ones; does nothing the second time."""
         self._closed = True
-        self._idle_since = float("-inf")  # nobody needs to wait for it any more
+        self._idle_since = float("-inf")  # no call has to wait for it any more
         self._idle.set()
         self._streams.remove(self)
 

@@ -1,6 +1,6 @@
 """Warns a client of faults in an utterance's audio. Pure functions of the utterance's samples.
 
-So the warnings do not depend on how a client splits its audio. The estimates are made all the same, but may be
+So the warnings do not depend on how a client splits its audio. The estimates are still made, but may be
 worth little. Measured on two recordings of speech, 1.5 s at a time, and on synthetic sounds: the middle half of the
 levels spreads over 3.9 dB and more in speech, and over less than 0.5 dB in tones, chords and noise.
 """

@@ -1,6 +1,6 @@
-"""Answers what one stream said: finals and turn results one after the other, interims beside them while there is time.
+"""Answers the segments of one stream: finals and turn results in order, interims beside them while there is time.
 
-One after the other, because each utterance is estimated in the light of those before it.
+In order, because each utterance is estimated with the help of those before it.
 """
 
 from __future__ import annotations

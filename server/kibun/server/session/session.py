@@ -136,7 +136,7 @@ class Session:
         await self._responder.run()
         if self._failure is not None:
             raise self._failure
-        await self._outbox.all_sent()  # every turn is finished, and the conversation says so
+        await self._outbox.all_sent()  # every turn is finished, and stored as finished
         await self._conversation.refresh()
         await self._outbox.put(self._ended(listener.received))
 

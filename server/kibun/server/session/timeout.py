@@ -11,7 +11,7 @@ from kibun.server.observability.suspension import suspended
 T = TypeVar("T")
 
 CATCH_UP_S = 1.0
-"""Time that a process gives what it waits for after it was suspended: the timer does not tell for how long it was."""
+"""Time that an awaited event still gets after the process was suspended, as the timer cannot show for how long."""
 
 
 class Timeout:

@@ -46,7 +46,7 @@ def draw_change(rng: np.random.Generator) -> Change:
 def make_pair(audio: np.ndarray, change: Change) -> tuple[np.ndarray, np.ndarray]:
     """(N,) at 16 kHz -> the original and its changed version, (M,) float32 each, M <= N.
 
-    Both end with the shorter of the two and have the same band, so that neither length nor bandwidth tells them apart.
+    Both end with the shorter of the two and have the same band, so that they differ in neither length nor bandwidth.
     """
     original = np.asarray(audio, dtype=np.float64)
     changed = shift_pitch(original, change.semitones)

@@ -4,7 +4,7 @@ A speaker has a body (vocal tract length, habitual pitch, a filter), habits, and
 arousal cues (vocal effort, pitch, pitch range, rate, pausing) and two valence cues (smile, harshness). Cues share a
 latent variable and have independent noise; **arousal is the weighted sum of the cues as set**, so a model has to use
 every one of them, relative to the speaker. Body and arousal are drawn independently: that a voice is male, female or a
-child's, bright or dark, tells nothing about arousal.
+child's, bright or dark, carries no information about arousal.
 """
 
 import dataclasses

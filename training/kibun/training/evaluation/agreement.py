@@ -167,7 +167,7 @@ def _average_interval(scores: list[NDArray[np.float64]], draws: int, seed: int =
 
 
 def weighted_icc2k(scores: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(draws,) ICC(2,k) of (P, R) scores where each profile counts as often as (draws, P) weights say.
+    """(draws,) ICC(2,k) of (P, R) scores where each profile counts as often as its (draws, P) weight.
 
     Computed from sums of squares, so that a draw costs one row of a matrix product; `metrics.icc2k` is the plain form.
     """

@@ -97,7 +97,7 @@ def to_tables(result: Correlations, *, by_gender: bool) -> list[Table]:
 def to_payload(result: Correlations) -> dict[str, Any]:
     """JSON: {"all", "male", "female": {"n", "left_out", trait: {"valence", "arousal": {"r", "p"}}}}.
 
-    r and p are null where r is undefined; "reason" then says why.
+    r and p are null where r is undefined; "reason" then explains it.
     """
     return {
         name: {

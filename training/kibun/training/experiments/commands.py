@@ -146,7 +146,9 @@ def personality(
     setting: Annotated[
         str | None, typer.Option(help="1, 2, 3, or several; default: all, and causal setting 3.")
     ] = None,
-    causal: Annotated[bool, typer.Option("--causal", help="Setting 3 from what was heard so far, too.")] = False,
+    causal: Annotated[
+        bool, typer.Option("--causal", help="Also causal setting 3 (from the utterances so far).")
+    ] = False,
 ) -> Experiment:
     """Personality from speech: CCC and error of settings 1, 2, 3 and causal 3 (Table V)."""
     from kibun.training.experiments.options import as_settings

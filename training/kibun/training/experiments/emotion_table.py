@@ -26,7 +26,7 @@ from kibun.training.runs.trait_source import add_noise, predicted_traits, true_t
 TITLES = {"baseline": "baseline", "regression": "regression", "concat": "Concat", "ca": "CA", "ticn-ca": "TICN-CA"}
 
 CONTROL_NOTES = (
-    "traits only: linear regression from the true traits to the emotion, fitted on train; it hears nothing. Where"
+    "traits only: linear regression from the true traits to the emotion, fitted on train, without any audio. Where"
     " traits were rated from the conversations whose emotion is estimated, as in PA-IEMOCAP, it shows how much of a"
     " gain needs no audio.",
     "shuffled traits: trained, chosen and tested with each profile's traits exchanged for those of another one.",

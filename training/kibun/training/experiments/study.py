@@ -99,7 +99,7 @@ def read_study(
 
 
 def find_config(name_or_path: str) -> Path:
-    """A TOML file by path, or a recipe by name; ConfigError says which recipes there are."""
+    """A TOML file by path, or a recipe by name; ConfigError lists the recipes."""
     for path in (Path(name_or_path), RECIPES / f"{name_or_path}.toml"):
         if path.is_file():
             return path

@@ -82,11 +82,11 @@ def emotion(study: Study, runs: RunStore, head: str, traits_from: Sequence[str],
     }[train_with]
     known = (
         f"valence of the baseline, with true traits, and {VALENCE_CCC['ticn-ca, predicted traits']} with predicted"
-        " traits (abstract, which does not say of which setting)"
+        " traits (abstract, without naming the setting)"
     )
     below = (
         f"{with_what} Setting 1: of each utterance; 2: their mean over the conversation; 3: the conversation head over"
-        " the whole conversation; causal 3: over what was heard so far, as a service can.",
+        " the whole conversation; causal 3: over the utterances so far, as a service can.",
         notes.published(study.emotion.splits, known),
     )
     sheets = _by_dimension(study, f"Table VI: {TITLES[head]} with predicted traits")

@@ -23,7 +23,7 @@ LABELS = {
     "utterance": "setting 1, utterance",
     "average": "setting 2, mean of utterances",
     "conversation": "setting 3, conversation",
-    "causal": "causal setting 3, heard so far",
+    "causal": "causal setting 3, utterances so far",
 }
 Figure = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
@@ -97,12 +97,12 @@ class PersonalityTable:
         for count in UTTERANCE_COUNTS:
             seeds = [[row for row in rows if row.predicted.heard == count] for rows in found]
             if seeds[0]:
-                label = f"{count} heard ({len(seeds[0])} conversations)"
+                label = f"after {count} utterances ({len(seeds[0])} conversations)"
                 about = {"heard": count, "conversations": len(seeds[0])}
                 lines.append(ScoreLine(label, about, self._scores(seeds, "causal_traits", rmse)))
         long = "Later lines rest on fewer conversations: those that are as long."
         return ScoreTable(
-            "heard", "Error by utterances heard", "RMSE, causal setting 3", COLUMNS, tuple(lines), (long, *closing)
+            "heard", "Error by number of utterances", "RMSE, causal setting 3", COLUMNS, tuple(lines), (long, *closing)
         )
 
 

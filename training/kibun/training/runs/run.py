@@ -252,7 +252,7 @@ def use_cached_frames(
     Args:
         share, ready, report: as of `trunk_cache.fill`; report also gets the reason where a run caches none.
 
-    Raises ConfigError: the disk has too little room.
+    Raises ConfigError: the disk has too little free space.
     """
     if (reason := cache_off_reason(config)) is not None:
         report(f"frames of the trunk are computed anew every epoch: {reason}")

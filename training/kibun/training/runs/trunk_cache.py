@@ -31,7 +31,7 @@ from kibun.training.runs.config import ConfigError, RunConfig
 FORMAT = 1  # of an entry, and of what the digests are made of
 AUTO = "trunk-cache"  # folder beside the run's: runs of one experiment, or of one model, share it
 PART_LIFE_S = 3600.0  # a file that has been unfinished for longer was left by a kill
-SPARE = 1.1  # of what the entries need; checkpoints and bundle need room too
+SPARE = 1.1  # of what the entries need; checkpoints and bundle also need space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,7 @@ def fill(
         report: called with how much disk the entries take, in words.
 
     Raises:
-        ConfigError: there is too little room on the disk, or no folder can be made; nothing was written.
+        ConfigError: there is too little space on the disk, or no folder can be made; nothing was written.
     """
     missing = list({sound: wave for sound, wave in sounds if not cache.has(sound)}.items())
     _check_disk(cache, {sound for sound, _ in sounds}, {sound for sound, _ in missing}, report)
@@ -161,7 +161,7 @@ def cache_off_reason(config: RunConfig) -> str | None:
 
 
 _FIX = (
-    'make room, name a folder on another disk (training.trunk_cache = "/disk/folder"), store half as much'
+    'free space, name a folder on another disk (training.trunk_cache = "/disk/folder"), store half as much'
     " (training.trunk_cache_dtype = 'float16'), or compute the frames every epoch (training.trunk_cache = 'off')"
 )
 

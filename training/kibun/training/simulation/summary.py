@@ -110,7 +110,7 @@ def verdicts(results: Mapping[str, Any], profiles: int) -> list[Verdict]:
         rising(
             f"CA ≤ TICN-CA (from {ENOUGH_PROFILES} profiles on)", "ca", "ticn_ca", required=profiles >= ENOUGH_PROFILES
         ),
-        Verdict("nobody above its ceiling", f"nearest {nearest:.3f} below", nearest >= 0),
+        Verdict("no head above its ceiling", f"nearest {nearest:.3f} below", nearest >= 0),
         Verdict("shuffled ≈ baseline", f"{shuffled:+.3f}", abs(shuffled) <= SHUFFLED_TOLERANCE),
         Verdict("no gain of TICN-CA in the control world", f"{gain:+.3f}", gain <= CONTROL_TOLERANCE),
         *traits,
