@@ -24,16 +24,11 @@ class ReplayBuffer:
         self._sent: deque[bytes] = deque()
         self._unsent: deque[bytes | EndOfTurn] = deque()
         # The kept bytes are [start, middle) sent and [middle, …) unsent; all before `released` has its final.
-        self._start = 0
+        self.start = 0
         self._middle = 0
         self._released = 0
         self._droppable = 0  # all before it may be dropped where space runs out: see `mark_droppable`
         self.unsent_bytes = 0
-
-    @property
-    def start(self) -> int:
-        """Position of the first byte that is kept."""
-        return self._start
 
     def append(self, item: bytes | EndOfTurn) -> None:
         """Adds audio, or a marker, to what is still to be sent."""
@@ -50,21 +45,21 @@ class ReplayBuffer:
             self.unsent_bytes -= len(item)
             self._sent.append(item)
             self._middle += len(item)
-            while self._sent and self._middle - self._start > self._limit_bytes:
-                self._start += len(self._sent.popleft())
+            while self._sent and self._middle - self.start > self._limit_bytes:
+                self.start += len(self._sent.popleft())
         return item
 
     def release(self, position: int) -> None:
         """Drops the audio before `position` bytes, which has its final. Audio not yet sent stays."""
         self._released = max(self._released, min(position, self._middle))
-        while self._sent and self._start < self._released:
+        while self._sent and self.start < self._released:
             first = self._sent.popleft()
-            surplus = self._start + len(first) - self._released
+            surplus = self.start + len(first) - self._released
             if surplus > 0:
                 self._sent.appendleft(first[-surplus:])
-                self._start = self._released
+                self.start = self._released
             else:
-                self._start += len(first)
+                self.start += len(first)
 
     def mark_droppable(self, position: int) -> None:
         """Allows audio before `position` bytes to be dropped where space runs out: it needs no replay.
@@ -76,7 +71,7 @@ class ReplayBuffer:
 
     def rewind(self) -> None:
         """Marks everything kept as unsent. Raises ReplayBufferExceededError if audio that is needed was dropped."""
-        if self._start > max(self._released, self._droppable):
+        if self.start > max(self._released, self._droppable):
             raise ReplayBufferExceededError(
                 "the connection was lost while more audio was without a final than is kept for replay: raise "
                 "RetryPolicy.replay_limit_s, or shorten utterances with Endpointing.max_utterance_ms"
@@ -85,11 +80,11 @@ class ReplayBuffer:
             piece = self._sent.pop()
             self._unsent.appendleft(piece)
             self.unsent_bytes += len(piece)
-        self._middle = self._start
+        self._middle = self.start
 
     def clear(self) -> None:
         """Drops everything: nothing more is to be sent."""
         self._sent.clear()
         self._unsent.clear()
         self.unsent_bytes = 0
-        self._start = self._released = self._middle
+        self.start = self._released = self._middle

@@ -63,6 +63,15 @@ def gate(tmp_path: Path) -> Barrier:
     return Barrier(tmp_path / "gate")
 
 
+async def waiting(
+    backend: LocalBackend, gate: Barrier, number: int, *jobs: Job
+) -> asyncio.Task[list[Analysis | BackendError]]:
+    """A call with these jobs, once its batch waits at the gate as the `number`-th."""
+    call = asyncio.create_task(backend.infer(jobs))
+    await until(lambda: gate.arrived == number)
+    return call
+
+
 def in_flight(backend: LocalBackend) -> int:
     """Batches that the workers have not answered yet."""
     return sum(device.worker.in_flight for device in backend._devices if device.worker is not None)
@@ -129,8 +138,7 @@ async def test_a_batcher_serves_many_streams_through_it() -> None:
 
 async def test_drain_waits_for_jobs_then_refuses(gate: Barrier) -> None:
     async with running(f"stub?gate={gate}") as backend:
-        slow = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
-        await until(lambda: gate.arrived == 1)
+        slow = await waiting(backend, gate, 1, job(stub_model.WAITS))
         draining = asyncio.create_task(backend.drain())
         await until(lambda: not backend.ready())
         assert not draining.done()
@@ -145,8 +153,7 @@ async def test_drain_waits_for_jobs_then_refuses(gate: Barrier) -> None:
 async def test_close_answers_what_is_in_flight_at_once(gate: Barrier) -> None:
     times = WorkerTimes(start_s=20, batch_s=30, close_s=20)
     async with running(f"stub?gate={gate}", times=times) as backend:
-        waits = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
-        await until(lambda: gate.arrived == 1)
+        waits = await waiting(backend, gate, 1, job(stub_model.WAITS))
         (device,) = backend._devices
         await backend.close()
         (outcome,) = await waits
@@ -157,8 +164,7 @@ async def test_close_answers_what_is_in_flight_at_once(gate: Barrier) -> None:
 
 async def test_a_cancelled_call_frees_its_slot_only_when_the_work_is_done(gate: Barrier) -> None:
     async with running(f"stub?slots=1&gate={gate}") as backend:
-        call = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
-        await until(lambda: gate.arrived == 1)
+        call = await waiting(backend, gate, 1, job(stub_model.WAITS))
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         following = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
@@ -197,8 +203,7 @@ async def test_a_bad_job_gets_its_own_error_and_no_other_fails(capfd: pytest.Cap
 async def test_a_poison_job_has_two_attempts_and_no_other_job_is_lost(gate: Barrier) -> None:
     async with running(f"stub?slots=2&gate={gate}") as backend:
         first = backend.pids
-        beside = asyncio.create_task(backend.infer([job(0.4), job(stub_model.WAITS)]))
-        await until(lambda: gate.arrived == 1)
+        beside = await waiting(backend, gate, 1, job(0.4), job(stub_model.WAITS))
         call = asyncio.create_task(backend.infer([job(0.1), job(stub_model.POISON), job(0.3)]))
         await until(lambda: first != backend.pids)
         gate.open()
@@ -214,8 +219,7 @@ async def test_of_two_poison_jobs_at_once_no_other_job_is_lost(gate: Barrier) ->
     async with running(f"stub?slots=2&gate={gate}") as backend:
         poison = stub_model.WAITING_POISON
         one = asyncio.create_task(backend.infer([job(poison), job(0.1)]))
-        two = asyncio.create_task(backend.infer([job(0.2), job(poison)]))
-        await until(lambda: gate.arrived == 2)
+        two = await waiting(backend, gate, 2, job(0.2), job(poison))
         gate.open()
         first, second = await one, await two
     assert [reason(first[0]), reason(second[1])] == ["WORKER_FAILED"] * 2
@@ -224,10 +228,8 @@ async def test_of_two_poison_jobs_at_once_no_other_job_is_lost(gate: Barrier) ->
 
 async def test_a_second_attempt_waits_for_the_work_of_cancelled_callers(gate: Barrier) -> None:
     async with running(f"stub?slots=2&gate={gate}") as backend:
-        poison = asyncio.create_task(backend.infer([job(stub_model.WAITING_POISON)]))
-        await until(lambda: gate.arrived == 1)
-        beside = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
-        await until(lambda: gate.arrived == 2)
+        poison = await waiting(backend, gate, 1, job(stub_model.WAITING_POISON))
+        beside = await waiting(backend, gate, 2, job(stub_model.WAITS))
         (victim,) = backend.pids
         os.kill(victim, signal.SIGKILL)
         await until(lambda: gate.arrived == 3)  # the second attempt of the first, alone
@@ -245,8 +247,7 @@ async def test_a_second_attempt_waits_for_the_work_of_cancelled_callers(gate: Ba
 async def test_second_attempts_go_before_new_jobs(gate: Barrier) -> None:
     """A second attempt needs a worker without other work, which there never is while new jobs keep coming."""
     async with running(f"stub?slots=2&gate={gate}") as backend:
-        lost = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
-        await until(lambda: gate.arrived == 1)
+        lost = await waiting(backend, gate, 1, job(stub_model.WAITS))
         outcomes: list[Analysis | BackendError] = []
 
         async def keep_busy() -> None:
@@ -331,8 +332,7 @@ async def test_once_costs_are_known_a_hung_worker_is_given_up_early(
 async def test_a_server_that_was_suspended_does_not_blame_the_worker(gate: Barrier) -> None:
     async with running(f"stub?gate={gate}", times=QUICK) as backend:
         pids = backend.pids
-        call = asyncio.create_task(backend.infer([job(stub_model.WAITS)]))
-        await until(lambda: gate.arrived == 1)
+        call = await waiting(backend, gate, 1, job(stub_model.WAITS))
         gate.open()
         time.sleep(QUICK.deadline_s(0.5) + 2 * OVERSLEPT_S)  # noqa: ASYNC251 - deadline and answer pass while the loop stands
         assert arousal((await call)[0]) == pytest.approx(WAITED)

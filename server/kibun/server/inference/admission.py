@@ -52,16 +52,12 @@ class SpeechLoad:
         self._streams: dict[str, _Open] = {}
         self._rate, self._at = 0.0, 0.0  # sum over the streams, and when that was
         self._speech_s = self._open_s = MEMORY_S  # of closed streams; initially of one that never paused
-        self._final_s = 3.0
+        self.final_s = 3.0
+        """Mean length of a final, in seconds."""
 
     def __len__(self) -> int:
         """Open streams."""
         return len(self._streams)
-
-    @property
-    def final_s(self) -> float:
-        """Mean length of a final, in seconds."""
-        return self._final_s
 
     @property
     def new_rate(self) -> float:
@@ -79,7 +75,7 @@ class SpeechLoad:
 
     def add_final(self, stream_id: str, seconds: float, now: float) -> None:
         """Count a final of `seconds`; one of a stream that was never opened counts only for the mean length."""
-        self._final_s += (seconds - self._final_s) / FINALS
+        self.final_s += (seconds - self.final_s) / FINALS
         stream = self._streams.get(stream_id)
         if stream is not None:
             stream.speech_s += seconds

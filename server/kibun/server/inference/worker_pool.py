@@ -113,8 +113,10 @@ class LocalBackend:
         ]
         self.restarts = 0
         """Workers started in place of dead ones."""
-        self._slots = 0
-        self._batch_s = 0.0
+        self.slots = 0
+        """Batches that all workers together run at once; 0 before `start`."""
+        self.batch_s = 0.0
+        """Seconds of audio that one batch may carry; 0 where batching gains nothing."""
         self._cost = CostModel()
         self._restarters: list[asyncio.Task[None]] = []
         self._calls = 0  # `infer` calls in flight
@@ -137,21 +139,11 @@ class LocalBackend:
             await self.close()
             raise
         workers = [device.worker for device in self._devices if device.worker is not None]
-        self._batch_s = workers[0].info.batch_s
-        self._slots = sum(worker.info.slots for worker in workers)
+        self.batch_s = workers[0].info.batch_s
+        self.slots = sum(worker.info.slots for worker in workers)
         self._restarters = [asyncio.create_task(self._restart_when_dead(device)) for device in self._devices]
         self._accepting = True
         return workers[0].info.models
-
-    @property
-    def slots(self) -> int:
-        """Batches that all workers together run at once; 0 before `start`."""
-        return self._slots
-
-    @property
-    def batch_s(self) -> float:
-        """Seconds of audio that one batch may carry; 0 where batching gains nothing."""
-        return self._batch_s
 
     @property
     def pids(self) -> tuple[int, ...]:

@@ -60,7 +60,7 @@ class ConversationHandle:
         self._outbox = outbox
         self._entering = self._left = False
         self._openings: dict[str, Opening] = {}  # of the stream's turns
-        self._seen: Conversation | None = None
+        self.last_seen: Conversation | None = None
 
     async def enter(self) -> bool:
         """Finds or creates the conversation and reopens the turn in it; True if it is new. Raises Failure."""
@@ -80,7 +80,7 @@ class ConversationHandle:
 
         self._entering = True
         try:
-            self._seen = await self._store.update(self._options.key, enter, self)
+            self.last_seen = await self._store.update(self._options.key, enter, self)
         except Exception:
             self._entering = False
             raise
@@ -92,7 +92,7 @@ class ConversationHandle:
         A stream on another server recreates it if it still has something to add.
         """
         self._left = True
-        if not self._entering or (self._seen is not None and not _is_blank(self._seen)):
+        if not self._entering or (self.last_seen is not None and not _is_blank(self.last_seen)):
             return
         with suppress(Failure, _InUse):
             found = await self._store.get(self._options.key, self)
@@ -109,8 +109,8 @@ class ConversationHandle:
     @property
     def conversation(self) -> Conversation:
         """As last seen. Only after `enter`."""
-        assert self._seen is not None
-        return self._seen
+        assert self.last_seen is not None
+        return self.last_seen
 
     @property
     def participant(self) -> Participant:
@@ -118,10 +118,6 @@ class ConversationHandle:
         return self.conversation.participant(self._options.participant_id)
 
     # ---- the store's StreamHandle
-
-    @property
-    def last_seen(self) -> Conversation | None:
-        return self._seen
 
     def check_open(self) -> None:
         """Raises the failure that ended the stream.
@@ -161,7 +157,7 @@ class ConversationHandle:
 
     async def refresh(self) -> None:
         """Reads the conversation again, with what other streams have added."""
-        self._seen = await self._store.get(self._options.key, self) or self._seen
+        self.last_seen = await self._store.get(self._options.key, self) or self.last_seen
 
     async def refresh_after_earlier(self) -> None:
         """As `refresh`, once the participant's earlier streams on this server are analysed so far."""
@@ -178,7 +174,7 @@ class ConversationHandle:
             changed = change(participant)
             return conversation if changed is participant else conversation.with_participant(changed)
 
-        self._seen = await self._store.update(self._options.key, apply, self)
+        self.last_seen = await self._store.update(self._options.key, apply, self)
 
     async def add(self, record: UtteranceRecord) -> None:
         """Stores a final. Raises Failure SUPERSEDED if a stream on another server took over the turn before it."""
@@ -209,7 +205,7 @@ class ConversationHandle:
     def _opened_turn(self, participant: Participant) -> Participant:
         turn_id, offset = self._options.turn_id, self._options.start_offset
         last = participant.openings.get(turn_id)
-        if self._seen is None:
+        if self.last_seen is None:
             when = max(time.time(), math.nextafter(last.when, math.inf) if last else 0.0)
             self._openings[turn_id] = Opening(when, offset)
         opening = self._openings[turn_id]
@@ -240,7 +236,7 @@ class ConversationHandle:
                 "conversation_id"
             )
             raise Failure(Kind.FAILED_PRECONDITION, "TOO_MANY_PARTICIPANTS", text)
-        if not self._options.resumes and self._seen is None:  # once entered, it may have been this stream
+        if not self._options.resumes and self.last_seen is None:  # once entered, it may have been this stream
             _check_unfinished(conversation.participant(self._options.participant_id), self._options.turn_id)
         return conversation
 
