@@ -34,7 +34,7 @@ def agent() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def commands(demo_server: ServerProcess) -> list[Json]:
-    """What the robot was told, in the whole dialogue, played faster than it was spoken."""
+    """All commands to the robot in the dialogue, played faster than it was spoken."""
     result = subprocess.run(
         [sys.executable, str(EXAMPLE), "--server", demo_server.target, "--speed", "15"],
         capture_output=True,
@@ -52,7 +52,7 @@ def named(commands: list[Json], name: str) -> list[Json]:
 def test_only_the_user_is_heard(commands: list[Json]) -> None:
     users = [turn["turn_id"] for turn in TURNS if turn["participant_id"] == USER]
     robots = [turn["turn_id"] for turn in TURNS if turn["participant_id"] == ROBOT]
-    assert named(commands, "goodbye")[0]["heard"] == [USER], "the server knows of nobody else"
+    assert named(commands, "goodbye")[0]["heard"] == [USER], "the server knows no other speaker"
     assert list(dict.fromkeys(c["turn_id"] for c in named(commands, "expression"))) == users
     assert [c["turn_id"] for c in named(commands, "own_speech")] == robots
 

@@ -103,7 +103,7 @@ def test_stream_turns_of_a_dialogue(kibun: Kibun, target: str) -> None:
 
 
 def test_stream_rttm_in_real_time_overlapping(kibun: Kibun, target: str, tmp_path: Path) -> None:
-    """Turns that overlap are streamed at the same time, at the pace of speech."""
+    """Turns that overlap are streamed at the same time, in real time."""
     rttm = tmp_path / "x.rttm"
     rttm.write_text(
         ";; a comment\nSPEAKER x 1 0.30 1.20 <NA> <NA> anna <NA> <NA>\nSPEAKER x 1 0.60 1.00 <NA> <NA> ben <NA> <NA>\n"

@@ -1,4 +1,4 @@
-"""The SDK against the real server, run as a process of its own with a stand-in for the model."""
+"""The SDK against the real server, run in a separate process with a stand-in for the model."""
 
 # A stream fails somewhere within its block, so `raises` is put around blocks of several statements.
 # ruff: noqa: PT012
@@ -303,7 +303,7 @@ async def test_a_server_that_is_killed_and_started_again_loses_no_final(speech: 
 
 @pytest.mark.parametrize("silence_s", [12, 24])
 async def test_a_silence_longer_than_what_is_kept_needs_no_replay(target: str, silence_s: int) -> None:
-    """The connection is lost when far more audio had come than is kept, but nobody had said anything in it."""
+    """The connection is lost when far more audio had come than is kept, but no speech in it."""
     speech = sound(("speech", 1.0), ("silence", 0.8))
     quiet = np.zeros(silence_s * 16000, np.int16)
     async with (

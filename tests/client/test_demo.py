@@ -1,4 +1,4 @@
-"""`kibun demo` as people run it: the bundled dialogue, the bundled model, a server of its own."""
+"""`kibun demo` as people run it: the bundled dialogue, the bundled model, a separate server."""
 
 import json
 import subprocess

@@ -334,8 +334,8 @@ async def test_a_final_makes_the_count_of_attempts_start_again(client: AsyncClie
 
 
 @pytest.mark.parametrize("error", [grpc.aio.InternalError("execute_batch"), asyncio.InvalidStateError()])
-async def test_writing_into_a_call_that_has_just_ended_is_no_error_of_its_own(error: Exception) -> None:
-    """What ended it, the reader is told."""
+async def test_writing_into_a_call_that_has_just_ended_is_no_separate_error(error: Exception) -> None:
+    """The reader gets the error that ended the call."""
 
     class Ended:
         async def __aiter__(self) -> AsyncIterator[pb.StreamingAnalyzeResponse]:

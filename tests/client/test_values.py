@@ -277,7 +277,7 @@ def test_replay_buffer_keeps_markers_in_their_place() -> None:
     assert buffer.next_item() is None
 
 
-async def test_events_nobody_reads_are_bounded_but_finals_are_kept() -> None:
+async def test_unread_events_are_bounded_but_finals_are_kept() -> None:
     async with AsyncClient("127.0.0.1:1") as client:
         stream = client.stream(StreamConfig())
         engine = stream._engine

@@ -78,7 +78,7 @@ class Healthy:
         return sorted(self.took_s)[int(0.99 * len(self.took_s))]
 
     async def answered(self, streams: int = 2) -> None:
-        """Waits until so many more streams were answered: all but the first were opened meanwhile."""
+        """Waits until `count` more streams were answered: all but the first were opened meanwhile."""
         async with self._changed:
             wanted = len(self.took_s) + streams
             await self._changed.wait_for(lambda: len(self.took_s) >= wanted or self._failed)
@@ -139,7 +139,7 @@ async def beside(server: RunningServer) -> AsyncIterator[Healthy]:
 
 @asynccontextmanager
 async def client(server_port: int, code: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A client in a process of its own, once it has said that it is ready; killed at the end."""
+    """A client in a separate process, once it has reported that it is ready; killed at the end."""
     program = f"""
 import asyncio, sys
 sys.path[:0] = {[str(ROOT)]!r}
@@ -235,7 +235,7 @@ async def test_frozen_and_cut_off_clients_are_gone_within_25_seconds() -> None:
 # ---- clients that do not read
 
 
-async def test_clients_that_never_read_cost_little_and_are_told_in_the_end(server: RunningServer) -> None:
+async def test_clients_that_never_read_cost_little_and_end_with_a_reason(server: RunningServer) -> None:
     async with beside(server) as healthy, connect(server, **SMALL_WINDOW) as stub, AsyncExitStack() as stack:
         _, before = server.threads_and_rss()
         unread = []
@@ -377,7 +377,7 @@ def _many_files() -> None:
 
 
 @pytest.mark.slow
-async def test_silent_connections_are_closed_and_disturb_nobody(tmp_path: Path) -> None:
+async def test_silent_connections_are_closed_and_disturb_no_other(tmp_path: Path) -> None:
     """500 with nothing, 500 that stop in the middle of a TLS handshake, and some that begin HTTP/2 and stop."""
     make_certificates(tmp_path)
     tls = ("--tls-cert", str(tmp_path / "server.pem"), "--tls-key", str(tmp_path / "server.key"))
@@ -436,7 +436,7 @@ def headers() -> bytes:
 @pytest.mark.parametrize(
     "attack", ["rapid reset", *(pytest.param(a, marks=pytest.mark.slow) for a in ("ping", "settings", "half-open"))]
 )
-async def test_floods_of_http2_frames_hurt_nobody_else(server: RunningServer, attack: str) -> None:
+async def test_floods_of_http2_frames_hurt_no_other_client(server: RunningServer, attack: str) -> None:
     pings = b"".join(frame(6, 0, number.to_bytes(8, "big")) for number in range(5_000))
     payload = {
         "rapid reset": b"".join(

@@ -54,7 +54,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[RunningServer]:
-    """A server whose every patience is short."""
+    """A server whose every timeout is short."""
     options = {
         "--config-timeout": 0.4,
         "--idle-timeout": 0.8,
@@ -343,7 +343,7 @@ async def test_conversation_ids_are_checked_and_must_exist(stub: Stub, method: s
 async def test_unknown_model(stub: Stub) -> None:
     problem = await refused(stub, config(model="gpt-9"))
     assert (problem.code, problem.reason) == (Code.NOT_FOUND, "UNKNOWN_MODEL")
-    assert "stub" in problem.message, "tells which there are"
+    assert "stub" in problem.message, "names those there are"
     assert "gpt-9" not in problem.message
 
 
@@ -492,11 +492,11 @@ async def test_a_fault_of_the_model_is_internal_and_opaque(
         assert not finals(talk.responses)
     log = server.log.read_text()
     (failed,) = (line for line in log.splitlines() if " a call failed: " in line and problem.request_id in line)
-    assert " error=BackendError " in failed, "the log is found by the request's id, and tells what went wrong"
+    assert " error=BackendError " in failed, "the log is found by the request's id, and shows what went wrong"
     assert "secret text" not in log
 
 
-async def test_log_says_nothing_of_people(server: RunningServer, stub: Stub) -> None:
+async def test_the_log_holds_no_personal_data(server: RunningServer, stub: Stub) -> None:
     await converse(stub, [config(conversation_id="private-name", participant_id="jane"), *chunks(encode(spoken(1.0)))])
     await refused(stub, config(conversation_id="private-name"), pb.StreamingAnalyzeRequest())
     log = server.log.read_text()
@@ -516,10 +516,10 @@ async def test_warnings_are_no_errors(stub: Stub) -> None:
 
 
 @pytest.mark.slow
-async def test_audio_faster_than_its_label_says_is_suspected(stub: Stub) -> None:
-    """48 kHz labelled 16 kHz, in real time; tests/server/session asserts the same with a clock of its own.
+async def test_audio_faster_than_its_label_is_suspected(stub: Stub) -> None:
+    """48 kHz labelled 16 kHz, in real time; tests/server/session asserts the same with a fake clock.
 
-    Tried three times, as a busy machine may not keep the pace for six seconds.
+    Tried three times, as a busy machine may not keep up for six seconds.
     """
     for _ in range(3):
         responses = await at_a_microphones_pace(stub)

@@ -65,7 +65,7 @@ async def test_health_and_refusal_while_loading() -> None:
                 assert (problem.code, problem.reason) == (Code.UNAVAILABLE, "LOADING")
                 assert problem.retry_s
         server.terminate()
-        assert server.wait(30) == 0, "stops while it loads, too"
+        assert server.wait(30) == 0, "also stops while it loads"
 
 
 def run_and_fail(*arguments: str, **options: Any) -> str:
@@ -440,7 +440,7 @@ async def test_drain_lets_open_streams_finish_and_takes_no_new_ones() -> None:
         assert await asyncio.to_thread(server.wait, 30) == 0
 
 
-async def test_streams_open_past_the_grace_are_told() -> None:
+async def test_streams_open_past_the_grace_end_with_a_reason() -> None:
     with serve("--grace", "0.2") as server:
         async with connect(server) as stub, Talk(stub) as talk:
             await talk.start()

@@ -114,7 +114,7 @@ class Dialogue:
     talk: Talk
     said: int = 0
     slowest_s: float = 0.0
-    outages: float = -1  # known once it is finished; each was told of, and its end
+    outages: float = -1  # known once it is finished; each was reported, and its end
 
     async def say(self) -> None:
         self.said += 1
@@ -127,10 +127,10 @@ class Dialogue:
         responses = await self.talk.finish()
         check_stream(responses)
         assert len(finals(responses)) == self.said
-        told = [w.reason for w in of_kind(responses, "stream_warning") if w.reason.startswith("STORE")]
-        assert set(told[::2]) <= {"STORE_UNAVAILABLE"}
-        assert set(told[1::2]) <= {"STORE_RECOVERED"}
-        self.outages = len(told) / 2
+        notices = [w.reason for w in of_kind(responses, "stream_warning") if w.reason.startswith("STORE")]
+        assert set(notices[::2]) <= {"STORE_UNAVAILABLE"}
+        assert set(notices[1::2]) <= {"STORE_RECOVERED"}
+        self.outages = len(notices) / 2
         return responses
 
     def check_outage_is_over(self) -> None:
@@ -264,14 +264,14 @@ async def test_redis_fails_at_random_moments(tmp_path: Path, seed: int) -> None:
         stubs = [await stack.enter_async_context(connect(server)) for server in servers]
         troubling = asyncio.create_task(trouble(redis))
         try:
-            told = await asyncio.gather(*(talk(stubs[number % 2], number) for number in range(8)))
+            utterance_ids = await asyncio.gather(*(talk(stubs[number % 2], number) for number in range(8)))
         finally:
             troubling.cancel()
             await asyncio.gather(troubling, return_exceptions=True)
             redis.kill()
             redis.start()
         async with asyncio.timeout(20):  # what streams had left to say when they ended comes by itself
-            for number, ids in enumerate(told):
+            for number, ids in enumerate(utterance_ids):
                 assert len(ids) == len(set(ids)) == 20
                 for stub in stubs:
                     while await utterances(stub, f"c{number % 4}", f"p{number}") < 20:  # noqa: ASYNC110
@@ -292,14 +292,14 @@ async def utterances(stub: Stub, conversation_id: str, participant_id: str) -> i
 
 def estimates(responses: list[pb.StreamingAnalyzeResponse]) -> list[Any]:
     """Everything that was estimated, in order."""
-    told: list[Any] = []
+    estimated: list[Any] = []
     for response in responses:
         kind = response.WhichOneof("streaming_response")
         if kind in ("personality_update", "turn_result") or (
             kind == "utterance_result" and response.utterance_result.is_final
         ):
-            told.append(getattr(response, str(kind)).SerializeToString(deterministic=True))
-    return told
+            estimated.append(getattr(response, str(kind)).SerializeToString(deterministic=True))
+    return estimated
 
 
 async def test_a_stream_resumes_on_another_server_as_if_undisturbed(stubs: list[Stub]) -> None:

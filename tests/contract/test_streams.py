@@ -56,7 +56,7 @@ def dialogue() -> np.ndarray:
 
 
 def results(responses: list[pb.StreamingAnalyzeResponse]) -> list[Any]:
-    """All that must not depend on chunking, pace or load."""
+    """All that must not depend on chunking, speed or load."""
     kinds = ("utterance_result", "personality_update", "turn_result")
     found = [(kind, value) for r in responses for kind in kinds for value in of_kind([r], kind)]
     return [(kind, value) for kind, value in found if kind != "utterance_result" or value.is_final]
@@ -105,7 +105,7 @@ async def test_alone_as_beside_others(stub: Stub) -> None:
         assert result == alone[n % 3]
 
 
-async def test_what_a_stream_tells_of_itself(stub: Stub) -> None:
+async def test_stream_started_describes_the_stream(stub: Stub) -> None:
     responses = await converse(stub, [config()])
     check_stream(responses)
     (started,) = of_kind(responses, "stream_started")
@@ -165,15 +165,15 @@ async def test_the_end_of_an_utterance_is_found_without_a_word_of_the_client(stu
 async def test_speech_events(stub: Stub) -> None:
     features = pb.AnalysisFeatures(enable_voice_activity_events=True)
     responses = await converse(stub, [config(features=features, turn_id="t"), *chunks(encode(spoken(1.0)))])
-    told = of_kind(responses, "speech_event")
-    assert [e.type for e in told] == [
+    speech_events = of_kind(responses, "speech_event")
+    assert [e.type for e in speech_events] == [
         Event.TYPE_START_OF_TURN,
         Event.TYPE_SPEECH_ACTIVITY_BEGIN,
         Event.TYPE_SPEECH_ACTIVITY_END,
         Event.TYPE_END_OF_TURN,
     ]
-    assert {e.turn_id for e in told} == {"t"}
-    begin, end = (samples(e.offset) / RATE_HZ for e in told[1:3])
+    assert {e.turn_id for e in speech_events} == {"t"}
+    begin, end = (samples(e.offset) / RATE_HZ for e in speech_events[1:3])
     assert begin == pytest.approx(0.4, abs=0.1)
     assert end == pytest.approx(1.4, abs=0.1)
     kinds = [r.WhichOneof("streaming_response") for r in responses]
@@ -202,8 +202,8 @@ async def test_no_speech_timeout(stub: Stub) -> None:
     first = config(endpointing_config={"speech_start_timeout": seconds(0.5)})
     responses = await converse(stub, [first, *chunks(bytes(2 * RATE_HZ))])
     check_stream(responses)
-    told = [e for e in of_kind(responses, "speech_event") if e.type == Event.TYPE_NO_SPEECH_TIMEOUT]
-    assert [samples(e.offset) for e in told] == [RATE_HZ // 2]
+    timeouts = [e for e in of_kind(responses, "speech_event") if e.type == Event.TYPE_NO_SPEECH_TIMEOUT]
+    assert [samples(e.offset) for e in timeouts] == [RATE_HZ // 2]
 
 
 async def test_long_speech_is_cut_without_losing_a_sample(stub: Stub) -> None:
@@ -271,10 +271,10 @@ async def test_interims_come_when_due_and_before_their_final(
         responses = await talk.finish()
     check_stream(responses)
     (final,) = finals(responses)
-    told = of_kind(responses, "utterance_result")
-    assert told[-1] == final
-    assert {u.utterance_id for u in told} == {final.utterance_id}
-    assert {samples(u.start_offset) for u in told} == {samples(final.start_offset)}
+    utterances = of_kind(responses, "utterance_result")
+    assert utterances[-1] == final
+    assert {u.utterance_id for u in utterances} == {final.utterance_id}
+    assert {samples(u.start_offset) for u in utterances} == {samples(final.start_offset)}
 
 
 async def test_no_interims_unless_asked_for(stub: Stub) -> None:
@@ -292,7 +292,7 @@ async def test_given_personality_conditions_emotion(stub: Stub) -> None:
     assert final.condition.source == pb.PERSONALITY_SOURCE_GIVEN
     assert final.condition.traits == given
     assert final.personality.source == pb.PERSONALITY_SOURCE_UTTERANCE
-    assert final.personality.traits != given, "what is heard is told all the same"
+    assert final.personality.traits != given, "what is estimated from speech is still reported"
     (update,) = of_kind(responses, "personality_update")
     assert update.personality.source == pb.PERSONALITY_SOURCE_CONVERSATION
 
@@ -333,22 +333,22 @@ TURNS = [spoken(1.0), spoken(1.4, seed=3), spoken(0.8, seed=5, pause=0)]
 
 
 async def one_stream_per_turn(stub: Stub, name: str) -> list[Any]:
-    told, offset = [], 0
+    values, offset = [], 0
     for number, audio in enumerate(TURNS):
         first = config(conversation_id=name, turn_id=f"t{number}", audio_start_offset=seconds(offset / RATE_HZ))
         responses = await converse(stub, [first, *chunks(encode(audio))])
         check_stream(responses)
-        told += results(responses)
+        values += results(responses)
         offset += len(audio)
-    return told
+    return values
 
 
-def without_reasons(told: list[Any]) -> list[Any]:
+def without_reasons(values: list[Any]) -> list[Any]:
     """A client's end of turn and a half-close differ in nothing but their names."""
-    for kind, value in told:
+    for kind, value in values:
         if kind != "personality_update":
             value.end_reason = pb.END_REASON_UNSPECIFIED
-    return told
+    return values
 
 
 async def test_many_turns_on_one_stream_equal_one_stream_per_turn(stub: Stub) -> None:
@@ -362,7 +362,7 @@ async def test_many_turns_on_one_stream_equal_one_stream_per_turn(stub: Stub) ->
 
 
 async def test_the_next_stream_may_open_while_the_last_one_drains(stub: Stub) -> None:
-    """Its estimates rest on the turns before all the same: as if it had waited."""
+    """Its estimates still rest on the turns before, as if it had waited."""
 
     one_by_one = await one_stream_per_turn(stub, "patient")
     talks, offset = [Talk(stub) for _ in TURNS], 0
@@ -372,15 +372,15 @@ async def test_the_next_stream_may_open_while_the_last_one_drains(stub: Stub) ->
         await talk.call.done_writing()
         await talk.until("stream_started")
         offset += len(audio)
-    told = [await talk.rest() for talk in talks]
-    for responses in told:
+    per_stream = [await talk.rest() for talk in talks]
+    for responses in per_stream:
         check_stream(responses)
-    assert [r for responses in told for r in results(responses)] == one_by_one
-    starts = [of_kind(responses, "stream_started")[0] for responses in told]
+    assert [r for responses in per_stream for r in results(responses)] == one_by_one
+    starts = [of_kind(responses, "stream_started")[0] for responses in per_stream]
     assert starts[1].prior_utterance_count == 0, "it did open before the first was answered"
 
 
-async def test_an_open_stream_that_is_silent_holds_nobody_up(stub: Stub) -> None:
+async def test_an_open_stream_that_is_silent_delays_no_other(stub: Stub) -> None:
     async with Talk(stub) as silent:
         await silent.send(config(conversation_id="held", turn_id="t1"), *chunks(bytes(3200)))
         await silent.until("stream_started")
@@ -418,7 +418,7 @@ async def test_a_later_stream_knows_what_was_before(stub: Stub) -> None:
         assert participant.turn_count == participant.utterance_count == number + 1
 
 
-async def test_analyze_says_what_a_stream_says(stub: Stub) -> None:
+async def test_analyze_gives_the_results_of_a_stream(stub: Stub) -> None:
     payload = encode(dialogue())
     streamed = await converse(stub, [config(conversation_id="s", turn_id="t"), *chunks(payload)])
     request = config(conversation_id="a", turn_id="t").streaming_config
@@ -439,7 +439,7 @@ async def undisturbed(stub: Stub, name: str, **fields: Any) -> list[pb.Streaming
 @pytest.mark.parametrize("answered", [0, 1, 2])
 @pytest.mark.parametrize("cut", [False, True], ids=["pauses", "forced cuts"])
 async def test_a_turn_resumed_gives_what_it_would_have_given(stub: Stub, answered: int, cut: bool) -> None:
-    """The connection is lost in the middle of speech, after so many finals; the client replays from the last one."""
+    """The connection is lost in the middle of speech, after `answered` finals; the client replays from the last one."""
     fields: dict[str, Any] = {"endpointing_config": {"max_utterance_duration": seconds(1)}} if cut else {}
     whole = await undisturbed(stub, f"whole-{answered}-{cut}", **fields)
     name, audio = f"resumed-{answered}-{cut}", dialogue()
@@ -463,8 +463,8 @@ async def test_a_turn_resumed_gives_what_it_would_have_given(stub: Stub, answere
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["pauses", "forced cuts"])
-async def test_a_server_that_knows_nothing_of_the_turn_hears_on_as_the_client_says(stub: Stub, cut: bool) -> None:
-    """What the first server knew is lost; the client tells how the last utterance that it knows of had ended."""
+async def test_a_server_that_does_not_know_the_turn_resumes_it_from_the_request(stub: Stub, cut: bool) -> None:
+    """What the first server knew is lost; the client sends how the last utterance that it knows of had ended."""
     fields: dict[str, Any] = {"endpointing_config": {"max_utterance_duration": seconds(1)}} if cut else {}
     whole = await undisturbed(stub, f"known-{cut}", **fields)
     for number, last in enumerate(finals(whole)[:-1], 1):
@@ -498,7 +498,7 @@ async def test_silence_that_ends_a_turn_is_counted_across_a_lost_connection(stub
 
 @pytest.mark.parametrize("answered", [0, 1])
 async def test_a_result_lost_on_its_way_is_given_again(stub: Stub, answered: int) -> None:
-    """The server has written everything; the client got only so many finals and comes back for the rest."""
+    """The server has written everything; the client got only `answered` finals and comes back for the rest."""
     name, audio = f"lost-{answered}", dialogue()
     whole = await undisturbed(stub, name)
     offset = [0, *(samples(u.end_offset) for u in finals(whole))][answered]
@@ -510,7 +510,7 @@ async def test_a_result_lost_on_its_way_is_given_again(stub: Stub, answered: int
     assert participant == whole[-1].stream_ended.conversation.participants[0], "nothing counted twice"
 
 
-async def test_a_client_is_told_what_needs_no_replay(stub: Stub) -> None:
+async def test_progress_reports_what_needs_no_replay(stub: Stub) -> None:
     """In silence it grows; while an utterance waits or is spoken it stays at its start; the offset is in it."""
     audio = sound(("silence", 11.0), ("speech", 1.0), ("silence", 12.0), ("speech", 8.0), ("silence", 0.8))
     heard = chunks(encode(audio))
@@ -520,12 +520,12 @@ async def test_a_client_is_told_what_needs_no_replay(stub: Stub) -> None:
         await talk.send(*heard[150:])
         responses = await talk.finish()
     check_stream(responses)
-    told = [samples(p.settled_offset) / RATE_HZ - 100 for p in of_kind(responses, "stream_progress")]
-    assert len(told) == 3, "one in ten seconds"
-    assert 9 < told[0] <= 10
-    assert 19 < told[1] <= 20
+    progress_s = [samples(p.settled_offset) / RATE_HZ - 100 for p in of_kind(responses, "stream_progress")]
+    assert len(progress_s) == 3, "one in ten seconds"
+    assert 9 < progress_s[0] <= 10
+    assert 19 < progress_s[1] <= 20
     last = finals(responses)[-1]
-    assert 23 < told[2] <= samples(last.start_offset) / RATE_HZ - 100 < 25
+    assert 23 < progress_s[2] <= samples(last.start_offset) / RATE_HZ - 100 < 25
 
 
 async def test_resuming_earlier_replaces_what_came_after(stub: Stub) -> None:

@@ -1,4 +1,4 @@
-"""The request parser: any bytes are a request, or an error of the contract that tells nothing of the server."""
+"""The request parser: any bytes are a request, or an error of the contract that reveals nothing of the server."""
 
 import re
 from collections.abc import Iterable
@@ -65,7 +65,7 @@ def check_stream(message: pb.StreamingAnalyzeRequest) -> None:
 
 
 def check_config(config: pb.StreamingAnalyzeConfig) -> None:
-    """What is understood of a config is understood again from what the server says it understood."""
+    """What is understood of a config is understood again from the effective config that the server returns."""
     options = requests.stream_options(config, tenant="acme", defaults=DEFAULTS)
     assert options.tenant == "acme"
     for value in (options.conversation_id, options.participant_id, options.turn_id):
@@ -75,9 +75,9 @@ def check_config(config: pb.StreamingAnalyzeConfig) -> None:
     assert all(1 <= trait <= 7 for trait in options.given_traits or ())
     assert options.emotion or options.personality
     started = events.StreamStarted(options.turn_id, True, 0, options.ttl_s, options.given_traits)
-    told = responses.effective_config(config, options, started)
-    again = requests.stream_options(told, tenant="acme", defaults=DEFAULTS)
-    assert abs(again.ttl_s - options.ttl_s) <= 1 / 16_000, "told in samples, as every duration"
+    effective = responses.effective_config(config, options, started)
+    again = requests.stream_options(effective, tenant="acme", defaults=DEFAULTS)
+    assert abs(again.ttl_s - options.ttl_s) <= 1 / 16_000, "counted in samples, as every duration"
     again, options = (replace(o, warnings=(), ttl_asked=True, ttl_s=options.ttl_s) for o in (again, options))
     assert again == options
 

@@ -59,7 +59,7 @@ def check(data: bytes) -> None:
     ends = [min(at, len(sound)) for at in flushes] + [len(sound)]
     whole = run(setup, sound, ends, [len(sound)])
     parts = run(setup, sound, ends, blocks)
-    assert list(map(told, whole)) == list(map(told, parts)), "the blocks make no difference"
+    assert list(map(comparable, whole)) == list(map(comparable, parts)), "the blocks make no difference"
     check_utterances(setup.options, sound, whole)
     check_resume(setup, sound, ends[0], whole)
 
@@ -107,7 +107,7 @@ def check_resume(setup: Setup, sound: np.ndarray, end: int, events: list[Segment
     for utterance in first[:2]:
         again = run_on(setup, sound[utterance.end : end], utterance.reason)
         rest = [e for e in events if isinstance(e, SpeechSegment) and utterance.end <= e.start and e.end <= end]
-        assert [told(e) for e in rest] == [told(moved(e, utterance.end)) for e in again]
+        assert [comparable(e) for e in rest] == [comparable(moved(e, utterance.end)) for e in again]
 
 
 def run_on(setup: Setup, sound: np.ndarray, after: EndReason) -> list[SpeechSegment]:
@@ -120,7 +120,7 @@ def moved(utterance: SpeechSegment, by: int) -> SpeechSegment:
     return replace(utterance, start=utterance.start + by, end=utterance.end + by)
 
 
-def told(event: SegmenterEvent) -> tuple[object, ...]:
+def comparable(event: SegmenterEvent) -> tuple[object, ...]:
     """What can be compared; reasons of flushes are the caller's own."""
     if isinstance(event, SpeechSegment):
         reason = "flush" if event.reason in FLUSHES else event.reason.value

@@ -2,7 +2,7 @@
 
     .venv/bin/python -m tests.fuzz.run --minutes 60 [--json] [--corpus FOLDER] [TARGET…]
 
-Needs the extra `fuzz`. What breaks a promise is kept in tests/fuzz/regressions/TARGET, and the exit code is 1; mend the
+Needs the extra `fuzz`. What breaks a promise is kept in tests/fuzz/regressions/TARGET, and the exit code is 1; fix the
 cause, and leave the file there: the default tests run it from then on.
 """
 

@@ -61,14 +61,14 @@ def mutated(chance: random.Random, seed: bytes) -> bytes:
 
 
 def test_a_target_can_fail(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An identifier that is let through, and an error that tells of the server's insides."""
+    """An identifier that is let through, and an error that reveals the server's insides."""
     monkeypatch.setattr(requests, "identifier", lambda value, field: value)
     with pytest.raises(AssertionError):
         fuzz_parser.check(b"\2" + pb.GetConversationRequest(conversation_id="a\nb").SerializeToString())
     monkeypatch.undo()
-    told = invalid("INVALID_ID", "turn_id", "DecodeError in /srv/kibun/service.py")
+    failure = invalid("INVALID_ID", "turn_id", "DecodeError in /srv/kibun/service.py")
     with pytest.raises(AssertionError):
-        fuzz_parser.check_failure(told)
+        fuzz_parser.check_failure(failure)
 
 
 def test_bytes_are_read_to_the_end_and_then_zeros() -> None:
@@ -78,7 +78,7 @@ def test_bytes_are_read_to_the_end_and_then_zeros() -> None:
     assert cut(b"abcde", [0, 2]) == [b"", b"ab", b"cde"]
 
 
-def test_one_command_fuzzes_all_and_tells_what_it_did(tmp_path: Path) -> None:
+def test_one_command_fuzzes_all_and_reports_what_it_did(tmp_path: Path) -> None:
     pytest.importorskip("atheris", reason="needs atheris, as in the extra fuzz")
     command = [sys.executable, "-m", "tests.fuzz.run", "decoder", "--minutes", "0.02", "--corpus", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)

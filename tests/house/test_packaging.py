@@ -37,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Environment:
-    """A virtual environment of its own."""
+    """A separate virtual environment."""
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder, with_pip=True)

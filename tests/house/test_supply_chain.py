@@ -118,7 +118,7 @@ def test_a_bill_of_materials_is_held_to_the_lock() -> None:
     assert components["numpy"]["externalReferences"] == [{"url": "https://x"}]
     (only,) = LOCKED["typing-extensions"][1]
     assert components["typing_extensions"]["hashes"] == [{"alg": "SHA-256", "content": only}]
-    assert "hashes" not in components["grpcio"], "one file of several, and nobody knows which"
+    assert "hashes" not in components["grpcio"], "one file of several, and it is unknown which"
 
 
 @pytest.mark.slow

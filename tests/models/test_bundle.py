@@ -146,7 +146,7 @@ def test_pickles_are_refused_whatever_they_are_called(bundle: Path, tmp_path: Pa
 @pytest.mark.parametrize("save", [lambda o, p: p.write_bytes(pickle.dumps(o)), torch.save], ids=["pickle", "torch"])
 def test_a_pickle_in_place_of_the_weights_is_refused(bundle: Path, tmp_path: Path, save: Callable[..., None]) -> None:
     save(Payload(tmp_path / "executed"), bundle / "model.safetensors")
-    write_checksums(bundle)  # whoever plants a pickle can write checksums too
+    write_checksums(bundle)  # an attacker who plants a pickle can also write checksums
     with pytest.raises(BundleError, match=r"model\.safetensors: may contain code"):
         load_bundle(bundle)
     assert not (tmp_path / "executed").exists()
@@ -211,7 +211,7 @@ def test_an_untrained_bundle_is_refused_unless_allowed(tmp_path: Path) -> None:
     assert not load_bundle(tmp_path, allow_untrained=True).config.trained
 
 
-def test_an_unknown_name_tells_what_there_is_and_how_to_make_one() -> None:
+def test_an_unknown_name_lists_the_bundles_and_how_to_make_one() -> None:
     with pytest.raises(BundleError) as caught:
         load_bundle("no-such-bundle")
     for part in ("no-such-bundle", "kibun models build --hubert", *bundle_names()):
@@ -282,7 +282,7 @@ def test_heads_depend_on_the_seed_alone(checkpoint: Path) -> None:
     assert torch.equal(first["trunk.layers.0.attention.k_proj.weight"], other["trunk.layers.0.attention.k_proj.weight"])
 
 
-def test_a_checkpoint_with_a_head_of_its_own_will_do(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_with_its_own_head_will_do(checkpoint: Path, tmp_path: Path) -> None:
     """Published checkpoints are often HubertForCTC or a classifier; old ones hold a pickled state dict."""
     from transformers import HubertForCTC
 

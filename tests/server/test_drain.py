@@ -124,7 +124,7 @@ async def test_a_store_that_cannot_be_closed_does_not_keep_the_process() -> None
         assert "Store.close" in server.log.read_text()
 
 
-def test_an_option_that_is_not_allowed_has_an_exit_code_of_its_own() -> None:
+def test_an_option_that_is_not_allowed_has_a_separate_exit_code() -> None:
     done = subprocess.run(command("--port", "99999"), env=environment(), capture_output=True, timeout=30, check=False)
     assert done.returncode == 2
 

@@ -1,4 +1,4 @@
-"""Processes and ports, and waiting for what announces itself to nobody."""
+"""Processes and ports, and waiting for what has no event."""
 
 import asyncio
 import os

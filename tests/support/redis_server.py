@@ -21,7 +21,7 @@ ANY_REDIS = os.environ.get("KIBUN_TEST_REDIS", "redis://127.0.0.1:6379/0")
 
 
 class OwnRedis:
-    """A `redis-server` on a port of its own, without persistence unless asked for."""
+    """A `redis-server` on a free port, without persistence unless asked for."""
 
     def __init__(self, folder: Path, *arguments: str, port: int | None = None) -> None:
         if shutil.which("redis-server") is None:
@@ -109,7 +109,7 @@ def long_timeouts() -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def prefixed(url: str = ANY_REDIS) -> AsyncIterator[str]:
-    """The address with a key prefix that nobody else has; its keys are removed at the end. With `long_timeouts`."""
+    """The address with a unique key prefix; its keys are removed at the end. With `long_timeouts`."""
     redis = pytest.importorskip("redis.asyncio", reason="needs the extra redis")
     client = redis.Redis.from_url(url, socket_connect_timeout=2)
     try:

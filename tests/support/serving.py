@@ -1,4 +1,4 @@
-"""A real `kibun serve` in a process of its own, and a plain gRPC client to talk to it.
+"""A real `kibun serve` in a separate process, and a plain gRPC client to talk to it.
 
 Not the SDK: the contract is tested as any client in any language meets it.
 """
@@ -211,13 +211,13 @@ async def converse(
 ) -> list[pb.StreamingAnalyzeResponse]:
     """Sends everything, half-closes, returns every response."""
 
-    async def paced() -> AsyncIterator[Any]:
+    async def spaced() -> AsyncIterator[Any]:
         for request in requests:
             yield request
             if pause_s:
                 await asyncio.sleep(pause_s)
 
-    call = stub.StreamingAnalyze(paced(), metadata=tuple((metadata or {}).items()))
+    call = stub.StreamingAnalyze(spaced(), metadata=tuple((metadata or {}).items()))
     try:
         return [response async for response in call]
     finally:

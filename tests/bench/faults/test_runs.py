@@ -1,4 +1,4 @@
-"""`kibun bench faults`: the proxy does what it is told, plans follow from seeds, and short runs keep every promise."""
+"""`kibun bench faults`: the proxy follows its commands, plans follow from seeds, and short runs keep every promise."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ PATIENCE_S = 20.0
 
 
 class Echo:
-    """A server that sends back what it gets, and tells how its connections ended."""
+    """A server that sends back what it gets, and reports how its connections ended."""
 
     def __init__(self) -> None:
         self.ends: asyncio.Queue[str] = asyncio.Queue()
@@ -103,7 +103,7 @@ async def test_a_reset_breaks_both_sides() -> None:
 async def test_an_end_of_one_side_leaves_the_other_open() -> None:
     async with proxied() as (echo, proxy, reader, writer):
         proxy.end("client")
-        assert await reader.read() == b"", "the client is told that there is no more"
+        assert await reader.read() == b"", "the client sees the end of the stream"
         writer.write(b"still heard")
         await asyncio.sleep(0)
         assert echo.ends.empty()
@@ -111,7 +111,7 @@ async def test_an_end_of_one_side_leaves_the_other_open() -> None:
         assert await echo.ends.get() == "FIN"
 
 
-async def test_a_client_that_vanishes_is_not_missed_until_it_is_told() -> None:
+async def test_a_client_that_vanishes_is_not_noticed_until_the_proxy_closes() -> None:
     async with proxied() as (echo, proxy, reader, _):
         proxy.vanish()
         with pytest.raises(ConnectionResetError):

@@ -272,7 +272,7 @@ def test_personality_trained_on_the_checkpoint_itself_shares_its_trunk(tmp_path:
     assert all(same_bits(value, copied[name]) for name, value in theirs.trunk.state_dict().items())
 
 
-def test_a_personality_trunk_of_its_own_can_be_a_part_again(tmp_path: Path) -> None:
+def test_a_separate_personality_trunk_can_be_a_part_again(tmp_path: Path) -> None:
     make(tmp_path / "public")
     make_personality(tmp_path / "pr")
     first = build_emotion_model(tmp_path / "public", name="first", personality=tmp_path / "pr")
@@ -286,7 +286,7 @@ def test_a_personality_trunk_of_its_own_can_be_a_part_again(tmp_path: Path) -> N
 # ---- what it says and what it refuses -------------------------------------------------------------------------
 
 
-def test_the_bundle_says_that_it_was_rescaled_and_whose_it_is(tmp_path: Path) -> None:
+def test_the_card_names_the_rescaling_and_the_source(tmp_path: Path) -> None:
     make(tmp_path / "public")
     (tmp_path / "public" / "README.md").write_text(
         "---\nlanguage: en\nlicense: cc-by-nc-sa-4.0\ntags:\n- x\n---\n# X\n"

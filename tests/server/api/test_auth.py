@@ -37,7 +37,7 @@ def authenticator(tmp_path: Path, text: str, now: float = 0.0) -> Authenticator:
 # ---- tokens
 
 
-def test_without_tokens_everybody_is_one_tenant() -> None:
+def test_without_tokens_all_clients_are_one_tenant() -> None:
     anybody = Authenticator()
     assert anybody.tenant(anybody.digest(None)) == anybody.tenant(anybody.digest("Bearer x")) == ANYONE
 

@@ -101,9 +101,7 @@ async def test_a_tenants_places_are_its_own(server: RunningServer, stub: Stub) -
     assert of_kind(await converse(stub, [config()], metadata=bearer("few")), "stream_ended"), "the place is free again"
 
 
-async def test_a_full_server_says_so_at_once_and_still_answers_for_its_health(
-    server: RunningServer, stub: Stub
-) -> None:
+async def test_a_full_server_refuses_at_once_and_still_answers_health_checks(server: RunningServer, stub: Stub) -> None:
     async with (
         Talk(stub, metadata=tuple(bearer("free").items())) as one,
         Talk(stub, metadata=tuple(bearer("free").items())) as two,
@@ -128,7 +126,7 @@ async def test_a_full_server_says_so_at_once_and_still_answers_for_its_health(
 
 
 async def test_audio_over_the_limit_ends_the_stream_after_what_was_heard(server: RunningServer, stub: Stub) -> None:
-    """Five seconds a minute: after 4.9 there is room for one more message, of 3 s, but for none after it."""
+    """Five seconds a minute: after 4.9 one more message, of 3 s, is allowed, but none after it."""
     speech = [message for _ in range(5) for message in SPEECH]
     async with Talk(stub, metadata=tuple(bearer("little").items())) as talk:
         await talk.send(config(), *speech[:49], *chunks(bytes(96_000), 96_000), speech[0])
@@ -160,19 +158,19 @@ async def test_messages_over_the_limit_end_the_stream(server: RunningServer) -> 
 
 
 def test_a_pace_spreads_messages_after_a_burst() -> None:
-    pace = MessageThrottle(10)
+    throttle = MessageThrottle(10)
     now, waited = 100.0, []
     for _ in range(60):
-        waited.append(pace.wait_s(now))
+        waited.append(throttle.wait_s(now))
         now += waited[-1]
     burst = round(10 * BURST_S)
     assert waited[:burst] == [0] * burst
     assert sum(waited) == pytest.approx((60 - burst) / 10)
-    assert pace.wait_s(now + BURST_S) == 0, "after a pause there is room for a burst again"
+    assert throttle.wait_s(now + BURST_S) == 0, "after a pause a burst is allowed again"
 
 
-async def test_small_messages_are_read_at_a_pace_and_nothing_changes() -> None:
-    """A message for each sample: all are heard, no faster than permitted, and the results are the same."""
+async def test_small_messages_are_throttled_and_nothing_changes() -> None:
+    """A message for each sample: all are read, no faster than permitted, and the results are the same."""
     payload = encode(spoken(0.5, rate=8000, pause=0.2), "mulaw")
     fields: dict[str, Any] = {"rate": 8000, "encoding": pb.AUDIO_ENCODING_MULAW, "turn_id": "t"}
     with serve("--max-message-rate", "2000") as server:

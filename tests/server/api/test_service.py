@@ -172,7 +172,7 @@ async def test_a_bug_is_internal_with_an_opaque_id(caplog: pytest.LogCaptureFixt
 
 async def test_a_stream_whose_config_comes_after_the_drain_began_is_refused() -> None:
     async with running() as world, Talk(world.stub) as talk:
-        while not world.service.active_streams:  # noqa: ASYNC110 (nothing tells when gRPC has begun the call)
+        while not world.service.active_streams:  # noqa: ASYNC110 (there is no event for the start of the call)
             await asyncio.sleep(0.01)
         world.service.drain()
         await talk.send(config())

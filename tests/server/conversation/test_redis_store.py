@@ -364,7 +364,7 @@ async def test_a_lost_first_answer_is_no_conflict(url: str) -> None:
     assert changed.participant("p").revision == 2
 
 
-async def test_a_cancelled_call_gives_its_answer_to_nobody_else(store: RedisStore) -> None:
+async def test_a_cancelled_call_gives_its_answer_to_no_other_call(store: RedisStore) -> None:
     """Streams are cancelled at any moment, and the connections are shared."""
     keys = [("tenant", f"c{n}") for n in range(20)]
     for n, key in enumerate(keys):

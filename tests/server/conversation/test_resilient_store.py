@@ -73,11 +73,11 @@ class Site:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
-            while not condition():  # noqa: ASYNC110 (the store tells nobody)
+            while not condition():  # noqa: ASYNC110 (the store has no event for it)
                 await asyncio.sleep(0.005)
 
     async def back(self) -> None:
-        """Switches on; returns once the store noticed and all is told."""
+        """Switches on; returns once the store noticed and all streams are notified."""
         self.mode = "up"
         await self.until(lambda: self.store.available and not self.store.pending)
 
@@ -145,7 +145,7 @@ async def test_a_stream_goes_on_and_the_store_catches_up(site: Site, other: Site
     for start in (1, 2, 3):
         assert starts(await add(site, stream, start)) == list(range(start + 1))
         assert starts(await site.store.get(KEY, stream)) == list(range(start + 1))
-    assert stream.notices == [True], "told once"
+    assert stream.notices == [True], "notified once"
     for call in (site.store.get(KEY), site.store.update(KEY, fresh)):
         await unavailable(call)
     assert await site.store.knows(KEY)
@@ -213,7 +213,7 @@ async def test_a_store_that_lost_everything_gets_it_back(site: Site, other: Site
 
 
 async def test_an_outage_right_at_the_end_of_a_turn(site: Site, other: Site) -> None:
-    """All of it reached the store, only the answers were lost; told again, it changes nothing."""
+    """All of it reached the store, only the answers were lost; sent again, it changes nothing."""
     entered: list[int] = []
 
     def enter(conversation: Conversation | None) -> Conversation:
@@ -233,7 +233,7 @@ async def test_an_outage_right_at_the_end_of_a_turn(site: Site, other: Site) -> 
         stream,
     )
     before = site.calls
-    await site.until(lambda: site.calls > before + 3)  # it was told again and again
+    await site.until(lambda: site.calls > before + 3)  # it was sent again and again
     await site.back()
     found = present(await other.store.get(KEY))
     assert starts(found) == [0]
@@ -256,7 +256,7 @@ async def test_a_stream_may_begin_in_an_outage(site: Site, other: Site) -> None:
     assert starts(await site.store.get(KEY, stream)) == [0, 1]
 
 
-async def test_whether_a_conversation_exists_cannot_be_told(site: Site, other: Site) -> None:
+async def test_whether_a_conversation_exists_is_unknown_during_an_outage(site: Site, other: Site) -> None:
     def existing(conversation: Conversation | None) -> Conversation:
         if conversation is None:
             raise Failure(Kind.NOT_FOUND, "CONVERSATION_NOT_FOUND", "no such conversation")
@@ -291,7 +291,7 @@ async def test_a_stream_that_should_not_have_begun_is_ended(site: Site, other: S
     assert starts(await other.store.get(KEY)) == [0, 1]
 
 
-async def test_what_cannot_be_applied_stands_in_nobodys_way(site: Site, other: Site) -> None:
+async def test_what_cannot_be_applied_blocks_no_other_change(site: Site, other: Site) -> None:
     bad, good = FakeStream(), FakeStream()
     calls = 0
 
@@ -311,7 +311,7 @@ async def test_what_cannot_be_applied_stands_in_nobodys_way(site: Site, other: S
     assert starts(await other.store.get(KEY), "q") == [0]
 
 
-async def test_what_cannot_be_written_stands_in_nobodys_way(site: Site, other: Site) -> None:
+async def test_what_cannot_be_written_blocks_no_other_change(site: Site, other: Site) -> None:
     stream = FakeStream()
     site.mode = "down"
     await site.store.update(KEY, adding(replace(record(), turn_id=object())), stream)  # type: ignore[arg-type]
@@ -572,7 +572,7 @@ async def test_keeping_a_conversation_alive_takes_no_room(site: Site) -> None:
         stream.last_seen = await site.store.update(KEY, lambda c: c or fresh(), stream)
         assert before
         assert stream.last_seen.update_time > before.update_time
-    assert site.store.pending == 1, "the one that tells that this stream is there"
+    assert site.store.pending == 1, "the one that registers this stream"
     assert stream.notices == [True]
     await site.back()
     assert stream.notices == [True, False]
@@ -690,7 +690,7 @@ def test_closing_does_not_wait_for_a_frozen_store(
     assert [getattr(r, "count", None) for r in caplog.records if "are lost" in r.getMessage()] == [1]
 
 
-async def test_estimates_of_an_outage_are_stored_as_they_were_told(site: Site, other: Site) -> None:
+async def test_estimates_of_an_outage_are_stored_as_they_were_sent(site: Site, other: Site) -> None:
     stream = FakeStream()
     site.mode = "down"
     item = record(level=3.0)

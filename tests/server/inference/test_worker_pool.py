@@ -233,7 +233,7 @@ async def test_a_second_attempt_waits_for_the_work_of_cancelled_callers(gate: Ba
         (victim,) = backend.pids
         os.kill(victim, signal.SIGKILL)
         await until(lambda: gate.arrived == 3)  # the second attempt of the first, alone
-        poison.cancel()  # the worker goes on with it all the same
+        poison.cancel()  # the worker still goes on with it
         await asyncio.gather(poison, return_exceptions=True)
         for _ in range(10):
             await asyncio.sleep(0)

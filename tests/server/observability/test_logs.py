@@ -53,7 +53,7 @@ def log() -> Iterator[Log]:
     log.logger.handlers = []
 
 
-def test_a_line_says_what_happened_and_what_is_allowed(log: Log) -> None:
+def test_a_line_holds_what_happened_and_what_is_allowed(log: Log) -> None:
     fields = {"request_id": "request-0123456789abcdef", "code": "OK", "audio_s": 1.23456, "finals": 2}
     log.logger.info("call ended", extra=fields)
     line = log.line
@@ -157,7 +157,7 @@ def test_a_literal_logged_from_within_a_helper_is_shown(log: Log) -> None:
     assert log.line["event"] == "from a helper"
 
 
-def test_what_asyncio_says_of_lost_tasks_is_told_in_its_first_words(log: Log) -> None:
+def test_asyncios_text_about_lost_tasks_is_cut_to_its_first_words(log: Log) -> None:
     log.logger.error(f"Task exception was never retrieved\nfuture: <Task exception=ValueError('{SECRET}')>")
     assert log.line["event"] == "Task exception was never retrieved"
     assert SECRET not in log.text
@@ -244,7 +244,7 @@ def test_a_report_is_a_line_of_the_chosen_format(capfd: pytest.CaptureFixture[st
     assert (line["level"], line["event"]) == ("INFO", "serving")
 
 
-def test_a_start_that_fails_is_told_in_the_chosen_format() -> None:
+def test_a_start_that_fails_is_logged_in_the_chosen_format() -> None:
     program = command("--log-format", "json", "--tls-cert", "x.pem")
     done = subprocess.run(program, capture_output=True, text=True, env=environment())
     assert done.returncode == 1

@@ -369,7 +369,7 @@ async def test_a_killed_worker_is_counted(server: RunningServer) -> None:
     await scrape_until(server, lambda s: s("kibun_worker_restarts_total") == before + 1 and s("kibun_workers") == 1)
 
 
-async def test_labels_say_nothing_of_people_and_every_metric_is_explained(
+async def test_labels_hold_no_personal_data_and_every_metric_is_explained(
     server: RunningServer, tmp_path: Path
 ) -> None:
     marker = "Marker7"

@@ -92,21 +92,21 @@ logs.configure = lambda level, style: logging.basicConfig(level=10)
 identify, take, get, init = (
     gate.Gate._identify, listener.Listener._take_audio, outbox.Outbox.get, session.Session.__init__
 )
-def told_identify(self, call, context):
+def recording_identify(self, call, context):
     logging.error("%s", context.invocation_metadata())
     return identify(self, call, context)
-async def told_take(self, payload):
+async def recording_take(self, payload):
     logging.error("%s", payload)
     await take(self, payload)
-async def told_get(self):
+async def recording_get(self):
     event = await get(self)
     logging.error("%s", event)
     return event
-def told_init(self, request_id, options, *rest, **named):
+def recording_init(self, request_id, options, *rest, **named):
     logging.error("%s", options)
     init(self, request_id, options, *rest, **named)
-gate.Gate._identify, listener.Listener._take_audio = told_identify, told_take
-outbox.Outbox.get, session.Session.__init__ = told_get, told_init
+gate.Gate._identify, listener.Listener._take_audio = recording_identify, recording_take
+outbox.Outbox.get, session.Session.__init__ = recording_get, recording_init
 """
 
 

@@ -92,7 +92,7 @@ def test_a_stream_is_a_span_with_its_finals_below(got: Collector) -> None:
         assert not utterance.attributes
 
 
-def test_a_failed_call_says_how_and_nobody_is_named(got: Collector) -> None:
+def test_a_failed_call_shows_its_reason_and_no_personal_data(got: Collector) -> None:
     (refusal,) = (span for span in got.spans if attributes(span).get("kibun.reason") == "INVALID_ID")
     assert refusal.trace_id.hex() != TRACE
     assert not refusal.parent_span_id, "what was no traceparent is none"
@@ -175,6 +175,6 @@ def test_the_variables_alone_ask_for_nothing_where_the_extra_is_absent(monkeypat
         assert server.process.poll() is None
 
 
-def test_nothing_is_imported_while_nobody_asks() -> None:
+def test_nothing_is_imported_unless_traces_are_wanted() -> None:
     code = "import sys, kibun.server.main; sys.exit('opentelemetry' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -57,7 +57,7 @@ def logged(caplog: pytest.LogCaptureFixture, count: int) -> bool:
     return len(blocks(caplog)) == count
 
 
-async def test_a_block_is_told_once_with_frames_and_no_values(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_block_is_logged_once_with_frames_and_no_values(caplog: pytest.LogCaptureFixture) -> None:
     async with watched() as watchdog:
         assert not watchdog.blocked
         block(lambda: blocks(caplog), SECRET)
@@ -72,7 +72,7 @@ async def test_a_block_is_told_once_with_frames_and_no_values(caplog: pytest.Log
     assert logs.allowed(record.__dict__)["stacks"] == record.__dict__["stacks"]
 
 
-async def test_each_block_is_told(caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_block_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with watched() as watchdog:
         for count in (1, 2):
             block(partial(logged, caplog, count))
@@ -182,7 +182,7 @@ command.WatchdogTimes = partial(command.WatchdogTimes, calm_s=1.5)
 NAP = chunks(b"\xff\x7f" * 1600)
 
 
-async def test_a_server_that_naps_says_so_and_recovers() -> None:
+async def test_a_server_that_blocks_is_reported_and_recovers() -> None:
     with serve(prelude=NAPS.format(seconds=1.4)) as server:
         async with connect(server) as stub, Talk(stub) as talk:
             await talk.send(config(), *SPEECH)

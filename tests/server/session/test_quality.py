@@ -1,4 +1,4 @@
-"""Faults of the audio are reported, and the estimates made all the same."""
+"""Faults of the audio are reported, and the estimates are still made."""
 
 import asyncio
 import math
@@ -81,7 +81,7 @@ def test_the_extremes_of_float32_give_no_error() -> None:
         assert all(math.isfinite(float(v)) for w in quality.warnings(audio) for v in w.metadata.values())
 
 
-# ---- told by a server
+# ---- warnings of a server
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +100,11 @@ async def test_every_sound_gets_finite_estimates_or_none_and_a_warning(stub: Stu
 
     for name, responses in zip(SOUNDS, await asyncio.gather(*map(send, SOUNDS)), strict=True):
         check_stream(responses)
-        told = set(reasons(responses))
+        reported = set(reasons(responses))
         if finals(responses):
-            assert EXPECTED[name] <= told, name
+            assert EXPECTED[name] <= reported, name
         else:
-            assert "NO_SPEECH" in told, name
+            assert "NO_SPEECH" in reported, name
         for final in finals(responses):
             traits = final.personality.traits
             assert all(map(math.isfinite, (final.emotion.arousal, final.emotion.valence, traits.openness)))
@@ -112,15 +112,15 @@ async def test_every_sound_gets_finite_estimates_or_none_and_a_warning(stub: Stu
 
 async def test_a_fault_is_reported_once_a_turn_before_the_final_in_any_chunking(stub: Stub) -> None:
     loud = encode(np.concatenate([np.clip(30 * spoken(1.0, seed=n), -1, 1) for n in range(3)]))
-    told = []
+    warnings = []
     for size in (319, 3_200, 96_000):
         responses = await converse(stub, [config(turn_id="t1"), *chunks(loud, size), end_of_turn("t2"), *chunks(loud)])
         kinds = [r.WhichOneof("streaming_response") for r in responses]
         assert reasons(responses) == ["AUDIO_CLIPPED"] * 2
         assert [w.metadata["turn_id"] for w in of_kind(responses, "stream_warning")] == ["t1", "t2"]
         assert kinds.index("stream_warning") < kinds.index("utterance_result")
-        told.append([w.SerializeToString(deterministic=True) for w in of_kind(responses, "stream_warning")])
-    assert told[0] == told[1] == told[2]
+        warnings.append([w.SerializeToString(deterministic=True) for w in of_kind(responses, "stream_warning")])
+    assert warnings[0] == warnings[1] == warnings[2]
 
 
 @pytest.mark.parametrize("size", [7, 6_400, 256 * 1024])

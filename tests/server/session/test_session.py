@@ -66,12 +66,12 @@ E = TypeVar("E", bound=Exception)
 
 async def run_until(failure: type[E], session: Session, requests: AsyncIterator[Request]) -> tuple[list[Reply], E]:
     """The replies up to a failure of this kind, and the failure."""
-    told: list[Reply] = []
+    received: list[Reply] = []
     with pytest.raises(failure) as caught:
         async with aclosing(session.run(requests)) as replies:
             async for reply in replies:
-                told.append(reply)  # noqa: PERF401 (what came before the failure is kept)
-    return told, caught.value
+                received.append(reply)  # noqa: PERF401 (what came before the failure is kept)
+    return received, caught.value
 
 
 async def until_final(replies: AsyncIterator[Reply]) -> AsyncIterator[Reply]:
@@ -90,32 +90,32 @@ async def test_speech_events_overtake_slow_finals_which_keep_their_order() -> No
     gate = asyncio.Event()
     world.analyzer.before = lambda job, final: gate.wait()
     queue: Requests = asyncio.Queue()
-    told: list[Reply] = []
+    received: list[Reply] = []
 
     async def read() -> None:
         async with aclosing(world.session(voice_activity_events=True).run(feed_queue(queue))) as replies:
             async for reply in replies:
-                told.append(reply)  # noqa: PERF401 (looked at while it grows)
+                received.append(reply)  # noqa: PERF401 (looked at while it grows)
 
     reading = asyncio.create_task(read())
     for level in (0.4, 0.6):
         queue.put_nowait(Audio(said(level=level)))
     queue.put_nowait(EndOfTurn("t2"))
     await let_others_run()
-    assert [e.type for e in events(told, SpeechEvent)] == [
+    assert [e.type for e in events(received, SpeechEvent)] == [
         *("turn_start", "activity_begin", "activity_end", "activity_begin", "activity_end", "turn_end")
     ]
-    assert not events(told, UtteranceResult)
+    assert not events(received, UtteranceResult)
     assert world.analyzer.running == 1, "the second rests on the first"
-    assert told[-1].processed == 0 < told[-1].received, "nothing is answered yet"
+    assert received[-1].processed == 0 < received[-1].received, "nothing is answered yet"
     gate.set()
     queue.put_nowait(None)
     await reading
-    first, second = finals(told)
+    first, second = finals(received)
     assert first.start < first.end <= second.start
     assert second.condition is not None
     assert second.condition.utterance_count == 2
-    kinds = [type(r.event) for r in told if not isinstance(r.event, SpeechEvent)]
+    kinds = [type(r.event) for r in received if not isinstance(r.event, SpeechEvent)]
     assert kinds == [StreamStarted, *[UtteranceResult, PersonalityUpdate] * 2, TurnResult, StreamEnded]
 
 
@@ -133,15 +133,15 @@ async def test_processed_covers_what_needs_no_replay_and_never_falls() -> None:
 
 async def test_a_result_that_was_sent_finishes_its_turn_even_if_the_server_stops() -> None:
     world = SessionWorld()
-    told, stopping = [], Failure(Kind.UNAVAILABLE, "DRAINING", "this server is stopping")
+    received, stopping = [], Failure(Kind.UNAVAILABLE, "DRAINING", "this server is stopping")
     with pytest.raises(Failure) as caught:
         async with aclosing(world.session().run(feed([Audio(said())]))) as replies:
             async for reply in replies:
-                told.append(reply)
+                received.append(reply)
                 if isinstance(reply.event, TurnResult):
                     world.open_streams.end_all(stopping)
     assert caught.value is stopping
-    assert events(told, TurnResult)
+    assert events(received, TurnResult)
     assert (await world.conversation()).participant("p").finished_turns == ("t1",)
 
 
@@ -210,11 +210,11 @@ async def slow_feed(requests: Iterable[Request]) -> AsyncIterator[Request]:
 async def test_interims_fall_due_at_exact_positions(interval: int | None, expected: list[int], block: int) -> None:
     world = SessionWorld()
     session = world.session(interims=True, interim_interval=interval, endpointing=LONG)
-    told = await run_on(session, slow_feed(in_blocks(said(4.4), block)))
-    (final,) = finals(told)
-    assert [u.end - u.start for u in interims(told)] == expected
-    assert {u.utterance_id for u in interims(told)} == {final.utterance_id}
-    assert {u.start for u in interims(told)} == {final.start}
+    replies = await run_on(session, slow_feed(in_blocks(said(4.4), block)))
+    (final,) = finals(replies)
+    assert [u.end - u.start for u in interims(replies)] == expected
+    assert {u.utterance_id for u in interims(replies)} == {final.utterance_id}
+    assert {u.start for u in interims(replies)} == {final.start}
 
 
 async def test_a_stream_that_resumes_within_a_cut_utterance_has_the_interims_of_one_that_went_on() -> None:
@@ -236,8 +236,8 @@ async def test_interims_stretch_under_load(interval: int | None, expected: list[
     session = SessionWorld(FakeAnalyzer(stretch=1.5)).session(
         interims=True, interim_interval=interval, endpointing=LONG
     )
-    told = await run_on(session, slow_feed(in_blocks(said(4.4))))
-    assert [u.end - u.start for u in interims(told)] == expected
+    replies = await run_on(session, slow_feed(in_blocks(said(4.4))))
+    assert [u.end - u.start for u in interims(replies)] == expected
 
 
 @pytest.mark.parametrize("error", [Superseded(), BackendError("WORKER_FAILED", "died")])
@@ -286,10 +286,10 @@ async def test_an_interim_never_follows_its_final_and_a_newer_one_replaces_it() 
         for event in held:
             event.set()  # answered in the same moment as the utterance ends
         stream.send(Audio(pcm((0, 0.3))), None)
-        told = await stream.rest()
-    utterances = events(told, UtteranceResult)
+        replies = await stream.rest()
+    utterances = events(replies, UtteranceResult)
     assert [u.is_final for u in utterances][-1]
-    assert len(finals(told)) == 1
+    assert len(finals(replies)) == 1
 
 
 async def test_an_interim_answered_after_its_final_is_not_sent() -> None:
@@ -320,12 +320,12 @@ async def test_an_interim_that_finds_the_outbox_full_is_not_sent() -> None:
             world.open_streams.warn_all(StreamWarning("GOING_AWAY", "soon"))
         gate.set()
         await let_others_run()
-        told = [await anext(replies), await anext(replies)]
+        received = [await anext(replies), await anext(replies)]
         await let_others_run()
         queue.put_nowait(None)
-        told += [reply async for reply in replies]
-    assert [u.is_final for u in events(told, UtteranceResult)] == [True]
-    assert len(events(told, StreamWarning)) == OUTBOX - 1, "the turn's start had its place already"
+        received += [reply async for reply in replies]
+    assert [u.is_final for u in events(received, UtteranceResult)] == [True]
+    assert len(events(received, StreamWarning)) == OUTBOX - 1, "the turn's start had its place already"
 
 
 # ---- failures
@@ -338,11 +338,11 @@ async def test_a_failed_final_ends_the_stream_after_what_was_computed(reason: st
             raise BackendError(reason, "secret")
 
     world = SessionWorld(FakeAnalyzer(fail_second))
-    told, error = await run_until(BackendError, world.session(), feed([Audio(said()), Audio(said()), Audio(said())]))
+    replies, error = await run_until(BackendError, world.session(), feed([Audio(said()), Audio(said()), Audio(said())]))
     assert error.reason == reason
-    assert len(finals(told)) == 1
-    assert not events(told, TurnResult)
-    assert not events(told, StreamEnded)
+    assert len(finals(replies)) == 1
+    assert not events(replies, TurnResult)
+    assert not events(replies, StreamEnded)
     assert len((await world.conversation()).participant("p").records) == 1
 
 
@@ -363,9 +363,9 @@ async def test_an_error_of_the_client_comes_after_what_was_computed_before_it() 
         await let_others_run()
         raise Failure(Kind.INVALID_ARGUMENT, "EMPTY_REQUEST", "nothing in it")
 
-    told, error = await run_until(Failure, world.session(), requests())
+    replies, error = await run_until(Failure, world.session(), requests())
     assert error.reason == "EMPTY_REQUEST"
-    assert len(finals(told)) == 1
+    assert len(finals(replies)) == 1
 
 
 async def test_bad_samples_in_the_last_bytes_are_an_audio_error() -> None:
@@ -382,9 +382,9 @@ async def test_before_an_idle_timeout_all_audio_is_answered() -> None:
     world.analyzer.before = lambda job, final: asyncio.sleep(0.2)
     queue: Requests = asyncio.Queue()
     queue.put_nowait(Audio(said()))
-    told, error = await run_until(Failure, world.session(Limits(idle_timeout_s=0.1)), feed_queue(queue))
+    replies, error = await run_until(Failure, world.session(Limits(idle_timeout_s=0.1)), feed_queue(queue))
     assert (error.kind, error.reason) == (Kind.DEADLINE_EXCEEDED, "IDLE_TIMEOUT")
-    assert len(finals(told)) == 1
+    assert len(finals(replies)) == 1
 
 
 async def test_a_stream_of_exactly_the_maximum_is_whole_and_a_little_more_is_too_much() -> None:
@@ -392,11 +392,11 @@ async def test_a_stream_of_exactly_the_maximum_is_whole_and_a_little_more_is_too
     replies = await run(SessionWorld().session(limits), *in_blocks(pcm((0.5, 1.0))))
     assert events(replies, StreamEnded)
     assert [w.reason for w in events(replies, StreamWarning)] == ["STREAM_ENDS_SOON"]
-    told, error = await run_until(Failure, SessionWorld().session(limits), feed(in_blocks(pcm((0.5, 1.02)))))
+    replies, error = await run_until(Failure, SessionWorld().session(limits), feed(in_blocks(pcm((0.5, 1.02)))))
     assert error.reason == "STREAM_TOO_LONG"
-    (turn,) = events(told, TurnResult)
+    (turn,) = events(replies, TurnResult)
     assert turn.reason is EndReason.MAX_DURATION
-    assert (finals(told)[0].start, finals(told)[0].end) == (0, SECOND + 320)
+    assert (finals(replies)[0].start, finals(replies)[0].end) == (0, SECOND + 320)
 
 
 # ---- a client or a backend that does not keep up
@@ -431,8 +431,8 @@ async def test_a_slow_reader_misses_interims_and_no_final_and_holds_little() -> 
         await anext(replies)
         await let_others_run(4000)
         assert len(taken) < OUTBOX + 10 / 0.2, "no more is heard than the outbox and the backlog hold"
-        told = [reply async for reply in replies]
-    assert len(finals(told)) == 400
+        received = [reply async for reply in replies]
+    assert len(finals(received)) == 400
 
 
 @in_virtual_time
@@ -496,7 +496,7 @@ async def test_cancelling_the_reader_is_closing() -> None:
 
 
 @in_virtual_time
-async def test_a_superseded_stream_changes_nothing_any_more_even_if_nobody_reads_it() -> None:
+async def test_a_superseded_stream_changes_nothing_any_more_even_if_it_is_not_read() -> None:
     """Its client is gone, but the server does not know yet: the session waits in a write."""
     world = SessionWorld()
     gate = asyncio.Event()
@@ -660,8 +660,8 @@ async def test_a_file_sent_in_bursts_is_not_suspected() -> None:
             world.now += float(rng.uniform(0.05, 2.0))
             yield Audio(bytes(2 * int(rng.integers(1_000, 64_000))))
 
-    told = await run_on(world.session(), bursts())
-    assert [w.reason for w in events(told, StreamWarning)] == ["NO_SPEECH"]
+    replies = await run_on(world.session(), bursts())
+    assert [w.reason for w in events(replies, StreamWarning)] == ["NO_SPEECH"]
 
 
 # ---- any order of requests, any chunking
@@ -697,12 +697,12 @@ async def results(turns: list[list[Request]], **options: Any) -> list[Any]:
     for before, after in itertools.pairwise(finals(replies)):
         assert before.end <= after.start
     answered: set[str] = set()
-    told = [r.event for r in replies if isinstance(r.event, UtteranceResult | PersonalityUpdate | TurnResult)]
-    for event in told:
+    answers = [r.event for r in replies if isinstance(r.event, UtteranceResult | PersonalityUpdate | TurnResult)]
+    for event in answers:
         if isinstance(event, UtteranceResult | TurnResult):
             assert event.turn_id not in answered
         answered |= {event.turn_id} if isinstance(event, TurnResult) else set()
-    kept = [event for event in told if getattr(event, "is_final", True)]
+    kept = [event for event in answers if getattr(event, "is_final", True)]
     return [*kept, (ended.received, ended.speech, ended.dropped)]
 
 

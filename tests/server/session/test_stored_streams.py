@@ -120,7 +120,7 @@ async def test_a_blank_conversation_that_others_use_is_not_erased() -> None:
     assert len(world.store) == 1
     world.store.interrupt = False  # type: ignore[attr-defined]
     await open_and_drop(world.session(turn_id="t2"))
-    assert len(world.store) == 0, "empty, whoever made it"
+    assert len(world.store) == 0, "empty, whichever stream made it"
 
 
 async def test_a_stream_that_was_refused_changes_nothing() -> None:
@@ -163,18 +163,18 @@ class OutageScript:
 class NotifyingStore(MemoryStore):
     """Tells its streams of an outage at the n-th change, and of the end of it two changes later."""
 
-    def __init__(self, told: OutageScript) -> None:
+    def __init__(self, script: OutageScript) -> None:
         super().__init__()
-        self.told = told
+        self.script = script
         self.changes = 0
 
     async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
         changed = await super().update(key, change, stream)
         self.changes += 1
         assert stream
-        if self.changes in (self.told.behind_at, self.told.behind_at + 2):
-            stream.notify_behind(self.changes == self.told.behind_at)
-        if self.changes == self.told.rejected_at:
+        if self.changes in (self.script.behind_at, self.script.behind_at + 2):
+            stream.notify_behind(self.changes == self.script.behind_at)
+        if self.changes == self.script.rejected_at:
             stream.reject(Failure(Kind.FAILED_PRECONDITION, "CONVERSATION_COMPLETED", "completed elsewhere"))
         return changed
 
@@ -184,7 +184,7 @@ async def test_a_client_is_warned_of_an_outage_and_its_end() -> None:
     replies = await run(world.session(), *[Audio(said())] * 3)
     warnings = [r.event.reason for r in replies if isinstance(r.event, StreamWarning)]
     assert warnings == ["STORE_UNAVAILABLE", "STORE_RECOVERED"]
-    assert isinstance(replies[0].event, StreamStarted), "even where it is told while entering"
+    assert isinstance(replies[0].event, StreamStarted), "even where the outage comes while entering"
 
 
 async def test_a_stream_whose_conversation_has_no_place_for_it_ends() -> None:
@@ -305,7 +305,7 @@ async def test_a_turn_whose_result_was_read_is_finished_for_other_streams() -> N
         with pytest.raises(Failure) as caught:
             await again
         assert (caught.value.kind, caught.value.reason) == (Kind.ALREADY_EXISTS, "TURN_FINISHED")
-        assert await rest, "nobody took its turn over"
+        assert await rest, "no other stream took its turn over"
 
 
 async def test_a_turn_whose_result_was_read_is_finished_for_its_own_stream() -> None:

@@ -82,11 +82,11 @@ def test_the_same_seed_gives_the_same_files_by_any_number_of_processes(corpus: P
         assert path.read_bytes() == (tmp_path / path.relative_to(corpus)).read_bytes(), path.name
 
 
-def test_corpus_json_tells_settings_and_ceilings(corpus: Path) -> None:
-    told = json.loads((corpus / "corpus.json").read_text())
-    assert told["seed"] == 4
-    assert told["interaction"] is True
-    bound = told["valence_ceilings_on_test"]
+def test_corpus_json_holds_settings_and_ceilings(corpus: Path) -> None:
+    description = json.loads((corpus / "corpus.json").read_text())
+    assert description["seed"] == 4
+    assert description["interaction"] is True
+    bound = description["valence_ceilings_on_test"]
     assert bound["none"] < bound["full"] <= 1
 
 
