@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from enum import Enum
 
+RETRY_AFTER_S = 1.0  # where it is not known when trying again will succeed
+
 
 class Kind(Enum):
     """What went wrong, by names of google.rpc.Code."""

@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from kibun.models.files import BundleError, resolve_bundle, written_atomically
 from kibun.server.api.auth import Authenticator, TokenFileError
-from kibun.server.api.contract import MAX_ANALYZE_BYTES, SERVICE
+from kibun.server.api.contract import MAX_ANALYZE_BYTES
 from kibun.server.api.gate import Gate
 from kibun.server.api.health import Health
 from kibun.server.api.service import SpeechAnalysis
@@ -27,6 +27,7 @@ from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.worker_pool import DEFAULT_LOADER, LocalBackend
 from kibun.server.observability import logs
 from kibun.server.observability.setup import Observability
+from kibun.server.observability.telemetry import SERVICE
 from kibun.server.observability.watchdog import Watchdog
 from kibun.server.session.capability import notice
 from kibun.server.settings import Settings

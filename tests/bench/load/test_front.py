@@ -4,7 +4,8 @@ import asyncio
 import json
 
 from kibun.bench.load import front
-from kibun.bench.load.front_servers import METHOD
+from kibun.bench.load.front_servers import METHOD as EMPTY
+from kibun.bench.load.generator import METHOD
 from kibun.bench.support.child import Child
 
 
@@ -21,8 +22,8 @@ def test_streams_are_heard_and_the_least_is_known() -> None:
         Child("kibun.bench.load.front_clients") as clients,
     ):
         servers = {
-            "kibun": {"target": sampled.ask("target")["target"], "method": front.METHOD, "pid": sampled.pid},
-            "empty": {"target": empty.ask("target")["target"], "method": METHOD, "pid": empty.pid},
+            "kibun": {"target": sampled.ask("target")["target"], "method": METHOD, "pid": sampled.pid},
+            "empty": {"target": empty.ask("target")["target"], "method": EMPTY, "pid": empty.pid},
         }
         heard = clients.ask("talk", servers=servers, rate_hz=8_000, streams=2, seconds=1.0)
         assert heard["kibun"]["finals"] == 4, "in 2.1 s each says an utterance of a second and begins another"

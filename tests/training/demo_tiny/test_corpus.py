@@ -12,11 +12,12 @@ import soundfile
 from typer.testing import CliRunner
 
 from kibun.training.commands import synth_app
+from kibun.training.corpora.splits import SPLITS
 from kibun.training.demo_tiny.corpus import CorpusOptions, render_corpus
 from kibun.training.demo_tiny.dialogue import render_dialogue
 from kibun.training.demo_tiny.espeak import Espeak, EspeakError, VoiceSettings, find_data_dir
 from kibun.training.demo_tiny.speakers import AROUSAL_WEIGHTS, VARIANTS, Cues, draw_cues, draw_speaker, voice_settings
-from kibun.training.demo_tiny.texts import PHRASES, SPLITS, make_text, phrases
+from kibun.training.demo_tiny.texts import PHRASES, make_text, phrases
 from tests.support import ROOT
 
 needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")

@@ -20,7 +20,7 @@ from kibun.training.audio.reading import load_audio
 from kibun.training.commands import train_app
 from kibun.training.corpora.manifest import Item
 from kibun.training.demo_tiny import recipe
-from kibun.training.demo_tiny.config import new_tiny_model
+from kibun.training.demo_tiny.config import tiny_config
 from kibun.training.demo_tiny.corpus import CorpusOptions
 from kibun.training.demo_tiny.effects import EFFORT_DB_PER_OCTAVE
 from kibun.training.demo_tiny.evaluate import analyze_causally
@@ -30,6 +30,7 @@ from kibun.training.demo_tiny.recipe import Recipe
 from kibun.training.demo_tiny.speakers import AROUSAL_WEIGHTS, PITCH_SEMITONES, RATE_OCTAVES
 from kibun.training.demo_tiny.trunk import Crops, SpeakerBatches, TrunkOptions, TrunkTask, mixed_traits
 from kibun.training.evaluation.predictions import expected_error
+from kibun.training.filter_bank import new_model
 from kibun.training.losses import pair_loss
 from kibun.training.runs.config import load_config
 from kibun.training.runs.folder import read_figures, read_log
@@ -164,7 +165,7 @@ def test_a_batch_of_the_trunk_depends_on_seed_and_step(tmp_path: Path) -> None:
 
 
 def test_the_average_follows_the_weights() -> None:
-    task = TrunkTask(new_tiny_model(0), TrunkOptions(average_decay=0.5))
+    task = TrunkTask(new_model(0, tiny_config()), TrunkOptions(average_decay=0.5))
     before = [parameter.clone() for parameter in task.average.parameters()]
     with torch.no_grad():
         for parameter in task.kibun.parameters():
@@ -257,7 +258,7 @@ def test_pair_loss_wants_the_right_change_of_arousal_and_none_of_valence() -> No
 
 
 def test_one_trunk_three_tails_and_the_same_start_for_the_same_seed() -> None:
-    one, two, other = (new_tiny_model(seed) for seed in (0, 0, 1))
+    one, two, other = (new_model(seed, tiny_config()) for seed in (0, 0, 1))
     assert set(one.tails) == {"personality", "valence", "arousal"}
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
@@ -265,7 +266,7 @@ def test_one_trunk_three_tails_and_the_same_start_for_the_same_seed() -> None:
 
 
 def test_causal_history_is_what_is_served(tmp_path: Path) -> None:
-    model = new_tiny_model(0)
+    model = new_model(0, tiny_config())
     rng = np.random.default_rng(0)
     traits = (2.0, 3.0, 4.0, 5.0, 6.0)
     items = []

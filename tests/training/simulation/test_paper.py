@@ -15,7 +15,7 @@ from kibun.training.simulation import audio as simulated_audio
 from kibun.training.simulation import data as simulated_data
 from kibun.training.simulation.data import QUICK, SimulationOptions, draw_splits
 from kibun.training.simulation.heads import Encoder, fit_head
-from kibun.training.simulation.paper import HEADS, Figures, jobs_for, run_jobs
+from kibun.training.simulation.paper import PAPER_HEADS, Figures, jobs_for, run_jobs
 from kibun.training.simulation.summary import NOTE, mean_sd, summarise
 from kibun.training.simulation.world import draw_scenes, make_world
 from kibun.training.simulation.world_ceilings import ceilings
@@ -115,7 +115,7 @@ def test_the_command_prints_one_object_with_every_figure(monkeypatch: pytest.Mon
     assert json.loads(out.read_text()) == payload
     assert result.exit_code == (0 if payload["passed"] else 1)
     for place in (
-        *(payload[head.replace("-", "_")] for head in HEADS),
+        *(payload[head.replace("-", "_")] for head in PAPER_HEADS),
         payload["shuffled"],
         payload["control"],
         *payload["ceilings"].values(),

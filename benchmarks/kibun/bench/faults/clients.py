@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from kibun.bench.faults.history import ClientHistory, TurnHistory, fault, record, remembered
 from kibun.bench.faults.plan import MAX_UTTERANCE_MS, ClientPlan, Pcm, TurnPlan, audio_of
+from kibun.bench.support.material import CHUNK
 from kibun.client.client import AsyncClient, AsyncConversation
 from kibun.client.errors import KibunError, ResourceExhaustedError, UnavailableError
 from kibun.client.events import StreamStarted
@@ -20,7 +21,6 @@ from kibun.models.types import SAMPLE_RATE_HZ
 
 HANG_S = 100.0  # without an event: longer than the SDK looks for a server and finds out that one is frozen
 ADMISSION_S = 60.0  # that a turn which is refused goes on asking
-CHUNK = SAMPLE_RATE_HZ // 10
 _ENDPOINTING = Endpointing(utterance_end_silence_ms=300, max_utterance_ms=MAX_UTTERANCE_MS)
 
 T = TypeVar("T")

@@ -20,6 +20,7 @@ import numpy as np
 from kibun.bench.load import front_servers
 from kibun.bench.load.front_clients import CHUNK_S
 from kibun.bench.load.front_servers import SAMPLE_S, STUB_LOADER
+from kibun.bench.load.generator import METHOD
 from kibun.bench.support import machine
 from kibun.bench.support.child import Child, cpu_seconds
 from kibun.bench.support.report import Report
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 RATES_HZ = (8_000, SAMPLE_RATE_HZ, 48_000)
 BOUND = 0.005  # cores per stream
-METHOD = "/kibun.v1.SpeechAnalysisService/StreamingAnalyze"
 UTTERANCE_S = 10.0
 
 

@@ -27,7 +27,6 @@ from kibun.client.status import error_from_rpc
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.v1 import speech_analysis_pb2 as pb
 
-CHUNK = SAMPLE_RATE_HZ // 10  # samples of a message
 AHEAD = 2  # turns of a stream that are sent before the first of them is answered
 METHOD = "/kibun.v1.SpeechAnalysisService/StreamingAnalyze"
 
@@ -69,7 +68,9 @@ class Clients:
     def __init__(self, target: str, utterances: Sequence[material.Pcm]) -> None:
         self._target = target
         self._lengths = [len(pcm) for pcm in utterances]
-        self._messages = [[_audio(pcm[at : at + CHUNK]) for at in range(0, len(pcm), CHUNK)] for pcm in utterances]
+        self._messages = [
+            [_audio(pcm[at : at + material.CHUNK]) for at in range(0, len(pcm), material.CHUNK)] for pcm in utterances
+        ]
 
     def handle(self, what: str, **details: Any) -> dict[str, Any]:
         """Answer one question of `Child.ask`."""
@@ -171,7 +172,7 @@ class Clients:
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # refused: the reader gets the reason
             await call.write(_CONFIG)
             for message in self._messages[index]:
-                sent = min(sent + CHUNK, self._lengths[index])
+                sent = min(sent + material.CHUNK, self._lengths[index])
                 due_at = starts_at + sent / SAMPLE_RATE_HZ
                 await _until(due_at)
                 replies.late_ms.append(1000 * (time.perf_counter() - due_at))

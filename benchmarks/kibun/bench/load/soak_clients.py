@@ -17,8 +17,8 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from kibun.bench.load.front import METHOD
 from kibun.bench.load.front_clients import CHUNK_S
+from kibun.bench.load.generator import METHOD
 from kibun.bench.support.child import answer
 from kibun.bench.support.speech_like import lay_out
 from kibun.client.status import error_from_rpc

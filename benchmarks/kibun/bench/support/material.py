@@ -7,9 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from kibun.bench.support.speech_like import speech_like
+from kibun.models.types import SAMPLE_RATE_HZ
 
 Pcm = npt.NDArray[np.int16]
 """LINEAR16 samples at 16 kHz, (N,)."""
+
+CHUNK = SAMPLE_RATE_HZ // 10  # samples of one message
 
 
 def utterances(count: int, shortest_s: float, longest_s: float) -> list[Pcm]:

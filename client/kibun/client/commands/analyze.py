@@ -22,9 +22,8 @@ from kibun.client.commands.traits_file import load_traits, match_files
 from kibun.client.errors import KibunError
 from kibun.client.estimates import Traits
 from kibun.client.events import PersonalityUpdate, StreamWarning, UtteranceResult
+from kibun.client.pcm import CHUNK_MS
 from kibun.client.server_process import ServerProcess, ServerStartError
-
-_CHUNK_MS = 100
 
 
 class OutputFormat(enum.StrEnum):
@@ -173,7 +172,7 @@ async def _analyze_file(client: AsyncClient, path: Path, batch: _Batch) -> _Outc
             model=batch.model,
             given_personality=batch.traits.get(path),
         ) as turn:
-            turn.feed(audio.chunks(_CHUNK_MS))
+            turn.feed(audio.chunks(CHUNK_MS))
             async for event in turn:
                 match event:
                     case UtteranceResult(is_final=True):

@@ -26,11 +26,12 @@ from kibun.client.commands.connection import (
 from kibun.client.commands.failure import UsageError
 from kibun.client.commands.mic import Microphone
 from kibun.client.commands.report import JsonLines, LiveTable, summary_table
-from kibun.client.commands.streaming import DEFAULT_CHUNK_MS, Sink, StreamingOptions, stream_turns
+from kibun.client.commands.streaming import Sink, StreamingOptions, stream_turns
 from kibun.client.commands.traits_file import SUFFIXES, load_traits, parse_traits
 from kibun.client.commands.turns_file import TurnSpan, load_turns
 from kibun.client.estimates import Traits
 from kibun.client.options import Features
+from kibun.client.pcm import CHUNK_MS
 
 
 def stream(
@@ -42,7 +43,7 @@ def stream(
     conversation: Annotated[str, typer.Option(help="Conversation to continue; default: a new one.")] = "",
     participant: Annotated[str, typer.Option(help="Participant id, unless --turns gives it.")] = "user",
     realtime: Annotated[bool, typer.Option("--realtime", help="Stream in real time.")] = False,
-    chunk_ms: Annotated[int, typer.Option(min=10, max=2000, help="Audio per message.")] = DEFAULT_CHUNK_MS,
+    chunk_ms: Annotated[int, typer.Option(min=10, max=2000, help="Audio per message.")] = CHUNK_MS,
     channel: Annotated[int | None, typer.Option(min=1, help="Channel to send; default: the mean of all.")] = None,
     interim: Annotated[bool, typer.Option("--interim", help="Estimates while an utterance is spoken.")] = False,
     model: ModelOption = "",

@@ -11,11 +11,10 @@ from kibun.client.commands.turns_file import TurnSpan
 from kibun.client.estimates import Traits
 from kibun.client.events import Event
 from kibun.client.options import Features
+from kibun.client.pcm import CHUNK_MS
 
 if TYPE_CHECKING:
     from kibun.client.pcm import Pcm
-
-DEFAULT_CHUNK_MS = 100
 
 
 class Sink(Protocol):
@@ -30,7 +29,7 @@ class Sink(Protocol):
 class StreamingOptions:
     """How recordings are streamed."""
 
-    chunk_ms: int = DEFAULT_CHUNK_MS
+    chunk_ms: int = CHUNK_MS
     # In real time; turns that overlap are then streamed at the same time.
     realtime: bool = False
     features: Features = field(default_factory=Features)

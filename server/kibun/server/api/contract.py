@@ -8,7 +8,6 @@ from kibun.server.audio.decoder import Encoding
 from kibun.server.audio.endpointing import EndReason
 from kibun.v1 import speech_analysis_pb2 as pb
 
-SERVICE = "kibun.v1.SpeechAnalysisService"
 MAX_AUDIO_CONTENT_BYTES = 256 * 1024  # of one message of a stream
 MAX_ANALYZE_BYTES = 4 * 1024 * 1024  # of one recording; every admitted call may hold one in memory
 MIN_TTL_S, MAX_TTL_S = 1.0, 24 * 3600.0

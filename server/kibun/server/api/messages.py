@@ -10,8 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from kibun.server.api.gate import Context, Handler
-from kibun.server.api.quota import RETRY_AFTER_S
-from kibun.server.errors import Failure, Kind, invalid
+from kibun.server.errors import RETRY_AFTER_S, Failure, Kind, invalid
 from kibun.server.session.timeout import Timeout
 
 M = TypeVar("M", bound=Message)

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from kibun.server.errors import Failure, Kind
+from kibun.server.errors import RETRY_AFTER_S, Failure, Kind
 
-RETRY_AFTER_S = 1.0  # where it is not known when trying again will succeed
 AUDIO_BURST_S = 60.0  # a minute's audio may come at once
 MESSAGE_BURST_S = 10.0
 CREDIT_S = 1.0  # worth of filling, which a bucket gets when a stream ends because of it

@@ -13,16 +13,16 @@ from google.protobuf.message import Message
 
 from kibun.server.api import messages, requests, responses
 from kibun.server.api.auth import Authenticator
-from kibun.server.api.contract import MAX_TTL_S, SERVICE
+from kibun.server.api.contract import MAX_TTL_S
 from kibun.server.api.gate import Context, Gate, Handler, current_call
-from kibun.server.api.quota import RETRY_AFTER_S, Quotas, TenantLimits
+from kibun.server.api.quota import Quotas, TenantLimits
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import Vad
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import ConversationStore
-from kibun.server.errors import Failure, Kind, invalid
+from kibun.server.errors import RETRY_AFTER_S, Failure, Kind, invalid
 from kibun.server.inference.backend import Analyzer, ModelInfo
-from kibun.server.observability.telemetry import Telemetry
+from kibun.server.observability.telemetry import SERVICE, Telemetry
 from kibun.server.session import events
 from kibun.server.session.open_streams import OpenStreams
 from kibun.server.session.session import Dependencies, Session

@@ -16,7 +16,7 @@ from kibun.server.conversation.redis_connection import RedisConnection, Script
 from kibun.server.conversation.redis_layout import StoredConversation
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import Key
-from kibun.server.errors import Failure, Kind
+from kibun.server.errors import RETRY_AFTER_S, Failure, Kind
 
 log = logging.getLogger(__name__)
 READ_AT_ONCE = 256  # records (0.4 MB), so that neither Redis nor this server is busy with one conversation for long
@@ -107,7 +107,7 @@ class RedisHash:
             return StoredConversation(head, deleted)
         except codec.NewerVersion:
             text = "the conversation was stored by a newer version of this server; try again to reach one of that"
-            raise Failure(Kind.UNAVAILABLE, "CONVERSATION_VERSION", text, retry_after_s=1.0) from None
+            raise Failure(Kind.UNAVAILABLE, "CONVERSATION_VERSION", text, retry_after_s=RETRY_AFTER_S) from None
 
     async def _read_entries(self, head: bytes, deleted: bytes, known: StoredConversation | None) -> StoredConversation:
         incarnation = known.parsed.message.incarnation if known and known.parsed else ""

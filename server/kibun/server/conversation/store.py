@@ -15,12 +15,11 @@ from typing import Protocol, TypeVar, cast
 
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS, TenantLimit
-from kibun.server.errors import Failure, Kind
+from kibun.server.errors import RETRY_AFTER_S, Failure, Kind
 
 Key = tuple[str, str]
 C = TypeVar("C", bound=Conversation | None)
 Change = Callable[[Conversation | None], C]
-RETRY_AFTER_S = 1.0
 
 
 class StoreUnavailable(Failure):

@@ -17,6 +17,7 @@ from typing import Protocol
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.observability.metrics import DropCause, Metrics
 
+SERVICE = "kibun.v1.SpeechAnalysisService"
 METHODS = (
     "StreamingAnalyze",
     "Analyze",

@@ -23,9 +23,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from kibun.server import __version__
 from kibun.server.observability import logs
-from kibun.server.observability.telemetry import CallTrace, FinalTimes
+from kibun.server.observability.telemetry import SERVICE, CallTrace, FinalTimes
 
-SERVICE = "kibun.v1.SpeechAnalysisService"
 FLUSH_S = 2.0
 SERVER_ERRORS = ("UNKNOWN", "DEADLINE_EXCEEDED", "INTERNAL", "UNAVAILABLE")  # by OpenTelemetry's convention
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from kibun.models.types import Analysis, Utterance
 from kibun.server.audio.endpointing import EndReason, SpeechSegment
 from kibun.server.conversation.state import Participant, UtteranceRecord
-from kibun.server.errors import Failure, Kind
+from kibun.server.errors import RETRY_AFTER_S, Failure, Kind
 from kibun.server.inference.backend import Analyzer, BackendError, Job, ModelInfo
 from kibun.server.session import estimates
 from kibun.server.session.events import PersonalityUpdate, StreamOptions, TurnResult, UtteranceResult
@@ -58,10 +58,10 @@ class Estimator:
         except BackendError as error:
             if error.reason == "UNAVAILABLE":
                 message = "the server is stopping; resume the turn on another connection"
-                raise Failure(Kind.UNAVAILABLE, "DRAINING", message, retry_after_s=1.0) from error
+                raise Failure(Kind.UNAVAILABLE, "DRAINING", message, retry_after_s=RETRY_AFTER_S) from error
             if error.reason == "NO_WORKER":
                 message = "this server cannot analyse for now; resume the turn on another connection"
-                raise Failure(Kind.UNAVAILABLE, "NO_WORKER", message, retry_after_s=1.0) from error
+                raise Failure(Kind.UNAVAILABLE, "NO_WORKER", message, retry_after_s=RETRY_AFTER_S) from error
             raise
 
     def utterance_result(

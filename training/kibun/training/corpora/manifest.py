@@ -15,6 +15,7 @@ from kibun.training.corpora.lines import json_objects
 from kibun.training.corpora.splits import SPLITS, read_splits, resolve_splits
 from kibun.training.errors import ManifestError
 
+MANIFEST_NAME = "manifest.jsonl"  # of the corpora that we make
 OPTIONAL = ("path", "split", "text", "valence", "arousal", "traits", "gender", "seconds")
 EMOTION_RANGE = (0.0, 6.0)  # the scale is 1..5, but IEMOCAP's means of raters reach 0.5 and 5.5
 

@@ -8,12 +8,14 @@ import csv
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from kibun.training.errors import ManifestError
 
-SPLITS = ("train", "dev", "test")
+Split = Literal["train", "dev", "test"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 SPLIT_FILES = Path(__file__).parent / "split_files"
 COLUMNS = ("dialogue", "split")
 

@@ -1,4 +1,4 @@
-"""The small HuBERT of demo-tiny: a config of transformers' HubertModel, and how its first layer starts.
+"""The small HuBERT of demo-tiny: a config of transformers' HubertModel.
 
 HuBERT-base begins with seven short convolutions behind a GroupNorm over time. Trained from scratch in minutes, a
 net does better with three: the first is 25 ms long and starts as an auditory filter bank (cosine and sine Gabor
@@ -6,14 +6,7 @@ filters on the mel scale), and LayerNorm over channels keeps the balance between
 which is what vocal effort changes; GroupNorm over time would level every channel.
 """
 
-from typing import cast
-
-import numpy as np
-import torch
-from torch import nn
-
-from kibun.models.bundle import KibunConfig, KibunModel
-from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.models.bundle import KibunConfig
 
 
 def tiny_config(name: str = "demo-tiny", version: str = "1") -> KibunConfig:
@@ -48,28 +41,3 @@ def tiny_config(name: str = "demo-tiny", version: str = "1") -> KibunConfig:
         bundle_version=version,
         synthetic=True,
     )
-
-
-def new_tiny_model(seed: int, config: KibunConfig | None = None) -> KibunModel:
-    """An untrained model, the same for the same seed."""
-    torch.manual_seed(seed)
-    model = KibunModel(config or tiny_config())
-    start_as_filter_bank(cast(nn.Conv1d, model.trunk.feature_extractor.conv_layers[0].conv))
-    return model
-
-
-@torch.no_grad()
-def start_as_filter_bank(convolution: nn.Conv1d) -> None:
-    """Gabor filters at mel-spaced centres from 70 Hz to 7.5 kHz, two phases each, unit energy times 0.3."""
-    channels, _one, taps = convolution.weight.shape
-    low, high = (2595 * np.log10(1 + hz / 700) for hz in (70.0, 7500.0))
-    centres_hz = 700 * (10 ** (np.linspace(low, high, channels // 2) / 2595) - 1)
-    time_s = (np.arange(taps) - taps / 2) / SAMPLE_RATE_HZ
-    for index, centre_hz in enumerate(centres_hz):
-        bandwidth_hz = max(60.0, 0.12 * centre_hz + 30)
-        window = np.exp(-0.5 * (2 * bandwidth_hz * time_s) ** 2) * np.hanning(taps)
-        for phase in (0, 1):
-            taps_of_filter = np.cos(2 * np.pi * centre_hz * time_s + phase * np.pi / 2) * window
-            taps_of_filter -= taps_of_filter.mean()
-            taps_of_filter *= 0.3 / np.sqrt((taps_of_filter**2).sum())
-            convolution.weight[2 * index + phase, 0] = torch.from_numpy(taps_of_filter)

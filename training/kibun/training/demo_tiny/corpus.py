@@ -11,6 +11,8 @@ import numpy as np
 import soundfile
 
 from kibun.models.types import SAMPLE_RATE_HZ, TRAITS
+from kibun.training.corpora.manifest import MANIFEST_NAME
+from kibun.training.corpora.splits import Split
 from kibun.training.demo_tiny.effects import finish
 from kibun.training.demo_tiny.espeak import Espeak, find_data_dir, version
 from kibun.training.demo_tiny.speakers import (
@@ -22,9 +24,7 @@ from kibun.training.demo_tiny.speakers import (
     speech_markup,
     voice_settings,
 )
-from kibun.training.demo_tiny.texts import Split, make_text
-
-MANIFEST_NAME = "manifest.jsonl"
+from kibun.training.demo_tiny.texts import make_text
 
 
 @dataclasses.dataclass(frozen=True)

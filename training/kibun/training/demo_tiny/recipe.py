@@ -23,12 +23,13 @@ from kibun.models.building.parts import load_parts
 from kibun.models.bundle import load_bundle
 from kibun.models.files import verify, write_sidecars
 from kibun.models.types import TRAITS
-from kibun.training.corpora.manifest import Item, load_manifest
+from kibun.training.corpora.manifest import MANIFEST_NAME, Item, load_manifest
 from kibun.training.demo_tiny.card import make_card
-from kibun.training.demo_tiny.config import new_tiny_model, tiny_config
-from kibun.training.demo_tiny.corpus import MANIFEST_NAME, CorpusOptions, render_corpus
+from kibun.training.demo_tiny.config import tiny_config
+from kibun.training.demo_tiny.corpus import CorpusOptions, render_corpus
 from kibun.training.demo_tiny.evaluate import analyze_causally, ccc_as_served
 from kibun.training.demo_tiny.trunk import MIN_SECONDS, TrunkOptions, train_trunk
+from kibun.training.filter_bank import new_model
 from kibun.training.runs.config import Task, load_config
 from kibun.training.runs.run import train_run
 
@@ -81,7 +82,7 @@ def make_demo_tiny(
     items = [item for item in load_manifest(manifest, require=FIELDS) if (item.seconds or 0) >= MIN_SECONDS]
     splits = {split: [item for item in items if item.split == split] for split in ("train", "dev", "test")}
     report("trunk")
-    model = new_tiny_model(seed, tiny_config(NAME, version))
+    model = new_model(seed, tiny_config(NAME, version))
     train_trunk(model, splits["train"], splits["dev"], dataclasses.replace(recipe.trunk, seed=seed), out / "trunk")
     for name, task in RUNS:
         report(name)

@@ -12,8 +12,8 @@ import math
 
 import numpy as np
 
+from kibun.training.corpora.splits import Split
 from kibun.training.demo_tiny.espeak import VoiceSettings
-from kibun.training.demo_tiny.texts import Split
 
 AROUSAL_WEIGHTS = {"effort": 0.30, "pitch": 0.28, "range": 0.16, "rate": 0.18, "pauses": 0.08}
 

@@ -5,12 +5,10 @@ carry no emotion: the labels of a generated corpus come from the manner of speak
 """
 
 import zlib
-from typing import Literal
 
 import numpy as np
 
-Split = Literal["train", "dev", "test"]
-SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+from kibun.training.corpora.splits import Split
 
 PHRASES: dict[str, tuple[str, ...]] = {
     "en": (

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 
 from kibun.models.types import TRAITS
 from kibun.training.corpora.tipi import SHORT_NAMES, LabelError, Profile, read_ocean, read_tipi, trait_scores
-from kibun.training.evaluation.metrics import fleiss_kappa, icc2k, icc2k_interval, icc3k
+from kibun.training.evaluation.metrics import DRAWS, fleiss_kappa, icc2k, icc2k_interval, icc3k
 from kibun.training.evaluation.paper_figures import AGREEMENT, AVERAGE, UNTRIMMED_ICC2K, UNTRIMMED_KAPPA
 from kibun.training.evaluation.report_table import Cell, Row, Table
-
-DRAWS = 2000
 
 
 @dataclass(frozen=True)

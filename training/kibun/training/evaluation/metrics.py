@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+DRAWS = 2000  # of a bootstrap
+
 
 def ccc(predicted: ArrayLike, truth: ArrayLike) -> float:
     """Concordance correlation coefficient with population moments (ddof 0).

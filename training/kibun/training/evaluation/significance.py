@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from kibun.training.evaluation.metrics import DRAWS
 from kibun.training.evaluation.predictions import Prediction, PredictionsError, align, pairs_of, units_of
 from kibun.training.evaluation.report_table import STARS_NOTE, Cell, Row, Table, stars
 
-DRAWS = 2000
 _DRAWS_AT_ONCE = 250  # limits the memory of the weights
 
 

@@ -8,7 +8,7 @@ from kibun.training.corpora.lines import as_float
 from kibun.training.corpora.tipi import SHORT_NAMES
 from kibun.training.runs.config import ConfigError
 
-SETTINGS = {"1": "utterance", "2": "average", "3": "conversation"}
+SETTING_BY_NUMBER = {"1": "utterance", "2": "average", "3": "conversation"}
 
 
 def as_words(text: str, option: str) -> list[str]:
@@ -78,9 +78,9 @@ def as_trait_sets(text: str) -> list[tuple[str, ...]]:
 def as_settings(text: str | None, *, causal: bool) -> list[str]:
     """Settings of personality, keys of `table_personality.LABELS`; None: all of them, with causal 3."""
     if text is None:
-        return [*SETTINGS.values(), "causal"]
+        return [*SETTING_BY_NUMBER.values(), "causal"]
     words = as_words(text, "--setting")
-    check_words(words, "--setting", tuple(SETTINGS))
+    check_words(words, "--setting", tuple(SETTING_BY_NUMBER))
     if causal and "3" not in words:
         raise ConfigError("--causal is a form of setting 3: give --setting 3, or no --setting for all")
-    return [*(SETTINGS[word] for word in words), *(["causal"] if causal else [])]
+    return [*(SETTING_BY_NUMBER[word] for word in words), *(["causal"] if causal else [])]

@@ -6,6 +6,7 @@ from typing import Any
 
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item
+from kibun.training.evaluation.paper_figures import AVERAGE
 from kibun.training.evaluation.predictions import Prediction, ccc_of, units_of
 from kibun.training.evaluation.significance import compare_predictions
 from kibun.training.experiments import notes
@@ -13,7 +14,7 @@ from kibun.training.experiments.emotion_table import read_fold
 from kibun.training.experiments.run_store import RunStore
 from kibun.training.experiments.scores import CommandOutput, Score, ScoreLine, ScoreTable, mean_score
 from kibun.training.experiments.study import Study
-from kibun.training.experiments.table_personality import AVERAGE, LABELS
+from kibun.training.experiments.table_personality import LABELS
 from kibun.training.runs.config import RunConfig
 from kibun.training.runs.trait_source import FIELD_OF_SETTING
 

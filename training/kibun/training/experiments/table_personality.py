@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item
 from kibun.training.evaluation.metrics import ccc, rmse
+from kibun.training.evaluation.paper_figures import AVERAGE
 from kibun.training.evaluation.predictions import UTTERANCE_COUNTS, Prediction, pairs_of, units_of
 from kibun.training.experiments import notes
 from kibun.training.experiments.run_store import RunStore
@@ -17,7 +18,6 @@ from kibun.training.experiments.study import Study
 from kibun.training.runs.config import RunConfig
 from kibun.training.runs.trait_source import FIELD_OF_SETTING, true_traits
 
-AVERAGE = "average"
 COLUMNS = (*TRAITS, AVERAGE)
 LABELS = {
     "utterance": "setting 1, utterance",

@@ -34,7 +34,7 @@ TRAIT_SETTINGS = (
     "Setting 1 per utterance; 2 and 3 per conversation; causal 3 after each utterance, from the utterances so far,"
     " as it is served."
 )
-SETTINGS = {"utterance": "setting 1", "average": "setting 2", "conversation": "setting 3", "causal": "causal 3"}
+SETTING_LABELS = {"utterance": "setting 1", "average": "setting 2", "conversation": "setting 3", "causal": "causal 3"}
 
 
 def run_card(
@@ -77,7 +77,7 @@ def _count(split: str, items: Sequence[Item]) -> str:
 def _rows(figures: Mapping[str, Any]) -> list[str]:
     dev, test = figures["dev"], figures["test"]
     rows = [f"| {name} | {dev[name]:.3f} | {test[name]:.3f} |" for name in ("valence", "arousal") if name in dev]
-    for setting, label in SETTINGS.items():
+    for setting, label in SETTING_LABELS.items():
         if setting in dev:
             rows += [
                 f"| {trait}, {label} | {dev[setting][trait]:.3f} | {test[setting][trait]:.3f} |" for trait in TRAITS

@@ -163,7 +163,7 @@ def read_corpus(config: RunConfig) -> Corpus:
     if config.dimension is not None:
         require.add(config.dimension)
     manifest = read_manifest(config.manifest, require=require, splits=config.splits)
-    items = {split: [item for item in manifest.items if item.split == split] for split in SPLITS}
+    items: dict[str, list[Item]] = {split: [item for item in manifest.items if item.split == split] for split in SPLITS}
     for split, some in items.items():
         if not some:
             raise ConfigError(f"{config.manifest}: split {split!r} has no utterances; train, dev and test are needed")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from kibun.models.bundle import KibunConfig, KibunModel
 from kibun.models.hubert import Frames, Tail
-from kibun.training.demo_tiny.config import new_tiny_model
+from kibun.training.filter_bank import new_model
 from kibun.training.fit import fit
 from kibun.training.simulation.data import SimulationOptions, Splits, UtteranceSet
 from kibun.training.simulation.world import CUE_NAMES, SEGMENTS, Scenes, draw_scenes, make_world
@@ -32,7 +32,7 @@ def prepare(options: SimulationOptions, seed: int, folder: Path) -> None:
     torch.manual_seed(seed)
     scenes = _scenes(options, seed, interaction=True)
     audio = [_render(each, seed, index) for index, each in enumerate(scenes)]
-    model = new_tiny_model(seed, _config(options.size))
+    model = new_model(seed, _config(options.size))
     _learn_cues(model, audio[0], scenes[0], options, seed)
     stored = {f"frames{index}": _frames(model, part).half() for index, part in enumerate(audio)}
     stored["accuracy"] = torch.tensor(_accuracy(model, audio[2], scenes[2]))

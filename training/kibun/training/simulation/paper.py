@@ -24,7 +24,7 @@ from kibun.training.simulation.personality import by_speaker, causal_curve, fit_
 from kibun.training.simulation.world import make_world
 from kibun.training.simulation.world_ceilings import ceilings
 
-HEADS: tuple[HeadName, ...] = ("baseline", "concat", "ca", "ticn-ca")
+PAPER_HEADS: tuple[HeadName, ...] = ("baseline", "concat", "ca", "ticn-ca")
 SIGMAS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6)  # of Table VII
 PERSONALITY_EVIDENCE = 1.0
 # How long a job takes, roughly, relative to the quickest.
@@ -59,7 +59,7 @@ Figures = dict[str, float]
 
 def jobs_for(seeds: Sequence[int]) -> list[HeadJob]:
     """Everything to be trained, the longest first so that processes end together."""
-    jobs = [HeadJob(seed, head, interaction) for seed in seeds for head in HEADS for interaction in (True, False)]
+    jobs = [HeadJob(seed, head, interaction) for seed in seeds for head in PAPER_HEADS for interaction in (True, False)]
     jobs += [HeadJob(seed, "ticn-ca", shuffled=True) for seed in seeds]
     return sorted(jobs, key=lambda job: (-WEIGHTS[job.head], not job.is_main, not job.interaction))
 

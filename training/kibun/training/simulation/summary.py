@@ -16,7 +16,12 @@ NOTE = (
 )
 ENOUGH_PROFILES = 1000  # from here on TICN-CA must not fall behind CA
 PERSONALITY_TITLE = "Traits at the paper's settings, CCC, and valence by TICN-CA given these traits"
-SETTINGS = (("setting 1", "setting1"), ("setting 2", "setting2"), ("setting 3", "setting3"), ("causal 3", "causal3"))
+SETTING_FIGURES = (
+    ("setting 1", "setting1"),
+    ("setting 2", "setting2"),
+    ("setting 3", "setting3"),
+    ("causal 3", "causal3"),
+)
 SHUFFLED_TOLERANCE = 0.05
 CONTROL_TOLERANCE = 0.01
 
@@ -175,7 +180,7 @@ def _personality_tables(payload: Mapping[str, Any]) -> list[Table]:
         Row("none", (Cell(None), _cell(payload["predicted"]["none"]))),
         *(
             Row(label, (_cell(payload["personality"][name]), _cell(payload["predicted"][name])))
-            for label, name in SETTINGS
+            for label, name in SETTING_FIGURES
         ),
         Row("truth", (Cell(None), _cell(payload["predicted"]["truth"]))),
     ]

@@ -16,12 +16,12 @@ import numpy as np
 import soundfile
 
 from kibun.models.types import SAMPLE_RATE_HZ, TRAITS
+from kibun.training.corpora.manifest import MANIFEST_NAME
 from kibun.training.simulation.world import Scenes, draw_scenes, make_world
 from kibun.training.simulation.world_audio import cue_text, draw_manner, draw_voice, render
 from kibun.training.simulation.world_ceilings import ceilings
 from kibun.training.simulation.world_features import draw_frames
 
-MANIFEST_NAME = "manifest.jsonl"
 HELD_OUT_SHARE = 0.15  # of the dialogues, in dev and in test each
 
 
