@@ -194,7 +194,7 @@ def test_wrong_sources_name_the_fix(kibun: Kibun, folder: Path, tmp_path: Path) 
         ([a, "--server", "http://localhost:1"], "is a URL: write HOST:PORT"),
         ([a, "--ca", tmp_path / "none.pem"], "give a PEM file that exists"),
         ([a, "--chunk-ms", "5"], "--chunk-ms"),
-        (["mic", a], "mic stands alone"),
+        (["mic", a], "mic cannot be combined"),
         ([], "Missing argument"),
     ]
     for arguments, message in wrong:

@@ -424,7 +424,7 @@ def test_analyze_prints_dashes_in_its_table(kibun: Kibun, server: ServerProcess,
         (
             "t.csv",
             CSV + ",2,6.5,3,7,1\n",
-            "line 2: the row does not say whose traits these are: participant or speaker",
+            "line 2: the row does not name whose traits these are: participant or speaker",
         ),
         ("t.csv", "speaker,openness\na,2\n", "line 1: no column conscientiousness, extraversion"),
         ("t.csv", CSV, "holds no traits"),

@@ -261,7 +261,7 @@ def held_out(
 ) -> None:
     """Every output of a bundle, as served, on held-out speakers of a corpus.
 
-    --json: model, speakers, utterances, ccc and ccc_sd by output, expected_error by utterances heard.
+    --json: model, speakers, utterances, ccc and ccc_sd by output, expected_error by number of utterances.
     """
     from kibun.bench.accuracy import held_out
     from kibun.bench.support import report

@@ -177,7 +177,7 @@ class RetryPolicy:
     # or another one answers at the same address.
     give_up_after_s: float = 60.0
     # Pauses between attempts grow from the first to the longest, with up to a quarter added at random. If the server
-    # says when to come back (RetryInfo), the pause is that long, but not longer than the longest.
+    # sends a time to wait (RetryInfo), the pause is that long, but not longer than the longest.
     initial_backoff_s: float = 0.2
     backoff_multiplier: float = 2.0
     max_backoff_s: float = 2.0

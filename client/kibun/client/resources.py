@@ -53,7 +53,7 @@ class ConversationState:
 
     conversation_id: str
     state: State
-    # UTC; None where the server did not say.
+    # UTC; None where the server did not send it.
     create_time: datetime | None
     update_time: datetime | None
     expire_time: datetime | None

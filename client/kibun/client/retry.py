@@ -19,7 +19,7 @@ class RetryBudget:
 
     There are two bounds. A turn that is accepted and lost again without a new final may itself be what brings the
     server down: it is tried `RetryPolicy.max_attempts` times in a row. A server that is absent, loading, draining or
-    full is waited for, up to `give_up_after_s`, if it was there before or says when to come back; a server that was
+    full is waited for, up to `give_up_after_s`, if it was there before or sends a time to wait; a server that was
     never reached is tried `max_attempts` times.
     """
 

@@ -1,7 +1,7 @@
 """Prevents a broken torchaudio from breaking transformers.
 
 transformers imports torchaudio whenever it is installed. Wheels whose compiled extension was linked for another torch
-build (a CUDA one beside CPU torch, say) fail on import, and then `from transformers import HubertModel` fails too.
+build (e.g. a CUDA one beside CPU torch) fail on import, and then `from transformers import HubertModel` fails too.
 torchaudio's pure-PyTorch parts (resampling, mel filters, masking) need no extension, so we import torchaudio first and
 mark the extension unavailable where it cannot load.
 """

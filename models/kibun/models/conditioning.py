@@ -73,7 +73,7 @@ class Concat(nn.Module):
 class Ca(nn.Module):
     """Cross attention between H and the one token P = Linear(traits -> H), mean pool, linear.
 
-    The paper does not say which side is the query, so both are there; the default is P. With query "acoustic" the
+    The paper leaves open which side is the query, so both are there; the default is P. With query "acoustic" the
     softmax is over a single key, and the output does not depend on the audio.
     """
 

@@ -54,7 +54,7 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     emotion_rescaled_from: list[float] | tuple[float, float] | None = None  # the scale that training labels had
     bundle_name: str = "unnamed"
     bundle_version: str = "1"
-    synthetic: bool = False  # trained on synthetic speech: every user interface must say so
+    synthetic: bool = False  # trained on synthetic speech: every user interface must show this
     trained: bool = False  # False: the heads are random, and the server refuses it by default
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -110,9 +110,9 @@ def test_other_scales_are_converted_and_recorded(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"valence": "high"}, ":3: column 'valence' must be a number from 0 to 6, is 'high'"),
-        ({"arousal": "67"}, "from 0 to 6, is '67'; if its scale is another one than 1..5"),
+        ({"arousal": "67"}, "from 0 to 6, is '67'; if its scale is not 1..5"),
         ({"arousal": "nan"}, ":3: column 'arousal' must be a number"),
-        ({"OP": "0.5"}, "column 'OP' must be a number from 1 to 7, is '0.5'; if its scale is another one than 1..7"),
+        ({"OP": "0.5"}, "column 'OP' must be a number from 1 to 7, is '0.5'; if its scale is not 1..7"),
         ({"CO": ""}, ":3: column 'CO' is empty, but 'OP' is not; give all five or none"),
         ({"speaker": ""}, ":3: column 'speaker' is empty, and needed"),
         ({"path": ""}, ":3: column 'path' is empty, and needed"),

@@ -159,7 +159,9 @@ def test_errors_name_what_cannot_be_drawn(file: Path) -> None:
     assert "no utterance has a label of arousal" in run(
         "hexbin", "--predictions", file, "--dimension", "arousal", "--out", out, code=2
     )
-    assert "say which estimate" in run("hexbin", "--predictions", file, "--dimension", "openness", "--out", out, code=2)
+    assert "name the estimate to use" in run(
+        "hexbin", "--predictions", file, "--dimension", "openness", "--out", out, code=2
+    )
     assert "dimension 'mood': must be one of valence" in run(
         "hexbin", "--predictions", file, "--dimension", "mood", "--out", out, code=2
     )
@@ -167,7 +169,7 @@ def test_errors_name_what_cannot_be_drawn(file: Path) -> None:
     assert "give either" in run("heard", "--bundle", "demo-tiny", "--predictions", file, "--out", out, code=2)
     assert "no bundle 'nosuch'" in run("heard", "--bundle", "nosuch", "--out", out, code=2)
     assert "not JSON" in run("multitask", "--table", file, "--out", out, code=2)
-    with pytest.raises(plots.PlotError, match="no error by utterances heard"):
+    with pytest.raises(plots.PlotError, match="no error by number of utterances"):
         plots.error_by_count([], "bundle")
 
 

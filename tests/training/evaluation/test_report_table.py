@@ -146,7 +146,7 @@ def test_compare_refuses_wrong_files_and_dimensions(files: tuple[Path, Path, Pat
     write_predictions(short, utterances(50))
     assert "10 utterances are missing in the second file" in run("--first", one, "--second", short, code=2)
     assert "mood" in run("--first", one, "--second", two, "--dimension", "mood", code=2)
-    assert "say which estimate is meant" in run("--first", one, "--second", two, "--dimension", "openness", code=2)
+    assert "name the estimate to use" in run("--first", one, "--second", two, "--dimension", "openness", code=2)
     assert "no utterance has a label of arousal" in run(
         "--first", one, "--second", two, "--dimension", "arousal", code=2
     )

@@ -110,8 +110,14 @@ def test_control_rows_are_those_of_the_option(lab: Path) -> None:
         (("conditioning", "--dimension", "anger"), "--dimension: 'anger' is unknown; allowed are valence, arousal"),
         (("conditioning", "--json", "--markdown"), "exclude each other"),
         (("conditioning", "--set", "training.lr=1"), "training.lr is no setting"),
-        (("conditioning", "--set", "training.seed=1"), "training.seed is what the table varies; leave it out, --seeds"),
-        (("conditioning", "--set", "dimension=valence"), "dimension is what the table varies; leave it out, --dimens"),
+        (
+            ("conditioning", "--set", "training.seed=1"),
+            "training.seed is what the table varies; leave it out and use --seeds",
+        ),
+        (
+            ("conditioning", "--set", "dimension=valence"),
+            "dimension is what the table varies; leave it out and use --dimens",
+        ),
         (("conditioning", "--set", "traits.sigma=.1"), "traits.sigma is what the table varies"),
         (("personality", "--setting", "4"), "--setting: '4' is unknown; allowed are 1, 2, 3"),
         (("personality", "--setting", "1", "--causal"), "--causal is a form of setting 3"),

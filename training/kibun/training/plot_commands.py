@@ -65,7 +65,7 @@ def heard(
     bundle: Annotated[str | None, typer.Option(help="Bundle, folder or name: its expected error.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Or a predictions file with causal traits.")] = None,
 ) -> None:
-    """Error of the traits against the number of utterances heard."""
+    """Error of the traits against the number of utterances so far."""
     from kibun.models.building.facts import read_facts
     from kibun.models.files import resolve_bundle
     from kibun.training.evaluation import plots

@@ -41,5 +41,5 @@ def measure(model_name: str, manifest: Path, split: str) -> tuple[dict[str, obje
     by_count = [Row(str(count), tuple(map(Cell, values))) for count, values in errors]
     return figures, (
         Table(title, ("output", "CCC"), tuple(rows), digits=3),
-        Table("Root mean square error of the traits", ("utterances heard", *TRAITS), tuple(by_count)),
+        Table("Root mean square error of the traits", ("utterances so far", *TRAITS), tuple(by_count)),
     )

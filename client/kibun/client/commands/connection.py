@@ -1,4 +1,4 @@
-"""Options that say which server to use, shared by all commands that talk to one."""
+"""Options that select the server, shared by all commands that talk to one."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 
 class CommandError(Exception):
-    """The command cannot do what it was asked for; the message says why and what to do."""
+    """The command cannot do what it was asked for; the message gives the reason and the remedy."""
 
     exit_code = 1
 

@@ -72,7 +72,7 @@ def stream(
     console = Console(stderr=True) if as_json else Console()
     if any(source == "mic" or source.startswith("mic:") for source in sources):
         if len(sources) > 1 or turns is not None or realtime:
-            raise UsageError("mic stands alone: without files, --turns and --realtime")
+            raise UsageError("mic cannot be combined with files, --turns or --realtime")
         device = sources[0].removeprefix("mic").removeprefix(":")
         work = _from_microphone(connection, device, speaker, options, console, as_json)
     else:

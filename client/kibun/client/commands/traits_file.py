@@ -1,7 +1,7 @@
-"""Traits that are known from elsewhere, a questionnaire say: read from the command line, CSV or JSON lines.
+"""Traits that are known from elsewhere, such as a questionnaire: read from the command line, CSV or JSON lines.
 
 CSV: a header with `openness`, `conscientiousness`, `extraversion`, `agreeableness`, `neuroticism` and a column that
-says whose they are; further columns are left alone. JSON lines: objects with the same names. Scale 1..7 (TIPI).
+names the person or file; further columns are left alone. JSON lines: objects with the same names. Scale 1..7 (TIPI).
 """
 
 import csv
@@ -31,7 +31,7 @@ def parse_traits(text: str) -> Traits:
 def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
     """Traits by owner, in the order of the file. Raises UsageError naming line and field.
 
-    `keys`: names of the column that says whose they are; the first that a row has counts.
+    `keys`: names of the column that names the person or file; the first that a row has counts.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
@@ -49,7 +49,7 @@ def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
         where = f"{path}, line {line}"
         key = next((str(row[name]).strip() for name in keys if row.get(name) not in (None, "")), None)
         if key is None:
-            raise UsageError(f"{where}: the row does not say whose traits these are: {' or '.join(keys)} is expected")
+            raise UsageError(f"{where}: the row does not name whose traits these are: {' or '.join(keys)} is expected")
         if key in found:
             raise UsageError(f"{where}: {key!r} already has traits, from an earlier line: keep one of the two")
         found[key] = Traits(*(_number(where, name, row.get(name)) for name in TRAITS))

@@ -160,7 +160,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         call.tenant = self._authenticator.tenant(call.token)
         if self._authenticator.open:
             call.tenant = _certified_tenant(context) or call.tenant
-        # A token file's names are the operator's; what a certificate says may be a person.
+        # A token file's names are the operator's; a certificate's may be a person's.
         call.telemetry.tenant = call.tenant if call.token or not call.tenant else _pseudonym(call.tenant.encode())
 
 

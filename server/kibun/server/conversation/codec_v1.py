@@ -41,7 +41,7 @@ def _entries(following: int, *runs: int) -> Entries:
 
 
 def utterance(body: bytes) -> Utterance:
-    """From the length of the JSON, the JSON, and the vector's float16 where the JSON says that there is one."""
+    """From the length of the JSON, the JSON, and the vector's float16 where the JSON announces one."""
     (length,) = _JSON_LENGTH.unpack_from(body)
     begin_of_vector = _JSON_LENGTH.size + length
     *values, has_vector = json.loads(body[_JSON_LENGTH.size : begin_of_vector])

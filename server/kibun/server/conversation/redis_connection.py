@@ -166,7 +166,7 @@ class RedisConnection:
             async with asyncio.timeout(5 * TIMEOUT_S):
                 await self.execute(*command)
         except AuthenticationError as error:
-            raise CannotConnect(f"{place} refused the user name or password of the address, or wants one") from error
+            raise CannotConnect(f"{place} refused the user name or password of the address, or requires one") from error
         except ResponseError as error:
             raise CannotConnect(f"{place} answered: {error}") from error
         except (RedisError, OSError, TimeoutError) as error:

@@ -11,8 +11,8 @@ class CostModel:
 
     Divided by the audio, this is a line through the points (1 / audio, seconds / audio), with slope `per_batch_s` and
     intercept `per_audio_s`; only running means and variances of the points are stored. The past fades exponentially. A
-    single time counts as at most twice and at least half of the expected one, so that an outlier (a worker that was
-    restarted, say) changes little, while a lasting change is followed within a few dozen batches. Where all batches are
+    single time counts as at most twice and at least half of the expected one, so that an outlier (e.g. a worker that
+    was restarted) changes little, while a lasting change is followed within a few dozen batches. Where all batches are
     about the same length, all of the cost counts as `per_audio_s`: nothing shows then that larger batches would pay.
     """
 

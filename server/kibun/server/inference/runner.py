@@ -84,7 +84,7 @@ class BatchRunner:
         return [outcomes[index] for index in range(len(jobs))]
 
     def _run_isolated(self, model: ServedModel, utterances: Sequence[Utterance]) -> list[Analysis | BackendError]:
-        """Run the utterances together; if that fails (out of memory, say), run each alone: only the cause fails."""
+        """Run the utterances together; if that fails (e.g. out of memory), run each alone: only the cause fails."""
         try:
             return [_finite(analysis) for analysis in model.analyze(utterances)]
         except Exception as error:

@@ -147,7 +147,7 @@ def _split(row: TableRow) -> str | None:
 
 
 def _emotion(row: TableRow, name: str, scale: Scale | None) -> float | None:
-    hint = "; if its scale is another one than 1..5, say so with --emotion-scale LOW,HIGH" if scale is None else ""
+    hint = "; if its scale is not 1..5, give it with --emotion-scale LOW,HIGH" if scale is None else ""
     value = number(row, name, *(scale or EMOTION_RANGE), hint)
     return value if value is None or scale is None else rescale(value, scale, EMOTION_SCALE)
 
@@ -158,7 +158,7 @@ def _traits(row: TableRow, scale: Scale | None) -> dict[str, float] | None:
     if cells is not None and not isinstance(cells, dict):
         raise CellError(row.where, "traits", f"must be an object with {', '.join(TRAITS)}, is {cells!r}")
     source = TableRow(row.where, {**row.cells, **(cells or {})})
-    hint = "; if its scale is another one than 1..7, say so with --trait-scale LOW,HIGH" if scale is None else ""
+    hint = "; if its scale is not 1..7, give it with --trait-scale LOW,HIGH" if scale is None else ""
     columns = {trait: trait if trait in source.cells else SHORT_NAMES[trait] for trait in TRAITS}
     values = {trait: number(source, column, *(scale or TRAIT_SCALE), hint) for trait, column in columns.items()}
     given = {trait: value for trait, value in values.items() if value is not None}
@@ -212,9 +212,9 @@ def _report(rows: Sequence[Row], columns: Sequence[str], out: Path, options: Fol
         for name in EMOTIONS:
             values = [row[name] for row in rows if row[name] is not None]
             if values and max(values) <= 1:
-                warnings.append(f"no {name} is above 1: if its scale is 0..1, say so with --emotion-scale 0,1")
+                warnings.append(f"no {name} is above 1: if its scale is 0..1, give --emotion-scale 0,1")
     traits = [value for row in rows for value in (row["traits"] or {}).values()]
     if options.trait_scale is None and traits and max(traits) <= 5:
-        warnings.append("no trait is above 5: if their scale is 1..5, say so with --trait-scale 1,5")
+        warnings.append("no trait is above 5: if their scale is 1..5, give --trait-scale 1,5")
     split = "split" if any(row["split"] is not None for row in rows) else None
     return CorpusReport("folder", str(out), **count(rows, split), found=found, ignored=(), warnings=tuple(warnings))

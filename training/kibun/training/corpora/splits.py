@@ -80,7 +80,7 @@ def split_speakers(
     groups = _groups(conversations)
     open_splits = [split for split, share in zip(SPLITS, shares, strict=True) if share > 0]
     if len(groups) < len(open_splits):
-        fix = "give a column 'split', or a splits file, that says which dialogues to use for what"
+        fix = "give a column 'split', or a splits file, that assigns dialogues to train, dev and test"
         raise ManifestError(
             f"{len(open_splits)} splits need as many groups of speakers that never talk with each other, there are"
             f" {len(groups)}; {fix}"

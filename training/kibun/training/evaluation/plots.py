@@ -165,7 +165,7 @@ def error_by_count(
     count, where known; they are written along the top, because high counts have few. Raises PlotError without errors.
     """
     if not errors:
-        raise PlotError(f"{title}: holds no error by utterances heard; evaluate the model on held-out speakers first")
+        raise PlotError(f"{title}: has no error by number of utterances; evaluate the model on held-out speakers first")
     counts = [count for count, _ in errors]
     table = np.array([values for _, values in errors], dtype=np.float64)  # (counts, 5)
     ticks = _ticks(counts)
@@ -174,7 +174,7 @@ def error_by_count(
         look: Any = {"color": COLOURS[index], "marker": MARKERS[index], "linewidth": 1.6, "markersize": 7}
         axes.plot(counts, table[:, index], **look, markevery=[counts.index(tick) for tick in ticks], label=trait)
     axes.plot(counts, table.mean(axis=1), color="black", linestyle="--", linewidth=2.2, label="mean of the five")
-    axes.set(xlabel="utterances heard", ylabel="root mean square error (scale 1 to 7)")
+    axes.set(xlabel="utterances so far", ylabel="root mean square error (scale 1 to 7)")
     axes.set_ylim(0, float(table.max()) * 1.12)
     axes.set_xticks(ticks)
     axes.set_title(title, loc="left")

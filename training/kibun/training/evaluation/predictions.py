@@ -105,7 +105,7 @@ def check_figure(figure: str, field: str | None) -> None:
     if figure not in (*EMOTIONS, *TRAITS):
         raise PredictionsError(f"dimension {figure!r}: must be one of {', '.join((*EMOTIONS, *TRAITS))}")
     if figure in TRAITS and field not in TRAIT_FIELDS:
-        raise PredictionsError(f"{figure}: say which estimate is meant: {', '.join(TRAIT_FIELDS)}; given is {field!r}")
+        raise PredictionsError(f"{figure}: name the estimate to use: {', '.join(TRAIT_FIELDS)}; given is {field!r}")
     if figure in EMOTIONS and field is not None:
         raise PredictionsError(f"{figure}: there is one estimate of an emotion; {field!r} is for traits")
 

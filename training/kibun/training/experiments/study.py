@@ -138,7 +138,7 @@ def _refuse_varied(path: Path, settings: Sequence[str]) -> None:
     for name, where in given.items():
         if name in VARIED or name.startswith("traits."):
             fix = {"dimension": "--dimension", "training.seed": "--seeds"}.get(name, "the command and its options")
-            raise ConfigError(f"{where}: {name} is what the table varies; leave it out, {fix} says it")
+            raise ConfigError(f"{where}: {name} is what the table varies; leave it out and use {fix}")
 
 
 def _vary(settings: RunConfig, task: Task, seed: int, splits: str | None, **changes: Any) -> RunConfig:
