@@ -5,7 +5,7 @@ All times are seconds from the start of the turn's audio (plus `audio_start_offs
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from kibun.client.estimates import (
@@ -162,10 +162,10 @@ class AnalyzeResult:
     def from_proto(cls, message: pb.AnalyzeResponse) -> Self:
         return cls(
             request_id=message.request_id,
-            utterances=tuple(utterance_result(utterance, {}) for utterance in message.utterances),
-            turn_result=turn_result(message.turn_result, {}),
+            utterances=tuple(utterance_result(utterance) for utterance in message.utterances),
+            turn_result=turn_result(message.turn_result),
             conversation=ConversationState.from_proto(message.conversation),
-            warnings=tuple(_stream_warning(warning, {}) for warning in message.warnings),
+            warnings=tuple(_stream_warning(warning) for warning in message.warnings),
         )
 
 
@@ -174,19 +174,20 @@ def event_from_response(response: pb.StreamingAnalyzeResponse, *, reconnects: in
     kind = response.WhichOneof("streaming_response")
     if kind is None:
         return None
-    envelope = {
-        "sequence_number": response.sequence_number,
-        "audio_received_s": seconds(response.audio_received),
-        "audio_processed_s": seconds(response.audio_processed),
-        "response": response,
-    }
-    if kind == "stream_started":
-        return _stream_started(response.stream_started, {**envelope, "reconnects": reconnects})
-    return _CONVERTERS[kind](getattr(response, kind), envelope)
+    event = _CONVERTERS[kind](getattr(response, kind))
+    if isinstance(event, StreamStarted):
+        event = replace(event, reconnects=reconnects)
+    return replace(
+        event,
+        sequence_number=response.sequence_number,
+        audio_received_s=seconds(response.audio_received),
+        audio_processed_s=seconds(response.audio_processed),
+        response=response,
+    )
 
 
-def utterance_result(message: pb.UtteranceResult, envelope: Mapping[str, Any]) -> UtteranceResult:
-    """An `UtteranceResult` from its message; `envelope` holds the fields of `Event`."""
+def utterance_result(message: pb.UtteranceResult) -> UtteranceResult:
+    """An `UtteranceResult` from its message, with zeros in the fields of `Event`."""
     return UtteranceResult(
         utterance_id=message.utterance_id,
         turn_id=message.turn_id,
@@ -198,12 +199,11 @@ def utterance_result(message: pb.UtteranceResult, envelope: Mapping[str, Any]) -
         personality=if_set(message, "personality", PersonalityEstimate.from_proto),
         condition=if_set(message, "condition", PersonalityEstimate.from_proto),
         end_reason=EndReason.from_proto(message.end_reason),
-        **envelope,
     )
 
 
-def turn_result(message: pb.TurnResult, envelope: Mapping[str, Any]) -> TurnResult:
-    """A `TurnResult` from its message; `envelope` holds the fields of `Event`."""
+def turn_result(message: pb.TurnResult) -> TurnResult:
+    """A `TurnResult` from its message, with zeros in the fields of `Event`."""
     return TurnResult(
         turn_id=message.turn_id,
         start_s=seconds(message.start_offset),
@@ -213,11 +213,10 @@ def turn_result(message: pb.TurnResult, envelope: Mapping[str, Any]) -> TurnResu
         emotion=if_set(message, "emotion", Emotion.from_proto),
         personality=if_set(message, "personality", PersonalityEstimate.from_proto),
         end_reason=EndReason.from_proto(message.end_reason),
-        **envelope,
     )
 
 
-def _stream_started(message: pb.StreamStarted, envelope: Mapping[str, Any]) -> StreamStarted:
+def _stream_started(message: pb.StreamStarted) -> StreamStarted:
     return StreamStarted(
         request_id=message.request_id,
         conversation_id=message.conversation_id,
@@ -230,37 +229,34 @@ def _stream_started(message: pb.StreamStarted, envelope: Mapping[str, Any]) -> S
         idle_timeout_s=seconds(message.idle_timeout),
         max_audio_content_bytes=message.max_audio_content_bytes,
         synthetic_model=message.synthetic_model,
-        **envelope,
     )
 
 
-def _speech_event(message: pb.SpeechEvent, envelope: Mapping[str, Any]) -> SpeechEvent:
+def _speech_event(message: pb.SpeechEvent) -> SpeechEvent:
     return SpeechEvent(
         type=enum_member(SpeechEventType, pb.SpeechEvent.Type, "TYPE_", message.type),
         offset_s=seconds(message.offset),
         turn_id=message.turn_id,
-        **envelope,
     )
 
 
-def _personality_update(message: pb.PersonalityUpdate, envelope: Mapping[str, Any]) -> PersonalityUpdate:
+def _personality_update(message: pb.PersonalityUpdate) -> PersonalityUpdate:
     return PersonalityUpdate(
         participant_id=message.participant_id,
         personality=if_set(message, "personality", PersonalityEstimate.from_proto),
         revision=message.revision,
-        **envelope,
     )
 
 
-def _stream_warning(message: pb.StreamWarning, envelope: Mapping[str, Any]) -> StreamWarning:
-    return StreamWarning(reason=message.reason, message=message.message, metadata=dict(message.metadata), **envelope)
+def _stream_warning(message: pb.StreamWarning) -> StreamWarning:
+    return StreamWarning(reason=message.reason, message=message.message, metadata=dict(message.metadata))
 
 
-def _stream_progress(message: pb.StreamProgress, envelope: Mapping[str, Any]) -> StreamProgress:
-    return StreamProgress(settled_s=seconds(message.settled_offset), **envelope)
+def _stream_progress(message: pb.StreamProgress) -> StreamProgress:
+    return StreamProgress(settled_s=seconds(message.settled_offset))
 
 
-def _stream_ended(message: pb.StreamEnded, envelope: Mapping[str, Any]) -> StreamEnded:
+def _stream_ended(message: pb.StreamEnded) -> StreamEnded:
     return StreamEnded(
         reason=message.reason,
         total_audio_s=seconds(message.audio_received),
@@ -268,11 +264,11 @@ def _stream_ended(message: pb.StreamEnded, envelope: Mapping[str, Any]) -> Strea
         non_speech_s=seconds(message.non_speech_duration),
         dropped_s=seconds(message.dropped_duration),
         conversation=ConversationState.from_proto(message.conversation),
-        **envelope,
     )
 
 
-_CONVERTERS: dict[str, Callable[[Any, Mapping[str, Any]], Event]] = {
+_CONVERTERS: dict[str, Callable[[Any], Event]] = {
+    "stream_started": _stream_started,
     "speech_event": _speech_event,
     "utterance_result": utterance_result,
     "personality_update": _personality_update,

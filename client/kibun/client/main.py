@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kibun.client.commands.failure import CommandError
 from kibun.client.errors import InvalidRequestError, KibunError
+from kibun.client.server_process import ServerStartError
 
 if TYPE_CHECKING:
     import typer
@@ -94,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(f"this command needs: pip install 'kibun[{_widest(extra, name)}]'", 2)
     except CommandError as error:
         _fail(str(error), error.exit_code)
+    except ServerStartError as error:
+        _fail(str(error), 1)
     except KibunError as error:
         _fail(str(error), 2 if isinstance(error, InvalidRequestError) and not error.code else 1)
     sys.exit(0)

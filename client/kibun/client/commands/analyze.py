@@ -16,14 +16,14 @@ from kibun.client.client import AsyncClient
 from kibun.client.commands.audio_files import find_audio, open_audio
 from kibun.client.commands.connection import CaOption, Connection, TlsOption, TokenOption
 from kibun.client.commands.failure import CommandError, UsageError
-from kibun.client.commands.report import MODEL_WARNINGS
+from kibun.client.commands.report import MODEL_WARNINGS, SYNTHETIC_BANNER, note
 from kibun.client.commands.rows import CsvRows, JsonRows, Row, Rows, TableRows, row_of
 from kibun.client.commands.traits_file import load_traits, match_files
 from kibun.client.errors import KibunError
 from kibun.client.estimates import Traits
 from kibun.client.events import PersonalityUpdate, StreamWarning, UtteranceResult
 from kibun.client.pcm import CHUNK_MS
-from kibun.client.server_process import ServerProcess, ServerStartError
+from kibun.client.server_process import ServerProcess
 
 
 class OutputFormat(enum.StrEnum):
@@ -90,12 +90,7 @@ def _traits(path: Path | None, files: list[Path]) -> dict[Path, Traits]:
             "hold their names, or its column speaker the names of their folders"
         )
     if without := [str(file) for file in files if file not in matched]:
-        Console(stderr=True).print(
-            f"{path} has no traits for {len(without)} of {len(files)} files, {without[0]} first",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        note(f"{path} has no traits for {len(without)} of {len(files)} files, {without[0]} first")
     return matched
 
 
@@ -128,14 +123,14 @@ async def _analyze(connection: Connection, batch: _Batch, rows: Rows) -> None:
     async with connection.client() as client:
         info = await client.service_info()  # fails early if the server cannot be used
         if any(model.synthetic and (model.is_default or model.name == batch.model) for model in info.models):
-            console.print("[yellow]synthetic model: tells you nothing about real people[/]")
+            console.print(f"[yellow]{SYNTHETIC_BANNER}[/]")
         with Progress(*columns, console=console, transient=True) as progress:
             task = progress.add_task("files", total=len(batch.files))
             async for outcome in _outcomes(client, batch):
                 rows.write(outcome.rows)
-                notes = [f"{outcome.path}: {note}" for note in outcome.notes]
-                for note in [*(note for note in outcome.model_notes if note not in shown), *notes]:
-                    console.print(note, markup=False, highlight=False, soft_wrap=True)
+                notes = [f"{outcome.path}: {text}" for text in outcome.notes]
+                for text in [*(text for text in outcome.model_notes if text not in shown), *notes]:
+                    note(text, console)
                 shown.update(outcome.model_notes)
                 if outcome.error is not None:
                     failed.append(outcome)
@@ -198,11 +193,8 @@ def _server(server: str, model: str) -> Iterator[str]:
         yield server
         return
     process = ServerProcess(model)
-    try:
-        with Console(stderr=True).status("starting a server, loading the model …"):
-            process.start()
-    except ServerStartError as error:
-        raise CommandError(str(error)) from None
+    with Console(stderr=True).status("starting a server, loading the model …"):
+        process.start()
     with process:
         yield process.target
 

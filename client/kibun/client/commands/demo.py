@@ -9,12 +9,11 @@ from rich.console import Console
 
 from kibun.client.commands.audio_files import open_audio
 from kibun.client.commands.connection import Connection, JsonOption
-from kibun.client.commands.failure import CommandError
 from kibun.client.commands.report import SYNTHETIC_BANNER, JsonLines, LiveTable, summary_table
 from kibun.client.commands.streaming import StreamingOptions, stream_turns
 from kibun.client.commands.turns_file import load_turns
 from kibun.client.resources import ConversationState
-from kibun.client.server_process import ServerProcess, ServerStartError
+from kibun.client.server_process import ServerProcess
 
 DIALOGUE = Path(__file__).resolve().parent.parent / "demo" / "dialogue.flac"
 MODEL = "demo-tiny"
@@ -32,12 +31,9 @@ def demo(
     Its model was trained on generated speech and tells you nothing about real people.
     """
     console = Console(stderr=as_json)
-    try:
-        with console.status("starting the server, loading the model …"):
-            server = ServerProcess(MODEL, ["--reflection"])
-            server.start()
-    except ServerStartError as error:
-        raise CommandError(str(error)) from None
+    server = ServerProcess(MODEL, ["--reflection"])
+    with console.status("starting the server, loading the model …"):
+        server.start()
     with server:
         asyncio.run(_demo(server.target, StreamingOptions(realtime=realtime), console, as_json))
 

@@ -70,8 +70,19 @@ def doctor(
     findings = [
         _python(),
         *_packages(),
-        _torch(),
-        _torchaudio(),
+        _probe(
+            "torch",
+            _TORCH,
+            needed="serve: pip install 'kibun[server]'",
+            fix="reinstall it: pip install --force-reinstall torch",
+        ),
+        _probe(
+            "torchaudio",
+            _TORCHAUDIO,
+            needed="augment training data: pip install 'kibun[train]'",
+            fix="its compiled part does not fit this torch; kibun uses its other parts, or soxr without it",
+            broken="absent",
+        ),
         _espeak(),
         *_microphones(),
         *_bundles(),
@@ -105,24 +116,10 @@ def _packages() -> list[Finding]:
     return findings
 
 
-def _torch() -> Finding:
-    if find_spec("torch") is None:
-        return Finding("torch", "absent", "needed to serve: pip install 'kibun[server]'")
-    return _probe("torch", _TORCH, "reinstall it: pip install --force-reinstall torch")
-
-
-def _torchaudio() -> Finding:
-    if find_spec("torchaudio") is None:
-        return Finding("torchaudio", "absent", "needed to augment training data: pip install 'kibun[train]'")
-    return _probe(
-        "torchaudio",
-        _TORCHAUDIO,
-        "its compiled part does not fit this torch; kibun uses its other parts, or soxr without it",
-        broken="absent",
-    )
-
-
-def _probe(name: str, code: str, fix: str, broken: State = "broken") -> Finding:
+def _probe(name: str, code: str, *, needed: str, fix: str, broken: State = "broken") -> Finding:
+    """Whether a package that may be absent can be imported; `broken`: the state of one that cannot."""
+    if find_spec(name) is None:
+        return Finding(name, "absent", f"needed to {needed}")
     try:
         result = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=_PROBE_TIMEOUT_S, check=False

@@ -108,6 +108,11 @@ class LiveTable:
         return Group(*banner, table, Text(_LEGEND, style="dim"))
 
 
+def note(text: str, console: Console | None = None) -> None:
+    """Prints a line for people, as it is, on stderr or another console."""
+    (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def compact_table(**options: Any) -> Table:
     """A table that fits ten columns of numbers into 80 characters."""
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), **options)

@@ -25,7 +25,7 @@ from kibun.client.commands.connection import (
 )
 from kibun.client.commands.failure import UsageError
 from kibun.client.commands.mic import Microphone
-from kibun.client.commands.report import JsonLines, LiveTable, summary_table
+from kibun.client.commands.report import JsonLines, LiveTable, note, summary_table
 from kibun.client.commands.streaming import Sink, StreamingOptions, stream_turns
 from kibun.client.commands.traits_file import SUFFIXES, load_traits, parse_traits
 from kibun.client.commands.turns_file import TurnSpan, load_turns
@@ -99,9 +99,9 @@ def _note_unmatched(traits: Mapping[str, Traits], jobs: list[tuple[AudioFile, li
     if not traits:
         return
     if without := [speaker for speaker in speakers if speaker not in traits]:
-        _note(f"--traits has none for {', '.join(without)}")
+        note(f"--traits has none for {', '.join(without)}")
     if unused := [name for name in traits if name not in speakers]:
-        _note(f"--traits names {', '.join(unused)}, who does not speak here")
+        note(f"--traits names {', '.join(unused)}, who does not speak here")
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ async def _from_files(
         conversation = client.conversation(speaker.conversation_id or None)
         for file, _ in jobs:
             if file.channels > 1 and file.channel is None:
-                _note(f"{file.path.name} has {file.channels} channels: their mean is sent; --channel 1 picks one")
+                note(f"{file.path.name} has {file.channels} channels: their mean is sent; --channel 1 picks one")
         with _sink(console, as_json) as sink:
             for file, turns in jobs:
                 await stream_turns(conversation, file, turns, options, sink)
@@ -181,7 +181,7 @@ async def _from_microphone(
                 async for event in turn:
                     sink.on_event(event, speaker.participant_id)
         if microphone.dropped_chunks:
-            _note(f"{microphone.dropped_chunks} chunks of {options.chunk_ms} ms were dropped: the network was too slow")
+            note(f"{microphone.dropped_chunks} chunks of {options.chunk_ms} ms were dropped: the network was too slow")
         await _finish(client, conversation, console, as_json)
 
 
@@ -195,12 +195,7 @@ def _sink(console: Console, as_json: bool) -> Iterator[Sink]:
 
 
 async def _finish(client: AsyncClient, conversation: AsyncConversation, console: Console, as_json: bool) -> None:
-    answer = await client.get_conversation_proto(conversation.conversation_id)
     if as_json:
-        JsonLines().write(answer)
+        JsonLines().write(await client.get_conversation_proto(conversation.conversation_id))
     else:
         console.print(summary_table(await conversation.get()))
-
-
-def _note(text: str) -> None:
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
