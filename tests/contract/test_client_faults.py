@@ -43,6 +43,7 @@ from tests.support.serving import (
     problem_of,
     serve,
     spoken,
+    times_and_emotions,
 )
 
 SPEECH = chunks(encode(spoken(1.0)))
@@ -59,10 +60,6 @@ def server() -> Iterator[RunningServer]:
         log = running.log.read_text()
         for word in ("Traceback", "never retrieved", "never awaited", "a call failed"):
             assert word not in log
-
-
-def said(responses: list[pb.StreamingAnalyzeResponse]) -> list[tuple[float, ...]]:
-    return [(u.start_offset.nanos, u.end_offset.nanos, u.emotion.arousal, u.emotion.valence) for u in finals(responses)]
 
 
 class Healthy:
@@ -91,7 +88,7 @@ class Healthy:
                 while (responses := await one_stream(stub)) is None:  # noqa: ASYNC110 - nothing announces a free place
                     await asyncio.sleep(0.02)
                 check_stream(responses)
-                assert said(responses) == alone
+                assert times_and_emotions(responses) == alone
                 self.took_s.append(time.monotonic() - began)
                 async with self._changed:
                     self._changed.notify_all()
@@ -122,7 +119,7 @@ async def one_stream(stub: Stub) -> list[pb.StreamingAnalyzeResponse] | None:
 async def beside(server: RunningServer) -> AsyncIterator[Healthy]:
     """A healthy client that goes on meanwhile."""
     async with connect(server) as stub:
-        alone = said(await converse(stub, [config(), *SPEECH]))
+        alone = times_and_emotions(await converse(stub, [config(), *SPEECH]))
         assert alone
         healthy = Healthy()
         running = asyncio.create_task(healthy.run(stub, alone))
@@ -269,7 +266,7 @@ async def test_a_drip_of_single_bytes_is_the_audio_it_is() -> None:
             ]
     check_stream(drip)
     assert len(finals(whole)) == 1
-    assert said(drip) == said(whole)
+    assert times_and_emotions(drip) == times_and_emotions(whole)
     assert of_kind(drip, "turn_result") == of_kind(whole, "turn_result")
 
 

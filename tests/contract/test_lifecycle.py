@@ -16,6 +16,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from kibun.bench.faults.servers import free_port
 from kibun.server import serving
 from kibun.server.errors import StartError
 from kibun.server.settings import Settings
@@ -23,7 +24,6 @@ from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support import ROOT
 from tests.support.certificates import make_certificates
-from tests.support.processes import free_port
 from tests.support.serving import (
     RunningServer,
     Talk,

@@ -14,9 +14,9 @@ import grpc
 import numpy as np
 import pytest
 
+from kibun.bench.faults.servers import free_port
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
-from tests.support.processes import free_port
 from tests.support.redis_server import OwnRedis, RedisProxy, command, own_redis
 from tests.support.serving import (
     RunningServer,

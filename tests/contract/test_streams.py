@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kibun.server.audio.decoder import resampled_length
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
+from tests.support.decoding import resampled_length
 from tests.support.serving import (
     RATE_HZ,
     Encoding,

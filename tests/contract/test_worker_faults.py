@@ -39,6 +39,7 @@ from tests.support.serving import (
     refused,
     serve,
     spoken,
+    times_and_emotions,
     workers_of,
 )
 
@@ -64,11 +65,6 @@ async def health(server: RunningServer) -> AsyncIterator[list[int]]:
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
-
-
-def values(responses: list[pb.StreamingAnalyzeResponse]) -> list[tuple[float, ...]]:
-    """Times and emotion of the finals."""
-    return [(u.start_offset.nanos, u.end_offset.nanos, u.emotion.arousal, u.emotion.valence) for u in finals(responses)]
 
 
 async def speak(stub: Stub, number: int, speaking: asyncio.Barrier | None = None) -> list[pb.StreamingAnalyzeResponse]:
@@ -103,16 +99,18 @@ async def failing(stub: Stub, first: float) -> Problem:
 async def test_streams_survive_the_loss_of_the_worker(fault: signal.Signals) -> None:
     with serve("--worker-deadline", "1", model="stub?delay_s=0.3&load_s=0.4") as server:
         async with connect(server) as stub, health(server) as statuses:
-            alone = [values(responses) for responses in await asyncio.gather(*(speak(stub, n) for n in range(4)))]
+            alone = [
+                times_and_emotions(responses) for responses in await asyncio.gather(*(speak(stub, n) for n in range(4)))
+            ]
             speaking = asyncio.Barrier(5)
             streams = [asyncio.create_task(speak(stub, number, speaking)) for number in range(4)]
             await speaking.wait()
             (victim,) = workers_of(server)
             os.kill(victim, fault)
-            assert [values(await stream) for stream in streams] == alone, "no final is lost or different"
+            assert [times_and_emotions(await stream) for stream in streams] == alone, "no final is lost or different"
             await until(lambda: statuses == [Status.SERVING, Status.NOT_SERVING, Status.SERVING])
             assert victim not in workers_of(server)
-            assert values(await speak(stub, 0)) == alone[0]
+            assert times_and_emotions(await speak(stub, 0)) == alone[0]
         assert "Traceback" not in server.log.read_text()
 
 
@@ -140,12 +138,14 @@ async def test_a_faulty_job_ends_its_own_stream_and_no_other() -> None:
     }
     with serve(model="stub?delay_s=0.1&slots=1&batch_s=30") as server:
         async with connect(server) as stub:
-            alone = [values(responses) for responses in await asyncio.gather(*(speak(stub, n) for n in range(4)))]
+            alone = [
+                times_and_emotions(responses) for responses in await asyncio.gather(*(speak(stub, n) for n in range(4)))
+            ]
             failures, beside = await asyncio.gather(
                 asyncio.gather(*(failing(stub, first) for first in faults)),
                 asyncio.gather(*(speak(stub, n) for n in range(4))),
             )
-            assert [values(responses) for responses in beside] == alone
+            assert [times_and_emotions(responses) for responses in beside] == alone
         log = server.log.read_text()
         for found, reason in zip(failures, faults.values(), strict=True):
             assert (found.code, found.reason) == (grpc.StatusCode.INTERNAL, reason)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from tests.fuzz.fuzzing import Bytes, fuzz, instrumented
+from tests.support.scripted import LoudnessVad
 
 with instrumented(__name__):
     from kibun.server.audio.endpointing import (
@@ -24,19 +25,6 @@ with instrumented(__name__):
 FLUSHES = (EndReason.CLIENT_END_OF_TURN, EndReason.HALF_CLOSE)
 MAX_SAMPLES = 5 * 16_000
 STEP_MS = 10
-
-
-class LoudnessVad:
-    """Whatever is loud is speech: the bytes decide frame by frame."""
-
-    frame_samples = 320
-
-    def decide(self, frames: np.ndarray) -> list[bool]:
-        loud: list[bool] = (np.abs(frames).max(axis=1) > 0.1).tolist()
-        return loud
-
-    def reset(self) -> None:
-        pass
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from kibun.models.hubert import Frames, normalised
 from kibun.models.model import KibunModel
 from kibun.models.types import Analysis, Utterance
 from tests.support import present
-from tests.support.tiny_hubert import tiny_model
+from tests.support.tiny_hubert import noise, tiny_model
 
 GIVEN = (2.0, 6.5, 3.0, 7.0, 1.0)
 NO_HISTORY = np.zeros((0, 32), np.float16)
@@ -24,10 +24,6 @@ NO_HISTORY = np.zeros((0, 32), np.float16)
 @pytest.fixture(scope="module")
 def model() -> KibunModel:
     return tiny_model()
-
-
-def audio(samples: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(samples).astype(np.float32) * 0.1
 
 
 def history(count: int, seed: int = 5) -> np.ndarray:
@@ -40,11 +36,11 @@ def estimates(analysis: Analysis) -> dict[str, Any]:
 
 def mixed_requests() -> list[Utterance]:
     return [
-        Utterance(audio(16_000, 1), NO_HISTORY),
-        Utterance(audio(400, 2), history(3)),
-        Utterance(audio(16_000, 3), history(1), given_traits=GIVEN),
-        Utterance(audio(7_777, 4), NO_HISTORY, personality=False),
-        Utterance(audio(24_001, 5), history(20), emotion=False),
+        Utterance(noise(16_000, 1), NO_HISTORY),
+        Utterance(noise(400, 2), history(3)),
+        Utterance(noise(16_000, 3), history(1), given_traits=GIVEN),
+        Utterance(noise(7_777, 4), NO_HISTORY, personality=False),
+        Utterance(noise(24_001, 5), history(20), emotion=False),
     ]
 
 
@@ -103,7 +99,7 @@ def test_a_new_utterance_counts_as_one_read_back_from_a_store(model: KibunModel)
     stored: list[bytes] = []
     for turn in range(5):
         earlier = np.stack([np.frombuffer(blob, np.float16) for blob in stored]) if stored else NO_HISTORY
-        [analysis] = model.analyze([Utterance(audio(4_000 + 800 * turn, turn), earlier)])
+        [analysis] = model.analyze([Utterance(noise(4_000 + 800 * turn, turn), earlier)])
         assert analysis.vector.dtype == np.float16
         assert analysis.vector.shape == (model.vector_size,)
         stored.append(analysis.vector.tobytes())
@@ -116,41 +112,41 @@ def test_a_new_utterance_counts_as_one_read_back_from_a_store(model: KibunModel)
 
 
 def test_the_first_utterance_is_its_own_average(model: KibunModel) -> None:
-    [analysis] = model.analyze([Utterance(audio(8_000), NO_HISTORY)])
+    [analysis] = model.analyze([Utterance(noise(8_000), NO_HISTORY)])
     assert analysis.average_traits == analysis.utterance_traits
-    [later] = model.analyze([Utterance(audio(8_000), history(4))])
+    [later] = model.analyze([Utterance(noise(8_000), history(4))])
     assert later.utterance_traits == analysis.utterance_traits
     assert later.average_traits != analysis.average_traits
     assert later.conversation_traits != analysis.conversation_traits
 
 
 def test_history_may_come_in_any_order(model: KibunModel) -> None:
-    [first] = model.analyze([Utterance(audio(8_000), history(6))])
-    [second] = model.analyze([Utterance(audio(8_000), history(6)[::-1])])
+    [first] = model.analyze([Utterance(noise(8_000), history(6))])
+    [second] = model.analyze([Utterance(noise(8_000), history(6)[::-1])])
     np.testing.assert_allclose(present(first.conversation_traits), present(second.conversation_traits), atol=1e-5)
 
 
 @pytest.mark.parametrize("source", ["utterance", "average", "conversation"])
 def test_emotion_is_conditioned_on_the_named_traits_or_the_given_ones(source: str) -> None:
     model = tiny_model(condition_source=source)
-    [predicted] = model.analyze([Utterance(audio(8_000), history(3))])
+    [predicted] = model.analyze([Utterance(noise(8_000), history(3))])
     assert predicted.condition_source == source
     assert predicted.condition_traits == getattr(predicted, f"{source}_traits")
 
-    [given] = model.analyze([Utterance(audio(8_000), history(3), given_traits=GIVEN)])
+    [given] = model.analyze([Utterance(noise(8_000), history(3), given_traits=GIVEN)])
     assert (given.condition_source, given.condition_traits) == ("given", GIVEN)
     assert given.conversation_traits == predicted.conversation_traits, "given traits do not replace what is heard"
     assert given.valence != predicted.valence
     assert given.arousal != predicted.arousal
 
-    [same] = model.analyze([Utterance(audio(8_000), history(3), given_traits=predicted.condition_traits)])
+    [same] = model.analyze([Utterance(noise(8_000), history(3), given_traits=predicted.condition_traits)])
     assert (same.valence, same.arousal) == (predicted.valence, predicted.arousal)
 
 
 def test_only_what_is_wanted_is_returned(model: KibunModel) -> None:
-    [everything] = model.analyze([Utterance(audio(8_000), history(2))])
-    [emotion] = model.analyze([Utterance(audio(8_000), history(2), personality=False)])
-    [personality] = model.analyze([Utterance(audio(8_000), history(2), emotion=False)])
+    [everything] = model.analyze([Utterance(noise(8_000), history(2))])
+    [emotion] = model.analyze([Utterance(noise(8_000), history(2), personality=False)])
+    [personality] = model.analyze([Utterance(noise(8_000), history(2), emotion=False)])
     assert emotion.utterance_traits is emotion.average_traits is emotion.conversation_traits is None
     assert (emotion.valence, emotion.condition_traits) == (everything.valence, everything.condition_traits)
     assert (personality.valence, personality.arousal) == (None, None)
@@ -166,7 +162,7 @@ def test_estimates_stay_within_their_scales() -> None:
         with torch.no_grad():
             for head in ("personality_head", "conversation_head", "emotion_heads.valence", "emotion_heads.arousal"):
                 model.get_parameter(f"{head}.out.bias").fill_(centre)
-        [analysis] = model.analyze([Utterance(audio(8_000), NO_HISTORY)])
+        [analysis] = model.analyze([Utterance(noise(8_000), NO_HISTORY)])
         assert analysis.utterance_traits == analysis.conversation_traits == (trait,) * 5
         assert (analysis.valence, analysis.arousal) == (emotion, emotion)
         assert analysis.condition_traits == (trait,) * 5, "emotion is conditioned on what is reported"
@@ -179,9 +175,9 @@ def test_odd_audio_gives_finite_estimates(model: KibunModel, kind: str, samples:
         "silence": np.zeros(samples),
         "constant": np.full(samples, 0.7),
         "square": np.sign(np.sin(np.arange(samples))),
-        "tiny": audio(samples) * 1e-20,
-        "loud": audio(samples) * 1e6,
-        "absurd": audio(samples) * 1e35,
+        "tiny": noise(samples) * 1e-20,
+        "loud": noise(samples) * 1e6,
+        "absurd": noise(samples) * 1e35,
     }
     [analysis] = model.analyze([Utterance(signals[kind].astype(np.float32), NO_HISTORY)])
     assert np.isfinite(analysis.vector).all()
@@ -193,7 +189,7 @@ def test_normalisation_is_that_of_transformers() -> None:
     from transformers import Wav2Vec2FeatureExtractor
 
     extractor: Any = Wav2Vec2FeatureExtractor(do_normalize=True)  # type: ignore[no-untyped-call]
-    for signal in (audio(16_000) + 0.3, audio(400), audio(16_000) * 1e-4, np.zeros(400, np.float32)):
+    for signal in (noise(16_000) + 0.3, noise(400), noise(16_000) * 1e-4, np.zeros(400, np.float32)):
         expected = extractor(signal, sampling_rate=16_000, return_tensors="np").input_values[0]
         actual = normalised(torch.from_numpy(signal), True)
         np.testing.assert_allclose(actual, expected, atol=1e-5)
@@ -201,7 +197,7 @@ def test_normalisation_is_that_of_transformers() -> None:
 
 def test_level_and_offset_carry_nothing_where_the_checkpoint_normalises() -> None:
     def vectors(model: KibunModel) -> list[np.ndarray]:
-        signals = (audio(8_000), audio(8_000) * np.float32(0.02) + np.float32(0.1))
+        signals = (noise(8_000), noise(8_000) * np.float32(0.02) + np.float32(0.1))
         return [
             analysis.vector.astype(float) for analysis in model.analyze([Utterance(s, NO_HISTORY) for s in signals])
         ]
@@ -214,7 +210,7 @@ def test_level_and_offset_carry_nothing_where_the_checkpoint_normalises() -> Non
 
 def test_loud_audio_is_not_mistaken_for_silence() -> None:
     """Squares of 1e35 overflow float32, and everything divided by infinity would be zero."""
-    normal, absurd = (audio(8_000) * np.float32(gain) for gain in (1.0, 1e35))
+    normal, absurd = (noise(8_000) * np.float32(gain) for gain in (1.0, 1e35))
     np.testing.assert_allclose(
         normalised(torch.from_numpy(normal), True), normalised(torch.from_numpy(absurd), True), atol=1e-4
     )
@@ -229,7 +225,7 @@ def test_threads_may_share_a_model(model: KibunModel) -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_arrays_may_be_read_only(model: KibunModel) -> None:
-    samples, vectors = np.frombuffer(audio(800).tobytes(), np.float32), np.frombuffer(history(2).tobytes(), np.float16)
+    samples, vectors = np.frombuffer(noise(800).tobytes(), np.float32), np.frombuffer(history(2).tobytes(), np.float16)
     assert not samples.flags.writeable
     model.analyze([Utterance(samples, vectors.reshape(2, 32))])
 
@@ -243,9 +239,9 @@ def test_two_calls_are_equal_and_the_model_leaves_the_global_random_state_alone(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"audio": audio(399)}, r"utterance 1: audio has 399 samples, at least 400"),
-        ({"audio": audio(0)}, r"audio has 0 samples"),
-        ({"audio": audio(800).reshape(2, 400)}, r"audio is float32 \(2, 400\).*mono 16 kHz"),
+        ({"audio": noise(399)}, r"utterance 1: audio has 399 samples, at least 400"),
+        ({"audio": noise(0)}, r"audio has 0 samples"),
+        ({"audio": noise(800).reshape(2, 400)}, r"audio is float32 \(2, 400\).*mono 16 kHz"),
         ({"audio": np.zeros(800, np.int16)}, r"audio is int16.*float32"),
         ({"audio": np.zeros(800)}, r"audio is float64.*float32"),
         ({"audio": np.full(800, np.nan, np.float32)}, r"audio contains NaN or infinity"),
@@ -260,14 +256,14 @@ def test_two_calls_are_equal_and_the_model_leaves_the_global_random_state_alone(
     ],
 )
 def test_a_malformed_utterance_is_named(model: KibunModel, change: dict[str, Any], message: str) -> None:
-    good = Utterance(audio(800), NO_HISTORY)
+    good = Utterance(noise(800), NO_HISTORY)
     with pytest.raises(ValueError, match=message):
         model.analyze([good, dataclasses.replace(good, **change)])
 
 
 def test_training_mode_is_refused() -> None:
     with pytest.raises(RuntimeError, match=r"call eval\(\)"):
-        tiny_model().train().analyze([Utterance(audio(800), NO_HISTORY)])
+        tiny_model().train().analyze([Utterance(noise(800), NO_HISTORY)])
 
 
 @pytest.mark.parametrize("part", ["trunk.layers.0.final_layer_norm", "emotion_heads.arousal.out"])
@@ -276,7 +272,7 @@ def test_nan_from_the_model_is_an_error_and_no_estimate(part: str) -> None:
     with torch.no_grad():
         model.get_parameter(f"{part}.weight").fill_(float("nan"))
     with pytest.raises(NonFiniteError, match="NaN"):
-        model.analyze([Utterance(audio(800), NO_HISTORY)])
+        model.analyze([Utterance(noise(800), NO_HISTORY)])
 
 
 def test_a_vector_beyond_float16_is_an_error() -> None:
@@ -284,24 +280,24 @@ def test_a_vector_beyond_float16_is_an_error() -> None:
     with torch.no_grad():
         model.get_parameter("tails.personality.layers.1.final_layer_norm.bias").fill_(1e5)
     with pytest.raises(NonFiniteError):
-        model.analyze([Utterance(audio(800), NO_HISTORY)])
+        model.analyze([Utterance(noise(800), NO_HISTORY)])
 
 
 def test_a_model_may_lack_personality_or_emotion() -> None:
     emotion_only = tiny_model(tasks=["arousal"])
     assert emotion_only.vector_size == 0
     empty = np.zeros((0, 0), np.float16)
-    [analysis] = emotion_only.analyze([Utterance(audio(800), empty, given_traits=GIVEN)])
+    [analysis] = emotion_only.analyze([Utterance(noise(800), empty, given_traits=GIVEN)])
     assert analysis.arousal is not None
     assert (analysis.valence, analysis.conversation_traits) == (None, None)
     assert analysis.vector.shape == (0,)
     with pytest.raises(ValueError, match="needs given_traits"):
-        emotion_only.analyze([Utterance(audio(800), empty)])
+        emotion_only.analyze([Utterance(noise(800), empty)])
     with pytest.raises(ValueError, match="pass `traits`"):
         emotion_only(torch.zeros(1, 800))
 
     personality_only = tiny_model(tasks=["personality"])
-    [analysis] = personality_only.analyze([Utterance(audio(800), NO_HISTORY)])
+    [analysis] = personality_only.analyze([Utterance(noise(800), NO_HISTORY)])
     assert analysis.conversation_traits is not None
     assert (analysis.valence, analysis.arousal, analysis.condition_traits) == (None, None, None)
 
@@ -312,7 +308,7 @@ def test_a_batch_mixes_utterances_with_and_without_emotion(monkeypatch: pytest.M
     monkeypatch.setattr("kibun.models.analysis._batches", lambda model, requests: [requests])
     empty = np.zeros((0, 0), np.float16)
     wanted, unwanted = model.analyze(
-        [Utterance(audio(800), empty, given_traits=GIVEN), Utterance(audio(900), empty, emotion=False)]
+        [Utterance(noise(800), empty, given_traits=GIVEN), Utterance(noise(900), empty, emotion=False)]
     )
     assert wanted.arousal is not None
     assert unwanted.arousal is None

@@ -9,12 +9,13 @@ import grpc
 import numpy as np
 import pytest
 
+from kibun.bench.faults.servers import free_port
 from kibun.client import AsyncClient, StreamStarted, UtteranceResult
 from kibun.server import serving
 from kibun.server.api.service import LAST_RESULTS_S
 from kibun.server.main import LAST_RESORT_S
 from kibun.v1 import speech_analysis_pb2 as pb
-from tests.support.processes import exists, free_port, until
+from tests.support.processes import exists, until
 from tests.support.scraping import scrape_until
 from tests.support.serving import (
     RunningServer,

@@ -1,17 +1,8 @@
-"""Processes and ports, and waiting for what has no event."""
+"""Processes, and waiting for what has no event."""
 
 import asyncio
 import os
-import socket
 from collections.abc import Callable
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def exists(pid: int) -> bool:

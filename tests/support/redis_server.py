@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.support.processes import free_port
+from kibun.bench.faults.servers import free_port
 
 ANY_REDIS = os.environ.get("KIBUN_TEST_REDIS", "redis://127.0.0.1:6379/0")
 

@@ -8,7 +8,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
+from kibun.bench.faults.servers import listens
 from kibun.bench.support.speech_like import lay_out
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1 import speech_analysis_pb2_grpc as rpc
@@ -94,7 +94,7 @@ def serve(
                 stderr=stderr,
             )
             try:
-                while not (port_file.exists() if wait else _listens(port)):
+                while not (port_file.exists() if wait else listens(port)):
                     assert process.poll() is None, log.read_text()
                     time.sleep(0.02)
                 yield RunningServer(process, int(port_file.read_text()) if wait else port, log)
@@ -115,11 +115,6 @@ def workers_of(server: RunningServer) -> list[int]:
             ):
                 found.append(int(stat.parent.name))
     return found
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as sock:
-        return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
 @contextlib.asynccontextmanager
@@ -293,6 +288,11 @@ def of_kind(responses: Iterable[pb.StreamingAnalyzeResponse], kind: str) -> list
 
 def finals(responses: Iterable[pb.StreamingAnalyzeResponse]) -> list[pb.UtteranceResult]:
     return [u for u in of_kind(responses, "utterance_result") if u.is_final]
+
+
+def times_and_emotions(responses: Iterable[pb.StreamingAnalyzeResponse]) -> list[tuple[float, ...]]:
+    """Of the finals."""
+    return [(u.start_offset.nanos, u.end_offset.nanos, u.emotion.arousal, u.emotion.valence) for u in finals(responses)]
 
 
 def check_stream(responses: list[pb.StreamingAnalyzeResponse]) -> pb.StreamEnded:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -66,3 +67,8 @@ def waveforms(*lengths: int) -> list[Tensor]:
     """White noise, (N_i,) each; the same at every call."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(length, generator=generator) for length in lengths]
+
+
+def noise(samples: int, seed: int = 0) -> np.ndarray:
+    """(samples,) float32 of white noise at 0.1."""
+    return np.random.default_rng(seed).standard_normal(samples).astype(np.float32) * 0.1

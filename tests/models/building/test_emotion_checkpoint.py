@@ -34,6 +34,7 @@ from tests.support import present
 from tests.support.bundle_files import Payload, edit_json
 from tests.support.commands import invoke
 from tests.support.tiny_hubert import HUBERT as FOUR_LAYERS
+from tests.support.tiny_hubert import noise
 
 HUBERT = {**FOUR_LAYERS, "num_hidden_layers": 2}
 LABELS = {0: "arousal", 1: "dominance", 2: "valence"}
@@ -101,10 +102,6 @@ def make(folder: Path, *, labels: dict[int, str] | None = None, pickled: bool = 
     return model
 
 
-def audio(samples: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(samples).astype(np.float32) * 0.1
-
-
 def unlimited(model: KibunModel, *waveforms: np.ndarray) -> dict[str, torch.Tensor]:
     """Estimates before they are limited to the scale."""
     with torch.no_grad():
@@ -112,7 +109,7 @@ def unlimited(model: KibunModel, *waveforms: np.ndarray) -> dict[str, torch.Tens
 
 
 def check_equal(model: KibunModel, plain: Checkpoint) -> None:
-    waveforms = (audio(8_000, 1), audio(16_000, 2), audio(4_321, 3))
+    waveforms = (noise(8_000, 1), noise(16_000, 2), noise(4_321, 3))
     with torch.no_grad():
         expected = torch.stack([plain(waveform) for waveform in waveforms])  # (B, outputs) of 0..1
     actual = unlimited(model, *waveforms)
@@ -148,7 +145,7 @@ def test_the_saved_bundle_estimates_the_same_within_the_scale(tmp_path: Path) ->
     assert (model.vector_size, model.config.conditioned, list(model.tails)) == (0, False, ["emotion"])
     assert (model.config.trunk_layers, model.config.tail_layers) == (1, 1)
     assert model.config.emotion_rescaled_from == (0.0, 1.0)
-    [answer] = model.analyze([Utterance(audio(8_000), NOTHING)])
+    [answer] = model.analyze([Utterance(noise(8_000), NOTHING)])
     assert 1 <= present(answer.valence) <= 5
     assert 1 <= present(answer.arousal) <= 5
     assert answer.condition_traits is None
@@ -203,7 +200,7 @@ def test_checkpoints_for_sequence_classification_load_too(tmp_path: Path, kind: 
     plain = shaken(kind(config))
     plain.save_pretrained(tmp_path / "public")
     model = build_emotion_model(tmp_path / "public", name="real")
-    waveform = audio(8_000)
+    waveform = noise(8_000)
     normal = (waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)
     with torch.no_grad():
         logits = plain(torch.from_numpy(normal)[None]).logits[0]
@@ -235,7 +232,7 @@ def test_personality_of_another_size_has_its_own_trunk(tmp_path: Path) -> None:
     check_equal(model, plain)
     history = np.random.default_rng(1).standard_normal((2, 16)).astype(np.float16)
     for count in (8_000, 5_001):
-        samples = audio(count) + np.float32(0.05)
+        samples = noise(count) + np.float32(0.05)
         [answer] = model.analyze([Utterance(samples, history)])
         [alone] = theirs.analyze([Utterance(samples, history)])
         np.testing.assert_allclose(answer.vector, alone.vector, atol=2e-3)
@@ -260,8 +257,8 @@ def test_personality_trained_on_the_checkpoint_itself_shares_its_trunk(tmp_path:
     model = build_emotion_model(tmp_path / "public", name="real", personality=tmp_path / "pr")
     assert model.personality_trunk is None
     check_equal(model, plain)
-    [answer] = model.analyze([Utterance(audio(8_000), np.zeros((0, 32), np.float16))])
-    [alone] = theirs.analyze([Utterance(audio(8_000), np.zeros((0, 32), np.float16))])
+    [answer] = model.analyze([Utterance(noise(8_000), np.zeros((0, 32), np.float16))])
+    [alone] = theirs.analyze([Utterance(noise(8_000), np.zeros((0, 32), np.float16))])
     np.testing.assert_allclose(answer.vector, alone.vector, atol=2e-3)
     with torch.no_grad():
         theirs.get_parameter("trunk.layers.0.final_layer_norm.bias")[0] += 1e-6

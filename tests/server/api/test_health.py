@@ -12,10 +12,11 @@ import pytest
 from grpc_health.v1 import health_pb2 as pb
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from kibun.bench.faults.servers import free_port
 from kibun.server.api import health
 from kibun.server.api.health import Health
 from kibun.server.serving import GRPC_OPTIONS
-from tests.support.processes import free_port, until
+from tests.support.processes import until
 from tests.support.serving import health_of, serve
 
 Code = grpc.StatusCode

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kibun.bench.faults.servers import free_port
 from kibun.server.conversation.state import Conversation, Opening, UtteranceRecord, finish_turn, note_opening
 from kibun.server.conversation.store import MemoryStore, StoreRefused, StoreUnavailable
 from kibun.server.errors import Failure, StartError
 from kibun.server.settings import Settings
 from tests.support import ROOT, present
 from tests.support.certificates import make_certificates
-from tests.support.processes import free_port
 from tests.support.redis_server import OwnRedis, command, long_timeouts, own_redis, prefixed
 from tests.support.stores import KEY, FakeStream, adding, fresh, plain, record
 

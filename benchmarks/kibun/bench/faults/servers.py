@@ -72,17 +72,40 @@ class Processes:
             process.wait()
 
 
-class RestartableServer:
+class _Restartable:
+    """A process that can be frozen, ended, and started again at the same port."""
+
+    def __init__(self, processes: Processes, log: Path) -> None:
+        self._processes = processes
+        self._log = log
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._busy = asyncio.Lock()  # one fault at a time
+
+    async def freeze(self, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT after so long. Children go on."""
+        async with self._busy:
+            assert self._process is not None
+            _signal(self._process.pid, signal.SIGSTOP)
+            try:
+                await asyncio.sleep(seconds)
+            finally:
+                _signal(self._process.pid, signal.SIGCONT)
+
+    async def stop(self) -> None:
+        """Ends it at once."""
+        async with self._busy:
+            if self._process is not None:
+                self._processes.kill(self._process)
+
+
+class RestartableServer(_Restartable):
     """`kibun serve` with the recalling stub model at a port that stays the same."""
 
     def __init__(self, processes: Processes, name: str, arguments: Sequence[str] = ()) -> None:
-        self._processes = processes
+        super().__init__(processes, processes.folder / f"{name}.log")
         self._arguments = tuple(arguments)
-        self.port = free_port()
-        self._log = processes.folder / f"{name}.log"
         self._port_file = processes.folder / f"{name}.port"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._busy = asyncio.Lock()  # one fault at a time
 
     @property
     def worker(self) -> int | None:
@@ -121,12 +144,6 @@ class RestartableServer:
         """SIGTERM; `down_s` after its end it is started again."""
         await self._restart(signal.SIGTERM, down_s)
 
-    async def freeze(self, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT after so long. The worker goes on."""
-        async with self._busy:
-            assert self._process is not None
-            await _freeze(self._process.pid, seconds)
-
     async def kill_worker(self) -> None:
         """SIGKILL of the worker process."""
         async with self._busy:
@@ -139,12 +156,6 @@ class RestartableServer:
             if (worker := self.worker) is not None:
                 _signal(worker, signal.SIGSTOP)
 
-    async def stop(self) -> None:
-        """Ends it at once."""
-        async with self._busy:
-            if self._process is not None:
-                self._processes.kill(self._process)
-
     async def _restart(self, number: signal.Signals, down_s: float) -> None:
         async with self._busy:
             process = self._process
@@ -156,16 +167,12 @@ class RestartableServer:
             await self.start()
 
 
-class Redis:
+class Redis(_Restartable):
     """A redis-server of our own, which writes every change to its file before it answers: a kill loses nothing."""
 
     def __init__(self, processes: Processes) -> None:
-        self._processes = processes
-        self.port = free_port()
+        super().__init__(processes, processes.folder / "redis.log")
         self._folder = Path(tempfile.mkdtemp(prefix="redis-", dir=processes.folder))
-        self._log = processes.folder / "redis.log"
-        self._process: subprocess.Popen[bytes] | None = None
-        self._busy = asyncio.Lock()
 
     @property
     def url(self) -> str:
@@ -187,18 +194,6 @@ class Redis:
             await asyncio.sleep(down_s)
             await self.start()
 
-    async def freeze(self, seconds: float) -> None:
-        """SIGSTOP, and SIGCONT after so long."""
-        async with self._busy:
-            assert self._process is not None
-            await _freeze(self._process.pid, seconds)
-
-    async def stop(self) -> None:
-        """Ends it at once."""
-        async with self._busy:
-            if self._process is not None:
-                self._processes.kill(self._process)
-
 
 def has_redis_server() -> bool:
     """Whether this machine has the program."""
@@ -217,14 +212,6 @@ def listens(port: int) -> bool:
     """Whether something listens at a port of 127.0.0.1."""
     with socket.socket() as sock:
         return sock.connect_ex(("127.0.0.1", port)) == 0
-
-
-async def _freeze(pid: int, seconds: float) -> None:
-    _signal(pid, signal.SIGSTOP)
-    try:
-        await asyncio.sleep(seconds)
-    finally:
-        _signal(pid, signal.SIGCONT)
 
 
 def _signal(pid: int, number: signal.Signals) -> None:

@@ -101,17 +101,11 @@ class AudioFormat:
         return _SAMPLE_BYTES[self.encoding]
 
 
-def resampled_length(samples: int, sample_rate_hz: int) -> int:
-    """Number of 16 kHz samples that `samples` at `sample_rate_hz` become, after `flush`; halves round upwards."""
-    return (2 * samples * SAMPLE_RATE_HZ + sample_rate_hz) // (2 * sample_rate_hz)
-
-
 class AudioDecoder:
     """Decodes and resamples one stream. Not thread-safe, and of no further use after an error or `flush`."""
 
     def __init__(self, fmt: AudioFormat) -> None:
         self.format = fmt
-        self.received_samples = 0  # whole source samples, including those still buffered
         self.clipped_samples = 0  # float samples beyond ±1, set to ±1
         self._buffer = bytearray()
         self._header_checked = False
@@ -142,7 +136,6 @@ class AudioDecoder:
         size = self.format.sample_bytes
         before = len(self._buffer)
         total = before + len(payload)
-        self.received_samples += total // size - before // size
         if before == 0 and self._header_checked and total >= self._batch_bytes and total % size == 0:
             return self._resample(self._samples(payload), last=False)  # nothing to buffer
         self._buffer += payload
@@ -155,7 +148,7 @@ class AudioDecoder:
     def flush(self) -> Samples:
         """Ends the stream and returns the last 16 kHz samples, (n,) with n >= 0.
 
-        With these, `resampled_length(received_samples, sample_rate_hz)` samples were returned in all. An incomplete
+        With these, N source samples have become N * 16000 / sample_rate_hz in all, halves rounded up. An incomplete
         sample is dropped; see `pending_bytes`.
 
         Raises:
