@@ -100,7 +100,7 @@ def test_ccc_refuses_missing_labels_and_estimates() -> None:
     with pytest.raises(PredictionsError, match=r"u0: .* has no average_traits"):
         ccc_of(found, "openness", "average_traits")
     for figure, field, message in (
-        ("openness", None, "say which estimate"),
+        ("openness", None, "name the estimate to use"),
         ("valence", "causal_traits", "one estimate"),
         ("mood", None, "must be one of valence"),
     ):
