@@ -19,7 +19,7 @@ def assembled_card(config: KibunConfig, parts: Sequence[Part], checksum: str, er
     """The card of a bundle assembled from runs, on one trunk with this checksum."""
     origin = f" from `{config.trunk_from}`" if config.trunk_from else ""
     return (
-        f"{_head(config, parts)}"
+        f"{head(config, parts)}"
         f"- Assembled from: {', '.join(f'{part.task} of `{part.run}`' for part in parts)}\n"
         f"- Trunk{origin}: {config.trunk_layers} Transformer layers shared, {config.tail_layers} per task, bit-equal in"
         f" all parts, SHA-256 {checksum}\n"
@@ -68,11 +68,12 @@ def part_cards(parts: Sequence[Part]) -> str:
     return "\n".join(sections)
 
 
-def _head(config: KibunConfig, parts: Sequence[Part]) -> str:
-    return f"# {config.bundle_name} (version {config.bundle_version})\n\n{warnings(config, parts)}{DISCLAIMER}\n"
+def head(config: KibunConfig, parts: Sequence[Part]) -> str:
+    """The title, the warnings and the disclaimer that a card begins with."""
+    return f"# {config.bundle_name} (version {config.bundle_version})\n\n{_warnings(parts)}{DISCLAIMER}\n"
 
 
-def warnings(config: KibunConfig, parts: Sequence[Part]) -> str:
+def _warnings(parts: Sequence[Part]) -> str:
     """Warnings of untrained or synthetic parts, which a reader must see first."""
     text = ""
     for untrue, which in (

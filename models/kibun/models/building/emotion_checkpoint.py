@@ -13,7 +13,7 @@ from torch import nn
 
 from kibun.models._transformers import quiet
 from kibun.models.building.assemble import copy_tasks, new_model, personality_settings, same_bits
-from kibun.models.building.cards import DISCLAIMER, facts_of, part_cards, warnings
+from kibun.models.building.cards import facts_of, head, part_cards
 from kibun.models.building.checksum import trunk_checksum
 from kibun.models.building.parts import Part, load_parts
 from kibun.models.building.public_checkpoints import PUBLIC_SCALE, PublicCheckpoint, read_public_checkpoint
@@ -130,7 +130,7 @@ def _card(config: KibunConfig, source: PublicCheckpoint, parts: list[Part], erro
     else:
         personality = "none"
     return (
-        f"# {config.bundle_name} (version {config.bundle_version})\n\n{warnings(config, parts)}{DISCLAIMER}\n"
+        f"{head(config, parts)}"
         f"- Emotion: the public checkpoint `{source.name}`, as published, {trunk}, SHA-256 {config.trunk_sha256}\n"
         f"- **Licence of the emotion checkpoint: {source.licence}.** It applies to every use of this bundle\n"
         "- **Rescaled**: it estimates 0..1; valence and arousal are 4 y + 1 of that, 1..5, limited to the scale. They\n"
