@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
 from kibun.bench.support.speech_like import lay_out
 from kibun.client import AsyncClient, PersonalityUpdate, TurnResult, UtteranceResult
@@ -14,6 +13,7 @@ from kibun.models.building.commands import app as models_app
 from kibun.models.bundle import load_bundle
 from kibun.training.commands import train_app
 from tests.support import fake_iemocap
+from tests.support.commands import invoke
 from tests.support.tiny_corpus import make_hubert
 
 RUN = """\
@@ -30,30 +30,24 @@ head_learning_rate = 1e-3
 """
 
 
-def run(app: object, *arguments: object) -> Result:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])  # type: ignore[arg-type]
-    assert result.exit_code == 0, result.output
-    return result
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     corpus = fake_iemocap.make(folder, dialogues=fake_iemocap.ALL_SESSIONS, utterances_per_speaker=2)
     manifest = folder / "manifest.jsonl"
     labels = ("--tipi", corpus.tipi, "--ocean", corpus.ocean)
-    run(train_app, "prepare", "iemocap", "--iemocap", corpus.root, *labels, "--out", manifest)
+    invoke(train_app, "prepare", "iemocap", "--iemocap", corpus.root, *labels, "--out", manifest)
     assert len(manifest.read_text().splitlines()) == corpus.utterances
     make_hubert(folder / "hubert")
     (folder / "run.toml").write_text(RUN)
     common = ("--config", folder / "run.toml", "--json")
-    figures = json.loads(run(train_app, "pr", *common, "--out", folder / "pr").stdout)
+    figures = json.loads(invoke(train_app, "pr", *common, "--out", folder / "pr"))
     assert figures["utterances"] == {"train": 48, "dev": 8, "test": 8}
     assert any("share the speakers Ses01_F, Ses01_M" in warning for warning in figures["warnings"])
     for name in ("valence", "arousal"):
-        run(train_app, "ser", *common, "--out", folder / name, "--set", f"dimension={name}")
+        invoke(train_app, "ser", *common, "--out", folder / name, "--set", f"dimension={name}")
     parts = [part for name in ("pr", "valence", "arousal") for part in (f"--{name}", folder / name)]
-    run(models_app, "build", *parts, "--out", folder / "bundle", "--name", "whole")
+    invoke(models_app, "build", *parts, "--out", folder / "bundle", "--name", "whole")
     return folder / "bundle"
 
 

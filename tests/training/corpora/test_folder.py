@@ -18,6 +18,7 @@ from kibun.training.corpora.folder import FolderOptions, prepare_folder
 from kibun.training.corpora.manifest import Item, load_manifest
 from kibun.training.corpora.splits import split_speakers
 from kibun.training.errors import CorpusError, ManifestError
+from tests.support.commands import invoke
 
 BIG_FIVE = {"OP": "1", "CO": "2", "EX": "3.5", "AG": "6", "NE": "7"}
 
@@ -223,9 +224,7 @@ def test_the_command(tmp_path: Path) -> None:
     rows = [cells(number, dialogue=f"d{number}", speaker=f"s{number}", loudness="3") for number in range(6)]
     command = ["prepare", "folder", "--table", str(table(tmp_path, rows)), "--out", str(tmp_path / "manifest.jsonl")]
     split = ["--split-speakers", ".6,.2,.2", "--seed", "1"]
-    result = CliRunner().invoke(train_app, [*command, *split, "--json"])
-    assert result.exit_code == 0, result.output
-    report = json.loads(result.stdout)
+    report = json.loads(invoke(train_app, *command, *split, "--json"))
     assert report["warnings"] == ["column 'loudness' is not known and not used"]
     assert {name: group["utterances"] for name, group in report["groups"].items()} == {"dev": 1, "test": 1, "train": 4}
     assert len({item.split for item in load_manifest(tmp_path / "manifest.jsonl", require=("split",))}) == 3
@@ -239,10 +238,6 @@ def test_the_command(tmp_path: Path) -> None:
         (["--split-speakers", ".5,.5"], "--split-speakers must be TRAIN,DEV,TEST as numbers"),
         (["--emotion-scale", "0,1"], "column 'valence' must be a number from 0 to 1, is '2'"),
     ):
-        result = CliRunner().invoke(train_app, [*command, *options])
-        assert result.exit_code == 2
-        assert message in result.stderr
+        assert message in invoke(train_app, *command, *options, code=2)
     table(tmp_path, [row | {"split": "train"} for row in rows])
-    result = CliRunner().invoke(train_app, [*command, *split])
-    assert result.exit_code == 2
-    assert "has a column 'split' already" in result.stderr
+    assert "has a column 'split' already" in invoke(train_app, *command, *split, code=2)

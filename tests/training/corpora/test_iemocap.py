@@ -21,6 +21,7 @@ from kibun.training.corpora.report import CorpusReport
 from kibun.training.corpora.splits import read_splits, split_names
 from kibun.training.errors import CorpusError
 from tests.support import ROOT
+from tests.support.commands import invoke
 from tests.support.fake_iemocap import ALL_SESSIONS, FakeIemocap, make
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "pa-iemocap"
@@ -280,8 +281,7 @@ def test_the_command(fake: FakeIemocap, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "warning: utterances: 36, the whole corpus has 10,039" in result.stderr
     assert "12 files ignored" in result.stdout
-    result = CliRunner().invoke(train_app, [*command(fake, tmp_path / "manifest.jsonl"), "--json"])
-    assert json.loads(result.stdout)["conversations"] == 12
+    assert json.loads(invoke(train_app, *command(fake, tmp_path / "manifest.jsonl"), "--json"))["conversations"] == 12
 
     file(fake, IMPRO).unlink()
     result = CliRunner().invoke(train_app, [*command(fake, tmp_path / "manifest.jsonl"), "--json"])
@@ -291,9 +291,8 @@ def test_the_command(fake: FakeIemocap, tmp_path: Path) -> None:
         f"error: {fake.root}: cannot be made into a manifest: 1 problem; nothing was written"
     )
     fake.tipi.unlink()
-    result = CliRunner().invoke(train_app, command(fake, tmp_path / "manifest.jsonl"))
-    assert result.exit_code == 2
-    assert "tipi_labels.csv: cannot be read" in result.stderr
+    error = invoke(train_app, *command(fake, tmp_path / "manifest.jsonl"), code=2)
+    assert "tipi_labels.csv: cannot be read" in error
 
 
 def test_an_old_manifest_survives_a_failure(fake: FakeIemocap, tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from typer.testing import CliRunner
 
 from kibun.training.commands import synth_app
 from kibun.training.corpora.splits import SPLITS
@@ -19,6 +18,7 @@ from kibun.training.demo_tiny.espeak import Espeak, EspeakError, VoiceSettings, 
 from kibun.training.demo_tiny.speakers import AROUSAL_WEIGHTS, VARIANTS, Cues, draw_cues, draw_speaker, voice_settings
 from kibun.training.demo_tiny.texts import PHRASES, make_text, phrases
 from tests.support import ROOT
+from tests.support.commands import invoke
 
 needs_espeak = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="espeak-ng is not installed")
 CALM = Cues(0, 0, 0, 0, 0, 0, 0)
@@ -118,15 +118,12 @@ def test_missing_espeak_names_the_fix(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EspeakError, match="apt-get install espeak-ng"):
         find_data_dir()
-    result = CliRunner().invoke(synth_app, ["speech", "--out", str(tmp_path / "corpus"), "--utterances", "3"])
-    assert result.exit_code == 2
-    assert "apt-get install espeak-ng" in result.output
+    error = invoke(synth_app, "speech", "--out", tmp_path / "corpus", "--utterances", 3, code=2)
+    assert "apt-get install espeak-ng" in error
     assert not (tmp_path / "corpus").exists()
 
 
 def test_impossible_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="min_seconds"):
         CorpusOptions(min_seconds=5, max_seconds=2)
-    result = CliRunner().invoke(synth_app, ["speech", "--out", str(tmp_path), "--format", "mp3"])
-    assert result.exit_code == 2
-    assert "'flac' or 'wav'" in result.output
+    assert "'flac' or 'wav'" in invoke(synth_app, "speech", "--out", tmp_path, "--format", "mp3", code=2)

@@ -4,13 +4,13 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
 import torch
-from typer.testing import CliRunner, Result
 
 from kibun.models.bundle import KibunModel, Utterance, load_bundle, resolve_bundle
 from kibun.models.files import verify
@@ -35,6 +35,7 @@ from kibun.training.losses import pair_loss
 from kibun.training.runs.config import load_config
 from kibun.training.runs.folder import read_figures, read_log
 from tests.support import present
+from tests.support.commands import invoke
 
 NOTHING = np.zeros((0, 96), np.float16)
 
@@ -55,33 +56,19 @@ TINY = Recipe(
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """The folder of `kibun train demo-tiny --quick` at a tiny size, and what the command printed."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder of `kibun train demo-tiny --quick` at a tiny size, and the figures that the command printed."""
     if shutil.which("espeak-ng") is None:
         pytest.skip("espeak-ng is not installed")
     out = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "QUICK", TINY)
-        command = [
-            "demo-tiny",
-            "--out",
-            str(out),
-            "--quick",
-            "--seed",
-            "3",
-            "--version",
-            "7",
-            "--json",
-            "--threads",
-            "0",
-        ]
-        return out, CliRunner().invoke(train_app, command)
+        options = ("--quick", "--seed", 3, "--version", 7, "--json", "--threads", 0)
+        return out, json.loads(invoke(train_app, "demo-tiny", "--out", out, *options))
 
 
-def test_one_command_makes_the_bundle_from_nothing(made: tuple[Path, Result]) -> None:
-    out, result = made
-    assert result.exit_code == 0, result.output
-    figures = json.loads(result.stdout)
+def test_one_command_makes_the_bundle_from_nothing(made: tuple[Path, dict[str, Any]]) -> None:
+    out, figures = made
     log = read_log(out / "trunk")
     assert [line["step"] for line in log] == [3, 6]
     assert log[-1]["loss"]["loss"] < log[0]["loss"]["loss"]
@@ -121,12 +108,11 @@ def test_one_command_makes_the_bundle_from_nothing(made: tuple[Path, Result]) ->
     assert figures["bundle_bytes"] < 2_000_000
 
 
-def test_started_again_the_command_redoes_only_the_measuring(made: tuple[Path, Result]) -> None:
-    out, result = made
+def test_started_again_the_command_redoes_only_the_measuring(made: tuple[Path, dict[str, Any]]) -> None:
+    out, figures = made
     files = [path for folder in ("corpus", "trunk", "pr", "arousal", "valence") for path in (out / folder).rglob("*")]
     before = {path: path.stat().st_mtime_ns for path in files}
     again = recipe.make_demo_tiny(out, TINY, version="7", seed=3, command="again")
-    figures = json.loads(result.stdout)
     assert again["test_ccc"] == figures["test_ccc"]
     assert {path: path.stat().st_mtime_ns for path in files} == before
     other = dataclasses.replace(TINY, corpus=dataclasses.replace(TINY.corpus, seed=2))
@@ -136,9 +122,8 @@ def test_started_again_the_command_redoes_only_the_measuring(made: tuple[Path, R
 
 def test_what_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    result = CliRunner().invoke(train_app, ["demo-tiny", "--out", str(tmp_path / "out")])
-    assert result.exit_code == 2
-    assert "apt-get install espeak-ng" in result.output
+    error = invoke(train_app, "demo-tiny", "--out", tmp_path / "out", code=2)
+    assert "apt-get install espeak-ng" in error
     rows = [item(f"{speaker}") for speaker in range(2) for _ in range(3)]
     with pytest.raises(ValueError, match="2 speakers have 2 utterances or more, a batch needs 8"):
         SpeakerBatches(rows, TrunkOptions())

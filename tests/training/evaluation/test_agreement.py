@@ -1,5 +1,6 @@
 """Table I: the published figures from the published annotations, the dropped rater by hand, and wrong files."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from kibun.training.evaluation.agreement import drop_farthest, read_scores, tabl
 from kibun.training.evaluation.metrics import icc2k
 from kibun.training.evaluation.paper_figures import AGREEMENT, UNTRIMMED_ICC2K, UNTRIMMED_KAPPA
 from tests.support import ROOT
+from tests.support.commands import invoke
 from tests.support.ratings import plain_kappa, rated
 
 DATA = ROOT.parent / "shared" / "data" / "pa-iemocap"
@@ -26,11 +28,7 @@ published = pytest.mark.skipif(
 )
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    """Standard output, or standard error where the command is to fail."""
-    result = CliRunner().invoke(eval_app, ["agreement", *map(str, arguments)])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.stderr if code else result.stdout
+run = functools.partial(invoke, eval_app, "agreement")
 
 
 @published

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import linregress
-from typer.testing import CliRunner
 
 from kibun.models.types import EMOTIONS, TRAITS
 from kibun.training.eval_commands import eval_app
+from tests.support.commands import invoke
 
 
 def row(
@@ -53,9 +53,7 @@ def run(folder: Path, rows: list[dict[str, Any]], *arguments: str, code: int = 0
     """Standard output, or standard error where the command is to fail."""
     manifest = folder / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)))
-    result = CliRunner().invoke(eval_app, ["correlations", "--manifest", str(manifest), *arguments])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.stderr if code else result.stdout
+    return invoke(eval_app, "correlations", "--manifest", manifest, *arguments, code=code)
 
 
 def plain(rows: list[dict[str, Any]], trait: str, emotion: str) -> tuple[int, float, float]:
@@ -183,6 +181,5 @@ def test_a_profile_that_contradicts_itself_is_named(tmp_path: Path, field: str, 
 def test_wrong_options_and_a_missing_manifest_are_refused(tmp_path: Path) -> None:
     assert "exclude each other" in run(tmp_path, corpus(), "--level", "utterance", "--json", "--markdown", code=2)
     assert "'utterance', 'conversation'" in run(tmp_path, corpus(), "--level", "speaker", code=2)
-    result = CliRunner().invoke(eval_app, ["correlations", "--manifest", str(tmp_path / "no"), "--level", "utterance"])
-    assert result.exit_code == 2
-    assert "cannot be read" in result.stderr
+    missing = ("correlations", "--manifest", tmp_path / "no", "--level", "utterance")
+    assert "cannot be read" in invoke(eval_app, *missing, code=2)

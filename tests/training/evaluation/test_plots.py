@@ -1,6 +1,7 @@
 """The figures: their content is read from matplotlib's artists; file formats; errors."""
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -9,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.container import BarContainer, ErrorbarContainer
-from typer.testing import CliRunner
 
 from kibun.models.files import resolve_bundle
 from kibun.models.types import TRAITS
 from kibun.training.evaluation import plots
 from kibun.training.evaluation.predictions import Prediction, PredictionsError, ccc_of, write_predictions
 from kibun.training.plot_commands import plot_app
+from tests.support.commands import invoke
 from tests.support.predictions import utterances
 
 RESULTS = {
@@ -31,11 +32,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "p.jsonl"
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    """Standard output, or standard error where the command is to fail."""
-    result = CliRunner().invoke(plot_app, list(map(str, arguments)))
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.stderr if code else result.stdout
+run = functools.partial(invoke, plot_app)
 
 
 def test_hexbin_shows_every_utterance_the_diagonal_and_the_regression() -> None:

@@ -1,5 +1,6 @@
 """One table in three forms, and the command that compares two models."""
 
+import functools
 import io
 import json
 import re
@@ -7,12 +8,12 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from kibun.training.eval_commands import eval_app
 from kibun.training.evaluation.predictions import read_predictions, write_predictions
 from kibun.training.evaluation.report_table import Cell, Row, Table, show, stars, to_markdown, to_rich
 from kibun.training.evaluation.significance import compare_predictions
+from tests.support.commands import invoke
 from tests.support.predictions import utterances
 
 TABLE = Table(
@@ -119,11 +120,7 @@ def files(tmp_path: Path) -> tuple[Path, Path, Path]:
     return made[0], made[1], made[2]
 
 
-def run(*arguments: object, code: int = 0) -> str:
-    """Standard output, or standard error where the command is to fail."""
-    result = CliRunner().invoke(eval_app, ["compare", *map(str, arguments)])
-    assert result.exit_code == code, (result.output, result.exception)
-    return result.stderr if code else result.stdout
+run = functools.partial(invoke, eval_app, "compare")
 
 
 def test_compare_prints_both_models_and_the_difference(files: tuple[Path, Path, Path]) -> None:

@@ -34,7 +34,7 @@ from kibun.training.runs.conversation_stage import Vectors, train_conversation_h
 from kibun.training.runs.task_model import TaskModel, new_task_model
 from kibun.training.runs.trait_source import add_noise, condition_traits, true_traits
 from kibun.training.runs.trunk_cache import TrunkCache, cache_off_reason, cache_root, fill
-from kibun.training.runs.utterances import BucketBatches, Collate, Utterances, make_augmentation
+from kibun.training.runs.utterances import BucketBatches, Utterances, collate, make_augmentation
 from tests.support import present
 from tests.support.run_config import changed
 from tests.support.tiny_corpus import make_corpus, make_hubert
@@ -250,8 +250,7 @@ def task_model(world: Path, task: str, **changes: Any) -> TaskModel:
 def batch(world: Path, model: TaskModel, rows: list[int]) -> dict[str, Any]:
     some = load_manifest(world / "corpus" / "manifest.jsonl")
     utterances = Utterances(some, true_traits(some), min_samples=400)
-    collate = Collate(model.run.dimension, traits=model.run.task != "ser")
-    return collate([utterances[(0, row)] for row in rows])
+    return collate([utterances[(0, row)] for row in rows], model.run.dimension, traits=model.run.task != "ser")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from kibun.training.simulation.paper import PAPER_HEADS, Figures, jobs_for, run_
 from kibun.training.simulation.summary import NOTE, mean_sd, summarise
 from kibun.training.simulation.world import draw_scenes, make_world
 from kibun.training.simulation.world_ceilings import ceilings
+from tests.support.commands import invoke
 
 TINY = SimulationOptions(
     profiles=40, dev_profiles=12, test_profiles=20, utterances=6, size=16, epochs=2, batch=64, personality_epochs=2
@@ -184,9 +185,7 @@ def test_bad_options_are_named() -> None:
         (["--audio"], "--quick and --audio exclude each other"),
         (["--out", "/nowhere/at/all.json"], "no such folder"),
     ):
-        result = CliRunner().invoke(bench_app, ["paper", "--quick", *arguments])
-        assert result.exit_code == 2
-        assert message in result.output
+        assert message in invoke(bench_app, "paper", "--quick", *arguments, code=2)
 
 
 @pytest.mark.slow

@@ -1,11 +1,11 @@
 """`kibun synth world`: the world itself, and corpora made of it."""
 
+import functools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.audio.reading import load_audio
@@ -14,18 +14,15 @@ from kibun.training.corpora.manifest import load_manifest
 from kibun.training.simulation.world import CUE_NAMES, draw_scenes, make_world
 from kibun.training.simulation.world_audio import draw_voice, render
 from kibun.training.simulation.world_ceilings import ceilings
+from tests.support.commands import invoke
 
-
-def run(*arguments: str) -> str:
-    result = CliRunner().invoke(synth_app, ["world", *arguments])
-    assert result.exit_code == 0, result.output
-    return result.stdout
+run = functools.partial(invoke, synth_app, "world")
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world")
-    run("--audio", "--out", str(folder), "--dialogues", "6", "--utterances", "3", "--seed", "4", "--json")
+    run("--audio", "--out", folder, "--dialogues", 6, "--utterances", 3, "--seed", 4, "--json")
     return folder
 
 
@@ -76,8 +73,7 @@ def test_the_corpus_loads_and_holds_dialogues_of_two(corpus: Path) -> None:
 
 
 def test_the_same_seed_gives_the_same_files_by_any_number_of_processes(corpus: Path, tmp_path: Path) -> None:
-    arguments = ["--audio", "--dialogues", "6", "--utterances", "3", "--seed", "4", "--json", "--jobs", "2"]
-    run(*arguments, "--out", str(tmp_path))
+    run("--audio", "--dialogues", 6, "--utterances", 3, "--seed", 4, "--json", "--jobs", 2, "--out", tmp_path)
     for path in [corpus / "manifest.jsonl", *sorted(corpus.rglob("*.flac"))]:
         assert path.read_bytes() == (tmp_path / path.relative_to(corpus)).read_bytes(), path.name
 
@@ -101,7 +97,7 @@ def test_louder_cues_are_louder_and_nothing_clips() -> None:
 
 
 def test_features_go_into_one_file(tmp_path: Path) -> None:
-    run("--out", str(tmp_path), "--dialogues", "4", "--utterances", "2")
+    run("--out", tmp_path, "--dialogues", 4, "--utterances", 2)
     with np.load(tmp_path / "world.npz") as arrays:
         assert arrays["frames"].shape == (8, 2, 8, 32)
         assert arrays["traits"].shape == (8, 5)
@@ -118,7 +114,5 @@ def test_features_go_into_one_file(tmp_path: Path) -> None:
     ],
 )
 def test_impossible_options_are_refused(arguments: tuple[str, ...], message: str, tmp_path: Path) -> None:
-    result = CliRunner().invoke(synth_app, ["world", "--audio", "--out", str(tmp_path / "corpus"), *arguments])
-    assert result.exit_code == 2
-    assert message in result.stderr
+    assert message in run("--audio", "--out", tmp_path / "corpus", *arguments, code=2)
     assert not (tmp_path / "corpus").exists()

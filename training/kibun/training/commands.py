@@ -18,16 +18,6 @@ train_app.add_typer(prepare_app, name="prepare")
 add_fit_commands(train_app)
 
 
-@synth_app.callback()
-def _synth() -> None:
-    """Generate labelled speech: with espeak-ng, or simulated with known ground truth."""
-
-
-@train_app.callback()
-def _train() -> None:
-    """Train models."""
-
-
 @synth_app.command()
 def speech(
     out: Annotated[Path, typer.Option(help="Folder for audio and manifest.jsonl; made if need be.")],

@@ -29,11 +29,6 @@ class By(enum.StrEnum):
     GENDER = "gender"
 
 
-@eval_app.callback()
-def _eval() -> None:
-    """Compute the paper's tables."""
-
-
 @eval_app.command()
 def agreement(
     tipi: Annotated[Path, typer.Option(help="tipi_labels.csv of PA-IEMOCAP: ten items from six raters.")],

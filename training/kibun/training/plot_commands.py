@@ -15,11 +15,6 @@ plot_app = typer.Typer(help="Draw the paper's figures.", no_args_is_help=True)
 OutOption = Annotated[Path, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")]
 
 
-@plot_app.callback()
-def _plot() -> None:
-    """Draw the paper's figures."""
-
-
 @plot_app.command()
 def hexbin(
     predictions: Annotated[Path, typer.Option(help="Predictions file of a run, such as predictions-test.jsonl.")],

@@ -31,7 +31,7 @@ from kibun.training.runs.config import RunConfig
 from kibun.training.runs.predict import run_model
 from kibun.training.runs.task_model import TaskModel
 from kibun.training.runs.trunk_cache import TrunkCache, fill
-from kibun.training.runs.utterances import BucketBatches, Collate, Key, Utterances
+from kibun.training.runs.utterances import BucketBatches, Key, Utterances, collate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,9 +185,9 @@ def _epoch(
     model: TaskModel, optimizer: torch.optim.Optimizer, utterances: Utterances, batches: Sequence[list[Key]]
 ) -> None:
     model.train(True)
-    collate, accumulate = Collate(None, traits=True), BATCH // MICRO_BATCH
+    accumulate = BATCH // MICRO_BATCH
     for number, keys in enumerate(batches, 1):
-        loss = model(**collate([utterances[key] for key in keys]))["loss"] / accumulate
+        loss = model(**collate([utterances[key] for key in keys], None, traits=True))["loss"] / accumulate
         loss.backward()
         if number % accumulate == 0:
             optimizer.step()
@@ -200,14 +200,14 @@ def _loss_difference(
 ) -> dict[str, float]:
     """Largest difference between a batch's losses, relative; from frames kept as float32 and as float16."""
     model.train(False)
-    collate = Collate(None, traits=True)
     halved = _utterances(model, computed.items)
     cache = TrunkCache(folder / "frames", model.kibun, "float16")
     fill(cache, model.kibun, halved.to_cache())
     halved.use_cache(cache)
     worst = {"float32": 0.0, "float16": 0.0}
     for keys in batches:
-        losses = [float(model(**collate([some[key] for key in keys]))["loss"]) for some in (computed, kept, halved)]
+        alike = [collate([some[key] for key in keys], None, traits=True) for some in (computed, kept, halved)]
+        losses = [float(model(**batch)["loss"]) for batch in alike]
         for name, loss in zip(worst, losses[1:], strict=True):
             worst[name] = max(worst[name], abs(loss - losses[0]) / losses[0])
     return worst

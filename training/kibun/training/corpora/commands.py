@@ -23,11 +23,6 @@ Decode = Annotated[bool, typer.Option("--decode", help="Read all audio in full, 
 AsJson = Annotated[bool, typer.Option("--json", help="Print the report, or all problems, as JSON.")]
 
 
-@prepare_app.callback()
-def _prepare() -> None:
-    """Make a manifest of a corpus: checked, counted, ready to train on."""
-
-
 @prepare_app.command()
 def iemocap(
     iemocap: Annotated[Path, typer.Option(help="The copy of IEMOCAP: the folder that holds Session1 to Session5.")],

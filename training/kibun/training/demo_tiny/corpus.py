@@ -1,9 +1,11 @@
 """Renders a labelled corpus with espeak-ng: audio files and a JSONL manifest, the same for the same seed."""
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -127,16 +129,15 @@ def _rounded(value: Any) -> Any:
     return round(value, 3) if isinstance(value, float) else value
 
 
-def _render_task(task: tuple[int, Split, CorpusOptions, Path]) -> list[dict[str, Any]]:
-    return _render_speaker(*task)
-
-
-def _results(tasks: list[tuple[int, Split, CorpusOptions, Path]], jobs: int) -> Iterator[list[dict[str, Any]]]:
+def render_in_order(
+    render: Callable[..., list[dict[str, Any]]], tasks: Sequence[tuple[Any, ...]], jobs: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of a manifest that `render` makes of each task, its arguments; in order, by this many processes."""
     if jobs == 1:
-        yield from map(_render_task, tasks)
+        yield from itertools.starmap(render, tasks)
         return
-    with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(_render_task, tasks)
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        yield from pool.map(render, *zip(*tasks, strict=True), chunksize=4)
 
 
 def render_corpus(
@@ -157,7 +158,7 @@ def render_corpus(
     manifest = folder / MANIFEST_NAME
     left = options.utterances
     with manifest.open("w", encoding="utf-8") as file:
-        for rows in _results(tasks, jobs):
+        for rows in render_in_order(_render_speaker, tasks, jobs):
             for row in rows[:left]:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
             left -= min(left, len(rows))

@@ -20,6 +20,8 @@ from kibun.training.evaluation.metrics import DRAWS, fleiss_kappa, icc2k, icc2k_
 from kibun.training.evaluation.paper_figures import AGREEMENT, AVERAGE, UNTRIMMED_ICC2K, UNTRIMMED_KAPPA
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
+FIGURES = ("icc2k", "icc3k", "kappa")
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -125,16 +127,19 @@ def to_payload(result: TableOne) -> dict[str, Any]:
     """JSON by trait and "average": `icc2k`, `icc3k`, `kappa`, `icc2k_ci95`, `untrimmed`, `published`, `profiles`."""
     return {
         name: {
-            "icc2k": agreement.icc2k,
-            "icc3k": agreement.icc3k,
-            "kappa": agreement.kappa,
+            **_figures(agreement),
             "icc2k_ci95": list(agreement.icc2k_ci95),
-            "untrimmed": {figure: getattr(result.untrimmed[name], figure) for figure in ("icc2k", "icc3k", "kappa")},
-            "published": {figure: getattr(AGREEMENT[name], figure) for figure in ("icc2k", "icc3k", "kappa")},
+            "untrimmed": _figures(result.untrimmed[name]),
+            "published": _figures(AGREEMENT[name]),
             "profiles": result.profiles,
         }
         for name, agreement in result.trimmed.items()
     }
+
+
+def _figures(agreement: object) -> dict[str, float]:
+    """Those that the paper has as well."""
+    return {figure: getattr(agreement, figure) for figure in FIGURES}
 
 
 def _agreements(scores: list[NDArray[np.float64]], medians: NDArray[np.float64], draws: int) -> dict[str, Agreement]:
@@ -143,13 +148,8 @@ def _agreements(scores: list[NDArray[np.float64]], medians: NDArray[np.float64],
         trait: Agreement(icc2k(table), icc3k(table), fleiss_kappa(table > median), icc2k_interval(table))
         for trait, table, median in zip(TRAITS, scores, medians, strict=True)
     }
-    found[AVERAGE] = Agreement(
-        icc2k=float(np.mean([one.icc2k for one in found.values()])),
-        icc3k=float(np.mean([one.icc3k for one in found.values()])),
-        kappa=float(np.mean([one.kappa for one in found.values()])),
-        icc2k_ci95=_average_interval(scores, draws),
-    )
-    return found
+    average = {name: float(np.mean([getattr(one, name) for one in found.values()])) for name in FIGURES}
+    return {**found, AVERAGE: Agreement(**average, icc2k_ci95=_average_interval(scores, draws))}
 
 
 def _average_interval(scores: list[NDArray[np.float64]], draws: int, seed: int = 0) -> tuple[float, float]:

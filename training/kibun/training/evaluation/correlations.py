@@ -1,7 +1,7 @@
 """Tables II and III: correlation of traits and emotion, over utterances or over conversations, by gender."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,7 +64,7 @@ def correlate(items: Sequence[Item], level: Level) -> Correlations:
     """
     labelled = [item for item in items if _lacks(item) is None]
     _check_profiles(labelled)
-    points = _utterances(labelled) if level == "utterance" else _conversations(labelled)
+    points = _points(labelled, level)
     if len(points) < _FEWEST:
         lacking = "".join(
             f"; {count} of {len(items)} utterances lack {name}" for name, count in _left_out(items).items()
@@ -129,15 +129,11 @@ def _check_profiles(items: Iterable[Item]) -> None:
                 )
 
 
-def _utterances(items: Iterable[Item]) -> list[_Point]:
-    return [_point([item]) for item in items]
-
-
-def _conversations(items: Iterable[Item]) -> list[_Point]:
-    profiles: dict[tuple[str, str], list[Item]] = {}
+def _points(items: Iterable[Item], level: Level) -> list[_Point]:
+    members: dict[Hashable, list[Item]] = {}
     for item in items:
-        profiles.setdefault(item.conversation, []).append(item)
-    return [_point(members) for members in profiles.values()]
+        members.setdefault(item.id if level == "utterance" else item.conversation, []).append(item)
+    return [_point(some) for some in members.values()]
 
 
 def _point(members: Sequence[Item]) -> _Point:

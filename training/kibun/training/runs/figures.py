@@ -9,7 +9,7 @@ from kibun.models.types import EMOTIONS, TRAITS
 from kibun.training.evaluation.metrics import ccc, word_error_rate
 from kibun.training.evaluation.predictions import Prediction, units_of
 from kibun.training.runs.ctc import spell
-from kibun.training.runs.predict import Output, trait_estimates
+from kibun.training.runs.predict import Output, trait_estimates, vectors_of
 from kibun.training.runs.task_model import TaskModel
 from kibun.training.runs.trait_source import FIELD_OF_SETTING
 from kibun.training.runs.utterances import Utterances
@@ -24,7 +24,7 @@ def dev_figures(model: TaskModel, utterances: Utterances, outputs: Mapping[int, 
         figures[dimension] = ccc([cast(float, row.emotion) for row in rows], truth)
         scores.append(figures[dimension])
     if model.kibun.config.supports_personality:
-        estimates = trait_estimates(model.kibun, items, np.stack([cast(Any, row.vector) for row in rows]))
+        estimates = trait_estimates(model.kibun, items, vectors_of(outputs))
         alone = [estimate.utterance_traits for estimate in estimates]
         traits = _trait_figures(alone, [item.traits for item in items])
         figures |= {trait: traits[trait] for trait in TRAITS}

@@ -53,6 +53,11 @@ def run_model(model: TaskModel, utterances: Utterances, indices: Sequence[int] |
     return outputs
 
 
+def vectors_of(outputs: Mapping[int, Output]) -> NDArray[np.float16]:
+    """(N, H) of all utterances, in their order; of a run that estimates traits."""
+    return np.stack([cast(NDArray[np.float16], outputs[row].vector) for row in range(len(outputs))])
+
+
 @torch.inference_mode()
 def emotion_under(
     model: KibunModel, utterances: Utterances, dimension: str, conditions: Sequence[NDArray[np.float32]]
@@ -99,8 +104,7 @@ def as_predictions(model: TaskModel, items: Sequence[Item], outputs: Mapping[int
     """Predictions of whole conversations, truth beside them, in the order of `items`."""
     estimates: list[Estimate] = [Estimate()] * len(items)
     if model.kibun.config.supports_personality:
-        vectors = np.stack([cast(NDArray[np.float16], outputs[row].vector) for row in range(len(items))])
-        estimates = trait_estimates(model.kibun, items, vectors)
+        estimates = trait_estimates(model.kibun, items, vectors_of(outputs))
     if (dimension := model.run.dimension) is not None:
         changes: list[dict[str, Any]] = [{dimension: outputs[row].emotion} for row in range(len(items))]
         estimates = [dataclasses.replace(old, **change) for old, change in zip(estimates, changes, strict=True)]

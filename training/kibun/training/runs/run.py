@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,11 +41,11 @@ from kibun.training.runs.folder import (
     read_log,
 )
 from kibun.training.runs.loop import Plan, new_accelerator, train
-from kibun.training.runs.predict import as_predictions, run_model
+from kibun.training.runs.predict import as_predictions, run_model, vectors_of
 from kibun.training.runs.task_model import TaskModel, new_task_model
 from kibun.training.runs.trait_source import condition_traits
 from kibun.training.runs.trunk_cache import TrunkCache, cache_off_reason, cache_root, fill
-from kibun.training.runs.utterances import BucketBatches, Collate, Utterances, make_augmentation
+from kibun.training.runs.utterances import BucketBatches, Utterances, collate, make_augmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,6 @@ def _plan(
         seed=options.seed,
         per_step=options.batch // options.micro_batch,
     )
-    collate = Collate(config.dimension, traits=config.task != "ser")
 
     def evaluate() -> dict[str, float]:
         mine = list(range(accelerator.process_index, len(dev), accelerator.num_processes))
@@ -115,7 +114,9 @@ def _plan(
     return Plan(
         model=model,
         optimizer=torch.optim.AdamW(model.parameter_groups()),
-        batch=lambda number: collate([train_split[key] for key in batches[number]]),
+        batch=lambda number: collate(
+            [train_split[key] for key in batches[number]], config.dimension, traits=config.task != "ser"
+        ),
         per_step=batches.per_step,
         steps=min(options.epochs * batches.steps_per_epoch, options.max_steps or sys.maxsize),
         evaluate_every=math.ceil(batches.steps_per_epoch / options.evaluations_per_epoch),
@@ -277,13 +278,8 @@ def _finish(
     use_cached_frames(config, folder, model.kibun, list(splits.values()))  # where nothing was left to train
     outputs = {split: run_model(model, utterances) for split, utterances in splits.items()}
     if model.kibun.config.supports_personality:
-        vectors = {
-            split: Vectors(
-                corpus.items[split], np.stack([cast(Any, outputs[split][row].vector) for row in range(len(some))])
-            )
-            for split, some in corpus.items.items()
-        }
-        train_conversation_head(model.kibun, vectors["train"], vectors["dev"], config.training)
+        train_vectors, dev = (Vectors(corpus.items[split], vectors_of(outputs[split])) for split in ("train", "dev"))
+        train_conversation_head(model.kibun, train_vectors, dev, config.training)
     predictions = {split: as_predictions(model, corpus.items[split], outputs[split]) for split in SPLITS}
     figures: dict[str, Any] = {
         "task": config.task,

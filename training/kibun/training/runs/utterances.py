@@ -176,25 +176,19 @@ class BucketBatches:
         return [batches[index] for index in rng.permutation(len(batches))]
 
 
-@dataclasses.dataclass(frozen=True)
-class Collate:
-    """Examples to the arguments of `TaskModel.forward`."""
-
-    dimension: str | None
-    traits: bool
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
-        batch: dict[str, Any] = {
-            "input_values": [example.audio for example in examples if example.audio is not None],  # B x (N_i,), or none
-            "frames": [example.frames for example in examples if example.frames is not None],  # none, or B x (T_i, H)
-            "texts": [example.item.text for example in examples],
-            "condition": torch.from_numpy(np.stack([example.condition for example in examples])),  # (B, 5)
-        }
-        if self.dimension is not None:
-            batch["emotion"] = torch.tensor([getattr(example.item, self.dimension) for example in examples])  # (B,)
-        if self.traits:
-            batch["traits"] = torch.tensor([example.item.traits for example in examples])  # (B, 5)
-        return batch
+def collate(examples: Sequence[Example], dimension: str | None, *, traits: bool) -> dict[str, Any]:
+    """The arguments of `TaskModel.forward`. dimension, traits: the labels that go with them."""
+    batch: dict[str, Any] = {
+        "input_values": [example.audio for example in examples if example.audio is not None],  # B x (N_i,), or none
+        "frames": [example.frames for example in examples if example.frames is not None],  # none, or B x (T_i, H)
+        "texts": [example.item.text for example in examples],
+        "condition": torch.from_numpy(np.stack([example.condition for example in examples])),  # (B, 5)
+    }
+    if dimension is not None:
+        batch["emotion"] = torch.tensor([getattr(example.item, dimension) for example in examples])  # (B,)
+    if traits:
+        batch["traits"] = torch.tensor([example.item.traits for example in examples])  # (B, 5)
+    return batch
 
 
 def make_augmentation(name: str) -> Augmentation | None:

@@ -6,9 +6,7 @@ traits, and the names of the cues as text. The same seed gives the same files, w
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import soundfile
 
 from kibun.models.types import SAMPLE_RATE_HZ, TRAITS
 from kibun.training.corpora.manifest import MANIFEST_NAME
+from kibun.training.demo_tiny.corpus import render_in_order
 from kibun.training.simulation.world import Scenes, draw_scenes, make_world
 from kibun.training.simulation.world_audio import cue_text, draw_manner, draw_voice, render
 from kibun.training.simulation.world_ceilings import ceilings
@@ -82,7 +81,7 @@ def write_world_audio(
         for dialogue in range(options.dialogues)
     ]
     with (folder / MANIFEST_NAME).open("w", encoding="utf-8") as file:
-        for rows in _results(tasks, jobs):
+        for rows in render_in_order(_render_dialogue, tasks, jobs):
             file.writelines(json.dumps(row) + "\n" for row in rows)
             progress(1)
     return folder / MANIFEST_NAME
@@ -93,19 +92,9 @@ def speakers(scenes: Scenes, which: list[int]) -> Scenes:
     return Scenes(*(getattr(scenes, field.name)[which] for field in dataclasses.fields(Scenes)))
 
 
-_Task = tuple[int, str, Scenes, WorldCorpusOptions, Path]
-
-
-def _results(tasks: list[_Task], jobs: int) -> Iterator[list[dict[str, Any]]]:
-    if jobs == 1:
-        yield from map(_render_dialogue, tasks)
-        return
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-        yield from pool.map(_render_dialogue, tasks, chunksize=4)
-
-
-def _render_dialogue(task: _Task) -> list[dict[str, Any]]:
-    dialogue, split, scenes, options, folder = task
+def _render_dialogue(
+    dialogue: int, split: str, scenes: Scenes, options: WorldCorpusOptions, folder: Path
+) -> list[dict[str, Any]]:
     # Everything about a dialogue depends on (seed, dialogue) alone.
     rng = np.random.default_rng(np.random.SeedSequence(options.seed, spawn_key=(3, dialogue)))
     voices = [draw_voice(rng), draw_voice(rng)]
