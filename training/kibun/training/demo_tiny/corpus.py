@@ -1,11 +1,8 @@
 """Renders a labelled corpus with espeak-ng: audio files and a JSONL manifest, the same for the same seed."""
 
 import dataclasses
-import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import soundfile
 
 from kibun.models.types import SAMPLE_RATE_HZ, TRAITS
 from kibun.training.corpora.manifest import MANIFEST_NAME
+from kibun.training.corpora.rendering import render_in_order
 from kibun.training.corpora.splits import Split
 from kibun.training.demo_tiny.effects import finish
 from kibun.training.demo_tiny.espeak import Espeak, find_data_dir, version
@@ -127,17 +125,6 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_rounded(part) for part in value]
     return round(value, 3) if isinstance(value, float) else value
-
-
-def render_in_order(
-    render: Callable[..., list[dict[str, Any]]], tasks: Sequence[tuple[Any, ...]], jobs: int
-) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a manifest that `render` makes of each task, its arguments; in order, by this many processes."""
-    if jobs == 1:
-        yield from itertools.starmap(render, tasks)
-        return
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        yield from pool.map(render, *zip(*tasks, strict=True), chunksize=4)
 
 
 def render_corpus(

@@ -15,7 +15,7 @@ import soundfile
 
 from kibun.models.types import SAMPLE_RATE_HZ, TRAITS
 from kibun.training.corpora.manifest import MANIFEST_NAME
-from kibun.training.demo_tiny.corpus import render_in_order
+from kibun.training.corpora.rendering import render_in_order
 from kibun.training.simulation.world import Scenes, draw_scenes, make_world
 from kibun.training.simulation.world_audio import cue_text, draw_manner, draw_voice, render
 from kibun.training.simulation.world_ceilings import ceilings
