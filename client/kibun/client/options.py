@@ -195,11 +195,9 @@ def _duration_ms(value: int | None) -> Duration | None:
 
 
 def _duration_s(value: float) -> Duration:
-    nanos = round(value * 1e9)
-    # Both parts carry the sign, as protobuf wants it: the server, not the SDK, refuses a negative one.
-    sign = -1 if nanos < 0 else 1
-    whole, rest = divmod(abs(nanos), 10**9)
-    return Duration(seconds=sign * whole, nanos=sign * rest)
+    duration = Duration()
+    duration.FromNanoseconds(round(value * 1e9))  # also a negative one: the server, not the SDK, refuses it
+    return duration
 
 
 def _timestamp(value: datetime | None) -> Timestamp | None:

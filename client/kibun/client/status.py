@@ -23,6 +23,7 @@ from kibun.client.errors import (
     ServerTooOldError,
     UnavailableError,
 )
+from kibun.client.estimates import seconds
 
 _DETAILS_KEY = "grpc-status-details-bin"
 
@@ -127,9 +128,7 @@ _READERS: dict[Any, Callable[[Any], dict[str, Any]]] = {
     error_details_pb2.BadRequest: lambda message: {
         "fields": {violation.field: violation.description for violation in message.field_violations}
     },
-    error_details_pb2.RetryInfo: lambda message: {
-        "retry_after_s": message.retry_delay.seconds + message.retry_delay.nanos / 1e9
-    },
+    error_details_pb2.RetryInfo: lambda message: {"retry_after_s": seconds(message.retry_delay)},
     error_details_pb2.QuotaFailure: lambda message: {
         "quotas": {violation.subject: violation.description for violation in message.violations}
     },
