@@ -31,7 +31,7 @@ def serve(
     model: Annotated[
         str | None, typer.Option(help="Bundle to measure; default: HuBERT-base's size, random weights.")
     ] = None,
-    precision: Annotated[Precision, typer.Option(help="As of kibun serve; for the bare loop too.")] = "auto",
+    precision: Annotated[Precision, typer.Option(help="As for kibun serve; also for the bare loop.")] = "auto",
     seconds: Annotated[
         float | None, typer.Option(help="Seconds of each load: more finals, steadier percentiles.", min=1)
     ] = None,
@@ -158,7 +158,7 @@ def soak(
     as_json: Json = False,
     plot: Plot = None,
     streams: Annotated[int | None, typer.Option(help="Streams at a time.", min=1)] = None,
-    seconds: Annotated[float | None, typer.Option(help="Seconds of talk.", min=10)] = None,
+    seconds: Annotated[float | None, typer.Option(help="Seconds that the clients speak.", min=10)] = None,
 ) -> None:
     """Real-time streams for ten minutes, and what a dropped stream leaves in memory, beside a leak.
 
@@ -187,12 +187,10 @@ def soak(
 def faults(
     quick: Quick = False,
     as_json: Json = False,
-    seed: Annotated[int, typer.Option(help="Of the first run; the next have the next seeds.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the first run; later runs count up.", min=0)] = 0,
     runs: Annotated[int | None, typer.Option(help="Default: 300, with --quick 3.", min=1)] = None,
     only: Annotated[str | None, typer.Option(help="Name of the one scenario to run.")] = None,
-    redis: Annotated[
-        str | None, typer.Option(help="URL of a Redis to keep conversations in; default: one of our own.")
-    ] = None,
+    redis: Annotated[str | None, typer.Option(help="URL of a Redis for conversations; default: start one.")] = None,
     at_once: Annotated[int, typer.Option(help="Runs side by side.", min=1)] = 2,
 ) -> None:
     """Kill, freeze and cut off workers, servers, networks and stores while clients speak; count what breaks.
@@ -302,9 +300,9 @@ def arousal(
 
 @bench_app.command()
 def arousal_pooled(
-    folder: Annotated[Path, typer.Argument(help="Holds one folder of recordings per speaker.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with one folder of recordings per speaker.")],
     model: Model = "demo-tiny",
-    seed: Annotated[int, typer.Option(help="Of the changes.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the changes.", min=0)] = 0,
     as_json: Json = False,
 ) -> None:
     """Whether arousal ranks aroused above subdued versions where many real speakers are pooled.

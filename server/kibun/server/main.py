@@ -58,7 +58,7 @@ def serve(
     precision: Annotated[
         Precision,
         typer.Option(
-            help="Of matrix products; auto: bf16 where it is faster on this machine and the bundle allows it.",
+            help="Of matrix products. auto: bf16 where it is faster on this machine and the bundle allows it.",
             rich_help_panel=_MODELS,
         ),
     ] = DEFAULTS.precision,
@@ -107,7 +107,7 @@ def serve(
         ),
     ] = DEFAULTS.limits.conversation_ttl_s,
     max_conversation_ttl: Annotated[
-        float, typer.Option(help="The most that a client may ask for instead.", min=1, rich_help_panel=_LIMITS)
+        float, typer.Option(help="Seconds that a client may ask for at most.", min=1, rich_help_panel=_LIMITS)
     ] = DEFAULTS.limits.max_conversation_ttl_s,
     max_message_rate: Annotated[
         float,

@@ -138,7 +138,7 @@ async def test_conversations_expire_unless_touched(store: MemoryStore, now: list
     now[0] += 60
     assert await store.get(KEY) is None, "expired, though still in memory"
     assert len(store) == 1
-    assert not await store.delete(KEY), "nothing to delete, and gone all the same"
+    assert not await store.delete(KEY), "nothing to delete: it has expired"
     assert len(store) == 0
 
 

@@ -20,7 +20,7 @@ add_fit_commands(train_app)
 
 @synth_app.command()
 def speech(
-    out: Annotated[Path, typer.Option(help="Folder for audio and manifest.jsonl; made if need be.")],
+    out: Annotated[Path, typer.Option(help="Folder for audio and manifest.jsonl; created if missing.")],
     utterances: Annotated[int, typer.Option(min=1, help="How many utterances.")] = 6000,
     seed: Annotated[int, typer.Option(help="The same seed gives the same corpus.")] = 0,
     per_speaker: Annotated[int, typer.Option(min=1, help="Utterances of each speaker.")] = 12,
@@ -48,7 +48,7 @@ def speech(
 
 @synth_app.command()
 def dialogue(
-    out: Annotated[Path, typer.Option(help="Folder for dialogue.flac and dialogue.json; made if need be.")],
+    out: Annotated[Path, typer.Option(help="Folder for dialogue.flac and dialogue.json; created if missing.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same dialogue.")] = 0,
 ) -> None:
     """Render the demo's two-speaker dialogue."""

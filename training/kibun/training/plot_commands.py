@@ -24,7 +24,7 @@ def hexbin(
         str | None,
         typer.Option(help="Of a trait: utterance_traits, average_traits, conversation_traits or causal_traits."),
     ] = None,
-    title: Annotated[str, typer.Option(help="Begins the title; default: the dimension.")] = "",
+    title: Annotated[str, typer.Option(help="Start of the title; default: the dimension.")] = "",
 ) -> None:
     """Predicted against true, as hexagons by density (Figures 2 and 4)."""
     from kibun.training.evaluation import plots

@@ -57,7 +57,7 @@ def folder(
             metavar="TRAIN,DEV,TEST", help="Split at random by speaker, with these shares of utterances: .8,.1,.1"
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random split.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random split.")] = 0,
     decode: Decode = False,
     as_json: AsJson = False,
 ) -> None:

@@ -51,7 +51,7 @@ class Shared:
     config: Annotated[str, typer.Option("--config", help="TOML of the settings all runs share, or a recipe: iemocap.")]
     runs: Annotated[
         Path,
-        typer.Option("--runs", help="Folder of runs. What it holds is not trained again; what was cut off goes on."),
+        typer.Option("--runs", help="Folder of runs. Finished ones are not trained again, interrupted ones continue."),
     ]
     out: Annotated[
         Path | None, typer.Option(help="Also write the JSON here; `kibun plot multitask --table` draws it.")
@@ -66,7 +66,7 @@ class Shared:
         list[str] | None,
         typer.Option("--set", help="A setting on top of the files: training.epochs=10. Repeatable."),
     ] = None
-    seeds: Annotated[str, typer.Option("--seeds", help="One run of everything for each; mean ± sd are over them.")] = (
+    seeds: Annotated[str, typer.Option("--seeds", help="One run for each seed; mean ± sd are over the seeds.")] = (
         "0,1,2"
     )
     dimension: Annotated[str, typer.Option("--dimension", help="valence, arousal, or both.")] = "valence,arousal"
@@ -181,7 +181,7 @@ def noise(
     runs: "RunStore",
     *,
     sigma: Annotated[str, typer.Option(help="Standard deviations on the 1..7 scale.")] = "0,.1,.2,.4,.8,1.2,1.6",
-    draws: Annotated[int, typer.Option(min=1, help="Draws of noise that a figure is the mean of.")] = 5,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of noise to average over.")] = 5,
     model: Model = "ticn-ca",
 ) -> Experiment:
     """Emotion conditioned on true traits with noise (Table VII)."""
@@ -197,7 +197,7 @@ def loso(
     runs: "RunStore",
     *,
     folds: Annotated[
-        str, typer.Option(help="Splits, by name or path; they take the place of the settings' own.")
+        str, typer.Option(help="Splits, by name or path, in place of the settings' own.")
     ] = "loso_1,loso_2,loso_3,loso_4,loso_5",
     traits_from: Annotated[str, typer.Option(help="As in `kibun eval emotion`.")] = "oracle,setting3",
     model: Model = "ticn-ca",

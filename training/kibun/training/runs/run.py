@@ -60,7 +60,7 @@ def train_run(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Train a run, or what is left of it, and return its figures; a finished one is only read.
 
     Args:
-        config: what to train. folder: made if need be; if a run was begun there, it has to be of the same config.
+        config: what to train. folder: created if missing; if a run was begun there, it has to be of the same config.
 
     Raises:
         ConfigError, ManifestError, BundleError, ValueError: naming what cannot be used and the fix.

@@ -14,11 +14,11 @@ from kibun.training.errors import check_one_form, fail
 def paper(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer utterances and epochs: minutes on two cores.")] = False,
     audio: Annotated[bool, typer.Option("--audio", help="As sound, through a small HuBERT; half an hour.")] = False,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds, from 0 on.")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds, from 0 on.")] = 3,
     profiles: Annotated[int | None, typer.Option(help="Speakers to train on; default 1000, as sound 600.")] = None,
     world: Annotated[int, typer.Option(help="Seed of the rules by which cues and traits make valence.")] = 0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; does not change the figures.")] = None,
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON object to as well.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON object to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
 ) -> None:

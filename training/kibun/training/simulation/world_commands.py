@@ -10,7 +10,7 @@ from kibun.training.errors import fail
 
 
 def world(
-    out: Annotated[Path, typer.Option(help="Folder to write to; made if need be.")],
+    out: Annotated[Path, typer.Option(help="Folder to write to; created if missing.")],
     audio: Annotated[bool, typer.Option("--audio", help="Audio and manifest.jsonl; without: world.npz only.")] = False,
     dialogues: Annotated[int, typer.Option(help="Dialogues, of two speakers each.")] = 200,
     utterances: Annotated[int, typer.Option(help="Utterances of each speaker in a dialogue.")] = 10,
