@@ -15,12 +15,12 @@ SELECTION = (
     "tests/house/test_layout.py",
     "tests/house/test_supply_chain.py",
     "tests/fuzz",
-    "tests/client/test_cli.py",
-    "tests/client/test_cli_commands.py",
+    "tests/client/test_main.py",
+    "tests/client/commands/test_commands.py",
     "tests/server/observability/test_logs.py",
     "tests/server/inference/test_worker.py",
     "tests/contract/test_errors.py",
-    "tests/training/runs/test_fit.py",
+    "tests/training/runs/test_run.py",
     "tests/bench/faults/test_runs.py",
 )
 

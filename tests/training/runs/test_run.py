@@ -27,7 +27,7 @@ from kibun.training.runs.run import load_run, train_run
 from tests.support import present
 from tests.support.commands import invoke
 from tests.support.run_config import changed
-from tests.support.tiny_corpus import make_corpus, make_hubert
+from tests.support.tiny_corpus import make_hubert
 
 TRAINING = {"epochs": 3, "batch": 8, "learning_rate": 1e-3, "head_learning_rate": 3e-3, "conversation_steps": 40}
 
@@ -39,15 +39,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with corpus/ and hubert/."""
-    folder = tmp_path_factory.mktemp("world")
-    make_corpus(folder / "corpus")
-    make_hubert(folder / "hubert", hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0)
-    return folder
 
 
 def config(world: Path, task: str = "ser", **changes: Any) -> RunConfig:
