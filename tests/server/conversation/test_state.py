@@ -18,7 +18,6 @@ from kibun.server.conversation.state import (
     add_utterance,
     finish_turn,
     reopen_turn,
-    weighted_emotion,
 )
 from kibun.server.conversation.store import MemoryStore
 from kibun.server.inference.backend import ModelInfo
@@ -80,9 +79,10 @@ def test_nothing_is_known_about_a_new_participant() -> None:
 
 
 def test_mean_emotion_weighs_by_speech_and_skips_what_has_none() -> None:
-    assert weighted_emotion([record(level=None)]) is None
-    mean = weighted_emotion([record(level=1.0, speech=3), record(level=5.0, speech=1), record(level=None)])
-    assert mean == pytest.approx((2.0, 3.0))
+    assert estimates.mean_emotion([record(level=None)]) is None
+    some = [record(level=1.0, speech=3), record(level=5.0, speech=1), record(level=None)]
+    mean = present(estimates.mean_emotion(some))
+    assert (mean.valence, mean.arousal) == pytest.approx((2.0, 3.0))
 
 
 def test_history_is_the_vectors_in_order() -> None:

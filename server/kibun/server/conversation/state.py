@@ -6,7 +6,7 @@ id derives from its turn and start sample), so a retry after a lost answer is ha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -97,16 +97,6 @@ class Conversation:
         return replace(self, participants={**self.participants, participant.participant_id: participant})
 
 
-def weighted_emotion(records: Iterable[UtteranceRecord]) -> tuple[float, float] | None:
-    """Mean valence and arousal of the records, weighted by their speech; None where there is no estimate."""
-    pairs = [(r.emotion, r.speech) for r in records if r.emotion is not None]
-    total = sum(weight for _, weight in pairs)
-    if not total:
-        return None
-    valence, arousal = (sum(emotion[i] * weight for emotion, weight in pairs) / total for i in (0, 1))
-    return valence, arousal
-
-
 def add_utterance(participant: Participant, record: UtteranceRecord) -> Participant:
     """Adds the record, in place of one with the same id; the oldest ones beyond MAX_RECORDS are dropped."""
     others = (r for r in participant.records if r.utterance_id != record.utterance_id)
@@ -142,8 +132,5 @@ def is_superseded(participant: Participant, turn_id: str, opening: Opening, star
 
 def finish_turn(participant: Participant, turn_id: str) -> Participant:
     """Marks the turn as finished: opening it again is an error from now on."""
-    turns = participant.finished_turns
-    if turn_id in turns:
-        turns = tuple(t for t in turns if t != turn_id)
-    turns = (*turns, turn_id)
-    return replace(participant, finished_turns=turns[-MAX_FINISHED_TURNS:])
+    others = (t for t in participant.finished_turns if t != turn_id)
+    return replace(participant, finished_turns=(*others, turn_id)[-MAX_FINISHED_TURNS:])

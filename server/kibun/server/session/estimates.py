@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kibun.models.types import Analysis, ConditionSource, Traits
-from kibun.server.conversation.state import Participant, UtteranceRecord, weighted_emotion
+from kibun.server.conversation.state import Participant, UtteranceRecord
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.session.events import Emotion, Personality
 
@@ -79,5 +79,8 @@ def given(participant: Participant) -> Personality | None:
 
 def mean_emotion(records: Iterable[UtteranceRecord]) -> Emotion | None:
     """The records' mean, weighted by their speech; None without any estimate."""
-    pair = weighted_emotion(records)
-    return Emotion(*pair) if pair else None
+    pairs = [(r.emotion, r.speech) for r in records if r.emotion is not None]
+    total = sum(weight for _, weight in pairs)
+    if not total:
+        return None
+    return Emotion(*(sum(value[i] * weight for value, weight in pairs) / total for i in (0, 1)))
