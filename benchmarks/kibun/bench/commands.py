@@ -11,7 +11,7 @@ from kibun.training.simulation.commands import paper
 bench_app = typer.Typer(help="Measure speed and exactness, and models against known truth.", no_args_is_help=True)
 
 Quick = Annotated[bool, typer.Option("--quick", help="Fewer rounds and lengths: within a minute on two cores.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Plot = Annotated[Path | None, typer.Option("--plot", help="Draw the figure into this .png, .svg or .pdf.")]
 
 
@@ -26,7 +26,7 @@ bench_app.command()(paper)
 @bench_app.command()
 def serve(
     quick: Quick = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     plot: Plot = None,
     model: Annotated[
         str | None, typer.Option(help="Bundle to measure; default: HuBERT-base's size, random weights.")
@@ -64,7 +64,7 @@ def serve(
 @bench_app.command()
 def encoder(
     quick: Quick = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     plot: Plot = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
 ) -> None:
@@ -85,7 +85,7 @@ def encoder(
 
 
 @bench_app.command()
-def training(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> None:
+def training(quick: Quick = False, as_json: JsonOption = False, plot: Plot = None) -> None:
     """Training with a frozen trunk's frames kept on disk and batches by length, against the plain loop.
 
     --json: ratio (both together), ratio_kept, ratio_by_length, ratio_evaluation, ratio_whole_run (filling included),
@@ -99,7 +99,7 @@ def training(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> 
 
 
 @bench_app.command()
-def conversation(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> None:
+def conversation(quick: Quick = False, as_json: JsonOption = False, plot: Plot = None) -> None:
     """What a turn costs late in a conversation beside its first, and how much memory a conversation takes.
 
     --json: turn100_over_turn1, naive_turn100_over_turn1 (all earlier utterances encoded anew, counted),
@@ -113,7 +113,7 @@ def conversation(quick: Quick = False, as_json: Json = False, plot: Plot = None)
 
 
 @bench_app.command()
-def interim(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> None:
+def interim(quick: Quick = False, as_json: JsonOption = False, plot: Plot = None) -> None:
     """What interims cost beside the final, by schedule, and how near the final an early estimate is.
 
     --json: encoding_factor (time of all encodings of an utterance, final included, over one; the worst over lengths,
@@ -129,7 +129,7 @@ def interim(quick: Quick = False, as_json: Json = False, plot: Plot = None) -> N
 @bench_app.command()
 def front(
     quick: Quick = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     plot: Plot = None,
     streams: Annotated[int | None, typer.Option(help="Streams at a time to each of two servers.", min=1)] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds of each window.", min=1)] = None,
@@ -155,7 +155,7 @@ def front(
 @bench_app.command()
 def soak(
     quick: Quick = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     plot: Plot = None,
     streams: Annotated[int | None, typer.Option(help="Streams at a time.", min=1)] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds that the clients speak.", min=10)] = None,
@@ -186,7 +186,7 @@ def soak(
 @bench_app.command()
 def faults(
     quick: Quick = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     seed: Annotated[int, typer.Option(help="Seed of the first run; later runs count up.", min=0)] = 0,
     runs: Annotated[int | None, typer.Option(help="Default: 300, with --quick 3.", min=1)] = None,
     only: Annotated[str | None, typer.Option(help="Name of the one scenario to run.")] = None,
@@ -229,7 +229,7 @@ Model = Annotated[str, typer.Option(help="Bundle to measure: name or folder.")]
 @bench_app.command()
 def detection(
     quick: Annotated[bool, typer.Option("--quick", help="espeak-ng only, short scenes, few detectors.")] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
     recordings: Annotated[
         list[Path] | None, typer.Option(help="Clean speech, a file or a folder; adds real voices. Repeatable.")
     ] = None,
@@ -255,7 +255,7 @@ def held_out(
     manifest: Annotated[Path, typer.Argument(help="Manifest of a corpus with traits, valence and arousal.")],
     model: Model = "demo-tiny",
     split: Annotated[str, typer.Option(help="Split of the manifest.")] = "test",
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Every output of a bundle, as served, on held-out speakers of a corpus.
 
@@ -279,7 +279,7 @@ def held_out(
 def arousal(
     recordings: Annotated[list[Path], typer.Argument(help="Recordings of one voice each.")],
     model: Model = "demo-tiny",
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Whether arousal follows pitch, rate and spectral tilt: pieces of real voices, changed in five steps.
 
@@ -303,7 +303,7 @@ def arousal_pooled(
     folder: Annotated[Path, typer.Argument(help="Folder with one folder of recordings per speaker.")],
     model: Model = "demo-tiny",
     seed: Annotated[int, typer.Option(help="Seed of the changes.", min=0)] = 0,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Whether arousal ranks aroused above subdued versions where many real speakers are pooled.
 

@@ -9,11 +9,9 @@ import typer
 
 from kibun.training.errors import check_one_form, fail
 from kibun.training.experiments.commands import add_experiment_commands
+from kibun.training.options import JsonOption, MarkdownOption
 
 eval_app = typer.Typer(help="Compute the paper's tables.", no_args_is_help=True)
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
-MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
 
 
 class CorrelationUnit(enum.StrEnum):

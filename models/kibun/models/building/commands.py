@@ -21,11 +21,11 @@ Bundle = Annotated[
 ]
 T = TypeVar("T")
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
 
 @app.command("list")
-def list_bundles(as_json: AsJson = False) -> None:
+def list_bundles(as_json: JsonOption = False) -> None:
     """List the bundles that come with kibun."""
     facts = _or_exit(lambda: [read_facts(BUNDLES / name) for name in bundle_names()])
     if as_json:
@@ -39,7 +39,7 @@ def list_bundles(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(bundle: Bundle, as_json: AsJson = False) -> None:
+def show(bundle: Bundle, as_json: JsonOption = False) -> None:
     """Show a bundle's settings, scales and model card, without loading it."""
     facts = _or_exit(lambda: read_facts(resolve_bundle(bundle)))
     checksum = _or_exit(lambda: stored_trunk_checksum(Path(facts.folder) / WEIGHTS))
@@ -53,7 +53,7 @@ def show(bundle: Bundle, as_json: AsJson = False) -> None:
 
 
 @app.command("verify")
-def verify_bundle(bundle: Bundle, as_json: AsJson = False) -> None:
+def verify_bundle(bundle: Bundle, as_json: JsonOption = False) -> None:
     """Check every file of a bundle against its checksum, load it and run it once."""
     folder = _or_exit(lambda: resolve_bundle(bundle))
     _or_exit(lambda: verify(folder))  # before torch is imported: a damaged file is reported at once

@@ -20,7 +20,7 @@ prepare_app = typer.Typer(
 
 Out = Annotated[Path, typer.Option(help="The manifest to write; its report lies beside it, as NAME.report.json.")]
 Decode = Annotated[bool, typer.Option("--decode", help="Read all audio in full, not only headers; slower.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the report, or all problems, as JSON.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report, or all problems, as JSON.")]
 
 
 @prepare_app.command()
@@ -31,7 +31,7 @@ def iemocap(
     out: Out,
     session: Annotated[list[int] | None, typer.Option(help="Take only this session; may be repeated.")] = None,
     decode: Decode = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """IEMOCAP with the traits of PA-IEMOCAP: 10,039 utterances, 151 dialogues, 302 profiles."""
     from kibun.training.corpora.iemocap import prepare_iemocap
@@ -59,7 +59,7 @@ def folder(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the random split.")] = 0,
     decode: Decode = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Your own corpus: a table with the columns path, speaker, dialogue.
 

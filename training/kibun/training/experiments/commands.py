@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 import typer
 
 from kibun.training.errors import check_one_form, fail
+from kibun.training.options import JsonOption, MarkdownOption
 
 if TYPE_CHECKING:
     from kibun.training.experiments.run_store import RunStore
@@ -73,8 +74,8 @@ class Shared:
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and which are finished; train nothing.")] = (
         False
     )
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False
+    as_json: JsonOption = False
+    as_markdown: MarkdownOption = False
 
 
 def table_command(

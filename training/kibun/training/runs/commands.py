@@ -16,24 +16,24 @@ Out = Annotated[Path, typer.Option(help="Run folder. An interrupted run continue
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="A setting on top of the file: training.seed=1. Repeatable.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object and nothing else.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object and nothing else.")]
 
 
 def add_fit_commands(app: typer.Typer) -> None:
     """Add pr, ser and mtl."""
 
     @app.command()
-    def pr(config: Config, out: Out, settings: Settings = None, as_json: AsJson = False) -> None:
+    def pr(config: Config, out: Out, settings: Settings = None, as_json: JsonOption = False) -> None:
         """Train personality recognition: settings 1, 2 and 3, whole and causal."""
         _train("pr", config, out, settings or [], as_json)
 
     @app.command()
-    def ser(config: Config, out: Out, settings: Settings = None, as_json: AsJson = False) -> None:
+    def ser(config: Config, out: Out, settings: Settings = None, as_json: JsonOption = False) -> None:
         """Train recognition of valence or arousal, conditioned on traits or not."""
         _train("ser", config, out, settings or [], as_json)
 
     @app.command()
-    def mtl(config: Config, out: Out, settings: Settings = None, as_json: AsJson = False) -> None:
+    def mtl(config: Config, out: Out, settings: Settings = None, as_json: JsonOption = False) -> None:
         """Train personality and one emotion dimension on one tail (multi-task)."""
         _train("mtl", config, out, settings or [], as_json)
 

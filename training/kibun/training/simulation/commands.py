@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from kibun.training.errors import check_one_form, fail
+from kibun.training.options import JsonOption, MarkdownOption
 
 
 def paper(
@@ -19,8 +20,8 @@ def paper(
     world: Annotated[int, typer.Option(help="Seed of the rules by which cues and traits make valence.")] = 0,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; does not change the figures.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON object to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
+    as_json: JsonOption = False,
+    as_markdown: MarkdownOption = False,
 ) -> None:
     """The paper's heads on simulated data with known ground truth, in which traits change what cues mean.
 
