@@ -76,6 +76,7 @@ class ScriptedService(SpeechAnalysisServiceServicer):
         self.connections: list[Connection] = []
         self.fault: Callable[[int, Connection], str | None] = lambda number, connection: None
         self.read_delay_s = 0.0
+        self.half_close_delay_s = 0.02
         self.server_ends_turn_after_s: float | None = None
 
     async def StreamingAnalyze(
@@ -110,7 +111,7 @@ class ScriptedService(SpeechAnalysisServiceServicer):
                 if self.server_ends_turn_after_s and finals >= self.server_ends_turn_after_s and turn != "next":
                     yield self._turn_result(turn, finals, pb.END_REASON_SILENCE)
                     turn = "next"
-            await asyncio.sleep(0.02)  # a cancel looks like a half-close until the next await
+            await asyncio.sleep(self.half_close_delay_s)  # a cancel looks like a half-close until the next await
             connection.half_closed = True
             await self._break(number, connection, context)
             yield self._turn_result(turn, finals, pb.END_REASON_HALF_CLOSE)
@@ -441,6 +442,7 @@ async def test_an_exception_of_the_source_surfaces_as_itself(client: AsyncClient
 
 
 async def test_leaving_by_an_exception_cancels_the_call(client: AsyncClient, service: ScriptedService) -> None:
+    service.half_close_delay_s = 20.0  # until the cancel is there, however late
     with pytest.raises(ZeroDivisionError):
         async with client.conversation().turn() as turn:
             await turn.push(noise(0.5))
