@@ -14,28 +14,24 @@ import torch
 
 from kibun.models.bundle import KibunModel, Utterance, load_bundle, resolve_bundle
 from kibun.models.files import verify
-from kibun.models.types import TRAITS, Traits
+from kibun.models.types import TRAITS
 from kibun.training.audio.augment import ROOMS, Augment
 from kibun.training.audio.reading import load_audio
 from kibun.training.commands import train_app
-from kibun.training.corpora.manifest import Item
 from kibun.training.demo_tiny import recipe
 from kibun.training.demo_tiny.config import tiny_config
 from kibun.training.demo_tiny.corpus import CorpusOptions
-from kibun.training.demo_tiny.effects import EFFORT_DB_PER_OCTAVE
 from kibun.training.demo_tiny.evaluate import analyze_causally
 from kibun.training.demo_tiny.manipulate import Cue, change_rate, change_tilt, cut_at_pauses, manipulate, shift_pitch
-from kibun.training.demo_tiny.pairs import Change, draw_change, make_pair
 from kibun.training.demo_tiny.recipe import Recipe
-from kibun.training.demo_tiny.speakers import AROUSAL_WEIGHTS, PITCH_SEMITONES, RATE_OCTAVES
-from kibun.training.demo_tiny.trunk import Crops, SpeakerBatches, TrunkOptions, TrunkTask, mixed_traits
+from kibun.training.demo_tiny.trunk import SpeakerBatches, TrunkOptions, mixed_traits
 from kibun.training.evaluation.predictions import expected_error
 from kibun.training.filter_bank import new_model
-from kibun.training.losses import pair_loss
 from kibun.training.runs.config import load_config
 from kibun.training.runs.folder import read_figures, read_log
 from tests.support import present
 from tests.support.commands import invoke
+from tests.support.tiny_items import item
 
 NOTHING = np.zeros((0, 96), np.float16)
 
@@ -127,119 +123,6 @@ def test_what_is_missing_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     rows = [item(f"{speaker}") for speaker in range(2) for _ in range(3)]
     with pytest.raises(ValueError, match="2 speakers have 2 utterances or more, a batch needs 8"):
         SpeakerBatches(rows, TrunkOptions())
-
-
-def test_a_batch_of_the_trunk_depends_on_seed_and_step(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    items = []
-    for index in range(6):
-        soundfile.write(tmp_path / f"{index}.wav", 0.1 * rng.normal(size=20_000), 16_000)
-        items.append(item(str(index % 3), tmp_path / f"{index}.wav"))
-    options = TrunkOptions(speakers=3, crop_seconds=(1.0, 1.2))
-    one, two, other = (SpeakerBatches(items, dataclasses.replace(options, seed=seed)) for seed in (0, 0, 1))
-    first, second = one.draw(0), one.draw(1)
-    for batch, again in ((second, two.draw(1)), (first, two.draw(0))):
-        assert batch.keys() == again.keys()
-        assert all(torch.equal(value, again[name]) for name, value in batch.items())
-    assert first["input_values"].shape[0] == 6
-    assert first["changed"].shape[0] == first["arousal_change"].shape[0] == 3
-    for different in (second, other.draw(0)):
-        assert first["input_values"].shape != different["input_values"].shape or not torch.equal(
-            first["input_values"], different["input_values"]
-        )
-
-
-def test_the_average_follows_the_weights() -> None:
-    task = TrunkTask(new_model(0, tiny_config()), TrunkOptions(average_decay=0.5))
-    before = [parameter.clone() for parameter in task.average.parameters()]
-    with torch.no_grad():
-        for parameter in task.kibun.parameters():
-            parameter.add_(1.0)
-    for _ in range(9):
-        task.update_average()
-    assert int(task.updates) == 9
-    decay = float(np.prod([min(0.5, (1 + n) / (10 + n)) for n in range(1, 10)]))
-    for old, average in zip(before, task.average.parameters(), strict=True):
-        torch.testing.assert_close(average, old + 1 - decay)
-        assert not average.requires_grad
-
-
-def item(speaker: str, path: Path = Path("x"), traits: Traits = (4.0,) * 5) -> Item:
-    return Item("x", path, speaker, speaker, "train", "", 2.5, 3.5, traits)
-
-
-def test_crops_are_equally_long_with_silent_margins() -> None:
-    examples = [(np.full(size, 0.1, np.float32), item("s")) for size in (16_000, 40_000, 80_000)]
-    crops = Crops((1.5, 2.5), margin_chance=1.0)
-    starts = []
-    for step in range(20):
-        batch = crops(examples, (0, step))
-        audio = batch["input_values"]
-        assert audio.shape[0] == 3
-        assert 1.5 * 16_000 <= audio.shape[1] <= 2.5 * 16_000
-        assert batch["arousal"].tolist() == [3.5] * 3
-        assert batch["traits"].shape == (3, 5)
-        speech = audio > 0
-        assert 0.5 * 16_000 <= int(speech[0].sum()) <= 16_000  # margins may leave less room than the utterance is long
-        starts.append(int(speech[2].int().argmax()))
-    assert max(starts) > 1600
-    assert max(starts) <= 0.5 * 16_000
-
-
-def test_a_change_is_worth_what_the_generator_makes_of_it() -> None:
-    assert Change(PITCH_SEMITONES, 0, 0).arousal() == pytest.approx(1.1 * AROUSAL_WEIGHTS["pitch"])
-    assert Change(0, -RATE_OCTAVES, 0).arousal() == pytest.approx(-1.1 * AROUSAL_WEIGHTS["rate"])
-    assert Change(0, 0, 2 * EFFORT_DB_PER_OCTAVE).arousal() == pytest.approx(2.2 * AROUSAL_WEIGHTS["effort"])
-    rng = np.random.default_rng(0)
-    drawn = [draw_change(rng) for _ in range(400)]
-    cues = np.array([(change.semitones, change.rate_octaves, change.db_per_octave) for change in drawn])
-    for cue in range(3):  # each alone at times, up and down
-        alone = cues[(cues[:, [c for c in range(3) if c != cue]] == 0).all(1), cue]
-        assert len(alone) > 30
-        assert (alone > 0).any()
-        assert (alone < 0).any()
-    assert (cues != 0).all(1).sum() > 100
-
-
-def test_a_pair_has_one_length_and_one_band_and_differs_in_the_cue() -> None:
-    time_s = np.arange(32_000) / 16_000
-    tone = np.sum([np.sin(2 * np.pi * 120 * k * time_s) / k for k in range(1, 30)], axis=0).astype(np.float32)
-    same, copy = make_pair(tone, Change(0, 0, 0))
-    assert np.array_equal(same, copy)
-    one, other = make_pair(tone, Change(0, 0.4, 0))
-    assert len(one) == len(other) == pytest.approx(32_000 / 2**0.4, abs=900)
-    assert np.allclose(one[2000:-2000], tone[2000 : len(one) - 2000], atol=0.02)
-    one, other = make_pair(tone, Change(0, 0, -2.0))
-    before, after = (np.abs(np.fft.rfft(x)) for x in (one, other))
-    assert 20 * np.log10(after[3840] / before[3840] / (after[1920] / before[1920])) == pytest.approx(-2.0, abs=0.05)
-
-
-def test_both_of_a_pair_get_the_same_crop_margins_channel_and_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    rng = np.random.default_rng(0)
-    examples = [((0.1 * rng.normal(size=40_000)).astype(np.float32), item("s")) for _ in range(6)]
-
-    def collate(change: Change, babble_chance: float = 0.0) -> dict[str, torch.Tensor]:
-        monkeypatch.setattr("kibun.training.demo_tiny.trunk.draw_change", lambda _rng: change)
-        crops = Crops((1.5, 2.5), Augment(ROOMS), babble_chance=babble_chance, pair_every=2)
-        return crops(examples, (2, 1))
-
-    for babble_chance in (0.0, 1.0):
-        nothing = collate(Change(0, 0, 0), babble_chance)
-        assert nothing["arousal_change"].tolist() == [0, 0, 0]
-        assert torch.equal(nothing["changed"], nothing["input_values"][::2])
-        assert not torch.allclose(nothing["input_values"][1::2], nothing["input_values"][::2])
-    assert not torch.allclose(nothing["input_values"], collate(Change(0, 0, 0))["input_values"], atol=0.1)
-    nothing, tilted = collate(Change(0, 0, 0)), collate(Change(0, 0, 2.0))
-    assert tilted["arousal_change"].tolist() == pytest.approx([Change(0, 0, 2.0).arousal()] * 3)
-    assert torch.allclose(tilted["input_values"], nothing["input_values"], atol=1e-5)
-    assert not torch.allclose(tilted["changed"], nothing["changed"], atol=0.1)
-
-
-def test_pair_loss_wants_the_right_change_of_arousal_and_none_of_valence() -> None:
-    truth = torch.linspace(-1, 1, 9)
-    assert float(pair_loss(truth, truth, torch.zeros(9))) == pytest.approx(0, abs=1e-6)
-    assert float(pair_loss(truth, truth, torch.ones(9))) == pytest.approx(0.2)
-    assert float(pair_loss(-truth, truth, torch.zeros(9))) > float(pair_loss(0 * truth, truth, torch.zeros(9))) > 0.9
 
 
 def test_one_trunk_three_tails_and_the_same_start_for_the_same_seed() -> None:
