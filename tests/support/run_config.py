@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from kibun.training.runs.config import RunConfig, as_dict, from_dict
+from kibun.training.runs.config import RunConfig, Task, as_dict, from_dict
+
+
+def tiny_run(world: Path, task: Task, dimension: str, settings: Mapping[str, Any]) -> RunConfig:
+    """A run on `world`/corpus that starts from the tiny `world`/hubert, with these settings as of `changed`."""
+    content: dict[str, Any] = {"manifest": "corpus/manifest.jsonl", "model": {"start": "hubert", "condition_ff": 32}}
+    if task != "pr":
+        content["dimension"] = dimension
+    if task == "mtl":
+        content["model"]["head"] = "baseline"
+    return changed(from_dict(task, content, world), settings)
 
 
 def changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

@@ -1,12 +1,12 @@
 """A small generated corpus structured like IEMOCAP: five sessions of two dialogues by two speakers, IEMOCAP's ids."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
 from kibun.models.types import TRAITS
+from tests.support.tiny_corpus import write_manifest
 
 
 def make_sessions(folder: Path, per_speaker: int = 3, seed: int = 0) -> Path:
@@ -40,6 +40,4 @@ def make_sessions(folder: Path, per_speaker: int = 3, seed: int = 0) -> Path:
                             "seconds": 0.4,
                         }
                     )
-    manifest = folder / "manifest.jsonl"
-    manifest.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
-    return manifest
+    return write_manifest(folder, rows)

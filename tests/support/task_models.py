@@ -6,11 +6,9 @@ from typing import Any
 import numpy as np
 
 from kibun.training.corpora.manifest import Item
-from kibun.training.runs.config import (
-    from_dict,
-)
+from kibun.training.runs.config import Task
 from kibun.training.runs.task_model import TaskModel, new_task_model
-from tests.support.run_config import changed
+from tests.support.run_config import tiny_run
 
 
 def items(profiles: int = 6, each: int = 3) -> list[Item]:
@@ -22,11 +20,5 @@ def items(profiles: int = 6, each: int = 3) -> list[Item]:
     ]
 
 
-def task_model(world: Path, task: str, **changes: Any) -> TaskModel:
-    content: dict[str, Any] = {"manifest": "corpus/manifest.jsonl", "model": {"start": "hubert", "condition_ff": 32}}
-    if task != "pr":
-        content["dimension"] = "arousal"
-    if task == "mtl":
-        content["model"]["head"] = "baseline"
-    config = changed(from_dict(task, content, world), changes)  # type: ignore[arg-type]
-    return new_task_model(config, "x")
+def task_model(world: Path, task: Task, **changes: Any) -> TaskModel:
+    return new_task_model(tiny_run(world, task, "arousal", changes), "x")

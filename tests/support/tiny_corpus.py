@@ -1,6 +1,7 @@
 """A corpus of tones in seconds: valence is a pitch, openness another, and a word is a chord. Labels can be heard."""
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ def make_corpus(folder: Path, dialogues: tuple[int, int, int] = (6, 2, 2), per_s
                             "traits": dict(zip(TRAITS, map(float, traits), strict=True)),
                         }
                     )
+    return write_manifest(folder, rows)
+
+
+def write_manifest(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """`folder`/manifest.jsonl with these lines."""
     manifest = folder / "manifest.jsonl"
     manifest.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     return manifest

@@ -12,6 +12,7 @@ from scipy.stats import linregress
 from kibun.models.types import EMOTIONS, TRAITS
 from kibun.training.eval_commands import eval_app
 from tests.support.commands import invoke
+from tests.support.tiny_corpus import write_manifest
 
 
 def row(
@@ -51,8 +52,7 @@ def corpus(dialogues: int = 14, seed: int = 0) -> list[dict[str, Any]]:
 
 def run(folder: Path, rows: list[dict[str, Any]], *arguments: str, code: int = 0) -> str:
     """Standard output, or standard error where the command is to fail."""
-    manifest = folder / "manifest.jsonl"
-    manifest.write_text("\n".join(map(json.dumps, rows)))
+    manifest = write_manifest(folder, rows)
     return invoke(eval_app, "correlations", "--manifest", manifest, *arguments, code=code)
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from kibun.training.experiments.study import Place, read_study
 from kibun.training.runs.config import ConfigError, TraitOptions
 from tests.support import ROOT
 from tests.support.session_corpus import make_sessions
+from tests.support.tiny_corpus import write_manifest
 
 GUIDE = (ROOT / "docs" / "experiments.md").read_text(encoding="utf-8")
 BASE = 'manifest = "corpus/manifest.jsonl"\nsplits = "paper"\n[training]\nbatch = 8\n'
@@ -55,9 +57,11 @@ def error(lab: Path, *command: str, config: str | None = None) -> str:
 
 def change(lab: Path, **changes: object) -> None:
     """Change fields of every line of the manifest; None takes the field away."""
-    file = lab / "corpus" / "manifest.jsonl"
-    rows = [json.loads(line) | changes for line in file.read_text(encoding="utf-8").splitlines()]
-    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    write_manifest(lab / "corpus", [row | changes for row in manifest(lab)])
+
+
+def manifest(lab: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (lab / "corpus" / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -182,9 +186,8 @@ def test_missing_splits_are_named(lab: Path) -> None:
 
 
 def test_a_split_with_one_profile_is_refused(lab: Path) -> None:
-    rows = [json.loads(line) for line in (lab / "corpus/manifest.jsonl").read_text(encoding="utf-8").splitlines()]
-    kept = [row for row in rows if not (row["dialogue"].startswith("Ses01M") and row["speaker"] == "Ses01F")]
-    (lab / "corpus/manifest.jsonl").write_text("\n".join(map(json.dumps, kept)), encoding="utf-8")
+    kept = [row for row in manifest(lab) if not (row["dialogue"].startswith("Ses01M") and row["speaker"] == "Ses01F")]
+    write_manifest(lab / "corpus", kept)
     assert "split 'test' has one speaker-conversation" in error(lab, "noise")
 
 

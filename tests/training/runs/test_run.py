@@ -21,15 +21,21 @@ from kibun.training.commands import train_app
 from kibun.training.corpora.manifest import load_manifest
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.evaluation.predictions import read_predictions
-from kibun.training.runs.config import ConfigError, RunConfig, from_dict, write_config
+from kibun.training.runs.config import ConfigError, RunConfig, Task, write_config
 from kibun.training.runs.folder import read_log
 from kibun.training.runs.run import load_run, train_run
 from tests.support import present
 from tests.support.commands import invoke
-from tests.support.run_config import changed
+from tests.support.run_config import changed, tiny_run
 from tests.support.tiny_corpus import make_hubert
 
-TRAINING = {"epochs": 3, "batch": 8, "learning_rate": 1e-3, "head_learning_rate": 3e-3, "conversation_steps": 40}
+TRAINING = {
+    "training.epochs": 3,
+    "training.batch": 8,
+    "training.learning_rate": 1e-3,
+    "training.head_learning_rate": 3e-3,
+    "training.conversation_steps": 40,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -41,18 +47,8 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def config(world: Path, task: str = "ser", **changes: Any) -> RunConfig:
-    content: dict[str, Any] = {
-        "manifest": "corpus/manifest.jsonl",
-        "model": {"start": "hubert", "condition_ff": 32},
-        "training": dict(TRAINING),
-    }
-    if task != "pr":
-        content["dimension"] = "valence"
-    if task == "mtl":
-        content["model"]["head"] = "baseline"
-    plain = from_dict(task, content, world)  # type: ignore[arg-type]
-    return changed(plain, {key.replace("__", "."): value for key, value in changes.items()})
+def config(world: Path, task: Task = "ser", **changes: Any) -> RunConfig:
+    return tiny_run(world, task, "valence", TRAINING | {key.replace("__", "."): v for key, v in changes.items()})
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,7 @@ import torch.nn.functional as F
 
 from kibun.training.corpora.manifest import load_manifest
 from kibun.training.runs import ctc
-from kibun.training.runs.config import (
-    ConfigError,
-)
+from kibun.training.runs.config import ConfigError, Task
 from kibun.training.runs.task_model import TaskModel
 from kibun.training.runs.trait_source import true_traits
 from kibun.training.runs.utterances import Utterances, collate
@@ -35,7 +33,7 @@ def batch(world: Path, model: TaskModel, rows: list[int]) -> dict[str, Any]:
     ],
 )
 def test_the_loss_is_that_of_the_graph_and_teaches_only_what_is_unfrozen(
-    world: Path, task: str, changes: dict[str, Any]
+    world: Path, task: Task, changes: dict[str, Any]
 ) -> None:
     model = task_model(world, task, **changes).train()
     inputs = batch(world, model, [1, 6, 11])
