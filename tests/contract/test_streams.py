@@ -43,7 +43,8 @@ DELAY_S = 0.06  # of each inference, so that finals are slower than their stream
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with serve(model=f"stub?delay_s={DELAY_S}") as running:
+    # Room for all streams of a test at once, also where the machine is busy and the stub is measured to be slow.
+    with serve(model=f"stub?delay_s={DELAY_S}&slots=16") as running:
         yield running
         log = running.log.read_text()
         for word in ("failed", "error=", "Traceback", "never retrieved", "never awaited"):
