@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kibun.server.api.auth import ANYONE, Authenticator, TokenFileError
+from kibun.server.api.auth import ANYONE, NO_TOKEN, NOT_ACCEPTED, Authenticator, TokenFileError
 from kibun.server.api.quota import (
     AUDIO_BURST_S,
     MAX_CALLS,
@@ -48,12 +48,12 @@ def test_tokens_of_one_tenant_may_be_several(tmp_path: Path) -> None:
     )
     assert [known.tenant(known.digest(text)) for text in ("Bearer a", "bearer b")] == ["acme"] * 2
     assert known.tenant(known.digest("Bearer c")) == "other"
-    texts = set()
-    for wrong in (None, "", "Bearer", "Bearer ", f"Bearer {digest('a')}", "a", "Basic a", "Bearer a b", "Bearer é"):
-        with pytest.raises(Failure, match="valid token") as caught:
+    for missing in (None, "", "Bearer", "Bearer ", "a", "Basic a"):
+        with pytest.raises(Failure, match=NO_TOKEN):
+            known.digest(missing)
+    for wrong in (f"Bearer {digest('a')}", "Bearer a b", "Bearer é", "Bearer " + "a" * 10_000):
+        with pytest.raises(Failure, match=NOT_ACCEPTED):
             known.digest(wrong)
-        texts.add(str(caught.value))
-    assert len(texts) == 1, "one text for every cause"
 
 
 A = f"acme {digest('a')}"
@@ -102,11 +102,11 @@ def test_a_token_expires(tmp_path: Path) -> None:
     known = Authenticator(path, clock=lambda: now[0])
     held = known.digest("Bearer a")
     assert known.valid(held)
-    with pytest.raises(Failure, match="valid token"):
+    with pytest.raises(Failure, match=NOT_ACCEPTED):
         known.digest("Bearer b")  # its day began at 00:00 UTC
     now[0] += 1
     assert not known.valid(held)
-    with pytest.raises(Failure, match="valid token"):
+    with pytest.raises(Failure, match=NOT_ACCEPTED):
         known.digest("Bearer a")
 
 

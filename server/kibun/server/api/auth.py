@@ -21,6 +21,9 @@ TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _LINE = "TENANT SHA256-OF-TOKEN-IN-HEX [streams=N] [audio_s_per_minute=N] [messages_per_s=N] [expires=ISO-8601-TIME]"
 
+NO_TOKEN = "this server requires a token and none came: send one as metadata 'authorization: Bearer TOKEN'"
+NOT_ACCEPTED = "this server does not accept the token that came: it is unknown, expired or withdrawn; ask for a valid token"
+
 
 class TokenFileError(ValueError):
     """The token file cannot be used; the text names the file and line."""
@@ -140,7 +143,8 @@ class Authenticator:
     def digest(self, authorization: str | None) -> str | None:
         """Returns the digest of the valid token in an `authorization` header; None on an open server.
 
-        Raises Failure UNAUTHENTICATED, with one text for all causes. Takes the same time for every token.
+        Raises Failure UNAUTHENTICATED: one text where no bearer token came, another for every token that is not
+        accepted. Takes the same time for every token.
         """
         if self._file is None:
             return None
@@ -150,8 +154,10 @@ class Authenticator:
         for known in self._file.tokens:
             if hmac.compare_digest(known, digest):
                 found = known
-        if found is None or scheme.lower() != "bearer" or not self.valid(found):
-            raise unauthenticated()
+        if scheme.lower() != "bearer" or not token.strip():
+            raise unauthenticated(NO_TOKEN)
+        if found is None or not self.valid(found):
+            raise unauthenticated(NOT_ACCEPTED)
         return found
 
     def tenant(self, digest: str | None) -> str:
@@ -178,7 +184,6 @@ def _filled(own: TenantLimits, default: TenantLimits) -> TenantLimits:
     return replace(default, **values)
 
 
-def unauthenticated() -> Failure:
-    """Has one text for every cause: a caller that is not authenticated must not learn which it was."""
-    text = "send a valid token as metadata 'authorization: Bearer …'"
+def unauthenticated(text: str) -> Failure:
+    """A caller may learn what it did, not which tokens exist: one text for those unknown, expired and withdrawn."""
     return Failure(Kind.UNAUTHENTICATED, "UNAUTHENTICATED", text)

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import grpc
 from grpc_status import rpc_status
 
-from kibun.server.api.auth import TENANT, Authenticator, unauthenticated
+from kibun.server.api.auth import NOT_ACCEPTED, TENANT, Authenticator, unauthenticated
 from kibun.server.api.quota import Account, Quotas
 from kibun.server.api.status import status_of
 from kibun.server.errors import Failure, Kind, invalid
@@ -103,7 +103,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         """Ends the calls whose token has expired, was removed from the file or now belongs to another tenant."""
         for call in self._calls:
             if not self._authenticator.valid(call.token, call.tenant):
-                _end(call, unauthenticated())
+                _end(call, unauthenticated(NOT_ACCEPTED))
 
     async def end_all(self, failure: Failure, *, within_s: float) -> None:
         """Ends every call that has not ended by itself within that time."""
@@ -188,7 +188,7 @@ def _certified_tenant(context: Context) -> str:
         certificates = (pem.decode("ascii") for pem in properties.get("x509_pem_cert", ()))
         cut |= any(name + b"\0" in ssl.PEM_cert_to_DER_cert(pem) for pem in certificates)
     if cut:
-        raise unauthenticated()
+        raise unauthenticated("the name in the client certificate holds a NUL: use another certificate")
     text = name.decode("ascii", "replace")
     # A name that cannot be a tenant's gets a pseudonym, which no other certificate can claim by its name.
     plain = TENANT.match(text) and not text.startswith(_PSEUDONYM)
