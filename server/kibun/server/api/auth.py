@@ -22,7 +22,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _LINE = "TENANT SHA256-OF-TOKEN-IN-HEX [streams=N] [audio_s_per_minute=N] [messages_per_s=N] [expires=ISO-8601-TIME]"
 
 NO_TOKEN = "this server requires a token and none came: send one as metadata 'authorization: Bearer TOKEN'"
-NOT_ACCEPTED = "this server does not accept the token that came: it is unknown, expired or withdrawn; ask for a valid token"
+NOT_ACCEPTED = "the token that came is not accepted: it is unknown, expired or withdrawn; ask for a valid one"
 
 
 class TokenFileError(ValueError):
