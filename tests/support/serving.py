@@ -77,18 +77,20 @@ def environment() -> dict[str, str]:
 
 @contextlib.contextmanager
 def serve(
-    *arguments: str, model: str = "stub", wait: bool = True, port: int = 0, prelude: str = ""
+    *arguments: str, model: str = "stub", wait: bool = True, port: int = 0, prelude: str = "", redirect: str = ""
 ) -> Iterator[RunningServer]:
     """Runs `kibun serve --model MODEL ARGUMENTS…` with stub models, killed at the end.
 
     `wait` False: wait only until it answers, not until it serves; `port` must be given then. `prelude`: Python that
-    the server's process runs first, to make a part of it faulty.
+    the server's process runs first, to make a part of it faulty. `redirect`: what a shell would be told of its standard
+    streams, such as `2>&-`; without it, stderr goes to `log`.
     """
     with tempfile.TemporaryDirectory() as folder:
         port_file, log = Path(folder) / "port", Path(folder) / "log"
         with log.open("wb") as stderr:
+            run = command("--port", str(port), "--port-file", str(port_file), *arguments, model=model, prelude=prelude)
             process = subprocess.Popen(
-                command("--port", str(port), "--port-file", str(port_file), *arguments, model=model, prelude=prelude),
+                ["sh", "-c", f'exec "$@" {redirect}', "sh", *run] if redirect else run,
                 env=environment(),
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,

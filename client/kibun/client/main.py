@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from kibun.client import standard_streams
 from kibun.client.commands.failure import CommandError
 from kibun.client.errors import InvalidRequestError, KibunError
 from kibun.client.server_process import ServerStartError
@@ -82,8 +83,20 @@ _EXTRA_OF = {
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs `kibun` with `arguments` (by default those of the process) and exits.
 
-    Exit code 0: done; 1: it failed; 2: it was called in a wrong way, or something must be installed first.
+    Exit code 0: done; 1: it failed, or nobody takes its output; 2: it was called in a wrong way, or something must be
+    installed first.
     """
+    standard_streams.prepare()
+    try:
+        _run(arguments)
+    finally:
+        if (error := standard_streams.output_error()) is not None:
+            if isinstance(error, BrokenPipeError):  # its reader has had enough, as in `kibun … | head`
+                sys.exit(1)
+            _fail(f"cannot write to standard output: {error.strerror}", 1)
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else ""
     try:

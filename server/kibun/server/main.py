@@ -275,9 +275,14 @@ def serve(
 async def _serve(settings: Settings) -> None:
     await Server(settings).run()
     # Everything is closed. A thread that hangs, such as in a DNS look-up, must not keep the process alive.
-    last_resort = threading.Timer(LAST_RESORT_S, os._exit, (0,))
+    last_resort = threading.Timer(LAST_RESORT_S, _end)
     last_resort.daemon = True
     last_resort.start()
+
+
+def _end() -> NoReturn:
+    logs.flush()
+    os._exit(0)
 
 
 def _exit(text: str) -> NoReturn:

@@ -126,6 +126,7 @@ class Server:
             metrics.queued_jobs.set_function(lambda: batcher.queued)
             metrics.load_ratio.set_function(lambda: batcher.load)
             metrics.conversations.set_function(lambda: len(self._store))
+            metrics.log_lines_lost.set_function(logs.lost_lines)
             self._observability.open(
                 ready=lambda: self._serving and not self._watchdog.blocked, alive=lambda: not self._watchdog.blocked
             )

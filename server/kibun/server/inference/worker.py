@@ -1,7 +1,7 @@
 """The worker process: the only place that runs a model.
 
 `worker_process.WorkerProcess` spawns one per device and exchanges messages with it (`worker_protocol`) through its
-stdin and stdout.
+stdin and stdout. What it writes to stderr is passed on by the server.
 
 Thread contract. The main thread loads the models and from then on only reads batches. `slots` inference threads share
 the weights, which are read-only after loading; each runs one batch at a time, with one intra-op thread on a CPU (two
@@ -24,10 +24,10 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from kibun.models.files import BundleError, resolve_bundle, verify
 from kibun.models.types import EMOTIONS, Analysis, Utterance
@@ -78,9 +78,7 @@ def main() -> None:
     except BaseException:
         _log.exception("the worker cannot go on")
         code = CANNOT_GO_ON
-    # Not sys.exit, which would wait for inference threads whose answers are no longer read.
-    sys.stderr.flush()
-    os._exit(code)
+    _end(code)
 
 
 def _end_with_server(server: int) -> None:
@@ -134,7 +132,15 @@ def _answer(runner: BatchRunner, batch: Batch, send: "_Sender") -> None:
         # The device is lost, or this is a bug. A batch without an answer would wait for its deadline; when the worker
         # exits, the server notices at once and tries again elsewhere.
         _log.exception("the worker cannot go on")
-        os._exit(CANNOT_GO_ON)
+        _end(CANNOT_GO_ON)
+
+
+def _end(code: int) -> NoReturn:
+    """Not sys.exit, which would wait for inference threads whose answers are no longer read."""
+    with suppress(OSError):  # of a server that is gone
+        sys.stderr.flush()
+    logs.flush()
+    os._exit(code)
 
 
 class _Sender:

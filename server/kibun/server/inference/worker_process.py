@@ -1,9 +1,10 @@
 """The server's side of one worker process: spawn it, wait until it is ready, send it batches, notice its death.
 
 Everything runs on the event loop; nothing blocks it. Requests go to the worker's stdin, answers come from its stdout:
-the death of either side is, at once, an end of file for the other. The worker leads its own process group: Ctrl-C in a
-terminal does not reach it. It is a plain subprocess and not one of multiprocessing's, as that would run the main module
-of the embedding program again.
+the death of either side is, at once, an end of file for the other. What it writes to stderr, also when it crashes, is
+passed on to this process's: the worker never meets a log that is closed, full or not read. The worker leads its own
+process group: Ctrl-C in a terminal does not reach it. It is a plain subprocess and not one of multiprocessing's, as
+that would run the main module of the embedding program again.
 """
 
 import asyncio
@@ -25,6 +26,8 @@ from kibun.server.inference.worker_protocol import (
     encode,
     read_message,
 )
+from kibun.server.observability import logs
+from kibun.server.observability.log_output import MAX_LINE
 from kibun.server.observability.suspension import suspended
 
 _log = logging.getLogger(__name__)
@@ -34,6 +37,10 @@ _COMMAND = (sys.executable, "-P", "-c", "from kibun.server.inference.worker impo
 
 EXIT_GRACE_S = 0.5
 """A process that exits by itself is gone by then. Killing it sooner could lose its exit code (asyncio reaps once)."""
+
+
+LAST_WORDS_S = 0.2
+"""The longest that reading the stderr of a process that has exited may take."""
 
 
 class WorkerDied(Exception):
@@ -55,6 +62,8 @@ class WorkerProcess:
         self._pending: dict[int, _Pending] = {}
         self._batches = 0
         self._reading: asyncio.Task[None] | None = None
+        assert process.stderr is not None
+        self._logging = asyncio.create_task(_pass_on(process.stderr), name=f"worker-log-{process.pid}")
         self.info = Ready((), 0, 0.0, "")
         self.alive = True
 
@@ -67,7 +76,11 @@ class WorkerProcess:
         """
         try:
             process = await asyncio.create_subprocess_exec(
-                *_COMMAND, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, process_group=0
+                *_COMMAND,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                process_group=0,
             )
         except OSError as error:
             raise BackendError("LOAD_FAILED", f"cannot start a process: {error}") from error
@@ -180,6 +193,8 @@ class WorkerProcess:
         except TimeoutError:
             self._kill()
             await self._process.wait()
+        await asyncio.wait((self._logging,), timeout=LAST_WORDS_S)
+        self._logging.cancel()  # a process that it started may have its stderr still
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -206,3 +221,15 @@ class WorkerProcess:
             return
         _log.error("a batch was not answered in time; worker killed", extra={"pid": self.pid, "seconds": timeout_s})
         self._kill()
+
+
+async def _pass_on(stderr: asyncio.StreamReader) -> None:
+    """Passes on whole lines: no other comes between."""
+    begun = b""
+    while piece := await stderr.read(MAX_LINE):
+        lines, newline, begun = (begun + piece).rpartition(b"\n")
+        logs.pass_on(lines + newline)
+        if len(begun) > MAX_LINE:
+            logs.pass_on(begun + b"\n")
+            begun = b""
+    logs.pass_on(begun + b"\n" if begun else b"")

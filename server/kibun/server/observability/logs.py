@@ -8,11 +8,13 @@ checks that of our own code; the check at run time is for the records of other p
 the names in `FIELDS`, and must pass that name's check. Exceptions are logged by type and lines of code, without their
 text.
 
-The check for literals looks at the stack of the caller: format records where they are logged, not in another thread.
+The check for literals looks at the stack of the caller: records are formatted where they are logged; only the lines
+are written in another thread (`log_output`), so that a log that nobody reads stops nothing.
 """
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
 import json
 import logging
@@ -21,15 +23,20 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import FrameType, TracebackType
 from typing import Literal
+
+from kibun.server.observability.log_output import LogOutput, LogStream, encoded
 
 Format = Literal["text", "json"]
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 WITHHELD = "(withheld)"
 MAX_FRAMES = 12  # the innermost
 MAX_CAUSES = 4
+STDERR = 2  # its file descriptor
+FLUSH_S = 0.5
 
 Value = str | int | float | list[str]
 Check = Callable[[object], Value | None]
@@ -131,22 +138,46 @@ class LineFormatter(logging.Formatter):
         return _line(parts, self.choice)
 
 
-class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
-    """Unlike its base, never prints a record that could not be written, as that shows its arguments."""
+class _Handler(logging.Handler):
+    """Formats at once, and has the line written in another thread."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
-        pass
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(Exception):  # not `handleError`, which shows the record's arguments
+            _output.write(encoded(self.format(record)))
+
+    def flush(self) -> None:
+        """Does nothing: nothing that logs may wait for the log."""
 
 
 def configure(level: str | int, style: Format) -> None:
-    """Sends all logging of this process to stderr in such lines, with warnings and unhandled exceptions."""
-    handler = _Stderr(sys.stderr)
+    """Sends all logging of this process to stderr in such lines, with warnings and unhandled exceptions.
+
+    What is printed goes there too: a stdout or stderr that cannot be written must stop nothing.
+    """
+    handler = _Handler()
     handler.setFormatter(LineFormatter(style))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
+    sys.stdout = sys.stderr = LogStream(_output, STDERR)
     sys.excepthook = _on_exception
     threading.excepthook = lambda args: _on_exception(args.exc_type, args.exc_value, args.exc_traceback)
     sys.unraisablehook = lambda args: _on_exception(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def lost_lines() -> int:
+    """How many lines could not be written so far."""
+    return _output.lost
+
+
+def pass_on(lines: bytes) -> None:
+    """Writes lines of another process, which are whole and end with a newline, as they are."""
+    _output.write(lines)
+
+
+@atexit.register
+def flush(timeout_s: float = FLUSH_S) -> None:
+    """Waits until all lines are written; no longer than this, as their reader may have stopped."""
+    _output.flush(timeout_s)
 
 
 def chosen() -> Format:
@@ -170,11 +201,7 @@ def report(text: str, level: str = "INFO", *, who: str = "kibun") -> None:
 
     `text` must hold nothing that came from a client.
     """
-    line = f"{who}: {text}"
-    if chosen() == "json":
-        now = datetime.now(UTC).timestamp()
-        line = _line({"time": _time(now), "level": level, "logger": "kibun.server", "event": text}, "json")
-    print(line, file=sys.stderr, flush=True)
+    _output.write(_report(text, level, who))
 
 
 def quiet_grpc() -> None:
@@ -186,6 +213,14 @@ def quiet_grpc() -> None:
 
 
 # ---- parts of a line
+
+
+def _report(text: str, level: str, who: str = "kibun") -> bytes:
+    line = f"{who}: {text}"
+    if chosen() == "json":
+        now = datetime.now(UTC).timestamp()
+        line = _line({"time": _time(now), "level": level, "logger": "kibun.server", "event": text}, "json")
+    return encoded(line)
 
 
 def _line(parts: dict[str, object], style: Format) -> str:
@@ -263,3 +298,11 @@ def _on_exception(kind: type[BaseException], error: BaseException | None, traceb
     error = error if error is not None else kind()
     error = error if error.__traceback__ is traceback else error.with_traceback(traceback)
     logging.getLogger(__name__).critical("an unhandled exception", exc_info=error)
+
+
+def _loss(count: int) -> bytes:
+    return _report(f"{count} lines of this log could not be written", "WARNING")
+
+
+# Where stderr was closed before the start, its number may belong to another file by now.
+_output = LogOutput(STDERR if sys.__stderr__ is not None else None, _loss)

@@ -16,15 +16,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from kibun.server.observability import logs
 from kibun.server.observability.suspension import suspended
 
 EXIT_CODE = 70
 """Exit code of a process whose event loop stayed blocked."""
-
-_LAST_LOG_S = 0.5  # how long the last log line may take: the log may be what blocks
 
 _log = logging.getLogger(__name__)
 
@@ -90,12 +87,14 @@ class Watchdog:
                 except RuntimeError:  # the loop was closed
                     return
             elif late_s >= self._times.exit_after_s:
-                _in_thread(partial(_log_end, late_s), wait=True)
+                _log.error("the event loop stays blocked: this process ends", extra={"seconds": late_s})
+                logs.flush()
                 self._leave(EXIT_CODE)
                 return
             elif late_s >= self._times.blocked_after_s and not self._late:
                 self._late = True
-                _in_thread(partial(_log_block, late_s, _stacks()))
+                fields = {"seconds": late_s, "stacks": _stacks()}
+                _log.error("the event loop is blocked; all threads are at", extra=fields)
 
     def _counts(self, passed_s: float, used_s: float) -> float:
         """How many of the seconds since the last look count: in the others the loop could not have run."""
@@ -106,19 +105,7 @@ class Watchdog:
         if self._late:
             self._calm_from = time.monotonic() + self._times.calm_s
             self._late = False
-            _in_thread(_log_recovery)
-
-
-def _log_block(seconds: float, stacks: list[str]) -> None:
-    _log.error("the event loop is blocked; all threads are at", extra={"seconds": seconds, "stacks": stacks})
-
-
-def _log_end(seconds: float) -> None:
-    _log.error("the event loop stays blocked: this process ends", extra={"seconds": seconds})
-
-
-def _log_recovery() -> None:
-    _log.error("the event loop goes on")
+            _log.error("the event loop goes on")
 
 
 def _stacks() -> list[str]:
@@ -129,11 +116,3 @@ def _stacks() -> list[str]:
         if ident != threading.get_ident():
             stacks.append(logs.stack(names.get(ident, str(ident)), frame))
     return stacks
-
-
-def _in_thread(log: Callable[[], None], *, wait: bool = False) -> None:
-    """Logs in another thread: what blocks the loop may be the log, such as a full pipe."""
-    thread = threading.Thread(target=log, name="watchdog-log", daemon=True)
-    thread.start()
-    if wait:
-        thread.join(_LAST_LOG_S)
