@@ -88,6 +88,7 @@ class ScriptedService(SpeechAnalysisServiceServicer):
         self._sequence = 0
         finals = 0
         turn = "?"
+        due = True  # as from the real one: a turn that the client asked for gets a result once it has audio
         try:
             async for request in requests:
                 kind = request.WhichOneof("streaming_request")
@@ -100,13 +101,14 @@ class ScriptedService(SpeechAnalysisServiceServicer):
                 elif kind == "audio_content":
                     await asyncio.sleep(self.read_delay_s)
                     connection.audio += request.audio_content
+                    due = True
                     while len(connection.audio) >= (finals + 1) * SECOND:
                         for response in self._utterance(turn, finals):
                             yield response
                         finals += 1
                 elif kind == "end_of_turn":
                     yield self._turn_result(turn, finals, pb.END_REASON_CLIENT_END_OF_TURN)
-                    turn = request.end_of_turn.next_turn_id
+                    turn, due = request.end_of_turn.next_turn_id, False
                 await self._break(number, connection, context)
                 if self.server_ends_turn_after_s and finals >= self.server_ends_turn_after_s and turn != "next":
                     yield self._turn_result(turn, finals, pb.END_REASON_SILENCE)
@@ -114,7 +116,8 @@ class ScriptedService(SpeechAnalysisServiceServicer):
             await asyncio.sleep(self.half_close_delay_s)  # a cancel looks like a half-close until the next await
             connection.half_closed = True
             await self._break(number, connection, context)
-            yield self._turn_result(turn, finals, pb.END_REASON_HALF_CLOSE)
+            if due:
+                yield self._turn_result(turn, finals, pb.END_REASON_HALF_CLOSE)
             yield self._wrap(stream_ended=pb.StreamEnded(reason="HALF_CLOSE"))
         except asyncio.CancelledError:
             connection.cancelled = True
@@ -330,7 +333,7 @@ async def test_a_final_makes_the_count_of_attempts_start_again(client: AsyncClie
     service.fault = lambda number, connection: "lose" if len(connection.audio) >= 1.2 * SECOND else None
     async with client.conversation().turn() as turn:
         await turn.push(noise(8.0))
-        assert (await turn.result()).end_reason == "half_close"
+        assert (await turn.result()).end_reason == "client_end_of_turn"
     assert len(service.connections) == 8
 
 

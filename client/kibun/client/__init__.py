@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from kibun.client.errors import InternalError as InternalError
     from kibun.client.errors import InvalidRequestError as InvalidRequestError
     from kibun.client.errors import KibunError as KibunError
+    from kibun.client.errors import MisuseError as MisuseError
     from kibun.client.errors import NotFoundError as NotFoundError
     from kibun.client.errors import ReplayBufferExceededError as ReplayBufferExceededError
     from kibun.client.errors import ResourceExhaustedError as ResourceExhaustedError
     from kibun.client.errors import ServerTooOldError as ServerTooOldError
+    from kibun.client.errors import SourceError as SourceError
     from kibun.client.errors import TurnEndedError as TurnEndedError
     from kibun.client.errors import UnavailableError as UnavailableError
+    from kibun.client.errors import WrongTypeError as WrongTypeError
     from kibun.client.estimates import Emotion as Emotion
     from kibun.client.estimates import EndReason as EndReason
     from kibun.client.estimates import PersonalityEstimate as PersonalityEstimate
@@ -68,12 +71,15 @@ _MODULE_OF = {
         "InternalError",
         "InvalidRequestError",
         "KibunError",
+        "MisuseError",
         "NotFoundError",
         "ReplayBufferExceededError",
         "ResourceExhaustedError",
         "ServerTooOldError",
+        "SourceError",
         "TurnEndedError",
         "UnavailableError",
+        "WrongTypeError",
     ),
     "estimates": ("Emotion", "EndReason", "PersonalityEstimate", "PersonalitySource", "Traits"),
     "events": (

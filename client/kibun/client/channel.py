@@ -51,18 +51,23 @@ class Credentials:
         return self.tls or self.root_certificates is not None or self.certificate_chain is not None
 
 
-def open_channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
-    """A channel to `target`; connects on first use. Raises InvalidRequestError for a bad address or credentials."""
+def check_connection(target: str, credentials: Credentials) -> None:
+    """Raises InvalidRequestError for a bad address or bad credentials."""
     check_target(target)
     if (credentials.certificate_chain is None) != (credentials.private_key is None):
         raise _invalid("mutual TLS needs both certificate_chain and private_key", "private_key")
+    exposed = credentials.token and not credentials.secure and not credentials.allow_plaintext_token
+    if exposed and not _is_local(target):
+        raise _invalid(
+            f"the token would travel to {target} in clear text: pass tls=True, or allow_plaintext_token=True "
+            "where the network is protected by other means",
+            "token",
+        )
+
+
+def open_channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
+    """A channel to `target` for the running event loop; connects on first use. See `check_connection`."""
     if not credentials.secure:
-        if credentials.token and not credentials.allow_plaintext_token and not _is_local(target):
-            raise _invalid(
-                f"the token would travel to {target} in clear text: pass tls=True, or allow_plaintext_token=True "
-                "where the network is protected by other means",
-                "token",
-            )
         # Bypasses any proxy named in the environment: plaintext meant for this machine must not leave it.
         local = (("grpc.enable_http_proxy", 0),) if _is_local(target) else ()
         return grpc.aio.insecure_channel(target, options=(*CHANNEL_OPTIONS, *local))

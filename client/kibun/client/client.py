@@ -8,13 +8,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypedDict, Unpack
 
 from kibun.client.channel import Credentials, read_pem
+from kibun.client.checks import check_timeout, check_value
 from kibun.client.errors import DeadlineError, ErrorDetails, UnavailableError
 from kibun.client.events import AnalyzeResult
 from kibun.client.options import RetryPolicy, StreamConfig, TurnOptions
 from kibun.client.pcm import payload_bytes
 from kibun.client.resources import ConversationState, ServiceInfo
 from kibun.client.stream import AsyncStream
-from kibun.client.transport import Transport
+from kibun.client.transport import Transport, client_closed
 from kibun.client.turn import AsyncTurn
 from kibun.v1 import speech_analysis_pb2 as pb
 
@@ -38,11 +39,13 @@ class ClientOptions(TypedDict, total=False):
 
 
 class AsyncClient:
-    """Client of a kibun server at `target` ("host:port"), for use within one event loop.
+    """Client of a kibun server at `target` ("host:port"); may be made anywhere, also at import.
 
     Plaintext unless `tls` is set or certificates are given (bytes, or the path of a PEM file). `token` is sent as a
-    bearer token. `timeout_s` bounds the unary calls; `retry` configures how turns survive a lost connection.
-    Connects on first use. Raises InvalidRequestError for a bad address or bad credentials.
+    bearer token. `timeout_s` bounds each call but streams, and how long the server may take to accept a stream;
+    `retry` says how long turns wait for a server that is not there, and how they survive a lost connection. Connects on
+    first use, once for each event loop that uses it. Raises InvalidRequestError for a bad address, bad credentials or
+    an option of the wrong type.
     """
 
     def __init__(
@@ -66,12 +69,17 @@ class AsyncClient:
             private_key=read_pem(private_key),
             allow_plaintext_token=allow_plaintext_token,
         )
+        check_value("timeout_s", timeout_s, float)
+        check_timeout(timeout_s)
+        check_value("retry", retry, RetryPolicy | None)
         self.target = target
-        self._transport = Transport(target, credentials)
+        self._transport = Transport(target, credentials, timeout_s)
         self._timeout_s = timeout_s
         self._retry = retry or RetryPolicy()
 
     async def __aenter__(self) -> Self:
+        if self._transport.closed:
+            raise client_closed()
         return self
 
     async def __aexit__(
@@ -80,25 +88,38 @@ class AsyncClient:
         await self.close()
 
     async def close(self) -> None:
-        """Closes the connection; streams that are open are cancelled."""
+        """Closes the connection; everyone who waits for it or for one of its streams gets MisuseError."""
         await self._transport.close()
+
+    async def disconnect(self) -> None:
+        """Closes the connection until the next call, which opens another; streams that are open get MisuseError."""
+        await self._transport.disconnect()
 
     def conversation(self, conversation_id: str | None = None) -> "AsyncConversation":
         """A handle on a conversation, by default one with a new id; nothing is sent yet."""
+        check_value("conversation_id", conversation_id, str | None)
         return AsyncConversation(self, conversation_id or uuid.uuid4().hex)
 
     def stream(self, config: StreamConfig) -> AsyncStream:
         """A stream that may carry several turns of one participant; it does not resume after a lost connection."""
+        check_value("config", config, StreamConfig)
         return AsyncStream(self._transport, config)
 
     def turn(self, config: StreamConfig, *, retry: RetryPolicy | None = None) -> AsyncTurn:
         """A single turn as described by `config`; `AsyncConversation.turn` is a shortcut."""
+        check_value("config", config, StreamConfig)
+        check_value("retry", retry, RetryPolicy | None)
         return AsyncTurn(self._transport, config, retry or self._retry)
 
     async def analyze(
         self, pcm: "Pcm", config: StreamConfig | None = None, *, timeout_s: float | None = None
     ) -> AnalyzeResult:
-        """Analyses one short recording in one request (a stream has no limit of length). Raises KibunError."""
+        """Analyses one short recording in one request (a stream has no limit of length). Raises KibunError.
+
+        `timeout_s`: in place of the client's.
+        """
+        check_timeout(timeout_s)
+        check_value("config", config, StreamConfig | None)
         config = config or StreamConfig()
         request = pb.AnalyzeRequest(config=config.to_proto(), audio_content=payload_bytes(pcm, config.encoding))
         stub = self._transport.stub
@@ -111,6 +132,7 @@ class AsyncClient:
 
     async def get_conversation_proto(self, conversation_id: str) -> pb.GetConversationResponse:
         """The same, as the message that was received."""
+        check_value("conversation_id", conversation_id, str)
         request = pb.GetConversationRequest(conversation_id=conversation_id)
         answer: pb.GetConversationResponse = await self._transport.unary(
             self._transport.stub.GetConversation, request, self._timeout_s
@@ -119,6 +141,7 @@ class AsyncClient:
 
     async def complete_conversation(self, conversation_id: str) -> ConversationState:
         """Marks a conversation as completed: no further turns. Raises NotFoundError."""
+        check_value("conversation_id", conversation_id, str)
         request = pb.CompleteConversationRequest(conversation_id=conversation_id)
         stub = self._transport.stub
         answer = await self._transport.unary(stub.CompleteConversation, request, self._timeout_s)
@@ -126,6 +149,8 @@ class AsyncClient:
 
     async def delete_conversation(self, conversation_id: str, *, allow_missing: bool = False) -> None:
         """Erases all state of a conversation. Raises NotFoundError unless `allow_missing`."""
+        check_value("conversation_id", conversation_id, str)
+        check_value("allow_missing", allow_missing, bool)
         request = pb.DeleteConversationRequest(conversation_id=conversation_id, allow_missing=allow_missing)
         await self._transport.unary(self._transport.stub.DeleteConversation, request, self._timeout_s)
 
@@ -140,6 +165,8 @@ class AsyncClient:
 
         Raises UnavailableError (reason NOT_READY) after `timeout_s`, with what the last attempt saw.
         """
+        check_value("timeout_s", timeout_s, float)
+        check_timeout(timeout_s)
         deadline = time.monotonic() + timeout_s
         while True:
             left_s = deadline - time.monotonic()

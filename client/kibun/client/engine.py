@@ -8,7 +8,15 @@ import asyncio
 import random
 from dataclasses import replace
 
-from kibun.client.errors import ErrorDetails, InternalError, KibunError, TurnEndedError
+from kibun.client.errors import (
+    DeadlineError,
+    ErrorDetails,
+    InternalError,
+    KibunError,
+    MisuseError,
+    TurnEndedError,
+    UnavailableError,
+)
 from kibun.client.events import (
     Event,
     SpeechEvent,
@@ -22,7 +30,7 @@ from kibun.client.events import (
 from kibun.client.options import BYTES_PER_SAMPLE, RetryPolicy, StreamConfig
 from kibun.client.replay import EndOfTurn, ReplayBuffer
 from kibun.client.retry import RetryBudget, may_retry
-from kibun.client.transport import StreamCall, Transport
+from kibun.client.transport import StreamCall, Transport, running_loop
 from kibun.v1 import speech_analysis_pb2 as pb
 
 # Audio that may wait for the network before `put` waits too.
@@ -58,16 +66,49 @@ class StreamEngine:
         self._may_put = asyncio.Event()
         self._reconnects = 0
         self._last_final: UtteranceResult | None = None
+        # The loop in which all of this happens, and the task that does it; None until it is started.
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Starts the engine; harmless when it runs."""
+        """Starts the engine; harmless when it runs. Raises MisuseError when it was over already."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run())
+            self._transport.add_stream(self)
+            self._loop = running_loop()
+            self._task = self._loop.create_task(self._run())
+        elif self.over.is_set():
+            raise MisuseError(
+                f"this {self._noun} is over, and can be used once: make another one", ErrorDetails(reason="USED_TWICE")
+            ) from self.error
+        self.check_started()
+
+    def check_started(self) -> None:
+        """Raises MisuseError for a stream that was never opened, or one that is used outside of its event loop."""
+        if self._loop is None:
+            way = "client.conversation(…).turn(…) as turn" if self._single_turn else "client.stream(…) as stream"
+            raise MisuseError(
+                f"this {self._noun} is not open: write `async with {way}:` (with kibun.client.Client: `with {way}:`)",
+                ErrorDetails(reason="NOT_OPEN"),
+            )
+        if not self.over.is_set() and running_loop() is not self._loop:
+            raise MisuseError(
+                f"this {self._noun} was opened in another event loop: open and use it within one",
+                ErrorDetails(reason="WRONG_EVENT_LOOP"),
+            )
+
+    @property
+    def takes_audio(self) -> bool:
+        """False once the input was closed, by this side or as the server ended a single turn."""
+        return not (self._input_closed or self.over.is_set())
+
+    @property
+    def _noun(self) -> str:
+        return "turn" if self._single_turn else "stream"
 
     async def cancel(self) -> None:
         """Stops at once and waits until the call is gone."""
-        if self._task is not None:
+        if self._task is not None and not self._task.done():
+            self.check_started()
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
@@ -92,11 +133,12 @@ class StreamEngine:
         self._something_to_send.set()
 
     def check_open(self) -> None:
-        """Raises the stream's error if it failed, TurnEndedError if it takes no more audio."""
+        """Raises the stream's error if it failed, TurnEndedError if it takes no more audio; see `check_started`."""
+        self.check_started()
         if self.error is not None:
             raise self.error
-        if self._input_closed or self.over.is_set():
-            raise TurnEndedError("the turn has ended and takes no more audio: open the next one")
+        if not self.takes_audio:
+            raise TurnEndedError(f"the {self._noun} has ended and takes no more audio: open the next one")
 
     # -- calls, one after the other
 
@@ -143,16 +185,21 @@ class StreamEngine:
         accepted = asyncio.Event()
         reader = asyncio.create_task(self._read(call, accepted))
         writer = asyncio.create_task(self._write(call, accepted))
+        opening = asyncio.create_task(accepted.wait())
+        within_s = self._transport.open_timeout_s
         try:
+            await asyncio.wait({reader, writer, opening}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+            if not (reader.done() or writer.done() or opening.done()):
+                raise self._not_accepted(within_s)
             await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
             if writer.done():
                 writer.result()  # raises a fault of the writer's own; a lost call is the reader's to report
             await reader
         finally:
             call.cancel()
-            reader.cancel()
-            writer.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            for task in (reader, writer, opening):
+                task.cancel()
+            await asyncio.gather(reader, writer, opening, return_exceptions=True)
 
     async def _write(self, call: StreamCall, accepted: asyncio.Event) -> None:
         if not await call.write(pb.StreamingAnalyzeRequest(streaming_config=self.config.to_proto())):
@@ -166,6 +213,8 @@ class StreamEngine:
                 if not await call.write(_request(item)):
                     return None
             elif self._input_closed:
+                if self._single_turn and self.turn_result is None and not await call.write(_request(EndOfTurn(""))):
+                    return None
                 return await call.half_close()
             else:
                 self._something_to_send.clear()
@@ -214,6 +263,12 @@ class StreamEngine:
         )
         if not (droppable and self.events.qsize() >= MAX_WAITING_EVENTS):
             self.events.put_nowait(event)
+
+    def _not_accepted(self, within_s: float) -> KibunError:
+        text = f"{self._transport.target} did not accept the {self._noun} within {within_s:g} s: it answers nothing"
+        details = ErrorDetails(reason="OPEN_TIMEOUT")
+        # A turn that it had accepted before is tried again, as after any other loss of the connection.
+        return DeadlineError(text, details) if self.started is None else UnavailableError(text, details)
 
     # -- resuming
 

@@ -137,3 +137,24 @@ class TurnEndedError(KibunError):
     """Audio was pushed to a turn or stream that has already ended."""
 
     default_reason = "TURN_ENDED"
+
+
+class MisuseError(KibunError, RuntimeError):
+    """A client, turn or stream was used in a way that cannot work; the text says what to do instead.
+
+    Reasons: NOT_OPEN, USED_TWICE, CLIENT_CLOSED, SOURCE_RUNNING, READ_TWICE, WRONG_EVENT_LOOP, FORKED.
+    """
+
+    default_reason = "USAGE"
+
+
+class WrongTypeError(InvalidRequestError, TypeError):
+    """A value of another type than what is documented, e.g. a string for a number; `field` names it."""
+
+    default_reason = "WRONG_TYPE"
+
+
+class SourceError(KibunError):
+    """What `feed` read ended in an exception that cannot be passed on, such as CancelledError; it is the cause."""
+
+    default_reason = "SOURCE_FAILED"

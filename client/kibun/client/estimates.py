@@ -147,8 +147,8 @@ class PersonalityEstimate:
 
 
 def seconds(duration: Duration) -> float:
-    """A protobuf Duration as seconds."""
-    return duration.seconds + duration.nanos / 1e9
+    """A protobuf Duration as seconds: the float nearest to it, so that 7.94 s read and print as 7.94."""
+    return (duration.seconds * 10**9 + duration.nanos) / 10**9
 
 
 def if_set(message: Message, name: str, read: Callable[[Any], T]) -> T | None:

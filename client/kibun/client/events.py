@@ -100,7 +100,7 @@ class PersonalityUpdate(Event):
     """Traits of the participant from all utterances so far; follows each final."""
 
     participant_id: str
-    personality: PersonalityEstimate | None
+    personality: PersonalityEstimate
     revision: int
 
 
@@ -170,9 +170,12 @@ class AnalyzeResult:
 
 
 def event_from_response(response: pb.StreamingAnalyzeResponse, *, reconnects: int = 0) -> Event | None:
-    """The event that a response stands for; None for a kind that this SDK does not know (a newer server)."""
+    """The event that a response stands for; None for a kind that this SDK does not know (a newer server).
+
+    An update without traits says nothing, and is None as well: a trait of 0 would be an estimate that no one made.
+    """
     kind = response.WhichOneof("streaming_response")
-    if kind is None:
+    if kind is None or (kind == "personality_update" and not response.personality_update.HasField("personality")):
         return None
     event = _CONVERTERS[kind](getattr(response, kind))
     if isinstance(event, StreamStarted):
@@ -243,7 +246,7 @@ def _speech_event(message: pb.SpeechEvent) -> SpeechEvent:
 def _personality_update(message: pb.PersonalityUpdate) -> PersonalityUpdate:
     return PersonalityUpdate(
         participant_id=message.participant_id,
-        personality=if_set(message, "personality", PersonalityEstimate.from_proto),
+        personality=PersonalityEstimate.from_proto(message.personality),
         revision=message.revision,
     )
 

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, Self, TypedDict, get_args
+from typing import Any, Literal, Self, TypedDict
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from kibun.client.checks import check_fields
 from kibun.client.errors import ErrorDetails, InvalidRequestError
 from kibun.client.estimates import EndReason, Traits
 from kibun.v1 import speech_analysis_pb2 as pb
@@ -35,6 +36,9 @@ class Features:
     # SpeechEvents for the beginning and end of speech.
     voice_activity_events: bool = False
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def to_proto(self) -> pb.AnalysisFeatures:
         return pb.AnalysisFeatures(
             disable_emotion=not self.emotion,
@@ -61,6 +65,9 @@ class Endpointing:
     # NO_SPEECH_TIMEOUT event when nothing was said for this long.
     speech_start_timeout_ms: int | None = None
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     def to_proto(self) -> pb.EndpointingConfig:
         return pb.EndpointingConfig(
             vad_aggressiveness=self.vad_aggressiveness,
@@ -74,7 +81,11 @@ class Endpointing:
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """Everything that opens a stream. Audio is mono."""
+    """Everything that opens a stream. Audio is mono.
+
+    Raises InvalidRequestError, as the other options do, naming a field of the wrong type; ranges are the server's to
+    judge.
+    """
 
     conversation_id: str = ""
     participant_id: str = "user"
@@ -104,9 +115,9 @@ class StreamConfig:
     conversation_ttl_s: float | None = None
 
     def __post_init__(self) -> None:
-        if self.encoding not in _ENCODINGS:
-            names = ", ".join(get_args(Encoding))
-            raise _invalid("encoding", f"no encoding named {self.encoding!r}: choose one of {names}")
+        check_fields(self)
+        if self.given_personality is not None:
+            check_fields(self.given_personality, "given_personality.")
         if self.audio_start_time is not None and self.audio_start_time.tzinfo is None:
             raise _invalid("audio_start_time", "audio_start_time needs a timezone: datetime.now(timezone.utc)")
 
@@ -183,6 +194,12 @@ class RetryPolicy:
     max_backoff_s: float = 2.0
     # Audio without a final that a turn keeps for replay; a loss with more than that raises an error.
     replay_limit_s: float = 120.0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, value in vars(self).items():
+            if value < 0:
+                raise _invalid(name, f"{name} must not be negative, and is {value!r}")
 
     def backoff_s(self, failures: int) -> float:
         """Seconds to wait after an attempt that failed, `failures` in a row before it."""

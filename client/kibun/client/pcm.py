@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kibun.client.errors import ErrorDetails, InvalidRequestError
+from kibun.client.errors import ErrorDetails, InvalidRequestError, WrongTypeError
 from kibun.client.options import BYTES_PER_SAMPLE
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _FIX = {
 def payload_bytes(pcm: "Pcm", encoding: str) -> bytes:
     """The bytes of `pcm`: raw bytes as they are, or a mono array of shape (n,) or (n, 1) of the encoding's dtype.
 
-    Raises InvalidRequestError for an array of another dtype or with several channels, TypeError for anything else.
+    Raises InvalidRequestError for an array of another dtype or with several channels, and for anything else.
     """
     if isinstance(pcm, bytes):
         return pcm
@@ -35,7 +35,8 @@ def payload_bytes(pcm: "Pcm", encoding: str) -> bytes:
         return bytes(pcm)
     # Not isinstance: numpy need not be imported by callers who push bytes.
     if not (hasattr(pcm, "dtype") and hasattr(pcm, "tobytes")):
-        raise TypeError(f"push() takes bytes or a numpy array, not {type(pcm).__name__}")
+        message = f"audio is bytes or a numpy array, not {type(pcm).__name__}"
+        raise WrongTypeError(message, _details(message))
     return _array_bytes(pcm, encoding)
 
 
@@ -64,4 +65,8 @@ def pieces(data: bytes, encoding: str, sample_rate_hz: int, max_bytes: int = 0) 
 
 
 def _invalid(message: str) -> InvalidRequestError:
-    return InvalidRequestError(message, ErrorDetails(reason="AUDIO_TYPE_MISMATCH", fields={"audio_content": message}))
+    return InvalidRequestError(message, _details(message))
+
+
+def _details(message: str) -> ErrorDetails:
+    return ErrorDetails(reason="AUDIO_TYPE_MISMATCH", fields={"audio_content": message})

@@ -1,12 +1,16 @@
 """A stream of audio to the service and of events back: the lower level, which may carry several turns."""
 
 import asyncio
-from collections.abc import AsyncIterable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from contextlib import aclosing
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
+from weakref import WeakSet
 
+from kibun.client import source
+from kibun.client.checks import check_timeout, check_value
 from kibun.client.engine import StreamEngine
-from kibun.client.errors import DeadlineError, TurnEndedError
+from kibun.client.errors import DeadlineError, ErrorDetails, MisuseError, TurnEndedError
 from kibun.client.events import Event, StreamEnded, StreamStarted, TurnResult
 from kibun.client.options import RetryPolicy, StreamConfig
 from kibun.client.pcm import payload_bytes, pieces
@@ -23,7 +27,9 @@ class AudioStream:
     """What `AsyncStream` and `AsyncTurn` share: an async context manager and an async iterator of `Event`.
 
     Leaving the block normally ends the stream and waits until the server has answered everything; leaving it by an
-    exception cancels the call.
+    exception cancels the call. A source that is being fed is read to its end first, unless the block has iterated over
+    the events and left that loop early: then it is read no more. Every method but `cancel` raises MisuseError for a
+    stream that is not open, or that was opened in another event loop.
     """
 
     def __init__(self, transport: Transport, config: StreamConfig, retry: RetryPolicy, *, single_turn: bool) -> None:
@@ -31,14 +37,26 @@ class AudioStream:
         self._target = transport.target
         self._feeder: asyncio.Task[None] | None = None
         self._error_was_raised = False
+        self._someone_waits = False
+        # The loops over the events that are still under way.
+        self._loops: WeakSet[_Events] = WeakSet()
+        self._was_iterated = False
 
     # -- opening and leaving
 
-    async def open(self) -> StreamStarted:
-        """Opens the stream and waits until the server accepted it. Raises KibunError."""
+    async def open(self, timeout_s: float | None = None) -> StreamStarted:
+        """Opens the stream and waits until the server accepted it; `async with` does so by itself.
+
+        Raises KibunError, DeadlineError after `timeout_s`, MisuseError if the stream is over.
+        """
+        check_timeout(timeout_s)
         self._engine.start()
         try:
-            await self._engine.opened.wait()
+            async with asyncio.timeout(timeout_s):
+                await self._engine.opened.wait()
+        except TimeoutError:
+            await self.cancel()
+            raise DeadlineError(f"{self._target} did not accept the stream within {timeout_s} s") from None
         except asyncio.CancelledError:
             await self.cancel()
             raise
@@ -54,7 +72,10 @@ class AudioStream:
     ) -> None:
         try:
             if error is None:
-                self.end()
+                if self._was_iterated and not self._loops:
+                    self._stop_feed()
+                await self._until_fed()
+                self._engine.close_input()
                 await self._engine.over.wait()
                 if not self._error_was_raised:
                     self._raise_error()
@@ -62,21 +83,22 @@ class AudioStream:
             await self.cancel()
 
     async def cancel(self) -> None:
-        """Ends the call at once; results that have not arrived are lost. Harmless when the stream is over."""
-        if self._feeder is not None:
-            self._feeder.cancel()
-            await asyncio.gather(self._feeder, return_exceptions=True)
-        await self._engine.cancel()
+        """Ends the call at once; results that have not arrived are lost. Harmless when the stream is not open.
 
-    def abort(self, error: BaseException) -> None:
-        """Ends the call at once because of `error`, which everyone who uses the stream will see."""
-        self._engine.fail(error)
+        A source that is being fed gets a second to notice.
+        """
+        self._stop_feed()
+        await self._engine.cancel()
+        if self._feeder is not None:
+            await asyncio.wait({self._feeder}, timeout=source.STOP_GRACE_S)
 
     @property
     def started(self) -> StreamStarted:
         """What the server accepted: ids, model, limits. After a reconnect, its newest answer."""
         if self._engine.started is None:
-            raise RuntimeError("the stream is not open yet: use `async with`")
+            self._engine.check_started()
+            self._raise_error()
+            raise MisuseError("the server has not accepted the stream yet", ErrorDetails(reason="NOT_OPEN"))
         return self._engine.started
 
     @property
@@ -84,54 +106,104 @@ class AudioStream:
         """What was asked of the server; after a reconnect, with the offset of the replay."""
         return self._engine.config
 
+    @property
+    def turn_result(self) -> TurnResult | None:
+        """The first TurnResult, once it has arrived."""
+        return self._engine.turn_result
+
     # -- sending
 
     async def push(self, pcm: "Pcm") -> None:
         """Sends audio: raw bytes in the stream's encoding (any split), or a mono array of the encoding's dtype.
 
         Waits while more than two seconds of audio are on their way to a slow network or server. Raises the stream's
-        error if it failed, TurnEndedError if it was ended, InvalidRequestError for an array of the wrong type.
+        error if it failed, TurnEndedError if it was ended, InvalidRequestError for audio of the wrong type, MisuseError
+        while a source is fed.
         """
-        config = self._engine.config
         self._check_open()
-        data = payload_bytes(pcm, config.encoding)
-        limit = self._engine.started.max_audio_content_bytes if self._engine.started else 0
-        for piece in pieces(data, config.encoding, config.sample_rate_hz, limit):
-            await self._put(piece)
+        self._check_no_feed("push() would mix its audio with that of the source that is being fed")
+        await self._push(pcm)
 
     def feed(self, chunks: "AsyncIterable[Pcm] | Iterable[Pcm]", *, end: bool = True) -> None:
         """Pushes all of `chunks` in the background, then ends the stream (unless `end` is False).
 
-        An exception of the source cancels the call and is raised, as it is, by the iteration over events.
+        What is not asynchronous may block: it is read in a thread of its own. A generator is closed at the end. An
+        exception of the source cancels the call and is raised, as it is, by the iteration over events; one that cannot
+        be (CancelledError, GeneratorExit) becomes SourceError. Raises as `push` does.
         """
-        if self._feeder is not None and not self._feeder.done():
-            raise RuntimeError("this stream is already being fed")
-        self._feeder = asyncio.create_task(self._feed(chunks, end))
+        source.check_source(chunks)
+        self._check_open()
+        self._check_no_feed("feed() reads one source at a time, and is reading one")
+        self._feeder = asyncio.get_running_loop().create_task(self._feed(chunks, end))
 
-    def end(self) -> None:
-        """Nothing more will be pushed: the server finalizes the open utterance and turn. May be repeated."""
+    async def wait_fed(self, timeout_s: float | None = None) -> None:
+        """Waits until the source that is fed was read to its end and pushed, or the stream is over.
+
+        Raises the stream's error if it failed, DeadlineError after `timeout_s`.
+        """
+        check_timeout(timeout_s)
+        self._engine.check_started()
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._until_fed()
+        except TimeoutError:
+            raise DeadlineError(f"the source that is fed did not end within {timeout_s} s") from None
+        self._raise_error()
+
+    def end(self, *, stop_feed: bool = False) -> None:
+        """Nothing more will be pushed: the server finalizes the open utterance and turn. May be repeated.
+
+        While a source is fed, MisuseError is raised, as its rest would be lost: it ends the stream by itself, or is to
+        be waited for by `wait_fed`. `stop_feed` reads it no more, and ends with what was pushed so far.
+        """
+        self._engine.check_started()
+        if stop_feed:
+            self._stop_feed()
+        elif self._engine.takes_audio:
+            self._check_no_feed("end() would cut off the source that is being fed")
         self._engine.close_input()
 
     async def wait_ended(self, timeout_s: float | None = None) -> StreamEnded | None:
-        """Ends the stream and waits for the server's final answer: None when the connection was lost after the result
-        of a single turn. Raises KibunError, DeadlineError after `timeout_s`.
+        """Reads what is fed to its end, ends the stream and waits for the server's final answer.
+
+        Returns None when the connection was lost after the result of a single turn. Raises KibunError, DeadlineError
+        after `timeout_s`.
         """
-        self.end()
+        check_timeout(timeout_s)
+        self._engine.check_started()
         try:
             async with asyncio.timeout(timeout_s):
+                await self._until_fed()
+                self._engine.close_input()
                 await self._engine.over.wait()
         except TimeoutError:
-            raise DeadlineError(f"no answer from {self._target} within {timeout_s} s") from None
+            late = "end of the source that is fed" if self._is_fed() else f"answer from {self._target}"
+            raise DeadlineError(f"no {late} within {timeout_s} s") from None
         self._raise_error()
         return self._engine.ended
 
     # -- receiving
 
-    def __aiter__(self) -> Self:
-        return self
+    def __aiter__(self) -> AsyncIterator[Event]:
+        self._engine.check_started()
+        self._was_iterated = True
+        events = _Events(self)
+        self._loops.add(events)
+        return events
 
     async def __anext__(self) -> Event:
-        event = await self._engine.events.get()
+        self._engine.check_started()
+        if self._someone_waits:
+            raise MisuseError(
+                "two loops iterate over this stream at once, and each would get some of the events: use one, and hand "
+                "events on from there",
+                ErrorDetails(reason="READ_TWICE"),
+            )
+        self._someone_waits = True
+        try:
+            event = await self._engine.events.get()
+        finally:
+            self._someone_waits = False
         if event is not None:
             return event
         self._engine.events.put_nowait(None)  # further iterations end as well
@@ -139,6 +211,13 @@ class AudioStream:
         raise StopAsyncIteration
 
     # -- helpers
+
+    async def _push(self, pcm: "Pcm") -> None:
+        config = self._engine.config
+        data = payload_bytes(pcm, config.encoding)
+        limit = self._engine.started.max_audio_content_bytes if self._engine.started else 0
+        for piece in pieces(data, config.encoding, config.sample_rate_hz, limit):
+            await self._put(piece)
 
     async def _put(self, item: bytes | EndOfTurn) -> None:
         try:
@@ -148,6 +227,7 @@ class AudioStream:
             raise
 
     def _check_open(self) -> None:
+        self._engine.check_started()
         self._raise_error()
         self._engine.check_open()
 
@@ -156,20 +236,55 @@ class AudioStream:
             self._error_was_raised = True
             raise self._engine.error
 
+    # -- feeding
+
     async def _feed(self, chunks: "AsyncIterable[Pcm] | Iterable[Pcm]", end: bool) -> None:
         try:
-            if isinstance(chunks, AsyncIterable):
-                async for chunk in chunks:
-                    await self.push(chunk)
-            else:
-                for chunk in chunks:
-                    await self.push(chunk)
-        except TurnEndedError:
-            return  # the server ended the turn while the source went on
-        except Exception as error:
+            async with aclosing(source.read(chunks)) as read:
+                async for chunk in read:
+                    try:
+                        await self._push(chunk)
+                    except TurnEndedError:
+                        return  # the server ended the turn while the source went on
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
             self._engine.fail(error)
         if end:
-            self.end()
+            self._engine.close_input()
+
+    def _is_fed(self) -> bool:
+        return self._feeder is not None and not self._feeder.done()
+
+    def _check_no_feed(self, problem: str) -> None:
+        if self._is_fed():
+            raise MisuseError(
+                f"{problem}: wait for its end with wait_fed(), or stop it with end(stop_feed=True)",
+                ErrorDetails(reason="SOURCE_RUNNING"),
+            )
+
+    def _stop_feed(self) -> None:
+        if self._feeder is not None:
+            self._feeder.cancel()
+
+    async def _until_fed(self) -> None:
+        if self._feeder is None or self._feeder.done():
+            return
+        over = asyncio.ensure_future(self._engine.over.wait())
+        try:
+            await asyncio.wait({self._feeder, over}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            over.cancel()
+
+
+class _Events(AsyncIterator[Event]):
+    """One loop over the events of a stream. It lives as long as the loop: so the stream knows when that was left."""
+
+    def __init__(self, stream: AudioStream) -> None:
+        self._stream = stream
+
+    async def __anext__(self) -> Event:
+        return await self._stream.__anext__()
 
 
 class AsyncStream(AudioStream):
@@ -180,9 +295,6 @@ class AsyncStream(AudioStream):
 
     async def end_of_turn(self, next_turn_id: str = "") -> None:
         """Ends the turn after the audio pushed so far; what is pushed next belongs to `next_turn_id`."""
+        check_value("next_turn_id", next_turn_id, str)
+        self._engine.check_started()
         await self._put(EndOfTurn(next_turn_id))
-
-    @property
-    def turn_result(self) -> TurnResult | None:
-        """The first TurnResult that has arrived."""
-        return self._engine.turn_result

@@ -5,18 +5,20 @@ that pushes, one that iterates.
 """
 
 import asyncio
+import concurrent.futures
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from functools import partial
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
+from kibun.client import forking
 from kibun.client.client import AsyncClient, AsyncConversation, ClientOptions
-from kibun.client.errors import TurnEndedError
+from kibun.client.errors import ErrorDetails, MisuseError
 from kibun.client.events import AnalyzeResult, Event, StreamEnded, StreamStarted, TurnResult
 from kibun.client.options import RetryPolicy, StreamConfig, TurnOptions
 from kibun.client.resources import ConversationState, ServiceInfo
 from kibun.client.stream import AsyncStream, AudioStream
+from kibun.client.transport import client_closed
 from kibun.client.turn import AsyncTurn
 
 if TYPE_CHECKING:
@@ -25,60 +27,120 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Twin = TypeVar("Twin", bound=AudioStream)
 
+# For a source of the caller's own that does not notice that it was cancelled, and for closing an idle connection.
+_STOP_S = 5.0
+
 
 class LoopThread:
-    """An event loop in a daemon thread."""
+    """An event loop in a daemon thread, started by the first call that needs it.
 
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="kibun-client", daemon=True)
-        self._thread.start()
+    An idle one is stopped before a fork, and starts again on its next use, in parent and child (see `forking`).
+    """
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._lock = threading.RLock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        forking.watch(self)
 
     @property
     def closed(self) -> bool:
-        return self._loop.is_closed()
+        return self._closed
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs a coroutine there and waits for it; an interrupt (Ctrl-C) here cancels it."""
-        if self._loop.is_closed():
-            coroutine.close()
-            raise RuntimeError("the client is closed")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        """Runs a coroutine there and waits for it; an interrupt (Ctrl-C) here cancels it. Raises MisuseError."""
         try:
-            return future.result()
-        except KeyboardInterrupt:
+            forking.check()
+            with self._lock:
+                if self._closed:
+                    raise client_closed()
+                if threading.current_thread() is self._thread:
+                    raise MisuseError(
+                        "a synchronous client cannot be used by code that runs in its own thread, such as an "
+                        "asynchronous source: use AsyncClient there",
+                        ErrorDetails(reason="WRONG_EVENT_LOOP"),
+                    )
+                future = asyncio.run_coroutine_threadsafe(_outcome(coroutine), self._running_loop())
+        except BaseException:
+            coroutine.close()
+            raise
+        try:
+            value, error = future.result()
+        except concurrent.futures.CancelledError:  # by `close`, in another thread
+            raise client_closed() from None
+        except BaseException:
             future.cancel()
             raise
+        if error is not None:
+            raise error
+        return value  # type: ignore[return-value]  # None only beside an error
 
-    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+    def call(self, function: Callable[..., T], *arguments: Any, **options: Any) -> T:
         """Calls a plain function there."""
 
         async def run() -> T:
-            return function(*arguments)
+            return function(*arguments, **options)
 
         return self.run(run())
 
     def close(self) -> None:
-        """Stops the loop and the thread."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
+        """Closes the client, frees whoever waits in `run`, and stops the thread. May be repeated."""
+        with self._lock:
+            if self._closed or self._loop is None or forking.is_broken():
+                self._closed = True
+                return
+            self._closed = True
+            closing = asyncio.run_coroutine_threadsafe(self._close_all(), self._loop)
+        closing.result()
+        self._stop()
+
+    def before_fork(self) -> None:
+        self._lock.acquire()
+        loop = self._loop
+        idle = loop is not None and threading.current_thread() is not self._thread and not asyncio.all_tasks(loop)
+        if loop is not None and idle and not self._closed:
+            asyncio.run_coroutine_threadsafe(self._client.disconnect(), loop).result(_STOP_S)
+            self._stop()
+
+    def after_fork(self, *, in_child: bool) -> None:
+        self._lock.release()
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, name="kibun-client", daemon=True)
+            self._thread.start()
+        return self._loop
+
+    async def _close_all(self) -> None:
+        await self._client.close()
+        if others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others, timeout=_STOP_S)
+
+    def _stop(self) -> None:
+        loop, thread = self._loop, self._thread
+        self._loop = self._thread = None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
 
 
 class Client:
     """Synchronous twin of `AsyncClient`, with the same arguments. Use it as a context manager, or `close` it."""
 
     def __init__(self, target: str, **options: Unpack[ClientOptions]) -> None:
-        self._thread = LoopThread()
-        try:
-            self._client = self._thread.call(partial(AsyncClient, target, **options))
-        except BaseException:
-            self._thread.close()
-            raise
+        self._client = AsyncClient(target, **options)
+        self._thread = LoopThread(self._client)
         self.target = target
 
     def __enter__(self) -> Self:
+        if self._thread.closed:
+            raise client_closed()
         return self
 
     def __exit__(
@@ -87,10 +149,11 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Closes the connection and stops the thread; streams that are open are cancelled. May be repeated."""
-        if not self._thread.closed:
-            self._thread.run(self._client.close())
-            self._thread.close()
+        """Closes the connection and stops the thread. May be repeated, and called in any thread.
+
+        Every thread that waits for an answer, or for an event, gets MisuseError.
+        """
+        self._thread.close()
 
     def conversation(self, conversation_id: str | None = None) -> "Conversation":
         """A handle on a conversation, by default one with a new id; nothing is sent yet."""
@@ -98,7 +161,7 @@ class Client:
 
     def stream(self, config: StreamConfig) -> "Stream":
         """A stream that may carry several turns of one participant; it does not resume after a lost connection."""
-        return Stream(self._thread, self._thread.call(self._client.stream, config))
+        return Stream(self._thread, self._client.stream(config))
 
     def analyze(
         self, pcm: "Pcm", config: StreamConfig | None = None, *, timeout_s: float | None = None
@@ -147,8 +210,7 @@ class Conversation:
         **options: Unpack[TurnOptions],
     ) -> "Turn":
         """A turn of `participant_id`, to be opened with `with`; options and errors as `AsyncConversation.turn`."""
-        make = partial(self._conversation.turn, turn_id, participant_id, retry=retry, **options)
-        return Turn(self._thread, self._thread.call(make))
+        return Turn(self._thread, self._conversation.turn(turn_id, participant_id, retry=retry, **options))
 
     def get(self) -> ConversationState:
         """State of this conversation. Raises NotFoundError."""
@@ -164,21 +226,25 @@ class Conversation:
 
 
 class _Face(Generic[Twin]):
-    """What `Stream` and `Turn` share: blocking calls of their asynchronous twin."""
+    """What `Stream` and `Turn` share: blocking calls of their asynchronous twin, where each is described."""
 
     def __init__(self, thread: LoopThread, twin: Twin) -> None:
         self._thread = thread
         self._twin = twin
-        self._feeder: threading.Thread | None = None
 
     def __enter__(self) -> Self:
-        self._thread.run(self._twin.open())
+        self.open()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._thread.run(self._twin.__aexit__(kind, error, trace))
+        if not (forking.is_broken() and error is not None):  # there, nothing can be closed, and `error` says why
+            self._thread.run(self._twin.__aexit__(kind, error, trace))
+
+    def open(self, timeout_s: float | None = None) -> StreamStarted:
+        """Opens the stream; `with` does so by itself. Raises KibunError, DeadlineError after `timeout_s`."""
+        return self._thread.run(self._twin.open(timeout_s))
 
     def cancel(self) -> None:
         """Ends the call at once; results that have not arrived are lost. Harmless when it is over."""
@@ -193,44 +259,47 @@ class _Face(Generic[Twin]):
         """Sends audio; blocks while more than two seconds are on their way. Raises as `AsyncStream.push` does."""
         self._thread.run(self._twin.push(pcm))
 
-    def feed(self, chunks: "Iterable[Pcm]", *, end: bool = True) -> None:
+    def feed(self, chunks: "AsyncIterable[Pcm] | Iterable[Pcm]", *, end: bool = True) -> None:
         """Pushes all of `chunks` from a separate thread, then ends the turn (unless `end` is False).
 
         An exception of the source cancels the call and is raised, as it is, by the iteration over events.
         """
-        if self._feeder is not None and self._feeder.is_alive():
-            raise RuntimeError("this stream is already being fed")
-        self._feeder = threading.Thread(target=self._feed, args=(chunks, end), name="kibun-feed", daemon=True)
-        self._feeder.start()
+        self._thread.call(self._twin.feed, chunks, end=end)
 
-    def end(self) -> None:
-        """Nothing more will be pushed: the server finalizes the open utterance and turn. May be repeated."""
-        self._thread.call(self._twin.end)
+    def wait_fed(self, timeout_s: float | None = None) -> None:
+        """Waits until what is fed was read to its end and pushed. Raises KibunError, DeadlineError."""
+        self._thread.run(self._twin.wait_fed(timeout_s))
+
+    def end(self, *, stop_feed: bool = False) -> None:
+        """Nothing more will be pushed; MisuseError while a source is fed, unless `stop_feed`. May be repeated."""
+        self._thread.call(self._twin.end, stop_feed=stop_feed)
 
     def wait_ended(self, timeout_s: float | None = None) -> StreamEnded | None:
-        """Ends the turn and waits for the server's final answer. Raises KibunError, DeadlineError."""
+        """Reads what is fed to its end, ends the turn and waits for the server's final answer.
+
+        Raises KibunError, DeadlineError after `timeout_s`.
+        """
         return self._thread.run(self._twin.wait_ended(timeout_s))
 
-    def __iter__(self) -> Self:
-        return self
+    def __iter__(self) -> Iterator[Event]:
+        return _Events(self._thread, self._thread.call(aiter, self._twin))
 
     def __next__(self) -> Event:
-        event = self._thread.run(_next_or_none(self._twin))
+        return next(_Events(self._thread, self._twin))
+
+
+class _Events(Iterator[Event]):
+    """One loop over the events of a stream."""
+
+    def __init__(self, thread: LoopThread, events: AsyncIterator[Event]) -> None:
+        self._thread = thread
+        self._events = events
+
+    def __next__(self) -> Event:
+        event = self._thread.run(_next_or_none(self._events))
         if event is None:
             raise StopIteration
         return event
-
-    def _feed(self, chunks: "Iterable[Pcm]", end: bool) -> None:
-        try:
-            for chunk in chunks:
-                self.push(chunk)
-        except TurnEndedError:
-            return  # the server ended the turn while the source went on
-        except Exception as error:
-            self._thread.call(self._twin.abort, error)
-        else:
-            if end:
-                self.end()
 
 
 class Stream(_Face[AsyncStream]):
@@ -255,10 +324,21 @@ class Turn(_Face[AsyncTurn]):
         return self._twin.ended
 
     def result(self, timeout_s: float | None = None) -> TurnResult:
-        """Ends the turn and waits for its result. Raises KibunError, DeadlineError after `timeout_s`."""
-        return self._thread.run(self._twin.result(timeout_s))
+        """Reads what is fed to its end, ends the turn and waits for its result.
+
+        Raises KibunError, DeadlineError after `timeout_s`. Once it has arrived, it can be had after `close` as well.
+        """
+        return self._twin.turn_result or self._thread.run(self._twin.result(timeout_s))
 
 
 async def _next_or_none(events: AsyncIterator[Event]) -> Event | None:
     # StopAsyncIteration must not leave a task.
     return await anext(events, None)
+
+
+async def _outcome(coroutine: Coroutine[Any, Any, T]) -> tuple[T | None, BaseException | None]:
+    """What the coroutine returns, or an exception that would end the loop if it were raised there."""
+    try:
+        return await coroutine, None
+    except (KeyboardInterrupt, SystemExit) as error:
+        return None, error

@@ -1,13 +1,17 @@
 """The one place of the SDK that talks gRPC: calls with metadata on them, failures as typed errors."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
+from weakref import WeakSet
 
 import grpc
 
-from kibun.client.channel import Credentials, call_metadata, open_channel
+from kibun.client import forking
+from kibun.client.channel import Credentials, call_metadata, check_connection, open_channel
+from kibun.client.errors import ErrorDetails, MisuseError
 from kibun.client.status import error_from_rpc
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub
@@ -18,18 +22,62 @@ Response = TypeVar("Response")
 _MASKED_DETAILS = "Internal error from Core"
 _UNMASK_WAIT_S = 1.0
 _UNMASK_POLL_S = 0.01
+# For the connection of another event loop to be closed there; that loop may end at any moment.
+_CLOSE_ELSEWHERE_S = 1.0
+
+
+class Failing(Protocol):
+    """A stream that ends with an error when its connection is closed."""
+
+    def fail(self, error: BaseException) -> None: ...
+
+
+class _Connection:
+    """What belongs to one event loop: its channel, and the streams that are open there."""
+
+    def __init__(self, target: str, credentials: Credentials) -> None:
+        self.channel = open_channel(target, credentials)
+        self.stub = SpeechAnalysisServiceStub(self.channel)
+        self.streams: WeakSet[Failing] = WeakSet()
+
+    async def close(self) -> None:
+        for stream in list(self.streams):
+            stream.fail(client_closed())
+        await self.channel.close()
 
 
 class Transport:
-    """A channel with its credentials and stub. To be used within one event loop."""
+    """Connections to one server: one for each event loop that uses it, opened by its first call.
 
-    def __init__(self, target: str, credentials: Credentials) -> None:
+    `open_timeout_s` is how long the server may take to accept a stream.
+    """
+
+    def __init__(self, target: str, credentials: Credentials, open_timeout_s: float) -> None:
+        check_connection(target, credentials)
         self.target = target
+        self.open_timeout_s = open_timeout_s
         # A stream was accepted over this channel: there is a server, though it may be gone for a while.
         self.was_accepted = False
-        self.channel = open_channel(target, credentials)
+        self.closed = False
+        self._credentials = credentials
         self._metadata = call_metadata(credentials)
-        self.stub = SpeechAnalysisServiceStub(self.channel)
+        self._connections: dict[asyncio.AbstractEventLoop, _Connection] = {}
+        self._lock = threading.Lock()
+        forking.watch(self)
+
+    @property
+    def stub(self) -> SpeechAnalysisServiceStub:
+        """The service, as the running event loop reaches it. Raises MisuseError."""
+        return self._connection().stub
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel of the running event loop. Raises MisuseError."""
+        return self._connection().channel
+
+    def add_stream(self, stream: Failing) -> None:
+        """Lets `stream` fail when its connection is closed. Raises MisuseError."""
+        self._connection().streams.add(stream)
 
     async def unary(
         self,
@@ -42,14 +90,77 @@ class Transport:
             return await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise error_from_rpc(error, self.target) from None
+        except asyncio.CancelledError:
+            # The channel cancels its calls when it is closed; that is no one's wish to cancel the caller.
+            task = asyncio.current_task()
+            if self.closed and task is not None and not task.cancelling():
+                raise client_closed() from None
+            raise
 
     def streaming_analyze(self) -> "StreamCall":
         """Opens the bidirectional call."""
         return StreamCall(self.stub.StreamingAnalyze(metadata=self._metadata), self.target)
 
     async def close(self) -> None:
-        """Closes the channel; calls in flight are cancelled."""
-        await self.channel.close()
+        """Closes all connections for good; calls and streams in flight end with MisuseError."""
+        self.closed = True
+        with self._lock:
+            connections, self._connections = self._connections, {}
+        for loop, connection in connections.items():
+            if loop is asyncio.get_running_loop():
+                await connection.close()
+            elif loop.is_running():  # in another thread
+                with suppress(RuntimeError):  # it has just ended
+                    closing = asyncio.run_coroutine_threadsafe(connection.close(), loop)
+                    await asyncio.wait({asyncio.wrap_future(closing)}, timeout=_CLOSE_ELSEWHERE_S)
+
+    async def disconnect(self) -> None:
+        """Closes the connection of the running event loop; the next call opens another."""
+        with self._lock:
+            connection = self._connections.pop(asyncio.get_running_loop(), None)
+        if connection is not None:
+            await connection.close()
+
+    def before_fork(self) -> None:
+        with self._lock:
+            self._forget_ended_loops()
+
+    def after_fork(self, *, in_child: bool) -> None:
+        if in_child:
+            self._lock = threading.Lock()  # whoever held it is in the parent
+
+    def _connection(self) -> _Connection:
+        forking.check()
+        if self.closed:
+            raise client_closed()
+        loop = running_loop()
+        with self._lock:
+            connection = self._connections.get(loop)
+            if connection is None:
+                self._forget_ended_loops()
+                connection = self._connections[loop] = _Connection(self.target, self._credentials)
+            return connection
+
+    def _forget_ended_loops(self) -> None:
+        for loop in [loop for loop in self._connections if loop.is_closed()]:
+            del self._connections[loop]
+
+
+def client_closed() -> MisuseError:
+    """What everyone gets who uses, or waits for, a client that was closed."""
+    return MisuseError("the client is closed: make another one", ErrorDetails(reason="CLIENT_CLOSED"))
+
+
+def running_loop() -> asyncio.AbstractEventLoop:
+    """The running event loop. Raises MisuseError where there is none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise MisuseError(
+            "this must be called in a coroutine, within the event loop; in a program without asyncio use "
+            "kibun.client.Client, and from another thread loop.call_soon_threadsafe(…)",
+            ErrorDetails(reason="WRONG_EVENT_LOOP"),
+        ) from None
 
 
 class StreamCall:

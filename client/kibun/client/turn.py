@@ -1,5 +1,6 @@
 """One turn of one participant, on its own stream, which survives a lost connection."""
 
+from kibun.client.checks import check_timeout
 from kibun.client.errors import ErrorDetails, InternalError
 from kibun.client.events import Event, TurnResult
 from kibun.client.options import RetryPolicy, StreamConfig
@@ -41,7 +42,12 @@ class AsyncTurn(AudioStream):
                 return event
 
     async def result(self, timeout_s: float | None = None) -> TurnResult:
-        """Ends the turn and waits for its result. Raises KibunError, DeadlineError after `timeout_s`."""
+        """Reads what is fed to its end, ends the turn and waits for its result.
+
+        Raises KibunError, DeadlineError after `timeout_s`. A source without an end, such as a microphone, is to be
+        stopped before: `end(stop_feed=True)`.
+        """
+        check_timeout(timeout_s)
         if self._engine.turn_result is None:
             await self.wait_ended(timeout_s)
         if self._engine.turn_result is None:

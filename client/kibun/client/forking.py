@@ -1,0 +1,89 @@
+"""What `fork` leaves of the SDK: in the child it works again, or says at once what to do.
+
+gRPC's asyncio part waits for the network in a thread, and a child process has no thread but the one that forked. So
+everything that is idle is closed before a fork, and opened again on its next use, in parent and child alike. What is in
+use cannot be closed: the child of such a fork refuses to do anything, as any call would wait for ever.
+"""
+
+import gc
+import os
+import threading
+from functools import partial
+from typing import Protocol
+from weakref import WeakSet
+
+from kibun.client.errors import ErrorDetails, MisuseError
+
+# How gRPC's thread is called, after the method that it runs.
+_POLLER = "_poll_wrapper"
+
+
+class Forkable(Protocol):
+    """What has to be closed before a fork."""
+
+    def before_fork(self) -> None:
+        """Closes what is idle, and holds still until `after_fork`."""
+
+    def after_fork(self, *, in_child: bool) -> None:
+        """Called in the parent and in the child."""
+
+
+class _Process:
+    """This process. `broken`: it is the child of one in which gRPC was at work when it forked."""
+
+    def __init__(self) -> None:
+        self.broken = False
+        self.polling = False
+        self.watched: WeakSet[Forkable] = WeakSet()
+        self.stopped: list[Forkable] = []
+
+
+_process = _Process()
+
+
+def watch(part: Forkable) -> None:
+    """Has `part` told of forks, as long as it lives."""
+    _process.watched.add(part)
+
+
+def is_broken() -> bool:
+    """Whether no call can be made in this process, nor anything be closed."""
+    return _process.broken
+
+
+def check() -> None:
+    """Raises MisuseError in a process in which no call can be made."""
+    if _process.broken:
+        raise MisuseError(
+            "this process was forked while its parent's connection was in use, and gRPC does not survive that: use "
+            "clients only after the fork, or close() them before it, or start processes by multiprocessing's 'spawn'",
+            ErrorDetails(reason="FORKED"),
+        )
+
+
+def _before() -> None:
+    _process.stopped = list(_process.watched)
+    for part in _process.stopped:
+        part.before_fork()
+    if _grpc_polls():
+        gc.collect()  # a channel may be kept by a cycle
+    _process.polling = _grpc_polls()
+
+
+def _after(*, in_child: bool) -> None:
+    _process.broken |= in_child and _process.polling
+    for part in _process.stopped:
+        part.after_fork(in_child=in_child)
+    _process.stopped = []
+
+
+def _grpc_polls() -> bool:
+    return any(_POLLER in thread.name for thread in threading.enumerate())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before,
+        after_in_parent=partial(_after, in_child=False),
+        after_in_child=partial(_after, in_child=True),
+    )
