@@ -57,7 +57,9 @@ def record(vector: int) -> UtteranceRecord:
 
 
 def seeds() -> Iterable[bytes]:
-    ann = Participant("ann", revision=3, given_traits=(1.0, 2.0, 3.0, 4.0, 5.0), openings={"t2": Opening(1.5, 160)})
+    ann = Participant(
+        "ann", revision=3, given_traits=(1.0, 2.0, 3.0, 4.0, 5.0), openings={"t2": Opening(1.5, 160, settled=320)}
+    )
     heads = {
         "ann": codec.make_participant_head(ann, codec.Numbers((0, 1, 2, 7, 9), 10), codec.Numbers((0,), 1)),
         "bo": codec.make_participant_head(Participant("bo"), codec.Numbers(), codec.Numbers()),

@@ -67,7 +67,7 @@ HOUSE = {
     " training.runs training.experiments training.demo_tiny training.simulation",
     # ---- what all of it costs, and what breaks it
     "bench.support": "models.types models server.inference training.evaluation",
-    "bench.faults": "models.types server client training.evaluation bench.support",
+    "bench.faults": "v1 models.types server client training.evaluation bench.support",
     "bench.load": "v1 models.types server.audio server.inference server.session server client training.evaluation"
     " bench.support",
     "bench.cost": "models.types models server.audio server.inference server.conversation server.session"
@@ -81,12 +81,12 @@ HOUSE = {
 # Every other package (but numpy, which may be anywhere): the rooms or single modules that import it.
 DOORS = {
     "grpc": "server.api.gate server.api.health server.api.messages server.api.service server.api.tls server.serving"
-    " client.channel client.status client.transport bench.load",
+    " client.channel client.status client.transport bench.faults bench.load",
     "grpc_health": "server.api.health client.client bench.load.soak_clients",
     "grpc_reflection": "server.serving",
     "grpc_status": "server.api.gate",
     "google": "server.observability.tracing server.conversation.codec server.api.messages server.api.requests"
-    " server.api.responses server.api.service server.api.status client",
+    " server.api.responses server.api.service server.api.status client bench.faults.stub_client",
     "torch": "models server.inference.worker training bench",
     "transformers": "models._transformers training._transformers",
     "torchaudio": "training.audio",

@@ -70,7 +70,7 @@ async def test_every_value_is_kept_exactly(stores: Stores) -> None:
         replace(record(start=1), vector=np.zeros(0, np.float16), traits_source="given", reason=EndReason.HALF_CLOSE),
         replace(record(start=2, level=None), speech=3),
     ]
-    openings = {"t.1": Opening(1e9 + 1 / 3, 2**40), "t": Opening(0.1, 0)}
+    openings = {"t.1": Opening(1e9 + 1 / 3, 2**40, settled=2**41), "t": Opening(0.1, 0)}
     someone = Participant("p.-_Z", tuple(items), ("t-2", "t.1"), 2**40, given_traits, openings)
     whole = replace(fresh(), completed=True, ttl_s=0.1 + 59.9).with_participant(someone)
     made = await stores.store.update(KEY, lambda _: whole)

@@ -1,26 +1,42 @@
-"""Clients of a fault run: they use the SDK as anyone would, and write down all that they see."""
+"""Clients of a fault run: they use the SDK as anyone would, or the contract alone, and write down all that they see."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from random import Random
 from typing import TypeVar
 
+import grpc
+
 from kibun.bench.faults.history import ClientHistory, TurnHistory, fault, record, remembered
 from kibun.bench.faults.plan import MAX_UTTERANCE_MS, ClientPlan, Pcm, TurnPlan, audio_of
+from kibun.bench.faults.stub_client import ResumePoint, StubTurn
 from kibun.bench.support.material import CHUNK
 from kibun.client.client import AsyncClient, AsyncConversation
 from kibun.client.errors import KibunError, ResourceExhaustedError, UnavailableError
-from kibun.client.events import StreamStarted
+from kibun.client.events import StreamStarted, event_from_response
 from kibun.client.options import Endpointing, Features
+from kibun.client.status import error_from_rpc
 from kibun.client.turn import AsyncTurn
 from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.v1 import speech_analysis_pb2 as pb
+from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub
 
 HANG_S = 100.0  # without an event: longer than the SDK looks for a server and finds out that one is frozen
 ADMISSION_S = 60.0  # that a turn which is refused goes on asking
+# A server that is silent for 15 s is gone; one that comes back is found within half a second.
+_CHANNEL = (
+    ("grpc.enable_retries", 0),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    ("grpc.use_local_subchannel_pool", 1),
+)
 _ENDPOINTING = Endpointing(utterance_end_silence_ms=300, max_utterance_ms=MAX_UTTERANCE_MS)
 
 T = TypeVar("T")
@@ -47,7 +63,10 @@ class FaultClient:
             conversation = client.conversation(self.plan.conversation)
             for turn in self.plan.turns:
                 await self._pause(turn.gap_s)
-                history.turns.append(await self._speak(conversation, turn))
+                if self.plan.resume_point is None:
+                    history.turns.append(await self._speak(conversation, turn))
+                else:
+                    history.turns.append(await self._speak_by_stub(target, turn, self.plan.resume_point))
             await self._recall(conversation, history)
         return history
 
@@ -105,6 +124,31 @@ class FaultClient:
             if isinstance(event, StreamStarted):
                 call = event.reconnects
             history.seen.append(record(event, self._now(), call))
+
+    async def _speak_by_stub(self, target: str, plan: TurnPlan, resume_point: ResumePoint) -> TurnHistory:
+        """A turn of a client that knows no SDK. Only what it sees is read with it, to be written down."""
+        history = TurnHistory(self.plan.name, plan.turn_id)
+        config = pb.StreamingAnalyzeConfig(
+            audio_config=pb.AudioConfig(encoding=pb.AUDIO_ENCODING_LINEAR16, sample_rate_hertz=SAMPLE_RATE_HZ),
+            conversation_id=self.plan.conversation,
+            participant_id=self.plan.participant,
+            turn_id=plan.turn_id,
+            features=pb.AnalysisFeatures(interim_results=self.plan.interims),
+            endpointing_config=_ENDPOINTING.to_proto(),
+        )
+        async with grpc.aio.insecure_channel(target, options=_CHANNEL) as channel:
+            turn = StubTurn(SpeechAnalysisServiceStub(channel), config, resume_point)
+            responses = turn.responses(chunk.tobytes() async for chunk in self._chunks(plan, history))
+            try:
+                async with aclosing(responses):
+                    while (response := await _bounded(anext(responses, None), "a response")) is not None:
+                        if event := event_from_response(response, reconnects=turn.streams - 1):
+                            history.seen.append(record(event, self._now(), turn.streams - 1))
+            except _Hung as hung:
+                history.hung = str(hung)
+            except grpc.RpcError as error:
+                history.error = fault(error_from_rpc(error, target), self._now())
+        return history
 
     async def _chunks(self, plan: TurnPlan, history: TurnHistory) -> AsyncIterator[Pcm]:
         """The turn's audio as it is spoken: each chunk when its last sample was."""

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from kibun.bench.faults.stub_client import ResumePoint
 from kibun.bench.support.speech_like import speech_like
 from kibun.models.types import SAMPLE_RATE_HZ
 
@@ -71,6 +72,7 @@ class ClientPlan:
     chunk_seed: int | None  # None: 100 ms each
     interims: bool
     turns: tuple[TurnPlan, ...]
+    resume_point: ResumePoint | None  # of a client made from the contract alone; None: the SDK
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class Scenario:
     seconds: tuple[float, float] = (0.0, 0.5)  # of each fault
     window_s: float = WINDOW_S
     victims: int = 0
+    pauses_ms: tuple[int, int] = (50, 900)  # between utterances
+    resume_points: tuple[ResumePoint | None, ...] = (None,)  # of one client after the other
     rare: bool = False  # takes long: comes once in RARE_EVERY rounds
 
     @property
@@ -129,6 +133,14 @@ SCENARIOS = (
         store="redis",
         servers=2,
         seconds=(0.2, 1.0),
+    ),
+    Scenario(
+        "stub_client",
+        (("server_kill", 1, 2), (_NETWORK, 4, 8)),
+        store="redis",
+        seconds=(0.2, 1.0),
+        pauses_ms=(50, 6000),  # long enough for StreamProgress
+        resume_points=("final", "settled"),
     ),
     Scenario("server_freeze", (("server_freeze", 1, 2),), seconds=(0.5, 2.0)),
     Scenario("redis_freeze", (("redis_freeze", 1, 2),), store="redis", seconds=(0.5, 2.0)),
@@ -188,18 +200,20 @@ def _client(random: Random, seed: int, number: int, scenario: Scenario) -> Clien
         speed=speed,
         chunk_seed=random.choice((None, random.randrange(2**31))),
         interims=random.random() < 0.3,
-        turns=tuple(_turns(random, number, speed, scenario.window_s)),
+        turns=tuple(_turns(random, number, speed, scenario)),
+        resume_point=scenario.resume_points[number % len(scenario.resume_points)],
     )
 
 
-def _turns(random: Random, number: int, speed: float, window_s: float) -> list[TurnPlan]:
+def _turns(random: Random, number: int, speed: float, scenario: Scenario) -> list[TurnPlan]:
     """Turns that fill the time in which faults come, at this client's speed."""
+    window_s = scenario.window_s
     left_s, turns = window_s, list[TurnPlan]()
     while left_s > 0:
         pieces = PIECES if speed != 1.0 else PIECES - LONG_PIECES
         audio = [-random.randint(50, 400)]
         for _ in range(1 if speed == 1.0 else random.randint(1, 3)):
-            audio += [random.randrange(pieces), -random.randint(50, 900)]
+            audio += [random.randrange(pieces), -random.randint(*scenario.pauses_ms)]
         gap_s = round(
             random.uniform(0.2, 1.2) * max(window_s / 10, 1.0) if speed == 0.0 else random.uniform(0.0, 0.3), 3
         )

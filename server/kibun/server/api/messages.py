@@ -51,7 +51,7 @@ async def first(requests: AsyncIterator[Any], what: str, *, timeout_s: float) ->
         message = await timeout.wait(anext(requests, None))
     except TimeoutError:
         text = f"{what} did not come within {timeout_s:g} s; send it first"
-        raise Failure(Kind.DEADLINE_EXCEEDED, "CONFIG_TIMEOUT", text) from None
+        raise Failure(Kind.DEADLINE_EXCEEDED, "CONFIG_TIMEOUT", text, retry_after_s=RETRY_AFTER_S) from None
     finally:
         timeout.close()
     return None if message is None else checked(message)

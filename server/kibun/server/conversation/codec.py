@@ -98,7 +98,9 @@ def make_participant_head(participant: Participant, utterances: Numbers, finishe
         participant_id=participant.participant_id,
         revision=participant.revision,
         given_traits=participant.given_traits,
-        openings=[pb.Opening(turn_id=turn_id, when=o.when, offset=o.offset) for turn_id, o in openings],
+        openings=[
+            pb.Opening(turn_id=turn_id, when=o.when, offset=o.offset, settled=o.settled) for turn_id, o in openings
+        ],
         utterances=_pack_numbers(utterances),
         finished_turns=_pack_numbers(finished_turns),
     )
@@ -136,7 +138,7 @@ def make_participant(
     """Makes a participant from its head and its entries. Raises Damaged."""
     m = pb.Participant.FromString(head.packed)
     given_traits = cast(Traits | None, _all_or_none(m.given_traits, 5))
-    openings = {opening.turn_id: Opening(opening.when, opening.offset) for opening in m.openings}
+    openings = {o.turn_id: Opening(o.when, o.offset, o.settled) for o in m.openings}
     return Participant(m.participant_id, records, finished_turns, m.revision, given_traits, openings)
 
 

@@ -43,6 +43,7 @@ class Opening:
 
     when: float  # seconds since the epoch, later than the turn's previous opening
     offset: int
+    settled: int = 0  # the turn may be resumed there, as its client was told
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,6 +123,23 @@ def note_opening(participant: Participant, turn_id: str, opening: Opening) -> Pa
         return participant
     others = [(turn, other) for turn, other in participant.openings.items() if turn != turn_id]
     return replace(participant, openings=dict([*others, (turn_id, opening)][-MAX_OPENINGS:]))
+
+
+def note_settled(participant: Participant, turn_id: str, opening: Opening, position: int) -> Participant:
+    """Records that the turn may be resumed at sample `position`, unless a later stream has taken it over."""
+    noted = note_opening(participant, turn_id, opening)
+    last = noted.openings[turn_id]
+    if last.when > opening.when or last.settled >= position:
+        return participant
+    return replace(noted, openings={**noted.openings, turn_id: replace(last, settled=position)})
+
+
+def heard_until(participant: Participant, turn_id: str) -> int | None:
+    """The latest sample at which the turn can be resumed without a loss; None where that is not known."""
+    opening = participant.openings.get(turn_id)
+    if opening is None:
+        return None
+    return max(opening.offset, opening.settled, *(record.end for record in participant.turn(turn_id)))
 
 
 def is_superseded(participant: Participant, turn_id: str, opening: Opening, start: int) -> bool:

@@ -42,14 +42,16 @@ class Participant(_message.Message):
     def __init__(self, participant_id: _Optional[str] = ..., revision: _Optional[int] = ..., given_traits: _Optional[_Iterable[float]] = ..., openings: _Optional[_Iterable[_Union[Opening, _Mapping]]] = ..., utterances: _Optional[_Union[Entries, _Mapping]] = ..., finished_turns: _Optional[_Union[Entries, _Mapping]] = ...) -> None: ...
 
 class Opening(_message.Message):
-    __slots__ = ("turn_id", "when", "offset")
+    __slots__ = ("turn_id", "when", "offset", "settled")
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     WHEN_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
     turn_id: str
     when: float
     offset: int
-    def __init__(self, turn_id: _Optional[str] = ..., when: _Optional[float] = ..., offset: _Optional[int] = ...) -> None: ...
+    settled: int
+    def __init__(self, turn_id: _Optional[str] = ..., when: _Optional[float] = ..., offset: _Optional[int] = ..., settled: _Optional[int] = ...) -> None: ...
 
 class Entries(_message.Message):
     __slots__ = ("next", "runs")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.conversation.state import (
     MAX_PARTICIPANTS,
     Conversation,
@@ -17,8 +18,10 @@ from kibun.server.conversation.state import (
     UtteranceRecord,
     add_utterance,
     finish_turn,
+    heard_until,
     is_superseded,
     note_opening,
+    note_settled,
     reopen_turn,
 )
 from kibun.server.conversation.store import ConversationStore
@@ -37,6 +40,7 @@ STORE_UNAVAILABLE = StreamWarning(
 STORE_RECOVERED = StreamWarning("STORE_RECOVERED", "the conversation store is back and has all that was said")
 
 END = 2**62  # later than any sample
+MAX_GAP = SAMPLE_RATE_HZ // 100  # samples; clients of other rates round
 
 
 class _InUse(Exception):
@@ -61,6 +65,8 @@ class ConversationHandle:
         self._entering = self._left = False
         self._openings: dict[str, Opening] = {}  # of the stream's turns
         self.last_seen: Conversation | None = None
+        self.missing: StreamWarning | None = None
+        """What was lost of the turn that the stream resumes, as far as is known. After `enter`."""
 
     async def enter(self) -> bool:
         """Finds or creates the conversation and reopens the turn in it; True if it is new. Raises Failure."""
@@ -180,6 +186,11 @@ class ConversationHandle:
         """Stores a final. Raises Failure SUPERSEDED if a stream on another server took over the turn before it."""
         await self._update_turn(record.turn_id, record.start, lambda participant: add_utterance(participant, record))
 
+    async def note_settled(self, turn_id: str, position: int) -> None:
+        """Stores that the turn may be resumed at sample `position`. Raises the failure that ended the stream."""
+        opening = self._openings.setdefault(turn_id, Opening(time.time(), 0))
+        await self.update(lambda participant: note_settled(participant, turn_id, opening, position))
+
     async def finish_turn(self, turn_id: str) -> None:
         """Stores that the turn has its result. Raises as `add`."""
         with self._stream.finishing(turn_id):
@@ -206,6 +217,7 @@ class ConversationHandle:
         turn_id, offset = self._options.turn_id, self._options.start_offset
         last = participant.openings.get(turn_id)
         if self.last_seen is None:
+            self.missing = _missing_audio(turn_id, heard_until(participant, turn_id), offset)
             when = max(time.time(), math.nextafter(last.when, math.inf) if last else 0.0)
             self._openings[turn_id] = Opening(when, offset)
         opening = self._openings[turn_id]
@@ -250,3 +262,14 @@ def _check_unfinished(participant: Participant, turn_id: str) -> None:
     if turn_id in participant.finished_turns:
         text = f"turn {turn_id!r} already has its result: give the next turn a new turn_id, or set resume_turn"
         raise Failure(Kind.ALREADY_EXISTS, "TURN_FINISHED", text)
+
+
+def _missing_audio(turn_id: str, heard: int | None, offset: int) -> StreamWarning | None:
+    if heard is None or offset - heard <= MAX_GAP:
+        return None
+    settled_s, start_s = (f"{samples / SAMPLE_RATE_HZ:.4f}" for samples in (heard, offset))
+    text = (
+        f"the turn was heard up to {settled_s} s and goes on at {start_s} s: what was said between is lost; to resume "
+        "a turn, set audio_start_offset to the end of its last final, or to settled_offset, and send what follows again"
+    )
+    return StreamWarning("AUDIO_MISSING", text, {"turn_id": turn_id, "settled_s": settled_s, "start_s": start_s})

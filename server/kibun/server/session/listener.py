@@ -150,6 +150,7 @@ class Listener:
         self._next_progress = self.received - self.received % PROGRESS_EVERY + PROGRESS_EVERY
         if (processed := self._turns.processed) > self._reported:
             self._reported = processed
+            await self._turns.note_settled(processed)
             await self._outbox.put(StreamProgress(processed + self._options.start_offset))
 
     # ---- limits

@@ -99,7 +99,7 @@ class Session:
         try:
             created = await self._conversation.enter()
             started = self._started(created)
-            for warning in self._options.warnings:
+            for warning in (*self._options.warnings, *filter(None, (self._conversation.missing,))):
                 self._outbox.warn(warning)
             turns = self._turn_tracker()
             listener = self._listener(turns)

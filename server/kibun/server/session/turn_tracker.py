@@ -37,6 +37,7 @@ class _OpenTurn:
 
     turn_id: str
     asked: bool
+    start: int  # samples, on the stream
     due: bool = False
     began: bool = False
     warned: set[str] = field(default_factory=set)  # reasons of the warnings about its audio
@@ -61,7 +62,7 @@ class TurnTracker:
         self._conversation = conversation
         self._outbox = outbox
         self._new_turn_id = new_turn_id
-        self._turn = _OpenTurn(options.turn_id, asked=True, due=True)
+        self._turn = _OpenTurn(options.turn_id, asked=True, start=0, due=True)
         self._next_interim = self._first_interim  # samples of the open utterance; it may be open from the start
 
     @property
@@ -73,6 +74,11 @@ class TurnTracker:
     def audio_arrived(self) -> None:
         """The client sent audio, be it less than a sample: a turn that it asked for is due."""
         self._turn.due |= self._turn.asked
+
+    async def note_settled(self, position: int) -> None:
+        """Stores that the open turn may be resumed at `position`, before the client is told so."""
+        if position >= self._turn.start:
+            await self._conversation.note_settled(self._turn.turn_id, position + self._options.start_offset)
 
     async def push(self, samples: Samples) -> None:
         """Takes the next samples, float32 (n,), n >= 0."""
@@ -89,7 +95,7 @@ class TurnTracker:
         if self._turn.due:
             await self._close_turn(reason, self._segmenter.position)
         if next_turn_id is not None:
-            self._open_turn(next_turn_id, asked=True)
+            self._open_turn(next_turn_id, self._segmenter.position, asked=True)
 
     async def check_next_turn(self, turn_id: str) -> str:
         """The id of the turn to go on with, a new one for "". Raises Failure if it is or was another turn's."""
@@ -134,7 +140,7 @@ class TurnTracker:
                     await self._responder.final(event, self._turn.turn_id)
                 case TurnSilence(position):
                     await self._close_turn(EndReason.SILENCE, position)
-                    self._open_turn(self._new_turn_id(), asked=False)
+                    self._open_turn(self._new_turn_id(), position, asked=False)
 
     async def _begin_turn(self, position: int) -> None:
         if not self._turn.began:
@@ -146,8 +152,8 @@ class TurnTracker:
         await self._put_speech("turn_end", position)
         await self._responder.turn_end(self._turn.turn_id, reason, position)
 
-    def _open_turn(self, turn_id: str, *, asked: bool) -> None:
-        self._turn = _OpenTurn(turn_id, asked)
+    def _open_turn(self, turn_id: str, position: int, *, asked: bool) -> None:
+        self._turn = _OpenTurn(turn_id, asked, position)
         self._conversation.claim_turn(turn_id)
 
     async def _warn_of_quality(self, segment: SpeechSegment) -> None:
