@@ -15,8 +15,9 @@ from pathlib import Path
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from safetensors.torch import load_file, save_file
 
-from kibun.models.files import resolve_bundle
+from kibun.models.files import resolve_bundle, write_checksums
 from kibun.server.inference.worker_pool import DEFAULT_LOADER
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
@@ -197,7 +198,7 @@ async def test_while_no_worker_can_be_started_streams_are_sent_elsewhere(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["a bit", "a pickle", "a missing file"])
+@pytest.mark.parametrize("damage", ["a bit", "a pickle", "NaN", "a missing file"])
 def test_a_bundle_that_is_not_what_was_built_is_refused_before_serving(tmp_path: Path, damage: str) -> None:
     bundle = tmp_path / "bundle"
     shutil.copytree(resolve_bundle("demo-tiny"), bundle)
@@ -208,6 +209,11 @@ def test_a_bundle_that_is_not_what_was_built_is_refused_before_serving(tmp_path:
         weights.write_bytes(data)
     elif damage == "a pickle":
         weights.write_bytes(pickle.dumps({"weights": [0.0]}))
+    elif damage == "NaN":
+        state = load_file(weights)
+        state["emotion_heads.arousal.out.bias"].fill_(float("nan"))
+        save_file(state, weights)
+        write_checksums(bundle)
     else:
         weights.unlink()
     real = ("--loader", DEFAULT_LOADER, "--port", "0")

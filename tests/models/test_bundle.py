@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from kibun.models._transformers import AutoConfig, AutoModel, HubertConfig, HubertModel
 from kibun.models.building.build import build_model
@@ -19,9 +20,9 @@ from kibun.models.building.facts import read_facts
 from kibun.models.building.self_test import self_test
 from kibun.models.bundle import BundleError, KibunConfig, KibunModel, bundle_names, load_bundle
 from kibun.models.files import BUNDLES, FILES, verify, write_checksums
-from kibun.models.types import Utterance
+from kibun.models.types import TRAITS, Utterance
 from tests.support import present
-from tests.support.bundle_files import Payload, edit_json, write_json
+from tests.support.bundle_files import Payload, each, edit_json, write_json
 from tests.support.tiny_hubert import HUBERT, tiny_model
 
 ERRORS = ((1, (1.5, 1.25, 1.0, 0.75, 0.5)), (8, (1.0, 1.0, 0.5, 0.5, 0.25)))
@@ -178,7 +179,7 @@ def test_damaged_weights_with_matching_checksums_are_a_bundle_error(bundle: Path
     content = (bundle / "model.safetensors").read_bytes()
     (bundle / "model.safetensors").write_bytes(content[: len(content) // 2])
     write_checksums(bundle)
-    with pytest.raises(BundleError, match="does not load"):
+    with pytest.raises(BundleError, match=r"model\.safetensors: damaged"):
         load_bundle(bundle)
 
 
@@ -193,6 +194,123 @@ def test_a_configuration_that_does_not_fit_is_refused(bundle: Path, changes: dic
     edit_json(bundle / "config.json", **changes)
     write_checksums(bundle)
     with pytest.raises(BundleError, match=message):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *each("hubert", None, [], "hubert"),
+        *each("hubert.hidden_size", None, "32", 10**9),
+        *each("hubert.num_hidden_layers", None, 0, 10**9),
+        *each("hubert.conv_stride", [5, 2], [0] * 7),
+        *each("trunk_layers", None, "2", -1, 9),
+        *each("tasks", None, "valence", ["anger"], [], [5]),
+        *each("tail_of", [], {"valence": 5}, {"valence": "../x"}),
+        *each("condition_ff", None, 0, 10**9),
+        *each("condition_heads", None, 0, 5),
+        *each("condition_on", None, ["charm"]),
+        *each("conversation_size", "64", -1),
+        *each("head_dropout", None, 2, float("nan")),
+        *each("trait_scale", None, [1], [7, 1], ["1", "7"], [1, float("nan")]),
+        *each("emotion_scale", 5, [1, 5, 9]),
+        *each("emotion_rescaled_from", 0, [1, 1]),
+        *each("sampling_rate", None, "16000", 8000),
+        *each("trained", None, "yes", 1),
+        *each("do_normalize", None, "no"),
+        *each("bundle_name", None, "", "a\nb", 5),
+        *each("emotion_head", None, "best"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named(bundle: Path, name: str, value: Any) -> None:
+    content = json.loads((bundle / "config.json").read_text())
+    section, _, field = name.rpartition(".")
+    (content[section] if section else content)[field] = value
+    write_json(bundle / "config.json", content)
+    write_checksums(bundle)
+    with pytest.raises(BundleError) as caught:
+        load_bundle(bundle)
+    assert f"{bundle / 'config.json'}: " in str(caught.value)
+    assert field in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "5", "\ufeff{}", "[" * 100_000])
+@pytest.mark.parametrize("name", ["config.json", "expected_error.json"])
+def test_a_file_that_is_no_json_object_is_named(bundle: Path, name: str, content: str) -> None:
+    (bundle / name).write_text(content, encoding="utf-8")
+    write_checksums(bundle)
+    for read in (load_bundle, read_facts):
+        with pytest.raises(BundleError, match=rf"{name}: ") as caught:
+            read(bundle)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"utterance_count": None}, "utterance_count is null"),
+        ({"utterance_count": 1.5}, "utterance_count is 1.5"),
+        ({"utterance_count": 1}, "must rise"),
+        ({"openness": "1.0"}, "openness is"),
+        ({"openness": float("nan")}, "openness is NaN"),
+        ({"openness": -1}, "openness is -1"),
+    ],
+)
+def test_an_expected_error_that_cannot_be_is_named(bundle: Path, changes: dict[str, Any], message: str) -> None:
+    rows = [{"utterance_count": count, **dict.fromkeys(TRAITS, 1.0)} for count in (1, 2)]
+    write_json(bundle / "expected_error.json", {"by_utterance_count": [rows[0], {**rows[1], **changes}]})
+    write_checksums(bundle)
+    with pytest.raises(BundleError, match=rf"expected_error\.json: by_utterance_count\[1\]\..*{message}"):
+        load_bundle(bundle)
+
+
+def test_a_card_that_is_no_text_is_named(bundle: Path) -> None:
+    (bundle / "MODEL_CARD.md").write_bytes(b"\xff\xfe\xfa")
+    write_checksums(bundle)
+    for read in (load_bundle, read_facts):
+        with pytest.raises(BundleError, match=r"MODEL_CARD\.md: cannot be read as text"):
+            read(bundle)
+
+
+def test_settings_that_transformers_would_act_on_are_left_alone(bundle: Path) -> None:
+    """They could name code or other files; what is no setting of a bundle is not read."""
+    edit_json(
+        bundle / "config.json",
+        auto_map={"AutoModel": "planted.Planted"},
+        attn_implementation="someone/kernels",
+        quantization_config={"quant_method": "nonsense"},
+        transformers_weights="../../elsewhere.safetensors",
+        fusion_config={"patch_embeddings": True},
+    )
+    write_checksums(bundle)
+    assert load_bundle(bundle).config.trained
+
+
+# ---- weights that are no numbers
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_neither_saved_nor_loaded(bundle: Path, tmp_path: Path, value: float) -> None:
+    model = load_bundle(bundle)
+    state = weights(model)
+    with torch.no_grad():
+        model.get_parameter("emotion_heads.arousal.out.bias").fill_(value)
+    with pytest.raises(ValueError, match=r"emotion_heads\.arousal\.out\.bias holds NaN or infinity"):
+        model.save_pretrained(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, bundle / "model.safetensors")
+    write_checksums(bundle)
+    with pytest.raises(BundleError, match=r"model\.safetensors: emotion_heads\.arousal\.out\.bias holds NaN"):
+        load_bundle(bundle)
+
+
+def test_whole_numbers_are_no_weights(bundle: Path) -> None:
+    state = weights(load_bundle(bundle))
+    state["emotion_heads.arousal.out.bias"] = state["emotion_heads.arousal.out.bias"].to(torch.int32)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, bundle / "model.safetensors")
+    write_checksums(bundle)
+    with pytest.raises(BundleError, match=r"emotion_heads\.arousal\.out\.bias holds I32, allowed are"):
         load_bundle(bundle)
 
 
@@ -224,7 +342,7 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_in_place_of_a_bundle_names_the_fix(checkpoint: Path) -> None:
-    with pytest.raises(BundleError, match="a 'hubert' checkpoint") as caught:
+    with pytest.raises(BundleError, match='a "hubert" checkpoint') as caught:
         load_bundle(checkpoint)
     assert f"kibun models build --hubert {checkpoint} --out" in str(caught.value)
 
@@ -306,7 +424,7 @@ def test_a_checkpoint_cannot_run_code_while_a_bundle_is_built(checkpoint: Path, 
     """Of somebody else's pickled weights only tensors are read; a bundle is written as safetensors."""
     (checkpoint / "model.safetensors").unlink()
     torch.save({"layer": Payload(tmp_path / "executed")}, checkpoint / "pytorch_model.bin")
-    with pytest.raises(BundleError, match="weights do not load"):
+    with pytest.raises(BundleError, match=r"pytorch_model\.bin: damaged, or holds more than tensors"):
         build_model(checkpoint, name="new")
     assert not (tmp_path / "executed").exists()
 
@@ -314,7 +432,7 @@ def test_a_checkpoint_cannot_run_code_while_a_bundle_is_built(checkpoint: Path, 
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("config.json", {"model_type": "wav2vec2"}, "'wav2vec2', only 'hubert'"),
+        ("config.json", {"model_type": "wav2vec2"}, "model_type is \"wav2vec2\", only 'hubert'"),
         ("preprocessor_config.json", {"sampling_rate": 8_000}, "8000 Hz, only 16000 Hz"),
         ("config.json", {"num_hidden_layers": 5}, r"lacks \d+ weights"),
     ],
@@ -331,5 +449,5 @@ def test_a_checkpoint_without_weights_is_refused(checkpoint: Path, tmp_path: Pat
     with pytest.raises(BundleError, match="no checkpoint found"):
         build_model(tmp_path / "nowhere", name="new")
     (checkpoint / "model.safetensors").unlink()
-    with pytest.raises(BundleError, match="weights do not load"):
+    with pytest.raises(BundleError, match="holds no weights"):
         build_model(checkpoint, name="new")

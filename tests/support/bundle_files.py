@@ -15,6 +15,11 @@ def edit_json(path: Path, **changes: Any) -> None:
     write_json(path, {**json.loads(path.read_text(encoding="utf-8")), **changes})
 
 
+def each(name: str, *values: Any) -> list[tuple[str, Any]]:
+    """A field with each of these values, for a parametrized test."""
+    return [(name, value) for value in values]
+
+
 class Payload:
     """Leaves a mark if anything unpickles it."""
 

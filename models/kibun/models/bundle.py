@@ -29,13 +29,8 @@ def load_bundle(
     folder = resolve_bundle(path_or_name)
     if not verified:
         verify(folder)
-    try:
-        with quiet():
-            model: KibunModel = KibunModel.from_pretrained(folder, mapped=mapped)
-    except BundleError:
-        raise
-    except Exception as error:  # json, safetensors and transformers each raise their own types
-        raise BundleError(f"{folder}: does not load: {error}") from error
+    with quiet():
+        model: KibunModel = KibunModel.from_pretrained(folder, mapped=mapped)
     if not model.config.trained and not allow_untrained:
         raise BundleError(
             f"{folder}: this bundle is untrained, its estimates mean nothing; train it, or pass --allow-untrained"

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from kibun.models import fields
 from kibun.models.types import TRAITS, Traits
 
 CONFIG, WEIGHTS, CHECKSUMS = "config.json", "model.safetensors", "sha256"
 EXPECTED_ERROR, CARD, PREPROCESSOR = "expected_error.json", "MODEL_CARD.md", "preprocessor_config.json"
 FILES = (CONFIG, WEIGHTS, EXPECTED_ERROR, CARD, PREPROCESSOR)
+MAX_JSON_BYTES = 4 << 20  # a hundred times what such a file needs
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
 
 ExpectedError = tuple[tuple[int, Traits], ...]
@@ -26,6 +28,31 @@ BUNDLES = Path(__file__).parent / "bundles"
 
 class BundleError(ValueError):
     """A bundle is missing, damaged, unsafe or inconsistent; the message names the file and the fix."""
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of at most MAX_JSON_BYTES. Raises BundleError, which names the file."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise BundleError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, which is no configuration")
+        content = json.loads(data.decode("utf-8-sig"))
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, BundleError):
+            raise
+        raise BundleError(f"{path}: is not JSON: {one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path}: holds {fields.shown(content)} where a JSON object is expected")
+    return content
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's exception says, in one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:197]}..."
 
 
 def resolve_bundle(path_or_name: str | Path) -> Path:
@@ -78,12 +105,16 @@ def bundle_names() -> list[str]:
 def _check_model_type(folder: Path) -> None:
     """Raise BundleError for a checkpoint, an easy mistake, with what to do about it."""
     try:
-        model_type = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model_type"]
-    except (ValueError, KeyError, TypeError):
-        return  # damaged: the checksums will show it
+        model_type = read_object(folder / CONFIG).get("model_type")
+    except BundleError:
+        if not (folder / CHECKSUMS).is_file():
+            raise
+        return  # a damaged bundle: the checksums will show it
+    if not isinstance(model_type, str):
+        raise BundleError(f'{folder / CONFIG}: model_type is {fields.shown(model_type)}, that of a bundle is "kibun"')
     if model_type != "kibun":
         fix = f"make one with `kibun models build --hubert {folder} --out DIR`"
-        raise BundleError(f"{folder}: a {model_type!r} checkpoint, not a kibun bundle; {fix}")
+        raise BundleError(f"{folder}: a {fields.shown(model_type)} checkpoint, not a kibun bundle; {fix}")
 
 
 def write_sidecars(folder: Path, config: Any, expected_error: ExpectedError | None, card: str | None) -> None:
@@ -123,18 +154,32 @@ def write_checksums(folder: Path) -> None:
 
 
 def read_sidecars(folder: Path) -> tuple[ExpectedError | None, str | None]:
-    """Expected error and card of a bundle folder; None for one that is missing."""
+    """Expected error and card of a bundle folder; None for one that is missing. Raises BundleError."""
     error_file, card_file = folder / EXPECTED_ERROR, folder / CARD
-    expected: ExpectedError | None = None
-    if error_file.is_file():
+    expected = _read_expected_error(error_file) if error_file.is_file() else None
+    try:
+        return expected or None, card_file.read_text(encoding="utf-8") if card_file.is_file() else None
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{card_file}: cannot be read as text: {one_line(error)}") from error
+
+
+def _read_expected_error(path: Path) -> ExpectedError:
+    rows = read_object(path).get("by_utterance_count")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise BundleError(f"{path}: by_utterance_count is {fields.shown(rows)}, allowed is a list of objects")
+    expected: list[tuple[int, Traits]] = []
+    for number, row in enumerate(rows):
+        where = f"by_utterance_count[{number}]"
         try:
-            rows = json.loads(error_file.read_text(encoding="utf-8"))["by_utterance_count"]
-            expected = tuple(
-                (int(row["utterance_count"]), cast(Traits, tuple(float(row[name]) for name in TRAITS))) for row in rows
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise BundleError(f"{error_file}: not an expected-error file ({error!r})") from error
-    return expected or None, card_file.read_text(encoding="utf-8") if card_file.is_file() else None
+            if lacking := [name for name in fields.EXPECTED_ERROR if name not in row]:
+                raise ValueError(f"{where}.{lacking[0]} is missing")
+            fields.check(row, fields.EXPECTED_ERROR, f"{where}.")
+            if expected and row["utterance_count"] <= expected[-1][0]:
+                raise ValueError(f"{where}.utterance_count is {row['utterance_count']}: it must rise from row to row")
+        except ValueError as error:
+            raise BundleError(f"{path}: {error}") from error
+        expected.append((row["utterance_count"], cast(Traits, tuple(float(row[name]) for name in TRAITS))))
+    return tuple(expected)
 
 
 def verify(folder: Path) -> None:

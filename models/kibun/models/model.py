@@ -24,10 +24,12 @@ from kibun.models._transformers import ModelOutput, PreTrainedModel
 from kibun.models.analysis import analyze
 from kibun.models.conditioning import HeadName, Query, make_head
 from kibun.models.config import KibunConfig
+from kibun.models.fields import check_bundle, weight_count
 from kibun.models.hubert import Frames, Tail, Trunk, normalised
 from kibun.models.layers import Linear
 from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
 from kibun.models.types import Analysis, Utterance
+from kibun.models.weights import check_header, not_finite
 
 
 @dataclass
@@ -227,8 +229,10 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             kwargs: as `transformers.PreTrainedModel.save_pretrained`.
 
         Raises:
-            ValueError: a weight does not fit into `dtype`.
+            ValueError: a weight is NaN or infinite, or does not fit into `dtype`.
         """
+        if name := not_finite(self.state_dict().items()):
+            raise ValueError(f"{name} holds NaN or infinity: such a model estimates nothing, and is not saved")
         if dtype is not None:
             state = kwargs.pop("state_dict", None) or self.state_dict()
             kwargs["state_dict"] = {name: _convert(name, value, dtype) for name, value in state.items()}
@@ -248,23 +252,33 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             mapped: leave the weights in the mapped file, at the cost of the last bit.
 
         Raises:
-            BundleError: the file lacks weights, or has weights that do not belong to the configuration.
+            BundleError: a file is damaged, a setting is impossible, the file of weights lacks some or has some that do
+                not belong to the configuration, or one is NaN or infinite; the message names file and field.
         """
         kwargs.setdefault("dtype", torch.float32)
         wants_info, mapped = kwargs.pop("output_loading_info", False), kwargs.pop("mapped", False)
-        loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *args, **kwargs, use_safetensors=True, output_loading_info=True
-        )
+        folder = Path(pretrained_model_name_or_path)
+        weights = folder / files.WEIGHTS
+        if folder.is_dir() and not args and "config" not in kwargs:
+            kwargs["config"] = read_config(folder)
+            check_header(weights, weight_count(kwargs["config"].hubert_config.to_dict()))
+        try:
+            loaded: Any = super().from_pretrained(
+                pretrained_model_name_or_path, *args, **kwargs, use_safetensors=True, output_loading_info=True
+            )
+        except Exception as error:  # safetensors and transformers each raise their own types
+            raise files.BundleError(f"{weights}: does not load: {files.one_line(error)}") from error
         model, info = loaded
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if info.get(problem):
                 names = ", ".join(sorted(map(str, info[problem]))[:3])
-                raise files.BundleError(f"{pretrained_model_name_or_path}/model.safetensors: {problem}: {names} ...")
+                raise files.BundleError(f"{weights}: {problem}: {names} ...")
+        if name := not_finite(model.state_dict().items()):
+            raise files.BundleError(f"{weights}: {name} holds NaN or infinity: get the bundle again, or train it anew")
         # In the mapped file weights start wherever its header ends, and for what is not aligned a CPU uses other
         # kernels. Copied, they give the same bits as the model that was saved.
         if not mapped:
             own_weights(model)
-        folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
             model.expected_error, model.card = files.read_sidecars(folder)
         return (model, info) if wants_info else model
@@ -282,6 +296,19 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
                 nn.init.zeros_(module.bias)
         else:
             super()._init_weights(module)  # type: ignore[no-untyped-call]
+
+
+def read_config(folder: Path) -> KibunConfig:
+    """The configuration of a bundle folder. Raises BundleError, which names file and field.
+
+    What is not a setting of a bundle is left out: transformers would act on some of it.
+    """
+    file = folder / files.CONFIG
+    content = files.read_object(file)
+    try:
+        return KibunConfig(**check_bundle(content))
+    except ValueError as error:
+        raise files.BundleError(f"{file}: {error}") from error
 
 
 def own_weights(module: nn.Module) -> None:

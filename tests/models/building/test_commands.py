@@ -14,6 +14,7 @@ from kibun.models.bundle import load_bundle
 from kibun.models.config import KibunConfig
 from kibun.models.files import write_checksums
 from kibun.models.model import KibunModel
+from tests.support.bundle_files import edit_json
 from tests.support.commands import invoke
 from tests.support.tiny_hubert import HUBERT
 
@@ -92,7 +93,7 @@ def test_verify_names_what_is_wrong(bundle: Path) -> None:
 def test_verify_runs_the_model_and_not_only_the_checksums(bundle: Path) -> None:
     model = load_bundle(bundle)
     with torch.no_grad():
-        model.get_parameter("emotion_heads.arousal.out.weight").fill_(float("nan"))
+        model.get_parameter("emotion_heads.arousal.out.weight").fill_(3e38)  # a number, whose products are none
     model.save_pretrained(bundle)
     assert "NaN" in run("verify", bundle, code=1)
 
@@ -106,6 +107,14 @@ def test_build_makes_an_untrained_bundle(checkpoint: Path, tmp_path: Path) -> No
     assert (facts["name"], facts["trained"], facts["trunk_layers"], facts["tail_layers"]) == ("mine", False, 1, 3)
     assert "UNTRAINED" in run("show", out)
     assert "untrained" in run("verify", out)
+
+
+def test_build_reads_what_it_uses_and_names_what_it_cannot(checkpoint: Path, tmp_path: Path) -> None:
+    edit_json(checkpoint / "config.json", vocab_size=None)
+    run("build", "--hubert", checkpoint, "--out", tmp_path / "made")
+    edit_json(checkpoint / "config.json", hidden_size=None)
+    text = run("build", "--hubert", checkpoint, "--out", tmp_path / "other", code=1)
+    assert text == (f"error: {checkpoint}/config.json: hidden_size is null, allowed is a whole number from 1 to 8192\n")
 
 
 def test_build_names_the_bundle_after_its_folder(checkpoint: Path, tmp_path: Path) -> None:
@@ -130,12 +139,12 @@ def test_an_unknown_bundle_names_the_fix(command: str) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("model.safetensors", "short", "model.safetensors: not a safetensors file"),
-        ("model.safetensors", "x" * 100, "model.safetensors: not a safetensors file"),
-        ("config.json", '{"model_type": "kibun"}', "config.json: not the configuration of a kibun bundle"),
+        ("model.safetensors", "short", "model.safetensors: damaged, or not a safetensors file"),
+        ("model.safetensors", "x" * 100, "model.safetensors: damaged, or not a safetensors file"),
+        ("config.json", '{"model_type": "kibun"}', "config.json: bundle_name is missing"),
         ("config.json", '{"model_type": "hubert"}', "kibun models build --hubert"),
-        ("config.json", "{", "config.json: not readable as JSON"),
-        ("expected_error.json", "[]", "expected_error.json: not an expected-error file"),
+        ("config.json", "{", "config.json: is not JSON"),
+        ("expected_error.json", "[]", "expected_error.json: holds [] where a JSON object is expected"),
     ],
 )
 def test_show_names_the_file_that_is_not_what_it_should_be(bundle: Path, name: str, content: str, message: str) -> None:

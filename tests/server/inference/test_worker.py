@@ -12,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 
+from kibun.models.files import write_checksums
 from kibun.models.types import Analysis, Utterance
 from kibun.server.inference import worker
 from kibun.server.inference import worker_protocol as protocol
@@ -241,6 +243,12 @@ def test_untrained_damaged_and_missing_bundles_are_named(bundle: Path, tmp_path:
     weights[-1] ^= 1
     (copy / "model.safetensors").write_bytes(weights)
     with pytest.raises(BackendError, match=r"copy/model\.safetensors: does not match"):
+        worker.load_models(options(copy))
+    state = load_file(bundle / "model.safetensors")
+    state["tails.personality.layers.0.attention.k_proj.bias"][3] = float("nan")
+    save_file(state, copy / "model.safetensors")
+    write_checksums(copy)
+    with pytest.raises(BackendError, match=r"copy/model\.safetensors: tails\.personality.* holds NaN"):
         worker.load_models(options(copy))
     with pytest.raises(BackendError, match="no bundle 'nowhere'"):
         worker.load_models(options("nowhere"))

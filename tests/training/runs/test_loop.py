@@ -108,6 +108,15 @@ def test_a_run_continues_from_its_last_whole_checkpoint(tmp_path: Path, monkeypa
     assert torch.equal(trained(tmp_path / "killed", Line()), Line().out.weight), "nothing is left to train"
 
 
+@pytest.mark.parametrize("content", [b"", b"cut", {"step": "4"}, {"step": 4}, [4], {"step": 4, "model": {"a": X}}])
+def test_a_damaged_checkpoint_is_named_with_the_fix(tmp_path: Path, content: Any) -> None:
+    file = tmp_path / CHECKPOINT
+    file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
+    with pytest.raises(ValueError, match=f"{file}: damaged, or not of this run .*: remove it") as caught:
+        trained(tmp_path, Line())
+    assert "\n" not in str(caught.value)
+
+
 def test_training_stops_when_dev_no_longer_gets_better(tmp_path: Path) -> None:
     scores = iter([0.5, 0.4, 0.3, 0.9])
     saved: list[Tensor] = []

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from kibun.training.corpora.manifest import load_manifest
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.evaluation.predictions import read_predictions
 from kibun.training.runs.config import ConfigError, RunConfig, Task, write_config
-from kibun.training.runs.folder import read_log
+from kibun.training.runs.folder import read_figures, read_log
 from kibun.training.runs.run import load_run, train_run
 from tests.support import present
 from tests.support.commands import invoke
@@ -279,6 +280,23 @@ def test_a_loaded_run_is_the_one_that_was_trained(ser: Path) -> None:
     assert not any(parameter.requires_grad for parameter in model.kibun.trunk.parameters())
     with pytest.raises(ConfigError, match="not a run of `kibun train"):
         load_run(ser / "bundle")
+
+
+def test_a_run_that_diverges_saves_no_bundle(world: Path) -> None:
+    run = config(world, training__epochs=1, training__learning_rate=1e36, training__head_learning_rate=1e36)
+    with pytest.raises(ValueError, match=r"has diverged by step \d+: .* holds NaN or infinity; lower the learning"):
+        train_run(run, world / "diverged")
+    assert not (world / "diverged" / "bundle").exists()
+
+
+@pytest.mark.parametrize("name", ["ctc.safetensors", "figures.json", "bundle/config.json"])
+def test_a_damaged_file_of_a_run_is_named(ser: Path, tmp_path: Path, name: str) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(ser, run)
+    (run / name).write_bytes(b"{")
+    with pytest.raises(ValueError, match=f"{run / name}: ") as caught:
+        read_figures(run) if name == "figures.json" else load_run(run, "cpu")
+    assert "\n" not in str(caught.value)
 
 
 def test_cached_frames_train_what_computed_ones_train(world: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,20 +1,16 @@
 """Untrained bundles: trunk and tails from any HuBERT checkpoint in transformers' layout, with new heads."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kibun.models._transformers import AutoConfig, HubertConfig, HubertModel, cached_file, quiet
+from kibun.models._transformers import HubertConfig, HubertModel, quiet
+from kibun.models.building.checkpoint import find_checkpoint
 from kibun.models.building.checksum import trunk_checksum
 from kibun.models.config import KibunConfig
-from kibun.models.files import PREPROCESSOR, BundleError, check_free, written_atomically
+from kibun.models.files import BundleError, check_free, written_atomically
 from kibun.models.model import KibunModel
-from kibun.models.types import SAMPLE_RATE_HZ
-
-# HubertModel creates it if a checkpoint lacks it; only training with SpecAugment would use it, which we do not.
-_UNUSED = "masked_spec_embed"
 
 
 def build_model(hubert: str | Path, *, name: str, seed: int = 0, **settings: Any) -> KibunModel:
@@ -31,17 +27,19 @@ def build_model(hubert: str | Path, *, name: str, seed: int = 0, **settings: Any
         says so.
 
     Raises:
-        BundleError: there is no such checkpoint, it is not a HuBERT, or it lacks weights.
+        BundleError: there is no such checkpoint, it is not a HuBERT, or it is damaged; the message names file and
+            field.
         ValueError: a setting is impossible.
     """
     with quiet(), torch.random.fork_rng(devices=[]):
+        checkpoint = find_checkpoint(hubert, ("hubert",), "facebook/hubert-base-ls960")
         config = KibunConfig(
-            hubert=_read_config(hubert),
+            hubert=HubertConfig(**checkpoint.settings()),
             bundle_name=name,
-            trunk_from=checkpoint_name(hubert),
-            **{"do_normalize": read_do_normalize(hubert), "trained": False, **settings},
+            trunk_from=checkpoint.name,
+            **{"do_normalize": checkpoint.do_normalize(), "trained": False, **settings},
         )
-        full = _read_weights(hubert)
+        full = checkpoint.load(HubertModel, config.hubert_config)
         torch.manual_seed(seed)
         model = KibunModel(config)
     model.trunk.load_from(full)
@@ -72,65 +70,6 @@ def save_bundle(model: KibunModel, folder: Path, **options: Any) -> None:
                 folder.rmdir()
     except OSError as error:
         raise BundleError(f"{folder}: cannot be written: {error.strerror or error}") from error
-
-
-def checkpoint_name(checkpoint: str | Path) -> str:
-    """The name of a checkpoint in cards and messages: the folder's name, or the hub id."""
-    return Path(checkpoint).resolve().name if Path(checkpoint).is_dir() else str(checkpoint)
-
-
-def read_any_config(checkpoint: str | Path) -> Any:
-    """Configuration of a checkpoint of any kind that transformers knows. Raises BundleError if there is none."""
-    try:
-        return AutoConfig.from_pretrained(checkpoint)
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            f"{checkpoint}: no checkpoint found: neither a folder with config.json nor an id on the Hugging Face hub"
-            f" ({str(error).splitlines()[0]})"
-        ) from error
-
-
-def _read_config(hubert: str | Path) -> HubertConfig:
-    config = read_any_config(hubert)
-    if not isinstance(config, HubertConfig):
-        raise BundleError(
-            f"{hubert}: config.json has model_type {config.model_type!r}, only 'hubert' is supported,"
-            " for example facebook/hubert-base-ls960"
-        )
-    return config
-
-
-def read_do_normalize(hubert: str | Path) -> bool:
-    """Whether a checkpoint normalises its input; True, transformers' default, if it does not state it."""
-    file = cached_file(str(hubert), PREPROCESSOR, _raise_exceptions_for_missing_entries=False)
-    if file is None:
-        return True
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{file}: is not JSON: {error}") from error
-    if content.get("sampling_rate", SAMPLE_RATE_HZ) != SAMPLE_RATE_HZ:
-        raise BundleError(
-            f"{file}: the checkpoint expects {content['sampling_rate']} Hz, only {SAMPLE_RATE_HZ} Hz is supported"
-        )
-    return bool(content.get("do_normalize", True))
-
-
-def _read_weights(hubert: str | Path) -> HubertModel:
-    try:
-        loaded: Any = HubertModel.from_pretrained(
-            hubert, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except Exception as error:  # OSError, and types of safetensors and pickle
-        raise BundleError(f"{hubert}: the weights do not load: {error}") from error
-    model, info = loaded
-    missing = sorted({*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])} - {_UNUSED})
-    if missing:
-        raise BundleError(
-            f"{hubert}: the checkpoint lacks {len(missing)} weights of a HubertModel (or has them in another shape than"
-            f" its config.json says), {missing[0]} first"
-        )
-    return model  # type: ignore[no-any-return]
 
 
 def _card(config: KibunConfig, seed: int) -> str:

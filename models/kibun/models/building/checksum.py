@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kibun.models.files import BundleError
+from kibun.models.weights import read_header
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,6 +39,7 @@ def module_checksum(module: nn.Module) -> str:
 
 def stored_trunk_checksum(weights: Path) -> str:
     """`trunk_checksum` of a model.safetensors, without loading it or torch. Raises BundleError if it is damaged."""
+    read_header(weights)  # what follows trusts the file's structure
     try:
         with weights.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

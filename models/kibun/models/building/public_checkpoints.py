@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
+from kibun.models import fields
 from kibun.models._transformers import (
     HubertConfig,
     HubertForSequenceClassification,
@@ -29,16 +29,30 @@ from kibun.models._transformers import (
     Wav2Vec2ForSequenceClassification,
     Wav2Vec2Model,
     Wav2Vec2PreTrainedModel,
-    cached_file,
 )
-from kibun.models.building.build import checkpoint_name, read_any_config, read_do_normalize
+from kibun.models.building.checkpoint import Checkpoint, find_checkpoint
 from kibun.models.files import BundleError
-from kibun.models.hubert import architecture
 
 PUBLIC_SCALE = (0.0, 1.0)
-_NAMES = {"valence": ("valence",), "arousal": ("arousal", "activation")}
-# from_pretrained creates it if a checkpoint lacks it; no layer of ours uses it.
-_UNUSED = ("masked_spec_embed",)
+_NAMES: Mapping[str, tuple[str, ...]] = {"valence": ("valence",), "arousal": ("arousal", "activation")}
+_EXAMPLE = "audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
+_HEAD: Mapping[str, fields.Rule] = {
+    "id2label": fields.Rule(
+        "an object that names the outputs 0, 1, …",
+        lambda v: fields.NAMES.fits(v) and 0 < len(v) <= 1000 and {*v} == {str(row) for row in range(len(v))},
+    ),
+    "architectures": fields.optional(fields.several(fields.line(255), 0, 16)),
+    "classifier_proj_size": fields.whole(1, 8192),
+    "add_adapter": fields.Rule("false", lambda v: v is False),
+    "adapter_attn_dim": fields.Rule("null", lambda v: v is None),
+    "use_weighted_layer_sum": fields.Rule("false", lambda v: v is False),
+    "pooling_mode": fields.one_of("mean"),
+}
+_REMEDY = (
+    "; its head must be `classifier.dense` and `classifier.out_proj`, or `projector` and `classifier` under an"
+    " architecture named ...ForSequenceClassification"
+)
+_HUBERT_ONLY = ("feat_proj_layer_norm", "conv_pos_batch_norm")
 
 
 class _RegressionHead(nn.Module):
@@ -80,64 +94,45 @@ class PublicCheckpoint:
     licence: str
 
 
-def read_public_checkpoint(checkpoint: str | Path) -> PublicCheckpoint:
-    """Load a checkpoint. Raises BundleError, which names what it lacks."""
-    config = read_any_config(checkpoint)
-    _check_config(checkpoint, config)
-    rows = _rows(checkpoint, config)
-    hubert = isinstance(config, HubertConfig)
-    projected = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
+def read_public_checkpoint(source: str | Path) -> PublicCheckpoint:
+    """Load a checkpoint. Raises BundleError, which names file and field, or what it lacks."""
+    checkpoint = find_checkpoint(source, ("wav2vec2", "hubert"), _EXAMPLE)
+    settings, head = checkpoint.settings(), checkpoint.checked(lambda content: fields.check(content, _HEAD))
+    rows = _rows(checkpoint, head.get("id2label", {}))
+    hubert = checkpoint.config["model_type"] == "hubert"
+    if not hubert:
+        settings = {name: value for name, value in settings.items() if name not in _HUBERT_ONLY}
+    projected = any(name.endswith("ForSequenceClassification") for name in head.get("architectures") or ())
     if projected:
         kind: Any = HubertForSequenceClassification if hubert else Wav2Vec2ForSequenceClassification
     else:
         kind = _HubertRegression if hubert else _Wav2Vec2Regression
-    loaded = _load(kind, checkpoint)
+    outputs: dict[str, Any] = {"id2label": {int(row): label for row, label in head["id2label"].items()}}
+    if "classifier_proj_size" in head:
+        outputs["classifier_proj_size"] = head["classifier_proj_size"]
+    loaded: Any = checkpoint.load(kind, (HubertConfig if hubert else Wav2Vec2Config)(**settings, **outputs), _REMEDY)
     return PublicCheckpoint(
-        name=checkpoint_name(checkpoint),
+        name=checkpoint.name,
         encoder=loaded.hubert if hubert else loaded.wav2vec2,
-        hubert=_hubert_config(config),
+        hubert=HubertConfig(**settings),  # of wav2vec 2.0 too: what only HuBERT can set is at its default
         classifier=loaded.classifier,
         projector=loaded.projector if projected else None,
         rows=rows,
-        do_normalize=read_do_normalize(checkpoint),
+        do_normalize=checkpoint.do_normalize(),
         licence=_licence(checkpoint),
     )
 
 
-def _hubert_config(config: Any) -> HubertConfig:
-    """The HuBERT configuration equivalent to a wav2vec 2.0 one; settings that only HuBERT has are at their defaults."""
-    dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-    names = [*architecture(HubertConfig()), *dropouts]
-    return HubertConfig(**{name: getattr(config, name) for name in names if hasattr(config, name)})
-
-
-def _check_config(checkpoint: str | Path, config: Any) -> None:
-    if not isinstance(config, HubertConfig | Wav2Vec2Config):
-        raise BundleError(
-            f"{checkpoint}: config.json has model_type {config.model_type!r}, only 'wav2vec2' and 'hubert' are"
-            " supported, for example audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim"
-        )
-    for name, allowed in (
-        ("add_adapter", False),
-        ("adapter_attn_dim", None),
-        ("use_weighted_layer_sum", False),
-        ("pooling_mode", "mean"),
-    ):
-        value = getattr(config, name, allowed)
-        if value != allowed:
-            raise BundleError(f"{checkpoint}: {name} is {value!r} in config.json, only {allowed!r} is supported")
-
-
-def _rows(checkpoint: str | Path, config: Any) -> dict[str, int]:
+def _rows(checkpoint: Checkpoint, id2label: Mapping[str, str]) -> dict[str, int]:
     """The output row of each emotion dimension, which only `id2label` shows."""
-    labels = {str(label).strip().lower(): int(row) for row, label in (config.id2label or {}).items()}
+    labels = {label.strip().lower(): int(row) for row, label in id2label.items()}
     rows = {}
     for dimension, names in _NAMES.items():
         found = [labels[name] for name in names if name in labels]
         if not found:
-            listed = ", ".join(map(str, (config.id2label or {}).values())) or "nothing"
+            listed = ", ".join(id2label.values()) or "nothing"
             raise BundleError(
-                f"{checkpoint}: config.json's id2label names no output {dimension!r} (it names {listed}), and only"
+                f"{checkpoint.config_file}: id2label names no output {dimension!r} (it names {listed}), and only"
                 " id2label shows which output is which: add it, as in"
                 ' {"0": "arousal", "1": "dominance", "2": "valence"}'
             )
@@ -145,33 +140,15 @@ def _rows(checkpoint: str | Path, config: Any) -> dict[str, int]:
     return rows
 
 
-def _load(kind: Any, checkpoint: str | Path) -> Any:
-    try:
-        model, info = kind.from_pretrained(
-            checkpoint, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    except Exception as error:  # OSError, and types of safetensors and pickle
-        raise BundleError(f"{checkpoint}: the weights do not load: {error}") from error
-    lacking = {*info["missing_keys"], *(key[0] for key in info["mismatched_keys"])}  # key: name, shape, shape
-    missing = sorted(name for name in lacking if not name.endswith(_UNUSED))
-    if missing:
-        raise BundleError(
-            f"{checkpoint}: lacks {len(missing)} weights that its config.json requires, or has them in another shape,"
-            f" {missing[0]} first; its head must be `classifier.dense` and `classifier.out_proj`, or `projector` and"
-            " `classifier` under an architecture named ...ForSequenceClassification"
-        )
-    return model.eval()
-
-
-def _licence(checkpoint: str | Path) -> str:
+def _licence(checkpoint: Checkpoint) -> str:
     """The licence in the front matter of the checkpoint's README, or that it is unknown; never a guess."""
-    file = cached_file(str(checkpoint), "README.md", _raise_exceptions_for_missing_entries=False)
-    text = Path(file).read_text(encoding="utf-8", errors="replace") if file else ""
+    file = checkpoint.file("README.md")
+    text = file.read_text(encoding="utf-8", errors="replace") if file else ""
     matter = re.match(r"---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
     found = re.search(r"^license:[ \t]*(?:\n[ \t]*-[ \t]*)?([^\s#]+)", matter[1], re.MULTILINE) if matter else None
     if found:
         return found[1].strip("'\"")
-    if "audeering/" in str(checkpoint).lower():
+    if "audeering/" in checkpoint.source.lower():
         return (
             "unknown: see the checkpoint's page (audEERING publishes its own under CC-BY-NC-SA-4.0, no commercial use)"
         )

@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from kibun.models.files import CONFIG, resolve_bundle
+from kibun.models.files import CONFIG, read_object, resolve_bundle
 
 BUNDLE, CTC, RUN_CONFIG, LOG, FIGURES = "bundle", "ctc.safetensors", "config.toml", "log.jsonl", "figures.json"
 CHECKPOINT, PART = "checkpoint.pt", ".part"
@@ -54,8 +54,8 @@ def is_finished(run: Path) -> bool:
 
 
 def read_figures(run: Path) -> dict[str, Any]:
-    """Figures of a finished run."""
-    return dict(json.loads((run / FIGURES).read_text(encoding="utf-8")))
+    """Figures of a finished run. Raises BundleError where the file is damaged."""
+    return read_object(run / FIGURES)
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.progress import track
 from torch import nn
 
-from kibun.models.files import written_atomically
+from kibun.models.files import one_line, written_atomically
+from kibun.models.weights import not_finite
 from kibun.training._transformers import get_scheduler
 from kibun.training.runs.folder import CHECKPOINT, LOG, read_log
 
@@ -73,7 +74,7 @@ def train(plan: Plan, folder: Path, accelerator: Accelerator, loaded: Callable[[
             " training.batch a multiple of training.micro_batch times the number of processes"
         )
     file = folder / CHECKPOINT
-    checkpoint = torch.load(file, map_location="cpu") if file.is_file() else None
+    checkpoint = _read_checkpoint(file) if file.is_file() else None
     start = checkpoint["step"] if checkpoint is not None else 0
     log = [line for line in read_log(folder) if line["step"] <= start]
     accelerator.wait_for_everyone()  # all have read before one writes
@@ -87,7 +88,10 @@ def train(plan: Plan, folder: Path, accelerator: Accelerator, loaded: Callable[[
     name = plan.schedule if plan.schedule != "constant" else "constant_with_warmup"
     schedule = get_scheduler(name, optimizer, round(plan.warmup * plan.steps), plan.steps)
     if checkpoint is not None:
-        _restore(checkpoint, plan, schedule, accelerator.process_index)
+        try:
+            _restore(checkpoint, plan, schedule, accelerator.process_index)
+        except Exception as error:  # of torch, whose modules and optimizers each raise their own types
+            raise _unusable(file, error) from error
     loaded()
 
     losses: list[dict[str, float]] = []  # of the micro-batches since the last evaluation
@@ -129,7 +133,12 @@ def _evaluated(
     seconds: float,
     accelerator: Accelerator,
 ) -> dict[str, Any]:
-    """Evaluate on dev, save the model if it is the best so far, and write and return the line of the log."""
+    """Evaluate on dev, save the model if it is the best so far, and write and return the line of the log.
+
+    Raises ValueError where the weights are no longer numbers.
+    """
+    if name := not_finite(plan.model.state_dict().items()):
+        raise ValueError(f"training has diverged by step {step}: {name} holds NaN or infinity; lower the learning rate")
     figures = plan.evaluate()
     line = {
         "step": step,
@@ -163,6 +172,22 @@ def _save(file: Path, step: int, plan: Plan, schedule: Any, accelerator: Acceler
         with written_atomically(file) as draft:
             torch.save({"step": step, "random": random, **{k: part.state_dict() for k, part in parts.items()}}, draft)
     accelerator.wait_for_everyone()
+
+
+def _read_checkpoint(file: Path) -> dict[str, Any]:
+    """Only tensors and plain values are read. Raises ValueError if the file is damaged."""
+    try:
+        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        if type(checkpoint["step"]) is not int:
+            raise TypeError("its step is no number")
+    except Exception as error:  # of torch's many readers
+        raise _unusable(file, error) from error
+    return checkpoint
+
+
+def _unusable(file: Path, error: Exception) -> ValueError:
+    fix = "remove it, and the run is trained again from its start"
+    return ValueError(f"{file}: damaged, or not of this run ({one_line(error)}): {fix}")
 
 
 def _restore(checkpoint: Mapping[str, Any], plan: Plan, schedule: Any, process: int) -> None:

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from kibun.models._transformers import quiet
 from kibun.models.bundle import KibunModel
+from kibun.models.files import one_line
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item, is_generated, read_manifest
 from kibun.training.corpora.splits import SPLITS
@@ -182,7 +183,10 @@ def load_run(folder: Path, device: str | torch.device | None = None) -> TaskMode
     with quiet():
         kibun: KibunModel = KibunModel.from_pretrained(folder / BUNDLE)
     model = TaskModel(kibun, config)
-    model.ctc.load_state_dict(load_file(folder / CTC))
+    try:
+        model.ctc.load_state_dict(load_file(folder / CTC))
+    except Exception as error:  # OSError, and types of safetensors and torch
+        raise ConfigError(f"{folder / CTC}: damaged, or not of this run ({one_line(error)}): train it again") from error
     model.train(False)
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model
