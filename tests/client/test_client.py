@@ -301,20 +301,20 @@ async def test_a_server_that_is_killed_and_started_again_loses_no_final(speech: 
         server.stop()
 
 
-@pytest.mark.parametrize("silence_s", [12, 24])
+@pytest.mark.parametrize("silence_s", [24, 34])
 async def test_a_silence_longer_than_what_is_kept_needs_no_replay(target: str, silence_s: int) -> None:
     """The connection is lost when far more audio had come than is kept, but no speech in it."""
     speech = sound(("speech", 1.0), ("silence", 0.8))
     quiet = np.zeros(silence_s * 16000, np.int16)
     async with (
         Proxy(int(target.rpartition(":")[2])) as proxy,
-        AsyncClient(f"127.0.0.1:{proxy.port}", retry=RetryPolicy(replay_limit_s=6)) as client,
+        AsyncClient(f"127.0.0.1:{proxy.port}", retry=RetryPolicy(replay_limit_s=14)) as client,
         client.conversation().turn() as turn,
     ):
         await turn.push(quiet)
         settled_s = 0.0
         async with asyncio.timeout(20):
-            while settled_s < silence_s // 10 * 10 - 1:
+            while settled_s < silence_s // 10 * 10 - 5:
                 event = await anext(turn)
                 settled_s = event.settled_s if isinstance(event, StreamProgress) else settled_s
         proxy.reset()

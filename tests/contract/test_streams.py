@@ -512,7 +512,7 @@ async def test_a_result_lost_on_its_way_is_given_again(stub: Stub, answered: int
 
 
 async def test_progress_reports_what_needs_no_replay(stub: Stub) -> None:
-    """In silence it grows; while an utterance waits or is spoken it stays at its start; the offset is in it."""
+    """In silence it grows; while an utterance waits or is spoken it stays before it; the offset is in it."""
     audio = sound(("silence", 11.0), ("speech", 1.0), ("silence", 12.0), ("speech", 8.0), ("silence", 0.8))
     heard = chunks(encode(audio))
     async with Talk(stub) as talk:
@@ -523,10 +523,42 @@ async def test_progress_reports_what_needs_no_replay(stub: Stub) -> None:
     check_stream(responses)
     progress_s = [samples(p.settled_offset) / RATE_HZ - 100 for p in of_kind(responses, "stream_progress")]
     assert len(progress_s) == 3, "one in ten seconds"
-    assert 9 < progress_s[0] <= 10
-    assert 19 < progress_s[1] <= 20
+    assert 5 < progress_s[0] <= 10
+    assert 15 < progress_s[1] <= 20
     last = finals(responses)[-1]
-    assert 23 < progress_s[2] <= samples(last.start_offset) / RATE_HZ - 100 < 25
+    assert 19 < progress_s[2] <= samples(last.start_offset) / RATE_HZ - 100 < 25
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "forgotten"])
+async def test_a_stream_resumed_where_all_was_settled_gives_the_same(stub: Stub, known: bool) -> None:
+    """Both kinds of place: the end of the last final, and a long quiet; on a server that knows the turn, or another."""
+    parts = [("speech", 1.0), ("silence", 8.0), ("speech", 5.0), ("silence", 0.8), ("speech", 9.0), ("silence", 9.0)]
+    audio = sound(*parts)
+    audio = audio + np.random.default_rng(4).normal(0, 0.002, len(audio))  # no two silences are alike
+    fields: dict[str, Any] = {"turn_id": "t", "endpointing_config": {"max_utterance_duration": seconds(6)}}
+    heard = encode(audio)
+    async with Talk(stub) as talk:
+        await talk.send(config(conversation_id=f"all-{known}", **fields))
+        for begin_s, end_s in ((0, 9.5), (9.5, 15.5), (15.5, 21.5)):
+            await talk.send(*chunks(heard[round(32_000 * begin_s) : round(32_000 * end_s)]))
+            await talk.until("utterance_result", is_final=True)
+        await talk.send(*chunks(heard[round(32_000 * 21.5) :]))
+        whole = await talk.finish()
+    points = {samples(p.settled_offset) for p in of_kind(whole, "stream_progress")}
+    assert len(points) == 3
+    for point in points:
+        before = [u for u in finals(whole) if samples(u.end_offset) <= point]
+        reason = before[-1].end_reason if before and samples(before[-1].end_offset) == point else 0
+        again = config(
+            conversation_id=f"all-{known}" if known else f"all-{known}-{point}",
+            audio_start_offset=seconds(point / RATE_HZ),
+            resume_turn=True,
+            resume_after=reason,
+            **fields,
+        )
+        resumed = await converse(stub, [again, *chunks(heard[2 * point :])])
+        spans = [[(u.start_offset, u.end_offset, u.end_reason) for u in finals(r)] for r in (whole, resumed)]
+        assert spans[1] == spans[0][len(before) :]
 
 
 async def test_resuming_earlier_replaces_what_came_after(stub: Stub) -> None:

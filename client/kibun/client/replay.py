@@ -27,7 +27,7 @@ class ReplayBuffer:
         self.start = 0
         self._middle = 0
         self._released = 0
-        self._droppable = 0  # all before it may be dropped where space runs out: see `mark_droppable`
+        self._droppable = 0  # a replay may begin here where space runs out: see `mark_droppable`
         self.unsent_bytes = 0
 
     def append(self, item: bytes | EndOfTurn) -> None:
@@ -62,20 +62,21 @@ class ReplayBuffer:
                 self.start += len(first)
 
     def mark_droppable(self, position: int) -> None:
-        """Allows audio before `position` bytes to be dropped where space runs out: it needs no replay.
+        """Allows audio before `position` bytes to be dropped where space runs out: a replay may begin exactly there.
 
-        It is kept as long as there is space. A replay from the end of the last utterance is cut into utterances just
-        as before; in one from within a silence, the server's detector would start afresh.
+        It is kept as long as there is space: after the end of an utterance the server counts its timeouts on, too.
         """
         self._droppable = max(self._droppable, min(position, self._middle))
 
     def rewind(self) -> None:
         """Marks everything kept as unsent. Raises ReplayBufferExceededError if audio that is needed was dropped."""
-        if self.start > max(self._released, self._droppable):
-            raise ReplayBufferExceededError(
-                "the connection was lost while more audio was without a final than is kept for replay: raise "
-                "RetryPolicy.replay_limit_s, or shorten utterances with Endpointing.max_utterance_ms"
-            )
+        if self.start > self._released:
+            if self.start > self._droppable:
+                raise ReplayBufferExceededError(
+                    "the connection was lost while more audio was without a final than is kept for replay: raise "
+                    "RetryPolicy.replay_limit_s, or shorten utterances with Endpointing.max_utterance_ms"
+                )
+            self.release(self._droppable)
         while self._sent:
             piece = self._sent.pop()
             self._unsent.appendleft(piece)

@@ -95,6 +95,8 @@ SHORT = EndpointingOptions(
     min_speech_ms=60, utterance_end_silence_ms=300, max_utterance_ms=1_000, pre_roll_ms=40, hang_over_ms=110
 )
 
+LATE = EndpointingOptions(utterance_end_silence_ms=300, end_of_turn_silence_ms=7_000, speech_start_timeout_ms=6_000)
+
 patterns = st.lists(st.tuples(st.booleans(), st.integers(1, 60)), min_size=1, max_size=25)
 chunkings = st.lists(st.integers(0, 5_000), min_size=1, max_size=8).filter(lambda sizes: max(sizes) > 20)
 
@@ -166,6 +168,71 @@ def test_a_replay_from_an_utterances_end_gives_what_followed(
             again = push_in(replay, audio[event.end :], [777])
             assert moved(again, event.end) == moved(events[index + 1 :])
             assert moved(replay.flush(EndReason.HALF_CLOSE), event.end) == moved(closing)
+
+
+long_quiet = st.lists(
+    st.one_of(st.tuples(st.booleans(), st.integers(1, 60)), st.tuples(st.just(False), st.integers(200, 600))),
+    min_size=1,
+    max_size=12,
+)
+
+
+@settings(max_examples=120)
+@given(
+    runs=long_quiet,
+    options=st.sampled_from([OPTIONS, SHORT, LATE]),
+    memory=st.sampled_from([0.0, 0.6]),
+    known=st.booleans(),
+)
+def test_a_replay_from_what_is_settled_gives_what_followed(
+    runs: Runs, options: EndpointingOptions, memory: float, known: bool
+) -> None:
+    """known: the server still knows the turn's last utterance before, wherever it ended; else only the client does,
+    which tells of one that ended exactly there."""
+    audio = sound(runs)
+    undisturbed = Segmenter(options, FakeVad(memory))
+    events, settled, seen = [], [0], [0]
+    for position in range(0, len(audio), 1_600):
+        events += undisturbed.push(audio[position : position + 1_600])
+        if undisturbed.settled > settled[-1]:
+            settled.append(undisturbed.settled)
+            seen.append(len(events))
+    for origin, count in zip(settled[1:], seen[1:], strict=True):
+        turn = [e for e in events[:count] if isinstance(e, SpeechSegment | TurnSilence)]
+        last = turn[-1] if turn and isinstance(turn[-1], SpeechSegment) and turn[-1].end <= origin else None
+        if last and (known or last.end == origin):
+            replay = Segmenter(options, FakeVad(memory), last.reason, origin - last.end)
+        else:
+            replay = Segmenter(options, FakeVad(memory))
+        again = moved(push_in(replay, audio[origin:], [777]), origin)
+        assert again == moved(events[count:]) or _but_timeouts(again) == _but_timeouts(moved(events[count:]))
+        if known and last:
+            assert again == moved(events[count:])
+
+
+def _but_timeouts(events: list[tuple[object, ...]]) -> list[tuple[object, ...]]:
+    """A server that does not know the turn counts its speech_start_timeout anew."""
+    return [event for event in events if event[0] is not NoSpeechTimeout]
+
+
+def test_a_long_quiet_is_settled_except_what_a_timer_counts() -> None:
+    quiet = ms((False, 30_000))
+    for options, first in ((EndpointingOptions(), 0), (EndpointingOptions(speech_start_timeout_ms=9_000), 9_000)):
+        segmenter, points = Segmenter(options, FakeVad()), set()
+        for position in range(0, len(quiet), 160):
+            segmenter.push(quiet[position : position + 160])
+            assert segmenter.position - segmenter.settled <= max(first, 0) * MS + 9_000 * MS
+            points.add(segmenter.settled)
+        assert min(points - {0}) >= first * MS
+        assert segmenter.settled > 24_000 * MS
+
+
+def test_what_is_said_after_a_long_quiet_keeps_its_pre_roll() -> None:
+    """Wherever it begins between two restarts of the detector."""
+    options = EndpointingOptions(pre_roll_ms=1_000, min_speech_ms=60)
+    for quiet_ms in range(4_000, 9_000, 340):
+        (utterance,) = utterances(run(ms((False, quiet_ms), (True, 400), (False, 1_000)), options))
+        assert utterance.start == (quiet_ms // 20 * 20 - 1_000) * MS
 
 
 def test_an_utterance_keeps_its_pre_roll_and_hang_over() -> None:

@@ -109,6 +109,7 @@ class SpeechSegment:
     audio: Samples
     speech_samples: int  # of them in frames that the VAD took for speech
     reason: EndReason
+    replay_from: int  # a stream that resumes here gives this segment again, at or before `start`
 
 
 SegmenterEvent = SpeechBegin | SpeechEnd | NoSpeechTimeout | TurnSilence | SpeechSegment

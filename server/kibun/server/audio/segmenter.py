@@ -10,9 +10,10 @@ never reaches into the one before. At `max_utterance_ms` it is cut, at the longe
 there was one; the next then starts exactly at the cut, already in `speaking`, so that nothing is lost.
 
 **Restartable.** When an utterance closes, the VAD is reset and everything after the utterance's end is read
-again. So what follows depends only on the audio from there on: a client that lost its connection and replays
-from the end of the last utterance (`resume_after` its reason) gets the same utterances, sample for sample. The
-resets lose no speech in quiet and at 20 dB SNR, and up to 0.4 % of it at 10 dB (benchmarks/detection.md).
+again; in a long quiet the same happens every few seconds, with the last half second read again, so that the
+detector has settled before anything new is decided. So what follows depends only on the audio from the latest
+restart on: a client that lost its connection and replays from the end of the last utterance (`resume_after` its
+reason) or from `settled` gets the same events, sample for sample. What the restarts cost: benchmarks/detection.md.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ _SAMPLES_PER_MS = SAMPLE_RATE_HZ // 1000
 _START_GAP_MS = 100
 #: In `stopping`, speech must last this long to interrupt the silence: single frames are false alarms.
 _RESTART_MS = 60
+#: In quiet the detector is restarted this often, and reads this much again, or the pre-roll if that is longer.
+_QUIET_RESTART_MS = 4_000
+_LEAD_MS = 500
 #: A forced cut looks for a pause in this last share of the longest utterance.
 _CUT_WINDOW = 0.25
 _PUSH_SAMPLES = SAMPLE_RATE_HZ  # longer pushes are taken in such pieces, so that the buffer stays small
@@ -74,8 +78,13 @@ class Segmenter:
     Not thread-safe. Memory: twice the open utterance, at most max_utterance, and a second or two.
     """
 
-    def __init__(self, options: EndpointingOptions, vad: Vad, resume_after: EndReason | None = None) -> None:
-        """resume_after: the stream continues where an utterance of the same turn ended for this reason."""
+    def __init__(
+        self, options: EndpointingOptions, vad: Vad, resume_after: EndReason | None = None, silence: int = 0
+    ) -> None:
+        """resume_after: why the turn's last utterance ended, `silence` samples before the stream begins.
+
+        None: nothing is known to have been said in the turn before.
+        """
         self.options = options
         self.position = 0  # samples pushed
         self._vad = vad
@@ -87,21 +96,27 @@ class Segmenter:
         self._pause: _Pause | None = None
         self._state = _QUIET
         # Set by _start_turn.
-        self._turn_start = self._silent_since = 0
+        self._turn_start = self._silent_since = self._timer_at = 0
         self._turn_spoke = self._timed_out = False
         self._min_speech = max(options.min_speech_ms * _SAMPLES_PER_MS, 1)
         self._end_silence = options.utterance_end_silence_ms * _SAMPLES_PER_MS
         self._max_utterance = options.max_utterance_ms * _SAMPLES_PER_MS
         self._pre_roll = options.pre_roll_ms * _SAMPLES_PER_MS
+        self._lead = max(_LEAD_MS * _SAMPLES_PER_MS, self._pre_roll)
         self._hang_over = min(options.hang_over_ms * _SAMPLES_PER_MS, self._end_silence)
         self._turn_silence = _samples_or_none(options.end_of_turn_silence_ms)
         self._start_timeout = _samples_or_none(options.speech_start_timeout_ms)
         self._buffer = SampleBuffer()
+        self.settled = 0
+        """A stream that resumes here gives the same events from here on, and nothing before is missing. Never falls.
+
+        It does not pass audio that a timer of the turn still counts.
+        """
         self._start_turn(0)
-        self._restart(0, resume_after)
+        self._restart(0, resume_after if silence == 0 else None)
         self._turn_spoke = resume_after is not None
-        if resume_after is EndReason.SILENCE:
-            self._silent_since = -self._hang_over
+        if resume_after is not None:
+            self._silent_since = -silence - (self._hang_over if resume_after is EndReason.SILENCE else 0)
 
     @property
     def open_start(self) -> int | None:
@@ -113,6 +128,13 @@ class Segmenter:
         """Everything before this sample belongs to a segment that was given out, or to none. Never falls."""
         if self._state is _QUIET:
             return max(self._cursor - self._pre_roll, self._origin)
+        return self._start
+
+    @property
+    def _read_again_from(self) -> int:
+        """What a restart may need, too."""
+        if self._state in (_QUIET, _STARTING):
+            return max(self._cursor - self._lead - _START_GAP_MS * _SAMPLES_PER_MS, self._origin)
         return self._start
 
     def open_audio(self, until: int) -> Samples:
@@ -134,7 +156,7 @@ class Segmenter:
             self.position += len(piece)
             while self._cursor + self._frame <= self.position:
                 self._read(events)
-            self._buffer.drop_before(self.needed_from)
+            self._buffer.drop_before(min(self.needed_from, self._read_again_from))
         return events
 
     def flush(self, reason: EndReason) -> list[SegmenterEvent]:
@@ -151,6 +173,7 @@ class Segmenter:
             self._close(min(self._speech_end + self._hang_over, self.position), reason, events)
         self._start_turn(self.position)
         self._restart(self.position, None)
+        self.settled = self.position
         self._buffer.drop_before(self.position)
         return events
 
@@ -184,6 +207,7 @@ class Segmenter:
                 self._cut(events)
         elif self._cursor > self._origin:  # otherwise an utterance has just closed: nothing was read since
             self._check_timers(end, events)
+            self._restart_in_quiet()
 
     def _step_starting(self, speech: bool, end: int, events: list[SegmenterEvent]) -> None:
         if speech:
@@ -244,7 +268,8 @@ class Segmenter:
 
     def _emit(self, end: int, reason: EndReason, events: list[SegmenterEvent]) -> None:
         audio = self._buffer.copy(self._start, end)
-        events.append(SpeechSegment(self._start, end, audio, self._speech_samples, reason))
+        events.append(SpeechSegment(self._start, end, audio, self._speech_samples, reason, self.settled))
+        self.settled = end
 
     def _restart(self, origin: int, after: EndReason | None) -> None:
         """Reads on from `origin` as if the stream began there."""
@@ -255,8 +280,17 @@ class Segmenter:
         self._pause = None
         self._state = _SPEAKING if after is EndReason.MAX_DURATION else _QUIET
 
+    def _restart_in_quiet(self) -> None:
+        """Starts afresh after every few seconds of quiet, and calls them settled once no timer counts them."""
+        if self._state is not _QUIET or self._cursor - self._origin < _QUIET_RESTART_MS * _SAMPLES_PER_MS + self._lead:
+            return
+        self._restart(self._cursor - self._lead, None)
+        counted = self._turn_silence if self._turn_spoke else None if self._timed_out else self._start_timeout
+        if counted is None and self._origin >= self._timer_at:
+            self.settled = self._origin
+
     def _start_turn(self, position: int) -> None:
-        self._turn_start = self._silent_since = position
+        self._turn_start = self._silent_since = self._timer_at = position
         self._turn_spoke = self._timed_out = False
 
     def _check_timers(self, end: int, events: list[SegmenterEvent]) -> None:
@@ -268,7 +302,7 @@ class Segmenter:
                 self._start_turn(end)
         elif self._start_timeout is not None and not self._timed_out and end - self._turn_start >= self._start_timeout:
             events.append(NoSpeechTimeout(end))
-            self._timed_out = True
+            self._timed_out, self._timer_at = True, end
 
 
 def _samples_or_none(duration_ms: int | None) -> int | None:

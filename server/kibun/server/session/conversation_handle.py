@@ -145,9 +145,10 @@ class ConversationHandle:
     # ---- while the stream runs
 
     def resumed_after(self) -> UtteranceRecord | None:
-        """The utterance at whose end the stream begins, if it resumes its turn there."""
+        """The turn's last utterance before the stream, if it resumes a turn that had one."""
         records = self.participant.turn(self._options.turn_id)
-        return next((r for r in records if r.end == self._options.start_offset), None)
+        before = [r for r in records if r.end <= self._options.start_offset]
+        return max(before, key=lambda record: record.end, default=None)
 
     async def check_next_turn(self, turn_id: str) -> None:
         """Raises Failure unless the stream may go on with a turn of this id."""

@@ -171,7 +171,10 @@ class StreamWarning:
 
 @dataclass(frozen=True, slots=True)
 class StreamProgress:
-    """Audio before `settled` has its finals, all sent before this event, or belongs to no utterance."""
+    """Audio before `settled` has its finals, all sent before this event, or belongs to no utterance.
+
+    A stream that resumes exactly there gives the same events from there on.
+    """
 
     settled: int
 

@@ -30,7 +30,7 @@ from kibun.server.session.wall_clock import MessageThrottle, RateWatch
 
 BLOCK = SAMPLE_RATE_HZ // 10  # audio is segmented in blocks of 100 to 200 ms: interims fall due inside big chunks
 BLOCKS_PER_STEP = 10  # of one message; then other streams get their turn
-PROGRESS_EVERY = 10 * SAMPLE_RATE_HZ  # samples between two reports of how far all is processed
+PROGRESS_EVERY = 10 * SAMPLE_RATE_HZ  # samples between two reports of how far all is settled
 
 
 class Listener:
@@ -144,14 +144,14 @@ class Listener:
             await self._outbox.put(StreamWarning("RATE_MISMATCH_SUSPECTED", message, {"likely_hertz": str(true_hz)}))
 
     async def _report_progress(self) -> None:
-        """Finals of what is processed are in the outbox already, before this."""
+        """Finals of what is settled are in the outbox already, before this."""
         if self.received < self._next_progress:
             return
         self._next_progress = self.received - self.received % PROGRESS_EVERY + PROGRESS_EVERY
-        if (processed := self._turns.processed) > self._reported:
-            self._reported = processed
-            await self._turns.note_settled(processed)
-            await self._outbox.put(StreamProgress(processed + self._options.start_offset))
+        if (settled := self._turns.settled) > self._reported:
+            self._reported = settled
+            await self._turns.note_settled(settled)
+            await self._outbox.put(StreamProgress(settled + self._options.start_offset))
 
     # ---- limits
 

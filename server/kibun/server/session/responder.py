@@ -53,9 +53,9 @@ class Responder:
         self._interim: asyncio.Task[None] | None = None
 
     @property
-    def waits_from(self) -> int | None:
-        """Start of the first segment that waits for its final; None if all are answered."""
-        return self._waiting[0].start if self._waiting else None
+    def waits_for(self) -> SpeechSegment | None:
+        """The first segment that waits for its final; None if all are answered."""
+        return self._waiting[0] if self._waiting else None
 
     @property
     def interim_stretch(self) -> float:

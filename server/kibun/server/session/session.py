@@ -143,8 +143,8 @@ class Session:
     # ---- the parts that depend on what the conversation knows
 
     def _turn_tracker(self) -> TurnTracker:
-        """A stream that resumes its turn exactly where an utterance ended goes on in the same state. If the server has
-        lost that utterance, the client's word counts.
+        """A stream that resumes its turn goes on in the same state. If the server has lost the utterance before, the
+        client's word counts.
         """
         options = self._options
         before = self._conversation.resumed_after()
@@ -152,6 +152,7 @@ class Session:
             options.endpointing,
             self._dependencies.make_vad(options.endpointing.vad_aggressiveness),
             resume_after=before.reason if before else options.resumes_after,
+            silence=options.start_offset - before.end if before else 0,
         )
         new_turn_id = self._dependencies.new_turn_id
         return TurnTracker(options, segmenter, self._responder, self._conversation, self._outbox, new_turn_id)

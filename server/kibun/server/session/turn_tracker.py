@@ -68,8 +68,14 @@ class TurnTracker:
     @property
     def processed(self) -> int:
         """Everything before this sample has its final, or belongs to no utterance. Never falls."""
-        waits_from = self._responder.waits_from
-        return self._segmenter.needed_from if waits_from is None else min(self._segmenter.needed_from, waits_from)
+        waits_for = self._responder.waits_for
+        return self._segmenter.needed_from if waits_for is None else min(self._segmenter.needed_from, waits_for.start)
+
+    @property
+    def settled(self) -> int:
+        """The latest sample, not after `processed`, from which a replay gives all that is still to come."""
+        waits_for = self._responder.waits_for
+        return self._segmenter.settled if waits_for is None else waits_for.replay_from
 
     def audio_arrived(self) -> None:
         """The client sent audio, be it less than a sample: a turn that it asked for is due."""
@@ -115,7 +121,7 @@ class TurnTracker:
             self._next_interim = due + round(apart * self._responder.interim_stretch)
         if due is not None:
             audio = self._segmenter.open_audio(opened + due)
-            segment = SpeechSegment(opened, opened + due, audio, len(audio), EndReason.SILENCE)
+            segment = SpeechSegment(opened, opened + due, audio, len(audio), EndReason.SILENCE, opened)
             self._responder.interim(segment, self._turn.turn_id)
 
     @property
