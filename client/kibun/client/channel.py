@@ -56,6 +56,8 @@ def check_connection(target: str, credentials: Credentials) -> None:
     check_target(target)
     if (credentials.certificate_chain is None) != (credentials.private_key is None):
         raise _invalid("mutual TLS needs both certificate_chain and private_key", "private_key")
+    if not _is_printable_ascii(credentials.token or ""):
+        raise _invalid("a token holds printable ASCII characters only: was it read with its line's end?", "token")
     exposed = credentials.token and not credentials.secure and not credentials.allow_plaintext_token
     if exposed and not _is_local(target):
         raise _invalid(
@@ -124,6 +126,10 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_printable_ascii(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def _invalid(message: str, field: str = "target") -> InvalidRequestError:

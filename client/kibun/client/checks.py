@@ -6,6 +6,7 @@ import types
 from dataclasses import fields
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from kibun.client.errors import ErrorDetails, InvalidRequestError, WrongTypeError
@@ -18,7 +19,10 @@ _KINDS: dict[Any, str] = {
     float: "a number",
     str: "a string",
     bool: "True or False",
+    bytes: "bytes",
+    Path: "a path",
     datetime: "a datetime",
+    types.NoneType: "None",
 }
 
 
@@ -39,24 +43,20 @@ def check_fields(options: Any, prefix: str = "") -> None:
 
 
 def check_value(name: str, value: object, kind: Any) -> None:
-    """Raises InvalidRequestError unless `value` is of the annotated type `kind`: a class, a Literal, or one or None."""
-    if get_origin(kind) in (types.UnionType, Literal):
-        options = get_args(kind)
-        if get_origin(kind) is Literal:
-            if not (isinstance(value, str) and value in options):
-                raise _wrong(f"{name} cannot be {value!r}: choose one of {', '.join(options)}", name)
-            return
-        if value is None and type(None) in options:
-            return
-        kind = next(option for option in options if option is not type(None))
-    if not _is_kind(value, kind):
-        wanted = _KINDS.get(kind, f"kibun.client.{kind.__name__}")
+    """Raises InvalidRequestError unless `value` is of the annotated type `kind`: a class, a union, or a Literal."""
+    if get_origin(kind) is Literal:
+        if not (isinstance(value, str) and value in get_args(kind)):
+            raise _wrong(f"{name} cannot be {value!r}: choose one of {', '.join(get_args(kind))}", name)
+        return
+    kinds = get_args(kind) if get_origin(kind) is types.UnionType else (kind,)
+    if not any(_is_kind(value, one) for one in kinds):
+        wanted = " or ".join(_KINDS.get(one, f"kibun.client.{one.__name__}") for one in kinds)
         message = f"{name} must be {wanted}, not {_shown(value)} ({type(value).__name__})"
         raise WrongTypeError(message, _details(name, message, WrongTypeError.default_reason))
     if isinstance(value, str):
         _check_text(name, value)
-    elif kind in (int, float):
-        _check_range(name, value, _MAX_INT if kind is int else _MAX_S)
+    elif int in kinds or float in kinds:
+        _check_range(name, value, _MAX_INT if int in kinds else _MAX_S)
 
 
 def _is_kind(value: object, kind: Any) -> bool:
@@ -75,7 +75,7 @@ def _check_text(name: str, value: str) -> None:
 
 
 def _check_range(name: str, value: Any, limit: float) -> None:
-    if not (math.isfinite(value) and abs(value) <= limit):
+    if value is not None and not (math.isfinite(value) and abs(value) <= limit):
         raise _wrong(f"{name} must be a finite number within ±{limit:.12g}, not {value!r}", name)
 
 

@@ -5,7 +5,7 @@ import time
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypedDict, Unpack
+from typing import TYPE_CHECKING, Self, TypedDict, Unpack, get_type_hints
 
 from kibun.client.channel import Credentials, read_pem
 from kibun.client.checks import check_timeout, check_value
@@ -38,6 +38,9 @@ class ClientOptions(TypedDict, total=False):
     retry: RetryPolicy | None
 
 
+_OPTION_TYPES = {"target": str, **get_type_hints(ClientOptions)}
+
+
 class AsyncClient:
     """Client of a kibun server at `target` ("host:port"); may be made anywhere, also at import.
 
@@ -61,6 +64,10 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy | None = None,
     ) -> None:
+        given = locals()
+        for name, kind in _OPTION_TYPES.items():
+            check_value(name, given[name], kind)
+        check_timeout(timeout_s)
         credentials = Credentials(
             token=token,
             tls=tls,
@@ -69,9 +76,6 @@ class AsyncClient:
             private_key=read_pem(private_key),
             allow_plaintext_token=allow_plaintext_token,
         )
-        check_value("timeout_s", timeout_s, float)
-        check_timeout(timeout_s)
-        check_value("retry", retry, RetryPolicy | None)
         self.target = target
         self._transport = Transport(target, credentials, timeout_s)
         self._timeout_s = timeout_s

@@ -88,6 +88,7 @@ class AudioStream:
         A source that is being fed gets a second to notice.
         """
         self._stop_feed()
+        self._error_was_raised |= not self._engine.over.is_set()  # to be cancelled is no error for who cancels
         await self._engine.cancel()
         if self._feeder is not None:
             await asyncio.wait({self._feeder}, timeout=source.STOP_GRACE_S)

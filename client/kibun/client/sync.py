@@ -337,8 +337,10 @@ async def _next_or_none(events: AsyncIterator[Event]) -> Event | None:
 
 
 async def _outcome(coroutine: Coroutine[Any, Any, T]) -> tuple[T | None, BaseException | None]:
-    """What the coroutine returns, or an exception that would end the loop if it were raised there."""
+    """What the coroutine returns or raises. Raised here, SystemExit would end the loop, and others would be copied."""
     try:
         return await coroutine, None
-    except (KeyboardInterrupt, SystemExit) as error:
+    except asyncio.CancelledError:
+        raise
+    except BaseException as error:
         return None, error

@@ -11,7 +11,7 @@ import grpc
 
 from kibun.client import forking
 from kibun.client.channel import Credentials, call_metadata, check_connection, open_channel
-from kibun.client.errors import ErrorDetails, MisuseError
+from kibun.client.errors import DeadlineError, ErrorDetails, MisuseError
 from kibun.client.status import error_from_rpc
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub
@@ -22,6 +22,8 @@ Response = TypeVar("Response")
 _MASKED_DETAILS = "Internal error from Core"
 _UNMASK_WAIT_S = 1.0
 _UNMASK_POLL_S = 0.01
+# gRPC takes a time that is far away for one that is past.
+_LONGEST_CALL_S = 1e8
 # For the connection of another event loop to be closed there; that loop may end at any moment.
 _CLOSE_ELSEWHERE_S = 1.0
 
@@ -87,9 +89,13 @@ class Transport:
     ) -> Response:
         """One request, one response. Raises KibunError."""
         try:
-            return await method(request, timeout=timeout_s, metadata=self._metadata)
+            limit_s = None if timeout_s is None else min(timeout_s, _LONGEST_CALL_S)
+            return await method(request, timeout=limit_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise error_from_rpc(error, self.target) from None
+            failure = error_from_rpc(error, self.target)
+            if timeout_s is not None and failure.reason == DeadlineError.default_reason:  # gRPC's own words
+                failure = DeadlineError(f"{self.target} did not answer within {timeout_s:g} s", failure.details)
+            raise failure from None
         except asyncio.CancelledError:
             # The channel cancels its calls when it is closed; that is no one's wish to cancel the caller.
             task = asyncio.current_task()
