@@ -174,7 +174,7 @@ class AsyncClient:
                 return
             if time.monotonic() + 0.1 >= deadline:
                 raise UnavailableError(
-                    f"{self.target} was not ready within {timeout_s:g} s ({state}): is `kibun serve` running there?",
+                    f"{self.target} was not ready within {timeout_s:g} s: {state}",
                     ErrorDetails(reason="NOT_READY"),
                 )
             await asyncio.sleep(0.1)
@@ -189,7 +189,9 @@ class AsyncClient:
             answer = await self._transport.call(check, health_pb2.HealthCheckRequest(), timeout_s)
         except (UnavailableError, DeadlineError) as error:
             return error.message
-        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+            return "SERVING"
+        return f"{self.target} answers that it is NOT_SERVING: it is loading its model, or is stopping"
 
 
 class AsyncConversation:

@@ -12,10 +12,12 @@ import grpc
 from kibun.client import forking
 from kibun.client.channel import Credentials, call_metadata, check_connection, open_channel
 from kibun.client.errors import DeadlineError, ErrorDetails, MisuseError
+from kibun.client.explain import explain_deadline
 from kibun.client.status import error_from_rpc
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub
 
+_NONE = Credentials()
 # grpc.aio writes this over the server's own status when a write fails because the server has just ended the stream.
 _MASKED_DETAILS = "Internal error from Core"
 _UNMASK_WAIT_S = 1.0
@@ -89,9 +91,9 @@ class Transport:
             limit_s = min(timeout_s, _LONGEST_CALL_S)
             return await method()(request, timeout=limit_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            failure = error_from_rpc(error, self.target)
+            failure = error_from_rpc(error, self.target, self._credentials)
             if failure.reason == DeadlineError.default_reason:  # gRPC's own words
-                failure = DeadlineError(f"{self.target} did not answer within {timeout_s:g} s", failure.details)
+                failure = DeadlineError(explain_deadline(self.target, timeout_s), failure.details)
         except asyncio.CancelledError:
             # The channel cancels its calls when it is closed; that is no one's wish to cancel the caller.
             task = asyncio.current_task()
@@ -102,7 +104,7 @@ class Transport:
 
     def streaming_analyze(self) -> "StreamCall":
         """Opens the bidirectional call."""
-        return StreamCall(self.stub.StreamingAnalyze(metadata=self._metadata), self.target)
+        return StreamCall(self.stub.StreamingAnalyze(metadata=self._metadata), self.target, self._credentials)
 
     async def close(self) -> None:
         """Closes all connections for good; calls and streams in flight end with MisuseError."""
@@ -169,13 +171,14 @@ def running_loop() -> asyncio.AbstractEventLoop:
 class StreamCall:
     """One StreamingAnalyze call: a side to write and a side to read, each used by one task."""
 
-    def __init__(self, call: Any, target: str) -> None:
+    def __init__(self, call: Any, target: str, credentials: Credentials = _NONE) -> None:
         self._call = call
         # Not `call.read()`: after a failed write that leaves messages unread which had already arrived.
         self._responses: AsyncIterator[pb.StreamingAnalyzeResponse] = aiter(call)
         self._first_status: grpc.RpcError | None = None
         call.add_done_callback(self._remember_status)
         self._target = target
+        self._credentials = credentials
         self.request_id: str | None = None
 
     async def write(self, request: pb.StreamingAnalyzeRequest) -> bool:
@@ -196,7 +199,9 @@ class StreamCall:
         try:
             return await anext(self._responses, None)
         except grpc.RpcError as error:
-            failure = error_from_rpc(await self._unmasked(error), self._target, request_id=self.request_id)
+            failure = error_from_rpc(
+                await self._unmasked(error), self._target, self._credentials, request_id=self.request_id
+            )
         raise failure
 
     def cancel(self) -> None:
