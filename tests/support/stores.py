@@ -52,7 +52,7 @@ async def open_stores(kind: StoreKind, *, tenant_conversations: int = TENANT_CON
     async with AsyncExitStack() as stack:
         if kind == "memory":
             now = [1000.0]
-            memory = MemoryStore(lambda: now[0], tenant_conversations=tenant_conversations)
+            memory = MemoryStore(lambda: now[0], lambda: now[0], tenant_conversations=tenant_conversations)
 
             async def later(_: Key, seconds: float) -> None:
                 now[0] += seconds
@@ -97,6 +97,9 @@ class FakeStream:
     def notify_behind(self, is_behind: bool) -> None:
         self.notices.append(is_behind)
 
+    def notify_damaged(self) -> None:
+        self.notices.append("damaged")
+
     def reject(self, failure: Failure) -> None:
         self.notices.append(failure.reason)
 
@@ -120,7 +123,7 @@ def record(
         end=start + 16_000,
         speech=speech if level else 0,
         vector=np.full(4, level, np.float16) if level else None,
-        emotion=(level, 5 - level) if level else None,
+        emotion=(level, 6 - level) if level else None,
         traits=traits(level) if level else None,
         traits_source="conversation",
         reason=EndReason.SILENCE,
@@ -152,8 +155,8 @@ def plain(conversation: Conversation | None, *, times: bool = True) -> Any:
 def _plain_participant(p: Participant) -> Any:
     openings = [(turn, opening.when.hex(), opening.offset) for turn, opening in p.openings.items()]
     return (
-        (p.participant_id, p.finished_turns, p.revision, _hex(p.given_traits)),
-        openings,
+        (p.participant_id, p.finished_turns, p.more_turns, p.revision, _hex(p.given_traits), p.bundle),
+        (openings, dict(p.earlier), p.dropped),
         tuple(map(plain_record, p.records)),
     )
 
@@ -161,7 +164,7 @@ def _plain_participant(p: Participant) -> Any:
 def plain_record(r: UtteranceRecord) -> Any:
     vector = None if r.vector is None else (r.vector.dtype.str, r.vector.shape, r.vector.tobytes())
     numbers = (r.start, r.end, r.speech, _hex(r.emotion), _hex(r.traits))
-    return (r.utterance_id, r.turn_id, numbers, vector, r.traits_source, r.reason)
+    return (r.utterance_id, r.turn_id, numbers, vector, r.traits_source, r.reason, r.bundle)
 
 
 def _hex(values: tuple[float, ...] | None) -> Any:

@@ -28,7 +28,7 @@ from kibun.client.events import (
     event_from_response,
 )
 from kibun.client.options import BYTES_PER_SAMPLE, RetryPolicy, StreamConfig
-from kibun.client.replay import EndOfTurn, ReplayBuffer
+from kibun.client.replay import EndOfTurn, FinalsReceived, ReplayBuffer
 from kibun.client.retry import RetryBudget, may_retry
 from kibun.client.transport import StreamCall, Transport, running_loop
 from kibun.v1 import speech_analysis_pb2 as pb
@@ -66,6 +66,7 @@ class StreamEngine:
         self._may_put = asyncio.Event()
         self._reconnects = 0
         self._last_final: UtteranceResult | None = None
+        self._finals = FinalsReceived()
         # The loop in which all of this happens, and the task that does it; None until it is started.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
@@ -150,7 +151,7 @@ class StreamEngine:
             self.error = self.error or TurnEndedError("the stream was cancelled by this side", cancelled)
             raise
         except Exception as error:
-            self.error = self.error or error.with_traceback(None)  # which would keep the call
+            self.error = self.error or error
         finally:
             self.over.set()
             self.opened.set()
@@ -247,6 +248,8 @@ class StreamEngine:
                 self._retries.reset()
                 self._buffer.release(self._position(event.end_s))
                 self._last_final = event
+                if event.response is not None:
+                    self._finals.add(event.response.utterance_result)
             case StreamProgress():
                 self._buffer.mark_droppable(self._position(event.settled_s))
             case TurnResult() if self.turn_result is None:
@@ -284,7 +287,14 @@ class StreamEngine:
         ids = (self.started.conversation_id, self.started.turn_id)
         last = self._last_final
         after = last.end_reason if last and self._position(last.end_s) == self._buffer.start else None
-        return replace(config, conversation_id=ids[0], turn_id=ids[1], resume_turn=True, resume_after=after)
+        return replace(
+            config,
+            conversation_id=ids[0],
+            turn_id=ids[1],
+            resume_turn=True,
+            resume_after=after,
+            resume_finals=self._finals,
+        )
 
     def _position(self, time_s: float) -> int:
         """Bytes of audio before `time_s`, rounded down to a whole sample."""

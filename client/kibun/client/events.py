@@ -116,6 +116,10 @@ class TurnResult(Event):
     emotion: Emotion | None
     personality: PersonalityEstimate | None
     end_reason: EndReason
+    # Utterances, at least, whose finals arrived and were lost with a server since: nothing above counts them. They
+    # began before `missing_before_s`.
+    missing_utterance_count: int = 0
+    missing_before_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +220,8 @@ def turn_result(message: pb.TurnResult) -> TurnResult:
         emotion=if_set(message, "emotion", Emotion.from_proto),
         personality=if_set(message, "personality", PersonalityEstimate.from_proto),
         end_reason=EndReason.from_proto(message.end_reason),
+        missing_utterance_count=message.missing_utterance_count,
+        missing_before_s=if_set(message, "missing_before", seconds),
     )
 
 

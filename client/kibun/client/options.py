@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kibun.client.checks import check_fields
 from kibun.client.errors import ErrorDetails, InvalidRequestError
 from kibun.client.estimates import EndReason, Traits
+from kibun.client.replay import FinalsReceived
 from kibun.v1 import speech_analysis_pb2 as pb
 
 Encoding = Literal["linear16", "float32", "mulaw", "alaw"]
@@ -111,6 +112,8 @@ class StreamConfig:
     resume_turn: bool = False
     # `end_reason` of the final of the utterance that ends at audio_start_offset_s; None: there is none.
     resume_after: EndReason | None = None
+    # The finals of the turn that have arrived: a server that has lost some takes them from here. None: unknown.
+    resume_finals: FinalsReceived | None = field(default=None, repr=False)
     # How long the server keeps the conversation after its last stream; None: the server's default.
     conversation_ttl_s: float | None = None
 
@@ -154,6 +157,8 @@ class StreamConfig:
             audio_start_time=_timestamp(self.audio_start_time),
             resume_turn=self.resume_turn,
             resume_after=None if self.resume_after is None else self.resume_after.to_proto(),
+            resume_finals=self.resume_finals.latest if self.resume_finals else (),
+            resume_final_count=self.resume_finals.count if self.resume_finals else None,
             conversation_ttl=None if self.conversation_ttl_s is None else _duration_s(self.conversation_ttl_s),
         )
 

@@ -1,4 +1,5 @@
-"""Audio on its way: what is still to be sent, and what may have to be sent again after a lost connection.
+"""Audio on its way: what is still to be sent, what may have to be sent again after a lost connection, and the finals
+that came back for it.
 
 Positions are bytes since the first sample that was pushed, whatever connection carried them.
 """
@@ -7,6 +8,30 @@ from collections import deque
 from dataclasses import dataclass
 
 from kibun.client.errors import ReplayBufferExceededError
+from kibun.v1 import speech_analysis_pb2 as pb
+
+# Finals that a resumed turn hands over to a server that may have lost them; the contract takes no more.
+MAX_HANDED_OVER = 1024
+
+
+class FinalsReceived:
+    """The finals of a turn that have arrived: the latest, reduced to what a server reads of them, and how many."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.latest: deque[pb.UtteranceResult] = deque(maxlen=MAX_HANDED_OVER)
+
+    def add(self, final: pb.UtteranceResult) -> None:
+        self.count += 1
+        self.latest.append(
+            pb.UtteranceResult(
+                start_offset=final.start_offset,
+                end_offset=final.end_offset,
+                analyzed_duration=final.analyzed_duration,
+                emotion=final.emotion if final.HasField("emotion") else None,
+                end_reason=final.end_reason,
+            )
+        )
 
 
 @dataclass(frozen=True)

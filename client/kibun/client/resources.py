@@ -32,6 +32,8 @@ class ParticipantState:
     speech_s: float
     # Traits that a client gave. `personality` is estimated from speech, and equals these where nothing is estimated.
     given_personality: Traits | None = None
+    # Utterances, at least, whose finals arrived and were lost with a server since: nothing above counts them.
+    missing_utterance_count: int = 0
 
     @classmethod
     def from_proto(cls, message: pb.Participant) -> Self:
@@ -44,6 +46,7 @@ class ParticipantState:
             utterance_count=message.utterance_count,
             speech_s=seconds(message.speech_duration),
             given_personality=if_set(message, "given_personality", Traits.from_proto),
+            missing_utterance_count=message.missing_utterance_count,
         )
 
 

@@ -204,6 +204,12 @@ def verify(folder: Path) -> None:
             raise BundleError(f"{folder / name}: does not match {CHECKSUMS}; it was damaged or changed: get it again")
 
 
+def fingerprint(folder: Path) -> str:
+    """What the bundle's vectors depend on, as 16 hex digits: its configuration and its weights, by their checksums."""
+    listed = _read_checksums(folder / CHECKSUMS)
+    return hashlib.sha256("".join(listed[name] for name in (CONFIG, WEIGHTS)).encode()).hexdigest()[:16]
+
+
 def default_card(config: Any) -> str:
     """The card of a bundle without one: only what the configuration states."""
     status = "trained" if config.trained else "**untrained: the heads are random, the estimates mean nothing**"

@@ -88,7 +88,7 @@ class AnalysisFeatures(_message.Message):
     def __init__(self, disable_emotion: bool = ..., disable_personality: bool = ..., interim_results: bool = ..., interim_interval: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., enable_voice_activity_events: bool = ...) -> None: ...
 
 class StreamingAnalyzeConfig(_message.Message):
-    __slots__ = ("audio_config", "conversation_id", "participant_id", "turn_id", "features", "endpointing_config", "model", "require_existing_conversation", "given_personality", "audio_start_offset", "audio_start_time", "conversation_ttl", "resume_turn", "resume_after")
+    __slots__ = ("audio_config", "conversation_id", "participant_id", "turn_id", "features", "endpointing_config", "model", "require_existing_conversation", "given_personality", "audio_start_offset", "audio_start_time", "conversation_ttl", "resume_turn", "resume_after", "resume_finals", "resume_final_count")
     AUDIO_CONFIG_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_ID_FIELD_NUMBER: _ClassVar[int]
     PARTICIPANT_ID_FIELD_NUMBER: _ClassVar[int]
@@ -103,6 +103,8 @@ class StreamingAnalyzeConfig(_message.Message):
     CONVERSATION_TTL_FIELD_NUMBER: _ClassVar[int]
     RESUME_TURN_FIELD_NUMBER: _ClassVar[int]
     RESUME_AFTER_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FINALS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FINAL_COUNT_FIELD_NUMBER: _ClassVar[int]
     audio_config: AudioConfig
     conversation_id: str
     participant_id: str
@@ -117,7 +119,9 @@ class StreamingAnalyzeConfig(_message.Message):
     conversation_ttl: _duration_pb2.Duration
     resume_turn: bool
     resume_after: EndReason
-    def __init__(self, audio_config: _Optional[_Union[AudioConfig, _Mapping]] = ..., conversation_id: _Optional[str] = ..., participant_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., features: _Optional[_Union[AnalysisFeatures, _Mapping]] = ..., endpointing_config: _Optional[_Union[EndpointingConfig, _Mapping]] = ..., model: _Optional[str] = ..., require_existing_conversation: bool = ..., given_personality: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., audio_start_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., audio_start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., conversation_ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., resume_turn: bool = ..., resume_after: _Optional[_Union[EndReason, str]] = ...) -> None: ...
+    resume_finals: _containers.RepeatedCompositeFieldContainer[UtteranceResult]
+    resume_final_count: int
+    def __init__(self, audio_config: _Optional[_Union[AudioConfig, _Mapping]] = ..., conversation_id: _Optional[str] = ..., participant_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., features: _Optional[_Union[AnalysisFeatures, _Mapping]] = ..., endpointing_config: _Optional[_Union[EndpointingConfig, _Mapping]] = ..., model: _Optional[str] = ..., require_existing_conversation: bool = ..., given_personality: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., audio_start_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., audio_start_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., conversation_ttl: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., resume_turn: bool = ..., resume_after: _Optional[_Union[EndReason, str]] = ..., resume_finals: _Optional[_Iterable[_Union[UtteranceResult, _Mapping]]] = ..., resume_final_count: _Optional[int] = ...) -> None: ...
 
 class EndOfTurn(_message.Message):
     __slots__ = ("next_turn_id",)
@@ -284,7 +288,7 @@ class PersonalityUpdate(_message.Message):
     def __init__(self, participant_id: _Optional[str] = ..., personality: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., revision: _Optional[int] = ...) -> None: ...
 
 class TurnResult(_message.Message):
-    __slots__ = ("turn_id", "start_offset", "end_offset", "utterance_count", "speech_duration", "emotion", "personality", "end_reason")
+    __slots__ = ("turn_id", "start_offset", "end_offset", "utterance_count", "speech_duration", "emotion", "personality", "end_reason", "missing_before", "missing_utterance_count")
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     START_OFFSET_FIELD_NUMBER: _ClassVar[int]
     END_OFFSET_FIELD_NUMBER: _ClassVar[int]
@@ -293,6 +297,8 @@ class TurnResult(_message.Message):
     EMOTION_FIELD_NUMBER: _ClassVar[int]
     PERSONALITY_FIELD_NUMBER: _ClassVar[int]
     END_REASON_FIELD_NUMBER: _ClassVar[int]
+    MISSING_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    MISSING_UTTERANCE_COUNT_FIELD_NUMBER: _ClassVar[int]
     turn_id: str
     start_offset: _duration_pb2.Duration
     end_offset: _duration_pb2.Duration
@@ -301,7 +307,9 @@ class TurnResult(_message.Message):
     emotion: EmotionEstimate
     personality: PersonalityEstimate
     end_reason: EndReason
-    def __init__(self, turn_id: _Optional[str] = ..., start_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., end_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., utterance_count: _Optional[int] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., personality: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., end_reason: _Optional[_Union[EndReason, str]] = ...) -> None: ...
+    missing_before: _duration_pb2.Duration
+    missing_utterance_count: int
+    def __init__(self, turn_id: _Optional[str] = ..., start_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., end_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., utterance_count: _Optional[int] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., personality: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., end_reason: _Optional[_Union[EndReason, str]] = ..., missing_before: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., missing_utterance_count: _Optional[int] = ...) -> None: ...
 
 class StreamWarning(_message.Message):
     __slots__ = ("reason", "message", "metadata")
@@ -343,7 +351,7 @@ class StreamEnded(_message.Message):
     def __init__(self, reason: _Optional[str] = ..., audio_received: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., non_speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., dropped_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class Participant(_message.Message):
-    __slots__ = ("participant_id", "personality", "mean_emotion", "last_emotion", "turn_count", "utterance_count", "speech_duration", "given_personality")
+    __slots__ = ("participant_id", "personality", "mean_emotion", "last_emotion", "turn_count", "utterance_count", "speech_duration", "given_personality", "missing_utterance_count")
     PARTICIPANT_ID_FIELD_NUMBER: _ClassVar[int]
     PERSONALITY_FIELD_NUMBER: _ClassVar[int]
     MEAN_EMOTION_FIELD_NUMBER: _ClassVar[int]
@@ -352,6 +360,7 @@ class Participant(_message.Message):
     UTTERANCE_COUNT_FIELD_NUMBER: _ClassVar[int]
     SPEECH_DURATION_FIELD_NUMBER: _ClassVar[int]
     GIVEN_PERSONALITY_FIELD_NUMBER: _ClassVar[int]
+    MISSING_UTTERANCE_COUNT_FIELD_NUMBER: _ClassVar[int]
     participant_id: str
     personality: PersonalityEstimate
     mean_emotion: EmotionEstimate
@@ -360,7 +369,8 @@ class Participant(_message.Message):
     utterance_count: int
     speech_duration: _duration_pb2.Duration
     given_personality: BigFiveTraits
-    def __init__(self, participant_id: _Optional[str] = ..., personality: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., mean_emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., last_emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., turn_count: _Optional[int] = ..., utterance_count: _Optional[int] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., given_personality: _Optional[_Union[BigFiveTraits, _Mapping]] = ...) -> None: ...
+    missing_utterance_count: int
+    def __init__(self, participant_id: _Optional[str] = ..., personality: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., mean_emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., last_emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., turn_count: _Optional[int] = ..., utterance_count: _Optional[int] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., given_personality: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., missing_utterance_count: _Optional[int] = ...) -> None: ...
 
 class Conversation(_message.Message):
     __slots__ = ("conversation_id", "state", "create_time", "update_time", "expire_time", "participants", "model")

@@ -93,6 +93,7 @@ class Server:
             open_store(
                 settings.store,
                 metrics.store_errors.inc,
+                metrics.store_damaged.inc,
                 insecure=settings.insecure,
                 tenant_conversations=settings.tenant_conversations,
             )

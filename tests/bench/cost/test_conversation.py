@@ -15,7 +15,7 @@ def test_a_conversation_holds_its_vectors_and_little_more() -> None:
             held, counted = await bench.measure_memory(speaker)
             known = bench.with_records(await speaker.conversation(), 99)
             await speaker.turn(bench.pcm_of(bench.SHORT_S), known)
-            records = (await speaker.conversation()).participant(bench.SPEAKER).analysed
+            records = (await speaker.conversation()).participant(bench.SPEAKER).records
             return held, counted, len(records)
         finally:
             await backend.close()

@@ -19,8 +19,8 @@ from tests.support.stores import plain, record
 
 def full_conversation(participants: int = MAX_PARTICIPANTS) -> Conversation:
     openings = {f"turn-{n:040}": Opening(1e9 + n / 7, 0) for n in range(MAX_OPENINGS)}
-    records = tuple(record(start=n) for n in range(MAX_RECORDS))
-    people = [Participant(f"p{n}", records, tuple(openings), 1, None, openings) for n in range(participants)]
+    records = [tuple(record(start=n, who=f"p{p}") for n in range(MAX_RECORDS)) for p in range(participants)]
+    people = [Participant(f"p{n}", records[n], tuple(openings), 1, None, openings) for n in range(participants)]
     return Conversation("c", "m", 1.0, 1.0, 1800.0, participants={p.participant_id: p for p in people})
 
 

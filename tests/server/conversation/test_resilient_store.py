@@ -52,7 +52,7 @@ class Site:
         self.then: tuple[int, str] | None = None  # from that call on, another mode
         self.connection = TappedConnection(Address.parse(url), lambda: self.now)
         self.connection.tap = self.switched
-        self.store = ResilientStore(RedisStore(self.connection, clock), clock)
+        self.store = ResilientStore(RedisStore(self.connection, clock, clock), clock, clock)
 
     async def switched(self, send: Send, *words: Any) -> Any:
         probe = words[0] == "PING"

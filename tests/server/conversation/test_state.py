@@ -14,6 +14,7 @@ from kibun.server.conversation.state import (
     MAX_RECORDS,
     Conversation,
     Participant,
+    Totals,
     UtteranceRecord,
     add_utterance,
     finish_turn,
@@ -42,52 +43,54 @@ def test_an_utterance_added_twice_counts_once() -> None:
     once = participant(record(), record(start=16_000))
     twice = add_utterance(once, record(start=16_000, level=3.0))
     assert [r.start for r in twice.records] == [0, 16_000]
-    assert twice.speech == once.speech == 32_000
-    assert twice.latest is not None
-    assert twice.latest.traits == traits(3.0)
+    assert twice.totals.speech == once.totals.speech == 32_000
+    assert present(estimates.of_participant(MODEL, twice)).traits == traits(3.0)
 
 
 def test_records_and_turns_are_capped_and_the_oldest_leave() -> None:
-    someone = participant(*(record(start=n) for n in range(MAX_RECORDS + 3)))
-    assert [r.start for r in someone.records] == list(range(3, MAX_RECORDS + 3))
+    someone = participant(*(record(start=16_000 * n) for n in range(MAX_RECORDS + 3)))
+    assert [r.start // 16_000 for r in someone.records] == list(range(3, MAX_RECORDS + 3))
     for n in range(MAX_FINISHED_TURNS + 2):
         someone = finish_turn(someone, f"t{n}")
     assert len(someone.finished_turns) == MAX_FINISHED_TURNS
     assert someone.finished_turns[-1] == f"t{MAX_FINISHED_TURNS + 1}"
-    assert finish_turn(someone, "t9").finished_turns.count("t9") == 1
+    assert someone.turn_count == MAX_FINISHED_TURNS + 2
+    again = finish_turn(someone, "t9")
+    assert (again.finished_turns.count("t9"), again.turn_count) == (1, MAX_FINISHED_TURNS + 2)
 
 
 @pytest.mark.parametrize(("offset", "left"), [(0, 0), (1, 1), (16_000, 1), (16_001, 2), (10**6, 3)])
 def test_reopening_a_turn_forgets_what_will_be_sent_again(offset: int, left: int) -> None:
     someone = participant(record("other", 0), *(record(start=n * 16_000, level=n + 1.5) for n in range(3)))
     reopened = reopen_turn(someone, "t", offset)
-    assert len(reopened.turn("t")) == left
-    assert len(reopened.turn("other")) == 1
-    latest = present(reopened.latest)
+    assert reopened.turn("t").totals.utterances == left
+    assert reopened.turn("other").totals.utterances == 1
+    latest = present(estimates.of_participant(MODEL, reopened))
     assert latest.traits == traits(left + 0.5 if left else 2.0), "traits rest on what is left"
 
 
 def test_nothing_is_known_about_a_new_participant() -> None:
     new = Conversation("c", "m", 0, 0, 60).participant("p")
     assert new.participant_id == "p"
-    assert (new.analysed, new.speech, new.latest) == ((), 0, None)
+    assert (new.records, new.totals) == ((), Totals())
     assert estimates.of_participant(MODEL, new) is None
-    assert estimates.mean_emotion(new.records) is None
+    assert estimates.mean_emotion(new.totals) is None
 
 
 # ---- estimates
 
 
 def test_mean_emotion_weighs_by_speech_and_skips_what_has_none() -> None:
-    assert estimates.mean_emotion([record(level=None)]) is None
+    assert estimates.mean_emotion(Totals.of([record(level=None)])) is None
     some = [record(level=1.0, speech=3), record(level=5.0, speech=1), record(level=None)]
-    mean = present(estimates.mean_emotion(some))
-    assert (mean.valence, mean.arousal) == pytest.approx((2.0, 3.0))
+    mean = present(estimates.mean_emotion(Totals.of(some)))
+    assert (mean.valence, mean.arousal) == (2.0, 4.0)
 
 
 def test_history_is_the_vectors_in_order() -> None:
-    assert estimates.history([], 7).shape == (0, 7)
-    vectors = estimates.history([record(level=2.0), record(level=None), record(level=3.0)], 4)
+    assert estimates.history(MODEL, Participant("p")).shape == (0, 4)
+    some = (record(level=2.0), record(start=16_000, level=None), record(start=32_000, level=3.0))
+    vectors = estimates.history(MODEL, participant(*some))
     assert vectors.dtype == np.float16
     assert vectors.tolist() == [[2] * 4, [3] * 4]
 
@@ -125,7 +128,7 @@ def now() -> list[float]:
 
 @pytest.fixture
 def store(now: list[float]) -> MemoryStore:
-    return MemoryStore(lambda: now[0])
+    return MemoryStore(lambda: now[0], lambda: now[0])
 
 
 async def test_conversations_expire_unless_touched(store: MemoryStore, now: list[float]) -> None:

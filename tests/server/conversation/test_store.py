@@ -18,6 +18,8 @@ from kibun.server.conversation.state import (
     Conversation,
     Opening,
     Participant,
+    Totals,
+    Turn,
     add_utterance,
     finish_turn,
     note_opening,
@@ -35,6 +37,7 @@ from tests.support.stores import (
     fresh,
     open_redis,
     plain,
+    plain_record,
     record,
     stores,
     traits,
@@ -62,16 +65,21 @@ async def test_what_was_put_in_comes_out(stores: Stores) -> None:
 
 
 async def test_every_value_is_kept_exactly(stores: Stores) -> None:
-    bits = np.arange(2**16, dtype=np.uint16).view(np.float16)  # every float16: subnormal, infinite, NaN
-    odd = (0.1, float(np.float32(1 / 3)), 5e-324, 1 / 3, 1.7976931348623157e308)
+    bits = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    bits = bits[np.isfinite(bits)]  # every finite float16, also subnormal
+    odd = (1.1, float(np.float32(4 / 3)), float(np.nextafter(1, 2)), 4 / 3, 7.0)
     given_traits = (1.1, 2.2, float(np.nextafter(3.3, 4)), 4.4, 5.5)
+    who, sums = "p.-_Z", Totals(2**28, 2**52, 2**51, 3 * 2**103 + 1, 2**104, missing=3)
     items = [
-        replace(record(), vector=bits, emotion=(-0.0, 0.1 + 0.2), traits=odd, end=2**53 + 1),
-        replace(record(start=1), vector=np.zeros(0, np.float16), traits_source="given", reason=EndReason.HALF_CLOSE),
-        replace(record(start=2, level=None), speech=3),
+        replace(record(who=who), vector=bits, emotion=(1.0, 1.1 + 2.2), traits=odd, end=2**53 - 1),
+        replace(record(start=1, who=who), bundle="0f", traits_source="given", reason=EndReason.HALF_CLOSE),
+        replace(record(start=2, level=None, who=who), speech=3),
     ]
+    earlier = {"t": Turn(replace(sums, utterances=1), 5, 2**52, 7), "v": Turn(Totals(missing=1), missing_before=3)}
     openings = {"t.1": Opening(1e9 + 1 / 3, 2**40, settled=2**41), "t": Opening(0.1, 0)}
-    someone = Participant("p.-_Z", tuple(items), ("t-2", "t.1"), 2**40, given_traits, openings)
+    someone = Participant(
+        who, tuple(items), ("t-2", "t.1"), 2**29, given_traits, openings, earlier, sums + sums, 2**29, "ab"
+    )
     whole = replace(fresh(), completed=True, ttl_s=0.1 + 59.9).with_participant(someone)
     made = await stores.store.update(KEY, lambda _: whole)
     assert plain(made, times=False) == plain(whole, times=False)
@@ -79,7 +87,7 @@ async def test_every_value_is_kept_exactly(stores: Stores) -> None:
 
 
 async def test_numpy_numbers_are_numbers(stores: Stores) -> None:
-    item = replace(record(), emotion=(np.float32(0.1), np.float64(0.2)), start=np.int64(7))  # type: ignore[arg-type]
+    item = replace(record(start=7), emotion=(np.float32(1.1), np.float64(1.2)), start=np.int64(7))  # type: ignore[arg-type]
     made = await stores.store.update(KEY, adding(item))
     assert plain(await stores.another.get(KEY)) == plain(made)
 
@@ -162,13 +170,15 @@ async def test_a_turn_is_reopened_at_an_offset(stores: Stores) -> None:
 
 
 async def test_the_oldest_records_leave(stores: Stores) -> None:
-    await stores.store.update(KEY, adding(*(record(start=n) for n in range(MAX_RECORDS))))
+    some = [record(start=16_000 * n, level=1 + n / 999) for n in range(MAX_RECORDS + 3)]
+    await stores.store.update(KEY, adding(*some[:MAX_RECORDS]))
     await stores.another.get(KEY)
-    for n in range(3):
-        await stores.store.update(KEY, adding(record(start=MAX_RECORDS + n)))
+    for item in some[MAX_RECORDS:]:
+        await stores.store.update(KEY, adding(item))
     for store in (stores.another, stores.store):
-        found = present(await store.get(KEY))
-        assert [r.start for r in found.participant("p").records] == list(range(3, MAX_RECORDS + 3))
+        found = present(await store.get(KEY)).participant("p")
+        assert [plain_record(r) for r in found.records] == [plain_record(r) for r in some[3:]]
+        assert found.totals == found.turn("t").totals == Totals.of(some), "sums are of all"
 
 
 # ---- streams

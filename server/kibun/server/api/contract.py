@@ -10,6 +10,8 @@ from kibun.v1 import speech_analysis_pb2 as pb
 
 MAX_AUDIO_CONTENT_BYTES = 256 * 1024  # of one message of a stream
 MAX_ANALYZE_BYTES = 4 * 1024 * 1024  # of one recording; every admitted call may hold one in memory
+MAX_RESUME_FINALS = 1024
+MAX_RESUME_FINAL_COUNT = 2**30
 MIN_TTL_S, MAX_TTL_S = 1.0, 24 * 3600.0
 
 ENCODINGS: Mapping[pb.AudioEncoding, Encoding] = {

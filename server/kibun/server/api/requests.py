@@ -17,12 +17,15 @@ from kibun.server.api.contract import (
     ENDPOINTING_MS,
     MAX_ANALYZE_BYTES,
     MAX_AUDIO_CONTENT_BYTES,
+    MAX_RESUME_FINAL_COUNT,
+    MAX_RESUME_FINALS,
     MIN_TTL_S,
 )
 from kibun.server.api.messages import checked
 from kibun.server.api.quota import Account
 from kibun.server.audio.decoder import AudioError, AudioFormat
 from kibun.server.audio.endpointing import EndpointingError, EndpointingOptions, EndReason
+from kibun.server.conversation.state import NOTHING_TOLD, Told, UtteranceRecord
 from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.session import capability, events
@@ -88,6 +91,7 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
         start_offset=round(start_offset * SAMPLE_RATE_HZ),
         resumes=config.resume_turn,
         resumes_after=end_reason(config.resume_after, "resume_after"),
+        told=told(config, round(start_offset * SAMPLE_RATE_HZ)) if config.resume_turn else NOTHING_TOLD,
         ttl_s=ttl_s,
         ttl_asked=config.HasField("conversation_ttl"),
         warnings=warnings,
@@ -101,6 +105,37 @@ def end_reason(value: int, field: str) -> EndReason | None:
         allowed = ", ".join(pb.EndReason.Name(number) for number in reasons)
         raise invalid("UNKNOWN_END_REASON", field, f"{field} must be one of {allowed}; got {value}")
     return reasons.get(value)
+
+
+def told(config: pb.StreamingAnalyzeConfig, start_offset: int) -> Told:
+    """What the client has of the turn that it resumes at sample `start_offset`. Raises Failure INVALID_ARGUMENT."""
+    count = config.resume_final_count if config.HasField("resume_final_count") else None
+    if count is not None and not 0 <= count <= MAX_RESUME_FINAL_COUNT:
+        text = f"resume_final_count must be 0 to {MAX_RESUME_FINAL_COUNT}"
+        raise invalid("INVALID_RESUME", "resume_final_count", text)
+    if len(config.resume_finals) > MAX_RESUME_FINALS:
+        text = f"resume_finals may hold the latest {MAX_RESUME_FINALS} finals, not {len(config.resume_finals)}"
+        raise invalid("INVALID_RESUME", "resume_finals", text)
+    finals = list[UtteranceRecord]()
+    for number, final in enumerate(config.resume_finals):
+        field = f"resume_finals[{number}]"
+        start, end, speech = (
+            round(SAMPLE_RATE_HZ * seconds(getattr(final, name), f"{field}.{name}", (0.0, _MAX_OFFSET_S)))
+            for name in ("start_offset", "end_offset", "analyzed_duration")
+        )
+        if not (finals[-1].end if finals else 0) <= start < end <= start_offset or speech > end - start:
+            text = "finals must be in order, not overlap, end by audio_start_offset, and be analysed within their span"
+            raise invalid("INVALID_RESUME", field, f"{field}: {text}")
+        emotion = (final.emotion.valence, final.emotion.arousal) if final.HasField("emotion") else None
+        if not all(1.0 <= value <= 5.0 for value in emotion or ()):  # also refuses NaN
+            raise invalid("INVALID_RESUME", f"{field}.emotion", f"{field}.emotion must be 1 to 5 each")
+        reason = end_reason(final.end_reason, f"{field}.end_reason") or EndReason.SILENCE
+        turn_id, participant_id = config.turn_id, config.participant_id or "user"
+        utterance_id = f"{participant_id}:{turn_id}:{start}"
+        finals.append(
+            UtteranceRecord(utterance_id, turn_id, start, end, speech, None, emotion, None, "average", reason)
+        )
+    return Told(tuple(finals), count)
 
 
 def identifier(value: str, field: str) -> str:

@@ -13,7 +13,7 @@ from kibun.server import __version__
 from kibun.server.api.contract import ENCODINGS, END_REASONS, ENDPOINTING_MS, MAX_AUDIO_CONTENT_BYTES
 from kibun.server.audio.decoder import MAX_SAMPLE_RATE_HZ, MIN_SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import EndpointingOptions
-from kibun.server.conversation.state import Conversation
+from kibun.server.conversation.state import Conversation, Participant
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.session import capability, estimates, events
 from kibun.v1 import speech_analysis_pb2 as pb
@@ -104,6 +104,7 @@ def effective_config(
     """Returns the config with every default filled in, as the server understood it."""
     full = pb.StreamingAnalyzeConfig()
     full.CopyFrom(config)
+    full.ClearField("resume_finals")
     full.audio_config.audio_channel_count = 1
     full.conversation_id = options.conversation_id
     full.participant_id = options.participant_id
@@ -158,6 +159,8 @@ def turn(event: events.TurnResult) -> pb.TurnResult:
         emotion=emotion(event.emotion),
         personality=personality(event.personality),
         end_reason=END_REASONS[event.reason],
+        missing_before=duration(event.missing_before) if event.missing else None,
+        missing_utterance_count=event.missing,
     )
 
 
@@ -201,20 +204,23 @@ def conversation(value: Conversation, model: ModelInfo | None) -> pb.Conversatio
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
         expire_time=timestamp(value.expire_time),
-        participants=[
-            pb.Participant(
-                participant_id=p.participant_id,
-                personality=personality(estimates.of_participant(model, p) or estimates.given(p)),
-                mean_emotion=emotion(estimates.mean_emotion(p.records)),
-                last_emotion=emotion(estimates.mean_emotion([r for r in p.records if r.emotion][-1:])),
-                turn_count=len(p.finished_turns),
-                utterance_count=len(p.records),
-                speech_duration=duration(p.speech),
-                given_personality=big_five(p.given_traits) if p.given_traits else None,
-            )
-            for p in value.participants.values()
-        ],
+        participants=[participant(p, model) for p in value.participants.values()],
         model=value.model,
+    )
+
+
+def participant(value: Participant, model: ModelInfo | None) -> pb.Participant:
+    totals = value.totals
+    return pb.Participant(
+        participant_id=value.participant_id,
+        personality=personality(estimates.last_known(model, value) or estimates.given(value)),
+        mean_emotion=emotion(estimates.mean_emotion(totals)),
+        last_emotion=emotion(estimates.last_emotion(value)),
+        turn_count=value.turn_count,
+        utterance_count=totals.utterances,
+        speech_duration=duration(totals.speech),
+        given_personality=big_five(value.given_traits) if value.given_traits else None,
+        missing_utterance_count=totals.missing,
     )
 
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import Change, Key, StreamHandle
+from kibun.server.conversation.tenant_limit import Expiry
 from kibun.server.errors import Failure, Kind
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Pending:
 
     base: Conversation | None  # what this server knew before them; None: nothing
     seen: Conversation | None  # what they make of it
+    expiry: Expiry | None = None  # of `seen`
     changes: deque[PendingChange] = field(default_factory=deque)  # oldest first
     streams: dict[int, StreamHandle] = field(default_factory=dict)  # that made them, by id()
     rejected: dict[int, Failure] = field(default_factory=dict)  # why a stream's changes cannot be made, by its id()
@@ -65,6 +67,10 @@ class Pending:
         """Removes the changes of one stream, and forgets it."""
         self.changes = deque(change for change in self.changes if change.stream is not stream)
         self._forget(stream)
+
+    def notify_damaged(self) -> None:
+        for stream in self.streams.values():
+            stream.notify_damaged()
 
     def _forget(self, stream: StreamHandle) -> None:
         self.streams.pop(id(stream), None)

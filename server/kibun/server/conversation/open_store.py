@@ -14,13 +14,15 @@ MEMORY = "memory"
 async def open_store(
     address: str,
     on_error: Callable[[], None] = lambda: None,
+    on_damaged: Callable[[], None] = lambda: None,
     *,
     insecure: bool = False,
     tenant_conversations: int = TENANT_CONVERSATIONS,
 ) -> ConversationStore:
     """Opens `memory`, or the Redis or Valkey at an address. Raises StartError, which shows no password.
 
-    `on_error` is called for each call that the store does not answer. `insecure` allows connections without TLS to
+    `on_error` is called for each call that the store does not answer, `on_damaged` each time that it has a conversation
+    which cannot be read. `insecure` allows connections without TLS to
     another machine. `tenant_conversations` is the most that each tenant may have, as far as this server has seen.
 
     A server that cannot reach its store at the start does not start: most likely the address is wrong, and its
@@ -44,7 +46,7 @@ async def open_store(
         connection = RedisConnection(where)
     except (AddressError, OSError) as error:  # OSError: a certificate cannot be read
         raise StartError(f"--store: {error}") from None
-    store = RedisStore(connection, tenant_conversations=tenant_conversations)
+    store = RedisStore(connection, on_damaged=on_damaged, tenant_conversations=tenant_conversations)
     try:
         await store.first_contact()
     except CannotConnect as error:

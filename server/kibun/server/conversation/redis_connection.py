@@ -124,6 +124,10 @@ def _malformed(more: str = "") -> AddressError:
     return AddressError(text + more)
 
 
+class WrongType(Exception):
+    """The key is of another type: another program uses its name."""
+
+
 class Script:
     """A Lua script and the name that the server gives it."""
 
@@ -178,7 +182,8 @@ class RedisConnection:
     async def call(self, *command: str | bytes | int) -> Any:
         """Returns the answer to a command.
 
-        Raises StoreUnavailable where the server cannot do its work, StoreRefused where it cannot do this one thing.
+        Raises StoreUnavailable where the server cannot do its work, WrongType, and StoreRefused where it cannot do this
+        one thing for another reason.
         """
         async with self._answer():
             return await self.execute(*command)
@@ -207,12 +212,14 @@ class RedisConnection:
         self.on_answer(self._monotonic() - begin)
 
 
-def _failure(error: Exception) -> Failure:
-    """Distinguishes an outage from trouble with one key (WRONGTYPE, for example: another program uses its name)."""
+def _failure(error: Exception) -> Failure | WrongType:
+    """Distinguishes an outage from trouble with one key."""
     if not isinstance(error, (ResponseError, DataError)):
         return StoreUnavailable()
     if isinstance(error, _OUTAGES) or _OUTAGE_TEXT.search(str(error)):
         return StoreUnavailable()
     code = re.match(r"[A-Z]{3,20}\b", str(error))  # the rest may quote what was sent
+    if code and code[0] == "WRONGTYPE":
+        return WrongType()
     log.error("the conversation store refuses a conversation", extra={"reason": code[0] if code else "ERR"})
     return StoreRefused()

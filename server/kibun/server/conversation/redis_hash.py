@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import suppress
 from dataclasses import replace
 
-from kibun.server.conversation import codec
+from kibun.server.conversation import codec, validity
 from kibun.server.conversation import redis_layout as layout
-from kibun.server.conversation.redis_connection import RedisConnection, Script
+from kibun.server.conversation.redis_connection import RedisConnection, Script, WrongType
 from kibun.server.conversation.redis_layout import StoredConversation
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import Key
@@ -22,21 +23,34 @@ log = logging.getLogger(__name__)
 READ_AT_ONCE = 256  # records (0.4 MB), so that neither Redis nor this server is busy with one conversation for long
 DELETED_TTL_S = 1.0  # how long the mark of a deletion stays where the conversation's time to live cannot be read
 
-# Writes a conversation if it is as the caller knows it; otherwise returns how it is. Values: `head` and `deleted` as
-# known ("" for none), `head` to write ("" to erase), `deleted` to write, milliseconds to live, 1 where all entries are
-# new, the number of fields to delete, their names, then names and values of the new entries. The head is set before
-# DEL: a full Redis refuses what needs memory, but nothing more once a script has written something.
+# Writes a conversation if it is as the caller knows it; otherwise returns how it is. A key of another type is replaced
+# by a caller that knows of nothing there; others get a third value. Values: `head` and `deleted` as known ("" for
+# none), `head` to write ("" to erase), `deleted` to write, milliseconds to live, 1 where all entries are new, the
+# number of fields to delete, their names, then names and values of the new entries. The head is set before DEL: a full
+# Redis refuses what needs memory, but nothing more once a script has written something. Returns 1 when it has written,
+# 2 where there were entries without a head.
 _WRITE = Script("""
-local known = redis.call('HMGET', KEYS[1], 'head', 'deleted')
+local known = redis.pcall('HMGET', KEYS[1], 'head', 'deleted')
+if known.err then
+  if not string.find(known.err, 'WRONGTYPE') then return known end
+  if ARGV[1] ~= '' or ARGV[2] ~= '' then return {false, false, 1} end
+  redis.call('DEL', KEYS[1])
+  known = {false, false}
+end
 if (known[1] or '') ~= ARGV[1] or (known[2] or '') ~= ARGV[2] then return known end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'head', ARGV[3]) end
-if ARGV[3] == '' or ARGV[6] == '1' then redis.call('DEL', KEYS[1]) end
+local left = 0
+if ARGV[3] == '' or ARGV[6] == '1' then
+  if not known[1] and not known[2] then redis.call('HDEL', KEYS[1], 'head') end
+  left = redis.call('DEL', KEYS[1])
+end
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[1], 'deleted', ARGV[4]) end
 if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'head', ARGV[3]) end
 local gone = tonumber(ARGV[7])
 for i = 8, 7 + gone do redis.call('HDEL', KEYS[1], ARGV[i]) end
 for i = 8 + gone, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) end
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
+if left == 1 and not known[1] and not known[2] then return 2 end
 return 1
 """)
 
@@ -58,16 +72,21 @@ class RedisHash:
         await self._connection.attempt("EVALSHA", _WRITE.sha, *values)
 
     async def exists(self) -> bool:
-        return bool(await self._connection.call("HEXISTS", self._name, "head"))
+        with suppress(WrongType):
+            return bool(await self._connection.call("HEXISTS", self._name, "head"))
+        return False
 
     async def read(self, known: StoredConversation | None) -> StoredConversation:
         """The state now; entries that `known` has are not read again. Raises Failure CONVERSATION_VERSION.
 
-        A damaged conversation counts as none: it cannot be read, and the client sees that it was lost
-        (`conversation_created`). One of a newer version is left alone: servers of that version can read it.
+        A damaged conversation counts as none: nothing of it is used, and the next change replaces it. One of a newer
+        version is left alone: servers of that version can read it.
         """
-        head, deleted = await self._connection.call("HMGET", self._name, "head", "deleted")
-        return await self._complete(head or b"", deleted or b"", known)
+        try:
+            head, deleted = await self._connection.call("HMGET", self._name, "head", "deleted")
+            return await self._complete(head, deleted, known)
+        except WrongType:
+            return _damaged(b"", b"", "the key is of another type")
 
     async def write(
         self, before: StoredConversation, after: Conversation | None, deleted: bytes | None = None
@@ -75,11 +94,13 @@ class RedisHash:
         """Replaces the conversation, if it is still in the state `before`; None erases it.
 
         `deleted` is what the field of that name becomes, None where it stays as it is. Returns the state now and
-        whether it is the one to be written.
+        whether it is the one to be written; it is then marked as damaged where it replaced what could not be read and
+        `before` did not know of.
         """
-        if after is None and not before.head and deleted is None:
+        if after is None and not before.head and not before.damaged and deleted is None:
             return before, True
-        marker = before.deleted if deleted is None else deleted
+        kept = before.deleted if before.deleted_create_time is not None else b""
+        marker = kept if deleted is None else deleted
         change = layout.difference(before, after)
         head = codec.pack_head(change.head) if change.head else b""
         conversation = after or before.conversation
@@ -90,21 +111,32 @@ class RedisHash:
             *(before.head, before.deleted, head, marker, max(1, math.ceil(ttl_s * 1000)), int(change.whole)),
             *(len(change.gone), *change.gone, *(part for pair in change.new.items() for part in pair)),
         )
-        if answer != 1:
-            there = (answer[0] or b"", answer[1] or b"")
-            if there != (head, marker):  # otherwise it was written, and the first answer lost
-                return await self._complete(*there, before), False
-        return StoredConversation(head, marker, change.head, after), True
+        if isinstance(answer, list):
+            if len(answer) > 2:
+                return _damaged(b"", b"", "the key is of another type"), False
+            if (answer[0] or b"", answer[1] or b"") != (head, marker):  # otherwise the first answer was lost
+                return await self._complete(answer[0], answer[1], before), False
+        written = StoredConversation(head, marker, change.head, after)
+        if answer == 2 and after is not None:
+            _damaged(b"", b"", "there were entries without a head")
+            written = replace(written, damaged=True)
+        return written, True
 
-    async def _complete(self, head: bytes, deleted: bytes, known: StoredConversation | None) -> StoredConversation:
+    async def _complete(
+        self, head: bytes | None, deleted: bytes | None, known: StoredConversation | None
+    ) -> StoredConversation:
         """The state with this head, of entries that are known and entries read now; a newer one where it changes."""
+        if b"" in (head, deleted):
+            return _damaged(head or b"", deleted or b"", "an empty value")
+        head, deleted = head or b"", deleted or b""
         if known is not None and known.head == head:
             return replace(known, deleted=deleted)
         try:
+            if deleted:
+                validity.check_deleted(deleted)
             return await self._read_entries(head, deleted, known)
-        except codec.Damaged:
-            log.warning("a conversation in the store is damaged: it counts as lost")
-            return StoredConversation(head, deleted)
+        except codec.Damaged as damage:
+            return _damaged(head, deleted, str(damage))
         except codec.NewerVersion:
             text = "the conversation was stored by a newer version of this server; try again to reach one of that"
             raise Failure(Kind.UNAVAILABLE, "CONVERSATION_VERSION", text, retry_after_s=RETRY_AFTER_S) from None
@@ -113,7 +145,7 @@ class RedisHash:
         incarnation = known.parsed.message.incarnation if known and known.parsed else ""
         entries = layout.entries(known) if known else {}
         while head:
-            parsed = codec.unpack_head(head)
+            parsed = layout.unpack_head(head)
             if parsed.message.incarnation != incarnation:
                 incarnation, entries = parsed.message.incarnation, {}
             missing = [field for field in layout.fields(parsed) if field not in entries]
@@ -125,10 +157,15 @@ class RedisHash:
                 found = zip(some, values, strict=True)
                 entries |= {field: layout.unpack_entry(field, value) for field, value in found if value is not None}
                 if now == head and None in values:
-                    raise codec.Damaged
+                    raise codec.Damaged("an entry is not there")
             if now == head:
                 return StoredConversation(
                     head, deleted, parsed, layout.conversation(self._conversation_id, parsed, entries)
                 )
             head = now  # changed in between: what was read stays true
         return StoredConversation(deleted=deleted)
+
+
+def _damaged(head: bytes, deleted: bytes, why: str) -> StoredConversation:
+    log.warning("a conversation in the store is damaged: it counts as lost", extra={"reason": why})
+    return StoredConversation(head, deleted, damaged=True)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from kibun.server.conversation import codec
+from kibun.server.conversation import codec, validity
 from kibun.server.conversation.state import Conversation, Participant, UtteranceRecord
 
 T = TypeVar("T", UtteranceRecord, str)
@@ -21,25 +22,29 @@ T = TypeVar("T", UtteranceRecord, str)
 class StoredConversation:
     """A conversation as Redis has it.
 
-    `head` is b"" where there is none; `parsed` and `conversation` are None also where it is damaged. `deleted` is b""
-    or the `create_time` of the conversation of this name that was deleted last, as text: its streams must not bring
-    it back.
+    `head` is b"" where there is none; `parsed` and `conversation` are None also where something of it, or the whole
+    key, is `damaged`. `deleted` is b"" or the `create_time` of the conversation of this name that was deleted last, as
+    text: its streams must not bring it back.
     """
 
     head: bytes = b""
     deleted: bytes = b""
     parsed: codec.Head | None = None
     conversation: Conversation | None = None
+    damaged: bool = False
 
     @property
     def deleted_create_time(self) -> float | None:
-        return float.fromhex(self.deleted.decode()) if self.deleted else None
+        """None also where the mark is damaged."""
+        with suppress(codec.Damaged):
+            return validity.check_deleted(self.deleted) if self.deleted else None
+        return None
 
     @property
     def weight(self) -> int:
         """Memory used, in utterance records: one for the conversation and one per 16 turns are added."""
         people = self.conversation.participants.values() if self.conversation else ()
-        turns = sum(len(p.finished_turns) + len(p.openings) for p in people)
+        turns = sum(len(p.finished_turns) + len(p.openings) + len(p.earlier) for p in people)
         return 1 + turns // 16 + sum(len(p.records) for p in people)
 
 
@@ -68,9 +73,24 @@ def entries(state: StoredConversation) -> dict[str, UtteranceRecord | str]:
     return dict(zip(fields(state.parsed), values, strict=True))
 
 
+def unpack_head(value: bytes) -> codec.Head:
+    """Raises codec.Damaged or codec.NewerVersion, as the functions below."""
+    validity.check_size(value, validity.MAX_HEAD_BYTES)
+    head = codec.unpack_head(value)
+    validity.check_head(head)
+    return head
+
+
 def unpack_entry(field: str, value: bytes) -> UtteranceRecord | str:
-    """Raises codec.Damaged or codec.NewerVersion."""
-    return codec.unpack_utterance(value) if field.startswith("r") else codec.unpack_finished_turn(value)
+    validity.check_size(value, validity.MAX_ENTRY_BYTES)
+    kind, participant_id, _ = field.split("/")
+    if kind == "r":
+        record = codec.unpack_utterance(value)
+        validity.check_utterance(record, participant_id)
+        return record
+    turn_id = codec.unpack_finished_turn(value)
+    validity.check_turn_id(turn_id)
+    return turn_id
 
 
 def conversation(conversation_id: str, head: codec.Head, entries: Mapping[str, Any]) -> Conversation:
@@ -80,6 +100,7 @@ def conversation(conversation_id: str, head: codec.Head, entries: Mapping[str, A
         records = tuple(entries[f"r/{name}/{number}"] for number in p.utterances.taken)
         turns = tuple(entries[f"t/{name}/{number}"] for number in p.finished_turns.taken)
         people[name] = codec.make_participant(p, records, turns)
+        validity.check_participant(people[name])
     return codec.make_conversation(conversation_id, head, people)
 
 

@@ -24,12 +24,16 @@ from kibun.server.conversation.redis_hash import RedisHash
 from kibun.server.conversation.redis_layout import StoredConversation
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import C, Change, Key, StreamHandle, stamp
-from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS, TenantLimit
+from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS, Expiry, TenantLimit
 from kibun.server.errors import Failure, Kind
 
 T = TypeVar("T")
 CACHE_RECORDS = 32_768  # of conversations last seen: 768 float16 each are 50 MB
 CROWD = 3  # conflicts in a row after which a writer waits for a moment
+
+
+def _ignore() -> None:
+    pass
 
 
 class RedisStore:
@@ -43,14 +47,19 @@ class RedisStore:
         self,
         connection: RedisConnection,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         *,
+        on_damaged: Callable[[], None] = _ignore,
         tenant_conversations: int = TENANT_CONVERSATIONS,
         cache_records: int = CACHE_RECORDS,
     ) -> None:
+        """`on_damaged` is called each time that a conversation cannot be read."""
         self._connection = connection
         self._clock = clock
+        self._monotonic = monotonic
+        self._on_damaged = on_damaged
         self._cache = Cache(cache_records)
-        self.tenant_limit = TenantLimit(tenant_conversations, clock)
+        self.tenant_limit = TenantLimit(tenant_conversations, monotonic)
         """Of the conversations that this server has seen."""
 
     def __len__(self) -> int:
@@ -64,10 +73,15 @@ class RedisStore:
     async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
         state = await self._load(key)
         _refuse_deleted(state, _last_seen(stream))
+        if stream is not None and state.damaged:
+            stream.notify_damaged()
         return state.conversation
 
     async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
-        conversation, _ = await self.transact(key, lambda known: (change(known), None), lambda: _last_seen(stream))
+        notify = stream.notify_damaged if stream else _ignore
+        conversation, _ = await self.transact(
+            key, lambda known: (change(known), None), lambda: _last_seen(stream), notify
+        )
         return conversation
 
     async def transact(
@@ -75,16 +89,18 @@ class RedisStore:
         key: Key,
         change: Callable[[Conversation | None], tuple[C, T]],
         last_seen: Callable[[], Conversation | None],
+        on_damaged: Callable[[], None],
     ) -> tuple[C, T]:
         """As `update`, for a change that returns something besides the conversation.
 
         `last_seen` is called before each try and gives what the change is made on where the store has nothing; it may
-        raise to end the call.
+        raise to end the call. `on_damaged` is called once the change has replaced what could not be read.
         """
         remembered = self._cache.get(key)
         state, current = remembered or await self._load(key), remembered is None
-        conflicts = 0
+        conflicts, damaged = 0, False
         while True:
+            damaged |= state.damaged
             try:
                 seen = last_seen()
                 _refuse_deleted(state, seen)
@@ -101,6 +117,8 @@ class RedisStore:
             state, written = await self._hash(key).write(state, after)
             self._remember(key, state)
             if written:
+                if damaged or state.damaged:
+                    on_damaged()
                 return cast(C, after), result
             current = True
             conflicts += 1
@@ -109,9 +127,11 @@ class RedisStore:
 
     async def delete(self, key: Key) -> bool:
         state = await self._load(key)
-        while state.head:
-            made = state.conversation.create_time.hex().encode() if state.conversation else state.deleted
-            state, written = await self._hash(key).write(state, None, deleted=made)
+        while state.head or state.damaged:
+            made = state.conversation.create_time if state.conversation else state.deleted_create_time
+            state, written = await self._hash(key).write(
+                state, None, deleted=b"" if made is None else made.hex().encode()
+            )
             self._remember(key, state)
             if written:
                 return True
@@ -126,8 +146,7 @@ class RedisStore:
     def remembered(self, key: Key) -> Conversation | None:
         """The conversation as this server last saw it, None where it is not in memory or must have expired."""
         state = self._cache.get(key)
-        conversation = state.conversation if state else None
-        return conversation if conversation and conversation.expire_time > self._clock() else None
+        return state.conversation if state and self._cache.expires_at(key) > self._monotonic() else None
 
     def forget(self, key: Key) -> None:
         """Removes the conversation from this server's memory."""
@@ -154,7 +173,9 @@ class RedisStore:
         return state
 
     def _remember(self, key: Key, state: StoredConversation) -> None:
-        self._cache.put(key, state)
+        if state.damaged:
+            self._on_damaged()
+        self._cache.put(key, replace(state, damaged=False), self._monotonic())
         self.tenant_limit.note(key, state.conversation)
 
     def _stamped(self, changed: Conversation, known: Conversation | None, state: StoredConversation) -> Conversation:
@@ -171,7 +192,7 @@ class Cache:
     def __init__(self, max_records: int) -> None:
         self.records = 0
         self._max_records = max_records
-        self._states: OrderedDict[Key, StoredConversation] = OrderedDict()  # the longest unseen first
+        self._states: OrderedDict[Key, tuple[StoredConversation, Expiry]] = OrderedDict()  # the longest unseen first
 
     def __len__(self) -> int:
         return len(self._states)
@@ -180,17 +201,25 @@ class Cache:
         return iter(self._states)
 
     def get(self, key: Key) -> StoredConversation | None:
-        return self._states.get(key)
+        state, _ = self._states.get(key, (None, None))
+        return state
 
-    def put(self, key: Key, state: StoredConversation) -> None:
+    def expires_at(self, key: Key) -> float:
+        """When the conversation must have expired; -inf for one that is not there."""
+        _, expiry = self._states.get(key, (None, None))
+        return expiry.at if expiry else -math.inf
+
+    def put(self, key: Key, state: StoredConversation, now: float) -> None:
         """Replaces the state; forgets it where there is no conversation."""
-        if (before := self._states.pop(key, None)) is not None:
+        before, expiry = self._states.pop(key, (None, None))
+        if before is not None:
             self.records -= before.weight
         if state.conversation is not None:
-            self._states[key] = state
+            self._states[key] = state, Expiry(state.conversation, now, expiry)
             self.records += state.weight
         while self.records > self._max_records:
-            self.records -= self._states.popitem(last=False)[1].weight
+            _, (longest_unseen, _) = self._states.popitem(last=False)
+            self.records -= longest_unseen.weight
 
 
 def _last_seen(stream: StreamHandle | None) -> Conversation | None:

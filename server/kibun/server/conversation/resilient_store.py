@@ -18,6 +18,7 @@ from weakref import WeakValueDictionary
 from kibun.server.conversation.backlog import Backlog, Pending, PendingChange, not_stored, replay
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import C, Change, Key, StoreUnavailable, StreamHandle, stamp
+from kibun.server.conversation.tenant_limit import Expiry
 from kibun.server.errors import Failure, Kind
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ResilientStore:
         self,
         store: RedisStore,
         clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
         on_error: Callable[[], None] = lambda: None,
     ) -> None:
         """`on_error` is called for each call that the store did not answer."""
@@ -51,6 +53,7 @@ class ResilientStore:
         self._store = store
         self._on_error = on_error
         self._clock = clock
+        self._monotonic = monotonic
         self._backlog = Backlog()
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._slow_answers = 0
@@ -102,10 +105,10 @@ class ResilientStore:
 
     def sweep(self) -> None:
         self._store.sweep()
-        now = self._clock()
+        now = self._monotonic()
         for key in tuple(self._backlog):
             pending = self._backlog.get(key)
-            if pending and pending.seen and pending.seen.expire_time <= now:
+            if pending and pending.expiry and pending.expiry.at <= now:
                 self._backlog.lost += self._backlog.drop(key)
         self._report_losses()
 
@@ -196,6 +199,7 @@ class ResilientStore:
         if known is None:
             self._store.tenant_limit.check(key)
         pending.seen = stamp(changed, known, self._clock())
+        pending.expiry = Expiry(pending.seen, self._monotonic())
         self._store.tenant_limit.note(key, pending.seen)
         is_first = id(stream) not in pending.streams
         if changed is not known or is_first:  # otherwise it merely keeps the conversation from expiring
@@ -236,7 +240,10 @@ class ResilientStore:
     async def _apply_batch(self, key: Key, pending: Pending) -> None:
         batch, rejected = pending.oldest(BATCH), pending.rejected
         pending.base, pending.rejected = await self._store.transact(
-            key, lambda conversation: replay(batch, conversation, rejected), lambda: pending.base
+            key,
+            lambda conversation: replay(batch, conversation, rejected),
+            lambda: pending.base,
+            pending.notify_damaged,
         )
         pending.remove_stored(batch)
         self._backlog.resize(key)

@@ -6,8 +6,11 @@ id derives from its turn and start sample), so a retry after a lost answer is ha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import add, sub
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +21,9 @@ from kibun.server.audio.endpointing import EndReason
 MAX_RECORDS = 512  # per participant, the latest: 512 vectors of 768 float16 are 0.8 MB
 MAX_PARTICIPANTS = 64  # per conversation
 MAX_OPENINGS = 64  # per participant: the turns whose last opening is remembered
+MAX_EARLIER = 64  # per participant: the turns with utterances beyond MAX_RECORDS whose sums are remembered
 MAX_FINISHED_TURNS = 4096  # per participant: the ids that are remembered, to refuse a finished turn
+FRACTION_BITS = 52  # of estimates in sums: all that a float of 1 or more has
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,6 +40,85 @@ class UtteranceRecord:
     traits: Traits | None  # over the conversation, this utterance included
     traits_source: ConditionSource
     reason: EndReason  # why it ended: a stream that resumes after it goes on in the same state
+    bundle: str = ""  # checksum of the bundle that made the vector; "": unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over utterances. All are integers, and so exact in whatever order and on whatever server they were added.
+
+    `valence` and `arousal` are weighted with the utterances' samples, in units of 2**-52.
+    """
+
+    utterances: int = 0
+    speech: int = 0  # samples that estimates were made from
+    weight: int = 0  # samples of those with an emotion
+    valence: int = 0
+    arousal: int = 0
+    missing: int = 0  # utterances, at least, whose finals were sent and are known nowhere any more; in no other sum
+
+    @classmethod
+    def of(cls, records: Iterable[UtteranceRecord]) -> Totals:
+        utterances = speech = weight = valence = arousal = 0
+        for record in records:
+            utterances += 1
+            speech += record.speech
+            if record.emotion is not None:
+                weight += record.speech
+                valence += record.speech * round(record.emotion[0] * (1 << FRACTION_BITS))
+                arousal += record.speech * round(record.emotion[1] * (1 << FRACTION_BITS))
+        return cls(utterances, speech, weight, valence, arousal)
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*map(add, self._values, other._values))
+
+    def __sub__(self, other: Totals) -> Totals:
+        return Totals(*map(sub, self._values, other._values))
+
+    @property
+    def emotion(self) -> tuple[float, float] | None:
+        """Mean valence and arousal, weighted by speech; None without any."""
+        scale = self.weight << FRACTION_BITS
+        return (self.valence / scale, self.arousal / scale) if scale else None
+
+    @property
+    def _values(self) -> tuple[int, ...]:
+        return self.utterances, self.speech, self.weight, self.valence, self.arousal, self.missing
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What is known of a turn's utterances, in all or beyond the records."""
+
+    totals: Totals = Totals()
+    start: int | None = None  # first and last sample of the utterances; None without any
+    end: int | None = None
+    missing_before: int = 0  # where utterances are missing, they began before this sample
+
+    def plus(self, records: Sequence[UtteranceRecord]) -> Turn:
+        if not records:
+            return self
+        start, end = min(r.start for r in records), max(r.end for r in records)
+        return replace(
+            self,
+            totals=self.totals + Totals.of(records),
+            start=start if self.start is None else min(start, self.start),
+            end=end if self.end is None else max(end, self.end),
+        )
+
+    def with_missing(self, missing: int, before: int) -> Turn:
+        return replace(self, totals=replace(self.totals, missing=missing), missing_before=before if missing else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a client that resumes a turn has of it: finals as records without vector, and their number if it said so."""
+
+    finals: tuple[UtteranceRecord, ...] = ()  # in order
+    count: int | None = None
+
+
+NOTHING_TOLD = Told()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,30 +133,33 @@ class Opening:
 @dataclass(frozen=True, slots=True, eq=False)
 class Participant:
     participant_id: str
-    records: tuple[UtteranceRecord, ...] = ()
-    finished_turns: tuple[str, ...] = ()
+    records: tuple[UtteranceRecord, ...] = ()  # the latest
+    finished_turns: tuple[str, ...] = ()  # the latest
     revision: int = 0  # number of estimates of traits over the conversation
     given_traits: Traits | None = None  # last given by a client; they condition emotion
     openings: Mapping[str, Opening] = field(default_factory=dict)  # the last one of each turn, by turn id
+    earlier: Mapping[str, Turn] = field(default_factory=dict)  # what turns have beyond `records`, by turn id
+    dropped: Totals = Totals()  # of all that is not in `records`; `earlier` has its part of it
+    more_turns: int = 0  # finished ones that are not in `finished_turns`
+    bundle: str = ""  # checksum of the bundle that was last at work, as clients were told
 
     @property
-    def analysed(self) -> tuple[UtteranceRecord, ...]:
-        """The records with a vector, which later estimates rest on."""
-        return tuple(r for r in self.records if r.vector is not None)
+    def totals(self) -> Totals:
+        """Over all utterances of the conversation."""
+        return self.dropped + Totals.of(self.records)
 
     @property
-    def speech(self) -> int:
-        """Samples of analysed speech in the records."""
-        return sum(r.speech for r in self.records)
+    def turn_count(self) -> int:
+        """Finished turns."""
+        return self.more_turns + len(self.finished_turns)
 
-    @property
-    def latest(self) -> UtteranceRecord | None:
-        """The record with the latest traits over the conversation."""
-        return next((r for r in reversed(self.records) if r.traits is not None), None)
-
-    def turn(self, turn_id: str) -> tuple[UtteranceRecord, ...]:
-        """The records of one turn."""
+    def records_of(self, turn_id: str) -> tuple[UtteranceRecord, ...]:
+        """Those of one turn."""
         return tuple(r for r in self.records if r.turn_id == turn_id)
+
+    def turn(self, turn_id: str) -> Turn:
+        """All that is known of one turn."""
+        return self.earlier.get(turn_id, Turn()).plus(self.records_of(turn_id))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +174,7 @@ class Conversation:
 
     @property
     def expire_time(self) -> float:
-        """Every change of the conversation moves it."""
+        """For people: when it expires unless it changes. Stores measure that time by clocks that nobody sets."""
         return self.update_time + self.ttl_s
 
     def participant(self, participant_id: str) -> Participant:
@@ -99,21 +186,60 @@ class Conversation:
 
 
 def add_utterance(participant: Participant, record: UtteranceRecord) -> Participant:
-    """Adds the record, in place of one with the same id; the oldest ones beyond MAX_RECORDS are dropped."""
+    """Adds the record, in place of one with the same id; of the oldest beyond MAX_RECORDS only sums are kept."""
+    earlier = participant.earlier.get(record.turn_id)
+    if earlier is not None and earlier.end is not None and record.start < earlier.end:
+        return participant  # it is in the sums: a turn's utterances come in order
     others = (r for r in participant.records if r.utterance_id != record.utterance_id)
-    records = (*others, record)[-MAX_RECORDS:]
     revision = participant.revision + (record.traits is not None)
-    return replace(participant, records=records, revision=revision)
+    return _keep_latest(replace(participant, revision=revision), (*others, record))
 
 
 def reopen_turn(participant: Participant, turn_id: str, offset: int) -> Participant:
     """Removes the turn's records from sample `offset` on, and its result: the client will send that audio again.
 
-    A turn reopened at offset 0 thus starts anew. Records of other turns stay.
+    A turn reopened at offset 0 thus starts anew. Records of other turns stay. Sums that reach beyond `offset` cannot
+    be divided: they are removed as a whole, and `resume_turn` says what is then missing.
     """
     records = tuple(r for r in participant.records if r.turn_id != turn_id or r.start < offset)
     unfinished = tuple(t for t in participant.finished_turns if t != turn_id)
-    return replace(participant, records=records, finished_turns=unfinished)
+    participant = replace(participant, records=records, finished_turns=unfinished)
+    earlier = participant.earlier.get(turn_id)
+    if earlier is None or (offset and (earlier.end is None or earlier.end <= offset)):
+        return participant
+    return _with_earlier(participant, turn_id, Turn())
+
+
+def resume_turn(participant: Participant, turn_id: str, offset: int, told: Told, *, continues: bool) -> Participant:
+    """Adds what only the client still has of a turn that it reopened at `offset`, and counts what nobody has.
+
+    `continues`: everything before `offset` is known to be heard. Where it is not, and the client does not say how many
+    finals it has, at least one is taken to be missing.
+    """
+    earlier = participant.earlier.get(turn_id, Turn())
+    known = sorted([(r.start, r.end) for r in participant.records_of(turn_id)])
+    begin = earlier.end or 0
+    lost = [r for r in told.finals if begin <= r.start < offset and not _overlaps(known, r.start, r.end)]
+    if lost:
+        records = _merge(participant.records, lost)
+        revision = participant.revision + sum(r.speech > 0 for r in lost)  # the client had an update with each
+        participant = _keep_latest(replace(participant, revision=revision), records)
+    turn = participant.turn(turn_id)
+    if told.count is not None or told.finals:
+        missing = max(max(told.count or 0, len(told.finals)) - turn.totals.utterances, 0)
+    elif continues or offset == turn.end:
+        missing = turn.totals.missing
+    else:
+        missing = max(turn.totals.missing, 1)
+    return note_missing(participant, turn_id, missing, offset)
+
+
+def note_missing(participant: Participant, turn_id: str, missing: int, before: int) -> Participant:
+    """Sets how many utterances of the turn, all before sample `before`, are known nowhere any more."""
+    earlier = participant.earlier.get(turn_id, Turn())
+    if earlier.totals.missing == missing:
+        return participant
+    return _with_earlier(participant, turn_id, earlier.with_missing(missing, before))
 
 
 def note_opening(participant: Participant, turn_id: str, opening: Opening) -> Participant:
@@ -139,7 +265,7 @@ def heard_until(participant: Participant, turn_id: str) -> int | None:
     opening = participant.openings.get(turn_id)
     if opening is None:
         return None
-    return max(opening.offset, opening.settled, *(record.end for record in participant.turn(turn_id)))
+    return max(opening.offset, opening.settled, participant.turn(turn_id).end or 0)
 
 
 def is_superseded(participant: Participant, turn_id: str, opening: Opening, start: int) -> bool:
@@ -150,5 +276,41 @@ def is_superseded(participant: Participant, turn_id: str, opening: Opening, star
 
 def finish_turn(participant: Participant, turn_id: str) -> Participant:
     """Marks the turn as finished: opening it again is an error from now on."""
-    others = (t for t in participant.finished_turns if t != turn_id)
-    return replace(participant, finished_turns=(*others, turn_id)[-MAX_FINISHED_TURNS:])
+    others = tuple(t for t in participant.finished_turns if t != turn_id)
+    turns = (*others, turn_id)
+    more = max(len(turns) - MAX_FINISHED_TURNS, 0)
+    return replace(participant, finished_turns=turns[more:], more_turns=participant.more_turns + more)
+
+
+def _keep_latest(participant: Participant, records: tuple[UtteranceRecord, ...]) -> Participant:
+    """The participant with these records; those beyond MAX_RECORDS become part of the sums."""
+    beyond = max(len(records) - MAX_RECORDS, 0)
+    participant, gone = replace(participant, records=records[beyond:]), records[:beyond]
+    for turn_id in dict.fromkeys(r.turn_id for r in gone):
+        earlier = participant.earlier.get(turn_id, Turn())
+        participant = _with_earlier(participant, turn_id, earlier.plus([r for r in gone if r.turn_id == turn_id]))
+    return participant
+
+
+def _merge(records: Iterable[UtteranceRecord], lost: Iterable[UtteranceRecord]) -> tuple[UtteranceRecord, ...]:
+    """Puts records of one turn, in order, among those that are known of it."""
+    merged, left = list[UtteranceRecord](), deque(lost)
+    for record in records:
+        while left and record.turn_id == left[0].turn_id and record.start > left[0].start:
+            merged.append(left.popleft())
+        merged.append(record)
+    return (*merged, *left)
+
+
+def _with_earlier(participant: Participant, turn_id: str, turn: Turn) -> Participant:
+    """Sets what the turn has beyond the records. The sums over the conversation keep what `earlier` has no room for."""
+    before = participant.earlier.get(turn_id, Turn())
+    others = [(other, known) for other, known in participant.earlier.items() if other != turn_id]
+    turns = others if turn == Turn() else [*others, (turn_id, turn)][-MAX_EARLIER:]
+    return replace(participant, earlier=dict(turns), dropped=participant.dropped - before.totals + turn.totals)
+
+
+def _overlaps(spans: Sequence[tuple[int, int]], start: int, end: int) -> bool:
+    """Whether any of the sorted spans, which do not overlap, has a sample of start..end."""
+    at = bisect_left(spans, (end, 0))
+    return at > 0 and spans[at - 1][1] > start

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar, cast
 
 from kibun.server.conversation.state import Conversation
-from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS, TenantLimit
+from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS, Expiry, TenantLimit
 from kibun.server.errors import RETRY_AFTER_S, Failure, Kind
 
 Key = tuple[str, str]
@@ -53,6 +53,9 @@ class StreamHandle(Protocol):
 
     def notify_behind(self, is_behind: bool) -> None:
         """Called with True when changes of the stream no longer reach the store, with False when all have."""
+
+    def notify_damaged(self) -> None:
+        """Called when what the store had of the conversation could not be read, and counts as lost."""
 
     def reject(self, failure: Failure) -> None:
         """Called when the stored conversation turns out not to admit the stream: its changes were dropped."""
@@ -99,32 +102,39 @@ class MemoryStore:
     """
 
     def __init__(
-        self, clock: Callable[[], float] = time.time, *, tenant_conversations: int = TENANT_CONVERSATIONS
+        self,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        *,
+        tenant_conversations: int = TENANT_CONVERSATIONS,
     ) -> None:
-        """A tenant with `tenant_conversations` is refused another: RESOURCE_EXHAUSTED TENANT_CONVERSATION_LIMIT."""
+        """A tenant with `tenant_conversations` is refused another: RESOURCE_EXHAUSTED TENANT_CONVERSATION_LIMIT.
+
+        `clock` gives the times that people see; what expires is decided by `monotonic`.
+        """
         self._clock = clock
-        self._conversations: dict[Key, Conversation] = {}
-        self._tenant_limit = TenantLimit(tenant_conversations, clock)
+        self._monotonic = monotonic
+        self._conversations: dict[Key, tuple[Conversation, Expiry]] = {}
+        self._tenant_limit = TenantLimit(tenant_conversations, monotonic)
 
     def __len__(self) -> int:
         return len(self._conversations)
 
     async def get(self, key: Key, stream: StreamHandle | None = None) -> Conversation | None:
-        return self._unexpired(key, self._clock())
+        return self._unexpired(key)
 
     async def update(self, key: Key, change: Change[C], stream: StreamHandle | None = None) -> C:
         if stream is not None:
             stream.check_open()
-        now = self._clock()
-        known = self._unexpired(key, now) or (stream.last_seen if stream else None)
+        known = self._unexpired(key) or (stream.last_seen if stream else None)
         changed = change(known)
         if changed is None:
             self._forget(key)
             return changed
         if known is None:
             self._tenant_limit.check(key)
-        stamped = stamp(changed, known, now)
-        self._conversations[key] = stamped
+        stamped = stamp(changed, known, self._clock())
+        self._conversations[key] = stamped, Expiry(stamped, self._monotonic())
         self._tenant_limit.note(key, stamped)
         return cast(C, stamped)
 
@@ -134,11 +144,11 @@ class MemoryStore:
         return known
 
     async def knows(self, key: Key) -> bool:
-        return self._unexpired(key, self._clock()) is not None
+        return self._unexpired(key) is not None
 
-    def _unexpired(self, key: Key, now: float) -> Conversation | None:
-        conversation = self._conversations.get(key)
-        return conversation if conversation and conversation.expire_time > now else None
+    def _unexpired(self, key: Key) -> Conversation | None:
+        conversation, expiry = self._conversations.get(key, (None, None))
+        return conversation if expiry and expiry.at > self._monotonic() else None
 
     def _forget(self, key: Key) -> None:
         self._conversations.pop(key, None)
@@ -147,8 +157,7 @@ class MemoryStore:
     def sweep(self) -> None:
         """Expired conversations are invisible at once, and out of memory after this."""
         self._tenant_limit.sweep()
-        now = self._clock()
-        for key in [k for k, c in self._conversations.items() if c.expire_time <= now]:
+        for key in [key for key in self._conversations if self._unexpired(key) is None]:
             del self._conversations[key]
 
     async def close(self) -> None:

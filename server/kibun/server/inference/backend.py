@@ -39,8 +39,14 @@ class ModelInfo:
     precision: str = ""  # of its matrix products, and why, in words for the operator
     conditioned: bool = True  # its emotion estimate depends on traits, given or predicted
     emotion_rescaled_from: tuple[float, float] | None = None  # scale of its training labels, where that was not 1..5
+    checksum: str = ""  # of the bundle's configuration and weights, in hex; "": it is no bundle
     # (utterances, root-mean-square error per trait from that many), in ascending order; None: unknown
     expected_error: tuple[tuple[int, Traits], ...] | None = None
+
+    @property
+    def bundle(self) -> str:
+        """What made its vectors, in hex: those of another bundle are of no use to it, be it of the same name."""
+        return self.checksum or f"{self.vector_size:08x}"
 
     @property
     def requires_given_traits(self) -> bool:

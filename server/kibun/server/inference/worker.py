@@ -29,7 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from kibun.models.files import BundleError, resolve_bundle, verify
+from kibun.models.files import BundleError, fingerprint, resolve_bundle, verify
 from kibun.models.types import EMOTIONS, Analysis, Utterance
 from kibun.server.inference.backend import BackendError, ModelInfo
 from kibun.server.inference.runner import BatchRunner, DeviceLost, LoadedModels, Loader
@@ -187,7 +187,7 @@ def load_models(options: LoadOptions) -> LoadedModels:
         load = partial(load_bundle, name, allow_untrained=options.allow_untrained, mapped=True, verified=True)
         try:
             check.result()
-            models.append(BundleModel(*packed_for(load, options.precision, device)))
+            models.append(BundleModel(*packed_for(load, options.precision, device), fingerprint(resolve_bundle(name))))
         except BundleError as error:
             raise BackendError("LOAD_FAILED", str(error)) from error
         except NonFiniteError as error:
@@ -205,7 +205,7 @@ def _verify(name: str) -> None:
 class BundleModel:
     """A bundle as a runner.Model: any number of threads may call `analyze`; none writes the weights."""
 
-    def __init__(self, bundle: "PackedModel", precision: str) -> None:
+    def __init__(self, bundle: "PackedModel", precision: str, checksum: str = "") -> None:
         """precision: of its matrix products, and why, in words."""
         self._bundle = bundle
         self._streams = threading.local()
@@ -224,6 +224,7 @@ class BundleModel:
             precision=precision,
             conditioned=config.conditioned,
             emotion_rescaled_from=(rescaled[0], rescaled[1]) if rescaled else None,
+            checksum=checksum,
             expected_error=bundle.expected_error,
         )
         if not self.info.supports_emotion and not self.info.supports_personality:

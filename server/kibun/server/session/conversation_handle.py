@@ -12,21 +12,26 @@ from dataclasses import replace
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.conversation.state import (
     MAX_PARTICIPANTS,
+    NOTHING_TOLD,
     Conversation,
     Opening,
     Participant,
+    Totals,
     UtteranceRecord,
     add_utterance,
     finish_turn,
     heard_until,
     is_superseded,
+    note_missing,
     note_opening,
     note_settled,
     reopen_turn,
+    resume_turn,
 )
 from kibun.server.conversation.store import ConversationStore
 from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.inference.backend import ModelInfo
+from kibun.server.session import estimates
 from kibun.server.session.capability import check_traits
 from kibun.server.session.events import StreamOptions, StreamWarning
 from kibun.server.session.open_streams import OpenStream, superseded
@@ -38,6 +43,10 @@ STORE_UNAVAILABLE = StreamWarning(
     "what is said once it can",
 )
 STORE_RECOVERED = StreamWarning("STORE_RECOVERED", "the conversation store is back and has all that was said")
+CONVERSATION_DAMAGED = StreamWarning(
+    "CONVERSATION_DAMAGED",
+    "what was stored of the conversation cannot be read: all of it that this stream does not know is lost",
+)
 
 END = 2**62  # later than any sample
 MAX_GAP = SAMPLE_RATE_HZ // 100  # samples; clients of other rates round
@@ -64,6 +73,8 @@ class ConversationHandle:
         self._outbox = outbox
         self._entering = self._left = False
         self._openings: dict[str, Opening] = {}  # of the stream's turns
+        self._told: dict[str, int] = {}  # finals of each turn that the client has or will get
+        self._warned_of_damage = self._warned_of_bundle = False
         self.last_seen: Conversation | None = None
         self.missing: StreamWarning | None = None
         """What was lost of the turn that the stream resumes, as far as is known. After `enter`."""
@@ -71,25 +82,46 @@ class ConversationHandle:
     async def enter(self) -> bool:
         """Finds or creates the conversation and reopens the turn in it; True if it is new. Raises Failure."""
         await self._stream.wait_until_finished(self._options.turn_id)
-        created = False  # by the last call of `enter`: the store repeats it after a conflict
+        options, model = self._options, self._model
+        turn_id, offset = options.turn_id, options.start_offset
+        # By the last call of `enter`: the store repeats it after a conflict.
+        created, restored, other_bundle = False, 0, False
 
         def enter(conversation: Conversation | None) -> Conversation:
-            nonlocal created
+            nonlocal created, restored, other_bundle
             created = conversation is None
             conversation = self._entered(conversation)
-            participant = conversation.participant(self._options.participant_id)
-            given = self._options.given_traits or participant.given_traits
-            check_traits(self._model, emotion=self._options.emotion, given=given)
-            reopened = self._opened_turn(participant)
-            ttl_s = self._options.ttl_s if self._options.ttl_asked else conversation.ttl_s
-            return replace(conversation, ttl_s=ttl_s).with_participant(replace(reopened, given_traits=given))
+            before = conversation.participant(options.participant_id)
+            given = options.given_traits or before.given_traits
+            check_traits(model, emotion=options.emotion, given=given)
+            heard = heard_until(before, turn_id)
+            participant = reopened = self._opened_turn(before)
+            if options.resumes and participant is not before:
+                continues = offset == 0 or (heard is not None and offset - heard <= MAX_GAP)
+                participant = resume_turn(reopened, turn_id, offset, options.told, continues=continues)
+                restored = participant.totals.utterances - reopened.totals.utterances
+            if self.last_seen is None:
+                has_lost = restored or (options.told != NOTHING_TOLD and participant.turn(turn_id).totals.missing)
+                self.missing = None if has_lost else _missing_audio(turn_id, heard, offset)
+            other_bundle = before.bundle != model.bundle and estimates.unusable(model, participant) > 0
+            if other_bundle:
+                participant = replace(participant, bundle=model.bundle)
+            ttl_s = options.ttl_s if options.ttl_asked else conversation.ttl_s
+            return replace(conversation, ttl_s=ttl_s).with_participant(replace(participant, given_traits=given))
 
         self._entering = True
         try:
-            self.last_seen = await self._store.update(self._options.key, enter, self)
+            self.last_seen = await self._store.update(options.key, enter, self)
         except Exception:
             self._entering = False
             raise
+        known = self.participant.turn(turn_id).totals
+        self._told[turn_id] = known.utterances + known.missing
+        if restored:
+            self._outbox.warn(_restored(turn_id, restored))
+        if known.missing and self.missing is None:
+            self._outbox.warn(_missing(turn_id, known.missing))
+        self._warn_of_bundle(told_before=not other_bundle)
         return created
 
     async def leave(self) -> None:
@@ -138,6 +170,11 @@ class ConversationHandle:
         if not self._left:
             self._outbox.warn(STORE_UNAVAILABLE if is_behind else STORE_RECOVERED)
 
+    def notify_damaged(self) -> None:
+        if not self._left and not self._warned_of_damage:
+            self._warned_of_damage = True
+            self._outbox.warn(CONVERSATION_DAMAGED)
+
     def reject(self, failure: Failure) -> None:
         if not self._left:
             self._outbox.end(failure)
@@ -146,7 +183,7 @@ class ConversationHandle:
 
     def resumed_after(self) -> UtteranceRecord | None:
         """The turn's last utterance before the stream, if it resumes a turn that had one."""
-        records = self.participant.turn(self._options.turn_id)
+        records = self.participant.records_of(self._options.turn_id)
         before = [r for r in records if r.end <= self._options.start_offset]
         return max(before, key=lambda record: record.end, default=None)
 
@@ -170,6 +207,7 @@ class ConversationHandle:
         """As `refresh`, once the participant's earlier streams on this server are analysed so far."""
         await self._stream.wait_for_earlier()
         await self.refresh()
+        self._warn_of_bundle()
 
     async def update(self, change: Callable[[Participant], Participant]) -> None:
         """Changes the participant in the store. Raises the failure that ended the stream, if one did."""
@@ -185,12 +223,35 @@ class ConversationHandle:
 
     async def add(self, record: UtteranceRecord) -> None:
         """Stores a final. Raises Failure SUPERSEDED if a stream on another server took over the turn before it."""
-        await self._update_turn(record.turn_id, record.start, lambda participant: add_utterance(participant, record))
+        turn_id = record.turn_id
+        await self._update_turn(turn_id, record.start, lambda participant: add_utterance(participant, record))
+        totals = self.participant.turn(turn_id).totals
+        self._told[turn_id] = self._told[turn_id] + 1 if turn_id in self._told else totals.utterances + totals.missing
+
+    async def note_missing(self, turn_id: str, end: int) -> None:
+        """Stores how many finals of the turn, which ends at sample `end`, were told and are known no more.
+
+        None are, unless more changes waited for a store that was away than can. Raises as `add`.
+        """
+        told, known = self._told.get(turn_id, 0), self.participant.turn(turn_id).totals
+        if told <= known.utterances + known.missing:
+            return
+
+        def note(participant: Participant) -> Participant:
+            missing = told - participant.turn(turn_id).totals.utterances
+            return note_missing(participant, turn_id, max(missing, 0), end + self._options.start_offset)
+
+        await self._update_turn(turn_id, END, note)
+        self._outbox.warn(_missing(turn_id, self.participant.turn(turn_id).totals.missing))
 
     async def note_settled(self, turn_id: str, position: int) -> None:
         """Stores that the turn may be resumed at sample `position`. Raises the failure that ended the stream."""
-        opening = self._openings.setdefault(turn_id, Opening(time.time(), 0))
-        await self.update(lambda participant: note_settled(participant, turn_id, opening, position))
+
+        def note(participant: Participant) -> Participant:
+            opening = self._openings.setdefault(turn_id, _opening_after(participant.openings.get(turn_id), 0))
+            return note_settled(participant, turn_id, opening, position)
+
+        await self.update(note)
 
     async def finish_turn(self, turn_id: str) -> None:
         """Stores that the turn has its result. Raises as `add`."""
@@ -205,22 +266,33 @@ class ConversationHandle:
             await self.update(lambda participant: participant)
 
     async def _update_turn(self, turn_id: str, start: int, change: Callable[[Participant], Participant]) -> None:
-        opening = self._openings.setdefault(turn_id, Opening(time.time(), 0))  # a later turn of this stream
-
         def unless_superseded(participant: Participant) -> Participant:
+            last = participant.openings.get(turn_id)
+            opening = self._openings.setdefault(turn_id, _opening_after(last, 0))  # a later turn of this stream
             if is_superseded(participant, turn_id, opening, start):
                 raise superseded()
             return change(note_opening(participant, turn_id, opening))
 
         await self.update(unless_superseded)
 
+    def _warn_of_bundle(self, *, told_before: bool = False) -> None:
+        """Warns once of utterances that another bundle analysed, unless an earlier stream did (`told_before`)."""
+        count = 0 if self._warned_of_bundle else estimates.unusable(self._model, self.participant)
+        if count:
+            self._warned_of_bundle = True
+            if not told_before:
+                name = self._model.name
+                text = (
+                    f"{count} utterances of this participant were analysed by another bundle of the name {name!r}: "
+                    "their features are not used, traits over the conversation rest on the others"
+                )
+                self._outbox.warn(StreamWarning("MODEL_CHANGED", text, {"model": name, "utterance_count": str(count)}))
+
     def _opened_turn(self, participant: Participant) -> Participant:
         turn_id, offset = self._options.turn_id, self._options.start_offset
         last = participant.openings.get(turn_id)
         if self.last_seen is None:
-            self.missing = _missing_audio(turn_id, heard_until(participant, turn_id), offset)
-            when = max(time.time(), math.nextafter(last.when, math.inf) if last else 0.0)
-            self._openings[turn_id] = Opening(when, offset)
+            self._openings[turn_id] = _opening_after(last, offset)
         opening = self._openings[turn_id]
         if last is not None and last.when > opening.when:
             return participant  # this change reached the store late: another stream has taken the turn over meanwhile
@@ -256,7 +328,30 @@ class ConversationHandle:
 
 def _is_blank(conversation: Conversation) -> bool:
     people = conversation.participants.values()
-    return not conversation.completed and not any(p.records or p.finished_turns or p.given_traits for p in people)
+    return not conversation.completed and not any(
+        p.records or p.finished_turns or p.given_traits or p.dropped != Totals() for p in people
+    )
+
+
+def _opening_after(last: Opening | None, offset: int) -> Opening:
+    """An opening of a turn now: later than its last one, whatever clock that one was written by."""
+    return Opening(max(time.time(), math.nextafter(last.when, math.inf) if last else 0.0), offset)
+
+
+def _restored(turn_id: str, count: int) -> StreamWarning:
+    text = (
+        f"{count} utterances of this turn were lost with a server: counts, durations and emotion take them from "
+        "resume_finals, traits over the conversation rest on the others"
+    )
+    return StreamWarning("UTTERANCES_RESTORED", text, {"turn_id": turn_id, "utterance_count": str(count)})
+
+
+def _missing(turn_id: str, count: int) -> StreamWarning:
+    text = (
+        f"{count} or more utterances of this turn whose finals were sent were lost with a server: its result does not "
+        "count them; to avoid that, resume with resume_finals"
+    )
+    return StreamWarning("UTTERANCES_MISSING", text, {"turn_id": turn_id, "utterance_count": str(count)})
 
 
 def _check_unfinished(participant: Participant, turn_id: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kibun.models.types import Analysis, ConditionSource, Traits
-from kibun.server.conversation.state import Participant, UtteranceRecord
+from kibun.server.conversation.state import Participant, Totals, UtteranceRecord
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.session.events import Emotion, Personality
 
@@ -19,10 +19,24 @@ def expected_error(model: ModelInfo, utterance_count: int) -> Traits | None:
     return rows[-1] if rows else None
 
 
-def history(records: Iterable[UtteranceRecord], vector_size: int) -> NDArray[np.float16]:
-    """The vectors of the analysed records, oldest first, (K, D) float16; K may be 0."""
-    vectors = [r.vector for r in records if r.vector is not None]
-    return np.stack(vectors) if vectors else np.zeros((0, vector_size), np.float16)
+def usable(model: ModelInfo, participant: Participant) -> list[UtteranceRecord]:
+    """The records with a vector that this very bundle made, or may have made (records of older servers don't say)."""
+    return [
+        r
+        for r in participant.records
+        if r.vector is not None and len(r.vector) == model.vector_size and r.bundle in ("", model.bundle)
+    ]
+
+
+def unusable(model: ModelInfo, participant: Participant) -> int:
+    """The number of records whose vector another bundle made."""
+    return sum(r.vector is not None for r in participant.records) - len(usable(model, participant))
+
+
+def history(model: ModelInfo, participant: Participant) -> NDArray[np.float16]:
+    """The usable vectors, oldest first, (K, D) float16; K may be 0."""
+    vectors = [r.vector for r in usable(model, participant) if r.vector is not None]
+    return np.stack(vectors) if vectors else np.zeros((0, model.vector_size), np.float16)
 
 
 def emotion(analysis: Analysis) -> Emotion | None:
@@ -46,9 +60,8 @@ def condition(model: ModelInfo, analysis: Analysis, known: Participant, samples:
     source = analysis.condition_source
     if source == "given":
         return Personality(analysis.condition_traits, source, 0, 0)
-    alone = source == "utterance"
-    count = 1 if alone else len(known.analysed) + 1
-    speech = samples if alone else known.speech + samples
+    earlier = [] if source == "utterance" else usable(model, known)
+    count, speech = len(earlier) + 1, sum(r.speech for r in earlier) + samples
     return Personality(analysis.condition_traits, source, count, speech, expected_error(model, count))
 
 
@@ -59,17 +72,29 @@ def conversation_traits(analysis: Analysis) -> tuple[Traits | None, ConditionSou
     return analysis.average_traits, "average"
 
 
-def of_participant(model: ModelInfo | None, participant: Participant) -> Personality | None:
-    """The participant's latest traits over the conversation; None before the first.
+def of_participant(model: ModelInfo, participant: Participant) -> Personality | None:
+    """The participant's latest traits over the conversation, by this very bundle; None before the first."""
+    return _latest(usable(model, participant), model)
 
-    `model`: None if it is no longer loaded; then the expected error is unknown.
+
+def last_known(model: ModelInfo | None, participant: Participant) -> Personality | None:
+    """The participant's latest traits over the conversation, by whatever bundle; None before the first.
+
+    `model`: None if it is no longer loaded. The expected error is unknown where another bundle made them.
     """
-    latest = participant.latest
-    if latest is None or latest.traits is None:
-        return None
-    count = len(participant.analysed)
-    error = expected_error(model, count) if model else None
-    return Personality(latest.traits, latest.traits_source, count, participant.speech, error)
+    if model is not None and (estimate := of_participant(model, participant)):
+        return estimate
+    last = next((r for r in reversed(participant.records) if r.traits is not None), None)
+    return _latest([r for r in participant.records if last and r.vector is not None and r.bundle == last.bundle], None)
+
+
+def _latest(records: Sequence[UtteranceRecord], model: ModelInfo | None) -> Personality | None:
+    """The latest traits in these records, which are all the evidence behind them."""
+    for r in reversed(records):
+        if r.traits is not None:
+            error = expected_error(model, len(records)) if model else None
+            return Personality(r.traits, r.traits_source, len(records), sum(r.speech for r in records), error)
+    return None
 
 
 def given(participant: Participant) -> Personality | None:
@@ -77,10 +102,12 @@ def given(participant: Participant) -> Personality | None:
     return Personality(participant.given_traits, "given", 0, 0) if participant.given_traits else None
 
 
-def mean_emotion(records: Iterable[UtteranceRecord]) -> Emotion | None:
-    """The records' mean, weighted by their speech; None without any estimate."""
-    pairs = [(r.emotion, r.speech) for r in records if r.emotion is not None]
-    total = sum(weight for _, weight in pairs)
-    if not total:
-        return None
-    return Emotion(*(sum(value[i] * weight for value, weight in pairs) / total for i in (0, 1)))
+def mean_emotion(totals: Totals) -> Emotion | None:
+    """The utterances' mean, weighted by their speech; None without any estimate."""
+    mean = totals.emotion
+    return Emotion(*mean) if mean else None
+
+
+def last_emotion(participant: Participant) -> Emotion | None:
+    """Of the latest utterance that has one."""
+    return next((Emotion(*r.emotion) for r in reversed(participant.records) if r.emotion), None)

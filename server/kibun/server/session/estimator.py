@@ -24,6 +24,11 @@ class Estimator:
         self._analyzer = analyzer
 
     @property
+    def bundle(self) -> str:
+        """What makes the vectors."""
+        return self._model.bundle
+
+    @property
     def full(self) -> bool:
         """Whether the machine is needed for finals, so that no interim should be asked for."""
         return self._analyzer.full
@@ -45,7 +50,7 @@ class Estimator:
         options, model = self._options, self._model
         utterance = Utterance(
             audio=segment.audio,
-            history=estimates.history(known.records, model.vector_size),
+            history=estimates.history(model, known),
             given_traits=options.given_traits or known.given_traits,
             emotion=options.emotion,
             personality=model.supports_personality,  # even if the client wants none: emotion is conditioned on it
@@ -95,22 +100,24 @@ class Estimator:
 
         `position`: where the turn ended, in samples of this stream; the start and end of a turn without utterances.
         """
-        records = participant.turn(turn_id)
+        turn = participant.turn(turn_id)
         position += self._options.start_offset
         return TurnResult(
             turn_id=turn_id,
-            start=min((r.start for r in records), default=position),
-            end=max((r.end for r in records), default=position),
-            utterance_count=len(records),
-            speech=sum(r.speech for r in records),
-            emotion=estimates.mean_emotion(records) if self._options.emotion else None,
+            start=position if turn.start is None else turn.start,
+            end=position if turn.end is None else turn.end,
+            utterance_count=turn.totals.utterances,
+            speech=turn.totals.speech,
+            emotion=estimates.mean_emotion(turn.totals) if self._options.emotion else None,
             personality=estimates.of_participant(self._model, participant) if self._options.personality else None,
             reason=reason,
+            missing=turn.totals.missing,
+            missing_before=turn.missing_before,
         )
 
 
-def record_of(final: UtteranceResult, analysis: Analysis | None) -> UtteranceRecord:
-    """What the conversation stores of a final."""
+def record_of(final: UtteranceResult, analysis: Analysis | None, bundle: str) -> UtteranceRecord:
+    """What the conversation stores of a final. `bundle`: what made the vector."""
     assert final.reason is not None  # a final has one
     traits, source = estimates.conversation_traits(analysis) if analysis else (None, "average")
     return UtteranceRecord(
@@ -124,4 +131,5 @@ def record_of(final: UtteranceResult, analysis: Analysis | None) -> UtteranceRec
         traits=traits,
         traits_source=source,
         reason=final.reason,
+        bundle=bundle if analysis else "",
     )

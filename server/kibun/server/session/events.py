@@ -13,7 +13,7 @@ from typing import Literal
 from kibun.models.types import ConditionSource, Traits
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason
-from kibun.server.conversation.state import Conversation
+from kibun.server.conversation.state import NOTHING_TOLD, Conversation, Told
 from kibun.server.conversation.store import Key
 from kibun.server.errors import Failure
 from kibun.server.inference.backend import ModelInfo
@@ -45,6 +45,7 @@ class StreamOptions:
     given_traits: Traits | None = None  # None: those given for the participant before, if any
     start_offset: int = 0
     resumes: bool = False  # the turn after a lost connection; the turn may have its result already
+    told: Told = NOTHING_TOLD  # what the client has of the turn that it resumes
     resumes_after: EndReason | None = None  # why the utterance ended that ends at start_offset, as the client knows it
     ttl_s: float = CONVERSATION_TTL_S
     ttl_asked: bool = False  # the client set ttl_s; otherwise an existing conversation keeps its own
@@ -160,6 +161,8 @@ class TurnResult:
     emotion: Emotion | None
     personality: Personality | None
     reason: EndReason
+    missing: int = 0  # utterances, at least, whose finals were sent and that are lost; in no other field
+    missing_before: int = 0  # where they began, at the latest
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,7 +152,7 @@ class Responder:
             await self._outbox.put(_too_short(segment, turn_id))
             self.dropped += len(segment.audio)
         final = self._estimator.utterance_result(segment, turn_id, analysis, known, is_final=True)
-        record = record_of(final, analysis)
+        record = record_of(final, analysis, self._estimator.bundle)
         await self._conversation.add(record)
         await self._outbox.put(final)
         if update := self._estimator.personality_update(record, self._conversation.participant):
@@ -162,8 +162,10 @@ class Responder:
 
     async def _answer_turn(self, turn_id: str, reason: EndReason, position: int) -> None:
         await self._conversation.refresh()  # what the participant said on other streams counts as well
+        await self._conversation.note_missing(turn_id, position)
         participant = self._conversation.participant
-        if not any(r.speech for r in participant.turn(turn_id)):
+        totals = participant.turn(turn_id).totals
+        if not totals.speech and not totals.missing:
             await self._outbox.put(_no_speech(turn_id))
         await self._outbox.put(self._estimator.turn_result(turn_id, reason, position, participant))
 

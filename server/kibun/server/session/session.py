@@ -165,7 +165,9 @@ class Session:
 
     def _started(self, created: bool) -> StreamStarted:
         participant, ttl_s = self._conversation.participant, self._conversation.conversation.ttl_s
-        return StreamStarted(self._options.turn_id, created, len(participant.analysed), ttl_s, participant.given_traits)
+        return StreamStarted(
+            self._options.turn_id, created, participant.totals.utterances, ttl_s, participant.given_traits
+        )
 
     def _ended(self, received: int) -> StreamEnded:
         speech, dropped = self._responder.speech, self._responder.dropped
