@@ -196,10 +196,10 @@ def faults(
     """Kill, freeze and cut off workers, servers, networks and stores while clients speak; count what breaks.
 
     Linux only. Stub models; the same seed makes the same plan. Exit code 1 unless every promise was kept. --json: runs;
-    finals_lost, finals_doubled, finals_changed, results_lost, results_doubled, unknown_status, hangs,
-    samples_unaccounted, out_of_order, personality_differences, places_not_freed, servers_ended: 0 each; turns, finals,
-    reconnects, resume_s (p50, p99, max), faults by kind, scenarios, left_out (scenario: why), seeds, servers_started,
-    violations, machine. After Ctrl-C: of the runs so far.
+    finals_lost, finals_doubled, finals_changed, results_lost, results_doubled, results_incomplete, unknown_status,
+    hangs, samples_unaccounted, out_of_order, personality_differences, places_not_freed, servers_ended: 0 each; turns,
+    finals, reconnects, resume_s (p50, p99, max), faults by kind, scenarios, left_out (scenario: why), seeds,
+    servers_started, violations, machine. After Ctrl-C: of the runs so far.
     """
     from kibun.bench.faults import command as faults
     from kibun.bench.faults.servers import StartFailed

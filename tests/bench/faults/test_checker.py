@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -200,10 +201,23 @@ def test_counts_of_a_connection_never_fall() -> None:
 def test_where_state_is_lost_estimates_may_differ_and_nothing_else() -> None:
     history = good()
     _instead(FINALS[1], final(1, value=3.1))(history)
-    _instead(RESULT, replace(RESULT, utterance_count=2))(history)
+    _instead(RESULT, replace(RESULT, estimates=(9.1 / 3, 3.0)))(history)
     assert violations(history, state_survives=False) == []
     _instead(FINALS[2], replace(FINALS[2], start=FINALS[2].start + 1))(history)
     assert [violation.kind for violation in violations(history, state_survives=False)] == ["finals_changed"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"utterance_count": 2}, {"utterance_count": 0, "speech": 0, "estimates": (None, None)}, {"speech": 47_999},
+     {"estimates": (3.1, 3.0)}, {"estimates": (None, None)}],
+)  # fmt: skip
+def test_a_result_is_of_all_finals_or_says_that_some_are_missing(change: dict[str, Any]) -> None:
+    for missing in (0, 1):
+        history = good()
+        _instead(RESULT, replace(RESULT, **change, missing=missing))(history)
+        found = {violation.kind for violation in violations(history, state_survives=False)}
+        assert found == (set() if missing else {"results_incomplete"})
 
 
 def test_what_the_server_remembers_is_compared() -> None:

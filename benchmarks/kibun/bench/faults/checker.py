@@ -1,7 +1,8 @@
 """Reads histories of a fault run for broken promises. Pure functions.
 
 The promises: (a) every stream ends with StreamEnded or one named error; (b) every sample is accounted for; (c) a final
-never changes and is never lost or doubled, and a turn has one result; (d) the same audio gives the same result; (e)
+never changes and is never lost or doubled, and a turn has one result, which is of the finals that its client has or
+says that some are missing; (d) the same audio gives the same result; (e)
 and (f) are in the same comparison: who was not to be hurt must have what an undisturbed run of the same plan gives.
 """
 
@@ -30,6 +31,7 @@ PROMISES = (
     "finals_changed",
     "results_lost",
     "results_doubled",
+    "results_incomplete",
     "unknown_status",
     "hangs",
     "samples_unaccounted",
@@ -37,6 +39,9 @@ PROMISES = (
     "personality_differences",
 )
 """Kinds of violations; what a report counts under these names must be 0."""
+
+
+SAME_EMOTION = 1e-5  # float32 on its way
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ def check(
 
 def check_turn(turn: TurnHistory) -> list[Violation]:
     """What holds for every turn by itself."""
-    found = [*_end(turn), *_once(turn), *_order(turn), *_account(turn)]
+    found = [*_end(turn), *_once(turn), *_sum_up(turn), *_order(turn), *_account(turn)]
     return [Violation(kind, f"{turn.client} {turn.turn_id}", text, amount) for kind, text, amount in found]
 
 
@@ -130,6 +135,23 @@ def _once(turn: TurnHistory) -> Iterator[Finding]:
         yield "results_doubled", f"{len(results)} results", len(results) - 1
     if any(isinstance(result, TurnOutcome) and result.turn_id != turn.turn_id for result in results):
         yield "results_doubled", "the result of another turn", 1
+
+
+def _sum_up(turn: TurnHistory) -> Iterator[Finding]:
+    finals = list({final.utterance_id: final for final in _finals(turn)}.values())
+    for result in (seen.what for seen in turn.of(TurnOutcome)):
+        if not isinstance(result, TurnOutcome) or result.missing:
+            continue
+        speech = sum(final.analyzed for final in finals)
+        if (result.utterance_count, result.speech) != (len(finals), speech):
+            text = f"{result.utterance_count} utterances, {result.speech} samples; its finals: {len(finals)}, {speech}"
+            yield "results_incomplete", text, 1
+        weighed = [final for final in finals if None not in final.estimates[:2]]
+        weight = sum(final.analyzed for final in weighed)
+        for index in (0, 1):
+            mine, total = result.estimates[index], sum(f.analyzed * (f.estimates[index] or 0.0) for f in weighed)
+            if (mine is None) != (weight == 0) or (mine is not None and abs(mine - total / weight) > SAME_EMOTION):
+                yield "results_incomplete", f"emotion {mine}, of its finals {total / max(weight, 1)}", 1
 
 
 def _order(turn: TurnHistory) -> Iterator[Finding]:

@@ -76,9 +76,7 @@ def missing(options: Options) -> dict[str, str]:
     elif options.redis is None and not has_redis_server():
         why = "no redis-server is installed here; install one, or give --redis URL"
     else:
-        own = [
-            scenario for scenario in faults_plan.SCENARIOS if any("redis" in kinds for kinds, _, _ in scenario.faults)
-        ]
+        own = [scenario for scenario in faults_plan.SCENARIOS if scenario.ends_redis]
         why = "the Redis of --redis is not ours to kill"
         return {scenario.name: why for scenario in own} if options.redis is not None else {}
     return {scenario.name: why for scenario in faults_plan.SCENARIOS if scenario.store == "redis"}

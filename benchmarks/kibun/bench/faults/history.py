@@ -47,6 +47,7 @@ class TurnOutcome:
     utterance_count: int
     speech: int
     estimates: Estimates
+    missing: int = 0  # utterances that it says were lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,9 +138,9 @@ def record(event: Event, at_s: float, call: int) -> Seen:
         case UtteranceResult():
             what = _final(event)
         case TurnResult():
-            what = TurnOutcome(
-                event.turn_id, event.utterance_count, _samples(event.speech_s), (*_emotion(event), *_personality(event))
-            )
+            estimates = (*_emotion(event), *_personality(event))
+            speech, missing = _samples(event.speech_s), event.missing_utterance_count
+            what = TurnOutcome(event.turn_id, event.utterance_count, speech, estimates, missing)
         case StreamEnded():
             parts = (event.total_audio_s, event.speech_s, event.non_speech_s, event.dropped_s)
             what = Accounting(*map(_samples, parts))

@@ -23,6 +23,7 @@ FaultKind = Literal[
     "client_kill",
     "redis_kill",
     "redis_freeze",
+    "outage_kill",
     "reset",
     "end_client",
     "end_server",
@@ -89,12 +90,13 @@ class FaultPlan:
     @property
     def ends_servers(self) -> bool:
         """Whether a server ends, by whatever signal."""
-        return any(fault.kind in ("server_kill", "server_drain") for fault in self.faults)
+        return any(fault.kind in ("server_kill", "server_drain", "outage_kill") for fault in self.faults)
 
     @property
     def state_survives(self) -> bool:
         """Whether what servers know of conversations outlives every fault."""
-        return self.store == "redis" or not self.ends_servers
+        known = self.store == "redis" and not any(fault.kind == "outage_kill" for fault in self.faults)
+        return known or not self.ends_servers
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,10 @@ class Scenario:
     pauses_ms: tuple[int, int] = (50, 900)  # between utterances
     resume_points: tuple[ResumePoint | None, ...] = (None,)  # of one client after the other
     rare: bool = False  # takes long: comes once in RARE_EVERY rounds
+
+    @property
+    def ends_redis(self) -> bool:
+        return any(kinds.startswith(("redis", "outage")) for kinds, _, _ in self.faults)
 
     @property
     def network(self) -> bool:
@@ -142,6 +148,7 @@ SCENARIOS = (
         pauses_ms=(50, 6000),  # long enough for StreamProgress
         resume_points=("final", "settled"),
     ),
+    Scenario("outage_kill", (("outage_kill", 1, 2),), store="redis", seconds=(0.8, 1.5)),
     Scenario("server_freeze", (("server_freeze", 1, 2),), seconds=(0.5, 2.0)),
     Scenario("redis_freeze", (("redis_freeze", 1, 2),), store="redis", seconds=(0.5, 2.0)),
     Scenario("worker_freeze", (("worker_freeze", 1, 1),), rare=True),

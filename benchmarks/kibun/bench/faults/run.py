@@ -181,6 +181,7 @@ class Run:
         if (redis := self._redis) is not None:
             actions["redis_kill"] = lambda: redis.kill(fault.seconds)
             actions["redis_freeze"] = lambda: redis.freeze(fault.seconds)
+            actions["outage_kill"] = lambda: _kill_in_outage(redis, server, fault.seconds)
         return actions
 
     async def _drain(self, server: RestartableServer, down_s: float) -> None:
@@ -255,6 +256,13 @@ class Run:
             await server.stop()
         if self._redis is not None:
             await self._redis.stop()
+
+
+async def _kill_in_outage(redis: Redis, server: RestartableServer, seconds: float) -> None:
+    """Redis is away for so long; the server goes on, and is killed with all that only it knows."""
+    outage = asyncio.create_task(redis.kill(seconds))
+    await asyncio.sleep(0.7 * seconds)
+    await server.kill_until(outage)
 
 
 class UndisturbedRunFailed(Exception):

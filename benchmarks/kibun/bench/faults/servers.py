@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -138,11 +138,15 @@ class RestartableServer(_Restartable):
 
     async def kill(self, down_s: float) -> None:
         """SIGKILL; after `down_s` it is started again."""
-        await self._restart(signal.SIGKILL, down_s)
+        await self._restart(signal.SIGKILL, asyncio.sleep(down_s))
+
+    async def kill_until(self, over: Awaitable[None]) -> None:
+        """SIGKILL; it is started again when something is over."""
+        await self._restart(signal.SIGKILL, over)
 
     async def drain(self, down_s: float) -> None:
         """SIGTERM; `down_s` after its end it is started again."""
-        await self._restart(signal.SIGTERM, down_s)
+        await self._restart(signal.SIGTERM, asyncio.sleep(down_s))
 
     async def kill_worker(self) -> None:
         """SIGKILL of the worker process."""
@@ -156,14 +160,14 @@ class RestartableServer(_Restartable):
             if (worker := self.worker) is not None:
                 _signal(worker, signal.SIGSTOP)
 
-    async def _restart(self, number: signal.Signals, down_s: float) -> None:
+    async def _restart(self, number: signal.Signals, down: Awaitable[None]) -> None:
         async with self._busy:
             process = self._process
             assert process is not None
             _signal(process.pid, number)
             while process.poll() is None:  # noqa: ASYNC110 - a process, not an event
                 await asyncio.sleep(_POLL_S)
-            await asyncio.sleep(down_s)
+            await down
             await self.start()
 
 
