@@ -248,6 +248,7 @@ def test_sync_client(target: str, speech: np.ndarray) -> None:
                 turn.push(chunk)
             result = turn.result()
         assert result.utterance_count >= 2
+        assert result.end_reason == "client_end_of_turn"
         assert conversation.get().participants[0].turn_count == 1
         assert client.analyze(speech).turn_result.utterance_count == result.utterance_count
         assert client.service_info().models[0].synthetic

@@ -71,7 +71,6 @@ async def test_events_are_typed_and_in_order(client: AsyncClient, service: Scrip
     assert first.personality is None
     update = events[2]
     assert isinstance(update, PersonalityUpdate)
-    assert update.personality is not None
     assert update.personality.normalized().traits.conscientiousness == 1.0
     assert (await turn.result()).utterance_count == 2
     config = service.connections[0].config

@@ -1,11 +1,14 @@
 """Parts of the SDK that need no server: options, estimates, addresses, errors, the replay buffer."""
 
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import grpc
+import numpy as np
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,11 +30,12 @@ from kibun.client import (
 )
 from kibun.client.channel import Credentials, check_target
 from kibun.client.engine import MAX_WAITING_EVENTS
+from kibun.client.estimates import seconds
 from kibun.client.events import Event, SpeechEvent, SpeechEventType, UtteranceResult, event_from_response
 from kibun.client.options import BYTES_PER_SAMPLE, Encoding
 from kibun.client.pcm import pieces
 from kibun.client.replay import EndOfTurn, ReplayBuffer
-from kibun.client.status import error_from_rpc, explain_unavailable
+from kibun.client.status import error_from_rpc
 from kibun.v1 import speech_analysis_pb2 as pb
 from tests.support import present
 
@@ -77,6 +81,98 @@ def test_config_refuses_what_it_can_judge_itself() -> None:
     assert caught.value.field == "encoding"
     with pytest.raises(InvalidRequestError, match="timezone"):
         StreamConfig(audio_start_time=datetime(2024, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("sample_rate_hz", "16000"),
+        ("sample_rate_hz", 16000.0),
+        ("sample_rate_hz", True),
+        ("sample_rate_hz", 2**40),
+        ("encoding", 1),
+        ("participant_id", None),
+        ("conversation_id", 4),
+        ("turn_id", "\ud800"),
+        ("features", {"emotion": True}),
+        ("endpointing", None),
+        ("model", b"m"),
+        ("given_personality", (1, 2, 3, 4, 5)),
+        ("given_personality.openness", Traits(cast(Any, "4"), 2, 3, 4, 5)),
+        ("given_personality.neuroticism", Traits(1, 2, 3, 4, float("nan"))),
+        ("audio_start_offset_s", "0"),
+        ("audio_start_offset_s", float("inf")),
+        ("audio_start_offset_s", 1e300),
+        ("audio_start_time", "now"),
+        ("conversation_ttl_s", "60"),
+        ("require_existing_conversation", 1),
+        ("resume_after", "silence"),
+    ],
+)
+def test_a_value_of_a_wrong_type_names_its_field(field: str, value: Any) -> None:
+    options: Any = {field.split(".")[0]: value}
+    with pytest.raises(InvalidRequestError) as caught:
+        StreamConfig(**options)
+    assert caught.value.field == field
+    assert field in str(caught.value)
+
+
+def test_so_do_the_other_options() -> None:
+    cases: list[tuple[Any, str, Any]] = [
+        (Features, "emotion", "yes"),
+        (Features, "interim_interval_ms", "1000"),
+        (Endpointing, "vad_aggressiveness", "2"),
+        (Endpointing, "end_of_turn_silence_ms", 0.5),
+        (RetryPolicy, "max_attempts", "3"),
+        (RetryPolicy, "give_up_after_s", None),
+        (RetryPolicy, "initial_backoff_s", -1),
+        (RetryPolicy, "replay_limit_s", float("nan")),
+    ]
+    for options, field, value in cases:
+        with pytest.raises(InvalidRequestError, match=field) as caught:
+            options(**{field: value})
+        assert caught.value.field == field
+    client: Any = partial(Client, "127.0.0.1:1")
+    for field, value in {"token": 3, "tls": "yes", "retry": 3, "timeout_s": "5", "root_certificates": 1}.items():
+        with pytest.raises(InvalidRequestError, match=f"{field} must be"):
+            client(**{field: value})
+    with pytest.raises(InvalidRequestError, match="target must be a string"):
+        Client(cast(str, 50051))
+    with Client("127.0.0.1:1") as made:
+        for call in (made.conversation, made.get_conversation, made.complete_conversation, made.delete_conversation):
+            with pytest.raises(InvalidRequestError, match="conversation_id must be a string"):
+                cast(Any, call)(7)
+        with pytest.raises(InvalidRequestError, match=r"config must be kibun\.client\.StreamConfig"):
+            made.stream(cast(StreamConfig, {}))
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = StreamConfig(
+        sample_rate_hz=cast(int, np.int64(8000)),
+        audio_start_offset_s=np.float64(1.5),
+        given_personality=Traits(*np.arange(1, 6, dtype=np.float32)),
+    ).to_proto()
+    assert config.audio_config.sample_rate_hertz == 8000
+    assert config.audio_start_offset.nanos == 500_000_000
+    assert config.given_personality.neuroticism == 5
+
+
+@given(st.integers(0, 10**7), st.sampled_from([8000, 16000, 44100, 48000]))
+def test_times_are_the_nearest_float(samples: int, rate_hz: int) -> None:
+    nanos = round(samples / rate_hz * 1e9)
+    assert seconds(Duration(seconds=nanos // 10**9, nanos=nanos % 10**9)) == nanos / 10**9
+
+
+def test_times_print_as_they_were_meant() -> None:
+    message = pb.UtteranceResult(start_offset=Duration(seconds=7, nanos=940_000_000))
+    message.end_offset.CopyFrom(Duration(seconds=1023, nanos=290_000_000))
+    event = event_from_response(pb.StreamingAnalyzeResponse(utterance_result=message))
+    assert "start_s=7.94, end_s=1023.29," in repr(event)
+
+
+def test_an_update_without_traits_is_none() -> None:
+    """Traits of 0 would be an estimate that no one made; so `personality` is never None."""
+    assert event_from_response(pb.StreamingAnalyzeResponse(personality_update=pb.PersonalityUpdate(revision=1))) is None
 
 
 async def test_an_option_that_a_turn_does_not_have_is_named() -> None:
@@ -169,18 +265,10 @@ async def test_a_token_does_not_travel_in_clear_text(tmp_path: Path) -> None:
     assert "secret" not in repr(Credentials(token="secret", private_key=b"secret"))
     with pytest.raises(InvalidRequestError, match="PEM file that exists"):
         AsyncClient("localhost:1", root_certificates=tmp_path / "none.pem")
+    with pytest.raises(InvalidRequestError, match="was it read with its line's end"):
+        AsyncClient("localhost:1", token="secret\n")
     with pytest.raises(InvalidRequestError, match="both certificate_chain and private_key"):
         AsyncClient("localhost:1", certificate_chain=b"x")
-
-
-def test_transport_failures_are_explained() -> None:
-    assert "root_certificates" in explain_unavailable("Ssl handshake failed: CERTIFICATE_VERIFY_FAILED", "h:1")
-    assert "kibun serve" in explain_unavailable("failed to connect to all addresses", "h:1")
-    assert "tls=True" in explain_unavailable("failed to connect to all addresses; last error: Socket closed", "h:1")
-    several = "connections to all backends failing; last error: UNAVAILABLE: ipv4:1.2.3.4:1: "
-    assert "kibun serve" in explain_unavailable(several + "Failed to connect to remote host", "h:1")
-    assert "tls=True" in explain_unavailable(several + "Socket closed", "h:1")
-    assert "was lost" in explain_unavailable("Socket closed", "h:1")
 
 
 def test_error_says_reason_and_request() -> None:

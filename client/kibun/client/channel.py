@@ -1,6 +1,7 @@
 """Address, credentials and settings of the connection."""
 
 import ipaddress
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
+_TOKEN = re.compile(r"[!-~]([ -~]*[!-~])?")
 _PASSED_ON = ("unix:", "dns:", "ipv4:", "ipv6:", "xds:")
 
 
@@ -56,29 +58,37 @@ def check_connection(target: str, credentials: Credentials) -> None:
     check_target(target)
     if (credentials.certificate_chain is None) != (credentials.private_key is None):
         raise _invalid("mutual TLS needs both certificate_chain and private_key", "private_key")
-    if not _is_printable_ascii(credentials.token or ""):
-        raise _invalid("a token holds printable ASCII characters only: was it read with its line's end?", "token")
-    exposed = credentials.token and not credentials.secure and not credentials.allow_plaintext_token
-    if exposed and not _is_local(target):
+    if credentials.token and not _TOKEN.fullmatch(credentials.token):
         raise _invalid(
-            f"the token would travel to {target} in clear text: pass tls=True, or allow_plaintext_token=True "
-            "where the network is protected by other means",
+            "the token begins or ends with a blank or line end, or holds characters outside of ASCII, and cannot be "
+            "sent: give the token alone (token=, --token, KIBUN_TOKEN)",
+            "token",
+        )
+    _check_pem("root_certificates", credentials.root_certificates, "CERTIFICATE")
+    _check_pem("certificate_chain", credentials.certificate_chain, "CERTIFICATE")
+    _check_pem("private_key", credentials.private_key, "PRIVATE KEY")
+    exposed = credentials.token and not credentials.secure and not credentials.allow_plaintext_token
+    if exposed and not is_local(target):
+        raise _invalid(
+            f"the token would travel to {target} in clear text: pass tls=True (on the command line --tls or --ca), or "
+            "allow_plaintext_token=True where the network is protected by other means",
             "token",
         )
 
 
 def open_channel(target: str, credentials: Credentials) -> grpc.aio.Channel:
     """A channel to `target` for the running event loop; connects on first use. See `check_connection`."""
+    # Bypasses any proxy named in the environment: what is meant for this machine must not leave it.
+    local = (("grpc.enable_http_proxy", 0),) if is_local(target) else ()
+    options = (*CHANNEL_OPTIONS, *local)
     if not credentials.secure:
-        # Bypasses any proxy named in the environment: plaintext meant for this machine must not leave it.
-        local = (("grpc.enable_http_proxy", 0),) if _is_local(target) else ()
-        return grpc.aio.insecure_channel(target, options=(*CHANNEL_OPTIONS, *local))
+        return grpc.aio.insecure_channel(target, options=options)
     tls = grpc.ssl_channel_credentials(
         root_certificates=credentials.root_certificates,
         private_key=credentials.private_key,
         certificate_chain=credentials.certificate_chain,
     )
-    return grpc.aio.secure_channel(target, tls, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(target, tls, options=options)
 
 
 def call_metadata(credentials: Credentials) -> Sequence[tuple[str, str]]:
@@ -99,6 +109,11 @@ def check_target(target: str) -> None:
         raise _invalid(f"{target!r} has no usable port: write HOST:PORT with a port between 1 and 65535")
 
 
+def _check_pem(name: str, data: bytes | None, kind: str) -> None:
+    if data is not None and not re.search(rf"-----BEGIN [A-Z0-9 ]*{kind}-----".encode(), data):
+        raise _invalid(f"{name} holds no PEM {kind.lower()}: give a file with a line -----BEGIN {kind}-----", name)
+
+
 def read_pem(value: bytes | str | Path | None) -> bytes | None:
     """PEM data given as bytes, or as the path of a file. Raises InvalidRequestError when it cannot be read."""
     if value is None or isinstance(value, bytes):
@@ -109,7 +124,7 @@ def read_pem(value: bytes | str | Path | None) -> bytes | None:
         raise _invalid(f"cannot read {value}: {error.strerror}: give a PEM file that exists") from error
 
 
-def _is_local(target: str) -> bool:
+def is_local(target: str) -> bool:
     """Whether all addresses of a target are this machine's own."""
     if target.startswith("unix:"):
         return True
@@ -126,10 +141,6 @@ def _is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _is_printable_ascii(text: str) -> bool:
-    return text.isascii() and text.isprintable()
 
 
 def _invalid(message: str, field: str = "target") -> InvalidRequestError:

@@ -5,7 +5,7 @@ import time
 import uuid
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self, TypedDict, Unpack, get_type_hints
+from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_type_hints
 
 from kibun.client.channel import Credentials, read_pem
 from kibun.client.checks import check_timeout, check_value
@@ -126,8 +126,7 @@ class AsyncClient:
         check_value("config", config, StreamConfig | None)
         config = config or StreamConfig()
         request = pb.AnalyzeRequest(config=config.to_proto(), audio_content=payload_bytes(pcm, config.encoding))
-        stub = self._transport.stub
-        answer = await self._transport.unary(stub.Analyze, request, timeout_s or self._timeout_s)
+        answer = await self._transport.unary("Analyze", request, timeout_s or self._timeout_s)
         return AnalyzeResult.from_proto(answer)
 
     async def get_conversation(self, conversation_id: str) -> ConversationState:
@@ -138,17 +137,14 @@ class AsyncClient:
         """The same, as the message that was received."""
         check_value("conversation_id", conversation_id, str)
         request = pb.GetConversationRequest(conversation_id=conversation_id)
-        answer: pb.GetConversationResponse = await self._transport.unary(
-            self._transport.stub.GetConversation, request, self._timeout_s
-        )
+        answer: pb.GetConversationResponse = await self._transport.unary("GetConversation", request, self._timeout_s)
         return answer
 
     async def complete_conversation(self, conversation_id: str) -> ConversationState:
         """Marks a conversation as completed: no further turns. Raises NotFoundError."""
         check_value("conversation_id", conversation_id, str)
         request = pb.CompleteConversationRequest(conversation_id=conversation_id)
-        stub = self._transport.stub
-        answer = await self._transport.unary(stub.CompleteConversation, request, self._timeout_s)
+        answer = await self._transport.unary("CompleteConversation", request, self._timeout_s)
         return ConversationState.from_proto(answer.conversation)
 
     async def delete_conversation(self, conversation_id: str, *, allow_missing: bool = False) -> None:
@@ -156,12 +152,11 @@ class AsyncClient:
         check_value("conversation_id", conversation_id, str)
         check_value("allow_missing", allow_missing, bool)
         request = pb.DeleteConversationRequest(conversation_id=conversation_id, allow_missing=allow_missing)
-        await self._transport.unary(self._transport.stub.DeleteConversation, request, self._timeout_s)
+        await self._transport.unary("DeleteConversation", request, self._timeout_s)
 
     async def service_info(self) -> ServiceInfo:
         """Models, scales and limits of the server."""
-        stub = self._transport.stub
-        answer = await self._transport.unary(stub.GetServiceInfo, pb.GetServiceInfoRequest(), self._timeout_s)
+        answer = await self._transport.unary("GetServiceInfo", pb.GetServiceInfoRequest(), self._timeout_s)
         return ServiceInfo.from_proto(answer)
 
     async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
@@ -179,7 +174,7 @@ class AsyncClient:
                 return
             if time.monotonic() + 0.1 >= deadline:
                 raise UnavailableError(
-                    f"{self.target} was not ready within {timeout_s:g} s ({state}): is `kibun serve` running there?",
+                    f"{self.target} was not ready within {timeout_s:g} s: {state}",
                     ErrorDetails(reason="NOT_READY"),
                 )
             await asyncio.sleep(0.1)
@@ -187,12 +182,16 @@ class AsyncClient:
     async def _health(self, timeout_s: float) -> str:
         from grpc_health.v1 import health_pb2, health_pb2_grpc  # only those who wait for the server need it
 
-        stub = health_pb2_grpc.HealthStub(self._transport.channel)
+        def check() -> Any:
+            return health_pb2_grpc.HealthStub(self._transport.channel).Check
+
         try:
-            answer = await self._transport.unary(stub.Check, health_pb2.HealthCheckRequest(), timeout_s)
+            answer = await self._transport.call(check, health_pb2.HealthCheckRequest(), timeout_s)
         except (UnavailableError, DeadlineError) as error:
             return error.message
-        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+        if answer.status == health_pb2.HealthCheckResponse.SERVING:
+            return "SERVING"
+        return f"{self.target} answers that it is NOT_SERVING: it is loading its model, or is stopping"
 
 
 class AsyncConversation:

@@ -151,7 +151,7 @@ class StreamEngine:
             self.error = self.error or TurnEndedError("the stream was cancelled by this side", cancelled)
             raise
         except Exception as error:
-            self.error = self.error or error
+            self.error = self.error or error.with_traceback(None)  # which would keep the call
         finally:
             self.over.set()
             self.opened.set()

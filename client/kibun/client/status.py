@@ -8,6 +8,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from kibun.client.channel import Credentials
 from kibun.client.errors import (
     AbortedError,
     AlreadyExistsError,
@@ -24,7 +25,9 @@ from kibun.client.errors import (
     UnavailableError,
 )
 from kibun.client.estimates import seconds
+from kibun.client.explain import explain_unauthenticated, explain_unavailable
 
+_NONE = Credentials()
 _DETAILS_KEY = "grpc-status-details-bin"
 
 _CLASSES: dict[grpc.StatusCode, type[KibunError]] = {
@@ -45,8 +48,10 @@ _CLASSES: dict[grpc.StatusCode, type[KibunError]] = {
 }
 
 
-def error_from_rpc(error: grpc.RpcError, target: str, *, request_id: str | None = None) -> KibunError:
-    """The typed error for a failed call to `target`.
+def error_from_rpc(
+    error: grpc.RpcError, target: str, credentials: Credentials = _NONE, *, request_id: str | None = None
+) -> KibunError:
+    """The typed error for a failed call to `target` with these credentials.
 
     `request_id` is what the stream already knows; an id within the error itself comes first.
     """
@@ -68,30 +73,10 @@ def error_from_rpc(error: grpc.RpcError, target: str, *, request_id: str | None 
             ErrorDetails(reason="MESSAGE_TOO_LARGE", code=code.name, request_id=request_id),
         )
     if packed is None and code is grpc.StatusCode.UNAVAILABLE:
-        text = explain_unavailable(text, target)
+        text = explain_unavailable(text, target, credentials)
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        text = explain_unauthenticated(text, target, credentials)
     return cls(text or f"the call failed with {code.name}", details)
-
-
-def explain_unavailable(text: str, target: str) -> str:
-    """A message for a failure of the transport itself, which has no reason from the server."""
-    lowered = text.lower()
-    if any(word in lowered for word in ("ssl", "tls", "handshake", "certificate")):
-        return (
-            f"no TLS connection to {target}: check that the server uses TLS and that root_certificates holds the "
-            f"authority that signed its certificate ({text})"
-        )
-    # gRPC's words for one address of which none answers, and for several.
-    not_connected = any(words in lowered for words in ("failed to connect", "connections to all backends failing"))
-    if not_connected and any(word in lowered for word in ("socket closed", "reset")):
-        return (
-            f"something listens at {target} but hangs up: if the server uses TLS, pass tls=True or root_certificates "
-            f"(on the command line --tls or --ca) ({text})"
-        )
-    if not_connected or any(word in lowered for word in ("refused", "name resolution", "dns", "timeout")):
-        return (
-            f"cannot reach {target}: start a server there with `kibun serve`, or check host, port and firewall ({text})"
-        )
-    return f"the connection to {target} was lost ({text or 'no reason given'})"
 
 
 def _packed_status(error: grpc.RpcError) -> status_pb2.Status | None:

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from weakref import WeakSet
 
 import grpc
@@ -12,12 +12,12 @@ import grpc
 from kibun.client import forking
 from kibun.client.channel import Credentials, call_metadata, check_connection, open_channel
 from kibun.client.errors import DeadlineError, ErrorDetails, MisuseError
+from kibun.client.explain import explain_deadline
 from kibun.client.status import error_from_rpc
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub
 
-Response = TypeVar("Response")
-
+_NONE = Credentials()
 # grpc.aio writes this over the server's own status when a write fails because the server has just ended the stream.
 _MASKED_DETAILS = "Internal error from Core"
 _UNMASK_WAIT_S = 1.0
@@ -81,31 +81,30 @@ class Transport:
         """Lets `stream` fail when its connection is closed. Raises MisuseError."""
         self._connection().streams.add(stream)
 
-    async def unary(
-        self,
-        method: Callable[..., Awaitable[Response]],
-        request: Any,
-        timeout_s: float | None,
-    ) -> Response:
-        """One request, one response. Raises KibunError."""
+    async def unary(self, method: str, request: Any, timeout_s: float) -> Any:
+        """One request, one response, by a method of the service. Raises KibunError."""
+        return await self.call(lambda: getattr(self.stub, method), request, timeout_s)
+
+    async def call(self, method: Callable[[], Callable[..., Awaitable[Any]]], request: Any, timeout_s: float) -> Any:
+        """The same for the method of any stub, made by `method`. Raises KibunError."""
         try:
-            limit_s = None if timeout_s is None else min(timeout_s, _LONGEST_CALL_S)
-            return await method(request, timeout=limit_s, metadata=self._metadata)
+            limit_s = min(timeout_s, _LONGEST_CALL_S)
+            return await method()(request, timeout=limit_s, metadata=self._metadata)
         except grpc.RpcError as error:
-            failure = error_from_rpc(error, self.target)
-            if timeout_s is not None and failure.reason == DeadlineError.default_reason:  # gRPC's own words
-                failure = DeadlineError(f"{self.target} did not answer within {timeout_s:g} s", failure.details)
-            raise failure from None
+            failure = error_from_rpc(error, self.target, self._credentials)
+            if failure.reason == DeadlineError.default_reason:  # gRPC's own words
+                failure = DeadlineError(explain_deadline(self.target, timeout_s), failure.details)
         except asyncio.CancelledError:
             # The channel cancels its calls when it is closed; that is no one's wish to cancel the caller.
             task = asyncio.current_task()
-            if self.closed and task is not None and not task.cancelling():
-                raise client_closed() from None
-            raise
+            if not self.closed or task is None or task.cancelling():
+                raise
+            failure = client_closed()
+        raise failure  # here, so that an error that someone keeps does not keep the call, and with it the connection
 
     def streaming_analyze(self) -> "StreamCall":
         """Opens the bidirectional call."""
-        return StreamCall(self.stub.StreamingAnalyze(metadata=self._metadata), self.target)
+        return StreamCall(self.stub.StreamingAnalyze(metadata=self._metadata), self.target, self._credentials)
 
     async def close(self) -> None:
         """Closes all connections for good; calls and streams in flight end with MisuseError."""
@@ -172,13 +171,14 @@ def running_loop() -> asyncio.AbstractEventLoop:
 class StreamCall:
     """One StreamingAnalyze call: a side to write and a side to read, each used by one task."""
 
-    def __init__(self, call: Any, target: str) -> None:
+    def __init__(self, call: Any, target: str, credentials: Credentials = _NONE) -> None:
         self._call = call
         # Not `call.read()`: after a failed write that leaves messages unread which had already arrived.
         self._responses: AsyncIterator[pb.StreamingAnalyzeResponse] = aiter(call)
         self._first_status: grpc.RpcError | None = None
         call.add_done_callback(self._remember_status)
         self._target = target
+        self._credentials = credentials
         self.request_id: str | None = None
 
     async def write(self, request: pb.StreamingAnalyzeRequest) -> bool:
@@ -199,7 +199,10 @@ class StreamCall:
         try:
             return await anext(self._responses, None)
         except grpc.RpcError as error:
-            raise error_from_rpc(await self._unmasked(error), self._target, request_id=self.request_id) from None
+            failure = error_from_rpc(
+                await self._unmasked(error), self._target, self._credentials, request_id=self.request_id
+            )
+        raise failure
 
     def cancel(self) -> None:
         """Ends the call at once; harmless when it is over. An abandoned call would stay alive on the server."""
