@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,7 @@ from kibun.client import (
     StreamEnded,
     StreamProgress,
     StreamStarted,
+    StreamWarning,
     Traits,
     TurnResult,
     UnavailableError,
@@ -169,6 +171,47 @@ async def test_the_server_ends_the_turn_after_silence(client: AsyncClient, speec
     assert [event.turn_id for event in events if isinstance(event, TurnResult)] == ["t"]
 
 
+async def test_who_ended_a_turn_is_told_and_it_counts_once(client: AsyncClient, speech: np.ndarray) -> None:
+    """Also where the server ends it while the client does: what is fed is there long before it is heard."""
+    itself = Endpointing(end_of_turn_silence_ms=1000)
+    quiet = np.zeros(3 * 16000, np.int16)
+    one_utterance = speech[: 4 * 16000]
+    for endpointing, audio, reason in (
+        (None, one_utterance, "client_end_of_turn"),
+        (itself, np.concatenate([one_utterance, quiet]), "silence"),
+        (itself, one_utterance[: 2 * 16000], "half_close"),
+    ):
+        conversation = client.conversation()
+        async with conversation.turn(endpointing=endpointing) as turn:
+            turn.feed([audio])
+            assert (await turn.result()).end_reason == reason
+            events = [event async for event in turn]
+        assert sum(isinstance(event, TurnResult) for event in events) == 1
+        assert not [event for event in events if isinstance(event, StreamWarning) and event.reason == "NO_SPEECH"]
+        assert (await conversation.get()).participants[0].turn_count == 1
+
+
+async def test_a_result_that_was_lost_is_asked_for_again(client: AsyncClient, speech: np.ndarray) -> None:
+    conversation = client.conversation()
+    async with conversation.turn("t") as turn:
+        turn.feed([speech])
+        result = await turn.result()
+        finals = [event async for event in turn if isinstance(event, UtteranceResult)]
+    config = StreamConfig(
+        conversation_id=conversation.conversation_id,
+        turn_id="t",
+        resume_turn=True,
+        audio_start_offset_s=finals[-1].end_s,
+        resume_after=finals[-1].end_reason,
+    )
+    async with client.turn(config) as turn:
+        again = await turn.result()
+    assert replace(again, sequence_number=0, audio_received_s=0, audio_processed_s=0) == replace(
+        result, sequence_number=0, audio_received_s=0, audio_processed_s=0
+    )
+    assert (await conversation.get()).participants[0].turn_count == 1
+
+
 async def test_two_participants_at_the_same_time(client: AsyncClient, speech: np.ndarray) -> None:
     conversation = client.conversation()
 
@@ -255,6 +298,36 @@ def test_sync_client(target: str, speech: np.ndarray) -> None:
         conversation.delete()
         with pytest.raises(NotFoundError):
             conversation.get()
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from kibun.client import Client
+
+def microphone():
+    try:
+        while True:
+            time.sleep(0.05)
+            yield bytes(1600)
+    finally:
+        print("closed", flush=True)
+
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    with Client(sys.argv[1]) as client, client.conversation().turn() as turn:
+        turn.feed(microphone())
+        for event in turn:
+            pass
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_ends_the_turn_and_closes_its_source(target: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, target], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.stdout, done.returncode) == ("closed\ninterrupted\n", 0), done.stderr
 
 
 def serve_on(port: int, port_file: Path) -> subprocess.Popen[bytes]:

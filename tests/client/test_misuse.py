@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import socket
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -247,14 +248,25 @@ def test_closing_a_client_frees_other_threads(service: ScriptedService, target: 
 
 
 def test_closing_a_client_frees_who_waits_for_its_server() -> None:
-    client = Client(ABSENT)
-    errors: list[Any] = []
-    waiting = threading.Thread(target=lambda: errors.append(outcome(lambda: client.wait_until_ready(600))))
-    waiting.start()
-    waiting.join(0.3)
-    client.close()
-    waiting.join(20)
-    assert [error.reason for error in errors] == ["CLIENT_CLOSED"]
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        client = Client(f"127.0.0.1:{silent.getsockname()[1]}", timeout_s=600)
+        errors: list[Any] = []
+        works: list[Callable[[], Any]] = [
+            lambda: client.wait_until_ready(600),
+            client.service_info,
+            client.conversation().get,
+            client.conversation().turn().open,
+            client.conversation().turn().__enter__,
+        ]
+        threads = [threading.Thread(target=lambda work=work: errors.append(outcome(work))) for work in works]
+        for thread in threads:
+            thread.start()
+            thread.join(0.1)
+        assert errors == [], "all of them wait"
+        client.close()
+        for thread in threads:
+            thread.join(20)
+    assert [error.reason for error in errors] == ["CLIENT_CLOSED"] * len(works)
 
 
 def test_a_result_outlives_its_client(target: str) -> None:

@@ -160,6 +160,16 @@ async def test_replay_keeps_the_offset_that_the_caller_gave(client: AsyncClient,
     assert len(service.connections[1].audio) == 1.5 * SECOND
 
 
+async def test_the_end_of_a_turn_is_told_again_after_a_lost_connection(
+    client: AsyncClient, service: ScriptedService
+) -> None:
+    service.fault = lambda number, connection: "lose" if number == 1 and connection.turns_ended else None
+    async with client.conversation().turn() as turn:
+        await turn.push(noise(1.5))
+        assert (await turn.result()).end_reason == "client_end_of_turn"
+    assert [connection.turns_ended for connection in service.connections] == [1, 1]
+
+
 async def test_attempts_are_bounded(client: AsyncClient, service: ScriptedService) -> None:
     service.fault = lambda number, connection: "lose" if connection.audio else None
     with pytest.raises(UnavailableError):

@@ -35,6 +35,7 @@ class Connection:
 
     config: pb.StreamingAnalyzeConfig = field(default_factory=pb.StreamingAnalyzeConfig)
     audio: bytearray = field(default_factory=bytearray)
+    turns_ended: int = 0
     half_closed: bool = False
     cancelled: bool = False
 
@@ -77,6 +78,8 @@ class ScriptedService(SpeechAnalysisServiceServicer):
                             yield response
                         finals += 1
                 elif kind == "end_of_turn":
+                    connection.turns_ended += 1
+                    await self._break(number, connection, context)
                     yield self._turn_result(turn, finals, pb.END_REASON_CLIENT_END_OF_TURN)
                     turn, due = request.end_of_turn.next_turn_id, False
                 await self._break(number, connection, context)

@@ -214,7 +214,7 @@ class StreamEngine:
                 if not await call.write(_request(item)):
                     return None
             elif self._input_closed:
-                if self._single_turn and self.turn_result is None and not await call.write(_request(EndOfTurn(""))):
+                if self._says_end_of_turn and not await call.write(_request(EndOfTurn(""))):
                     return None
                 return await call.half_close()
             else:
@@ -266,6 +266,12 @@ class StreamEngine:
         )
         if not (droppable and self.events.qsize() >= MAX_WAITING_EVENTS):
             self.events.put_nowait(event)
+
+    @property
+    def _says_end_of_turn(self) -> bool:
+        # To a server that ends turns itself it might mean the next one, which is empty: the half-close says enough.
+        ends_itself = self.config.endpointing.end_of_turn_silence_ms is not None
+        return self._single_turn and self.turn_result is None and not ends_itself
 
     def _not_accepted(self, within_s: float) -> KibunError:
         text = f"{self._transport.target} did not accept the {self._noun} within {within_s:g} s: it answers nothing"

@@ -36,6 +36,7 @@ class _Process:
         self.polling = False
         self.watched: WeakSet[Forkable] = WeakSet()
         self.stopped: list[Forkable] = []
+        self.forking = threading.Lock()
 
 
 _process = _Process()
@@ -62,6 +63,7 @@ def check() -> None:
 
 
 def _before() -> None:
+    _process.forking.acquire()
     _process.stopped = list(_process.watched)
     for part in _process.stopped:
         part.before_fork()
@@ -75,6 +77,7 @@ def _after(*, in_child: bool) -> None:
     for part in _process.stopped:
         part.after_fork(in_child=in_child)
     _process.stopped = []
+    _process.forking.release()
 
 
 def _grpc_polls() -> bool:
