@@ -23,6 +23,8 @@ from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
 from tests.support import ROOT
 from tests.support.certificates import make_certificates
+from tests.support.healthy import beside
+from tests.support.http2 import PREFACE, fields, frame, pour, silent
 from tests.support.processes import until
 from tests.support.scraping import scrape, scrape_until
 from tests.support.serving import (
@@ -47,7 +49,6 @@ from tests.support.serving import (
 )
 
 SPEECH = chunks(encode(spoken(1.0)))
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # and empty SETTINGS
 SMALL_WINDOW = {"grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": 16_384}
 FEATURES = pb.AnalysisFeatures(interim_results=True, enable_voice_activity_events=True)
 
@@ -60,78 +61,6 @@ def server() -> Iterator[RunningServer]:
         log = running.log.read_text()
         for word in ("Traceback", "never retrieved", "never awaited", "a call failed"):
             assert word not in log
-
-
-class Healthy:
-    """A client that opens stream after stream while others misbehave, and must get the same as alone."""
-
-    def __init__(self) -> None:
-        self.took_s: list[float] = []
-        self._changed = asyncio.Condition()
-        self._failed = False
-
-    @property
-    def p99_s(self) -> float:
-        return sorted(self.took_s)[int(0.99 * len(self.took_s))]
-
-    async def answered(self, streams: int = 2) -> None:
-        """Waits until `count` more streams were answered: all but the first were opened meanwhile."""
-        async with self._changed:
-            wanted = len(self.took_s) + streams
-            await self._changed.wait_for(lambda: len(self.took_s) >= wanted or self._failed)
-
-    async def run(self, stub: Stub, alone: list[tuple[float, ...]]) -> None:
-        """Goes on until it is cancelled, or gets anything else than `alone`."""
-        try:
-            while True:
-                began = time.monotonic()
-                while (responses := await one_stream(stub)) is None:  # noqa: ASYNC110 - nothing announces a free place
-                    await asyncio.sleep(0.02)
-                check_stream(responses)
-                assert times_and_emotions(responses) == alone
-                self.took_s.append(time.monotonic() - began)
-                async with self._changed:
-                    self._changed.notify_all()
-        except Exception:
-            self._failed = True
-            async with self._changed:
-                self._changed.notify_all()
-            raise
-
-
-async def one_stream(stub: Stub) -> list[pb.StreamingAnalyzeResponse] | None:
-    """None where the server refuses it just then; a client tries again, and the time counts."""
-    async with Talk(stub) as talk:
-        try:
-            await talk.start()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            # Where more than a thousand calls wait to be taken, gRPC itself ends some, before the service sees them
-            # (CANCELLED); INTERNAL is grpc.aio's word for a write that came after the refusal.
-            code = await talk.call.code()
-            late = code is grpc.StatusCode.INTERNAL and await talk.call.details() == "Internal error from Core"
-            assert late or code in (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
-            return None
-        await talk.send(*SPEECH)
-        return await talk.finish()
-
-
-@asynccontextmanager
-async def beside(server: RunningServer) -> AsyncIterator[Healthy]:
-    """A healthy client that goes on meanwhile."""
-    async with connect(server) as stub:
-        alone = times_and_emotions(await converse(stub, [config(), *SPEECH]))
-        assert alone
-        healthy = Healthy()
-        running = asyncio.create_task(healthy.run(stub, alone))
-        answered = asyncio.create_task(healthy.answered())
-        try:
-            yield healthy
-            await asyncio.wait((running, answered), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            answered.cancel()
-            running.cancel()
-            with suppress(asyncio.CancelledError):
-                await running
 
 
 @asynccontextmanager
@@ -333,18 +262,6 @@ async def test_ten_thousand_cancelled_streams_leave_nothing() -> None:
 # ---- connections without a stream
 
 
-def silent(server: RunningServer, count: int, first: bytes = b"") -> list[socket.socket]:
-    """Connections that send `first` and nothing else."""
-    sockets = []
-    for _ in range(count):
-        sock = socket.create_connection(("127.0.0.1", server.port))
-        if first:
-            sock.send(first)
-        sock.setblocking(False)
-        sockets.append(sock)
-    return sockets
-
-
 def closed(sockets: list[socket.socket], count: int, within_s: float = 30.0) -> list[float]:
     """Seconds after which the server closed each, until it has closed `count` of them; then closes the others."""
     selector, began, seconds = selectors.DefaultSelector(), time.monotonic(), list[float]()
@@ -381,8 +298,8 @@ async def test_silent_connections_are_closed_and_disturb_no_other(tmp_path: Path
     hello = client_hello()
     with serve() as server, serve(*tls) as secure:
         async with beside(server) as healthy:
-            sockets = [*silent(server, 500), *silent(server, 50, PREFACE[:24])]
-            sockets += [*silent(secure, 250), *silent(secure, 250, hello)]
+            sockets = [*silent(server.port, 500), *silent(server.port, 50, PREFACE[:24])]
+            sockets += [*silent(secure.port, 250), *silent(secure.port, 250, hello)]
             seconds = await asyncio.to_thread(closed, sockets, len(sockets))
             assert len(seconds) == len(sockets)
             assert max(seconds) < 10, "5 s where nothing else runs"
@@ -404,30 +321,10 @@ def client_hello() -> bytes:
 async def test_more_connections_than_allowed_are_closed_at_once() -> None:
     with serve("--max-connections", "30") as server:
         async with beside(server):
-            sockets = silent(server, 60, PREFACE)
+            sockets = silent(server.port, 60, PREFACE)
             assert len(await asyncio.to_thread(closed, sockets, 30)) >= 30, "by nothing else: they sent their preface"
         async with connect(server) as stub:
             assert await active(stub) == 0, "there is room again"
-
-
-def frame(kind: int, stream: int, payload: bytes = b"", flags: int = 0) -> bytes:
-    """Of HTTP/2 (RFC 9113, 4.1)."""
-    return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
-
-
-def headers() -> bytes:
-    """Of a call of ours, all literals (RFC 7541, 6.2.2)."""
-    fields = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": "/kibun.v1.SpeechAnalysisService/StreamingAnalyze",
-        ":authority": "localhost",
-        "te": "trailers",
-        "content-type": "application/grpc",
-    }
-    return b"".join(
-        bytes([0, len(name)]) + name.encode() + bytes([len(value)]) + value.encode() for name, value in fields.items()
-    )
 
 
 @pytest.mark.parametrize(
@@ -437,15 +334,15 @@ async def test_floods_of_http2_frames_hurt_no_other_client(server: RunningServer
     pings = b"".join(frame(6, 0, number.to_bytes(8, "big")) for number in range(5_000))
     payload = {
         "rapid reset": b"".join(
-            frame(1, n, headers(), flags=4) + frame(3, n, (8).to_bytes(4, "big")) for n in range(1, 6_001, 2)
+            frame(1, n, fields(), flags=4) + frame(3, n, (8).to_bytes(4, "big")) for n in range(1, 6_001, 2)
         ),
         "ping": pings,
         "settings": frame(4, 0) * 5_000,
-        "half-open": b"".join(frame(1, n, headers(), flags=4) for n in range(1, 2_001, 2)),
+        "half-open": b"".join(frame(1, n, fields(), flags=4) for n in range(1, 2_001, 2)),
     }[attack]
     _, before = server.threads_and_rss()
     done = threading.Event()
-    sockets = silent(server, 3, PREFACE)
+    sockets = silent(server.port, 3, PREFACE)
     async with beside(server) as healthy:
         pouring = asyncio.create_task(asyncio.to_thread(pour, sockets, payload, done))
         try:
@@ -459,20 +356,3 @@ async def test_floods_of_http2_frames_hurt_no_other_client(server: RunningServer
         assert after - before < 60_000_000
     async with connect(server) as stub:
         await none_active(stub)
-
-
-def pour(sockets: list[socket.socket], data: bytes, done: threading.Event) -> None:
-    """Sends it as fast as it is taken, reading what comes back, until `done`."""
-    left = dict.fromkeys(sockets, data)
-    while left and not done.is_set():
-        for sock in list(left):
-            try:
-                left[sock] = left[sock][sock.send(left[sock]) :]
-                if not left[sock]:
-                    del left[sock]
-            except BlockingIOError:
-                with suppress(BlockingIOError, ConnectionError):
-                    sock.recv(1 << 20)
-                time.sleep(0.01)
-            except ConnectionError:
-                del left[sock]  # the server has had enough

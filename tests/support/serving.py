@@ -64,6 +64,12 @@ class RunningServer:
         found = {key: int(value) for key, value in re.findall(r"^(Threads|VmRSS):\s+(\d+)", status, re.MULTILINE)}
         return found["Threads"], found["VmRSS"] * 1024
 
+    def peak_rss(self) -> int:
+        """The most resident bytes of the main process since the last call."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
+        return int(re.findall(r"^VmHWM:\s+(\d+)", status, re.MULTILINE)[0]) * 1024
+
 
 def command(*arguments: str, model: str = "stub", prelude: str = "") -> list[str]:
     program = f"{prelude}\n{SERVE}"

@@ -117,6 +117,7 @@ class Server:
         await asyncio.sleep(0)
         service = self._service(batcher)
         self._gate = service.gate
+        service.gate.watch_calls()
         server = grpc.aio.server(interceptors=[service.gate], options=_grpc_options(settings))
         try:
             await self._listen(server, service, credentials)

@@ -1,26 +1,29 @@
 """Admits calls of the service: identifies the caller, checks its limits, and turns failures into statuses.
 
-An interceptor, so that nothing of a call is read before it is admitted. Health checks do not pass through it, and are
-always answered.
+An interceptor, so that nothing of a call is read before it is admitted. Of other services (health, reflection) it only
+checks the metadata and how many calls a connection has open.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import logging
 import ssl
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import grpc
+from grpc._cython import cygrpc
 from grpc_status import rpc_status
 
 from kibun.server.api.auth import NOT_ACCEPTED, TENANT, Authenticator, unauthenticated
+from kibun.server.api.connections import Connections
 from kibun.server.api.quota import Account, Quotas
 from kibun.server.api.status import status_of
 from kibun.server.errors import Failure, Kind, invalid
@@ -29,11 +32,14 @@ from kibun.server.observability.telemetry import CallTelemetry, Telemetry
 
 MAX_METADATA_BYTES = 16_384
 MAX_METADATA_ENTRIES = 64
-ENTRY_OVERHEAD_BYTES = 32  # as HTTP/2 counts (RFC 9113, 6.5.2)
+ENTRY_OVERHEAD_BYTES = 32
+MAX_HONEST_BYTES = 131_072  # gRPC lets no peer that acknowledges SETTINGS send more than its 65,536 and one entry
+MAX_HONEST_ENTRIES = MAX_HONEST_BYTES // ENTRY_OVERHEAD_BYTES + 1
 STREAMS = ("StreamingAnalyze", "Analyze")  # methods that count as a stream
 _PSEUDONYM = "certificate-"  # begins the tenants of certificates whose own name cannot be a tenant's
 
 Context: TypeAlias = grpc.aio.ServicerContext
+Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 Handler: TypeAlias = Callable[[AsyncIterator[Any], Context], Awaitable[None]]
 
 log = logging.getLogger(__name__)
@@ -81,17 +87,37 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._quotas = quotas
         self._check = check
         self._telemetry = telemetry or Telemetry()
+        self.connections = Connections(self._telemetry.metrics.connection_cut)
         self._calls: set[Call] = set()
+
+    def watch_calls(self) -> None:
+        """Looks at each call of this process from now on before gRPC's Python layer does, which has no place for that.
+
+        What is replaced is private to grpcio; a test fails should a version have it no more.
+        """
+        handle = cygrpc._handle_rpc
+
+        async def handle_unless_cut(*arguments: Any) -> None:
+            state = next(argument for argument in arguments if isinstance(argument, cygrpc.RPCState))
+            if self.connections.admits(cygrpc._ServicerContext(state, None, None, None).peer()):
+                await handle(*arguments)
+
+        cygrpc._handle_rpc = handle_unless_cut
 
     async def intercept_service(self, continuation: Any, handler_call_details: Any) -> Any:
         handler = await continuation(handler_call_details)
         method: str = handler_call_details.method
-        if handler is None or not method.startswith(self._prefix):
+        metadata: Metadata = handler_call_details.invocation_metadata or ()  # converted anew wherever it is asked for
+        if handler is None and _size(metadata) <= MAX_METADATA_BYTES:
             return handler
+        if handler is not None and method.startswith(self._prefix):
+            handle = self._guarded(method.removeprefix(self._prefix), handler.stream_stream, metadata)
+        else:
+            handle = self._watched(handler and handler.stream_stream, metadata)
         return grpc.stream_stream_rpc_method_handler(
-            self._guarded(method.removeprefix(self._prefix), handler.stream_stream),
-            request_deserializer=handler.request_deserializer,
-            response_serializer=handler.response_serializer,
+            handle,
+            request_deserializer=handler and handler.request_deserializer,
+            response_serializer=handler and handler.response_serializer,
         )
 
     def refresh(self) -> None:
@@ -102,7 +128,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def end_revoked(self) -> None:
         """Ends the calls whose token has expired, was removed from the file or now belongs to another tenant."""
         for call in self._calls:
-            if not self._authenticator.valid(call.token, call.tenant):
+            if call.token is not None and not self._authenticator.valid(call.token, call.tenant):
                 _end(call, unauthenticated(NOT_ACCEPTED))
 
     async def end_all(self, failure: Failure, *, within_s: float) -> None:
@@ -113,14 +139,32 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         for call in self._calls:
             _end(call, failure)
 
-    def _guarded(self, method: str, handler: Handler) -> Handler:
+    def _watched(self, handler: Any, metadata: Metadata) -> Handler:
+        """Guards a method of another service, whose callers need not say who they are."""
+
+        async def handle(requests: AsyncIterator[Any], context: Context) -> None:
+            try:
+                with self.connections.stranger(context.peer()):
+                    self._check_size(metadata, context)
+                    answers = handler(requests, context)
+                    if inspect.isawaitable(answers):
+                        await answers
+                    else:
+                        async for answer in answers:
+                            await context.write(answer)
+            except Failure as failure:
+                await context.abort(grpc.StatusCode[failure.kind.value], failure.message)
+
+        return handle
+
+    def _guarded(self, method: str, handler: Handler, metadata: Metadata) -> Handler:
         async def handle(requests: AsyncIterator[Any], context: Context) -> None:
             request_id = f"request-{uuid.uuid4().hex[:16]}"
             call = Call(method, request_id, self._telemetry.begin(method, request_id), task=asyncio.current_task())
             _call.set(call)
             self._calls.add(call)
             try:
-                await self._admit(call, handler, requests, context)
+                await self._admit(call, handler, metadata, requests, context)
                 call.telemetry.end("OK")
             except asyncio.CancelledError:
                 if call.ended is None or call.task is None:
@@ -137,11 +181,21 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         return handle
 
-    async def _admit(self, call: Call, handler: Handler, requests: AsyncIterator[Any], context: Context) -> None:
+    async def _admit(
+        self, call: Call, handler: Handler, metadata: Metadata, requests: AsyncIterator[Any], context: Context
+    ) -> None:
         stream = call.method in STREAMS
+        peer = context.peer()
         with ExitStack() as stack:
-            self._identify(call, context)
-            self._telemetry.trace(call.telemetry, _header(context, "traceparent"))
+            try:
+                self._check_size(metadata, context)
+                self._identify(call, metadata, context)
+            except Failure:
+                stack.enter_context(self.connections.stranger(peer))
+                await self.connections.failed(peer)
+                raise
+            self.connections.welcome(peer)
+            self._telemetry.trace(call.telemetry, _header(metadata, "traceparent"))
             self._check(stream)
             if stream:
                 call.account = stack.enter_context(self._quotas.stream(call.tenant))
@@ -149,14 +203,20 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 stack.enter_context(self._quotas.call(call.tenant))
             await handler(requests, context)
 
-    def _identify(self, call: Call, context: Context) -> None:
-        """Sets the call's token and tenant. Raises Failure for too much metadata, or without a valid token."""
-        metadata = context.invocation_metadata() or ()
-        size = sum(len(key) + len(value) + ENTRY_OVERHEAD_BYTES for key, value in metadata)
+    def _check_size(self, metadata: Metadata, context: Context) -> None:
+        """Raises Failure for too much metadata, and cuts the connection if no honest peer can send that."""
+        size = _size(metadata)
         if size > MAX_METADATA_BYTES or len(metadata) > MAX_METADATA_ENTRIES:
+            if size > MAX_HONEST_BYTES:
+                self.connections.cut(context.peer(), "METADATA_TOO_LARGE")
             text = f"metadata may hold {MAX_METADATA_ENTRIES} entries and {MAX_METADATA_BYTES} bytes in all; send less"
             raise invalid("METADATA_TOO_LARGE", "metadata", text)
-        call.token = self._authenticator.digest(_header(context, "authorization"))
+
+    def _identify(self, call: Call, metadata: Metadata, context: Context) -> None:
+        """Sets the call's token and tenant. Raises Failure without a valid token."""
+        if not self._authenticator.open and sum(key == "authorization" for key, _ in metadata) > 1:
+            raise unauthenticated("more than one 'authorization' came: send one, with one token")
+        call.token = self._authenticator.digest(_header(metadata, "authorization"))
         call.tenant = self._authenticator.tenant(call.token)
         if self._authenticator.open:
             call.tenant = _certified_tenant(context) or call.tenant
@@ -170,8 +230,13 @@ def _end(call: Call, failure: Failure) -> None:
         call.task.cancel()
 
 
-def _header(context: Context, name: str) -> str | None:
-    value = dict(context.invocation_metadata() or ()).get(name)
+def _size(metadata: Metadata) -> int:
+    """As HTTP/2 counts (RFC 9113, 6.5.2); no further than to what no honest peer sends."""
+    return sum(len(key) + len(value) + ENTRY_OVERHEAD_BYTES for key, value in metadata[:MAX_HONEST_ENTRIES])
+
+
+def _header(metadata: Metadata, name: str) -> str | None:
+    value = dict(metadata).get(name)
     return value if isinstance(value, str) else None
 
 

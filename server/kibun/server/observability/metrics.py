@@ -47,6 +47,8 @@ class Metrics:
         self._calls = Counter("kibun_calls_ended", text, ("method", "code", "reason"), registry=registry)
         text = "Calls turned away before any audio: no valid token, a limit reached, or not ready."
         self._refusals = Counter("kibun_refusals", text, ("reason",), registry=registry)
+        text = "Connections that were cut off, for too many calls without a known caller or for far too much metadata."
+        self._cut = Counter("kibun_connections_cut", text, ("reason",), registry=registry)
         text = "Seconds of audio received."
         audio = CounterFunction("kibun_audio_received_seconds", text, registry)
         audio.set_function(lambda: self.audio_samples / SAMPLE_RATE_HZ)
@@ -93,6 +95,10 @@ class Metrics:
     def call_refused(self, reason: str) -> None:
         """Counts a call that was turned away before any audio."""
         self._refusals.labels(self._bounded(reason)).inc()
+
+    def connection_cut(self, reason: str) -> None:
+        """Counts a connection that the server cut off."""
+        self._cut.labels(self._bounded(reason)).inc()
 
     def _bounded(self, reason: str) -> str:
         """Reasons are literals of this package; should one ever not be, it does not become a label."""
