@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import http.server
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -21,6 +23,7 @@ from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
 from tests.support.certificates import make_certificates
 
+DIALOGUE = ROOT / "client" / "kibun" / "client" / "demo" / "dialogue.flac"
 ONCE = RetryPolicy(max_attempts=1)
 PROXIES = ("grpc_proxy", "https_proxy", "http_proxy", "no_grpc_proxy", "no_proxy")
 
@@ -260,3 +263,26 @@ def test_a_web_server_in_earnest() -> None:
             client.service_info()
         server.shutdown()
         thread.join()
+
+
+# ---- what gRPC's core writes itself
+
+
+def test_grpcs_own_lines_stay_off_stderr(certificates: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client without the right authority and one without TLS; both sides would log each handshake that fails."""
+
+    def lines(*options: str) -> list[str]:
+        command = [sys.executable, "-m", "kibun.client.main", "stream", str(DIALOGUE), "--server", server.target]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        return done.stderr.splitlines()
+
+    monkeypatch.delenv("GRPC_VERBOSITY", raising=False)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=":")
+    own = ["--tls-cert", str(certificates / "server.pem"), "--tls-key", str(certificates / "server.key")]
+    with ServerProcess("stub", ["--loader", "tests.support.stub_model:load", *own]) as server:
+        for options in (["--tls"], []):
+            assert [line.partition(":")[0] for line in lines(*options)] == ["kibun"]
+        assert not [line for line in server.stderr.splitlines() if ".cc:" in line]
+        monkeypatch.setenv("GRPC_VERBOSITY", "info")  # whoever asks for them gets them
+        assert [line for line in lines("--tls") if ".cc:" in line]

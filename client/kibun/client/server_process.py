@@ -14,6 +14,11 @@ _POLL_S = 0.05
 _TAIL_LINES = 15
 
 
+# What of a server's settings in the environment also holds for one that is started for a single program. The others are
+# meant for a server that is to be reached: its address, its port for metrics, its TLS, tokens and store.
+_KEPT = ("KIBUN_DEVICE", "KIBUN_THREADS", "KIBUN_PRECISION", "KIBUN_VAD", "KIBUN_LOG", "KIBUN_LOG_FORMAT")
+
+
 class ServerStartError(Exception):
     """The server did not become ready; the text ends with the last lines of its stderr."""
 
@@ -73,7 +78,7 @@ class ServerProcess:
         with (Path(self._folder.name) / "stderr").open("wb") as stderr:
             # stdout is for the caller's own output.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, env=dict(os.environ)
+                command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, env=_environment()
             )
         try:
             self._port = self._wait_for_port(self._process, port_file)
@@ -118,3 +123,7 @@ class ServerProcess:
     def _tail(self) -> str:
         lines = self.stderr.splitlines()
         return "\n".join(lines[-_TAIL_LINES:]) or "(it wrote nothing on stderr)"
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("KIBUN_") or name in _KEPT}

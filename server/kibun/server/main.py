@@ -39,7 +39,12 @@ HOW_TO_GET_A_MODEL = """kibun serve needs a model:
 def serve(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="Bundle: a folder or a name. Repeatable; the first is the default.", rich_help_panel=_MODELS),
+        typer.Option(
+            envvar="KIBUN_MODEL",
+            help="Bundle: a folder or a name. Repeatable (in KIBUN_MODEL: with blanks between); the first is the"
+            " default.",
+            rich_help_panel=_MODELS,
+        ),
     ] = None,
     host: Annotated[str, typer.Option(envvar="KIBUN_HOST", help="Address to listen on.")] = DEFAULTS.host,
     port: Annotated[
@@ -50,7 +55,10 @@ def serve(
         str, typer.Option(envvar="KIBUN_DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MODELS)
     ] = DEFAULTS.device,
     threads: Annotated[
-        int | None, typer.Option(help="Inference threads; default: one per core.", min=1, rich_help_panel=_MODELS)
+        int | None,
+        typer.Option(
+            envvar="KIBUN_THREADS", help="Inference threads; default: one per core.", min=1, rich_help_panel=_MODELS
+        ),
     ] = DEFAULTS.threads,
     allow_untrained: Annotated[
         bool, typer.Option(help="Serve a bundle whose heads were never trained.", rich_help_panel=_MODELS)
@@ -58,11 +66,14 @@ def serve(
     precision: Annotated[
         Precision,
         typer.Option(
+            envvar="KIBUN_PRECISION",
             help="Of matrix products. auto: bf16 where it is faster on this machine and the bundle allows it.",
             rich_help_panel=_MODELS,
         ),
     ] = DEFAULTS.precision,
-    vad: Annotated[VadName, typer.Option(help="Voice activity detector.", rich_help_panel=_MODELS)] = DEFAULTS.vad,
+    vad: Annotated[
+        VadName, typer.Option(envvar="KIBUN_VAD", help="Voice activity detector.", rich_help_panel=_MODELS)
+    ] = DEFAULTS.vad,
     max_streams: Annotated[
         int,
         typer.Option(envvar="KIBUN_MAX_STREAMS", help="Streams open at a time.", min=1, rich_help_panel=_LIMITS),
@@ -149,7 +160,12 @@ def serve(
         Path | None, typer.Option(envvar="KIBUN_TLS_KEY", help="Its private key, PEM.", rich_help_panel=_SECURITY)
     ] = None,
     tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Require client certificates from this CA, PEM.", rich_help_panel=_SECURITY)
+        Path | None,
+        typer.Option(
+            envvar="KIBUN_TLS_CLIENT_CA",
+            help="Require client certificates from this CA, PEM.",
+            rich_help_panel=_SECURITY,
+        ),
     ] = None,
     insecure: Annotated[
         bool,
@@ -204,7 +220,7 @@ def serve(
         ),
     ] = DEFAULTS.reflection,
     grace: Annotated[
-        float, typer.Option(help="Seconds that open streams get to end on SIGTERM.", min=0)
+        float, typer.Option(envvar="KIBUN_GRACE", help="Seconds that open streams get to end on SIGTERM.", min=0)
     ] = DEFAULTS.grace_s,
     worker_deadline: Annotated[float, typer.Option(hidden=True, min=0.1)] = DEFAULTS.worker_times.batch_s,
     watchdog_exit: Annotated[float, typer.Option(hidden=True, min=0.1)] = DEFAULTS.watchdog.exit_after_s,

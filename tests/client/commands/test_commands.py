@@ -308,7 +308,7 @@ def test_troubles_of_the_microphone(
     assert "no microphone was found: plug one in" in kibun.err
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     assert kibun("stream", "mic", "--server", target) == 2
-    assert "pip install 'kibun[mic]'" in kibun.err
+    assert "pip install -c constraints.txt -e '.[mic]'" in kibun.err
 
 
 async def test_a_microphone_faster_than_the_network_drops_the_oldest_and_counts(sounddevice: FakeSounddevice) -> None:

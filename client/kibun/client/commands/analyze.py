@@ -41,7 +41,8 @@ def analyze(
     ),
     output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write; default: the terminal.")] = None,
     model: Annotated[
-        str, typer.Option("--model", help="Bundle (folder or name) to load, or a model of --server.")
+        str,
+        typer.Option("--model", envvar="KIBUN_MODEL", help="Bundle (folder or name) to load, or a model of --server."),
     ] = "",
     server: Annotated[
         str,

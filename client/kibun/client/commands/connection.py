@@ -18,11 +18,13 @@ ServerOption = Annotated[
 TokenOption = Annotated[
     str | None, typer.Option("--token", envvar="KIBUN_TOKEN", help="Bearer token (better given by environment).")
 ]
-TlsOption = Annotated[bool, typer.Option("--tls", help="Use TLS and trust the system's authorities.")]
+TlsOption = Annotated[
+    bool, typer.Option("--tls", envvar="KIBUN_TLS", help="Use TLS and trust the system's authorities.")
+]
 CaOption = Annotated[
     Path | None, typer.Option("--ca", envvar="KIBUN_CA", metavar="PEM", help="Use TLS and trust these authorities.")
 ]
-ModelOption = Annotated[str, typer.Option("--model", help="Model to use; default: the server's.")]
+ModelOption = Annotated[str, typer.Option("--model", envvar="KIBUN_MODEL", help="Model to use; default: the server's.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print every response as one JSON line, and nothing else.")]
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from kibun.client.commands.connection import DEFAULT_SERVER, CaOption, Connection, ServerOption, TlsOption, TokenOption
 from kibun.client.errors import KibunError
+from kibun.client.installation import install_command, is_installed
 from kibun.client.options import RetryPolicy
 
 State = Literal["ok", "absent", "broken"]
@@ -73,13 +74,13 @@ def doctor(
         _probe(
             "torch",
             _TORCH,
-            needed="serve: pip install 'kibun[server]'",
+            needed=f"serve: {install_command('server')}",
             fix="reinstall it: pip install --force-reinstall torch",
         ),
         _probe(
             "torchaudio",
             _TORCHAUDIO,
-            needed="augment training data: pip install 'kibun[train]'",
+            needed=f"augment training data: {install_command('train')}",
             fix="its compiled part does not fit this torch; kibun uses its other parts, or soxr without it",
             broken="absent",
         ),
@@ -111,7 +112,11 @@ def _packages() -> list[Finding]:
         try:
             findings.append(Finding(f"package {name}", "ok", version(name), required))
         except PackageNotFoundError:
-            fix = "pip install kibun" if required else f"pip install 'kibun[{_OPTIONAL[name]}]'"
+            fix = (
+                f"reinstall it: {sys.executable} -m pip install {name}"
+                if required
+                else install_command(_OPTIONAL[name])
+            )
             findings.append(Finding(f"package {name}", "absent", fix, required))
     return findings
 
@@ -141,7 +146,7 @@ def _espeak() -> Finding:
 
 def _microphones() -> list[Finding]:
     if find_spec("sounddevice") is None:
-        return [Finding("microphones", "absent", "needed for `kibun stream mic`: pip install 'kibun[mic]'")]
+        return [Finding("microphones", "absent", f"needed for `kibun stream mic`: {install_command('mic')}")]
     from kibun.client.commands.mic import input_devices
 
     try:
@@ -161,7 +166,8 @@ def _bundles() -> list[Finding]:
     roots = [Path(root) / "bundles" for root in (spec.submodule_search_locations or ())] if spec else []
     bundles = sorted(config.parent for root in roots if root.is_dir() for config in root.glob("*/config.json"))
     if not bundles:
-        return [Finding("bundles", "absent", "no model comes with this installation: `kibun models build --help`")]
+        fix = "make one with `kibun models build`" if is_installed("server") else install_command("server")
+        return [Finding("bundles", "absent", f"no model comes with this installation: {fix}")]
     return [Finding(f"bundle {bundle.name}", "ok", str(bundle)) for bundle in bundles]
 
 
