@@ -287,6 +287,104 @@ async def utterances(stub: Stub, conversation_id: str, participant_id: str) -> i
     return sum(p.utterance_count for p in found.participants if p.participant_id == participant_id)
 
 
+# ---- an outage that ends with a server that is killed: only the client has what it was told
+
+
+async def test_a_client_hands_over_the_finals_that_nobody_else_has(stubs: list[Stub], redis: OwnRedis) -> None:
+    """Another participant keeps the conversation. With the finals, the result is complete; without, it says so."""
+    audio = np.concatenate([spoken(0.8, seed=n) for n in range(3)])
+    ids = {"conversation_id": "c", "participant_id": "p", "turn_id": "t"}
+    async with dialogue(stubs[0], participant_id="q") as d:
+        await d.say()
+        await d.finish()
+    with serve("--store", redis.url) as doomed:
+        async with connect(doomed) as stub, Talk(stub) as talk:
+            await talk.send(config(**ids))
+            await talk.until("stream_started")
+            redis.freeze()
+            try:
+                await talk.send(*chunks(encode(audio))[:40])
+                for _ in range(2):
+                    await talk.until("utterance_result", is_final=True)
+                doomed.process.kill()
+                doomed.wait()
+            finally:
+                redis.thaw()
+    had = finals(talk.responses)
+    assert len(had) == 2
+    await get(stubs[1], "c")
+    cut = samples(had[-1].end_offset)
+    again = {**ids, "resume_turn": True, "audio_start_offset": had[-1].end_offset, "resume_after": had[-1].end_reason}
+    short = [
+        pb.UtteranceResult(
+            **{n: getattr(u, n) for n in ("start_offset", "end_offset", "analyzed_duration", "emotion", "end_reason")}
+        )
+        for u in had
+    ]
+    ways: dict[str, tuple[dict[str, Any], str, int]] = {  # what a client hands over, what it is told, what is missing
+        "nothing": ({}, "AUDIO_MISSING", 1),
+        "how many there were": ({"resume_final_count": 2}, "UTTERANCES_MISSING", 2),
+        "the last": ({"resume_finals": had[1:], "resume_final_count": 2}, "UTTERANCES_RESTORED", 1),
+        "all as received": ({"resume_finals": had}, "UTTERANCES_RESTORED", 0),
+        "all once more": ({"resume_finals": short, "resume_final_count": 2}, "", 0),
+    }
+    for way, (fields, reason, missing) in ways.items():
+        heard = await converse(stubs[1], [config(**again, **fields), *chunks(encode(audio[cut:]))])
+        said = [*had, *finals(heard)]
+        warnings = {w.reason: w for w in of_kind(heard, "stream_warning")}
+        assert (reason in warnings) == bool(reason), way
+        assert ("UTTERANCES_MISSING" in warnings) == (missing > 0 and reason != "AUDIO_MISSING"), way
+        assert "NO_SPEECH" not in warnings, way
+        (result,) = of_kind(heard, "turn_result")
+        (ended,) = of_kind(heard, "stream_ended")
+        person = next(p for p in ended.conversation.participants if p.participant_id == "p")
+        known = said if not missing else said[2:] if way != "the last" else said[1:]
+        assert (result.utterance_count, result.missing_utterance_count) == (len(known), missing), way
+        assert result.HasField("missing_before") == bool(missing), way
+        assert (person.utterance_count, person.missing_utterance_count) == (len(known), missing), way
+        speech = [samples(u.analyzed_duration) for u in known]
+        assert samples(result.speech_duration) == samples(person.speech_duration) == sum(speech), way
+        arousal = sum(u.emotion.arousal * n for u, n in zip(known, speech, strict=True)) / sum(speech)
+        assert result.emotion.arousal == pytest.approx(arousal, abs=1e-6), way
+        assert result.emotion == person.mean_emotion, way
+        assert result.start_offset == known[0].start_offset, way
+        revisions = [u.revision for u in of_kind(heard, "personality_update")]
+        assert revisions == sorted(revisions)
+        if way.startswith("all"):
+            assert revisions[0] > 2, "after those of the lost server"
+            assert result.personality.utterance_count == 1, "features went with the server"
+        assert "resume_finals" not in str(of_kind(heard, "stream_started")[0].effective_config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"resume_final_count": -1}, "resume_final_count"),
+        ({"resume_finals": [pb.UtteranceResult()] * 1025}, "resume_finals"),
+        ({"resume_finals": [pb.UtteranceResult(end_offset=seconds(2))]}, "resume_finals[0]"),
+        ({"resume_finals": [pb.UtteranceResult(start_offset=seconds(1), end_offset=seconds(1))]}, "resume_finals[0]"),
+        ({"resume_finals": [pb.UtteranceResult(end_offset=seconds(1))] * 2}, "resume_finals[1]"),
+        (
+            {"resume_finals": [pb.UtteranceResult(end_offset=seconds(1), analyzed_duration=seconds(1.5))]},
+            "resume_finals[0]",
+        ),
+        (
+            {"resume_finals": [pb.UtteranceResult(end_offset=seconds(1), emotion=pb.EmotionEstimate(valence=9))]},
+            "resume_finals[0].emotion",
+        ),
+        ({"resume_finals": [pb.UtteranceResult(end_offset=seconds(-1))]}, "resume_finals[0].end_offset"),
+        (
+            {"resume_finals": [pb.UtteranceResult(end_offset=seconds(1), end_reason=9)]},
+            "resume_finals[0].end_reason",
+        ),
+    ],
+)
+async def test_what_is_handed_over_is_checked(stubs: list[Stub], fields: dict[str, Any], field: str) -> None:
+    again = {"turn_id": "t", "resume_turn": True, "audio_start_offset": seconds(1.5)}
+    problem = await problem_of(converse(stubs[0], [config(**again, **fields)]))
+    assert (problem.code, problem.field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
+
+
 # ---- several servers
 
 

@@ -218,6 +218,9 @@ def test_a_result_is_of_all_finals_or_says_that_some_are_missing(change: dict[st
         _instead(RESULT, replace(RESULT, **change, missing=missing))(history)
         found = {violation.kind for violation in violations(history, state_survives=False)}
         assert found == (set() if missing else {"results_incomplete"})
+        history.hands_over = True
+        found = {violation.kind for violation in violations(history, state_survives=False)}
+        assert found == {"results_incomplete"}, "a client that handed over what it had misses nothing"
 
 
 def test_what_the_server_remembers_is_compared() -> None:

@@ -140,7 +140,7 @@ def _once(turn: TurnHistory) -> Iterator[Finding]:
 def _sum_up(turn: TurnHistory) -> Iterator[Finding]:
     finals = list({final.utterance_id: final for final in _finals(turn)}.values())
     for result in (seen.what for seen in turn.of(TurnOutcome)):
-        if not isinstance(result, TurnOutcome) or result.missing:
+        if not isinstance(result, TurnOutcome) or (result.missing and not turn.hands_over):
             continue
         speech = sum(final.analyzed for final in finals)
         if (result.utterance_count, result.speech) != (len(finals), speech):

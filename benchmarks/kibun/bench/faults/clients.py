@@ -77,7 +77,7 @@ class FaultClient:
     # ---- a turn
 
     async def _speak(self, conversation: AsyncConversation, plan: TurnPlan) -> TurnHistory:
-        history = TurnHistory(self.plan.name, plan.turn_id)
+        history = TurnHistory(self.plan.name, plan.turn_id, hands_over=True)
         turn: AsyncTurn | None = None
         try:
             turn = await self._admitted(conversation, plan, history)

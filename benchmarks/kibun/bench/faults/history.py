@@ -99,6 +99,7 @@ class TurnHistory:
     client: str
     turn_id: str
     pushed: int = 0  # samples
+    hands_over: bool = False  # finals, where it resumes: then none is ever missing
     seen: list[Seen] = field(default_factory=list)
     error: TurnError | None = None
     hung: str | None = None  # what was waited for

@@ -225,8 +225,11 @@ class ConversationHandle:
         """Stores a final. Raises Failure SUPERSEDED if a stream on another server took over the turn before it."""
         turn_id = record.turn_id
         await self._update_turn(turn_id, record.start, lambda participant: add_utterance(participant, record))
-        totals = self.participant.turn(turn_id).totals
-        self._told[turn_id] = self._told[turn_id] + 1 if turn_id in self._told else totals.utterances + totals.missing
+        if turn_id in self._told:
+            self._told[turn_id] += 1
+        else:  # a later turn of this stream
+            totals = self.participant.turn(turn_id).totals
+            self._told[turn_id] = totals.utterances + totals.missing
 
     async def note_missing(self, turn_id: str, end: int) -> None:
         """Stores how many finals of the turn, which ends at sample `end`, were told and are known no more.

@@ -21,11 +21,8 @@ def expected_error(model: ModelInfo, utterance_count: int) -> Traits | None:
 
 def usable(model: ModelInfo, participant: Participant) -> list[UtteranceRecord]:
     """The records with a vector that this very bundle made, or may have made (records of older servers don't say)."""
-    return [
-        r
-        for r in participant.records
-        if r.vector is not None and len(r.vector) == model.vector_size and r.bundle in ("", model.bundle)
-    ]
+    size, bundles = model.vector_size, ("", model.bundle)
+    return [r for r in participant.records if r.vector is not None and r.vector.size == size and r.bundle in bundles]
 
 
 def unusable(model: ModelInfo, participant: Participant) -> int:
