@@ -40,6 +40,7 @@ from tests.support.serving import command as serve_command
 
 pytest.importorskip("redis", reason="needs the extra redis")
 
+RECALLING = "kibun.bench.support.stub_model:load_recalling"  # another model of the name "stub"
 PROMPT_S = 8.0  # a final with one answer of the store overdue, on a machine with other things to do
 
 
@@ -293,7 +294,7 @@ async def utterances(stub: Stub, conversation_id: str, participant_id: str) -> i
 async def test_a_client_hands_over_the_finals_that_nobody_else_has(stubs: list[Stub], redis: OwnRedis) -> None:
     """Another participant keeps the conversation. With the finals, the result is complete; without, it says so."""
     audio = np.concatenate([spoken(0.8, seed=n) for n in range(3)])
-    ids = {"conversation_id": "c", "participant_id": "p", "turn_id": "t"}
+    ids: dict[str, Any] = {"conversation_id": "c", "participant_id": "p", "turn_id": "t"}
     async with dialogue(stubs[0], participant_id="q") as d:
         await d.say()
         await d.finish()
@@ -314,7 +315,12 @@ async def test_a_client_hands_over_the_finals_that_nobody_else_has(stubs: list[S
     assert len(had) == 2
     await get(stubs[1], "c")
     cut = samples(had[-1].end_offset)
-    again = {**ids, "resume_turn": True, "audio_start_offset": had[-1].end_offset, "resume_after": had[-1].end_reason}
+    again: dict[str, Any] = {
+        **ids,
+        "resume_turn": True,
+        "audio_start_offset": had[-1].end_offset,
+        "resume_after": had[-1].end_reason,
+    }
     short = [
         pb.UtteranceResult(
             **{n: getattr(u, n) for n in ("start_offset", "end_offset", "analyzed_duration", "emotion", "end_reason")}
@@ -374,13 +380,13 @@ async def test_a_client_hands_over_the_finals_that_nobody_else_has(stubs: list[S
         ),
         ({"resume_finals": [pb.UtteranceResult(end_offset=seconds(-1))]}, "resume_finals[0].end_offset"),
         (
-            {"resume_finals": [pb.UtteranceResult(end_offset=seconds(1), end_reason=9)]},
+            {"resume_finals": [pb.UtteranceResult(end_offset=seconds(1), end_reason=9)]},  # type: ignore[arg-type]
             "resume_finals[0].end_reason",
         ),
     ],
 )
 async def test_what_is_handed_over_is_checked(stubs: list[Stub], fields: dict[str, Any], field: str) -> None:
-    again = {"turn_id": "t", "resume_turn": True, "audio_start_offset": seconds(1.5)}
+    again: dict[str, Any] = {"turn_id": "t", "resume_turn": True, "audio_start_offset": seconds(1.5)}
     problem = await problem_of(converse(stubs[0], [config(**again, **fields)]))
     assert (problem.code, problem.field) == (grpc.StatusCode.INVALID_ARGUMENT, field)
 
@@ -436,6 +442,33 @@ async def test_a_stream_resumes_on_another_server_as_if_undisturbed(stubs: list[
         assert count(found) == 4
         again = await get(stub, "a")
         assert found.participants[0].personality == again.participants[0].personality
+
+
+async def test_a_bundle_rebuilt_under_its_old_name(stubs: list[Stub], redis: OwnRedis) -> None:
+    """A server whose model of the same name has vectors of another size goes on with the conversation, and says so."""
+    ids: dict[str, Any] = {"conversation_id": "c", "participant_id": "p"}
+    audio = chunks(encode(np.concatenate([spoken(0.8, seed=n) for n in range(2)])))
+
+    def told(responses: list[pb.StreamingAnalyzeResponse]) -> list[tuple[str, str]]:
+        found = of_kind(responses, "stream_warning")
+        return [(w.reason, w.metadata["utterance_count"]) for w in found if w.reason == "MODEL_CHANGED"]
+
+    first = await converse(stubs[0], [config(**ids, turn_id="t0"), *audio])
+    assert told(first) == []
+    with serve("--store", redis.url, "--loader", RECALLING) as rebuilt:
+        async with connect(rebuilt) as stub:
+            turns = [await converse(stub, [config(**ids, turn_id=f"t{n}"), *audio]) for n in (1, 2)]
+            shown = await get(stub, "c")
+    assert [told(turn) for turn in turns] == [[("MODEL_CHANGED", "2")], []], "once"
+    for number, turn in enumerate(turns):
+        assert len(finals(turn)) == 2
+        evidence = [u.personality.utterance_count for u in of_kind(turn, "personality_update")]
+        assert evidence == [1 + 2 * number, 2 + 2 * number], "its own utterances alone"
+        assert of_kind(turn, "turn_result")[0].personality.utterance_count == evidence[-1]
+    assert (count(shown), shown.participants[0].personality.utterance_count) == (6, 4)
+    back = await converse(stubs[1], [config(**ids, turn_id="t3"), *audio])
+    assert told(back) == [("MODEL_CHANGED", "4")]
+    assert [u.personality.utterance_count for u in of_kind(back, "personality_update")] == [3, 4]
 
 
 async def test_a_conversation_deleted_elsewhere_ends_its_streams(stubs: list[Stub], redis: OwnRedis) -> None:

@@ -28,6 +28,7 @@ from kibun.server.session.events import (
     Request,
     StreamOptions,
     StreamStarted,
+    StreamWarning,
     UtteranceResult,
 )
 from kibun.server.session.open_streams import OpenStreams
@@ -139,6 +140,7 @@ class OpenSession:
     def __init__(self, session: Session) -> None:
         self._requests: Requests = asyncio.Queue()
         self._replies: AsyncGenerator[Reply, None] = session.run(feed_queue(self._requests))
+        self.warned: list[str] = []  # reasons, of what was read so far
 
     async def __aenter__(self) -> OpenSession:
         await self.until(StreamStarted)
@@ -157,6 +159,8 @@ class OpenSession:
         async with asyncio.timeout(20):
             async for reply in self._replies:
                 event = reply.event
+                if isinstance(event, StreamWarning):
+                    self.warned.append(event.reason)
                 if isinstance(event, kind) and all(getattr(event, k) == v for k, v in fields.items()):
                     return event
         raise AssertionError(f"no {kind}")

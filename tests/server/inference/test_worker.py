@@ -3,6 +3,7 @@
 import asyncio
 import io
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -331,3 +332,16 @@ def test_precision_is_as_asked_for_and_reported(bundle: Path) -> None:
     assert isinstance(outcome, Analysis)
     model = loaded_model(replace(options(bundle), precision="fp32"))
     assert model.info.precision == "float32, as asked for"
+
+
+def test_a_bundle_is_known_by_what_its_vectors_depend_on(bundle: Path, tmp_path: Path) -> None:
+    from kibun.models.files import CARD, CONFIG, fingerprint, write_checksums
+
+    assert loaded_model(options(bundle)).info.bundle == fingerprint(bundle)
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    (copy / CARD).write_text("as before, in other words")
+    write_checksums(copy)
+    assert fingerprint(copy) == fingerprint(bundle)
+    (copy / CONFIG).write_text((copy / CONFIG).read_text() + "\n")
+    write_checksums(copy)
+    assert fingerprint(copy) != fingerprint(bundle)

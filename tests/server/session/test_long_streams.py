@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from fractions import Fraction
 from functools import cache
+from typing import Any
 
 import pytest
 
@@ -90,7 +91,7 @@ async def test_what_follows_counts_on(turn_id: str) -> None:
             stream.send(EndOfTurn())
             check(await stream.until(TurnResult), said)
     resumed = turn_id == "t1"
-    options = {"resumes": True, "start_offset": said[-1].end} if resumed else {}
+    options: dict[str, Any] = {"resumes": True, "start_offset": said[-1].end} if resumed else {}
     rest = talk(cut, cut + 40)
     if resumed:
         rest = _after(said[-1].end - offset + round(UTTERANCE_S * SAMPLE_RATE_HZ), cut)

@@ -13,6 +13,7 @@ from kibun.server.errors import Failure, Kind
 from kibun.server.session.events import (
     Audio,
     EndOfTurn,
+    PersonalityUpdate,
     StreamEnded,
     StreamStarted,
     StreamWarning,
@@ -25,6 +26,7 @@ from tests.support.session_world import (
     TRAITS,
     OpenSession,
     SessionWorld,
+    events,
     finals,
     let_others_run,
     open_and_drop,
@@ -75,6 +77,58 @@ async def test_the_last_stream_of_a_blank_conversation_erases_it(leaves_first: i
     assert len(world.store) == 1, "the other is still open"
     await streams[1 - leaves_first].__aexit__()
     assert len(world.store) == 0
+
+
+async def test_vectors_of_another_bundle_are_not_used() -> None:
+    """One of the same name and size: its estimates would rest on vectors of two models."""
+    world, rebuilt = SessionWorld(), replace(MODEL, checksum="0123456789abcdef")
+    for turn_id, model, warned, evidence in (
+        ("t1", MODEL, False, 1),
+        ("t2", MODEL, False, 2),
+        ("t3", rebuilt, True, 1),
+        ("t4", rebuilt, False, 2),
+        ("t5", MODEL, True, 3),
+    ):
+        replies = await run(world.session(turn_id=turn_id, model=model), Audio(said()))
+        assert ("MODEL_CHANGED" in [w.reason for w in events(replies, StreamWarning)]) == warned
+        (update,) = events(replies, PersonalityUpdate)
+        assert update.personality.utterance_count == evidence
+        (final,) = finals(replies)
+        assert final.condition
+        assert final.condition.utterance_count == evidence
+    person = (await world.conversation()).participant("p")
+    assert person.totals.utterances == 5
+    assert [r.bundle for r in person.records] == [m.bundle for m in (MODEL, MODEL, rebuilt, rebuilt, MODEL)]
+
+
+async def test_what_older_servers_stored_is_used() -> None:
+    """Their records do not say what made their vector."""
+    world = SessionWorld()
+    await run(world.session(turn_id="t1"), Audio(said()))
+    (record,) = (await world.conversation()).participant("p").records
+
+    def older(conversation: Conversation | None) -> Conversation:
+        assert conversation
+        person = replace(conversation.participant("p"), records=(replace(record, bundle=""),))
+        return conversation.with_participant(person)
+
+    await world.store.update(KEY, older)
+    replies = await run(world.session(turn_id="t2"), Audio(said()))
+    assert [u.personality.utterance_count for u in events(replies, PersonalityUpdate)] == [2]
+    assert not events(replies, StreamWarning)
+
+
+async def test_another_bundle_at_work_beside_a_stream_is_told_once() -> None:
+    world, rebuilt = SessionWorld(), replace(MODEL, checksum="0123456789abcdef")
+    async with OpenSession(world.session(turn_id="t1")) as stream:
+        for number in range(3):
+            await run(world.session(turn_id=f"u{number}", model=rebuilt), Audio(said()))
+            stream.send(Audio(said()))
+            await stream.until(UtteranceResult, is_final=True)
+        stream.send(None)
+        replies = await stream.rest()
+    assert [u.personality.utterance_count for u in events(replies, PersonalityUpdate)] == [3]
+    assert stream.warned.count("MODEL_CHANGED") == 1
 
 
 async def test_what_was_said_stays() -> None:
