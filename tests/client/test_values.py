@@ -142,6 +142,8 @@ def test_so_do_the_other_options() -> None:
         for call in (made.conversation, made.get_conversation, made.complete_conversation, made.delete_conversation):
             with pytest.raises(InvalidRequestError, match="conversation_id must be a string"):
                 cast(Any, call)(7)
+        with pytest.raises(InvalidRequestError, match="turn_id must be a string"):
+            made.conversation().turn(cast(str, 0))
         with pytest.raises(InvalidRequestError, match=r"config must be kibun\.client\.StreamConfig"):
             made.stream(cast(StreamConfig, {}))
 

@@ -34,7 +34,7 @@ class ClientOptions(TypedDict, total=False):
     certificate_chain: bytes | str | Path | None
     private_key: bytes | str | Path | None
     allow_plaintext_token: bool
-    timeout_s: float
+    timeout_s: float | None
     retry: RetryPolicy | None
 
 
@@ -45,10 +45,10 @@ class AsyncClient:
     """Client of a kibun server at `target` ("host:port"); may be made anywhere, also at import.
 
     Plaintext unless `tls` is set or certificates are given (bytes, or the path of a PEM file). `token` is sent as a
-    bearer token. `timeout_s` bounds each call but streams, and how long the server may take to accept a stream;
-    `retry` says how long turns wait for a server that is not there, and how they survive a lost connection. Connects on
-    first use, once for each event loop that uses it. Raises InvalidRequestError for a bad address, bad credentials or
-    an option of the wrong type.
+    bearer token. `timeout_s` bounds each call, and how long a turn or stream may take to open; by default a call gets
+    30 s, and opening what `retry` allows, which also says how turns survive a lost connection. Connects on first use,
+    once for each event loop that uses it. Raises InvalidRequestError for a bad address, bad credentials or an option of
+    the wrong type.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class AsyncClient:
         certificate_chain: bytes | str | Path | None = None,
         private_key: bytes | str | Path | None = None,
         allow_plaintext_token: bool = False,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
+        timeout_s: float | None = None,
         retry: RetryPolicy | None = None,
     ) -> None:
         given = locals()
@@ -78,7 +78,7 @@ class AsyncClient:
         )
         self.target = target
         self._transport = Transport(target, credentials, timeout_s)
-        self._timeout_s = timeout_s
+        self._timeout_s = timeout_s or DEFAULT_TIMEOUT_S
         self._retry = retry or RetryPolicy()
 
     async def __aenter__(self) -> Self:
@@ -213,7 +213,7 @@ class AsyncConversation:
 
         Raises InvalidRequestError for an option that cannot be sent, TypeError for one that does not exist.
         """
-        config = StreamConfig.of_turn(self.conversation_id, participant_id, turn_id or "", options)
+        config = StreamConfig.of_turn(self.conversation_id, participant_id, "" if turn_id is None else turn_id, options)
         return self._client.turn(config, retry=retry)
 
     async def get(self) -> ConversationState:

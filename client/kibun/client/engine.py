@@ -35,6 +35,8 @@ from kibun.v1 import speech_analysis_pb2 as pb
 
 # Audio that may wait for the network before `put` waits too.
 SEND_BUFFER_S = 2.0
+# How long a server that is there may take to accept a stream, unless the caller says it.
+ACCEPT_TIMEOUT_S = 30.0
 # Events that may wait for a caller who does not iterate; beyond that, interims and speech events are dropped, never
 # finals or results.
 MAX_WAITING_EVENTS = 1024
@@ -49,6 +51,7 @@ class StreamEngine:
         self.ended: StreamEnded | None = None
         self.turn_result: TurnResult | None = None
         self.error: BaseException | None = None
+        self.last_loss: KibunError | None = None
         # Set when the server accepted the stream, and when the engine stopped (well or with `error`).
         self.opened = asyncio.Event()
         self.over = asyncio.Event()
@@ -166,6 +169,7 @@ class StreamEngine:
             try:
                 return await self._attempt()
             except KibunError as error:
+                self.last_loss = error
                 if not may_retry(error, accepted=self._accepted_at is not None, resumes=resumes):
                     raise
                 if self._is_complete():
@@ -187,7 +191,7 @@ class StreamEngine:
         reader = asyncio.create_task(self._read(call, accepted))
         writer = asyncio.create_task(self._write(call, accepted))
         opening = asyncio.create_task(accepted.wait())
-        within_s = self._transport.open_timeout_s
+        within_s = self._transport.timeout_s or ACCEPT_TIMEOUT_S
         try:
             await asyncio.wait({reader, writer, opening}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
             if not (reader.done() or writer.done() or opening.done()):

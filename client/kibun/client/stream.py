@@ -35,6 +35,7 @@ class AudioStream:
     def __init__(self, transport: Transport, config: StreamConfig, retry: RetryPolicy, *, single_turn: bool) -> None:
         self._engine = StreamEngine(transport, config, retry, single_turn=single_turn)
         self._target = transport.target
+        self._timeout_s = transport.timeout_s
         self._feeder: asyncio.Task[None] | None = None
         self._error_was_raised = False
         self._someone_waits = False
@@ -47,16 +48,21 @@ class AudioStream:
     async def open(self, timeout_s: float | None = None) -> StreamStarted:
         """Opens the stream and waits until the server accepted it; `async with` does so by itself.
 
-        Raises KibunError, DeadlineError after `timeout_s`, MisuseError if the stream is over.
+        Raises KibunError, DeadlineError after `timeout_s` (None: the client's, if it was given one), MisuseError if the
+        stream is over.
         """
         check_timeout(timeout_s)
+        within_s = timeout_s or self._timeout_s
         self._engine.start()
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(within_s):
                 await self._engine.opened.wait()
         except TimeoutError:
             await self.cancel()
-            raise DeadlineError(f"{self._target} did not accept the stream within {timeout_s} s") from None
+            loss = self._engine.last_loss
+            why = f": {loss.message}" if loss else ""
+            details = ErrorDetails(reason="OPEN_TIMEOUT")
+            raise DeadlineError(f"{self._target} did not accept the stream within {within_s} s{why}", details) from None
         except asyncio.CancelledError:
             await self.cancel()
             raise

@@ -51,13 +51,13 @@ class _Connection:
 class Transport:
     """Connections to one server: one for each event loop that uses it, opened by its first call.
 
-    `open_timeout_s` is how long the server may take to accept a stream.
+    `timeout_s` is how long a stream may take to open, attempts and pauses together; None: no such limit.
     """
 
-    def __init__(self, target: str, credentials: Credentials, open_timeout_s: float) -> None:
+    def __init__(self, target: str, credentials: Credentials, timeout_s: float | None) -> None:
         check_connection(target, credentials)
         self.target = target
-        self.open_timeout_s = open_timeout_s
+        self.timeout_s = timeout_s
         # A stream was accepted over this channel: there is a server, though it may be gone for a while.
         self.was_accepted = False
         self.closed = False
