@@ -2,10 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from random import Random
 
 import numpy as np
 import pytest
+import soundfile
 
 from kibun.bench.faults.proxy import Proxy
 from kibun.bench.faults.stub_client import ResumePoint, StubTurn
@@ -15,6 +17,7 @@ from tests.support.serving import (
     RATE_HZ,
     RunningServer,
     Talk,
+    check_stream,
     chunks,
     config,
     connect,
@@ -38,12 +41,11 @@ def server() -> Iterator[RunningServer]:
         yield server
 
 
-def dialogue() -> np.ndarray:
-    """Long silences, in which audio is settled, and an utterance that is cut at its longest."""
-    return sound(
-        ("silence", 0.4), ("speech", 1.2), ("silence", 11.3), ("speech", 1.0), ("silence", 0.9), ("speech", 5.0),
-        ("silence", 12.0), ("speech", 0.8), ("silence", 0.7), ("speech", 1.5), ("silence", 10.5), ("speech", 1.1),
-    )  # fmt: skip
+# Long silences, in which audio is settled, and an utterance that is cut at its longest.
+DIALOGUE = (
+    ("silence", 0.4), ("speech", 1.2), ("silence", 11.3), ("speech", 1.0), ("silence", 0.9), ("speech", 5.0),
+    ("silence", 12.0), ("speech", 0.8), ("silence", 0.7), ("speech", 1.5), ("silence", 10.5), ("speech", 1.1),
+)  # fmt: skip
 
 
 class Line:
@@ -74,16 +76,24 @@ async def speak(
     cuts: list[int],
     rate: int = RATE_HZ,
 ) -> tuple[StubTurn, list[pb.StreamingAnalyzeResponse]]:
-    """One turn of conversation `name`, cut at these samples."""
+    """One turn of conversation `name`, cut at these samples and, if there are any, when more is settled."""
     fields = {"max_utterance_duration": seconds(3)}
-    first = config(conversation_id=name, turn_id="t", endpointing_config=fields, rate=rate).streaming_config
+    interims = {"interim_results": True, "interim_interval": seconds(0.3)}
+    first = config(
+        conversation_id=name, turn_id="t", endpointing_config=fields, features=interims, rate=rate
+    ).streaming_config
     async with Proxy(server.port) as proxy:
         line = Line(encode(audio), proxy, cuts)
         through = RunningServer(server.process, proxy.port, server.log)
         async with connect(through, **{"grpc.initial_reconnect_backoff_ms": 50}) as stub:
-            turn = StubTurn(stub, first, resume_point)
-            async with asyncio.timeout(120):
-                return turn, [response async for response in turn.responses(aiter(line))]
+            turn, responses, settled = StubTurn(stub, first, resume_point), [], 0
+            async with asyncio.timeout(60):
+                async for response in turn.responses(aiter(line)):
+                    responses.append(response)
+                    if cuts and samples(response.stream_progress.settled_offset) > settled:
+                        settled = samples(response.stream_progress.settled_offset)
+                        proxy.reset()
+            return turn, responses
 
 
 @pytest.mark.parametrize("seed", range(2))
@@ -91,22 +101,71 @@ async def speak(
 async def test_a_turn_that_is_resumed_is_as_if_nothing_had_happened(
     server: RunningServer, resume_point: ResumePoint, seed: int
 ) -> None:
-    audio = dialogue()
-    _, whole = await speak(server, f"whole-{resume_point}-{seed}", audio, resume_point, [])
+    audio = sound(*DIALOGUE)
+    audio = audio + np.random.default_rng(seed).normal(0, 0.002, len(audio))  # no two silences are alike
+    resumed = await check_resuming(server, f"{resume_point}-{seed}", audio, resume_point, seed)
+    ends = {0, *(samples(u.end_offset) for u in finals(resumed))}
+    starts = {samples(s.effective_config.audio_start_offset) for s in of_kind(resumed, "stream_started")}
+    assert bool(starts - ends) == (resume_point == "settled")
+
+
+@pytest.mark.parametrize("resume_point", ["final", "settled"])
+async def test_so_it_is_in_a_meeting(server: RunningServer, shared_data: Path, resume_point: ResumePoint) -> None:
+    meeting, quiet = (
+        soundfile.read(shared_data / "conversation" / name, dtype="float32")[0] for name in ("dev00.flac", "trn01.flac")
+    )
+    audio = np.concatenate((quiet, meeting[: 20 * RATE_HZ], quiet[: 15 * RATE_HZ]))
+    await check_resuming(server, f"meeting-{resume_point}", audio, resume_point, seed=1)
+
+
+async def check_resuming(
+    server: RunningServer, name: str, audio: np.ndarray, resume_point: ResumePoint, seed: int
+) -> list[pb.StreamingAnalyzeResponse]:
+    """The responses of a turn that was resumed again and again, and yet is as one that was not disturbed."""
+    _, whole = await speak(server, f"whole-{name}", audio, resume_point, [])
     cuts = sorted(Random(seed).sample(range(1, len(audio)), CUTS))
-    turn, resumed = await speak(server, f"resumed-{resume_point}-{seed}", audio, resume_point, cuts)
+    turn, resumed = await speak(server, f"resumed-{name}", audio, resume_point, cuts)
 
     assert turn.streams > CUTS / 2
-    assert of_kind(resumed, "stream_progress"), "audio was settled"
     assert finals(resumed) == finals(whole)
     assert of_kind(resumed, "turn_result") == of_kind(whole, "turn_result")
     assert not of_kind(resumed, "stream_warning")
     (ended,), (undisturbed,) = of_kind(resumed, "stream_ended"), of_kind(whole, "stream_ended")
     assert ended.conversation.participants == undisturbed.conversation.participants
-    last = of_kind(resumed, "stream_started")[-1].effective_config
-    assert samples(last.audio_start_offset) + samples(ended.audio_received) == len(audio), (
-        "every sample is accounted for"
-    )
+    check_streams(resumed, len(audio))
+    return resumed
+
+
+def check_streams(responses: list[pb.StreamingAnalyzeResponse], length: int) -> None:
+    """What each stream of a turn says of itself, and what all of them say together."""
+    begins = [n for n, response in enumerate(responses) if response.HasField("stream_started")]
+    streams = [responses[begin:end] for begin, end in zip(begins, [*begins[1:], len(responses)], strict=True)]
+    for stream in streams:
+        assert [response.sequence_number for response in stream] == list(range(len(stream)))
+    check_stream(streams[-1])
+    (ended,) = of_kind(streams[-1], "stream_ended")
+    offset = streams[-1][0].stream_started.effective_config.audio_start_offset
+    assert samples(offset) + samples(ended.audio_received) == length, "every sample is accounted for"
+    ids = [u.utterance_id for u in finals(responses)]
+    assert len(set(ids)) == len(ids), "none is doubled"
+    assert {u.utterance_id for u in of_kind(responses, "utterance_result")} == set(ids), "interims keep their ids"
+    updates = of_kind(responses, "personality_update")
+    revisions = [update.revision for update in updates]
+    assert revisions == sorted(set(revisions)), "revisions grow"
+
+
+@pytest.mark.parametrize("rate", [8_000, 44_100])
+async def test_at_other_rates_the_same_utterances_are_found(server: RunningServer, rate: int) -> None:
+    """The resampler starts afresh where a stream resumes."""
+    audio = sound(*DIALOGUE, rate=rate)
+    _, whole = await speak(server, f"whole-{rate}", audio, "settled", [], rate)
+    cuts = sorted(Random(rate).sample(range(1, len(audio)), CUTS))
+    _, resumed = await speak(server, f"resumed-{rate}", audio, "settled", cuts, rate)
+    assert not of_kind(resumed, "stream_warning")
+    bounds = [
+        [(samples(u.start_offset), samples(u.end_offset)) for u in finals(responses)] for responses in (whole, resumed)
+    ]
+    assert np.array(bounds[0]) == pytest.approx(np.array(bounds[1]), abs=RATE_HZ // 20)
 
 
 async def lost(stub: Stub, name: str, audio: np.ndarray) -> list[pb.StreamingAnalyzeResponse]:

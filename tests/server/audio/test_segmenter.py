@@ -139,6 +139,18 @@ def test_needed_from_never_falls_and_nothing_before_it_comes_later(runs: Runs, o
     assert segmenter.needed_from == len(audio)
 
 
+@given(runs=patterns, options=st.sampled_from([OPTIONS, SHORT]))
+def test_what_is_open_becomes_an_utterance(runs: Runs, options: EndpointingOptions) -> None:
+    """Its interims would have no final otherwise: as after a forced cut that nothing was said after."""
+    audio, segmenter = sound(runs), Segmenter(options, FakeVad())
+    events, opened = [], set()
+    for position in range(0, len(audio), 160):
+        events += segmenter.push(audio[position : position + 160])
+        opened.add(segmenter.open_start)
+    events += segmenter.flush(EndReason.HALF_CLOSE)
+    assert opened <= {None, *(utterance.start for utterance in utterances(events))}
+
+
 @settings(max_examples=120)
 @given(runs=patterns, options=st.sampled_from([OPTIONS, SHORT]))
 def test_no_speech_is_lost(runs: Runs, options: EndpointingOptions) -> None:
@@ -177,7 +189,7 @@ long_quiet = st.lists(
 )
 
 
-@settings(max_examples=120)
+@settings(max_examples=40)
 @given(
     runs=long_quiet,
     options=st.sampled_from([OPTIONS, SHORT, LATE]),
@@ -192,8 +204,8 @@ def test_a_replay_from_what_is_settled_gives_what_followed(
     audio = sound(runs)
     undisturbed = Segmenter(options, FakeVad(memory))
     events, settled, seen = [], [0], [0]
-    for position in range(0, len(audio), 1_600):
-        events += undisturbed.push(audio[position : position + 1_600])
+    for position in range(0, len(audio), FRAME):  # a longer push may go on to what comes after what it settles
+        events += undisturbed.push(audio[position : position + FRAME])
         if undisturbed.settled > settled[-1]:
             settled.append(undisturbed.settled)
             seen.append(len(events))

@@ -121,7 +121,8 @@ class Segmenter:
     @property
     def open_start(self) -> int | None:
         """Start of the utterance that is being spoken, in samples, once it is certain to be one; else None."""
-        return self._start if self._state in (_SPEAKING, _STOPPING) else None
+        certain = self._state in (_SPEAKING, _STOPPING) and self._speech_samples > 0  # none yet: after a forced cut
+        return self._start if certain else None
 
     @property
     def needed_from(self) -> int:
