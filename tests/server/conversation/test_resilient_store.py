@@ -45,14 +45,16 @@ class Site:
     clock of the test's own) or frozen.
     """
 
-    def __init__(self, url: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, url: str, clock: Callable[[], float] = time.time, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
         self.mode = "up"
         self.calls = self.probes = 0
         self.now = 0.0
         self.then: tuple[int, str] | None = None  # from that call on, another mode
         self.connection = TappedConnection(Address.parse(url), lambda: self.now)
         self.connection.tap = self.switched
-        self.store = ResilientStore(RedisStore(self.connection, clock, clock), clock, clock)
+        self.store = ResilientStore(RedisStore(self.connection, clock, monotonic), clock, monotonic)
 
     async def switched(self, send: Send, *words: Any) -> Any:
         probe = words[0] == "PING"
@@ -652,16 +654,22 @@ async def test_an_outage_in_the_middle_of_catching_up(
     assert stream.notices == [True, False]
 
 
-async def test_what_has_expired_is_no_longer_kept() -> None:
+@pytest.mark.parametrize("step_s", [0.0, 3600.0, -3600.0])
+async def test_what_has_expired_is_no_longer_kept(step_s: float) -> None:
+    """By a clock that nobody sets: a step of the other one changes nothing."""
     async with prefixed() as url:
-        now = [time.time()]
-        site = Site(url, lambda: now[0])
+        wall, now = [time.time()], [0.0]
+        site = Site(url, lambda: wall[0], lambda: now[0])
+        before = FakeStream()
+        before.last_seen = await site.store.update(KEY, adding(record("before")), before)
         site.mode = "down"
         stream = FakeStream()
         await add(site, stream, 0)
+        wall[0] += step_s
         now[0] += 59
         site.store.sweep()
         assert site.store.pending == 1
+        assert await site.store.get(KEY, FakeStream()), "what this server last saw"
         now[0] += 2
         site.store.sweep()
         assert site.store.pending == 0

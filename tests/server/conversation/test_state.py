@@ -1,6 +1,9 @@
 """What is known of a conversation, how long it is kept, and what estimates are made of it."""
 
 from dataclasses import replace
+from fractions import Fraction
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +13,22 @@ from hypothesis import strategies as st
 from kibun.models.types import Analysis
 from kibun.server.api import responses
 from kibun.server.conversation.state import (
+    MAX_EARLIER,
     MAX_FINISHED_TURNS,
     MAX_RECORDS,
     Conversation,
     Participant,
+    Told,
     Totals,
+    Turn,
     UtteranceRecord,
     add_utterance,
     finish_turn,
     reopen_turn,
+    resume_turn,
 )
 from kibun.server.conversation.store import MemoryStore
+from kibun.server.errors import Failure
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.session import estimates
 from tests.support import present
@@ -75,6 +83,103 @@ def test_nothing_is_known_about_a_new_participant() -> None:
     assert (new.records, new.totals) == ((), Totals())
     assert estimates.of_participant(MODEL, new) is None
     assert estimates.mean_emotion(new.totals) is None
+
+
+# ---- sums
+
+LEVELS = st.floats(1.0, 5.0, width=32)
+SAID = st.lists(st.tuples(LEVELS, LEVELS, st.integers(0, 16_000), st.booleans()), min_size=1, max_size=30)
+
+
+def said(items: list[tuple[float, float, int, bool]]) -> list[UtteranceRecord]:
+    """One utterance each, of these emotions and so much speech, or too short for both."""
+    return [
+        replace(record(start=20_000 * n), emotion=(valence, arousal), speech=speech)
+        if heard
+        else record(start=20_000 * n, level=None)
+        for n, (valence, arousal, speech, heard) in enumerate(items)
+    ]
+
+
+@given(SAID, st.randoms(use_true_random=False))
+def test_sums_are_the_same_in_any_order(items: list[Any], random: Random) -> None:
+    some = said(items)
+    whole = Totals.of(some)
+    random.shuffle(some)
+    cut = random.randint(0, len(some))
+    assert Totals.of(some) == Totals.of(some[:cut]) + Totals.of(some[cut:]) == whole
+    assert whole - Totals.of(some[cut:]) == Totals.of(some[:cut])
+    weight = sum(r.speech for r in some if r.emotion)
+    expected = [
+        float(sum(Fraction(r.emotion[n]) * r.speech for r in some if r.emotion) / weight) if weight else None
+        for n in (0, 1)
+    ]
+    assert (list(whole.emotion) if whole.emotion else [None, None]) == expected, "rounded once"
+
+
+@given(SAID, st.data())
+def test_a_resumed_turn_is_complete_whatever_was_lost(items: list[Any], data: st.DataObject) -> None:
+    """Of any utterances, the server has lost any: what the client has makes up for it, or their number is known."""
+    some = said(items)
+    cut = data.draw(st.integers(0, len(some)))
+    offset = some[cut - 1].end if cut else 0
+    had, rest = some[:cut], some[cut:]
+    kept = [r for r in some if data.draw(st.booleans())]  # also such as the client never got
+    handed = [replace(r, vector=None, traits=None) for r in had]
+    whole, knows = participant(*some), participant(*kept)
+    reopened = reopen_turn(knows, "t", offset)
+    for told, complete in ((Told(tuple(handed), len(had)), True), (Told((), len(had)), False)):
+        resumed = resume_turn(reopened, "t", offset, told, continues=False)
+        again = resume_turn(reopen_turn(resumed, "t", offset), "t", offset, told, continues=False)
+        assert again.turn("t") == resumed.turn("t"), "as often as one likes"
+        for item in rest:
+            resumed = add_utterance(resumed, item)
+        lost = len(set(had) - set(kept))
+        if complete:
+            assert resumed.turn("t") == whole.turn("t")
+            assert [r.start for r in resumed.records] == [r.start for r in whole.records]
+            assert resumed.revision >= whole.revision - sum(not r.speech for r in some)
+        else:
+            totals = resumed.turn("t").totals
+            assert (totals.utterances, totals.missing) == (len(some) - lost, lost)
+            assert resumed.turn("t").missing_before == (offset if lost else 0)
+        assert resumed.totals == resumed.turn("t").totals
+
+
+@pytest.mark.parametrize("offset", [0, 1, 100, 101, 300, MAX_RECORDS + 99, MAX_RECORDS + 100])
+def test_a_turn_with_more_than_is_kept_is_reopened(offset: int) -> None:
+    """At its beginning, within what only sums are left of, and within what is kept."""
+    some = [record(start=16_000 * n, level=1 + n / 999) for n in range(MAX_RECORDS + 100)]
+    known = add_utterance(participant(*some), record("u"))  # another turn, later
+    had = some[:offset]
+    told = Told(tuple(replace(r, vector=None) for r in had), len(had))
+    begin = had[-1].end if had else 0
+    resumed = resume_turn(reopen_turn(known, "t", begin), "t", begin, told, continues=True)
+    for item in some[offset:]:
+        resumed = add_utterance(resumed, item)
+    assert resumed.turn("t") == known.turn("t") == Turn().plus(some)
+    assert resumed.totals == known.totals == Totals.of([*some, record("u")])
+    unknown = resume_turn(reopen_turn(known, "t", begin), "t", begin, Told((), len(had)), continues=True)
+    assert unknown.turn("t").totals.missing == (len(had) if 0 < offset < 101 else 0)
+
+
+def test_sums_of_an_utterance_that_comes_again_stay() -> None:
+    some = [record(start=16_000 * n) for n in range(MAX_RECORDS + 5)]
+    known = participant(*some)
+    assert add_utterance(known, some[0]).totals == known.totals, "a change that is made twice"
+    assert participant(*some, *some[-3:]).totals == known.totals
+
+
+def test_sums_are_kept_of_any_number_of_turns() -> None:
+    """Of each of the latest, in case that it is resumed; of all, for the conversation."""
+    someone = participant(*(record(f"t{n}") for n in range(MAX_RECORDS + 200)))
+    assert someone.totals.utterances == MAX_RECORDS + 200
+    assert len(someone.earlier) == MAX_EARLIER
+    assert someone.turn("t199").totals.utterances == 1
+    assert someone.turn("t1").totals.utterances == 0
+    told = Told((replace(record("t1"), vector=None),), 1)
+    resumed = resume_turn(reopen_turn(someone, "t1", 16_000), "t1", 16_000, told, continues=False)
+    assert resumed.turn("t1").totals.utterances == 1
 
 
 # ---- estimates
@@ -143,6 +248,25 @@ async def test_conversations_expire_unless_touched(store: MemoryStore, now: list
     assert len(store) == 1
     assert not await store.delete(KEY), "nothing to delete: it has expired"
     assert len(store) == 0
+
+
+@pytest.mark.parametrize("step_s", [3600.0, -3600.0, 1e9])
+async def test_a_step_of_the_wall_clock_changes_no_time_to_live(step_s: float) -> None:
+    wall, now = [1e6], [0.0]
+    store = MemoryStore(lambda: wall[0], lambda: now[0], tenant_conversations=1)
+    await store.update(KEY, fresh)
+    wall[0] += step_s
+    now[0] += 59
+    store.sweep()
+    assert await store.get(KEY)
+    with pytest.raises(Failure, match="you have 1 conversations"):
+        await store.update(("tenant", "d"), fresh)
+    now[0] += 1
+    assert await store.get(KEY) is None
+    store.sweep()
+    assert len(store) == 0
+    made = await store.update(("tenant", "d"), lambda _: replace(fresh(), create_time=wall[0]))
+    assert made.expire_time == wall[0] + 60, "for people: by the clock on the wall"
 
 
 async def test_an_expired_conversation_begins_anew(store: MemoryStore, now: list[float]) -> None:

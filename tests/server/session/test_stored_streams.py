@@ -101,6 +101,31 @@ async def test_vectors_of_another_bundle_are_not_used() -> None:
     assert [r.bundle for r in person.records] == [m.bundle for m in (MODEL, MODEL, rebuilt, rebuilt, MODEL)]
 
 
+async def test_a_final_that_the_store_lost_is_missed_in_the_result() -> None:
+    """More changes waited for a store that was away than can: the server goes on, and does not hide it."""
+    world = SessionWorld()
+
+    def lose(conversation: Conversation | None) -> Conversation:
+        assert conversation
+        person = conversation.participant("p")
+        return conversation.with_participant(replace(person, records=person.records[2:]))
+
+    async with OpenSession(world.session()) as stream:
+        for _ in range(3):
+            stream.send(Audio(said()))
+            await stream.until(UtteranceResult, is_final=True)
+        await world.store.update(KEY, lose)
+        stream.send(EndOfTurn("t2"), Audio(said()), None)
+        replies = await stream.rest()
+    first, second = events(replies, TurnResult)
+    assert (first.utterance_count, first.missing, first.missing_before > 0) == (1, 2, True)
+    assert (second.utterance_count, second.missing) == (1, 0)
+    assert [w.reason for w in events(replies, StreamWarning)] == ["UTTERANCES_MISSING"]
+    (ended,) = events(replies, StreamEnded)
+    totals = ended.conversation.participant("p").totals
+    assert (totals.utterances, totals.missing) == (2, 2)
+
+
 async def test_what_older_servers_stored_is_used() -> None:
     """Their records do not say what made their vector."""
     world = SessionWorld()
