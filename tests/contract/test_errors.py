@@ -283,6 +283,103 @@ async def test_malformed_single_request(server: RunningServer, method: str) -> N
         is_invalid(await problem_of(call), "MALFORMED_MESSAGE", "")
 
 
+def unknown(size: int) -> bytes:
+    """A field of the wire that no version of ours has."""
+    return bytes([0xA2, 0x06]) + varint(size) + bytes(size)  # number 100, length-delimited
+
+
+def varint(value: int) -> bytes:
+    return bytes([value % 128 + 128]) + varint(value // 128) if value >= 128 else bytes([value])
+
+
+async def test_unknown_fields_do_not_come_back(server: RunningServer) -> None:
+    """At any depth; the client reads what the server understood."""
+    audio = config().streaming_config.audio_config.SerializeToString() + unknown(200)
+    inner = bytes([0x0A]) + varint(len(audio)) + audio + unknown(300)
+    message = bytes([0x0A]) + varint(len(inner)) + inner + unknown(400)
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        call = channel.stream_stream("/kibun.v1.SpeechAnalysisService/StreamingAnalyze")(iter([message]))
+        answer = await call.read()
+    assert pb.StreamingAnalyzeResponse.FromString(answer).stream_started.effective_config.HasField("audio_config")
+    assert bytes(100) not in answer
+    assert len(answer) < 500
+
+
+@pytest.mark.parametrize("method", ["StreamingAnalyze", "Analyze", "GetConversation", "GetServiceInfo"])
+async def test_a_message_that_holds_too_much_beside_its_audio(server: RunningServer, method: str) -> None:
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        call = channel.stream_stream(f"/kibun.v1.SpeechAnalysisService/{method}")(iter([unknown(4 * 2**20)]))
+        problem = await problem_of(call.read())
+        assert (problem.code, problem.reason) == (Code.INVALID_ARGUMENT, "MESSAGE_TOO_LARGE")
+        assert "524288 bytes" in problem.message
+
+
+async def test_a_later_message_that_holds_too_much(server: RunningServer) -> None:
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        messages = [config().SerializeToString(), end_of_turn().SerializeToString() + unknown(600_000)]
+        call = channel.stream_stream("/kibun.v1.SpeechAnalysisService/StreamingAnalyze")(iter(messages))
+        assert pb.StreamingAnalyzeResponse.FromString(await call.read()).HasField("stream_started")
+        assert (await problem_of(_read_on(call))).reason == "MESSAGE_TOO_LARGE"
+
+
+async def _read_on(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+
+
+@pytest.mark.slow
+async def test_open_streams_do_not_keep_what_was_unknown(server: RunningServer) -> None:
+    """As much of it as a message may hold."""
+    message = config().SerializeToString() + unknown(500_000)
+    _, before = server.threads_and_rss()
+    async with grpc.aio.insecure_channel(server.target) as channel:
+        calls = [channel.stream_stream("/kibun.v1.SpeechAnalysisService/StreamingAnalyze")() for _ in range(100)]
+        for call in calls:
+            await call.write(message)
+            await call.read()
+        _, after = server.threads_and_rss()
+        for call in calls:
+            call.cancel()
+    print(f"{(after - before) / 1e6:.1f} MB")
+    assert after - before < 25_000_000
+
+
+def moments(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of all times and durations in a message, but those of the estimates in finals: they are not read."""
+    for field in kind.fields:
+        if field.message_type is not None and field.message_type.name != "PersonalityEstimate":
+            if field.message_type.full_name in ("google.protobuf.Timestamp", "google.protobuf.Duration"):
+                yield (*path, field.name)
+            else:
+                yield from moments(field.message_type, (*path, field.name))
+
+
+@pytest.mark.parametrize("path", list(moments(pb.StreamingAnalyzeConfig.DESCRIPTOR)), ids=".".join)
+async def test_times_that_are_none(stub: Stub, path: tuple[str, ...]) -> None:
+    """Every time and duration that a request has, found in its description: a new one is not forgotten."""
+    for seconds_, nanos in ((2**63 - 1, 0), (-(2**63), 0), (253_402_300_800, 0), (1, -1), (1, 10**9), (1, -(2**31))):
+        request = config()
+        request.streaming_config.resume_turn = True
+        moment: Any = request.streaming_config
+        for name in path:
+            moment = getattr(moment, name)
+            moment = moment.add() if hasattr(moment, "add") else moment
+        moment.seconds, moment.nanos = seconds_, nanos
+        problem = await refused(stub, request)
+        assert problem.code is Code.INVALID_ARGUMENT, (seconds_, nanos)
+        assert problem.reason in ("INVALID_DURATION", "INVALID_TIMESTAMP")
+        assert (problem.field or "").replace("[0]", "") == ".".join(path)
+
+
+async def test_a_time_is_echoed_exactly(stub: Stub) -> None:
+    for seconds_, nanos in ((-62_135_596_800, 0), (253_402_300_799, 999_999_999), (0, 1)):
+        request = config()
+        request.streaming_config.audio_start_time.seconds = seconds_
+        request.streaming_config.audio_start_time.nanos = nanos
+        started = of_kind(await converse(stub, [request]), "stream_started")[0]
+        assert started.effective_config.audio_start_time == request.streaming_config.audio_start_time
+
+
 async def test_unknown_fields_are_ignored(server: RunningServer) -> None:
     async with grpc.aio.insecure_channel(server.target) as channel:
         call = channel.stream_stream("/kibun.v1.SpeechAnalysisService/StreamingAnalyze")()

@@ -12,6 +12,7 @@ MAX_AUDIO_CONTENT_BYTES = 256 * 1024  # of one message of a stream
 MAX_ANALYZE_BYTES = 4 * 1024 * 1024  # of one recording; every admitted call may hold one in memory
 MAX_RESUME_FINALS = 1024
 MAX_RESUME_FINAL_COUNT = 2**30
+MAX_REQUEST_BYTES = 512 * 1024  # of any message, its audio not counted; 1,024 finals with long ids have 400 kB
 MIN_TTL_S, MAX_TTL_S = 1.0, 24 * 3600.0
 
 ENCODINGS: Mapping[pb.AudioEncoding, Encoding] = {

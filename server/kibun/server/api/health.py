@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2 as pb
 SERVICE = "grpc.health.v1.Health"
 MAX_READS = 16  # requests read at a time, each up to the server's message size; further checks are answered unread
 MAX_WATCHERS = 256
+MAX_REQUEST_BYTES = 1024
 READ_S = 1.0  # the request comes together with the call
 WRITE_S = 10.0
 
@@ -73,11 +74,15 @@ class Health:
         self.reads += 1
         try:
             async with asyncio.timeout(READ_S):
-                return str(pb.HealthCheckRequest.FromString(await anext(requests, b"")).service)
+                request = await anext(requests, b"")
+                if len(request) > MAX_REQUEST_BYTES:
+                    raise ValueError
+                return str(pb.HealthCheckRequest.FromString(request).service)
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no request within {READ_S:g} s")
         except Exception:  # of protobuf, whose text must not leave the server
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the message is not a HealthCheckRequest")
+            text = f"the message is not a HealthCheckRequest, or above {MAX_REQUEST_BYTES} bytes"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text)
         finally:
             self.reads -= 1
         raise AssertionError("aborted")

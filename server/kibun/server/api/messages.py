@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
+from kibun.server.api.contract import MAX_REQUEST_BYTES
 from kibun.server.api.gate import Context, Handler
 from kibun.server.errors import RETRY_AFTER_S, Failure, Kind, invalid
 from kibun.server.session.timeout import Timeout
@@ -20,6 +21,10 @@ class Malformed:
     """Stands for bytes that are not a protobuf of the expected type."""
 
 
+class TooLarge:
+    """Stands for a message that holds too much beside its audio."""
+
+
 def method(handler: Handler, request: type[Message]) -> grpc.RpcMethodHandler:
     """Returns a method of kind stream-stream, whose `handler` gets parsed but unchecked messages."""
     return grpc.stream_stream_rpc_method_handler(
@@ -27,20 +32,33 @@ def method(handler: Handler, request: type[Message]) -> grpc.RpcMethodHandler:
     )
 
 
-def parser(kind: type[M]) -> Callable[[bytes], M | Malformed]:
-    def parse(data: bytes) -> M | Malformed:
+def parser(kind: type[M]) -> Callable[[bytes], M | Malformed | TooLarge]:
+    """Returns what makes a message of bytes, without the fields that this version does not know."""
+
+    def parse(data: bytes) -> M | Malformed | TooLarge:
         try:
-            return kind.FromString(data)
+            message = kind.FromString(data)
         except Exception:  # of any type: gRPC would answer UNKNOWN with the parser's text
             return Malformed()
+        if len(data) - len(getattr(message, "audio_content", b"")) > MAX_REQUEST_BYTES:
+            return TooLarge()
+        message.DiscardUnknownFields()
+        if message.ByteSize() == len(data):
+            return message
+        known = kind()  # the memory of a protobuf keeps what was dropped from it
+        known.CopyFrom(message)
+        return known
 
     return parse
 
 
-def checked(message: M | Malformed) -> M:
-    """Returns the message. Raises Failure MALFORMED_MESSAGE."""
+def checked(message: M | Malformed | TooLarge) -> M:
+    """Returns the message. Raises Failure MALFORMED_MESSAGE or MESSAGE_TOO_LARGE."""
     if isinstance(message, Malformed):
         raise invalid("MALFORMED_MESSAGE", "", "the message is not a protobuf of the expected type")
+    if isinstance(message, TooLarge):
+        text = f"a message may hold {MAX_REQUEST_BYTES} bytes beside its audio_content, fields unknown here included"
+        raise invalid("MESSAGE_TOO_LARGE", "", f"{text}; send less")
     return message
 
 

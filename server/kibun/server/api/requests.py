@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from kibun.models.types import SAMPLE_RATE_HZ, TRAITS, Traits
 from kibun.server.api.contract import (
@@ -32,8 +33,10 @@ from kibun.server.session import capability, events
 from kibun.v1 import speech_analysis_pb2 as pb
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
+NANOS = 1_000_000_000  # in a second
 _MAX_OFFSET_S = 7 * 24 * 3600.0
 _INTERIM_RANGE_S = (0.2, 60.0)
+_TIMESTAMPS_S = (-62_135_596_800, 253_402_300_799)  # 0001-01-01 to 9999-12-31, as google.protobuf.Timestamp says
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
         field = "features.interim_interval"
         interval = round(seconds(features.interim_interval, field, _INTERIM_RANGE_S) * SAMPLE_RATE_HZ)
     start_offset = seconds(config.audio_start_offset, "audio_start_offset", (0.0, _MAX_OFFSET_S))
+    check_timestamp(config.audio_start_time, "audio_start_time")
     ttl_s = defaults.ttl_s
     if config.HasField("conversation_ttl"):
         ttl_s = seconds(config.conversation_ttl, "conversation_ttl", (MIN_TTL_S, defaults.max_ttl_s))
@@ -198,11 +202,18 @@ def endpointing(
 
 def seconds(value: Duration, field: str, allowed: tuple[float, float]) -> float:
     low, high = allowed
-    normal = 0 <= value.nanos < 1_000_000_000
     result = value.seconds + value.nanos / 1e9
-    if not normal or not low <= result <= high:
+    if not 0 <= value.nanos < NANOS or not low <= result <= high:
         raise invalid("INVALID_DURATION", field, f"{field} must be {low:g} to {high:g} s")
     return result
+
+
+def check_timestamp(value: Timestamp, field: str) -> None:
+    """Raises Failure INVALID_ARGUMENT for what is no time, or one that other languages cannot read."""
+    low, high = _TIMESTAMPS_S
+    if not low <= value.seconds <= high or not 0 <= value.nanos < NANOS:
+        text = f"{field} must be a time from 0001-01-01 to 9999-12-31, with nanos of 0 to {NANOS - 1}"
+        raise invalid("INVALID_TIMESTAMP", field, text)
 
 
 def traits(value: pb.BigFiveTraits) -> Traits:
@@ -268,6 +279,14 @@ def config_of(message: pb.StreamingAnalyzeRequest | None) -> pb.StreamingAnalyze
     if kind != "streaming_config":
         raise invalid("CONFIG_REQUIRED_FIRST", "streaming_request", f"send streaming_config before {kind}")
     return message.streaming_config
+
+
+def to_keep(config: pb.StreamingAnalyzeConfig) -> pb.StreamingAnalyzeConfig:
+    """Returns what a stream keeps of its config; a copy, as a protobuf's memory also holds what was cleared from it."""
+    config.ClearField("resume_finals")
+    kept = pb.StreamingAnalyzeConfig()
+    kept.CopyFrom(config)
+    return kept
 
 
 def check_recording(request: pb.AnalyzeRequest) -> None:

@@ -128,6 +128,7 @@ class SpeechAnalysis:
         config = requests.config_of(await self._first(incoming, "streaming_config"))
         self._check_serving()  # again: the config may have taken a while
         options = requests.stream_options(config, tenant=call.tenant, defaults=self._defaults())
+        config = requests.to_keep(config)
         model = requests.model_named(options.model, self._models)
         session = Session(call.request_id, options, model, self._session_dependencies, call.telemetry)
         stream = responses.StreamFacts(call.request_id, config, options, model, self._stream_limits)
