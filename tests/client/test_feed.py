@@ -4,6 +4,7 @@
 # ruff: noqa: PT012
 
 import asyncio
+import contextvars
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
@@ -244,6 +245,21 @@ async def test_blocking_sources_keep_their_pace_and_the_loop_alive(client: Async
     assert threading.get_ident() not in threads
     assert sorted(stalls)[len(stalls) // 2] < 0.08
     assert len(stalls) > 25, "1 s of 10 ms pauses; one that stalls for a chunk has ten"
+
+
+def test_a_source_sees_the_context_of_its_caller(sync_client: Client) -> None:
+    place = contextvars.ContextVar("place", default="nowhere")
+    seen_there: list[str] = []
+
+    def source() -> Iterator[bytes]:
+        seen_there.append(place.get())
+        yield noise(0.1)
+
+    place.set("here")
+    with sync_client.conversation().turn() as turn:
+        turn.feed(source())
+        turn.result()
+    assert seen_there == ["here"]
 
 
 async def test_an_asynchronous_source_is_read_in_the_loop(client: AsyncClient) -> None:

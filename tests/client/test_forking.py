@@ -82,8 +82,7 @@ def run(program: str, target: str, **environment: str) -> object:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("support", ["0", "1"], ids=["gRPC's support off", "gRPC's support on"])
-def test_idle_clients_work_on_in_parent_and_child(target: str, support: str) -> None:
+def test_idle_clients_work_on_in_parent_and_child(target: str) -> None:
     program = """
         client = Client(target)
         print(json.dumps([
@@ -92,7 +91,17 @@ def test_idle_clients_work_on_in_parent_and_child(target: str, support: str) -> 
         ]))
     """
     expected = [DONE, DONE[0], DONE, DONE, DONE, DONE[0]]
-    assert run(program, target, GRPC_ENABLE_FORK_SUPPORT=support) == expected
+    assert run(program, target) == expected
+
+
+def test_where_grpc_does_not_support_forks_a_child_says_so(target: str) -> None:
+    program = """
+        client = Client(target)
+        unused = in_child(lambda: talk(client))
+        print(json.dumps([unused, talk(client), in_child(lambda: talk(client)), in_child(new), talk(client)]))
+    """
+    expected = [DONE, DONE[0], ["FORKED", 0], ["FORKED", 0], DONE[0]]
+    assert run(program, target, GRPC_ENABLE_FORK_SUPPORT="0") == expected
 
 
 def test_a_client_made_at_import_works_in_every_worker(target: str) -> None:

@@ -16,24 +16,29 @@ from kibun.client.errors import ErrorDetails, MisuseError
 
 # How gRPC's thread is called, after the method that it runs.
 _POLLER = "_poll_wrapper"
+_SUPPORT = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower()
+_OFF = {"0", "f", "false", "n", "no"}
 
 
 class Forkable(Protocol):
     """What has to be closed before a fork."""
 
     def before_fork(self) -> None:
-        """Closes what is idle, and holds still until `after_fork`."""
+        """Closes what is idle, and holds still until `after_fork`. Raises nothing."""
 
     def after_fork(self, *, in_child: bool) -> None:
         """Called in the parent and in the child."""
 
 
 class _Process:
-    """This process. `broken`: it is the child of one in which gRPC was at work when it forked."""
+    """This process. `broken`: gRPC does not work in it, as its parent's did not survive the fork; `breaks`: so will the
+    child's of the fork under way.
+    """
 
     def __init__(self) -> None:
         self.broken = False
-        self.polling = False
+        self.breaks = False
+        self.used_grpc = False
         self.watched: WeakSet[Forkable] = WeakSet()
         self.stopped: list[Forkable] = []
         self.forking = threading.Lock()
@@ -47,6 +52,11 @@ def watch(part: Forkable) -> None:
     _process.watched.add(part)
 
 
+def grpc_is_used() -> None:
+    """To be called before gRPC does anything in this process."""
+    _process.used_grpc = True
+
+
 def is_broken() -> bool:
     """Whether no call can be made in this process, nor anything be closed."""
     return _process.broken
@@ -56,8 +66,9 @@ def check() -> None:
     """Raises MisuseError in a process in which no call can be made."""
     if _process.broken:
         raise MisuseError(
-            "this process was forked while its parent's connection was in use, and gRPC does not survive that: use "
-            "clients only after the fork, or close() them before it, or start processes by multiprocessing's 'spawn'",
+            "this process was forked while its parent's connection was in use (or GRPC_ENABLE_FORK_SUPPORT was off), and "
+            "gRPC does not survive that: use clients only after the fork, or close() them before it, or start processes "
+            "by multiprocessing's 'spawn'",
             ErrorDetails(reason="FORKED"),
         )
 
@@ -69,11 +80,12 @@ def _before() -> None:
         part.before_fork()
     if _grpc_polls():
         gc.collect()  # a channel may be kept by a cycle
-    _process.polling = _grpc_polls()
+    # Without its own support gRPC may not even survive when nothing is open.
+    _process.breaks = _grpc_polls() or (_process.used_grpc and _SUPPORT in _OFF)
 
 
 def _after(*, in_child: bool) -> None:
-    _process.broken |= in_child and _process.polling
+    _process.broken |= in_child and _process.breaks
     for part in _process.stopped:
         part.after_fork(in_child=in_child)
     _process.stopped = []

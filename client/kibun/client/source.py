@@ -1,6 +1,7 @@
 """What callers feed, as an asynchronous iterator: a source that blocks is read in a thread of its own."""
 
 import asyncio
+import contextvars
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ def check_source(source: object) -> None:
     elif isinstance(source, AsyncIterable | Iterable):
         return
     elif callable(source):
-        fix = "feed() takes an iterable of chunks; of a function that returns them, iter(function, b'')"
+        fix = "feed() takes an iterable of chunks: call a generator function, or wrap another as iter(function, b'')"
     else:
         fix = "feed() takes an iterable of chunks: a generator, soundfile.blocks(…), a list"
     message = f"{fix}; it was given {type(source).__name__}"
@@ -68,7 +69,8 @@ class _ReaderThread(AsyncIterator[T]):
         self._unwanted = threading.Event()
         self._done = asyncio.Event()
         # A daemon: one that blocks in its source for ever must not keep the program from ending.
-        threading.Thread(target=self._run, name="kibun-feed", daemon=True).start()
+        context = contextvars.copy_context()
+        threading.Thread(target=context.run, args=(self._run,), name="kibun-feed", daemon=True).start()
 
     async def __anext__(self) -> T:
         chunk, error = await self._read.get()

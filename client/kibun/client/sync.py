@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
@@ -101,8 +102,9 @@ class LoopThread:
         loop = self._loop
         idle = loop is not None and threading.current_thread() is not self._thread and not asyncio.all_tasks(loop)
         if loop is not None and idle and not self._closed:
-            asyncio.run_coroutine_threadsafe(self._client.disconnect(), loop).result(_STOP_S)
-            self._stop()
+            with suppress(Exception):  # if it cannot be closed, it is not idle
+                asyncio.run_coroutine_threadsafe(self._client.disconnect(), loop).result(_STOP_S)
+                self._stop()
 
     def after_fork(self, *, in_child: bool) -> None:
         self._lock.release()

@@ -38,6 +38,7 @@ class _Connection:
     """What belongs to one event loop: its channel, and the streams that are open there."""
 
     def __init__(self, target: str, credentials: Credentials) -> None:
+        forking.grpc_is_used()
         self.channel = open_channel(target, credentials)
         self.stub = SpeechAnalysisServiceStub(self.channel)
         self.streams: WeakSet[Failing] = WeakSet()
