@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,6 +49,12 @@ DIALOGUE = (
 )  # fmt: skip
 
 
+UTTERANCES: dict[str, Any] = {
+    "endpointing_config": {"max_utterance_duration": seconds(3)},
+    "features": {"interim_results": True, "interim_interval": seconds(0.3)},
+}
+
+
 class Line:
     """Speaks `audio` through a proxy, which breaks the connection at `cuts`, in samples."""
 
@@ -68,6 +75,10 @@ class Line:
         yield self._audio[2 * at :]
 
 
+def through(server: RunningServer, proxy: Proxy) -> RunningServer:
+    return RunningServer(server.process, proxy.port, server.log)
+
+
 async def speak(
     server: RunningServer,
     name: str,
@@ -77,15 +88,10 @@ async def speak(
     rate: int = RATE_HZ,
 ) -> tuple[StubTurn, list[pb.StreamingAnalyzeResponse]]:
     """One turn of conversation `name`, cut at these samples and, if there are any, when more is settled."""
-    fields = {"max_utterance_duration": seconds(3)}
-    interims = {"interim_results": True, "interim_interval": seconds(0.3)}
-    first = config(
-        conversation_id=name, turn_id="t", endpointing_config=fields, features=interims, rate=rate
-    ).streaming_config
+    first = config(conversation_id=name, turn_id="t", rate=rate, **UTTERANCES).streaming_config
     async with Proxy(server.port) as proxy:
         line = Line(encode(audio), proxy, cuts)
-        through = RunningServer(server.process, proxy.port, server.log)
-        async with connect(through, **{"grpc.initial_reconnect_backoff_ms": 50}) as stub:
+        async with connect(through(server, proxy), **{"grpc.initial_reconnect_backoff_ms": 50}) as stub:
             turn, responses, settled = StubTurn(stub, first, resume_point), [], 0
             async with asyncio.timeout(60):
                 async for response in turn.responses(aiter(line)):
@@ -166,6 +172,26 @@ async def test_at_other_rates_the_same_utterances_are_found(server: RunningServe
         [(samples(u.start_offset), samples(u.end_offset)) for u in finals(responses)] for responses in (whole, resumed)
     ]
     assert np.array(bounds[0]) == pytest.approx(np.array(bounds[1]), abs=RATE_HZ // 20)
+
+
+async def test_a_server_that_knows_nothing_of_the_turn_counts_what_its_client_was_told(server: RunningServer) -> None:
+    audio = sound(*DIALOGUE)
+    _, whole = await speak(server, "known", audio, "final", [])
+    first = config(conversation_id="forgotten", turn_id="t", **UTTERANCES).streaming_config
+    with serve("--loader", RECALLING) as other:
+        async with Proxy(server.port) as proxy, connect(through(server, proxy)) as stub:
+            responses = []
+            async for response in StubTurn(stub, first, "final").responses(aiter(Line(encode(audio)))):
+                responses.append(response)
+                if len(finals(responses)) == 3 and proxy.target_port == server.port:
+                    proxy.target_port = other.port
+                    proxy.reset()
+    assert [w.reason for w in of_kind(responses, "stream_warning")] == ["UTTERANCES_RESTORED"]
+    (told,), (known,) = of_kind(responses, "turn_result"), of_kind(whole, "turn_result")
+    assert (told.utterance_count, told.speech_duration) == (known.utterance_count, known.speech_duration)
+    assert (told.start_offset, told.end_offset) == (known.start_offset, known.end_offset)
+    spans = [[(u.utterance_id, u.start_offset, u.end_offset) for u in finals(r)] for r in (responses, whole)]
+    assert spans[0] == spans[1]
 
 
 async def lost(stub: Stub, name: str, audio: np.ndarray) -> list[pb.StreamingAnalyzeResponse]:

@@ -24,6 +24,7 @@ ResumePoint = Literal["final", "settled"]
 
 BYTES_PER_SAMPLE = 2  # LINEAR16
 CHUNK_BYTES = 3200
+RESUME_FINALS = 1024  # are enough
 PAUSES_S = (0.05, 0.1, 0.2, 0.4, 0.8)  # before streams that follow one that was not accepted; the last is repeated
 GIVE_UP_AFTER = 80  # streams in a row that were not accepted
 
@@ -131,6 +132,9 @@ class StubTurn:
                 final = response.utterance_result
                 if final.is_final:
                     self._resume_from(final.end_offset, final.end_reason)
+                    self._config.resume_finals.append(final)
+                    self._config.resume_final_count += 1
+                    del self._config.resume_finals[:-RESUME_FINALS]
             case "stream_progress":
                 if self._resume_point == "settled":
                     self._resume_from(response.stream_progress.settled_offset, pb.END_REASON_UNSPECIFIED)
