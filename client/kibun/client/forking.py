@@ -66,9 +66,9 @@ def check() -> None:
     """Raises MisuseError in a process in which no call can be made."""
     if _process.broken:
         raise MisuseError(
-            "this process was forked while its parent's connection was in use (or GRPC_ENABLE_FORK_SUPPORT was off), and "
-            "gRPC does not survive that: use clients only after the fork, or close() them before it, or start processes "
-            "by multiprocessing's 'spawn'",
+            "gRPC does not work in this process, as it was forked while its parent's connection was in use, or with "
+            "GRPC_ENABLE_FORK_SUPPORT off: use clients only after the fork, or close() them before it, or start "
+            "processes by multiprocessing's 'spawn'",
             ErrorDetails(reason="FORKED"),
         )
 
