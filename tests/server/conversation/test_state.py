@@ -163,6 +163,20 @@ def test_a_turn_with_more_than_is_kept_is_reopened(offset: int) -> None:
     assert unknown.turn("t").totals.missing == (len(had) if 0 < offset < 101 else 0)
 
 
+@pytest.mark.parametrize("handed_over", [False, True])
+def test_what_was_missing_may_come_late(handed_over: bool) -> None:
+    """A turn was resumed elsewhere; the server before was not gone, and stores what it had once it can."""
+    some = [record(start=16_000 * n) for n in range(4)]
+    finals = tuple(replace(r, vector=None) for r in some[:2])
+    told = Told(finals if handed_over else (), 2)
+    someone = resume_turn(Participant("p"), "t", 32_000, told, continues=False)
+    assert someone.totals.missing == (0 if handed_over else 2)
+    for item in (some[2], some[0], some[3], some[0], some[1], some[1]):
+        someone = add_utterance(someone, item)
+    assert someone.turn("t") == Turn().plus(some)
+    assert all(r.vector is not None for r in someone.records)
+
+
 def test_sums_of_an_utterance_that_comes_again_stay() -> None:
     some = [record(start=16_000 * n) for n in range(MAX_RECORDS + 5)]
     known = participant(*some)

@@ -21,7 +21,7 @@ from kibun.server.audio.endpointing import EndReason
 MAX_RECORDS = 512  # per participant, the latest: 512 vectors of 768 float16 are 0.8 MB
 MAX_PARTICIPANTS = 64  # per conversation
 MAX_OPENINGS = 64  # per participant: the turns whose last opening is remembered
-MAX_EARLIER = 64  # per participant: the turns with utterances beyond MAX_RECORDS whose sums are remembered
+MAX_EARLIER = 16  # per participant: the turns with utterances beyond MAX_RECORDS whose own sums are remembered
 MAX_FINISHED_TURNS = 4096  # per participant: the ids that are remembered, to refuse a finished turn
 FRACTION_BITS = 52  # of estimates in sums: all that a float of 1 or more has
 
@@ -149,6 +149,11 @@ class Participant:
         return self.dropped + Totals.of(self.records)
 
     @property
+    def utterance_count(self) -> int:
+        """That of `totals`, at once."""
+        return self.dropped.utterances + len(self.records)
+
+    @property
     def turn_count(self) -> int:
         """Finished turns."""
         return self.more_turns + len(self.finished_turns)
@@ -190,9 +195,13 @@ def add_utterance(participant: Participant, record: UtteranceRecord) -> Particip
     earlier = participant.earlier.get(record.turn_id)
     if earlier is not None and earlier.end is not None and record.start < earlier.end:
         return participant  # it is in the sums: a turn's utterances come in order
-    others = (r for r in participant.records if r.utterance_id != record.utterance_id)
+    others = tuple(r for r in participant.records if r.utterance_id != record.utterance_id)
     revision = participant.revision + (record.traits is not None)
-    return _keep_latest(replace(participant, revision=revision), (*others, record))
+    changed = _keep_latest(replace(participant, revision=revision), (*others, record))
+    if earlier is not None and earlier.totals.missing and record.start < earlier.missing_before:
+        found = len(others) == len(participant.records)  # the server that had it was away, not gone
+        changed = note_missing(changed, record.turn_id, earlier.totals.missing - found, earlier.missing_before)
+    return changed
 
 
 def reopen_turn(participant: Participant, turn_id: str, offset: int) -> Participant:

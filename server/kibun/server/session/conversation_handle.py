@@ -99,7 +99,7 @@ class ConversationHandle:
             if options.resumes and participant is not before:
                 continues = offset == 0 or (heard is not None and offset - heard <= MAX_GAP)
                 participant = resume_turn(reopened, turn_id, offset, options.told, continues=continues)
-                restored = participant.totals.utterances - reopened.totals.utterances
+                restored = participant.utterance_count - reopened.utterance_count
             if self.last_seen is None:
                 has_lost = restored or (options.told != NOTHING_TOLD and participant.turn(turn_id).totals.missing)
                 self.missing = None if has_lost else _missing_audio(turn_id, heard, offset)

@@ -166,7 +166,7 @@ class Session:
     def _started(self, created: bool) -> StreamStarted:
         participant, ttl_s = self._conversation.participant, self._conversation.conversation.ttl_s
         return StreamStarted(
-            self._options.turn_id, created, participant.totals.utterances, ttl_s, participant.given_traits
+            self._options.turn_id, created, participant.utterance_count, ttl_s, participant.given_traits
         )
 
     def _ended(self, received: int) -> StreamEnded:
