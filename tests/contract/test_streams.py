@@ -286,6 +286,32 @@ async def test_no_interims_unless_asked_for(stub: Stub) -> None:
 # ---- features
 
 
+async def test_traits_given_by_one_stream_do_not_change_another_that_is_open(stub: Stub) -> None:
+    def traits(value: float) -> pb.BigFiveTraits:
+        return pb.BigFiveTraits(
+            openness=value, conscientiousness=value, extraversion=value, agreeableness=value, neuroticism=value
+        )
+
+    async def condition(talk: Talk) -> pb.BigFiveTraits:
+        await talk.send(*chunks(encode(spoken(1.0))))
+        final: pb.UtteranceResult = await talk.until("utterance_result", is_final=True)
+        return final.condition.traits
+
+    names = {"conversation_id": "given-by-others"}
+    async with Talk(stub) as none, Talk(stub) as two, Talk(stub) as six, Talk(stub) as later:
+        await none.start(turn_id="a", **names)
+        predicted = await condition(none)
+        await two.start(turn_id="b", given_personality=traits(2), **names)
+        await six.start(turn_id="c", given_personality=traits(6), **names)
+        assert await condition(none) not in (traits(2), traits(6))
+        assert await condition(two) == traits(2)
+        assert await condition(six) == traits(6)
+        assert predicted not in (traits(2), traits(6))
+        started = await later.start(turn_id="d", **names)
+        assert started.effective_config.given_personality == traits(6), "the latest"
+        assert await condition(later) == traits(6)
+
+
 async def test_given_personality_conditions_emotion(stub: Stub) -> None:
     given = pb.BigFiveTraits(openness=1, conscientiousness=2, extraversion=3, agreeableness=6, neuroticism=7)
     responses = await converse(stub, [config(given_personality=given), *chunks(encode(spoken(1.0)))])

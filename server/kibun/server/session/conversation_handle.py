@@ -72,6 +72,7 @@ class ConversationHandle:
         self._stream = stream
         self._outbox = outbox
         self._entering = self._left = False
+        self._given = options.given_traits  # …, or those known of the participant when the stream began
         self._openings: dict[str, Opening] = {}  # of the stream's turns
         self._told: dict[str, int] = {}  # finals of each turn that the client has or will get
         self._warned_of_damage = self._warned_of_bundle = False
@@ -101,6 +102,7 @@ class ConversationHandle:
                 participant = resume_turn(reopened, turn_id, offset, options.told, continues=continues)
                 restored = participant.utterance_count - reopened.utterance_count
             if self.last_seen is None:
+                self._given = given
                 has_lost = restored or (options.told != NOTHING_TOLD and participant.turn(turn_id).totals.missing)
                 self.missing = None if has_lost else _missing_audio(turn_id, heard, offset)
             other_bundle = before.bundle != model.bundle and estimates.unusable(model, participant) > 0
@@ -152,8 +154,8 @@ class ConversationHandle:
 
     @property
     def participant(self) -> Participant:
-        """The stream's participant, as last seen."""
-        return self.conversation.participant(self._options.participant_id)
+        """The stream's participant, as last seen, with the given traits that the stream began with."""
+        return replace(self.conversation.participant(self._options.participant_id), given_traits=self._given)
 
     # ---- the store's StreamHandle
 

@@ -51,7 +51,7 @@ class Estimator:
         utterance = Utterance(
             audio=segment.audio,
             history=estimates.history(model, known),
-            given_traits=options.given_traits or known.given_traits,
+            given_traits=known.given_traits,
             emotion=options.emotion,
             personality=model.supports_personality,  # even if the client wants none: emotion is conditioned on it
         )
