@@ -603,9 +603,10 @@ async def test_the_log_holds_no_personal_data(server: RunningServer, stub: Stub)
 
 async def test_warnings_are_no_errors(stub: Stub) -> None:
     responses = await converse(stub, [config(), *chunks(bytes(32_000))])
-    (warning,) = of_kind(responses, "stream_warning")
-    assert warning.reason == "NO_SPEECH"
-    no_internals(warning.message)
+    warnings = of_kind(responses, "stream_warning")
+    assert [warning.reason for warning in warnings] == ["AUDIO_CONSTANT", "NO_SPEECH"]
+    for warning in warnings:
+        no_internals(warning.message)
     (turn,) = of_kind(responses, "turn_result")
     assert not turn.HasField("emotion")
     assert not turn.HasField("personality")
@@ -621,10 +622,10 @@ async def test_audio_faster_than_its_label_is_suspected(stub: Stub) -> None:
     for _ in range(3):
         responses = await at_a_microphones_pace(stub)
         assert responses[-1].HasField("stream_ended"), "a warning, no error"
-        warnings = [w for w in of_kind(responses, "stream_warning") if w.reason != "NO_SPEECH"]
+        warnings = [w for w in of_kind(responses, "stream_warning") if w.reason == "RATE_MISMATCH_SUSPECTED"]
         if warnings:
             break
-    assert [(w.reason, w.metadata["likely_hertz"]) for w in warnings] == [("RATE_MISMATCH_SUSPECTED", "48000")]
+    assert [w.metadata["likely_hertz"] for w in warnings] == ["48000"]
 
 
 async def at_a_microphones_pace(stub: Stub) -> list[pb.StreamingAnalyzeResponse]:

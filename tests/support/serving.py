@@ -170,7 +170,7 @@ def encode(audio: np.ndarray, encoding: Encoding = "linear16") -> bytes:
         return (audio * 32767).round().astype("<i2").tobytes()
     from kibun.server.audio import decoder
 
-    table = decoder._mulaw_table() if encoding == "mulaw" else decoder._alaw_table()
+    table = decoder.mulaw_table() if encoding == "mulaw" else decoder.alaw_table()
     order = np.argsort(table)
     nearest = np.searchsorted(table[order], audio).clip(0, 255)
     payload: bytes = order[nearest].astype(np.uint8).tobytes()

@@ -251,6 +251,31 @@ def detection(
 
 
 @bench_app.command()
+def declarations(
+    recordings: Annotated[
+        list[Path] | None, typer.Argument(help="Recordings of one voice each, or folders of them; default: generated.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Eight recordings, few rates.")] = False,
+    every: Annotated[int, typer.Option(help="Of the recordings, only each so many.", min=1)] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """How often audio that is not what was declared is noticed, and how often audio that is, is suspected.
+
+    --json: recordings, good_streams, false_alarms, false_alarms_by_path, noticed (share noticed, and named as what it
+    is, by what was declared and what was sent), cpu_ms_per_stream, seconds (at most, of each stream).
+    """
+    from kibun.bench.accuracy import declarations
+    from kibun.bench.support import report
+    from kibun.training.evaluation.report_table import show
+
+    try:
+        payload, tables = declarations.measure(recordings or [], quick=quick, every=every)
+    except RuntimeError as error:
+        report.fail(str(error))
+    show(tables, as_json=as_json, payload=payload)
+
+
+@bench_app.command()
 def held_out(
     manifest: Annotated[Path, typer.Argument(help="Manifest of a corpus with traits, valence and arousal.")],
     model: Model = "demo-tiny",

@@ -98,3 +98,18 @@ def test_arousal_by_cue_and_pooled(tmp_path: Path) -> None:
     assert figures["recordings"] == 2
     assert figures["untouched_spread"] == 0, "both say the same"
     assert all(0 <= value <= 1 for value in (figures["auc_pooled"], *figures["auc_by_speaker"].values()))
+
+
+def test_wrong_declarations_are_counted() -> None:
+    done = CliRunner().invoke(bench_app, ["declarations", "--quick", "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["false_alarms"] == sum(found["false_alarms_by_path"].values()) == 0
+    assert found["noticed"]["linear16"]["mulaw"] == {"noticed": 1, "named": 1}
+    assert found["recordings"] == 4
+
+
+def test_declarations_of_no_recording_are_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(bench_app, ["declarations", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "no recording" in done.stderr

@@ -135,3 +135,88 @@ async def test_samples_beyond_full_scale_are_counted(stub: Stub, size: int) -> N
     (warning,) = [w for w in of_kind(responses, "stream_warning") if w.reason == "SAMPLES_CLIPPED"]
     assert warning.metadata["sample_count"] == str(len(beyond))
     assert str(len(beyond)) in warning.message
+
+
+# ---- what is told of a turn's audio, be there an utterance or not
+
+
+def test_faults_of_a_turn_without_speech() -> None:
+    def faults(sound: np.ndarray) -> set[str]:
+        levels = quality.TurnLevels()
+        for block in np.array_split(sound.astype(np.float32), 7):
+            levels.add(block)
+        return {warning.reason for warning in levels.faults()}
+
+    noise = np.random.default_rng(0).normal(0, 1, len(T))
+    assert faults(SOUNDS["zero"]) == faults(SOUNDS["constant"]) == {"AUDIO_CONSTANT"}
+    assert faults(2e-5 * noise) == {"AUDIO_QUIET"}
+    assert faults(0.003 * noise + 0.1) == {"AUDIO_DC_OFFSET"}
+    assert faults(2e-5 * noise - 0.3) == {"AUDIO_QUIET", "AUDIO_DC_OFFSET"}
+    assert faults(np.clip(noise, -1, 1)) == {"AUDIO_CLIPPED"}
+    assert faults(0.003 * noise) == faults(SPEECH) == faults(SOUNDS["zero"][:15_999]) == set()
+
+
+async def test_a_stream_without_an_utterance_says_what_is_wrong(stub: Stub) -> None:
+    rng = np.random.default_rng(0)
+    for sound, expected in (
+        (np.zeros(48_000), "AUDIO_CONSTANT"),
+        (0.2 + rng.normal(0, 1e-4, 48_000), "AUDIO_DC_OFFSET"),
+        (rng.normal(0, 2e-5, 48_000), "AUDIO_QUIET"),
+    ):
+        raw, first = encode(sound), config(turn_id="t1")
+        told = []
+        for size in (319, 96_000):
+            responses = await converse(stub, [first, *chunks(raw, size)])
+            assert not finals(responses)
+            (warning,) = [w for w in of_kind(responses, "stream_warning") if w.reason == expected]
+            assert warning.metadata["turn_id"] == "t1"
+            told.append(warning)
+        answer = await stub.Analyze(pb.AnalyzeRequest(config=first.streaming_config, audio_content=raw))
+        assert [w for w in answer.warnings if w.reason == expected] == [told[0]] == [told[1]]
+
+
+async def test_a_long_turn_says_it_before_its_end(stub: Stub) -> None:
+    responses = await converse(stub, [config(), *chunks(bytes(2 * 35 * 16_000), 64_000)])
+    (at,) = [n for n, r in enumerate(responses) if r.stream_warning.reason == "AUDIO_CONSTANT"]
+    assert responses[at].audio_received.seconds < 35
+
+
+# ---- audio that is not what was declared
+
+
+async def test_a_wrong_declaration_is_told_once_and_nothing_else_of_the_audio(stub: Stub) -> None:
+    speech = np.concatenate([spoken(1.5, seed=n) for n in range(2)])
+    for raw, expected in (
+        (encode(np.repeat(speech, 2)), ("CHANNELS_MISMATCH_SUSPECTED", "audio_config.audio_channel_count", "stereo")),
+        (encode(speech, "float32"), ("ENCODING_MISMATCH_SUSPECTED", "audio_config.encoding", "float32")),
+        (encode(speech, "mulaw"), ("ENCODING_MISMATCH_SUSPECTED", "audio_config.encoding", "mulaw")),
+    ):
+        told = []
+        for size in (617, 3_200, 240_000):
+            turns = [config(), *chunks(raw, size), end_of_turn("next"), *chunks(raw, size)]
+            responses = await converse(stub, turns)
+            (warning,) = [w for w in of_kind(responses, "stream_warning") if w.reason.endswith("_SUSPECTED")]
+            assert (warning.reason, warning.metadata["field"], warning.metadata["likely"]) == expected
+            assert warning.metadata["field"] in warning.message
+            assert not [reason for reason in reasons(responses) if reason.startswith("AUDIO_")]
+            told.append(warning)
+        answer = await stub.Analyze(pb.AnalyzeRequest(config=config().streaming_config, audio_content=raw))
+        told += [w for w in answer.warnings if w.reason.endswith("_SUSPECTED")]
+        assert len(told) == 4
+        assert all(warning == told[0] for warning in told)
+
+
+async def test_two_channels_without_an_utterance_are_told(stub: Stub) -> None:
+    hum = np.repeat(0.01 * np.sin(2 * np.pi * 50 * T), 2)
+    responses = await converse(stub, [config(), *chunks(encode(hum))])
+    assert not finals(responses)
+    assert "CHANNELS_MISMATCH_SUSPECTED" in reasons(responses)
+
+
+async def test_a_resumed_stream_does_not_tell_it_again(stub: Stub) -> None:
+    raw = encode(spoken(2.0), "float32")
+    later = pb.StreamingAnalyzeConfig(turn_id="t", resume_turn=True)
+    later.audio_start_offset.seconds = 5
+    later.audio_config.CopyFrom(config().streaming_config.audio_config)
+    responses = await converse(stub, [pb.StreamingAnalyzeRequest(streaming_config=later), *chunks(raw)])
+    assert "ENCODING_MISMATCH_SUSPECTED" not in reasons(responses)

@@ -189,7 +189,7 @@ class AudioDecoder:
             return samples
         if encoding == "float32":
             return self._checked(np.frombuffer(raw, "<f4").astype(np.float32))
-        table = _mulaw_table() if encoding == "mulaw" else _alaw_table()
+        table = mulaw_table() if encoding == "mulaw" else alaw_table()
         return table[np.frombuffer(raw, np.uint8)]
 
     def _checked(self, samples: Samples) -> Samples:
@@ -211,13 +211,15 @@ class AudioDecoder:
             return AudioError(
                 "NON_FINITE_AUDIO",
                 "audio_content",
-                "audio contains NaN or infinite samples; float32 samples must be finite, little-endian, within ±1",
+                "audio contains NaN or infinite samples; float32 samples must be finite, little-endian, within ±1. "
+                "Integers are declared as LINEAR16 in audio_config.encoding",
             )
         return AudioError(
             "AUDIO_OUT_OF_RANGE",
             "audio_content",
             f"audio contains a sample of magnitude {magnitude:g}; float32 samples must lie within ±1 (up to "
-            f"±{MAX_FLOAT_MAGNITUDE:g} is clipped): divide 16-bit integers by 32768",
+            f"±{MAX_FLOAT_MAGNITUDE:g} is clipped). Declare integers as LINEAR16 in "
+            "audio_config.encoding, or divide them by 32768",
         )
 
     def _resample(self, samples: Samples, *, last: bool) -> Samples:
@@ -228,7 +230,7 @@ class AudioDecoder:
 
 
 @cache
-def _mulaw_table() -> Samples:
+def mulaw_table() -> Samples:
     """G.711 mu-law code (0..255) to sample, (256,): 14-bit magnitudes, peak 8031/8192."""
     code = ~np.arange(256, dtype=np.int32) & 0xFF  # transmitted inverted
     segment, step = code >> 4 & 7, code & 15
@@ -237,7 +239,7 @@ def _mulaw_table() -> Samples:
 
 
 @cache
-def _alaw_table() -> Samples:
+def alaw_table() -> Samples:
     """G.711 A-law code (0..255) to sample, (256,): 13-bit magnitudes, peak 4032/4096."""
     code = np.arange(256, dtype=np.int32) ^ 0x55  # even bits are transmitted inverted
     segment, step = code >> 4 & 7, code & 15

@@ -13,6 +13,7 @@ from kibun.server.audio.decoder import AudioDecoder, AudioError
 from kibun.server.audio.endpointing import EndReason
 from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.observability.telemetry import CallTelemetry
+from kibun.server.session.audio_watch import AudioWatch
 from kibun.server.session.events import (
     Audio,
     Limits,
@@ -41,6 +42,7 @@ class Listener:
         options: StreamOptions,
         limits: Limits,
         turns: TurnTracker,
+        watch: AudioWatch,
         stream: OpenStream,
         outbox: Outbox,
         telemetry: CallTelemetry,
@@ -51,6 +53,7 @@ class Listener:
         self._options = options
         self._limits = limits
         self._turns = turns
+        self._watch = watch
         self._stream = stream
         self._outbox = outbox
         self._telemetry = telemetry
@@ -106,6 +109,7 @@ class Listener:
     async def _take_audio(self, payload: bytes) -> None:
         samples = self._decoder.decode(payload)
         self._turns.audio_arrived()
+        await self._watch.heard(payload)
         # Less than two blocks are one: for many a message of 100 ms a resampler gives a little more than 100 ms.
         for number, begin in enumerate(range(0, max(len(samples) - BLOCK + 1, 1), BLOCK), start=1):
             block = samples[begin : begin + BLOCK if len(samples) - begin >= 2 * BLOCK else len(samples)]
@@ -138,10 +142,14 @@ class Listener:
 
     async def _check_rate(self) -> None:
         true_hz = self._rate_watch.suspect_hz(self.received / SAMPLE_RATE_HZ, self._clock())
-        if true_hz is not None:
+        if true_hz is not None and not self._watch.doubts_declaration:
             labelled = self._options.audio.sample_rate_hz
-            message = f"audio labelled {labelled} Hz arrives at the rate of {true_hz} Hz; check sample_rate_hertz"
-            await self._outbox.put(StreamWarning("RATE_MISMATCH_SUSPECTED", message, {"likely_hertz": str(true_hz)}))
+            message = (
+                f"audio labelled {labelled} Hz arrives at the rate of {true_hz} Hz; is "
+                "audio_config.sample_rate_hertz the rate that you send? Declare the true one, or resample"
+            )
+            metadata = {"field": "audio_config.sample_rate_hertz", "likely_hertz": str(true_hz)}
+            await self._outbox.put(StreamWarning("RATE_MISMATCH_SUSPECTED", message, metadata))
 
     async def _report_progress(self) -> None:
         """Finals of what is settled are in the outbox already, before this."""

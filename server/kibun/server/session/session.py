@@ -20,6 +20,7 @@ from kibun.server.conversation.store import ConversationStore
 from kibun.server.errors import Failure
 from kibun.server.inference.backend import Analyzer, ModelInfo
 from kibun.server.observability.telemetry import CallTelemetry
+from kibun.server.session.audio_watch import AudioWatch
 from kibun.server.session.conversation_handle import ConversationHandle
 from kibun.server.session.estimator import Estimator
 from kibun.server.session.events import (
@@ -73,6 +74,7 @@ class Session:
         self._dependencies = dependencies
         self._telemetry = telemetry or CallTelemetry.unwatched()
         self._outbox = Outbox()
+        self._watch = AudioWatch(options, self._outbox)
         self._tasks = Tasks(self._outbox)
         self._stream = OpenStream(
             dependencies.open_streams, options.key, options.participant_id, options.turn_id, self._outbox
@@ -155,11 +157,13 @@ class Session:
             silence=options.start_offset - before.end if before else 0,
         )
         new_turn_id = self._dependencies.new_turn_id
-        return TurnTracker(options, segmenter, self._responder, self._conversation, self._outbox, new_turn_id)
+        return TurnTracker(
+            options, segmenter, self._responder, self._conversation, self._outbox, self._watch, new_turn_id
+        )
 
     def _listener(self, turns: TurnTracker) -> Listener:
         limits, clock = self._dependencies.limits, self._dependencies.clock
-        return Listener(self._options, limits, turns, self._stream, self._outbox, self._telemetry, clock)
+        return Listener(self._options, limits, turns, self._watch, self._stream, self._outbox, self._telemetry, clock)
 
     # ---- the first and the last reply
 

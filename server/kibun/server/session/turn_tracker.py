@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import (
@@ -17,7 +17,7 @@ from kibun.server.audio.endpointing import (
 )
 from kibun.server.audio.sample_buffer import Samples
 from kibun.server.audio.segmenter import Segmenter
-from kibun.server.session import quality
+from kibun.server.session.audio_watch import AudioWatch
 from kibun.server.session.conversation_handle import ConversationHandle
 from kibun.server.session.events import SpeechEvent, SpeechType, StreamOptions
 from kibun.server.session.outbox import Outbox
@@ -40,7 +40,6 @@ class _OpenTurn:
     start: int  # samples, on the stream
     due: bool = False
     began: bool = False
-    warned: set[str] = field(default_factory=set)  # reasons of the warnings about its audio
 
 
 class TurnTracker:
@@ -53,6 +52,7 @@ class TurnTracker:
         responder: Responder,
         conversation: ConversationHandle,
         outbox: Outbox,
+        watch: AudioWatch,
         new_turn_id: Callable[[], str],
     ) -> None:
         """`new_turn_id` makes ids for turns that the client did not name."""
@@ -61,6 +61,7 @@ class TurnTracker:
         self._responder = responder
         self._conversation = conversation
         self._outbox = outbox
+        self._watch = watch
         self._new_turn_id = new_turn_id
         self._turn = _OpenTurn(options.turn_id, asked=True, start=0, due=True)
         self._next_interim = self._first_interim  # samples of the open utterance; it may be open from the start
@@ -88,6 +89,7 @@ class TurnTracker:
 
     async def push(self, samples: Samples) -> None:
         """Takes the next samples, float32 (n,), n >= 0."""
+        await self._watch.decoded(samples, self._turn.turn_id)
         if found := self._segmenter.push(samples):
             await self._handle(found)
 
@@ -98,6 +100,7 @@ class TurnTracker:
         """
         self._turn.due |= next_turn_id is not None
         await self._handle(self._segmenter.flush(reason))
+        await self._watch.end_turn(self._turn.turn_id)
         if self._turn.due:
             await self._close_turn(reason, self._segmenter.position)
         if next_turn_id is not None:
@@ -142,7 +145,7 @@ class TurnTracker:
                 case SpeechSegment(start=position):
                     await self._begin_turn(position)
                     self._next_interim = self._first_interim
-                    await self._warn_of_quality(event)
+                    await self._watch.utterance(event, self._turn.turn_id)
                     await self._responder.final(event, self._turn.turn_id)
                 case TurnSilence(position):
                     await self._close_turn(EndReason.SILENCE, position)
@@ -161,13 +164,6 @@ class TurnTracker:
     def _open_turn(self, turn_id: str, position: int, *, asked: bool) -> None:
         self._turn = _OpenTurn(turn_id, asked, position)
         self._conversation.claim_turn(turn_id)
-
-    async def _warn_of_quality(self, segment: SpeechSegment) -> None:
-        """Warns of each fault once a turn."""
-        for warning in quality.warnings(segment.audio):
-            if warning.reason not in self._turn.warned:
-                self._turn.warned.add(warning.reason)
-                await self._outbox.put(replace(warning, metadata={**warning.metadata, "turn_id": self._turn.turn_id}))
 
     async def _put_speech(self, kind: SpeechType, position: int) -> None:
         await self._outbox.put(SpeechEvent(kind, position + self._options.start_offset, self._turn.turn_id))

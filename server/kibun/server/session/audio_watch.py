@@ -1,0 +1,86 @@
+"""Tells the client of one stream what is wrong with its audio: that it is not what was declared, or is faulty."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server.audio.declaration import DeclarationCheck, Suspicion
+from kibun.server.audio.endpointing import SpeechSegment
+from kibun.server.audio.sample_buffer import Samples
+from kibun.server.session import quality
+from kibun.server.session.events import StreamOptions, StreamWarning
+from kibun.server.session.outbox import Outbox
+
+AT_ONCE = 32 * 1024  # bytes; then other streams get their turn
+FIRST_LOOK = 30 * SAMPLE_RATE_HZ  # samples of a turn after which its faults are told, if it has not ended before
+
+
+class AudioWatch:
+    """Takes the audio as it arrives, as it is decoded, and by utterance; puts warnings into the outbox.
+
+    Each fault is told once a turn, a doubtful declaration once a stream. While the declaration is doubtful, faults are
+    not told: they are its consequence, and turning a gain down would mend nothing.
+    """
+
+    def __init__(self, options: StreamOptions, outbox: Outbox) -> None:
+        self.doubts_declaration = False
+        self._rate_hz = options.audio.sample_rate_hz
+        self._outbox = outbox
+        self._check = DeclarationCheck(options.audio)
+        self._told_before = options.resumes and options.start_offset > 0  # on the stream that this one goes on with
+        self._turn = quality.TurnLevels()  # since the client last ended a turn
+        self._told: set[str] = set()  # reasons, since then
+        self._turn_id = ""
+        self._told_of_turn: set[str] = set()
+
+    async def heard(self, payload: bytes) -> None:
+        """Takes the next bytes of the stream."""
+        for begin in range(0, len(payload), AT_ONCE):
+            if self._check.settled:
+                return
+            if begin:
+                await asyncio.sleep(0)
+            await self._doubt(self._check.push(payload[begin : begin + AT_ONCE]))
+
+    async def decoded(self, samples: Samples, turn_id: str) -> None:
+        """Takes the next samples of the turn, (n,)."""
+        before = self._turn.samples
+        self._turn.add(samples[: max(FIRST_LOOK - before, 0)])
+        if before < FIRST_LOOK <= self._turn.samples:
+            await self._tell_faults(turn_id)
+        self._turn.add(samples[max(FIRST_LOOK - before, 0) :])
+
+    async def utterance(self, segment: SpeechSegment, turn_id: str) -> None:
+        """Takes a whole utterance."""
+        if not self._check.suspects(segment.end * self._rate_hz // SAMPLE_RATE_HZ):
+            await self._tell(quality.warnings(segment.audio), turn_id)
+
+    async def end_turn(self, turn_id: str) -> None:
+        """The client has ended the turn: its audio is complete."""
+        await self._doubt(self._check.end_turn())
+        await self._tell_faults(turn_id)
+        self._turn, self._told = quality.TurnLevels(), set()
+
+    async def _tell_faults(self, turn_id: str) -> None:
+        """Of all audio since the client last ended a turn, unless they were told of an utterance."""
+        if not self.doubts_declaration:
+            await self._tell([fault for fault in self._turn.faults() if fault.reason not in self._told], turn_id)
+
+    async def _doubt(self, suspicion: Suspicion | None) -> None:
+        if suspicion is None:
+            return
+        self.doubts_declaration = True
+        if not self._told_before:
+            metadata = {"field": suspicion.field, "likely": suspicion.likely}
+            await self._outbox.put(StreamWarning(suspicion.reason, suspicion.message, metadata))
+
+    async def _tell(self, faults: list[StreamWarning], turn_id: str) -> None:
+        if turn_id != self._turn_id:
+            self._turn_id, self._told_of_turn = turn_id, set()
+        for warning in faults:
+            if warning.reason not in self._told_of_turn:
+                self._told_of_turn.add(warning.reason)
+                self._told.add(warning.reason)
+                await self._outbox.put(replace(warning, metadata={**warning.metadata, "turn_id": turn_id}))
