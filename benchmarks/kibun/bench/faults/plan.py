@@ -142,9 +142,10 @@ SCENARIOS = (
     ),
     Scenario(
         "stub_client",
-        (("server_kill", 1, 2), (_NETWORK, 4, 8)),
+        (("server_kill", 2, 3), (_NETWORK, 6, 12)),
         store="redis",
         seconds=(0.2, 1.0),
+        window_s=6.0,
         pauses_ms=(50, 6000),  # long enough for StreamProgress
         resume_points=("final", "settled"),
     ),
