@@ -282,16 +282,20 @@ class Server:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _reload(self) -> None:
-        """Reloads tokens and certificates. A file that cannot be used is reported, and what was loaded stays in use."""
+        """Reloads tokens and certificates, then says so; a file that cannot be used leaves in use what was loaded."""
+        said = []
         for source in (self._authenticator, self._certificates):
             if source is not None:
                 try:
                     source.reload()
-                    logs.report(f"reloaded {source}")
+                    said.append((f"reloaded {source}", "INFO"))
                 except (TokenFileError, StartError) as error:
-                    logs.report(f"not reloaded, what was loaded before stays in use: {error}", "ERROR")
+                    self._observability.telemetry.metrics.reload_failures.inc()
+                    said.append((f"not reloaded, what was loaded before stays in use: {error}", "ERROR"))
         if self._gate is not None:
             self._gate.refresh()
+        for text, level in said:
+            logs.report(text, level)
 
 
 def _grpc_options(settings: Settings) -> list[tuple[str, int]]:

@@ -83,6 +83,8 @@ class Metrics:
         self.store_errors = Counter("kibun_store_errors", text, registry=registry)
         text = "Times that a conversation in the store could not be read: what it held counts as lost."
         self.store_damaged = Counter("kibun_store_damaged", text, registry=registry)
+        text = "Files of tokens or certificates that could not be used when they were read again."
+        self.reload_failures = Counter("kibun_reload_failures", text, registry=registry)
         text = "Lines of the log that could not be written."
         self.log_lines_lost = CounterFunction("kibun_log_lines_lost", text, registry)
         text = "How late the event loop was for a timer, measured twice a second."
