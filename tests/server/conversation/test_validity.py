@@ -149,6 +149,9 @@ KINDS: dict[str, Change] = {
     "version 1 that is none": put("head", b"{}", 1),
     "version 1 with nonsense": put("head", b'["i", -1, "m", 1, 1, 1, false, {"p": [0, null, {}, [1, 0, 9], [0]]}]', 1),
     "too large a head": head(sets(incarnation="0" * (validity.MAX_HEAD_BYTES + 1))),
+    "far too large a head": lambda fields: fields.__setitem__("head", bytes(150_000_000)),
+    "far too large a turn": lambda fields: fields.__setitem__("t/p/0", bytes(50_000_000)),
+    "far too large a mark": lambda fields: fields.__setitem__("deleted", bytes(50_000_000)),
     "too large an utterance": utterance(sets(vector=bytes(validity.MAX_ENTRY_BYTES + 2))),
     # the head
     "no incarnation": head(sets(incarnation="")),

@@ -104,7 +104,6 @@ def effective_config(
     """Returns the config with every default filled in, as the server understood it."""
     full = pb.StreamingAnalyzeConfig()
     full.CopyFrom(config)
-    full.ClearField("resume_finals")
     full.audio_config.audio_channel_count = 1
     full.conversation_id = options.conversation_id
     full.participant_id = options.participant_id

@@ -21,16 +21,44 @@ from kibun.server.errors import RETRY_AFTER_S, Failure, Kind
 
 log = logging.getLogger(__name__)
 READ_AT_ONCE = 256  # records (0.4 MB), so that neither Redis nor this server is busy with one conversation for long
+LIMITS = (validity.MAX_HEAD_BYTES, validity.MAX_ENTRY_BYTES)
 DELETED_TTL_S = 1.0  # how long the mark of a deletion stays where the conversation's time to live cannot be read
 
+# What both scripts give in place of a value that is larger than any that servers write: to read it would take so long
+# that the store counted as away, for all conversations. A user who may not ask for lengths goes without.
+TOO_LARGE = b"\0too large"
+_GET = """
+local function get(fields, head_limit, entry_limit)
+  local small, at = {}, {}
+  for i, field in ipairs(fields) do
+    local length = redis.pcall('HSTRLEN', KEYS[1], field)
+    if type(length) ~= 'number' or length <= tonumber(i > 2 and entry_limit or head_limit) then
+      small[#small + 1], at[#at + 1] = field, i
+    end
+  end
+  local values = {}
+  for i = 1, #fields do values[i] = '\\0too large' end
+  if #small == 0 then return values end
+  local found = redis.pcall('HMGET', KEYS[1], unpack(small))
+  if found.err then return found end
+  for i = 1, #small do values[at[i]] = found[i] end
+  return values
+end
+"""
+
+# Reads fields. Values: the limits of the first two and of the others, the fields.
+_READ = Script(_GET + "return get({unpack(ARGV, 3)}, ARGV[1], ARGV[2])")
+
 # Writes a conversation if it is as the caller knows it; otherwise returns how it is. A key of another type is replaced
-# by a caller that knows of nothing there; others get a third value. Values: `head` and `deleted` as known ("" for
-# none), `head` to write ("" to erase), `deleted` to write, milliseconds to live, 1 where all entries are new, the
-# number of fields to delete, their names, then names and values of the new entries. The head is set before DEL: a full
-# Redis refuses what needs memory, but nothing more once a script has written something. Returns 1 when it has written,
-# 2 where there were entries without a head.
-_WRITE = Script("""
-local known = redis.pcall('HMGET', KEYS[1], 'head', 'deleted')
+# by a caller that knows of nothing there; others get a third value. Values: the limit of the first two, `head` and
+# `deleted` as known ("" for none), `head` to write ("" to erase), `deleted` to write, milliseconds to live, 1 where all
+# entries are new, the number of fields to delete, their names, then names and values of the new entries. The head is
+# set before DEL: a full Redis refuses what needs memory, but nothing more once a script has written something. Returns
+# 1 when it has written, 2 where there were entries without a head.
+_WRITE = Script(
+    _GET
+    + """
+local known = get({'head', 'deleted'}, table.remove(ARGV, 1))
 if known.err then
   if not string.find(known.err, 'WRONGTYPE') then return known end
   if ARGV[1] ~= '' or ARGV[2] ~= '' then return {false, false, 1} end
@@ -52,7 +80,8 @@ for i = 8 + gone, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1]) 
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 if left == 1 and not known[1] and not known[2] then return 2 end
 return 1
-""")
+"""
+)
 
 
 class RedisHash:
@@ -66,8 +95,22 @@ class RedisHash:
     async def attempt(self) -> None:
         """Tries every command that is needed. Raises CannotConnect."""
         await self._connection.attempt("HEXISTS", self._name, "head")
-        await self._connection.attempt("HMGET", self._name, "head", "deleted")
-        values = (1, self._name, "", "", "check", "", 1000, 1, 1, "none", "check", "check")  # gone after a second
+        await self._connection.attempt("EVAL", _READ.source, 1, self._name, *LIMITS, "head", "deleted")
+        values = (
+            1,
+            self._name,
+            LIMITS[0],
+            "",
+            "",
+            "check",
+            "",
+            1000,
+            1,
+            1,
+            "none",
+            "check",
+            "check",
+        )  # gone after a second
         await self._connection.attempt("EVAL", _WRITE.source, *values)
         await self._connection.attempt("EVALSHA", _WRITE.sha, *values)
 
@@ -83,7 +126,7 @@ class RedisHash:
         version is left alone: servers of that version can read it.
         """
         try:
-            head, deleted = await self._connection.call("HMGET", self._name, "head", "deleted")
+            head, deleted = await self._connection.run(_READ, self._name, *LIMITS, "head", "deleted")
             return await self._complete(head, deleted, known)
         except WrongType:
             return _damaged(b"", b"", "the key is of another type")
@@ -108,6 +151,7 @@ class RedisHash:
         answer = await self._connection.run(
             _WRITE,
             self._name,
+            LIMITS[0],
             *(before.head, before.deleted, head, marker, max(1, math.ceil(ttl_s * 1000)), int(change.whole)),
             *(len(change.gone), *change.gone, *(part for pair in change.new.items() for part in pair)),
         )
@@ -126,8 +170,9 @@ class RedisHash:
         self, head: bytes | None, deleted: bytes | None, known: StoredConversation | None
     ) -> StoredConversation:
         """The state with this head, of entries that are known and entries read now; a newer one where it changes."""
-        if b"" in (head, deleted):
-            return _damaged(head or b"", deleted or b"", "an empty value")
+        for value, why in ((b"", "an empty value"), (TOO_LARGE, "larger than such a value can be")):
+            if value in (head, deleted):
+                return _damaged(head or b"", deleted or b"", why)
         head, deleted = head or b"", deleted or b""
         if known is not None and known.head == head:
             return replace(known, deleted=deleted)
@@ -137,6 +182,8 @@ class RedisHash:
             return await self._read_entries(head, deleted, known)
         except codec.Damaged as damage:
             return _damaged(head, deleted, str(damage))
+        except WrongType:
+            return _damaged(b"", b"", "the key is of another type")
         except codec.NewerVersion:
             text = "the conversation was stored by a newer version of this server; try again to reach one of that"
             raise Failure(Kind.UNAVAILABLE, "CONVERSATION_VERSION", text, retry_after_s=RETRY_AFTER_S) from None
@@ -152,7 +199,7 @@ class RedisHash:
             now = head
             while missing and now == head:
                 some, missing = missing[:READ_AT_ONCE], missing[READ_AT_ONCE:]
-                answer = await self._connection.call("HMGET", self._name, "head", "deleted", *some)
+                answer = await self._connection.run(_READ, self._name, *LIMITS, "head", "deleted", *some)
                 now, deleted, values = answer[0] or b"", answer[1] or b"", answer[2:]
                 found = zip(some, values, strict=True)
                 entries |= {field: layout.unpack_entry(field, value) for field, value in found if value is not None}
