@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 
 from kibun.models._torchaudio import ensure_importable
 
@@ -58,13 +59,17 @@ __all__ = [
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress transformers' progress bars and load reports on stderr; what is wrong with a file is raised instead."""
+    """Suppress progress bars, load reports and notes about retries on stderr; what is wrong is raised instead."""
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    hub = getLogger("huggingface_hub")
+    level = hub.level
+    hub.setLevel(ERROR)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
+        hub.setLevel(level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()  # type: ignore[no-untyped-call]

@@ -230,6 +230,25 @@ def test_a_pickle_of_anything_but_tensors_is_refused(checkpoint: Path, content: 
     assert f"{checkpoint / 'pytorch_model.bin'}: " in refusal(checkpoint)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+def test_a_torchscript_archive_is_refused_like_a_pickle(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    torch.jit.script(torch.nn.Linear(2, 2)).save(checkpoint / "pytorch_model.bin")  # type: ignore[no-untyped-call]
+    assert "pytorch_model.bin: damaged, or holds more than tensors" in refusal(checkpoint)
+
+
+def test_what_is_no_folder_is_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "is a file: name the folder" in refusal(checkpoint / "model.safetensors")
+    (checkpoint / "config.json").rename(checkpoint / "config.txt")
+    assert "this folder holds no config.json" in refusal(checkpoint)
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("no connection\nto the hub")
+
+    monkeypatch.setattr("kibun.models.building.checkpoint.cached_file", unreachable)
+    assert "there is no such folder, and the Hugging Face hub says: no connection to the hub" in refusal(tmp_path / "x")
+
+
 def sharded(checkpoint: Path) -> Path:
     model = HubertModel(HubertConfig(**HUBERT))
     (checkpoint / "model.safetensors").unlink()

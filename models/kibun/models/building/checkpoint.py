@@ -8,6 +8,7 @@ nothing that a checkpoint contains can run, ask, or name another file to read: n
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,11 +136,12 @@ class Checkpoint:
 
 def find_checkpoint(source: str | Path, kinds: tuple[str, ...], example: str) -> Checkpoint:
     """The checkpoint at `source`, whose model_type must be one of `kinds`. Raises BundleError if there is none such."""
+    if Path(source).is_file():
+        raise BundleError(f"{source}: is a file: name the folder that holds {CONFIG} and the weights")
     file = _find(str(source), CONFIG)
     if file is None:
-        raise BundleError(
-            f"{source}: no checkpoint found: neither a folder with {CONFIG} nor an id on the Hugging Face hub"
-        )
+        what = f"this folder holds no {CONFIG}" if Path(source).is_dir() else "it is neither a folder nor a hub id"
+        raise BundleError(f"{source}: no checkpoint found: {what}")
     config = read_object(file)
     if config.get("model_type") not in kinds:
         raise BundleError(
@@ -154,11 +156,10 @@ def _find(source: str, name: str) -> Path | None:
     if folder.is_dir():
         return folder / name if (folder / name).is_file() else None
     try:
-        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=name == CONFIG)
     except Exception as error:  # OSError, ValueError and types of huggingface_hub
         raise BundleError(
-            f"{source}: no checkpoint found: neither a folder with {CONFIG} nor an id on the Hugging Face hub"
-            f" ({one_line(error)})"
+            f"{source}: no checkpoint found: there is no such folder, and the Hugging Face hub says: {one_line(error)}"
         ) from error
     return None if found is None else Path(found)
 
@@ -176,15 +177,17 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             state = load_file(file)
         else:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise BundleError(
-            f"{file}: damaged, or holds more than tensors, which could be code that runs on loading: get the"
-            " checkpoint as safetensors"
-        ) from error
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what is wrong is raised
+                state = torch.load(file, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise BundleError(f"{file}: damaged, or not a safetensors file ({one_line(error)})") from error
     except Exception as error:  # of torch's many readers
+        if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
+            raise BundleError(
+                f"{file}: damaged, or holds more than tensors, which could be code that runs on loading: get the"
+                " checkpoint as safetensors"
+            ) from error
         raise BundleError(f"{file}: damaged, or not a file of weights ({one_line(error)})") from error
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise BundleError(f"{file}: holds a {type(state).__name__}, allowed are tensors by name")
