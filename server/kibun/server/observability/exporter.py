@@ -1,6 +1,7 @@
 """Shows the metrics to Prometheus, and health to probes, over plain HTTP on a port of their own.
 
-Served by threads, so that it answers while the event loop is blocked.
+Served by threads, so that it answers while the event loop is blocked. Connections that send nothing, or a byte now and
+then, keep no other out: where there are too many, the oldest goes, which has had the longest time to ask.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import logging
 import socket
 import socketserver
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from prometheus_client.exposition import choose_encoder
 
 from kibun.server.observability.metrics import Metrics
 
-MAX_CONNECTIONS = 16  # at a time; further ones are closed
+MAX_CONNECTIONS = 64  # at a time, a thread each; with one more, the oldest is closed
 TIMEOUT_S = 5.0  # of a connection, however slowly its client goes on asking
 CLOSE_S = 0.1  # the longest that closing takes
 
@@ -76,12 +78,13 @@ class _Site:
 
 class _HttpServer(ThreadingHTTPServer):
     daemon_threads = True
-    request_queue_size = 64  # connections that may wait to be accepted
+    request_queue_size = 128  # connections that may wait to be accepted
     block_on_close = False
 
     def __init__(self, site: _Site, host: str, port: int) -> None:
         self.site = site
-        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._open: dict[socket.socket, float] = {}  # the oldest first, and since when
+        self._lock = threading.Lock()
         if ":" in host:
             self.address_family = socketserver.socket.AF_INET6  # type: ignore[attr-defined]
         super().__init__((host, port), _Handler)
@@ -90,28 +93,34 @@ class _HttpServer(ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)  # HTTPServer's own asks a name server for this host's name
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if self._places.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+        with self._lock:
+            self._open[request] = time.monotonic()
+            if len(self._open) > MAX_CONNECTIONS:
+                self._hang_up(next(iter(self._open)))
+        super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        deadline = threading.Timer(TIMEOUT_S, _hang_up, (request,))
-        deadline.daemon = True
-        deadline.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
-            deadline.cancel()
-            self._places.release()
+            with self._lock:
+                self._open.pop(request, None)
+
+    def service_actions(self) -> None:
+        """Called between requests, at least every CLOSE_S."""
+        latest = time.monotonic() - TIMEOUT_S
+        with self._lock:
+            for late in [connection for connection, since in self._open.items() if since < latest]:
+                self._hang_up(late)
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        """Lets its thread find that it has ended."""
+        del self._open[connection]
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         log.debug("a request for metrics failed", exc_info=True)
-
-
-def _hang_up(connection: socket.socket) -> None:
-    with suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
