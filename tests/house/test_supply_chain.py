@@ -1,5 +1,6 @@
 """What a server image is made of: the lock, the bill of materials, the Dockerfile."""
 
+import ast
 import json
 import re
 import subprocess
@@ -154,3 +155,23 @@ def test_pip_takes_the_lock_with_hashes_required(tmp_path: Path) -> None:
     refused = subprocess.run(command, capture_output=True, text=True, check=False)
     assert refused.returncode != 0
     assert "hash" in refused.stderr.lower()
+
+
+def test_nothing_that_is_read_can_run() -> None:
+    """Pickles are read as tensors alone, and no class of transformers' is chosen by what a checkpoint says."""
+    wrong = []
+    for folder in ("client", "server", "models", "training", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                    continue
+                called = ast.unparse(node.func)
+                options = {option.arg: ast.unparse(option.value) for option in node.keywords}
+                if (
+                    (called == "torch.load" and options.get("weights_only") != "True")
+                    or (called.startswith("Auto") and called.endswith(".from_pretrained"))
+                    or options.get("trust_remote_code", "False") != "False"
+                    or (called == "np.load" and options.get("allow_pickle", "False") != "False")
+                ):
+                    wrong.append(f"{file.relative_to(ROOT)}:{node.lineno}: {called}")
+    assert not wrong
