@@ -401,6 +401,27 @@ async def test_a_silence_longer_than_what_is_kept_needs_no_replay(target: str, s
         assert (await turn.result()).utterance_count == 1
 
 
+@pytest.mark.parametrize("rate_hz", [8000, 11025, 16000, 22050, 44100, 48000])
+async def test_a_turn_of_any_rate_resumes_with_what_it_had(target: str, rate_hz: int) -> None:
+    """No sample of most rates begins exactly where a final ends."""
+    parts = [sound(("speech", 0.8 + n / 7), ("silence", 0.9), rate=rate_hz, seed=n) for n in range(3)]
+    async with (
+        Proxy(int(target.rpartition(":")[2])) as proxy,
+        AsyncClient(f"127.0.0.1:{proxy.port}") as client,
+        client.conversation().turn(sample_rate_hz=rate_hz) as turn,
+    ):
+        finals: list[UtteranceResult] = []
+        for number, part in enumerate(parts):
+            await turn.push((32767 * part).astype(np.int16))
+            while len(finals) <= number:
+                event = await anext(turn)
+                finals += [event] if isinstance(event, UtteranceResult) else []
+            proxy.reset()
+        result = await turn.result()
+    assert (result.utterance_count, result.missing_utterance_count) == (3, 0)
+    assert result.speech_s == pytest.approx(sum(f.analyzed_s for f in finals))
+
+
 def test_a_server_that_cannot_start_says_why() -> None:
     with pytest.raises(ServerStartError, match=r"exit code 1(.|\n)*none\.pem"):
         ServerProcess("stub", [*STUB, "--tls-cert", "none.pem", "--tls-key", "none.pem"]).start()

@@ -30,6 +30,7 @@ from kibun.server.conversation.state import NOTHING_TOLD, Told, UtteranceRecord
 from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.inference.backend import ModelInfo
 from kibun.server.session import capability, events
+from kibun.server.session.conversation_handle import MAX_GAP
 from kibun.v1 import speech_analysis_pb2 as pb
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")
@@ -127,7 +128,7 @@ def told(config: pb.StreamingAnalyzeConfig, start_offset: int) -> Told:
             round(SAMPLE_RATE_HZ * seconds(getattr(final, name), f"{field}.{name}", (0.0, _MAX_OFFSET_S)))
             for name in ("start_offset", "end_offset", "analyzed_duration")
         )
-        if not (finals[-1].end if finals else 0) <= start < end <= start_offset or speech > end - start:
+        if not (finals[-1].end if finals else 0) <= start < end <= start_offset + MAX_GAP or speech > end - start:
             text = "finals must be in order, not overlap, end by audio_start_offset, and be analysed within their span"
             raise invalid("INVALID_RESUME", field, f"{field}: {text}")
         emotion = (final.emotion.valence, final.emotion.arousal) if final.HasField("emotion") else None
