@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 from kibun.server.api import connections, sockets
-from kibun.server.api.connections import CROWD, FREE_FAILURES, MAX_CALLS, Connections
+from kibun.server.api.connections import CROWD, FREE_FAILURES, MAX_BYTES, MAX_CALLS, Connections
 from kibun.server.errors import Failure
 from tests.support.virtual_time import run as run_virtual
 
@@ -54,6 +54,30 @@ def test_in_a_crowd_each_connection_has_one_call(cut: list[str]) -> None:
         assert cut == []
     with peers.stranger(peer(9_000)), peers.stranger(peer(9_000)):
         pass
+
+
+def test_unknown_callers_may_send_little(cut: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once, and as time goes on; a connection that showed a valid token may send what it likes."""
+    received, now = 0, 100.0
+    monkeypatch.setattr(connections, "bytes_received", lambda peer: received)
+    peers = Connections(clock=lambda: now)
+    for _ in range(1_000):
+        received, now = received + 200, now + 0.02
+        assert peers.admits(peer(1)), "health checks"
+    received += MAX_BYTES + 1
+    assert not peers.admits(peer(1))
+    assert not peers.admits(peer(1)), "nor is any other of its calls looked at"
+    assert cut == [peer(1)]
+    assert not peers.admits(peer(2)), "that is too much for a first call as well"
+    received = MAX_BYTES - 1
+    assert peers.admits(peer(3))
+    received += 30_000
+    assert not peers.admits(peer(3)), "it adds up"
+    received = 0
+    assert peers.admits(peer(4))
+    peers.welcome(peer(4))
+    received = 100 * MAX_BYTES
+    assert peers.admits(peer(4))
 
 
 def test_an_address_that_keeps_failing_is_refused_later(cut: list[str]) -> None:

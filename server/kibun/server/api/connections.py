@@ -8,7 +8,7 @@ for the calls of others that share it.
 Above all this keeps out metadata that is far too large. A peer that does not acknowledge our SETTINGS may send gRPC
 16 MiB of it per call, whatever the options say, and a byte can stand for 4 kB of it; gRPC makes Python objects of all
 before it asks any interceptor. So a call is looked at before that: calls of a connection that was cut are dropped, and
-a connection of unknown callers is cut when it has sent more than any honest one could have.
+a connection of unknown callers is cut when it has sent more than an honest one would have.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ FREE_FAILURES = 10  # of an address that are refused at once, …
 FAILURES_PER_S = 1.0  # … and so many more each second; others …
 HOLD_S = 1.0  # … are refused after this time
 MAX_REMEMBERED = 4096  # connections and addresses
-# Of unknown callers, from one call of a connection to the next. Until calls are read, HTTP/2's flow control lets a peer
-# send 64 KiB of messages; the rest is their metadata.
+# Of unknown callers on one connection. Until calls are read, HTTP/2's flow control lets a peer send 64 KiB of messages;
+# the rest is their metadata.
 MAX_BYTES = 262_144
+BYTES_PER_S = 16_384.0
 
 T = TypeVar("T")
 
@@ -58,16 +59,18 @@ class Connections:
         self._crowd = 0  # all of them
         self._known: OrderedDict[str, None] = OrderedDict()  # connections on which a token was valid
         self._cut: OrderedDict[str, None] = OrderedDict()
-        self._received: OrderedDict[str, int] = OrderedDict()  # bytes, when the last call of unknown callers came
+        self._received: OrderedDict[str, tuple[int, Bucket]] = OrderedDict()  # bytes so far, and what more may come
         self._failures: OrderedDict[str, Bucket] = OrderedDict()  # by address
 
     def admits(self, peer: str) -> bool:
         """Whether a call that came is looked at; it may be the one for which its connection is cut."""
         if peer not in self._known and peer not in self._cut:
-            received = bytes_received(peer)
-            if received - self._received.get(peer, 0) > MAX_BYTES:
+            received, now = bytes_received(peer), self._clock()
+            before, bucket = self._received.get(peer) or (0, Bucket(BYTES_PER_S, MAX_BYTES / BYTES_PER_S, now))
+            bucket.take(received - before, now)
+            if not bucket.take(0, now):
                 self.cut(peer, "METADATA_TOO_LARGE")
-            _remember(self._received, peer, received)
+            _remember(self._received, peer, (received, bucket))
         return peer not in self._cut
 
     def welcome(self, peer: str) -> None:
