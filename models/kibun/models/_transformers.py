@@ -1,12 +1,26 @@
 """The one module of `kibun.models` that imports transformers, so that torchaudio is always taken care of first."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import ERROR, getLogger
+from typing import Any
 
 from kibun.models._torchaudio import ensure_importable
 
 ensure_importable()
+
+from transformers import utils  # noqa: E402
+
+
+def _leave_undocumented(documented: Any = None, **_words: Any) -> Any:
+    """Stands for transformers' decorator `auto_docstring`, used as `@auto_docstring` or with arguments."""
+    return documented if documented is not None else lambda later: later
+
+
+if sys.flags.optimize > 1:
+    # `python -OO` strips docstrings; transformers composes those of its models from others, and fails without them.
+    vars(utils)["auto_docstring"] = _leave_undocumented
 
 from transformers import (  # noqa: E402
     AutoConfig,
