@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kibun.client.audio_file import AudioFile as AudioFile
     from kibun.client.client import AsyncClient as AsyncClient
     from kibun.client.client import AsyncConversation as AsyncConversation
     from kibun.client.errors import AbortedError as AbortedError
     from kibun.client.errors import AlreadyExistsError as AlreadyExistsError
+    from kibun.client.errors import AudioFileError as AudioFileError
     from kibun.client.errors import AuthenticationError as AuthenticationError
     from kibun.client.errors import DeadlineError as DeadlineError
     from kibun.client.errors import FailedPreconditionError as FailedPreconditionError
@@ -61,10 +63,12 @@ if TYPE_CHECKING:
     from kibun.client.turn import AsyncTurn as AsyncTurn
 
 _MODULE_OF = {
+    "audio_file": ("AudioFile",),
     "client": ("AsyncClient", "AsyncConversation"),
     "errors": (
         "AbortedError",
         "AlreadyExistsError",
+        "AudioFileError",
         "AuthenticationError",
         "DeadlineError",
         "FailedPreconditionError",

@@ -3,13 +3,14 @@
 import asyncio
 import time
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_type_hints
 
 from kibun.client.channel import Credentials, read_pem
 from kibun.client.checks import check_timeout, check_value
-from kibun.client.errors import DeadlineError, ErrorDetails, UnavailableError
+from kibun.client.errors import DeadlineError, ErrorDetails, InvalidRequestError, UnavailableError
 from kibun.client.events import AnalyzeResult
 from kibun.client.options import RetryPolicy, StreamConfig, TurnOptions
 from kibun.client.pcm import payload_bytes
@@ -20,6 +21,7 @@ from kibun.client.turn import AsyncTurn
 from kibun.v1 import speech_analysis_pb2 as pb
 
 if TYPE_CHECKING:
+    from kibun.client.audio_file import AudioFile
     from kibun.client.pcm import Pcm
 
 DEFAULT_TIMEOUT_S = 30.0
@@ -109,11 +111,19 @@ class AsyncClient:
         check_value("config", config, StreamConfig)
         return AsyncStream(self._transport, config)
 
-    def turn(self, config: StreamConfig, *, retry: RetryPolicy | None = None) -> AsyncTurn:
-        """A single turn as described by `config`; `AsyncConversation.turn` is a shortcut."""
+    def turn(
+        self, config: StreamConfig, *, audio: "AudioFile | None" = None, retry: RetryPolicy | None = None
+    ) -> AsyncTurn:
+        """A single turn as described by `config`; `AsyncConversation.turn` is a shortcut.
+
+        `audio`: a recording that the turn is fed with once it is open; rate and encoding are the recording's, whatever
+        `config` has.
+        """
         check_value("config", config, StreamConfig)
         check_value("retry", retry, RetryPolicy | None)
-        return AsyncTurn(self._transport, config, retry or self._retry)
+        if audio is not None:
+            config = replace(config, sample_rate_hz=audio.sample_rate_hz, encoding=audio.encoding)
+        return AsyncTurn(self._transport, config, retry or self._retry, audio)
 
     async def analyze(
         self, pcm: "Pcm", config: StreamConfig | None = None, *, timeout_s: float | None = None
@@ -206,15 +216,23 @@ class AsyncConversation:
         turn_id: str | None = None,
         participant_id: str = "user",
         *,
+        audio: "AudioFile | None" = None,
         retry: RetryPolicy | None = None,
         **options: Unpack[TurnOptions],
     ) -> AsyncTurn:
         """A turn of `participant_id`, to be opened with `async with`; `options` as in `StreamConfig`.
 
-        Raises InvalidRequestError for an option that cannot be sent, TypeError for one that does not exist.
+        With `audio`, a recording, the turn is fed with it once it is open, and takes rate and encoding from it. Raises
+        InvalidRequestError for an option that cannot be sent, TypeError for one that does not exist.
         """
+        if audio is not None and (told := options.keys() & {"sample_rate_hz", "encoding"}):
+            name = min(told)
+            raise InvalidRequestError(
+                f"{name} is the recording's own where a turn has `audio`: leave it out",
+                ErrorDetails(reason="INVALID_OPTION", fields={name: "leave it out beside audio"}),
+            )
         config = StreamConfig.of_turn(self.conversation_id, participant_id, "" if turn_id is None else turn_id, options)
-        return self._client.turn(config, retry=retry)
+        return self._client.turn(config, audio=audio, retry=retry)
 
     async def get(self) -> ConversationState:
         """State of this conversation. Raises NotFoundError."""

@@ -158,3 +158,18 @@ class SourceError(KibunError):
     """What `feed` read ended in an exception that cannot be passed on, such as CancelledError; it is the cause."""
 
     default_reason = "SOURCE_FAILED"
+
+
+class AudioFileError(InvalidRequestError):
+    """A recording cannot be read, or not whole.
+
+    Reasons: NO_SUCH_FILE, NOT_A_FILE, NOT_PERMITTED, FILE_UNREADABLE, NO_AUDIO, FORMAT_UNSUPPORTED, FORMAT_UNKNOWN,
+    FILE_DAMAGED, FILE_INCOMPLETE, SAMPLE_RATE_UNSUPPORTED, NO_CHANNEL.
+    """
+
+    default_reason = "FILE_UNREADABLE"
+
+    def __init__(self, name: str, problem: str, details: ErrorDetails | None = None) -> None:
+        super().__init__(f"{name} {problem}", details)
+        # The message without the file's name.
+        self.problem = problem

@@ -17,7 +17,7 @@ EXTRA_OF = {
     "grpc_reflection": "server",
     "prometheus_client": "server",
     "safetensors": "server",
-    "soxr": "server",
+    "soxr": "cli",
     "torch": "server",
     "transformers": "server",
     "webrtcvad": "server",

@@ -25,10 +25,12 @@ def check_source(source: object) -> None:
         fix = "feed() takes an iterable of chunks; a single piece of audio goes to push()"
     elif isinstance(source, AsyncIterable | Iterable):
         return
+    elif hasattr(source, "chunks"):
+        fix = "a recording goes to the turn when it is made, conversation.turn(audio=…), to have its rate and encoding"
     elif callable(source):
         fix = "feed() takes an iterable of chunks: call a generator function, or wrap another as iter(function, b'')"
     else:
-        fix = "feed() takes an iterable of chunks: a generator, soundfile.blocks(…), a list"
+        fix = "feed() takes an iterable of chunks: a generator, a microphone's chunks, a list"
     message = f"{fix}; it was given {type(source).__name__}"
     raise WrongTypeError(message, ErrorDetails("AUDIO_TYPE_MISMATCH", fields={"chunks": message}))
 

@@ -23,6 +23,7 @@ from kibun.client.transport import client_closed
 from kibun.client.turn import AsyncTurn
 
 if TYPE_CHECKING:
+    from kibun.client.audio_file import AudioFile
     from kibun.client.pcm import Pcm
 
 T = TypeVar("T")
@@ -208,11 +209,13 @@ class Conversation:
         turn_id: str | None = None,
         participant_id: str = "user",
         *,
+        audio: "AudioFile | None" = None,
         retry: RetryPolicy | None = None,
         **options: Unpack[TurnOptions],
     ) -> "Turn":
         """A turn of `participant_id`, to be opened with `with`; options and errors as `AsyncConversation.turn`."""
-        return Turn(self._thread, self._conversation.turn(turn_id, participant_id, retry=retry, **options))
+        turn = self._conversation.turn(turn_id, participant_id, audio=audio, retry=retry, **options)
+        return Turn(self._thread, turn)
 
     def get(self) -> ConversationState:
         """State of this conversation. Raises NotFoundError."""

@@ -1,11 +1,16 @@
 """One turn of one participant, on its own stream, which survives a lost connection."""
 
+from typing import TYPE_CHECKING
+
 from kibun.client.checks import check_timeout
 from kibun.client.errors import ErrorDetails, InternalError
-from kibun.client.events import Event, TurnResult
+from kibun.client.events import Event, StreamStarted, TurnResult
 from kibun.client.options import RetryPolicy, StreamConfig
 from kibun.client.stream import AudioStream
 from kibun.client.transport import Transport
+
+if TYPE_CHECKING:
+    from kibun.client.audio_file import AudioFile
 
 
 class AsyncTurn(AudioStream):
@@ -17,12 +22,23 @@ class AsyncTurn(AudioStream):
                 ...
             result = await turn.result()
 
+    A turn made with `audio` is fed with that recording once it is open.
+
     When the connection is lost, the turn is reopened and the audio that has no final yet is sent again; events go on
     with a `StreamStarted` whose `reconnects` counts. No final is lost or doubled.
     """
 
-    def __init__(self, transport: Transport, config: StreamConfig, retry: RetryPolicy) -> None:
+    def __init__(
+        self, transport: Transport, config: StreamConfig, retry: RetryPolicy, audio: "AudioFile | None" = None
+    ) -> None:
         super().__init__(transport, config, retry, single_turn=True)
+        self._audio = audio
+
+    async def open(self, timeout_s: float | None = None) -> StreamStarted:
+        started = await super().open(timeout_s)
+        if self._audio is not None:
+            self.feed(self._audio.chunks())
+        return started
 
     @property
     def turn_id(self) -> str:
