@@ -22,7 +22,7 @@ DIALOGUE = ROOT / "client" / "kibun" / "client" / "demo" / "dialogue.flac"
 
 def speech() -> np.ndarray:
     samples, _ = soundfile.read(DIALOGUE, dtype="int16", frames=round(SECONDS * RATE_HZ))
-    return samples
+    return np.asarray(samples)
 
 
 def written(kind: str, subtype: str, samples: np.ndarray | None = None, rate_hz: int = RATE_HZ) -> bytes:
@@ -110,7 +110,7 @@ def test_a_rate_below_8_khz_is_refused(tmp_path: Path) -> None:
 # -- lengths that are not true
 
 
-def header_of(wav: bytes) -> int:
+def header_of(wav: bytes | bytearray) -> int:
     return wav.index(b"data") + 8
 
 

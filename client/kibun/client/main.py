@@ -157,7 +157,8 @@ def _add(app: "typer.Typer", name: str, command: Command) -> None:
     if hasattr(target, "registered_commands"):
         app.add_typer(target, name=name, help=command.help, epilog=epilog)
     else:
-        app.command(name, epilog=epilog)(target)
+        # `python -OO` strips docstrings.
+        app.command(name, help=target.__doc__ or command.help, epilog=epilog)(target)
 
 
 def _show_version(asked: bool) -> None:

@@ -45,8 +45,9 @@ def _open_missing() -> None:
 
 class _Stream(io.TextIOWrapper):
     def __init__(self, stream: io.TextIOWrapper) -> None:
+        # What the encoding lacks, such as a file's name in a terminal that knows ASCII only, is written as an escape.
         super().__init__(
-            stream.buffer, stream.encoding, stream.errors, None, stream.line_buffering, stream.write_through
+            stream.buffer, stream.encoding, "backslashreplace", None, stream.line_buffering, stream.write_through
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from rich.cells import cell_len
 
 from kibun.client.commands import mic as mic_module
 from kibun.client.server_process import ServerProcess
@@ -62,7 +63,7 @@ def test_stream_every_kind_of_file(kibun: Kibun, target: str, folder: Path, name
     assert kinds[0] == "stream_started"
     assert kinds[-3:] == ["turn_result", "stream_ended", "conversation"]
     assert "utterance_result" in kinds
-    assert ("2 channels: their mean is sent" in kibun.err) == (name == "below/b.flac")
+    assert ("of its 2 channels 2 is silent: their mean is sent" in kibun.err) == (name == "below/b.flac")
 
 
 ENVELOPE = ("sequence_number", "audio_received", "audio_processed")
@@ -177,16 +178,14 @@ def test_bad_turns_file_names_the_line(
 def test_wrong_sources_name_the_fix(kibun: Kibun, folder: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.wav").write_text("this is text")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0, np.int16), 16000)
-    soundfile.write(tmp_path / "fast.wav", np.zeros(96000, np.int16), 96000)
     soundfile.write(tmp_path / "slow.wav", np.zeros(4000, np.int16), 4000)
     a = folder / "a.wav"
     wrong: list[tuple[list[str | Path], str]] = [
-        ([tmp_path / "none.wav"], "no such file"),
+        ([tmp_path / "none.wav"], "none.wav does not exist"),
         ([folder], "is a folder: name a file in it, or use `kibun analyze"),
-        ([tmp_path / "notes.wav"], "is not audio that can be read here (WAV, FLAC, OGG, MP3): convert it"),
+        ([tmp_path / "notes.wav"], "is not audio that can be read here (WAV, FLAC, Ogg, MP3,"),
         ([tmp_path / "empty.wav"], "holds no audio"),
-        ([tmp_path / "fast.wav"], "96000 Hz; the service takes 8000 to 48000: resample it"),
-        ([tmp_path / "slow.wav"], "4000 Hz; the service takes 8000 to 48000"),
+        ([tmp_path / "slow.wav"], "4000 Hz, too low for the service, which takes 8000 or more"),
         ([a, "--channel", "2"], "has 1 channel(s), none numbered 2"),
         ([a, "--turns", tmp_path / "none.json"], "no such file"),
         ([a, a, "--turns", DEMO / "dialogue.json"], "name exactly one FILE"),
@@ -195,6 +194,10 @@ def test_wrong_sources_name_the_fix(kibun: Kibun, folder: Path, tmp_path: Path) 
         ([a, "--ca", tmp_path / "none.pem"], "give a PEM file that exists"),
         ([a, "--chunk-ms", "5"], "--chunk-ms"),
         (["mic", a], "mic cannot be combined"),
+        (["-", "-"], "standard input can be read once only"),
+        (["-", "--realtime"], "--turns and --realtime need a file, not a pipe"),
+        (["-", "--encoding", "mulaw"], "need --rate HZ as well"),
+        ([a, "--rate", "8000"], "name - as source"),
         ([], "Missing argument"),
     ]
     for arguments, message in wrong:
@@ -361,23 +364,81 @@ def test_analyze_keeps_its_conversations_to_itself(kibun: Kibun, target: str, fo
 
 
 def test_one_bad_file_does_not_lose_the_rest(kibun: Kibun, target: str, folder: Path, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.wav"
+    """Every file has a row, which says what became of it; none is named twice in a line."""
+    bad, gone, m4a = tmp_path / "bad.wav", tmp_path / "gone.wav", tmp_path / "x.m4a"
     bad.write_text("this is text")
-    truncated = tmp_path / "cut.flac"
-    truncated.write_bytes((DEMO / "dialogue.flac").read_bytes()[:20_000])
-    arguments = [bad, folder / "a.wav", truncated]
-    assert kibun("analyze", *arguments, "--server", target, "-f", "jsonl") == 1
-    assert {row["file"] for row in kibun.lines} == {str(folder / "a.wav")}
-    assert "2 of 3 files failed:" in kibun.err
-    assert f"{bad}: {bad} is not audio that can be read here" in kibun.err
-    assert f"{truncated} is damaged" in kibun.err
+    m4a.write_bytes(b"\0\0\0\x20ftypM4A " + bytes(500))
+    cut = tmp_path / "cut.wav"
+    cut.write_bytes((folder / "a.wav").read_bytes()[:128_000])
+    damaged = tmp_path / "damaged.flac"
+    damaged.write_bytes((DEMO / "dialogue.flac").read_bytes()[:100_000])
+    quiet = tmp_path / "quiet.wav"
+    soundfile.write(quiet, np.zeros(32000, np.int16), 16000)
+    arguments = [bad, gone, m4a, folder / "a.wav", cut, damaged, quiet]
+    for form in ("jsonl", "csv"):
+        assert kibun("analyze", *arguments, "--server", target, "-f", form) == 1
+        rows = kibun.lines if form == "jsonl" else list(csv.DictReader(kibun.out.splitlines()))
+        found = {(Path(row["file"]).name, row["status"], row["reason"] or None) for row in rows}
+        assert found == {
+            ("bad.wav", "failed", "FORMAT_UNKNOWN"),
+            ("gone.wav", "failed", "NO_SUCH_FILE"),
+            ("x.m4a", "failed", "FORMAT_UNSUPPORTED"),
+            ("a.wav", "ok", None),
+            ("cut.wav", "incomplete", "FILE_INCOMPLETE"),
+            ("damaged.flac", "incomplete", "FILE_INCOMPLETE"),
+            ("quiet.wav", "no_speech", "NO_SPEECH"),
+        }
+        assert all(bool(row["utterance_id"]) == (row["status"] in ("ok", "incomplete")) for row in rows)
+    assert "5 of 7 files failed or are not whole:" in kibun.err
+    assert f"  {bad}: is not audio that can be read here" in kibun.err
+    assert f"  {m4a}: is MP4 (m4a, mp4, mov), which is not read here: convert it, `ffmpeg -i" in kibun.err
+    assert f"  {cut}: is cut off: 4.0 of 8.0 s are missing; the rest was analysed" in kibun.err
+    assert kibun("analyze", *arguments, "--server", target) == 1
+    for text in ("bad.wav (failed)", "cut.wav (incomplete)", "quiet.wav (no speech)"):
+        assert text in kibun.out
 
 
-def test_a_file_without_speech_gives_no_row_and_a_note(kibun: Kibun, target: str, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "quiet.wav", np.zeros(32000, np.int16), 16000)
-    assert kibun("analyze", tmp_path / "quiet.wav", "--server", target, "-f", "jsonl") == 0
-    assert kibun.out == ""
-    assert "quiet.wav: NO_SPEECH" in kibun.err
+def test_any_name_goes_into_any_output(
+    kibun: Kibun, target: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    names = [b"\xff\xe9.wav", "日本語.wav".encode(), b"e\xcc\x81.wav", b"new\nline.wav", b"-x.wav", b"[red]x[up].wav"]
+    names += [b"\x1b[31m.wav", b"x" * 200 + b".wav", b"no suffix", b"dir.wav/in.wav"]
+    (tmp_path / "dir.wav").mkdir()
+    (tmp_path / "dir.wav" / "up").symlink_to("..")
+    for name in names:
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+            file.write((folder / "a.wav").read_bytes()[:60_000])
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    os.mkfifo(tmp_path / "fifo.wav")
+    for other in ("notes.txt", "table.csv", "._a.wav"):
+        (tmp_path / other).write_text("x")
+    assert kibun("analyze", tmp_path, "--server", target, "-f", "jsonl") == 1
+    files = {row["file"].removeprefix(f"{tmp_path}/") for row in kibun.lines}
+    assert files == {name.decode("utf-8", "backslashreplace") for name in names} | {"loop.wav"}
+    assert "ignored 4 files that hold no audio: 2 .wav, 1 ." in kibun.err
+    assert kibun("analyze", tmp_path, "--server", target) == 1
+    assert [line for line in kibun.out.splitlines() if cell_len(line) > 80] == []
+    assert "\x1b" not in kibun.out
+    assert "new\\nline.wav" in kibun.out
+    assert "\\xff\\xe9.wav" in kibun.out
+
+
+def test_a_long_recording_has_a_summary_and_few_rows(kibun: Kibun, target: str, tmp_path: Path) -> None:
+    samples, rate_hz = soundfile.read(DEMO / "dialogue.flac", dtype="int16")
+    soundfile.write(tmp_path / "long.wav", np.concatenate([samples] * 4), rate_hz)
+    assert kibun("analyze", tmp_path / "long.wav", "--server", target, "-f", "jsonl") == 0
+    rows = kibun.lines
+    assert len(rows) > 50
+    assert kibun("analyze", tmp_path / "long.wav", "--server", target) == 0
+    assert f"… {len(rows) - 40} more …" in kibun.out
+    assert f"{len(rows)} utterances: -f csv or -f jsonl has a row for each" in kibun.out
+    assert len(kibun.out.splitlines()) < 60
+    summary = next(line for line in kibun.out.splitlines() if line.strip().startswith("long.wav ")).split()
+    assert summary[1] == str(len(rows))
+    assert float(summary[2]) == pytest.approx(sum(row["end_s"] - row["start_s"] for row in rows), abs=1)
+    assert float(summary[4]) == pytest.approx(np.mean([row["valence"] for row in rows]), abs=0.06)
+    assert float(summary[6]) == pytest.approx(rows[-1]["openness"], abs=0.06)
 
 
 def test_analyze_starts_its_own_server(kibun: Kibun, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,14 +12,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from kibun.client.audio_file import shown
 from kibun.client.client import AsyncClient
-from kibun.client.commands.audio_files import find_audio, open_audio
+from kibun.client.commands.audio_files import find_audio
 from kibun.client.commands.connection import CaOption, Connection, TlsOption, TokenOption
 from kibun.client.commands.failure import CommandError, UsageError
 from kibun.client.commands.report import MODEL_WARNINGS, SYNTHETIC_BANNER, note
-from kibun.client.commands.rows import CsvRows, JsonRows, Row, Rows, TableRows, row_of
+from kibun.client.commands.rows import CsvRows, FileStatus, JsonRows, Row, Rows, TableRows, row_of, row_without
+from kibun.client.commands.streaming import Audio, channel_note, open_audio, run
 from kibun.client.commands.traits_file import load_traits, match_files
-from kibun.client.errors import KibunError
+from kibun.client.errors import AudioFileError, KibunError
 from kibun.client.estimates import Traits
 from kibun.client.events import PersonalityUpdate, StreamWarning, UtteranceResult
 from kibun.client.pcm import CHUNK_MS
@@ -35,7 +37,9 @@ class OutputFormat(enum.StrEnum):
 
 
 def analyze(
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH", help="Audio files; folders are searched.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH", help="Audio files; folders are searched; - is standard input.")
+    ],
     output_format: Annotated[OutputFormat, typer.Option("-f", "--format", help="Form of the output.")] = (
         OutputFormat.TABLE
     ),
@@ -63,20 +67,25 @@ def analyze(
 ) -> None:
     """Analyse files and folders into a table, JSON lines or CSV, a row per utterance.
 
-    Each file is a separate conversation with one speaker.
+    Each file is a separate conversation with one speaker. One without speech, or that fails, has a row that says so,
+    and the others go on.
 
-    A file that fails is named, the others go on, and the exit code is 1.
+    Exit codes: 0 all files were analysed; 1 one failed or was not whole; 2 called wrongly, or nothing to analyse; 130
+    Ctrl-C.
     """
-    files = find_audio(paths)
+    found = find_audio(paths)
+    files = found.files
     if not server and not model:
         raise UsageError(
             "analyze needs a model: --model DIR for a bundle, --model demo-tiny to try the software (synthetic, tells "
             "you nothing about real people), or --server HOST:PORT of a server that runs"
         )
+    for line in found.remarks():
+        note(line)
     known = _traits(traits, files)
     batch = _Batch(files, channel, jobs, model if server else "", known)
     with _open_rows(output_format, output) as rows, _server(server, model) as target:
-        asyncio.run(_analyze(Connection(target, token, tls, ca), batch, rows))
+        run(_analyze(Connection(target, token, tls, ca), batch, rows))
 
 
 def _traits(path: Path | None, files: list[Path]) -> dict[Path, Traits]:
@@ -90,7 +99,7 @@ def _traits(path: Path | None, files: list[Path]) -> dict[Path, Traits]:
             f"{path}: none of its {len(traits)} rows is about one of the {len(files)} files: its column file has to "
             "hold their names, or its column speaker the names of their folders"
         )
-    if without := [str(file) for file in files if file not in matched]:
+    if without := [shown(file) for file in files if file not in matched]:
         note(f"{path} has no traits for {len(without)} of {len(files)} files, {without[0]} first")
     return matched
 
@@ -106,40 +115,46 @@ class _Batch:
 
 @dataclass
 class _Outcome:
-    """The result of one file: its rows, or why there are none."""
+    """What became of one file: its rows, of which there is always one, and what to say about it."""
 
     path: Path
     rows: list[Row] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     # What is true of the model, and so the same for every file.
     model_notes: list[str] = field(default_factory=list)
-    error: str | None = None
+    # Why the file failed, or what of it is missing.
+    problem: str = ""
 
 
 async def _analyze(connection: Connection, batch: _Batch, rows: Rows) -> None:
     console = Console(stderr=True)
-    failed: list[_Outcome] = []
-    shown: set[str] = set()
+    problems: list[_Outcome] = []
+    shown_before: set[str] = set()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with connection.client() as client:
         info = await client.service_info()  # fails early if the server cannot be used
         if any(model.synthetic and (model.is_default or model.name == batch.model) for model in info.models):
             console.print(f"[yellow]{SYNTHETIC_BANNER}[/]")
-        with Progress(*columns, console=console, transient=True) as progress:
+        with (
+            Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+            contextlib.ExitStack() as at_the_end,
+        ):
+            # Also where Ctrl-C ends it: what is there is shown.
+            at_the_end.callback(rows.finish)
             task = progress.add_task("files", total=len(batch.files))
             async for outcome in _outcomes(client, batch):
                 rows.write(outcome.rows)
-                notes = [f"{outcome.path}: {text}" for text in outcome.notes]
-                for text in [*(text for text in outcome.model_notes if text not in shown), *notes]:
+                notes = [f"{shown(outcome.path)}: {text}" for text in outcome.notes]
+                for text in [*(text for text in outcome.model_notes if text not in shown_before), *notes]:
                     note(text, console)
-                shown.update(outcome.model_notes)
-                if outcome.error is not None:
-                    failed.append(outcome)
+                shown_before.update(outcome.model_notes)
+                if outcome.problem:
+                    problems.append(outcome)
                 progress.advance(task)
-    rows.finish()
-    if failed:
-        lines = "\n".join(f"  {outcome.path}: {outcome.error}" for outcome in failed)
-        raise CommandError(f"{len(failed)} of {len(batch.files)} files failed:\n{lines}")
+            progress.stop()
+    if problems:
+        lines = "\n".join(f"  {shown(outcome.path)}: {outcome.problem}" for outcome in problems)
+        raise CommandError(f"{len(problems)} of {len(batch.files)} files failed or are not whole:\n{lines}")
 
 
 async def _outcomes(client: AsyncClient, batch: _Batch) -> AsyncIterator[_Outcome]:
@@ -157,35 +172,57 @@ async def _outcomes(client: AsyncClient, batch: _Batch) -> AsyncIterator[_Outcom
 
 async def _analyze_file(client: AsyncClient, path: Path, batch: _Batch) -> _Outcome:
     outcome = _Outcome(path)
+    try:
+        audio = open_audio(path, batch.channel)
+        await _stream(client, audio, batch, outcome)
+    except AudioFileError as error:
+        _fail(outcome, error.problem, error.reason)
+    except KibunError as error:
+        _fail(outcome, str(error), error.reason, error.message)
+    except (CommandError, OSError) as error:
+        _fail(outcome, str(error), "FILE_UNREADABLE")
+    return outcome
+
+
+def _fail(outcome: _Outcome, problem: str, reason: str, message: str = "") -> None:
+    outcome.problem = problem
+    outcome.rows = [row_without(outcome.path, FileStatus("failed", reason, message or problem))]
+
+
+async def _stream(client: AsyncClient, audio: Audio, batch: _Batch, outcome: _Outcome) -> None:
+    """Fills the outcome from one conversation of one turn."""
     finals: list[UtteranceResult] = []
     updates: list[PersonalityUpdate] = []
     conversation = client.conversation()
-    try:
-        audio = open_audio(path, batch.channel)
-        async with conversation.turn(
-            sample_rate_hz=audio.sample_rate_hz,
-            encoding=audio.encoding,
-            model=batch.model,
-            given_personality=batch.traits.get(path),
-        ) as turn:
-            turn.feed(audio.chunks(CHUNK_MS))
-            async for event in turn:
-                match event:
-                    case UtteranceResult(is_final=True):
-                        finals.append(event)
-                    case PersonalityUpdate():
-                        updates.append(event)
-                    case StreamWarning():
-                        notes = outcome.model_notes if event.reason in MODEL_WARNINGS else outcome.notes
-                        notes.append(f"{event.reason}: {event.message}")
-        outcome.rows = [
-            row_of(path, final, updates[index] if index < len(updates) else None, turn.started)
-            for index, final in enumerate(finals)
-        ]
-        await conversation.delete(allow_missing=True)
-    except (KibunError, CommandError) as error:
-        outcome.error = str(error)
-    return outcome
+    async with conversation.turn(
+        sample_rate_hz=audio.sample_rate_hz,
+        encoding=audio.encoding,
+        model=batch.model,
+        given_personality=batch.traits.get(audio.path),
+    ) as turn:
+        turn.feed(audio.chunks(CHUNK_MS))
+        async for event in turn:
+            match event:
+                case UtteranceResult(is_final=True):
+                    finals.append(event)
+                case PersonalityUpdate():
+                    updates.append(event)
+                case StreamWarning():
+                    notes = outcome.model_notes if event.reason in MODEL_WARNINGS else outcome.notes
+                    notes.append(f"{event.reason}: {event.message}")
+    await conversation.delete(allow_missing=True)
+    status = FileStatus("ok")
+    if audio.incomplete:
+        outcome.problem = f"{audio.incomplete}; the rest was analysed"
+        status = FileStatus("incomplete", "FILE_INCOMPLETE", audio.incomplete)
+    elif not finals:
+        status = FileStatus("no_speech", "NO_SPEECH", "no utterance was found")
+    if text := channel_note(audio):
+        outcome.notes.append(text)
+    outcome.rows = [
+        row_of(audio.path, status, final, updates[index] if index < len(updates) else None, turn.started)
+        for index, final in enumerate(finals)
+    ] or [row_without(audio.path, status, turn.started)]
 
 
 @contextlib.contextmanager

@@ -1,108 +1,102 @@
-"""Reading audio files (WAV, FLAC, OGG, MP3) in pieces, as they are to be streamed."""
+"""Which files are audio: those that are named, and those that lie in a folder."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import soundfile
+from kibun.client.audio_file import shown
+from kibun.client.commands.failure import UsageError
 
-from kibun.client.commands.failure import CommandError, UsageError
-from kibun.client.options import Encoding
-
-SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff")
-MIN_RATE_HZ, MAX_RATE_HZ = 8000, 48000
-
-# Formats that 16-bit samples hold without loss; all others are sent as 32-bit floats.
-_SIXTEEN_BITS_ARE_ENOUGH = ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW")
-
-
-@dataclass(frozen=True)
-class AudioFile:
-    """A readable file, and how it will be sent: mono, at its own sample rate."""
-
-    path: Path
-    sample_rate_hz: int
-    channels: int
-    duration_s: float
-    encoding: Encoding
-    # Channel to send, from 1; None: the mean of all.
-    channel: int | None = None
-
-    def chunks(self, chunk_ms: int, start_s: float = 0.0, end_s: float | None = None) -> Iterator[np.ndarray[Any, Any]]:
-        """The samples of [start, end) in pieces, each of shape (n,), int16 or float32. Raises CommandError."""
-        size = max(self.sample_rate_hz * chunk_ms // 1000, 1)
-        first = round(start_s * self.sample_rate_hz)
-        last = None if end_s is None else round(end_s * self.sample_rate_hz)
-        dtype = "int16" if self.encoding == "linear16" else "float32"
-        try:
-            with soundfile.SoundFile(self.path) as file:
-                file.seek(min(first, file.frames))
-                left = None if last is None else last - first
-                while left is None or left > 0:
-                    samples = file.read(size if left is None else min(size, left), dtype=dtype, always_2d=True)
-                    if not len(samples):
-                        return
-                    if left is not None:
-                        left -= len(samples)
-                    yield self._mono(samples)
-        except soundfile.LibsndfileError as error:
-            raise CommandError(f"{self.path} is damaged and cannot be read to its end ({error})") from error
-
-    def _mono(self, samples: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:  # (n, channels) -> (n,)
-        if self.channel is not None:
-            return np.ascontiguousarray(samples[:, self.channel - 1])
-        if self.channels == 1:
-            return samples[:, 0]
-        mean: np.ndarray[Any, Any] = samples.mean(axis=1).astype(np.float32)
-        return mean
+# Tried, as libsndfile reads them.
+_READABLE = (
+    *(".wav", ".wave", ".bwf", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp1", ".mp2", ".mp3"),
+    *(".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".sph", ".nist", ".voc", ".gsm", ".vox", ".8svx"),
+)
+# Tried too, so that they are told with the command that converts them, not left out without a word.
+_FOREIGN = (
+    *(".m4a", ".m4b", ".mp4", ".m4v", ".mov", ".3gp", ".3g2", ".aac", ".wma", ".wmv", ".asf", ".webm", ".weba", ".mka"),
+    *(".mkv", ".amr", ".awb", ".ac3", ".eac3", ".dts", ".ape", ".wv", ".tta", ".mpc", ".spx", ".ra", ".rm", ".avi"),
+    *(".mpg", ".mpeg", ".flv", ".ogv", ".dsf", ".dff"),
+)
+# How files begin that can be read, for those whose names do not tell.
+_MAGIC = (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS", b".snd", b"FORM", b"caff", b"riff", b"NIST_1A", b"ID3")
 
 
-def open_audio(path: Path, channel: int | None = None) -> AudioFile:
-    """Looks at a file. Raises UsageError for one that is missing, is no audio, or cannot be sent as it is."""
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder: name a file in it, or use `kibun analyze {path}`")
-    if not path.exists():
-        raise UsageError(f"no such file: {path}")
-    try:
-        info = soundfile.info(path)
-    except soundfile.LibsndfileError as error:
-        raise UsageError(
-            f"{path} is not audio that can be read here (WAV, FLAC, OGG, MP3): convert it, e.g. "
-            f"`ffmpeg -i {path.name} {path.stem}.flac`"
-        ) from error
-    if info.frames == 0:
-        raise UsageError(f"{path} holds no audio: its length is 0")
-    if not MIN_RATE_HZ <= info.samplerate <= MAX_RATE_HZ:
-        raise UsageError(
-            f"{path} has a sample rate of {info.samplerate} Hz; the service takes {MIN_RATE_HZ} to {MAX_RATE_HZ}: "
-            f"resample it, e.g. `sox {path.name} -r 16000 {path.stem}-16k.wav`"
-        )
-    if channel is not None and not 1 <= channel <= info.channels:
-        raise UsageError(f"{path} has {info.channels} channel(s), none numbered {channel}: choose 1 to {info.channels}")
-    sixteen = info.subtype in _SIXTEEN_BITS_ARE_ENOUGH and (info.channels == 1 or channel is not None)
-    return AudioFile(
-        path=path,
-        sample_rate_hz=info.samplerate,
-        channels=info.channels,
-        duration_s=info.frames / info.samplerate,
-        encoding="linear16" if sixteen else "float32",
-        channel=channel,
-    )
+@dataclass
+class Found:
+    """What is to be analysed, in order, and what was left out."""
+
+    files: list[Path] = field(default_factory=list)
+    ignored: list[Path] = field(default_factory=list)
+    # Folders that could not be listed, with the reason.
+    unread: dict[Path, str] = field(default_factory=dict)
+
+    def remarks(self) -> list[str]:
+        """Lines for people about what was left out."""
+        lines = [f"{shown(folder)} cannot be searched: {why}" for folder, why in self.unread.items()]
+        if self.ignored:
+            kinds = Counter(path.suffix.lower() or "no suffix" for path in self.ignored)
+            listed = ", ".join(f"{count} {shown(kind)}" for kind, count in kinds.most_common(5))
+            more = "" if len(kinds) <= 5 else ", …"
+            lines.append(
+                f"ignored {len(self.ignored)} file{'s'[: len(self.ignored) > 1]} that hold no audio: {listed}{more}"
+            )
+        return lines
 
 
-def find_audio(paths: list[Path]) -> list[Path]:
-    """Files as named, and all audio files below folders, in order of their names. Raises UsageError."""
-    found: list[Path] = []
+def find_audio(paths: Sequence[Path]) -> Found:
+    """Files as named, and all audio files below folders, in order of their names; links are followed.
+
+    Raises UsageError where nothing is found.
+    """
+    found = Found()
+    seen: set[tuple[int, int]] = set()
     for path in paths:
-        if not path.exists():
-            raise UsageError(f"no such file or folder: {path}")
-        if not path.is_dir():
-            found.append(path)
-            continue
-        below = sorted(entry for entry in path.rglob("*") if entry.suffix.lower() in SUFFIXES and entry.is_file())
-        if not below:
-            raise UsageError(f"no audio in {path} or below it: looked for {', '.join(SUFFIXES)}")
-        found.extend(below)
+        if os.path.isdir(path):
+            found.files.extend(sorted(_below(path, found, seen)))
+        else:
+            found.files.append(path)
+    if not any(str(path) == "-" or os.path.lexists(path) for path in found.files):
+        missing = [path for path in paths if not os.path.lexists(path)]
+        problem = (
+            f"no such file or folder: {shown(missing[0])}" if missing else f"no audio in {shown(paths[0])} or below it"
+        )
+        raise UsageError("; ".join([problem, *found.remarks()]))
     return found
+
+
+def _below(folder: Path, found: Found, seen: set[tuple[int, int]]) -> list[Path]:
+    def failed(error: OSError) -> None:
+        found.unread[Path(error.filename)] = error.strerror or str(error)
+
+    audio: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=failed, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen:  # reached by another way, or a link that leads back
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for path in (Path(parent, name) for name in names):
+            (audio if _is_audio(path) else found.ignored).append(path)
+    return audio
+
+
+def _is_audio(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if path.name.startswith("._"):  # what macOS puts beside each file of a foreign disk
+        return False
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        if suffix in _READABLE or suffix in _FOREIGN:
+            return True
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return suffix in _READABLE or suffix in _FOREIGN  # to be told: a broken link, no permission
+    return head.startswith(_MAGIC) and (
+        head[:4] not in (b"RIFF", b"RIFX", b"FORM") or head[8:12] in (b"WAVE", b"AIFF", b"AIFC")
+    )

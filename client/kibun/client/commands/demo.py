@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from kibun.client.commands.audio_files import open_audio
+from kibun.client.audio_file import AudioFile
 from kibun.client.commands.connection import Connection, JsonOption
 from kibun.client.commands.report import SYNTHETIC_BANNER, JsonLines, LiveTable, summary_table
 from kibun.client.commands.streaming import StreamingOptions, stream_turns
@@ -39,8 +39,9 @@ def demo(
 
 
 async def _demo(target: str, options: StreamingOptions, console: Console, as_json: bool) -> None:
-    audio = open_audio(DIALOGUE)
-    turns = load_turns(DIALOGUE.with_suffix(".json"), audio.duration_s)
+    audio = AudioFile(DIALOGUE)
+    length_s = audio.duration_s or 0.0
+    turns = load_turns(DIALOGUE.with_suffix(".json"), length_s)
     async with Connection(target).client() as client:
         conversation = client.conversation(CONVERSATION)
         if as_json:
@@ -50,7 +51,7 @@ async def _demo(target: str, options: StreamingOptions, console: Console, as_jso
             return
         speakers = list(dict.fromkeys(turn.participant_id for turn in turns))
         console.print(
-            f"[bold]kibun demo[/]: {len(turns)} turns of {' and '.join(speakers)}, {audio.duration_s:.1f} s of audio, "
+            f"[bold]kibun demo[/]: {len(turns)} turns of {' and '.join(speakers)}, {length_s:.1f} s of audio, "
             f"one stream each, to {MODEL} at {target}"
         )
         with LiveTable(console, synthetic=True) as table:

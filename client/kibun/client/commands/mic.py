@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
 
-from kibun.client.commands.audio_files import MAX_RATE_HZ, MIN_RATE_HZ
 from kibun.client.commands.failure import CommandError, UsageError
+from kibun.client.mono import MAX_RATE_HZ, MIN_RATE_HZ
 
 # Audio that may wait for the network; beyond it the oldest is dropped, and counted.
 _QUEUE_S = 10.0

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -46,7 +46,13 @@ class JsonLines:
         """Prints one message, fields with default values included."""
         values = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         ordered = {field.name: values[field.name] for field in message.DESCRIPTOR.fields if field.name in values}
-        print(json.dumps(ordered, ensure_ascii=False), file=self._output, flush=True)
+        print_json(ordered, self._output)
+
+
+def print_json(values: Mapping[str, object], output: TextIO) -> None:
+    """Prints one line; where the output is not UTF-8, in ASCII."""
+    is_utf8 = (output.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(values, ensure_ascii=not is_utf8), file=output, flush=True)
 
 
 class LiveTable:

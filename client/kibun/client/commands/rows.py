@@ -1,17 +1,20 @@
 """Rows of `kibun analyze`: one per utterance, the same columns in every format."""
 
 import csv
-import json
+import itertools
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TextIO
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from kibun.client.commands.report import compact_table
+from kibun.client.audio_file import as_text, printable
+from kibun.client.commands.report import compact_table, print_json
 from kibun.client.estimates import TRAITS, Traits
 from kibun.client.events import PersonalityUpdate, StreamStarted, UtteranceResult
 
@@ -19,7 +22,14 @@ Row = dict[str, str | float | int | bool | None]
 
 # None (an empty cell) where nothing was estimated: too little speech, or a model that does not estimate it.
 COLUMNS = (
+    # As named or found; bytes that are not UTF-8 as \xNN.
     "file",
+    # ok: the whole file was analysed; no_speech: it was, and holds no utterance; incomplete: it was cut off or damaged,
+    # and what is there was analysed; failed: it was not analysed. A file without utterances has one row, without them.
+    "status",
+    # Stable name of why the status is not ok, and the sentence.
+    "reason",
+    "message",
     "utterance_id",
     "start_s",
     "end_s",
@@ -39,14 +49,44 @@ COLUMNS = (
     "model",
     "synthetic_model",
 )
+# The table shows at most this many utterances, the first and last ones of each file.
+MOST_UTTERANCES_SHOWN = 40
 
 
-def row_of(path: Path, final: UtteranceResult, update: PersonalityUpdate | None, started: StreamStarted) -> Row:
+@dataclass(frozen=True)
+class FileStatus:
+    """What became of a file: see `COLUMNS`."""
+
+    status: str
+    reason: str = ""
+    message: str = ""
+
+
+def row_without(path: Path, status: FileStatus, started: StreamStarted | None = None) -> Row:
+    """The row of a file in which no utterance was found or that failed."""
+    row: Row = dict.fromkeys(COLUMNS)
+    row |= _of_file(path, status)
+    if started is not None:
+        row |= {"model": started.model, "synthetic_model": started.synthetic_model}
+    return row
+
+
+def _of_file(path: Path, status: FileStatus) -> Row:
+    return {
+        "file": as_text(path),
+        "status": status.status,
+        "reason": status.reason or None,
+        "message": status.message or None,
+    }
+
+
+def row_of(
+    path: Path, status: FileStatus, final: UtteranceResult, update: PersonalityUpdate | None, started: StreamStarted
+) -> Row:
     """The row of one utterance; `update` is what was known of the speaker after it."""
     known = update.personality if update else None
     emotion = final.emotion
-    row: Row = {
-        "file": str(path),
+    row: Row = _of_file(path, status) | {
         "utterance_id": final.utterance_id,
         "start_s": final.start_s,
         "end_s": final.end_s,
@@ -89,7 +129,7 @@ class JsonRows:
 
     def write(self, rows: Sequence[Row]) -> None:
         for row in rows:
-            print(json.dumps(_rounded(row), ensure_ascii=False), file=self._file, flush=True)
+            print_json(_rounded(row), self._file)
 
     def finish(self) -> None: ...
 
@@ -111,7 +151,10 @@ class CsvRows:
 
 
 class TableRows:
-    """A table for people, printed at the end; it leaves out columns that the other formats have."""
+    """Tables for people, printed at the end: utterances, as far as they are few, and a summary of each file.
+
+    They leave out columns that the other formats have.
+    """
 
     def __init__(self, file: TextIO | None) -> None:
         self._console = Console(file=file, width=120) if file else Console()
@@ -121,23 +164,84 @@ class TableRows:
         self._rows.extend(rows)
 
     def finish(self) -> None:
-        table = compact_table()
-        table.add_column("file", overflow="fold")
-        for heading in ("seconds", "valence", "arousal", *(name[0].upper() for name in TRAITS), "heard"):
-            table.add_column(heading, justify="right", no_wrap=True)
-        folder = _common_folder([str(row["file"]) for row in self._rows])
-        last_file: object = None
-        for row in self._rows:
-            numbers = [_cell(row[name]) for name in ("valence", "arousal", *TRAITS)]
-            heard = "–" if row["speech_s"] is None else f"{row['utterance_count']} utt., {row['speech_s']:.0f} s"
-            file = "" if row["file"] == last_file else os.path.relpath(str(row["file"]), folder)
-            last_file = row["file"]
-            table.add_row(Text(file), f"{row['start_s']:.1f}–{row['end_s']:.1f}", *numbers, heard)
-        self._console.print(table)
+        # One file may be named twice, so they are told apart by where they stand.
+        files = [list(rows) for _file, rows in itertools.groupby(self._rows, key=lambda row: row["file"])]
+        if not files:
+            return
+        folder = _common_folder([str(rows[0]["file"]) for rows in files])
+        spoken = [rows for rows in files if rows[0]["utterance_id"] is not None]
+        share = MOST_UTTERANCES_SHOWN // max(len(spoken), 1) // 2 * 2
+        utterances = sum(len(rows) for rows in spoken)
+        few = utterances <= MOST_UTTERANCES_SHOWN
+        if spoken and (few or share >= 4):
+            for rows in spoken:
+                self._console.print(Text(_name(rows, folder), style="bold"))
+                self._console.print(_utterance_table(rows, len(rows) if few else share))
+        if not few:
+            self._console.print(
+                f"{utterances} utterances: -f csv or -f jsonl has a row for each", markup=False, highlight=False
+            )
+        self._console.print(_summary_table(files, folder))
+        self._console.print(Text(_LEGEND, style="dim"))
+
+
+_LEGEND = "valence, arousal: means, 1..5, 3 neutral; OCEAN: apparent traits after the last utterance, 1..7"
+
+
+def _name(rows: Sequence[Row], folder: str) -> str:
+    file = str(rows[0]["file"])
+    return printable(os.path.relpath(file, folder) if folder else file)
+
+
+def _utterance_table(rows: Sequence[Row], most: int) -> Table:
+    table = compact_table()
+    for heading, width in (("seconds", 13), ("valence", 7), ("arousal", 7), *((name[0].upper(), 4) for name in TRAITS)):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+    table.add_column("heard", justify="right", no_wrap=True, min_width=14)
+    for number, row in enumerate(rows):
+        if len(rows) > most and most // 2 <= number < len(rows) - most // 2:
+            if number == most // 2:
+                table.add_row(f"… {len(rows) - most} more …")
+            continue
+        numbers = [_cell(row[name]) for name in ("valence", "arousal", *TRAITS)]
+        heard = "–" if row["speech_s"] is None else f"{row['utterance_count']} utt., {row['speech_s']:.0f} s"
+        table.add_row(f"{row['start_s']:.1f}–{row['end_s']:.1f}", *numbers, heard)
+    return table
+
+
+def _summary_table(files: Sequence[Sequence[Row]], folder: str) -> Table:
+    table = compact_table()
+    table.add_column("file", overflow="fold", min_width=16)
+    for heading in ("utt.", "speech", "valence", "arousal", *(name[0].upper() for name in TRAITS)):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for rows in files:
+        spoken = [row for row in rows if row["utterance_id"] is not None]
+        speech_s = sum(_number(row["end_s"]) - _number(row["start_s"]) for row in spoken)
+        means = [_cell(_mean([row[name] for row in spoken])) for name in ("valence", "arousal")]
+        last = next((row for row in reversed(spoken) if row[TRAITS[0]] is not None), None)
+        traits = [_cell(None if last is None else last[name]) for name in TRAITS]
+        status = str(rows[0]["status"]).replace("_", " ")
+        name = Text(_name(rows, folder))
+        if status != "ok":
+            name.append(f" ({status})", style="yellow")
+        table.add_row(name, str(len(spoken)), f"{speech_s:.0f} s", *means, *traits)
+    return table
+
+
+def _mean(values: Sequence[object]) -> float | None:
+    numbers = [_number(value) for value in values if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def _common_folder(files: list[str]) -> str:
-    return os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files]) if files else ""
+    """The folder that all lie in, "" where one is standard input or it is the current one."""
+    if "-" in files:
+        return ""
+    return os.path.commonpath([os.path.dirname(os.path.abspath(file)) for file in files])
 
 
 def _cell(value: object) -> str:

@@ -1,18 +1,19 @@
-"""`kibun stream`: audio files or a microphone to a server, results as they arrive."""
+"""`kibun stream`: audio files, standard input or a microphone to a server, results as they arrive."""
 
 import asyncio
 import contextlib
+import math
 import signal
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from kibun.client.audio_file import AudioFile
 from kibun.client.client import AsyncClient, AsyncConversation
-from kibun.client.commands.audio_files import AudioFile, open_audio
 from kibun.client.commands.connection import (
     DEFAULT_SERVER,
     CaOption,
@@ -23,19 +24,32 @@ from kibun.client.commands.connection import (
     TlsOption,
     TokenOption,
 )
-from kibun.client.commands.failure import UsageError
+from kibun.client.commands.failure import CommandError, UsageError
 from kibun.client.commands.mic import Microphone
+from kibun.client.commands.pipe import STANDARD_INPUT, RawSamples, is_pipe
 from kibun.client.commands.report import JsonLines, LiveTable, note, summary_table
-from kibun.client.commands.streaming import Sink, StreamingOptions, stream_turns
+from kibun.client.commands.streaming import (
+    INTERRUPTED,
+    Audio,
+    Interruption,
+    Sink,
+    StreamingOptions,
+    channel_note,
+    open_audio,
+    run,
+    stream_turns,
+)
 from kibun.client.commands.traits_file import SUFFIXES, load_traits, parse_traits
 from kibun.client.commands.turns_file import TurnSpan, load_turns
 from kibun.client.estimates import Traits
-from kibun.client.options import Features
+from kibun.client.options import Encoding, Features
 from kibun.client.pcm import CHUNK_MS
 
 
 def stream(
-    sources: Annotated[list[str], typer.Argument(metavar="FILE|mic[:ID]", help="Audio files, or a microphone.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="FILE|-|mic[:ID]", help="Audio files, standard input, or a microphone.")
+    ],
     server: ServerOption = DEFAULT_SERVER,
     turns: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Who speaks when, in one FILE: .json or .rttm.")
@@ -45,6 +59,15 @@ def stream(
     realtime: Annotated[bool, typer.Option("--realtime", help="Stream in real time.")] = False,
     chunk_ms: Annotated[int, typer.Option(min=10, max=2000, help="Audio per message.")] = CHUNK_MS,
     channel: Annotated[int | None, typer.Option(min=1, help="Channel to send; default: the mean of all.")] = None,
+    rate: Annotated[
+        int | None, typer.Option("--rate", min=1, metavar="HZ", help="For raw samples on standard input: their rate.")
+    ] = None,
+    encoding: Annotated[
+        Encoding | None, typer.Option("--encoding", help="For raw samples: their kind; default: linear16.")
+    ] = None,
+    channels: Annotated[
+        int | None, typer.Option("--channels", min=1, max=64, help="For raw samples: interleaved; default: 1.")
+    ] = None,
     interim: Annotated[bool, typer.Option("--interim", help="Estimates while an utterance is spoken.")] = False,
     model: ModelOption = "",
     traits: Annotated[
@@ -59,27 +82,51 @@ def stream(
     tls: TlsOption = False,
     ca: CaOption = None,
 ) -> None:
-    """Stream audio files or a microphone to a server.
+    """Stream audio files, standard input or a microphone to a server.
 
     Without --turns, each FILE is one turn of --participant.
 
     With --turns, one FILE holds a dialogue, sent as one stream per turn.
+
+    - is WAV (or another format) from a pipe, or raw samples with --rate. Ctrl-C ends the turn, and shows its results.
+
+    Exit codes: 0 done; 1 it failed, or a file was not whole; 2 called wrongly, or nothing to read; 130 Ctrl-C before
+    the end.
     """
     connection = Connection(server, token, tls, ca)
     known = _traits(traits, participant, dialogue=turns is not None)
     options = StreamingOptions(chunk_ms, realtime, Features(interim_results=interim), model, known)
     speaker = _Speaker(conversation, participant)
     console = Console(stderr=True) if as_json else Console()
+    raw = _raw(rate, encoding, channels)
+    if raw is not None and sources != ["-"]:
+        raise UsageError("--rate, --encoding and --channels describe raw samples on standard input: name - as source")
     if any(source == "mic" or source.startswith("mic:") for source in sources):
         if len(sources) > 1 or turns is not None or realtime:
             raise UsageError("mic cannot be combined with files, --turns or --realtime")
         device = sources[0].removeprefix("mic").removeprefix(":")
         work = _from_microphone(connection, device, speaker, options, console, as_json)
     else:
-        jobs = _jobs([Path(source) for source in sources], turns, participant, channel)
+        paths = [Path(source) for source in sources]
+        if paths.count(STANDARD_INPUT) > 1:
+            raise UsageError("standard input can be read once only: name - once")
+        if any(is_pipe(path) for path in paths) and (turns is not None or realtime):
+            raise UsageError(
+                "--turns and --realtime need a file, not a pipe: write it to one first, or let the pipe set the pace "
+                "(`ffmpeg -re …`)"
+            )
+        jobs = _jobs(paths, turns, participant, channel, raw)
         _note_unmatched(known, jobs)
         work = _from_files(connection, jobs, speaker, options, console, as_json)
-    _run(work)
+    run(work)
+
+
+def _raw(rate_hz: int | None, encoding: Encoding | None, channels: int | None) -> RawSamples | None:
+    if rate_hz is None:
+        if encoding is not None or channels is not None:
+            raise UsageError("--encoding and --channels describe raw samples, which need --rate HZ as well")
+        return None
+    return RawSamples(rate_hz, encoding or "linear16", channels or 1)
 
 
 def _traits(text: str, participant_id: str, *, dialogue: bool) -> dict[str, Traits]:
@@ -93,7 +140,7 @@ def _traits(text: str, participant_id: str, *, dialogue: bool) -> dict[str, Trai
     return {participant_id: parse_traits(text)}
 
 
-def _note_unmatched(traits: Mapping[str, Traits], jobs: list[tuple[AudioFile, list[TurnSpan]]]) -> None:
+def _note_unmatched(traits: Mapping[str, Traits], jobs: list[tuple[Audio, list[TurnSpan]]]) -> None:
     """Warns of names that do not match, as a misspelt one would otherwise go unnoticed."""
     speakers = list(dict.fromkeys(turn.participant_id for _, turns in jobs for turn in turns))
     if not traits:
@@ -110,44 +157,51 @@ class _Speaker:
     participant_id: str
 
 
-def _run(work: Coroutine[Any, Any, None]) -> None:
-    try:
-        asyncio.run(work)
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-
-
 def _jobs(
-    paths: list[Path], turns: Path | None, participant_id: str, channel: int | None
-) -> list[tuple[AudioFile, list[TurnSpan]]]:
+    paths: list[Path], turns: Path | None, participant_id: str, channel: int | None, raw: RawSamples | None
+) -> list[tuple[Audio, list[TurnSpan]]]:
     """Each recording with its turns; everything that can be checked before the first byte is sent is checked here."""
-    files = [open_audio(path, channel) for path in paths]
+    files = [open_audio(path, channel, raw) for path in paths]
     if turns is not None:
         if len(files) != 1:
             raise UsageError("--turns describes one recording: name exactly one FILE")
-        return [(files[0], load_turns(turns, files[0].duration_s))]
+        return [(files[0], load_turns(turns, _duration_s(files[0])))]
     # Ids are the server's: a conversation that is continued may know "turn-1" already.
-    return [(file, [TurnSpan("", participant_id, 0.0, file.duration_s)]) for file in files]
+    return [(file, [TurnSpan("", participant_id, 0.0, math.inf)]) for file in files]
+
+
+def _duration_s(audio: Audio) -> float:
+    if isinstance(audio, AudioFile) and audio.duration_s is not None:
+        return audio.duration_s
+    raise UsageError(f"--turns needs to know how long {audio.name} is, and its header does not say: convert it")
 
 
 async def _from_files(
     connection: Connection,
-    jobs: list[tuple[AudioFile, list[TurnSpan]]],
+    jobs: list[tuple[Audio, list[TurnSpan]]],
     speaker: _Speaker,
     options: StreamingOptions,
     console: Console,
     as_json: bool,
 ) -> None:
+    interruption = Interruption()
+    problems: list[str] = []
     async with connection.client() as client:
         await client.service_info()  # fails early if the server cannot be used
         conversation = client.conversation(speaker.conversation_id or None)
-        for file, _ in jobs:
-            if file.channels > 1 and file.channel is None:
-                note(f"{file.path.name} has {file.channels} channels: their mean is sent; --channel 1 picks one")
-        with _sink(console, as_json) as sink:
+        with _sink(console, as_json) as sink, interruption.watch():
             for file, turns in jobs:
-                await stream_turns(conversation, file, turns, options, sink)
+                await stream_turns(conversation, file, turns, options, sink, interruption)
+                if text := channel_note(file):
+                    note(f"{file.name}: {text}")
+                if file.incomplete:
+                    problems.append(f"{file.name} {file.incomplete}; the rest was analysed")
         await _finish(client, conversation, console, as_json)
+    live = all(is_pipe(file.path) for file, _ in jobs)
+    if interruption.happened and not live:  # what arrives live is ended in no other way
+        raise SystemExit(INTERRUPTED)
+    if problems:
+        raise CommandError("\n".join(problems))
 
 
 async def _from_microphone(

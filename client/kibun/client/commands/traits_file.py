@@ -6,6 +6,7 @@ names the person or file; further columns are left alone. JSON lines: objects wi
 
 import csv
 import json
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,13 +61,22 @@ def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
 
 def match_files(files: Iterable[Path], traits: Mapping[str, Traits]) -> dict[Path, Traits]:
     """Traits of each file that has some: by its path, its name with or without suffix, or the folder it is in."""
+    # Names of files may be decomposed (macOS), those typed into a table mostly are not.
+    composed = {unicodedata.normalize("NFC", key): value for key, value in traits.items()}
     matched = {}
     for file in files:
-        for key in (str(file), file.name, file.stem, file.resolve().parent.name):
-            if key in traits:
-                matched[file] = traits[key]
+        for name in (str(file), file.name, file.stem, _folder(file)):
+            if (key := unicodedata.normalize("NFC", name)) in composed:
+                matched[file] = composed[key]
                 break
     return matched
+
+
+def _folder(file: Path) -> str:
+    try:
+        return file.resolve().parent.name
+    except (OSError, RuntimeError):  # a link that leads back to itself: the file will be told
+        return file.parent.name
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
