@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -17,6 +17,7 @@ import pytest
 from kibun.bench.faults.servers import free_port
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
+from tests.support.damaged_hashes import KINDS
 from tests.support.redis_server import OwnRedis, RedisProxy, command, own_redis
 from tests.support.serving import (
     RunningServer,
@@ -442,6 +443,29 @@ async def test_a_stream_resumes_on_another_server_as_if_undisturbed(stubs: list[
         assert count(found) == 4
         again = await get(stub, "a")
         assert found.participants[0].personality == again.participants[0].personality
+
+
+@pytest.mark.parametrize("kind", ["traits beyond their scale", "changed at infinity", "an empty vector", "a string"])
+async def test_a_conversation_that_another_program_damaged(stubs: list[Stub], redis: OwnRedis, kind: str) -> None:
+    """It is lost; its client is told so once, and goes on."""
+    audio = chunks(encode(np.concatenate([spoken(0.8, seed=n) for n in range(2)])))
+    await converse(stubs[0], [config(conversation_id="c", participant_id="p", turn_id="t"), *audio])
+    (key,) = cast(list[bytes], await command(redis.url, "KEYS", "*"))
+    if kind == "a string":
+        await command(redis.url, "SET", key, "x")
+    else:
+        fields = {k.decode(): v for k, v in cast(dict[bytes, bytes], await command(redis.url, "HGETALL", key)).items()}
+        KINDS[kind](fields)
+        await command(redis.url, "HSET", key, *(part for pair in fields.items() for part in pair))
+    for number, created in enumerate((True, False)):
+        heard = await converse(
+            stubs[1], [config(conversation_id="c", participant_id="p", turn_id=f"u{number}"), *audio]
+        )
+        check_stream(heard)
+        assert of_kind(heard, "stream_started")[0].conversation_created == created
+        assert [w.reason for w in of_kind(heard, "stream_warning")] == ["CONVERSATION_DAMAGED"] * created
+        assert len(finals(heard)) == 2
+    assert count(await get(stubs[0], "c")) == 4
 
 
 async def test_a_bundle_rebuilt_under_its_old_name(stubs: list[Stub], redis: OwnRedis) -> None:

@@ -31,6 +31,7 @@ MAX_SAMPLE = 2**53  # positions and sums of samples: 17,000 years
 MAX_COUNT = 2**30  # fits the contract's int32, with room to count on
 MAX_NUMBER = 2**62  # of entries and changes, which are counted up for ever
 MAX_TIME_S = 253_402_300_799.0  # the end of the year 9999: the last that a Timestamp can show
+MIN_TTL_S = 1.0  # open streams renew it every third of it
 MAX_VECTOR = 65_536
 _EMOTION, _TRAIT = (1.0, 5.0), (1.0, 7.0)
 _ROUNDING = 1e-3  # by which an estimate at the end of its scale may be beyond it
@@ -50,7 +51,7 @@ def check_head(head: codec.Head) -> None:
     _require(m.version < MAX_NUMBER, "the number of changes")
     _require(0 < len(m.model) <= 256 and m.model.isprintable(), "the model's name")
     _require(0 <= m.create_time <= MAX_TIME_S and 0 <= m.update_time <= MAX_TIME_S, "a time")
-    _require(m.ttl_s > 0 and m.update_time + m.ttl_s <= MAX_TIME_S, "the time to live")
+    _require(m.ttl_s >= MIN_TTL_S and m.update_time + m.ttl_s <= MAX_TIME_S, "the time to live")
     _require(len(head.participants) <= MAX_PARTICIPANTS, "the number of participants")
     for participant_id, p in head.participants.items():
         _check_id(participant_id)
