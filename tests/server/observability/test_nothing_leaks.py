@@ -92,8 +92,8 @@ logs.configure = lambda level, style: logging.basicConfig(level=10)
 identify, take, get, init = (
     gate.Gate._identify, listener.Listener._take_audio, outbox.Outbox.get, session.Session.__init__
 )
-def recording_identify(self, call, context):
-    logging.error("%s", context.invocation_metadata())
+def recording_identify(self, call, metadata, context):
+    logging.error("%s", metadata)
     return identify(self, call, context)
 async def recording_take(self, payload):
     logging.error("%s", payload)
