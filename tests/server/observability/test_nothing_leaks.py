@@ -94,7 +94,7 @@ identify, take, get, init = (
 )
 def recording_identify(self, call, metadata, context):
     logging.error("%s", metadata)
-    return identify(self, call, context)
+    return identify(self, call, metadata, context)
 async def recording_take(self, payload):
     logging.error("%s", payload)
     await take(self, payload)
