@@ -70,6 +70,13 @@ def _noisy(audio: FloatArray, rate: int) -> FloatArray:
     return audio + np.random.default_rng(0).normal(0, level, len(audio)).astype(np.float32)
 
 
+def _with_tones(audio: FloatArray, rate: int) -> FloatArray:
+    """With what converters and USB add at a quarter and at half of the rate."""
+    n = np.arange(len(audio))
+    tones: FloatArray = (0.02 * np.cos(np.pi / 2 * n + 0.3) + 0.01 * (-1.0) ** n).astype(np.float32)
+    return audio * 0.5 + tones
+
+
 #: What may happen to audio that is declared as it is, at 16 kHz.
 PATHS: dict[str, GoodPath] = {
     "as it is": lambda audio, rate: audio,
@@ -84,6 +91,7 @@ PATHS: dict[str, GoodPath] = {
     "above 3 kHz": lambda audio, rate: _band(audio, rate, 3_000, rate / 2),
     "digital silence between": _gated,
     "white noise, 0 dB": _noisy,
+    "tones of a converter": _with_tones,
     "lines between half the samples": _interpolated,
     "mu-law, decoded": lambda audio, rate: mulaw_table()[mulaw(audio)],
     "A-law, decoded": lambda audio, rate: alaw_table()[alaw(audio)],

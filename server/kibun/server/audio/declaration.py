@@ -259,15 +259,22 @@ def _channels(samples: Floats, own: _Fit) -> str | None:
     """STEREO or SILENT_CHANNEL, "" for sound of one channel, None if there is no telling."""
     if _one_silent(samples):
         return SILENT_CHANNEL
-    samples = samples - samples.mean()
+    # Once more without what converters add at a quarter and at half of the rate, that is: with a phase of four samples.
+    phases = samples[: len(samples) // 4 * 4].reshape(-1, 4)
+    several = _two_channels(samples - samples.mean()) and _two_channels((phases - phases.mean(axis=0)).ravel())
+    if several is None:
+        return None
+    return STEREO if several else "" if own.roughness <= _SMOOTH else None
+
+
+def _two_channels(samples: Floats) -> bool | None:
+    """Whether samples without an offset come from two channels in turn; None if there is no telling."""
     steps, sums, two = samples[1:] - samples[:-1], samples[1:] + samples[:-1], samples[2:] - samples[:-2]
     rising, falling, apart = float(steps @ steps), float(sums @ sums), float(two @ two)
     if apart >= _SMOOTH_APART * float(samples @ samples):  # neither is each channel by itself sound, nor all together
         return None
     nearer = rising > 1.6 * apart and falling > 0.25 * rising  # not: a tone or a hiss high up
-    if nearer or _alternates(steps):
-        return STEREO
-    return "" if own.roughness <= _SMOOTH else None
+    return nearer or _alternates(steps)
 
 
 def _alternates(steps: Floats) -> bool:
