@@ -155,3 +155,50 @@ def test_errors_and_turns_of_the_past_are_in_no_ones_way(target: str) -> None:
         print(json.dumps([in_child(new), in_child(lambda: turn.result().end_reason), talk(client)]))
     """
     assert run(program, target) == [DONE, DONE, DONE[0]]
+
+
+def test_a_turn_goes_on_in_the_parent_and_is_not_the_childs(target: str) -> None:
+    """A microphone is open while the program forks, five times: no final of the parent's is lost or doubled."""
+    program = """
+        import threading
+
+        import numpy as np
+        from kibun.client import UtteranceResult
+        from tests.support.serving import sound
+
+        audio = (32767 * sound(*[("speech", 0.6), ("silence", 0.8)] * 3)).astype(np.int16)
+
+        heard = threading.Semaphore(0)
+
+        def microphone():
+            for number, chunk in enumerate(np.array_split(audio, 60)):
+                if number % 10 == 0:
+                    heard.acquire(timeout=30)
+                yield chunk
+
+        def fork_after_some_audio():
+            heard.release()
+            time.sleep(0.1)
+            return in_child(in_a_child)
+
+        def spans(events):
+            return [[event.start_s, event.end_s] for event in events if isinstance(event, UtteranceResult)]
+
+        def in_a_child():
+            try:
+                turn.push(bytes(3200))
+            except Exception as error:
+                reason = error.reason
+            return [reason, talk(client), new()]
+
+        client = Client(target)
+        expected = spans(client.analyze(audio).utterances)
+        with client.conversation().turn() as turn:
+            turn.feed(microphone())
+            children = [fork_after_some_audio() for _ in range(5)]
+            heard.release()
+            found = spans(turn)
+        print(json.dumps([children, found == expected, len(found), turn.started.reconnects > 0]))
+    """
+    expected = [[[["FORKED", DONE[0], DONE[0]], 0]] * 5, True, 3, True]
+    assert run(program, target) == expected

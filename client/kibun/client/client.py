@@ -97,10 +97,6 @@ class AsyncClient:
         """Closes the connection; everyone who waits for it or for one of its streams gets MisuseError."""
         await self._transport.close()
 
-    async def disconnect(self) -> None:
-        """Closes the connection until the next call, which opens another; streams that are open get MisuseError."""
-        await self._transport.disconnect()
-
     def conversation(self, conversation_id: str | None = None) -> "AsyncConversation":
         """A handle on a conversation, by default one with a new id; nothing is sent yet."""
         check_value("conversation_id", conversation_id, str | None)

@@ -5,6 +5,7 @@ for space or for an event cannot harm the call, and the call is cancelled whiche
 """
 
 import asyncio
+import os
 import random
 from dataclasses import replace
 
@@ -51,7 +52,7 @@ class StreamEngine:
         self.ended: StreamEnded | None = None
         self.turn_result: TurnResult | None = None
         self.error: BaseException | None = None
-        self.last_loss: KibunError | None = None
+        self.last_loss = ""  # its text only: the error would keep the call
         # Set when the server accepted the stream, and when the engine stopped (well or with `error`).
         self.opened = asyncio.Event()
         self.over = asyncio.Event()
@@ -70,8 +71,13 @@ class StreamEngine:
         self._reconnects = 0
         self._last_final: UtteranceResult | None = None
         self._finals = FinalsReceived()
+        # Before a fork: set from `pause` to `resume`, once no call is open, and once one may be again.
+        self._paused = asyncio.Event()
+        self._quiet = asyncio.Event()
+        self._resumed = asyncio.Event()
         # The loop in which all of this happens, and the task that does it; None until it is started.
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -79,6 +85,7 @@ class StreamEngine:
         if self._task is None:
             self._transport.add_stream(self)
             self._loop = running_loop()
+            self._pid = os.getpid()
             self._task = self._loop.create_task(self._run())
         elif self.over.is_set():
             raise MisuseError(
@@ -93,6 +100,11 @@ class StreamEngine:
             raise MisuseError(
                 f"this {self._noun} is not open: write `async with {way}:` (with kibun.client.Client: `with {way}:`)",
                 ErrorDetails(reason="NOT_OPEN"),
+            )
+        if not self.over.is_set() and os.getpid() != self._pid:
+            raise MisuseError(
+                f"this {self._noun} belongs to the process that this one was forked from: open another one here",
+                ErrorDetails(reason="FORKED"),
             )
         if not self.over.is_set() and running_loop() is not self._loop:
             raise MisuseError(
@@ -121,6 +133,22 @@ class StreamEngine:
         self.error = self.error or error
         if self._task is not None:
             self._task.cancel()
+
+    @property
+    def can_pause(self) -> bool:
+        """Whether it can lose its connection, and take up another, without losing more."""
+        return self.over.is_set() or self._retries.enabled
+
+    async def pause(self) -> None:
+        """Ends the present call as if the connection were lost, until `resume`; returns once it is gone."""
+        self._resumed.clear()
+        self._paused.set()
+        await self._quiet.wait()
+
+    def resume(self) -> None:
+        """Goes on after `pause`, with another call."""
+        self._paused.clear()
+        self._resumed.set()
 
     async def put(self, item: bytes | EndOfTurn) -> None:
         """Takes audio or a marker to be sent; waits while too much audio is waiting already."""
@@ -157,6 +185,7 @@ class StreamEngine:
             self.error = self.error or error.with_traceback(None)  # which would keep the call
         finally:
             self.over.set()
+            self._quiet.set()
             self.opened.set()
             self._may_put.set()
             self.events.put_nowait(None)
@@ -164,19 +193,25 @@ class StreamEngine:
     async def _run_attempts(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
+            if self._paused.is_set():
+                self._quiet.set()
+                await self._resumed.wait()
+                self._quiet.clear()
             self._accepted_at = None
             reached_before, resumes = self._transport.was_accepted, self.started is not None
             try:
                 return await self._attempt()
             except KibunError as error:
-                self.last_loss = error
+                self.last_loss = error.message
                 if not may_retry(error, accepted=self._accepted_at is not None, resumes=resumes):
                     raise
                 if self._is_complete():
                     return None
-                pause_s = self._retries.pause_s(
-                    error, now=loop.time(), accepted_at=self._accepted_at, reached_before=reached_before
-                )
+                pause_s: float | None = 0.0
+                if not self._paused.is_set():  # otherwise it is this side that lost it
+                    pause_s = self._retries.pause_s(
+                        error, now=loop.time(), accepted_at=self._accepted_at, reached_before=reached_before
+                    )
                 if pause_s is None:
                     raise
                 self._buffer.rewind()
@@ -186,25 +221,30 @@ class StreamEngine:
             self.config = self._config_for_resume()
 
     async def _attempt(self) -> None:
+        self._transport.add_stream(self)
         call = self._transport.streaming_analyze()
         accepted = asyncio.Event()
         reader = asyncio.create_task(self._read(call, accepted))
         writer = asyncio.create_task(self._write(call, accepted))
         opening = asyncio.create_task(accepted.wait())
+        paused = asyncio.create_task(self._paused.wait())
         within_s = self._transport.timeout_s or ACCEPT_TIMEOUT_S
         try:
-            await asyncio.wait({reader, writer, opening}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
-            if not (reader.done() or writer.done() or opening.done()):
+            await asyncio.wait({reader, writer, opening, paused}, timeout=within_s, return_when=asyncio.FIRST_COMPLETED)
+            if not any(task.done() for task in (reader, writer, opening, paused)):
                 raise self._not_accepted(within_s)
-            await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({reader, writer, paused}, return_when=asyncio.FIRST_COMPLETED)
             if writer.done():
                 writer.result()  # raises a fault of the writer's own; a lost call is the reader's to report
-            await reader
+            await asyncio.wait({reader, paused}, return_when=asyncio.FIRST_COMPLETED)
+            if not reader.done():
+                raise UnavailableError("the connection was closed before a fork", ErrorDetails(reason="FORKED"))
+            reader.result()
         finally:
             call.cancel()
-            for task in (reader, writer, opening):
+            for task in (reader, writer, opening, paused):
                 task.cancel()
-            await asyncio.gather(reader, writer, opening, return_exceptions=True)
+            await asyncio.gather(reader, writer, opening, paused, return_exceptions=True)
 
     async def _write(self, call: StreamCall, accepted: asyncio.Event) -> None:
         if not await call.write(pb.StreamingAnalyzeRequest(streaming_config=self.config.to_proto())):

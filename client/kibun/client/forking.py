@@ -1,10 +1,13 @@
 """What `fork` leaves of the SDK: in the child it works again, or says at once what to do.
 
-gRPC's asyncio part waits for the network in a thread, and a child process has no thread but the one that forked. So
-everything that is idle is closed before a fork, and opened again on its next use, in parent and child alike. What is in
-use cannot be closed: the child of such a fork refuses to do anything, as any call would wait for ever.
+gRPC's asyncio part waits for the network in a thread, and a child process has no thread but the one that forked. So a
+synchronous client closes its connection before a fork and opens another on its next use, in parent and child alike; a
+turn that is open goes on in the parent over a new connection, as after a loss. What cannot be interrupted (a call under
+way, a stream that cannot resume, an event loop of the caller's own) stays open, and the child of such a fork refuses to
+do anything, as any call would wait for ever.
 """
 
+import ctypes
 import gc
 import os
 import threading
@@ -16,6 +19,7 @@ from kibun.client.errors import ErrorDetails, MisuseError
 
 # How gRPC's thread is called, after the method that it runs.
 _POLLER = "_poll_wrapper"
+_POLLER_ENDS_S = 0.5  # it looks every 0.2 s whether it is still needed
 _SUPPORT = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "").lower()
 _OFF = {"0", "f", "false", "n", "no"}
 
@@ -23,8 +27,8 @@ _OFF = {"0", "f", "false", "n", "no"}
 class Forkable(Protocol):
     """What has to be closed before a fork."""
 
-    def before_fork(self) -> None:
-        """Closes what is idle, and holds still until `after_fork`. Raises nothing."""
+    def before_fork(self) -> bool:
+        """Closes what can be closed, and holds still until `after_fork`. Returns whether it closed something."""
 
     def after_fork(self, *, in_child: bool) -> None:
         """Called in the parent and in the child."""
@@ -73,15 +77,21 @@ def check() -> None:
         )
 
 
+def leave_to_parent(part: object) -> None:
+    """Keeps `part` of a parent, which is stopped within, for ever: closing it in the child would disturb the parent."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(part))
+
+
 def _before() -> None:
     _process.forking.acquire()
     _process.stopped = list(_process.watched)
-    for part in _process.stopped:
-        part.before_fork()
-    if _grpc_polls():
+    closed = [part.before_fork() for part in _process.stopped]
+    if any(closed) and _pollers():
         gc.collect()  # a channel may be kept by a cycle
+        for thread in _pollers():
+            thread.join(_POLLER_ENDS_S)
     # Without its own support gRPC may not even survive when nothing is open.
-    _process.breaks = _grpc_polls() or (_process.used_grpc and _SUPPORT in _OFF)
+    _process.breaks = bool(_pollers()) or (_process.used_grpc and _SUPPORT in _OFF)
 
 
 def _after(*, in_child: bool) -> None:
@@ -92,8 +102,9 @@ def _after(*, in_child: bool) -> None:
     _process.forking.release()
 
 
-def _grpc_polls() -> bool:
-    return any(_POLLER in thread.name for thread in threading.enumerate())
+def _pollers() -> list[threading.Thread]:
+    """The thread in which gRPC's asyncio part waits for the network, while there is a channel."""
+    return [thread for thread in threading.enumerate() if _POLLER in thread.name]
 
 
 if hasattr(os, "register_at_fork"):

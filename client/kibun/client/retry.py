@@ -30,6 +30,11 @@ class RetryBudget:
         self._contacts = 0  # attempts to reach a server that was never there
         self._missing_since: float | None = None
 
+    @property
+    def enabled(self) -> bool:
+        """Whether anything is ever tried again."""
+        return self._policy.max_attempts > 1
+
     def reset(self) -> None:
         """Starts both bounds anew: a new final has come."""
         self._failures = self._losses = 0
@@ -43,7 +48,7 @@ class RetryBudget:
         `now` and `accepted_at` are seconds on the same clock; `accepted_at` is when the server accepted the attempt
         that failed, None if it did not. `reached_before`: it had accepted an earlier one, of this turn or another.
         """
-        if self._policy.max_attempts <= 1:
+        if not self.enabled:
             return None
         if accepted_at is not None:
             self._missing_since, self._contacts = now, 0

@@ -59,8 +59,7 @@ class AudioStream:
                 await self._engine.opened.wait()
         except TimeoutError:
             await self.cancel()
-            loss = self._engine.last_loss
-            why = f": {loss.message}" if loss else ""
+            why = f": {self._engine.last_loss}" if self._engine.last_loss else ""
             details = ErrorDetails(reason="OPEN_TIMEOUT")
             raise DeadlineError(f"{self._target} did not accept the stream within {within_s} s{why}", details) from None
         except asyncio.CancelledError:
@@ -96,7 +95,7 @@ class AudioStream:
         self._stop_feed()
         self._error_was_raised |= not self._engine.over.is_set()  # to be cancelled is no error for who cancels
         await self._engine.cancel()
-        if self._feeder is not None:
+        if self._feeder is not None and not self._feeder.done():
             await asyncio.wait({self._feeder}, timeout=source.STOP_GRACE_S)
 
     @property

@@ -6,9 +6,9 @@ that pushes, one that iterates.
 
 import asyncio
 import concurrent.futures
+import os
 import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
@@ -36,15 +36,18 @@ _STOP_S = 5.0
 class LoopThread:
     """An event loop in a daemon thread, started by the first call that needs it.
 
-    An idle one is stopped before a fork, and starts again on its next use, in parent and child (see `forking`).
+    Before a fork it is stopped, if all that it does can be interrupted, and goes on after it in the parent; the child
+    starts anew on its next use (see `forking`).
     """
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
+        self._transport = client._transport
         self._lock = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._thread_is_paused = False
         forking.watch(self)
 
     @property
@@ -98,24 +101,49 @@ class LoopThread:
         closing.result()
         self._stop()
 
-    def before_fork(self) -> None:
+    def before_fork(self) -> bool:
         self._lock.acquire()
-        loop = self._loop
-        idle = loop is not None and threading.current_thread() is not self._thread and not asyncio.all_tasks(loop)
-        if loop is not None and idle and not self._closed:
-            with suppress(Exception):  # if it cannot be closed, it is not idle
-                asyncio.run_coroutine_threadsafe(self._client.disconnect(), loop).result(_STOP_S)
-                self._stop()
+        if self._loop is None or self._closed or threading.current_thread() is self._thread:
+            return False
+        done = threading.Event()
+        pausing = asyncio.run_coroutine_threadsafe(self._pause(self._loop, done), self._loop)
+        if done.wait(_STOP_S) and self._thread_is_paused and self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        else:
+            pausing.cancel()
+        return self._thread_is_paused
 
     def after_fork(self, *, in_child: bool) -> None:
+        if self._thread_is_paused:
+            self._thread_is_paused = False
+            if self._loop is not None and in_child:
+                forking.leave_to_parent((self._loop, asyncio.all_tasks(self._loop)))
+                self._loop = None
+            elif self._loop is not None:
+                self._loop.call_soon_threadsafe(self._transport.resume)
+                self._start(self._loop)
         self._lock.release()
+
+    async def _pause(self, loop: asyncio.AbstractEventLoop, done: threading.Event) -> None:
+        try:
+            self._thread_is_paused = await self._transport.pause()
+        finally:
+            if self._thread_is_paused:
+                loop.stop()
+            else:
+                self._transport.resume()
+            done.set()
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, name="kibun-client", daemon=True)
-            self._thread.start()
+            self._start(self._loop)
         return self._loop
+
+    def _start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._thread = threading.Thread(target=loop.run_forever, name="kibun-client", daemon=True)
+        self._thread.start()
 
     async def _close_all(self) -> None:
         await self._client.close()
@@ -236,6 +264,7 @@ class _Face(Generic[Twin]):
     def __init__(self, thread: LoopThread, twin: Twin) -> None:
         self._thread = thread
         self._twin = twin
+        self._pid = os.getpid()
 
     def __enter__(self) -> Self:
         self.open()
@@ -244,7 +273,7 @@ class _Face(Generic[Twin]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if not (forking.is_broken() and error is not None):  # there, nothing can be closed, and `error` says why
+        if error is None or os.getpid() == self._pid:  # the stream of a parent is not the child's to close
             self._thread.run(self._twin.__aexit__(kind, error, trace))
 
     def open(self, timeout_s: float | None = None) -> StreamStarted:

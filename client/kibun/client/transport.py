@@ -24,14 +24,23 @@ _UNMASK_WAIT_S = 1.0
 _UNMASK_POLL_S = 0.01
 # gRPC takes a time that is far away for one that is past.
 _LONGEST_CALL_S = 1e8
+# For gRPC to hand over what its calls ended with, and so to let go of them.
+_SETTLE_S = 0.02
 # For the connection of another event loop to be closed there; that loop may end at any moment.
 _CLOSE_ELSEWHERE_S = 1.0
 
 
-class Failing(Protocol):
-    """A stream that ends with an error when its connection is closed."""
+class OpenStream(Protocol):
+    """A stream that ends with an error when its connection is closed, or pauses until there is another."""
 
     def fail(self, error: BaseException) -> None: ...
+
+    @property
+    def can_pause(self) -> bool: ...
+
+    async def pause(self) -> None: ...
+
+    def resume(self) -> None: ...
 
 
 class _Connection:
@@ -41,7 +50,7 @@ class _Connection:
         forking.grpc_is_used()
         self.channel = open_channel(target, credentials)
         self.stub = SpeechAnalysisServiceStub(self.channel)
-        self.streams: WeakSet[Failing] = WeakSet()
+        self.streams: WeakSet[OpenStream] = WeakSet()
 
     async def close(self) -> None:
         for stream in list(self.streams):
@@ -66,6 +75,8 @@ class Transport:
         self._metadata = call_metadata(credentials)
         self._connections: dict[asyncio.AbstractEventLoop, _Connection] = {}
         self._lock = threading.Lock()
+        self._calls = 0  # under way
+        self._paused: list[OpenStream] = []
         forking.watch(self)
 
     @property
@@ -78,7 +89,7 @@ class Transport:
         """The channel of the running event loop. Raises MisuseError."""
         return self._connection().channel
 
-    def add_stream(self, stream: Failing) -> None:
+    def add_stream(self, stream: OpenStream) -> None:
         """Lets `stream` fail when its connection is closed. Raises MisuseError."""
         self._connection().streams.add(stream)
 
@@ -88,6 +99,7 @@ class Transport:
 
     async def call(self, method: Callable[[], Callable[..., Awaitable[Any]]], request: Any, timeout_s: float) -> Any:
         """The same for the method of any stub, made by `method`. Raises KibunError."""
+        self._calls += 1
         try:
             limit_s = min(timeout_s, _LONGEST_CALL_S)
             return await method()(request, timeout=limit_s, metadata=self._metadata)
@@ -101,6 +113,8 @@ class Transport:
             if not self.closed or task is None or task.cancelling():
                 raise
             failure = client_closed()
+        finally:
+            self._calls -= 1
         raise failure  # here, so that an error that someone keeps does not keep the call, and with it the connection
 
     def streaming_analyze(self) -> "StreamCall":
@@ -120,20 +134,38 @@ class Transport:
                     closing = asyncio.run_coroutine_threadsafe(connection.close(), loop)
                     await asyncio.wait({asyncio.wrap_future(closing)}, timeout=_CLOSE_ELSEWHERE_S)
 
-    async def disconnect(self) -> None:
-        """Closes the connection of the running event loop; the next call opens another."""
+    async def pause(self) -> bool:
+        """Closes the connection of the running event loop until `resume`; False where something else than a turn that
+        can resume is in the middle of using it.
+        """
+        connection = self._connections.get(asyncio.get_running_loop())
+        if connection is None:
+            return True
+        streams = list(connection.streams)
+        if self._calls or not all(stream.can_pause for stream in streams):
+            return False
+        self._paused = streams
+        await asyncio.gather(*(stream.pause() for stream in streams))
         with self._lock:
-            connection = self._connections.pop(asyncio.get_running_loop(), None)
-        if connection is not None:
-            await connection.close()
+            del self._connections[asyncio.get_running_loop()]
+        await connection.channel.close()
+        await asyncio.sleep(_SETTLE_S)
+        return True
 
-    def before_fork(self) -> None:
+    def resume(self) -> None:
+        """Lets what was paused go on."""
+        streams, self._paused = self._paused, []
+        for stream in streams:
+            stream.resume()
+
+    def before_fork(self) -> bool:
         with self._lock:
-            self._forget_ended_loops()
+            return self._forget_ended_loops()
 
     def after_fork(self, *, in_child: bool) -> None:
         if in_child:
-            self._lock = threading.Lock()  # whoever held it is in the parent
+            self._lock = threading.Lock()  # whoever held it is in the parent, as are the streams
+            self._calls, self._paused = 0, []
 
     def _connection(self) -> _Connection:
         forking.check()
@@ -147,9 +179,11 @@ class Transport:
                 connection = self._connections[loop] = _Connection(self.target, self._credentials)
             return connection
 
-    def _forget_ended_loops(self) -> None:
-        for loop in [loop for loop in self._connections if loop.is_closed()]:
+    def _forget_ended_loops(self) -> bool:
+        ended = [loop for loop in self._connections if loop.is_closed()]
+        for loop in ended:
             del self._connections[loop]
+        return bool(ended)
 
 
 def client_closed() -> MisuseError:
