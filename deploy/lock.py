@@ -39,6 +39,7 @@ GLIBCS = (
     *("manylinux_2_34", "manylinux_2_31", "manylinux_2_28", "manylinux_2_27", "manylinux_2_26", "manylinux_2_17"),
     *("manylinux2014", "manylinux_2_12", "manylinux2010", "manylinux_2_5", "manylinux1", "linux"),
 )
+ON_TORCH = {"torch", "silero-vad"}  # what must be asked for without its requirements, or torch comes along
 NOT_LOCKED = re.compile(r"(torch|triton|cuda-.*|nvidia-.*)$")
 Lock = dict[str, tuple[str, set[str]]]  # name → version, SHA-256 of its files
 
@@ -137,13 +138,16 @@ def sha256_of(download: dict[str, Any]) -> str:
 
 def all_but_torch(python: str) -> Lock:
     lock: Lock = {}
-    plain = [line for line in requirements() if name_of(line) != "torch"]
+    on_torch = [line for line in requirements() if name_of(line) in ON_TORCH]
+    plain = [line for line in requirements() if line not in on_torch]
     for version in PYTHONS:
         for machine in MACHINES:
             print(f"lock.py: CPython {version}, Linux {machine}", file=sys.stderr, flush=True)
             options = target(version, machine)
-            torch = resolve(python, ["torch"], "--no-deps", *options)[0]["metadata"].get("requires_dist", [])
-            of_torch = [line for line in torch if "extra ==" not in line and not NOT_LOCKED.match(name_of(line))]
+            items = resolve(python, on_torch, "--no-deps", *options)
+            needed = [line for item in items for line in item["metadata"].get("requires_dist", [])]
+            of_torch = [line for line in needed if "extra ==" not in line and not NOT_LOCKED.match(name_of(line))]
+            add(lock, [item for item in items if not NOT_LOCKED.match(normal(item["metadata"]["name"]))])
             add(lock, resolve(python, plain + of_torch, *options))
     return lock
 

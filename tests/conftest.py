@@ -38,5 +38,5 @@ def kibun(capfd: pytest.CaptureFixture[str]) -> Kibun:
 @pytest.fixture(scope="session")
 def demo_server() -> Iterator[ServerProcess]:
     """`kibun serve --model demo-tiny`: the real server with real models, which takes seconds to start."""
-    with ServerProcess("demo-tiny") as server:
+    with ServerProcess("demo-tiny", ["--vad", "webrtc"]) as server:  # as `kibun demo`: it hears generated voices
         yield server

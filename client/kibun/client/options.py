@@ -54,7 +54,7 @@ class Features:
 class Endpointing:
     """How the server cuts audio into utterances and turns; None leaves the server's default."""
 
-    # webrtcvad's aggressiveness, 0..3.
+    # 0 (takes most for speech) to 3 (least); the server's default is 2.
     vad_aggressiveness: int | None = None
     min_speech_ms: int | None = None
     # Silence that closes an utterance.

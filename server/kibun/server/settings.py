@@ -29,7 +29,7 @@ class Settings:
     threads: int | None = None
     allow_untrained: bool = False
     precision: Precision = "auto"
-    vad: VadName = "webrtc"
+    vad: VadName = "silero"
     store: str = field(default="memory", repr=False)  # an address may hold a password
     tenant_conversations: int = TENANT_CONVERSATIONS  # stored at a time, per tenant
     token_file: Path | None = None

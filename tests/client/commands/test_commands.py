@@ -22,7 +22,7 @@ from tests.support import ROOT
 from tests.support.commands import Kibun
 
 DEMO = ROOT / "client" / "kibun" / "client" / "demo"
-STUB = ["--loader", "tests.support.stub_model:load"]
+STUB = ["--loader", "tests.support.stub_model:load", "--vad", "webrtc"]  # the dialogue's voices are generated
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -317,7 +317,7 @@ def test_endless_speech_is_cut_without_a_gap() -> None:
 
 @pytest.mark.parametrize("end", ["silence", "flush in speech", "flush in a pause"])
 def test_no_utterance_is_longer_than_the_longest_not_even_by_part_of_a_frame(end: str) -> None:
-    options = EndpointingOptions(max_utterance_ms=1_000, utterance_end_silence_ms=300, pre_roll_ms=30)
+    options = EndpointingOptions(max_utterance_ms=1_000, utterance_end_silence_ms=300, pre_roll_ms=30, hang_over_ms=300)
     segmenter = Segmenter(options, FakeVad())
     spoken = 960 if end == "flush in speech" else 680 if end == "silence" else 800
     audio = ms((False, 100), (True, spoken), (False, 980 - spoken))  # starts at 70 ms: the maximum is at 1,070

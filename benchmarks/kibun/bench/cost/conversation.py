@@ -104,7 +104,7 @@ class ConversationDriver:
             analyzer=self.analyzer,
             store=self.store,
             open_streams=OpenStreams(),
-            make_vad=lambda aggressiveness: make_vad("webrtc", aggressiveness),
+            make_vad=lambda aggressiveness: make_vad("silero", aggressiveness),
             new_turn_id=lambda: f"turn-{next(self._numbers)}",
             limits=Limits(),
         )

@@ -247,7 +247,7 @@ def _chunks(rounds: int) -> list[bytes]:
 def _known(chunks: Sequence[bytes]) -> dict[Span, float]:
     """The utterances in it, each with the seconds of audio after which it is known to be over."""
     options = EndpointingOptions()
-    segmenter = Segmenter(options, make_vad("webrtc", options.vad_aggressiveness))
+    segmenter = Segmenter(options, make_vad("silero", options.vad_aggressiveness))
     decoder = AudioDecoder(AudioFormat("linear16", SAMPLE_RATE_HZ))
     known: dict[Span, float] = {}
     for number, chunk in enumerate([*chunks, b""], 1):

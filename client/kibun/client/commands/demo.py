@@ -31,7 +31,8 @@ def demo(
     Its model was trained on generated speech and tells you nothing about real people.
     """
     console = Console(stderr=as_json)
-    server = ServerProcess(MODEL, ["--reflection"])
+    # Some of the generated voices are no speech to the default detector, which was made for people's.
+    server = ServerProcess(MODEL, ["--reflection", "--vad", "webrtc"])
     with console.status("starting the server, loading the model …"):
         server.start()
     with server:

@@ -36,7 +36,8 @@ _OPTIONAL = {
     "safetensors": "server",
     "webrtcvad-wheels": "server",
     "soxr": "server",
-    "onnxruntime": "silero",
+    "onnxruntime": "server",
+    "silero-vad": "server",
     "torchaudio": "train",
 }
 

