@@ -190,12 +190,14 @@ class Stream:
         self.world = world
         self.config = config
         self.created = created
-        self.prior = len(self.person.analysed)
+        self.prior = len(self.person.records)
         self.turn = Turn(config.turn_id or None, due=True)
         self.received = self.speech = self.dropped = 0
         self.answers: list[tuple[Any, ...]] = []
         self.speech_events: list[tuple[str, int, Turn]] = []
         self.warnings: list[str] = []
+        # What its client has of the turn, if it resumes one.
+        self.had = len(self.person.of_turn(self.turn)) if config.resume else None
         self.seen_turns = 0  # results that the driver has seen
         self.failure: Refusal | None = None
         self.ended = False

@@ -43,7 +43,9 @@ def _raw(message: Message | bytes) -> bytes:
     return message if isinstance(message, bytes) else message.SerializeToString()
 
 
-def config_message(config: model.Config, *, interims: bool = False) -> pb.StreamingAnalyzeConfig:
+def config_message(
+    config: model.Config, *, interims: bool = False, had: int | None = None
+) -> pb.StreamingAnalyzeConfig:
     ends = config.endpointing
     message = pb.StreamingAnalyzeConfig(
         audio_config=pb.AudioConfig(
@@ -62,6 +64,7 @@ def config_message(config: model.Config, *, interims: bool = False) -> pb.Stream
         model=config.model,
         require_existing_conversation=config.require_existing,
         resume_turn=config.resume,
+        resume_final_count=had,
         audio_start_offset=seconds(config.offset / 16_000),
     )
     if config.given is not None:
@@ -151,7 +154,8 @@ class Driver:
         expected = self.world.open(config)
         self.history.append(f"open {config}")
         call = ObservedCall(self.call())
-        await call.call.write(pb.StreamingAnalyzeRequest(streaming_config=config_message(config, interims=interims)))
+        message = config_message(config, interims=interims, had=_had(expected))
+        await call.call.write(pb.StreamingAnalyzeRequest(streaming_config=message))
         if isinstance(expected, model.Refusal):
             await call.until(lambda: False, "the refusal")
             check_refused(call, expected)
@@ -171,7 +175,8 @@ class Driver:
         """Sends a whole recording in one call, which must be answered as a stream of it would be."""
         self.history.append(f"analyze {config}")
         expected = self.world.open(config)
-        call = self.stub.Analyze(pb.AnalyzeRequest(config=config_message(config), audio_content=payload))
+        message = config_message(config, had=_had(expected))
+        call = self.stub.Analyze(pb.AnalyzeRequest(config=message, audio_content=payload))
         if isinstance(expected, model.Refusal):
             return await must_fail(call, expected)
         for begin in range(0, len(payload), model.MAX_PAYLOAD_BYTES):
@@ -330,6 +335,10 @@ def check_progress(stream: model.Stream, responses: list[pb.StreamingAnalyzeResp
             settled = reported
         if response.HasField("utterance_result"):
             assert samples(response.utterance_result.start_offset) >= settled
+
+
+def _had(expected: model.Stream | model.Refusal) -> int | None:
+    return expected.had if isinstance(expected, model.Stream) else None
 
 
 def _warnings(call: ObservedCall) -> list[str]:
