@@ -92,7 +92,7 @@ DOORS = {
     "torchaudio": "training.audio",
     "accelerate": "training.runs",
     "safetensors": "models.weights models.building.checkpoint training.runs",
-    "webrtcvad": "server.audio.vad_webrtc bench.accuracy.detection",
+    "webrtcvad": "server.audio.vad_webrtc",
     "onnxruntime": "server.audio.vad_silero",
     "soxr": "server.audio.decoder client.mono training bench.accuracy",
     "soundfile": "client.audio_file training bench.cost bench.accuracy",

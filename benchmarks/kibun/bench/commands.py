@@ -233,10 +233,14 @@ def detection(
     recordings: Annotated[
         list[Path] | None, typer.Option(help="Clean speech, a file or a folder; adds real voices. Repeatable.")
     ] = None,
+    conversations: Annotated[
+        Path | None, typer.Option(help="Folder of 16 kHz FLAC files, each with its speech marked in an RTTM file.")
+    ] = None,
 ) -> None:
     """How well speech is found: VADs and the segmenter against known boundaries, in quiet, in noise, at any level.
 
-    Needs espeak-ng; uses flite if installed. --json: options, conditions (every figure by condition and detector),
+    Needs espeak-ng; uses flite if installed. --json: options, conversations (by detector: share of speech lost and of
+    other sound taken, utterances, delay of the decision), conditions (every figure by condition and detector),
     front_cpu (ms per audio second), false_utterances, recordings.
     """
     from kibun.bench.accuracy import detection
@@ -244,8 +248,8 @@ def detection(
     from kibun.training.evaluation.report_table import show
 
     try:
-        payload, tables = detection.measure(quick=quick, recordings=recordings or [])
-    except RuntimeError as error:
+        payload, tables = detection.measure(quick=quick, recordings=recordings or [], marked=conversations)
+    except (RuntimeError, ValueError) as error:
         report.fail(str(error))
     show(tables, as_json=as_json, payload=payload)
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 import soxr
-import webrtcvad
 
+from kibun.bench.accuracy import conversations, sounds
 from kibun.bench.accuracy.voices import (
     SpeakerPhrases,
     add_noise,
@@ -31,7 +31,7 @@ from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.decoder import AudioDecoder, AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason, SpeechSegment
 from kibun.server.audio.segmenter import Segmenter
-from kibun.server.audio.vad import SileroVad, Vad, WebRtcVad
+from kibun.server.audio.vad import SileroVad, Vad, WebRtcVad, make_vad
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
 #: Name, speech level in dBFS (RMS), noise and its distance from the speech in dB.
@@ -68,40 +68,22 @@ class NeverReset:
         """Nothing: that is the point."""
 
 
-class BareWebRtc:
-    """webrtcvad alone, without the gain in front of it and the gate behind it, to see what those bring."""
-
-    frame_samples = 320
-
-    def __init__(self, aggressiveness: int) -> None:
-        self._aggressiveness = aggressiveness
-        self.reset()
-
-    def decide(self, frames: FloatArray) -> list[bool]:
-        pcm = np.clip(frames * 32767, -32768, 32767).astype(np.int16)
-        return [bool(self._vad.is_speech(frame.tobytes(), SAMPLE_RATE_HZ)) for frame in pcm]
-
-    def reset(self) -> None:
-        self._vad = webrtcvad.Vad(self._aggressiveness)
-
-
 def detectors(quick: bool) -> dict[str, Callable[[], Vad]]:
-    """Name to maker of a fresh detector."""
+    """Name to maker of a fresh detector; the number is the contract's aggressiveness."""
     made: dict[str, Callable[[], Vad]] = {
-        "webrtc 1": lambda: WebRtcVad(1),
+        "silero 2": lambda: make_vad("silero", 2),
+        "silero 1": lambda: make_vad("silero", 1),
         "webrtc 2": lambda: WebRtcVad(2),
         "webrtc 3": lambda: WebRtcVad(3),
-        "silero .5": lambda: SileroVad(0.5),
     }
     if not quick:
         made |= {
+            "silero 0": lambda: make_vad("silero", 0),
+            "silero 3": lambda: make_vad("silero", 3),
+            "silero .4, one threshold": lambda: SileroVad(0.4, 0.4),
+            "silero 2, no resets": lambda: NeverReset(make_vad("silero", 2)),
             "webrtc 0": lambda: WebRtcVad(0),
-            "webrtcvad 2 alone": lambda: BareWebRtc(2),
-            "webrtc 2, 10 ms": lambda: WebRtcVad(2, 10),
-            "webrtc 2, 30 ms": lambda: WebRtcVad(2, 30),
-            "webrtc 2, no resets": lambda: NeverReset(WebRtcVad(2)),
-            "silero .3": lambda: SileroVad(0.3),
-            "silero .5, no resets": lambda: NeverReset(SileroVad(0.5)),
+            "webrtc 1": lambda: WebRtcVad(1),
         }
     return made
 
@@ -236,7 +218,7 @@ def front_cost(voice: SpeakerPhrases, seconds: float) -> dict[str, float]:
         source = (np.clip(soxr.resample(speech, SAMPLE_RATE_HZ, rate), -1, 1) * 32_767).astype("<i2").tobytes()
         for chunk_ms in (20, 100):
             decoder = AudioDecoder(AudioFormat("linear16", rate))
-            segmenter = Segmenter(EndpointingOptions(), WebRtcVad(2))
+            segmenter = Segmenter(EndpointingOptions(), make_vad("silero", 2))
             size = 2 * (rate * chunk_ms // 1000)
             began = time.process_time()
             for position in range(0, len(source), size):
@@ -244,27 +226,6 @@ def front_cost(voice: SpeakerPhrases, seconds: float) -> dict[str, float]:
             spent = time.process_time() - began
             cost[f"{rate} Hz, {chunk_ms} ms chunks"] = round(1000 * spent * SAMPLE_RATE_HZ / len(speech), 3)
     return cost
-
-
-def bangs(seed: int = 0) -> dict[str, FloatArray]:
-    """Short sounds that are not speech, each forty times, one second apart, over room tone at -70 dBFS."""
-    rng = np.random.default_rng(seed)
-    time_s = np.arange(4_800) / SAMPLE_RATE_HZ  # 300 ms
-    sounds: dict[str, Callable[[], np.ndarray]] = {
-        "clicks, 5 ms": lambda: 0.3 * rng.standard_normal(80),
-        "knocks": lambda: 0.3 * np.exp(-time_s / 0.03) * rng.standard_normal(4_800),
-        "typing": lambda: np.tile(0.1 * np.exp(-time_s[:800] / 0.008) * rng.standard_normal(800), 3),
-        "thuds, 120 Hz": lambda: 0.4 * np.exp(-time_s / 0.06) * np.sin(2 * np.pi * 120 * time_s),
-        "beeps, 1 kHz": lambda: 0.2 * np.sin(2 * np.pi * 1_000 * time_s),
-    }
-    scenes = {}
-    for name, make in sounds.items():
-        scene = 3e-4 * rng.standard_normal(41 * SAMPLE_RATE_HZ)
-        for event in range(40):
-            sound = make()
-            scene[event * SAMPLE_RATE_HZ + 8_000 :][: len(sound)] += sound
-        scenes[name] = scene.astype(np.float32)
-    return scenes
 
 
 def recordings_report(paths: Sequence[Path], makers: dict[str, Callable[[], Vad]]) -> dict[str, dict[str, list[str]]]:
@@ -310,11 +271,14 @@ _COLUMNS = {
 }
 
 
-def measure(*, quick: bool, recordings: Sequence[Path] = ()) -> tuple[dict[str, object], list[Table]]:
+def measure(
+    *, quick: bool, recordings: Sequence[Path] = (), marked: Path | None = None
+) -> tuple[dict[str, object], list[Table]]:
     """Every figure, as JSON and as tables.
 
     quick: espeak-ng only, short scenes, few detectors. recordings: files or folders of clean speech, which add real
-    voices; they are cut into phrases by their energy. Raises RuntimeError without espeak-ng; uses flite if installed.
+    voices; they are cut into phrases by their energy. marked: folder of conversations whose speech people have marked.
+    Raises RuntimeError without espeak-ng, ValueError for a folder without conversations; uses flite if installed.
     """
     makers = detectors(quick)
     voices = espeak_voices()
@@ -332,18 +296,21 @@ def measure(*, quick: bool, recordings: Sequence[Path] = ()) -> tuple[dict[str, 
     cost = front_cost(voices[0], 20 if quick else 60)
     false_utterances = {
         sound: {name: len(segment(scene, make(), EndpointingOptions())) for name, make in makers.items()}
-        for sound, scene in bangs().items()
+        for sound, scene in sounds.scenes().items()
     }
+    real = conversations.measure(conversations.read(marked), makers, EndpointingOptions()) if marked else {}
     found = recordings_report(recordings, makers)
     payload: dict[str, object] = {
         "options": asdict(EndpointingOptions()),
+        "conversations": real,
         "conditions": conditions,
         "front_cpu": cost,
         "false_utterances": false_utterances,
         "recordings": found,
     }
-    tables = [_condition_table(name, rows) for name, rows in conditions.items()]
-    tables.append(_table("CPU of decoder, VAD (webrtc 2) and segmenter", ("ms per audio second",), _column(cost)))
+    tables = [_table("Recorded conversations", tuple(next(iter(real.values()))), real)] if real else []
+    tables += [_condition_table(name, rows) for name, rows in conditions.items()]
+    tables.append(_table("CPU of decoder, VAD (silero 2) and segmenter", ("ms per audio second",), _column(cost)))
     tables.append(_table("Utterances made of forty sounds that are not speech", tuple(makers), false_utterances))
     tables += [
         _table(name, ("utterances",), _column({detector: ", ".join(row) for detector, row in rows.items()}))

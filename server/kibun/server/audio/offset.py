@@ -29,7 +29,7 @@ class OffsetRemover:
             self._before = float(np.add.reduce(frames[0])) / frames.shape[1]
         steps = np.empty(frames.shape)
         np.subtract(frames[:, 1:], frames[:, :-1], out=steps[:, 1:], dtype=np.float64)
-        steps[0, 0] = frames[0, 0] - self._before
+        steps[0, 0] = float(frames[0, 0]) - self._before
         np.subtract(frames[1:, 0], frames[:-1, -1], out=steps[1:, 0], dtype=np.float64)
         filtered = np.cumsum(np.multiply(steps, self._growth, out=steps), axis=1, out=steps)
         filtered *= self._decay
