@@ -417,8 +417,10 @@ async def test_a_turn_of_any_rate_resumes_with_what_it_had(target: str, rate_hz:
                 event = await anext(turn)
                 finals += [event] if isinstance(event, UtteranceResult) else []
             proxy.reset()
+        turn.end()
+        finals += [event async for event in turn if isinstance(event, UtteranceResult)]
         result = await turn.result()
-    assert (result.utterance_count, result.missing_utterance_count) == (3, 0)
+    assert (result.utterance_count, result.missing_utterance_count) == (len(finals), 0)
     assert result.speech_s == pytest.approx(sum(f.analyzed_s for f in finals))
 
 
