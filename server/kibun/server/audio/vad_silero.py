@@ -27,12 +27,16 @@ class SileroVad:
     #: there: its microphone is turned down. More gain finds more of what people say far away, and taps, and chairs.
     _LOWEST_FLOOR = 10 ** (-85 / 20)
     _MOST_GAIN = 30.0
+    #: After a third of a second below this level the network is not asked: in quiet it would cost as much as in speech.
+    _INAUDIBLE = 10 ** (-75 / 10)
+    _ASKED_FRAMES = 10
     _SMOOTHING = 0.4  # share of the newest frame: a single quiet frame is no floor
 
     _context: npt.NDArray[np.float32]
     _hidden: npt.NDArray[np.float32]
     _cell: npt.NDArray[np.float32]
     _speaks: bool
+    _inaudible: int  # frames up to now
     _smooth: float  # energies
     _floor: float
 
@@ -57,24 +61,29 @@ class SileroVad:
         if len(frames) == 0:
             return []
         sound = self._offset.remove(frames)
-        sound *= self._gains(sound)[:, None]
+        gains, audible = self._gains(sound)
+        sound *= gains[:, None]
         inputs = np.empty((len(sound), self._CONTEXT_SAMPLES + self.frame_samples), np.float32)
         inputs[0, : self._CONTEXT_SAMPLES] = self._context
         inputs[1:, : self._CONTEXT_SAMPLES] = sound[:-1, -self._CONTEXT_SAMPLES :]
         inputs[:, self._CONTEXT_SAMPLES :] = sound
         self._context = sound[-1, -self._CONTEXT_SAMPLES :]
+        if not any(audible):
+            self._speaks = False
+            return [False] * len(sound)
         probabilities, self._hidden, self._cell = self._session.run(
-            ["speech_probs", "hn", "cn"], {"input": inputs, "h": self._hidden, "c": self._cell}
+            ["speech_probs", "hn", "cn"], {"input": inputs[audible], "h": self._hidden, "c": self._cell}
         )
-        return [self._is_speech(probability) for probability in probabilities.tolist()]
+        answers = iter(probabilities.tolist())
+        return [self._is_speech(next(answers) if heard else 0.0) for heard in audible]
 
     def _is_speech(self, probability: float) -> bool:
         self._speaks = probability >= (self._leave if self._speaks else self._enter)
         return self._speaks
 
-    def _gains(self, sound: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Factors for the frames, (k,)."""
-        gains = []
+    def _gains(self, sound: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float32], list[bool]]:
+        """Factors for the frames, (k,), and which of them, so amplified, may hold speech."""
+        gains, audible = [], []
         # Not np.dot: a BLAS may round by the memory's alignment, and so by how the stream came in pieces.
         for total in np.add.reduce(np.square(sound), axis=1).tolist():
             energy = total / self.frame_samples
@@ -82,7 +91,9 @@ class SileroVad:
             self._floor = min(self._floor, self._smooth)
             gain = self._LOWEST_FLOOR / math.sqrt(max(self._floor, 1e-14))
             gains.append(min(max(gain, 1.0), self._MOST_GAIN))
-        return np.array(gains, np.float32)
+            self._inaudible = 0 if energy * gains[-1] ** 2 >= self._INAUDIBLE else self._inaudible + 1
+            audible.append(self._inaudible <= self._ASKED_FRAMES)
+        return np.array(gains, np.float32), audible
 
     def reset(self) -> None:
         """Forgets all audio so far."""
@@ -90,6 +101,7 @@ class SileroVad:
         self._context = np.zeros(self._CONTEXT_SAMPLES, np.float32)
         self._hidden = self._cell = np.zeros(self._STATE_SHAPE, np.float32)
         self._speaks = False
+        self._inaudible = 0
         self._smooth, self._floor = -1.0, math.inf  # none yet
 
 
