@@ -128,6 +128,7 @@ class StubTurn:
                 self._config.participant_id = started.participant_id
                 self._config.turn_id = started.turn_id
                 self._config.resume_turn = True
+                self._config.resume_final_count += 0  # said from now on, even if it is none
             case "utterance_result":
                 final = response.utterance_result
                 if final.is_final:
