@@ -72,7 +72,12 @@ def serve(
         ),
     ] = DEFAULTS.precision,
     vad: Annotated[
-        VadName, typer.Option(envvar="KIBUN_VAD", help="Voice activity detector.", rich_help_panel=_MODELS)
+        VadName,
+        typer.Option(
+            envvar="KIBUN_VAD",
+            help="Voice activity detector; webrtc takes less CPU, but much noise for speech.",
+            rich_help_panel=_MODELS,
+        ),
     ] = DEFAULTS.vad,
     max_streams: Annotated[
         int,

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RATES_HZ = (8_000, SAMPLE_RATE_HZ, 48_000)
-BOUND = 0.005  # cores per stream
+BOUND = 0.009  # cores per stream while someone speaks
 UTTERANCE_S = 10.0
 
 
