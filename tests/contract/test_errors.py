@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
+from tests.support.processes import until
 from tests.support.serving import (
     Problem,
     RunningServer,
@@ -587,10 +588,14 @@ async def test_a_fault_of_the_model_is_internal_and_opaque(
         assert (problem.code, problem.reason) == (Code.INTERNAL, reason)
         assert problem.request_id in problem.message
         assert not finals(talk.responses)
-    log = server.log.read_text()
-    (failed,) = (line for line in log.splitlines() if " a call failed: " in line and problem.request_id in line)
-    assert " error=BackendError " in failed, "the log is found by the request's id, and shows what went wrong"
-    assert "secret text" not in log
+
+    def failed() -> list[str]:
+        lines = server.log.read_text().splitlines()
+        return [line for line in lines if " a call failed: " in line and problem.request_id in line]
+
+    await until(lambda: len(failed()) == 1)
+    assert " error=BackendError " in failed()[0], "the log is found by the request's id, and shows what went wrong"
+    assert "secret text" not in server.log.read_text()
 
 
 async def test_the_log_holds_no_personal_data(server: RunningServer, stub: Stub) -> None:

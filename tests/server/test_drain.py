@@ -112,7 +112,7 @@ class Store(serving.MemoryStore):
                 await asyncio.sleep(3600)
             except asyncio.CancelledError:
                 pass
-async def open_store(address, on_error, **options):
+async def open_store(*arguments, **options):
     return Store()
 serving.open_store = open_store
 """
