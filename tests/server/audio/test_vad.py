@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -126,3 +130,11 @@ def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.Monke
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'kibun\[server\]'"):
         make_vad("silero", 2)
     vad_silero._session.cache_clear()
+
+
+def test_onnxruntime_sends_nothing_to_its_makers(tmp_path: Path) -> None:
+    """Its telemetry begins with the import, and leaves a session file in the folder for temporary files."""
+    code = "from kibun.server.audio.vad import SileroVad; SileroVad()"
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"} | {"TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -107,7 +108,11 @@ class SileroVad:
 
 @cache
 def _session() -> onnxruntime.InferenceSession:
+    # As it is imported, onnxruntime would begin to send usage data to its makers, and leave a file for it.
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     import onnxruntime  # not before a server needs it: the import takes a while
+
+    onnxruntime.disable_telemetry_events()
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # frames are far too small to divide among threads
