@@ -162,20 +162,17 @@ def check_streams(responses: list[pb.StreamingAnalyzeResponse], length: int) -> 
 
 
 @pytest.mark.parametrize("rate", [8_000, 44_100])
-async def test_at_other_rates_the_same_utterances_are_found(server: RunningServer, rate: int) -> None:
-    """The resampler starts afresh where a stream resumes; where the longest speech is cut may differ by it."""
+async def test_at_other_rates_the_same_utterances_are_found(rate: int) -> None:
+    """The resampler starts afresh where a stream resumes. Generated speech at 8 kHz is hardly speech to Silero."""
     audio = sound(*DIALOGUE, rate=rate)
-    _, whole = await speak(server, f"whole-{rate}", audio, "settled", [], rate)
-    cuts = sorted(Random(rate).sample(range(1, len(audio)), CUTS))
-    _, resumed = await speak(server, f"resumed-{rate}", audio, "settled", cuts, rate)
+    with serve("--loader", RECALLING, "--vad", "webrtc") as server:
+        _, whole = await speak(server, f"whole-{rate}", audio, "settled", [], rate)
+        cuts = sorted(Random(rate).sample(range(1, len(audio)), CUTS))
+        _, resumed = await speak(server, f"resumed-{rate}", audio, "settled", cuts, rate)
     assert not of_kind(resumed, "stream_warning")
-    bounds = []
-    for responses in (whole, resumed):
-        found = finals(responses)
-        cuts_at = {samples(u.end_offset) for u in found if u.end_reason == pb.END_REASON_MAX_DURATION}
-        bounds.append(
-            [at for u in found for at in (samples(u.start_offset), samples(u.end_offset)) if at not in cuts_at]
-        )
+    bounds = [
+        [(samples(u.start_offset), samples(u.end_offset)) for u in finals(responses)] for responses in (whole, resumed)
+    ]
     assert np.array(bounds[0]) == pytest.approx(np.array(bounds[1]), abs=RATE_HZ // 20)
 
 
