@@ -25,13 +25,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 
 from kibun.client import (
     AsyncClient,
     AsyncConversation,
     AsyncTurn,
+    AudioFile,
+    AudioFileError,
     Emotion,
     Features,
     PersonalityEstimate,
@@ -39,6 +40,8 @@ from kibun.client import (
     Traits,
     UtteranceResult,
 )
+
+Samples = NDArray[np.int16] | NDArray[np.float32]
 
 CHUNK_S = 0.1
 # The room still carries the robot's voice for a moment after it has stopped.
@@ -95,12 +98,13 @@ class Turn:
 class Ears:
     """The robot's one microphone, which picks up all speakers: the recording, with the robot's own voice cut out."""
 
-    def __init__(self, samples: NDArray[np.int16], rate_hz: int, own_turns: Sequence[Turn]) -> None:
-        self.rate_hz = rate_hz
-        self._samples = samples
+    def __init__(self, recording: AudioFile, own_turns: Sequence[Turn]) -> None:
+        self.rate_hz = recording.sample_rate_hz
+        self.encoding = recording.encoding
+        self._samples = np.concatenate(list(recording.chunks()))
         self._own = [(turn.start_s, turn.end_s + OWN_SPEECH_TAIL_S) for turn in own_turns]
 
-    def hear(self, start_s: float, end_s: float) -> NDArray[np.int16]:
+    def hear(self, start_s: float, end_s: float) -> Samples:
         """Samples of [start, end). Where the robot speaks there is silence, so that times stay what they are."""
         heard = self._samples[round(start_s * self.rate_hz) : round(end_s * self.rate_hz)].copy()
         times = start_s + np.arange(len(heard)) / self.rate_hz
@@ -162,6 +166,7 @@ class Agent:
             turn.turn_id,
             turn.participant_id,
             sample_rate_hz=self._ears.rate_hz,
+            encoding=self._ears.encoding,
             features=Features(interim_results=True),
             audio_start_offset_s=turn.start_s,
         ) as stream:
@@ -173,7 +178,7 @@ class Agent:
             if style is not None:
                 command(turn.end_s, "speaking_style", **style)
 
-    async def _microphone(self, turn: Turn) -> AsyncIterator[NDArray[np.int16]]:
+    async def _microphone(self, turn: Turn) -> AsyncIterator[Samples]:
         time_s = turn.start_s
         while time_s < turn.end_s:
             next_s = min(time_s + CHUNK_S, turn.end_s)
@@ -202,12 +207,9 @@ def command(time_s: float, name: str, **values: object) -> None:
     print(json.dumps({"t": round(time_s, 3), "command": name, **values}), flush=True)
 
 
-async def run(server: str, audio: Path, turns: Sequence[Turn], robot: str, speed: float) -> None:
+async def run(server: str, recording: AudioFile, turns: Sequence[Turn], robot: str, speed: float) -> None:
     """Plays the dialogue to an agent; the robot is the participant `robot`."""
-    samples, rate_hz = soundfile.read(audio, dtype="int16")
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1).astype(np.int16)
-    ears = Ears(samples, rate_hz, [turn for turn in turns if turn.participant_id == robot])
+    ears = Ears(recording, [turn for turn in turns if turn.participant_id == robot])
     async with AsyncClient(server) as client:
         await client.wait_until_ready()
         conversation = client.conversation()
@@ -240,7 +242,11 @@ def main() -> None:
     robot = arguments.robot or speakers[min(1, len(speakers) - 1)]
     if robot not in speakers or len(speakers) < 2:
         parser.error(f"--robot must be one of at least two speakers: {', '.join(speakers)}")
-    asyncio.run(run(arguments.server, arguments.audio, turns, robot, arguments.speed))
+    try:
+        recording = AudioFile(arguments.audio)
+    except AudioFileError as error:
+        parser.error(str(error))
+    asyncio.run(run(arguments.server, recording, turns, robot, arguments.speed))
 
 
 if __name__ == "__main__":

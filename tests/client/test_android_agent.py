@@ -4,13 +4,15 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 
-from kibun.client import Emotion, PersonalityEstimate, PersonalitySource, Traits
+from kibun.client import AudioFile, Emotion, PersonalityEstimate, PersonalitySource, Traits
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT, present
 
@@ -127,15 +129,17 @@ def test_faces_are_not_too_many(agent: ModuleType) -> None:
     assert behaviour.expression(1.95, Emotion(3, 3), is_final=True) is not None, "the final always shows"
 
 
-def test_own_voice_is_cut_out_with_its_tail(agent: ModuleType) -> None:
-    samples = np.ones(3 * 1000, np.int16)
-    ears = agent.Ears(samples, 1000, [agent.Turn("t", "robot", 1.0, 1.5)])
+def test_own_voice_is_cut_out_with_its_tail(agent: ModuleType, tmp_path: Path) -> None:
+    samples = np.ones(3 * 8000, np.int16)
+    soundfile.write(tmp_path / "x.wav", samples, 8000)
+    ears = agent.Ears(AudioFile(tmp_path / "x.wav"), [agent.Turn("t", "robot", 1.0, 1.5)])
+    assert (ears.rate_hz, ears.encoding) == (8000, "linear16")
     heard = np.concatenate([ears.hear(start / 10, (start + 1) / 10) for start in range(30)])
     assert len(heard) == len(samples), "times stay what they are"
-    assert not heard[1000:1800].any(), "0.3 s of the room's tail are cut out as well"
-    assert heard[:1000].all()
-    assert heard[1800:].all()
-    assert samples.all(), "the recording itself is left alone"
+    assert not heard[8000:14400].any(), "0.3 s of the room's tail are cut out as well"
+    assert heard[:8000].all()
+    assert heard[14400:].all()
+    assert ears.hear(0.0, 3.0)[:8000].all(), "the recording itself is left alone"
 
 
 def test_wrong_robot_is_named() -> None:

@@ -27,7 +27,9 @@ def speech() -> np.ndarray:
 
 def written(kind: str, subtype: str, samples: np.ndarray | None = None, rate_hz: int = RATE_HZ) -> bytes:
     buffer = io.BytesIO()
-    soundfile.write(buffer, speech() if samples is None else samples, rate_hz, format=kind, subtype=subtype)
+    if samples is None:
+        samples = speech() / 32768 if subtype in ("FLOAT", "DOUBLE") else speech()
+    soundfile.write(buffer, samples, rate_hz, format=kind, subtype=subtype)
     return buffer.getvalue()
 
 
@@ -141,6 +143,30 @@ def test_other_containers_without_a_length_too(tmp_path: Path, kind: str, name: 
     assert seconds(AudioFile(tmp_path / "x")) == SECONDS
 
 
+@pytest.mark.parametrize("size", [1, 2, 1000, 64_000])
+def test_a_length_that_falls_short_of_the_samples_is_none(tmp_path: Path, size: int) -> None:
+    wav = bytearray(written("WAV", "PCM_16"))
+    start = header_of(wav)
+    wav[start - 4 : start] = struct.pack("<I", size)
+    (tmp_path / "x.wav").write_bytes(wav)
+    np.testing.assert_array_equal(np.concatenate(list(AudioFile(tmp_path / "x.wav").chunks())), speech())
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        np.random.default_rng(7).bytes(5000),
+        bytes(100_000),
+        b"ID3\3" + bytes(range(256)) * 200,
+        b"LIST" + struct.pack("<I", 60_000) + b"\x80" * 60_000,
+    ],
+    ids=["garbage", "zeros", "tag", "chunk"],
+)
+def test_what_lies_behind_the_samples_is_none_of_them(tmp_path: Path, behind: bytes) -> None:
+    (tmp_path / "x.wav").write_bytes(written("WAV", "PCM_16") + behind)
+    assert seconds(AudioFile(tmp_path / "x.wav")) == SECONDS
+
+
 def test_a_length_of_0_that_is_true_is_no_audio(tmp_path: Path) -> None:
     wav = written("WAV", "PCM_16", np.zeros(0, np.int16))
     for content in (wav, wav + b"LIST" + struct.pack("<I", 4) + b"INFO"):
@@ -175,6 +201,13 @@ def test_half_of_a_compressed_file_is_told_too(tmp_path: Path, kind: str, subtyp
         seconds(AudioFile(path))
 
 
+@pytest.mark.parametrize("missing", [1, 100])
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_whose_last_page_is_not_whole_is_told(tmp_path: Path, subtype: str, missing: int) -> None:
+    (tmp_path / "x.ogg").write_bytes(written("OGG", subtype)[:-missing])
+    assert AudioFile(tmp_path / "x.ogg", allow_incomplete=True).incomplete.startswith("is cut off: its last page")
+
+
 def test_behind_damage_it_goes_on_at_the_right_time(tmp_path: Path) -> None:
     data = bytearray(written("FLAC", "PCM_16"))
     middle = len(data) // 2
@@ -206,6 +239,7 @@ def test_chunks_before_and_after_the_samples_do_not_matter(tmp_path: Path) -> No
         (bytes(5000), "FORMAT_UNKNOWN", "is not audio that can be read here"),
         (b"RIFF\0\0\0\0WAVE", "FILE_DAMAGED", "is damaged: it ends within its header, after 12 bytes"),
         (b"\0\0\0\x20ftypM4A " + bytes(500), "FORMAT_UNSUPPORTED", "is MP4 (m4a, mp4, mov), which is not read here"),
+        (b"\xff\xfb<!DOCTYPE html>" * 9, "FORMAT_UNKNOWN", "is not audio that can be read here"),
         (b"\x1a\x45\xdf\xa3" + bytes(500), "FORMAT_UNSUPPORTED", "is Matroska or WebM, which is not read here"),
         (b"\x30\x26\xb2\x75" + bytes(500), "FORMAT_UNSUPPORTED", "is Windows Media (wma, asf), which is not read"),
     ],
@@ -226,8 +260,29 @@ def test_a_codec_that_wav_may_hold_but_is_not_read_here(tmp_path: Path) -> None:
     wav = bytearray(written("WAV", "PCM_16"))
     wav[20:22] = struct.pack("<H", 0x45)  # G.726
     (tmp_path / "x.wav").write_bytes(wav)
-    with pytest.raises(AudioFileError, match="is a WAV file of a kind that is not read here: convert it, `ffmpeg -i"):
+    with pytest.raises(AudioFileError, match=r"a WAV file of a kind that is not read here.*: convert it, `ffmpeg"):
         AudioFile(tmp_path / "x.wav")
+
+
+@pytest.mark.parametrize(
+    ("sample", "reason", "text"),
+    [
+        (float("nan"), "NON_FINITE_AUDIO", "holds NaN or infinity near 2.0 s: write it again"),
+        (float("-inf"), "NON_FINITE_AUDIO", "holds NaN or infinity near 2.0 s: write it again"),
+        (-32768.0, "AUDIO_OUT_OF_RANGE", "holds a sample of magnitude 32768 near 2.0 s, where floats lie within ±1"),
+    ],
+)
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_floats_that_are_no_audio_are_named(
+    tmp_path: Path, subtype: str, sample: float, reason: str, text: str
+) -> None:
+    samples = speech() / 32768
+    samples[2 * RATE_HZ] = sample
+    (tmp_path / "x.wav").write_bytes(written("WAV", subtype, samples))
+    with pytest.raises(AudioFileError) as caught:
+        seconds(AudioFile(tmp_path / "x.wav"))
+    assert caught.value.reason == reason
+    assert text in caught.value.problem
 
 
 def test_places_where_no_file_is(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +40,24 @@ def test_notes_that_cannot_be_written_do_not_keep_results_back() -> None:
     notes += "print('note', file=sys.stderr, flush=True)\nprint('result')"
     done = shell("2>/dev/full", notes)
     assert (done.returncode, done.stdout) == (0, "result\n")
+
+
+def test_what_libraries_write_past_python_is_left_out() -> None:
+    program = "import os, sys; from kibun.client import standard_streams as streams\nstreams.prepare()\n"
+    program += "streams.silence_libraries(); os.write(2, b'library'); print('note', file=sys.stderr)"
+    done = shell("", program)
+    assert (done.returncode, done.stderr) == (0, "note\n")
+
+
+def test_names_and_texts_cannot_control_the_terminal(tmp_path: Path) -> None:
+    done = shell("", KIBUN, "stream", f"{tmp_path}/x\x1b[31m\nred.wav")
+    assert done.returncode == 2
+    assert done.stderr == f"kibun: {tmp_path}/x\\x1b[31m\\nred.wav does not exist [NO_SUCH_FILE]\n"
+    (tmp_path / "x.wav").write_bytes(b"")
+    for option in ("--turns", "--traits"):
+        done = shell("", KIBUN, "stream", f"{tmp_path}/x.wav", option, f"{tmp_path}/\x1b[31m.csv")
+        assert "\x1b" not in done.stderr
+        assert done.stderr.count("\n") == 1
 
 
 def test_a_reader_that_has_had_enough() -> None:

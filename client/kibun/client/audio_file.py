@@ -12,11 +12,21 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from kibun.client.containers import Header, HeaderError, Patched, is_empty, lacks_end_of_ogg, read_header
+from kibun.client.containers import (
+    MOST_JUNK,
+    Header,
+    HeaderError,
+    Patched,
+    goes_on,
+    is_empty,
+    lacks_end_of_ogg,
+    read_header,
+)
 from kibun.client.errors import AudioFileError, ErrorDetails, KibunError
-from kibun.client.mono import MIN_RATE_HZ, ChannelComparison, Mono, Samples
+from kibun.client.mono import MIN_RATE_HZ, ChannelComparison, Mono, Samples, unusable
 from kibun.client.options import Encoding
 from kibun.client.pcm import CHUNK_MS
+from kibun.client.standard_streams import printable
 
 # Formats that 16-bit samples hold without loss; all others are sent as 32-bit floats.
 _SIXTEEN_BITS_ARE_ENOUGH = ("PCM_16", "PCM_S8", "PCM_U8", "ULAW", "ALAW")
@@ -52,6 +62,8 @@ _FOREIGN = (
     (29, b"FLAC", "FLAC in Ogg"),
     (28, b"\x80theora", "Theora video in Ogg"),
 )
+# Parts of libsndfile's texts on a file that is nothing it knows; the last is of its MP3 decoder.
+_NOT_KNOWN = ("not recognised", "samplerate", "not a regular file")
 
 
 class AudioFile:
@@ -64,8 +76,9 @@ class AudioFile:
     Reads what libsndfile does (WAV, FLAC, Ogg, MP3 and many more); needs `pip install 'kibun[cli]'`. `channel`: the one
     to take, from 1; None: the mean of all. What is recorded above 48 kHz is resampled to 48 kHz.
 
-    Raises AudioFileError for a file that is missing, cannot be read, holds no audio or less than its header says. With
-    `allow_incomplete`, what is there is taken of a file that was cut off or damaged, and `incomplete` says what is not.
+    Raises AudioFileError for a file that is missing, cannot be read, holds no audio or less than its header says, and
+    while it is read, for samples that are no audio (NaN, ±32768 as floats). With `allow_incomplete`, what is there is
+    taken of a file that was cut off or damaged, and `incomplete` says what is not.
     """
 
     def __init__(
@@ -140,9 +153,11 @@ class AudioFile:
                 self.incomplete = "is cut off: its last page is missing, and maybe more"
             return
         available = max(file_size - header.start, 0)
-        untrue = (header.size is None and not is_empty(file, header, file_size)) or (
-            header.size is not None and header.size > available
-        )
+        if header.size is None:
+            untrue = not is_empty(file, header, file_size)
+        else:
+            file.seek(header.start + header.size)
+            untrue = header.size > available or goes_on(file.read(MOST_JUNK + 1))
         if untrue and available and header.size_width:
             self._patch = (header.size_at, header.size_field(available))
 
@@ -206,6 +221,8 @@ class AudioFile:
             while last is None or position < last:
                 block = self._read(file, size if last is None else min(size, last - position), dtype)
                 if block is not None and len(block):
+                    if fault := unusable(block, position / self._recorded_rate_hz):
+                        raise self._error(*fault)
                     position += len(block)
                     yield block
                     continue
@@ -307,11 +324,6 @@ def as_text(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def printable(text: str) -> str:
-    """Text with characters that are no print, such as line ends and those that control a terminal, as escapes."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def quoted(path: str | os.PathLike[str]) -> str:
     """A path as a shell takes it."""
     text = shown(path)
@@ -334,16 +346,21 @@ def _why_not_audio(path: Path, reason: str) -> tuple[str, str]:
     """What is wrong with a file that libsndfile refused, with the reason's name."""
     with path.open("rb") as file:
         head = file.read(64)
+    detail = reason.split(": ", 1)[-1].strip(" .:")
     if name := foreign_format(head):
         return f"is {name}, which is not read here: convert it, {conversion(path)}", "FORMAT_UNSUPPORTED"
     if head[:4] in (b"RIFF", b"RIFX", b"RF64"):
-        return f"is a WAV file of a kind that is not read here: convert it, {conversion(path)}", "FORMAT_UNSUPPORTED"
-    if "not recognised" in reason or "samplerate" in reason:
+        why = "" if "Internal error" in detail else f" ({detail})"
+        return (
+            f"is damaged, or a WAV file of a kind that is not read here{why}: convert it, {conversion(path)}",
+            "FORMAT_UNSUPPORTED",
+        )
+    if any(words in reason for words in _NOT_KNOWN):
         return (
             f"is not audio that can be read here ({READABLE}): if it is audio, convert it, {conversion(path)}",
             "FORMAT_UNKNOWN",
         )
-    return f"is damaged and cannot be read ({reason.split(': ', 1)[-1].strip(' .:')}): copy it again", "FILE_DAMAGED"
+    return f"is damaged and cannot be read ({detail}): copy it again", "FILE_DAMAGED"
 
 
 def _why_not_opened(path: Path, error: Exception) -> tuple[str, str]:

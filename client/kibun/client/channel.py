@@ -99,11 +99,13 @@ def call_metadata(credentials: Credentials) -> Sequence[tuple[str, str]]:
 def check_target(target: str) -> None:
     """Raises InvalidRequestError unless `target` is HOST:PORT (or one of gRPC's own schemes, e.g. unix:/path)."""
     if target.startswith(_PASSED_ON):
+        if not target.partition(":")[2].strip("/"):
+            raise _invalid(f"{target!r} names nothing: write what it is to reach, e.g. unix:/run/kibun.sock")
         return
     host, colon, port = target.rpartition(":")
     if "://" in target:
         raise _invalid(f"{target!r} is a URL: write HOST:PORT, e.g. localhost:50051 (TLS is a separate option)")
-    if not colon or not host or (":" in host and not host.startswith("[")):
+    if not colon or not host or (":" in host and not (host[0] == "[" and host[-1] == "]")):
         raise _invalid(f"{target!r} is not an address: write HOST:PORT, e.g. localhost:50051 or [::1]:50051")
     if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise _invalid(f"{target!r} has no usable port: write HOST:PORT with a port between 1 and 65535")

@@ -12,6 +12,10 @@ from typing import BinaryIO, Literal
 
 # A header that has not come to its samples after this many chunks is no header.
 _MOST_CHUNKS = 1000
+# What lies behind the samples is taken for more of them only where it is longer than this.
+MOST_JUNK = 32_768
+# How it begins where it is something else: a further chunk of the file, or a tag that another program put there.
+_NO_SAMPLES = re.compile(rb"[A-Za-z0-9_ ]{4}|ID3|TAG")
 # Lengths that writers into pipes put where they do not know better: 0, or about as much as 31 or 32 bits hold (SoX
 # writes 0x7F000000 into AIFF).
 _PLACEHOLDERS_32 = (
@@ -122,6 +126,14 @@ def is_empty(file: BinaryIO, header: Header, file_size: int) -> bool:
     return position in (file_size, file_size + 1)
 
 
+def goes_on(rest: bytes) -> bool:
+    """Whether samples go on behind the last one that the header counts, as of a recorder that was killed; `rest`: at
+    least the next MOST_JUNK + 1 bytes, fewer only at the end.
+    """
+    is_other = _NO_SAMPLES.match(rest) or _NO_SAMPLES.match(rest, 1)  # chunks begin at even places
+    return len(rest) > MOST_JUNK and not is_other and any(rest)
+
+
 class Patched:
     """A file in which some bytes read differently: as much of a file object as libsndfile asks for."""
 
@@ -150,11 +162,15 @@ class Patched:
 
 
 def lacks_end_of_ogg(file: BinaryIO, file_size: int) -> bool:
-    """Whether an Ogg stream breaks off: its last page does not say that it is the last."""
+    """Whether an Ogg stream breaks off: its last page does not say that it is the last, or is not whole."""
     file.seek(max(file_size - 2 * 65_536, 0))  # a page is at most this long
     tail = file.read()
-    page = tail.rfind(b"OggS")
-    return 0 <= page < len(tail) - 6 and not tail[page + 5] & 4
+    start = tail.rfind(b"OggS")
+    page = tail[max(start, 0) :]
+    if start < 0 or len(page) < 27:
+        return start >= 0
+    lengths = page[27 : 27 + page[26]]
+    return not page[5] & 4 or len(page) < 27 + page[26] + sum(lengths)
 
 
 class _Reader:

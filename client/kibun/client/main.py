@@ -17,6 +17,7 @@ from kibun.client.commands.failure import CommandError
 from kibun.client.errors import InvalidRequestError, KibunError
 from kibun.client.installation import EXTRA_OF, install_command, is_installed
 from kibun.client.server_process import ServerStartError
+from kibun.client.standard_streams import printable
 
 if TYPE_CHECKING:
     import typer
@@ -178,7 +179,8 @@ def _widest(extra: str, name: str) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(f"kibun: {message}", file=sys.stderr)
+    # What others wrote, such as a file's name or a server's text, must not control the terminal.
+    print("kibun:", "\n".join(map(printable, message.splitlines())), file=sys.stderr)
     sys.exit(code)
 
 

@@ -11,7 +11,29 @@ _ALIKE = 0.9
 # A channel this far below the loudest holds nothing but its own noise.
 _SILENT_DB = -40.0
 
+# What the service takes of float samples; beyond ±1 it clips.
+_LARGEST = 8.0
+
 Samples = np.ndarray[Any, Any]
+
+
+def unusable(block: Samples, start_s: float) -> tuple[str, str] | None:
+    """What is wrong with samples as floats, and the reason's name; None for those that the service takes."""
+    if block.dtype == np.int16:
+        return None
+    largest = float(np.abs(block).max(initial=0.0))  # NaN where one of them is
+    if largest <= _LARGEST:
+        return None
+    if np.isfinite(largest):
+        return (
+            f"holds a sample of magnitude {largest:g} near {start_s:.1f} s, where floats lie within ±1: divide them by "
+            "32768 if they were 16-bit integers, e.g. `ffmpeg -i FILE -af volume=1/32768 NEW.flac`",
+            "AUDIO_OUT_OF_RANGE",
+        )
+    return (
+        f"holds NaN or infinity near {start_s:.1f} s: write it again from its source, or with these samples set to 0",
+        "NON_FINITE_AUDIO",
+    )
 
 
 class Mono:

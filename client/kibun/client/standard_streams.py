@@ -1,4 +1,4 @@
-"""Standard input, output and error of a command, where they are closed or cannot be written."""
+"""Standard input, output and error of a command: closed, not writable, or shared with libraries that talk."""
 
 import io
 import os
@@ -20,11 +20,32 @@ def prepare() -> None:
         sys.stderr = _Notes(sys.stderr)
 
 
+def printable(text: str) -> str:
+    """Text with characters that are no print, such as line ends and those that control a terminal, as escapes."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
 def output_error() -> OSError | None:
     """Writes what standard output still holds; returns the error that it has met, or None."""
     with suppress(OSError):
         sys.stdout.flush()
     return sys.stdout.error if isinstance(sys.stdout, _Output) else None
+
+
+def silence_libraries() -> None:
+    """Keeps libraries from writing to standard error past Python, as the MP3 decoder does of each damaged frame.
+
+    Whoever asks for gRPC's lines, by GRPC_VERBOSITY, gets those of all.
+    """
+    before = sys.stderr
+    if not isinstance(before, _Notes) or os.environ.get("GRPC_VERBOSITY", "NONE") != "NONE":
+        return
+    ours = os.fdopen(os.dup(STDERR), "w", encoding=before.encoding)
+    sys.stderr = _Notes(ours)
+    sys.stderr.kept = (ours, before)  # collected as garbage, they would close what they write to
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, STDERR)
+    os.close(null)
 
 
 def _open_missing() -> None:
@@ -73,6 +94,8 @@ class _Output(_Stream):
 
 class _Notes(_Stream):
     """Loses what cannot be written."""
+
+    kept: tuple[io.TextIOBase, ...] = ()
 
     def write(self, text: str) -> int:
         with suppress(OSError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import io
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ import soundfile
 from rich.cells import cell_len
 
 from kibun.client.commands import mic as mic_module
+from kibun.client.commands.rows import CsvRows, FileStatus, row_without
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
 from tests.support.commands import Kibun
@@ -422,6 +424,17 @@ def test_any_name_goes_into_any_output(
     assert "\x1b" not in kibun.out
     assert "new\\nline.wav" in kibun.out
     assert "\\xff\\xe9.wav" in kibun.out
+
+
+def test_csv_holds_names_as_they_are_but_on_a_terminal_escapes() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    row = row_without(Path("\x1b[31m\n.wav"), FileStatus("failed"))
+    for output, name in ((io.StringIO(newline=""), "\x1b[31m\n.wav"), (Terminal(newline=""), "\\x1b[31m\\n.wav")):
+        CsvRows(output).write([row])
+        assert [read["file"] for read in csv.DictReader(io.StringIO(output.getvalue(), newline=""))] == [name]
 
 
 def test_a_long_recording_has_a_summary_and_few_rows(kibun: Kibun, target: str, tmp_path: Path) -> None:

@@ -147,6 +147,25 @@ def test_what_says_too_little_or_too_much(stream: Piped, wav: Path) -> None:
         assert "Traceback" not in done.err
 
 
+def test_standard_input_that_cannot_be_read(kibun: Kibun, target: str) -> None:
+    saved, written_only = os.dup(0), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(written_only, 0)
+    try:
+        assert kibun("stream", "-", "--server", target) == 2
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+        os.close(written_only)
+    assert kibun.err == "kibun: standard input cannot be read: Bad file descriptor [FILE_UNREADABLE]\n"
+
+
+def test_floats_from_a_pipe_that_are_no_audio(stream: Piped) -> None:
+    samples = np.zeros(16_000, "<f4")
+    samples[8000] = np.nan
+    assert stream(samples.tobytes(), "--rate", "16000", "--encoding", "float32").code == 1
+    assert "standard input holds NaN or infinity near 0." in stream.err
+
+
 def test_it_is_live_and_ctrl_c_ends_with_results(target: str, wav: Path) -> None:
     """Results come while the pipe is open; Ctrl-C then ends the turn in good order."""
     data = unknown_length(wav.read_bytes(), b"\xff" * 4)

@@ -26,6 +26,7 @@ from kibun.client.estimates import Traits
 from kibun.client.events import PersonalityUpdate, StreamWarning, UtteranceResult
 from kibun.client.pcm import CHUNK_MS
 from kibun.client.server_process import ServerProcess
+from kibun.client.standard_streams import silence_libraries
 
 
 class OutputFormat(enum.StrEnum):
@@ -73,6 +74,7 @@ def analyze(
     Exit codes: 0 all files were analysed; 1 one failed or was not whole; 2 called wrongly, or nothing to analyse; 130
     Ctrl-C.
     """
+    silence_libraries()
     found = find_audio(paths)
     files = found.files
     if not server and not model:
@@ -96,11 +98,11 @@ def _traits(path: Path | None, files: list[Path]) -> dict[Path, Traits]:
     matched = match_files(files, traits)
     if not matched:
         raise UsageError(
-            f"{path}: none of its {len(traits)} rows is about one of the {len(files)} files: its column file has to "
-            "hold their names, or its column speaker the names of their folders"
+            f"{shown(path)}: none of its {len(traits)} rows is about one of the {len(files)} files: its column file "
+            "has to hold their names, or its column speaker the names of their folders"
         )
     if without := [shown(file) for file in files if file not in matched]:
-        note(f"{path} has no traits for {len(without)} of {len(files)} files, {without[0]} first")
+        note(f"{shown(path)} has no traits for {len(without)} of {len(files)} files, {without[0]} first")
     return matched
 
 
@@ -246,7 +248,7 @@ def _open_rows(output_format: OutputFormat, path: Path | None) -> Iterator[Rows]
                 file = stack.enter_context(path.open("w", encoding="utf-8", newline=""))
             except OSError as error:
                 raise UsageError(
-                    f"cannot write {path}: {error.strerror}: name a file in a folder that exists"
+                    f"cannot write {shown(path)}: {error.strerror}: name a file in a folder that exists"
                 ) from None
         match output_format:
             case OutputFormat.TABLE:

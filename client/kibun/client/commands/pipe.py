@@ -14,7 +14,7 @@ from kibun.client.audio_file import AudioFile, foreign_format, import_soundfile,
 from kibun.client.commands.failure import UsageError
 from kibun.client.containers import Header, HeaderError, SampleFormat, read_header
 from kibun.client.errors import AudioFileError, ErrorDetails
-from kibun.client.mono import MIN_RATE_HZ, ChannelComparison, Mono, Samples
+from kibun.client.mono import MIN_RATE_HZ, ChannelComparison, Mono, Samples, unusable
 from kibun.client.options import BYTES_PER_SAMPLE, Encoding
 from kibun.client.pcm import CHUNK_MS
 
@@ -51,7 +51,10 @@ class PipedAudio:
         self.path = path
         self.channel = channel
         self.incomplete = ""
-        self._file = 0 if path == STANDARD_INPUT else os.open(path, os.O_RDONLY)
+        try:
+            self._file = 0 if path == STANDARD_INPUT else os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise self._unreadable(error) from error
         if os.isatty(self._file):
             raise UsageError(
                 "standard input is the terminal: send audio into it, e.g. `arecord -f S16_LE -r 16000 -t wav | kibun "
@@ -117,19 +120,24 @@ class PipedAudio:
     def _blocks(self, most_frames: int) -> Iterator[Samples]:
         width = self._format.bytes_per_frame
         waiting, self._head = self._head, b""
+        frames = 0
         while True:
             if self._left is not None:
                 waiting = waiting[: self._left]
             whole = min(len(waiting) // width, most_frames) * width
             if whole:
-                yield self._decode(waiting[:whole])
+                block = self._decode(waiting[:whole])
+                if fault := unusable(block, frames / self._recorded_rate_hz):
+                    raise self._error(*fault)
+                frames += len(block)
+                yield block
                 waiting = waiting[whole:]
                 if self._left is not None:
                     self._left -= whole
                 continue
             if self._left is not None and self._left < width:
                 return
-            data = os.read(self._file, most_frames * width)
+            data = self._take(most_frames * width)
             if not data:
                 break
             waiting += data
@@ -151,11 +159,18 @@ class PipedAudio:
         samples: Samples = np.asarray(block)
         return samples
 
+    def _take(self, most: int) -> bytes:
+        """What comes next, at least a byte of it; nothing at the end."""
+        try:
+            return os.read(self._file, most)
+        except OSError as error:
+            raise self._unreadable(error) from error
+
     def _read_header(self) -> Header | None:
         def read(count: int) -> bytes:
             data = b""
             while len(data) < count and len(self._head) < _LONGEST_HEADER:
-                piece = os.read(self._file, count - len(data))
+                piece = self._take(count - len(data))
                 if not piece:
                     break
                 data += piece
@@ -191,7 +206,7 @@ class PipedAudio:
         path = Path(self._folder.name, "audio")
         with path.open("wb") as copy:
             copy.write(self._head)
-            while data := os.read(self._file, _COPY_BYTES):
+            while data := self._take(_COPY_BYTES):
                 copy.write(data)
         try:
             return AudioFile(path, channel=self.channel, allow_incomplete=True)
@@ -206,6 +221,9 @@ class PipedAudio:
             )
         if self.channels < 1 or (self.channel is not None and self.channel > self.channels):
             raise self._error(f"has {self.channels} channel(s), none numbered {self.channel}", "NO_CHANNEL")
+
+    def _unreadable(self, error: OSError) -> AudioFileError:
+        return self._error(f"cannot be read: {error.strerror}", "FILE_UNREADABLE")
 
     def _error(self, problem: str, reason: str) -> AudioFileError:
         return AudioFileError(self.name, problem, ErrorDetails(reason=reason))

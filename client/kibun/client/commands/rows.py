@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kibun.client.audio_file import as_text, printable
+from kibun.client.audio_file import as_text
 from kibun.client.commands.report import compact_table, print_json
 from kibun.client.estimates import TRAITS, Traits
 from kibun.client.events import PersonalityUpdate, StreamStarted, UtteranceResult
+from kibun.client.standard_streams import printable
 
 Row = dict[str, str | float | int | bool | None]
 
@@ -138,14 +139,19 @@ class CsvRows:
     """CSV with a header."""
 
     def __init__(self, file: TextIO | None) -> None:
-        self._writer = csv.DictWriter(file or sys.stdout, COLUMNS, lineterminator="\n")
+        output = file or sys.stdout
+        self._to_terminal = output.isatty()
+        self._writer = csv.DictWriter(output, COLUMNS, lineterminator="\n")
         self._has_header = False
 
     def write(self, rows: Sequence[Row]) -> None:
         if not self._has_header:  # not before the first file: a server that cannot be reached leaves no header behind
             self._writer.writeheader()
             self._has_header = True
-        self._writer.writerows(_rounded(row) for row in rows)
+        for row in map(_rounded, rows):
+            if self._to_terminal:
+                row["file"] = printable(str(row["file"]))
+            self._writer.writerow(row)
 
     def finish(self) -> None: ...
 

@@ -41,9 +41,11 @@ from kibun.client.commands.streaming import (
 )
 from kibun.client.commands.traits_file import SUFFIXES, load_traits, parse_traits
 from kibun.client.commands.turns_file import TurnSpan, load_turns
+from kibun.client.errors import AudioFileError
 from kibun.client.estimates import Traits
 from kibun.client.options import Encoding, Features
 from kibun.client.pcm import CHUNK_MS
+from kibun.client.standard_streams import silence_libraries
 
 
 def stream(
@@ -93,6 +95,7 @@ def stream(
     Exit codes: 0 done; 1 it failed, or a file was not whole; 2 called wrongly, or nothing to read; 130 Ctrl-C before
     the end.
     """
+    silence_libraries()
     connection = Connection(server, token, tls, ca)
     known = _traits(traits, participant, dialogue=turns is not None)
     options = StreamingOptions(chunk_ms, realtime, Features(interim_results=interim), model, known)
@@ -191,7 +194,10 @@ async def _from_files(
         conversation = client.conversation(speaker.conversation_id or None)
         with _sink(console, as_json) as sink, interruption.watch():
             for file, turns in jobs:
-                await stream_turns(conversation, file, turns, options, sink, interruption)
+                try:
+                    await stream_turns(conversation, file, turns, options, sink, interruption)
+                except AudioFileError as error:  # found while it was read
+                    raise CommandError(str(error)) from error
                 if text := channel_note(file):
                     note(f"{file.name}: {text}")
                 if file.incomplete:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kibun.client.audio_file import shown
 from kibun.client.commands.failure import UsageError
 from kibun.client.estimates import TRAIT_MAX, TRAIT_MIN, TRAITS, Traits
 
@@ -37,17 +38,17 @@ def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except FileNotFoundError:
-        raise UsageError(f"no such file: {path}") from None
+        raise UsageError(f"no such file: {shown(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as text: give a .csv or .jsonl file ({error})") from error
+        raise UsageError(f"{shown(path)} cannot be read as text: give a .csv or .jsonl file ({error})") from error
     if path.suffix.lower() not in SUFFIXES:
         raise UsageError(
-            f"{path}: traits are read from .csv or .jsonl, not from {path.suffix or 'a file without suffix'}"
+            f"{shown(path)}: traits are read from .csv or .jsonl, not from {path.suffix or 'a file without suffix'}"
         )
     rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text)
     found: dict[str, Traits] = {}
     for line, row in rows:
-        where = f"{path}, line {line}"
+        where = f"{shown(path)}, line {line}"
         key = next((str(row[name]).strip() for name in keys if row.get(name) not in (None, "")), None)
         if key is None:
             raise UsageError(f"{where}: the row does not name whose traits these are: {' or '.join(keys)} is expected")
@@ -55,7 +56,7 @@ def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
             raise UsageError(f"{where}: {key!r} already has traits, from an earlier line: keep one of the two")
         found[key] = Traits(*(_number(where, name, row.get(name)) for name in TRAITS))
     if not found:
-        raise UsageError(f"{path} holds no traits")
+        raise UsageError(f"{shown(path)} holds no traits")
     return found
 
 
@@ -84,7 +85,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     header = [name.strip().lower() for name in reader.fieldnames or ()]
     if missing := [name for name in TRAITS if name not in header]:
         raise UsageError(
-            f"{path}, line 1: no column {', '.join(missing)}: the five traits, and whose they are, are expected"
+            f"{shown(path)}, line 1: no column {', '.join(missing)}: the five traits, and whose they are, are expected"
         )
     reader.fieldnames = header
     for row in reader:
@@ -98,9 +99,9 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]
         try:
             row = json.loads(content)
         except json.JSONDecodeError as error:
-            raise UsageError(f"{path}, line {line}: invalid JSON: {error.msg}") from error
+            raise UsageError(f"{shown(path)}, line {line}: invalid JSON: {error.msg}") from error
         if not isinstance(row, dict):
-            raise UsageError(f"{path}, line {line}: an object is expected, one per line")
+            raise UsageError(f"{shown(path)}, line {line}: an object is expected, one per line")
         yield line, row
 
 

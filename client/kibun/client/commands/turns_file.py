@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kibun.client.audio_file import shown
 from kibun.client.commands.failure import UsageError
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -33,26 +34,27 @@ def load_turns(path: Path, duration_s: float) -> list[TurnSpan]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UsageError(f"no such file: {path}") from None
+        raise UsageError(f"no such file: {shown(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as text: give a .json or .rttm file ({error})") from error
+        raise UsageError(f"{shown(path)} cannot be read as text: give a .json or .rttm file ({error})") from error
     if path.suffix.lower() == ".rttm":
         entries = _rttm_entries(path, text)
     elif path.suffix.lower() == ".json":
         entries = _json_entries(path, text)
     else:
         raise UsageError(
-            f"{path}: turns are read from .json or .rttm, not from {path.suffix or 'a file without a suffix'}"
+            f"{shown(path)}: turns are read from .json or .rttm, not from {path.suffix or 'a file without a suffix'}"
         )
     turns = [
-        _turn(f"{path}, line {line}", entry, number, duration_s) for number, (line, entry) in enumerate(entries, 1)
+        _turn(f"{shown(path)}, line {line}", entry, number, duration_s)
+        for number, (line, entry) in enumerate(entries, 1)
     ]
     if not turns:
-        raise UsageError(f"{path} holds no turns")
+        raise UsageError(f"{shown(path)} holds no turns")
     names = [turn.turn_id for turn in turns]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"{path}: turn_id {name!r} is used twice: ids must differ, or be left out")
+            raise UsageError(f"{shown(path)}: turn_id {name!r} is used twice: ids must differ, or be left out")
     return sorted(turns, key=lambda turn: (turn.start_s, turn.end_s))
 
 
@@ -61,18 +63,20 @@ def _json_entries(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     decoder = json.JSONDecoder()
     position = _skip(text, 0, "")
     if text[position : position + 1] != "[":
-        raise UsageError(f'{path}, line 1: a list of turns is expected: [{{"participant_id": …}}, …]')
+        raise UsageError(f'{shown(path)}, line 1: a list of turns is expected: [{{"participant_id": …}}, …]')
     position = _skip(text, position + 1, "")
     while text[position : position + 1] != "]":
         line = text.count("\n", 0, position) + 1
         try:
             entry, position = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
-            raise UsageError(f"{path}, line {error.lineno}: invalid JSON: {error.msg}") from error
+            raise UsageError(f"{shown(path)}, line {error.lineno}: invalid JSON: {error.msg}") from error
         yield line, entry
         after = _skip(text, position, "")
         if text[after : after + 1] not in (",", "]"):
-            raise UsageError(f"{path}, line {text.count(chr(10), 0, after) + 1}: invalid JSON: expected ',' or ']'")
+            raise UsageError(
+                f"{shown(path)}, line {text.count(chr(10), 0, after) + 1}: invalid JSON: expected ',' or ']'"
+            )
         position = _skip(text, after, ",")
 
 
@@ -89,14 +93,14 @@ def _rttm_entries(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             continue
         if len(fields) < 8:
             raise UsageError(
-                f"{path}, line {line}: {len(fields)} fields, where RTTM has "
+                f"{shown(path)}, line {line}: {len(fields)} fields, where RTTM has "
                 "`SPEAKER file channel start duration <NA> <NA> speaker <NA> <NA>`"
             )
         try:
             start_s, length_s = float(fields[3]), float(fields[4])
         except ValueError:
             raise UsageError(
-                f"{path}, line {line}: start {fields[3]!r} or duration {fields[4]!r} is not a number"
+                f"{shown(path)}, line {line}: start {fields[3]!r} or duration {fields[4]!r} is not a number"
             ) from None
         yield line, {"participant_id": fields[7], "start_s": start_s, "end_s": start_s + length_s}
 
