@@ -6,12 +6,21 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
-from kibun.client import AsyncClient, AudioFile, AudioFileError, Client, InvalidRequestError, UtteranceResult
+from kibun.client import (
+    AsyncClient,
+    AudioFile,
+    AudioFileError,
+    Client,
+    InvalidRequestError,
+    UtteranceResult,
+    WrongTypeError,
+)
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT, present
 
@@ -371,8 +380,30 @@ async def test_a_turn_takes_rate_and_encoding_from_the_recording(target: str, tm
         with pytest.raises(InvalidRequestError, match="sample_rate_hz is the recording's own"):
             client.conversation().turn(audio=AudioFile(path), sample_rate_hz=16_000)
         async with client.conversation().turn() as turn:
-            with pytest.raises(InvalidRequestError, match=r"conversation\.turn\(audio=…\)"):
+            with pytest.raises(InvalidRequestError, match=r"turn\(audio=AudioFile\(path\)\)"):
                 turn.feed(AudioFile(path))  # type: ignore[arg-type]
+        turn = client.conversation().turn(audio=AudioFile(path))
+        await turn.open()
+        async with turn:  # which opens it as well, and does not feed it twice
+            assert (await turn.result()).end_s == pytest.approx(SECONDS, abs=0.01)
+
+
+def test_what_is_no_recording_is_named(tmp_path: Path) -> None:
+    client: Any = Client("127.0.0.1:1")
+    for value in ("speech.wav", Path("speech.wav"), b"", True):
+        with pytest.raises(WrongTypeError, match=r"audio must be a kibun\.client\.AudioFile") as caught:
+            client.conversation().turn(audio=value)
+        assert caught.value.field == "audio"
+    path = tmp_path / "x.wav"
+    path.write_bytes(written("WAV", "PCM_16"))
+    audio: Any = AudioFile
+    wrong_values: dict[str, Any] = {"path": 1, "channel": "1", "allow_incomplete": "no"}
+    for field, wrong_value in wrong_values.items():
+        with pytest.raises(WrongTypeError) as wrong:
+            audio(**{"path": path, field: wrong_value})
+        assert wrong.value.field == field
+    with pytest.raises(WrongTypeError, match="chunk_ms must be a whole number"):
+        next(audio(path).chunks("100"))
 
 
 def test_and_without_asyncio(target: str, tmp_path: Path) -> None:

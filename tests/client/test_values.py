@@ -1,5 +1,8 @@
 """Parts of the SDK that need no server: options, estimates, addresses, errors, the replay buffer."""
 
+import copy
+import pickle
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from kibun.client import (
     AsyncClient,
+    AudioFileError,
     Client,
     Emotion,
     Endpointing,
@@ -30,6 +34,7 @@ from kibun.client import (
 )
 from kibun.client.channel import Credentials, check_target
 from kibun.client.engine import MAX_WAITING_EVENTS
+from kibun.client.errors import ErrorDetails
 from kibun.client.estimates import seconds
 from kibun.client.events import Event, SpeechEvent, SpeechEventType, UtteranceResult, event_from_response
 from kibun.client.options import BYTES_PER_SAMPLE, Encoding
@@ -279,6 +284,22 @@ def test_error_says_reason_and_request() -> None:
     assert isinstance(ours, KibunError)
     assert str(ours) == "it broke [INTERNAL, request r-1]"
     assert ours.field is None
+
+
+def every_error(cls: type[KibunError] = KibunError) -> Iterator[type[KibunError]]:
+    yield cls
+    for kind in cls.__subclasses__():
+        yield from every_error(kind)
+
+
+def test_every_error_can_be_copied_and_sent_to_another_process() -> None:
+    """A pool whose worker raises what cannot be read back waits for its result for ever."""
+    details = ErrorDetails("REASON", request_id="r-1", fields={"a": "b"})
+    for kind in every_error():
+        error = kind("x.wav", "is empty", details) if issubclass(kind, AudioFileError) else kind("it broke", details)
+        for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
+            assert type(again) is kind
+            assert (str(again), again.details, vars(again)) == (str(error), details, vars(error))
 
 
 def test_backoffs_grow_to_their_limit() -> None:

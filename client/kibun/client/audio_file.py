@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from kibun.client.checks import check_value
 from kibun.client.containers import (
     MOST_JUNK,
     Header,
@@ -84,6 +85,10 @@ class AudioFile:
     def __init__(
         self, path: str | os.PathLike[str], *, channel: int | None = None, allow_incomplete: bool = False
     ) -> None:
+        if not isinstance(path, str):  # which may hold surrogates: a name that is not UTF-8
+            check_value("path", path, str | os.PathLike)
+        check_value("channel", channel, int | None)
+        check_value("allow_incomplete", allow_incomplete, bool)
         self.path = Path(path)
         self.channel = channel
         self._allow_incomplete = allow_incomplete
@@ -114,6 +119,7 @@ class AudioFile:
 
     def chunks(self, chunk_ms: int = CHUNK_MS, start_s: float = 0.0, end_s: float | None = None) -> Iterator[Samples]:
         """The samples of [start, end) in pieces of shape (n,), int16 or float32. Raises AudioFileError."""
+        check_value("chunk_ms", chunk_ms, int)
         size = max(self._recorded_rate_hz * chunk_ms // 1000, 1)
         mono = Mono(self._recorded_rate_hz, self.channels, self.channel)
         first = round(start_s * self._recorded_rate_hz)

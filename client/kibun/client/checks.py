@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import os
 import types
 from dataclasses import fields
 from datetime import datetime
@@ -21,6 +22,7 @@ _KINDS: dict[Any, str] = {
     bool: "True or False",
     bytes: "bytes",
     Path: "a path",
+    os.PathLike: "a path",
     datetime: "a datetime",
     types.NoneType: "None",
 }

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, Unpack, get_type_hints
 
 from kibun.client.channel import Credentials, read_pem
 from kibun.client.checks import check_timeout, check_value
-from kibun.client.errors import DeadlineError, ErrorDetails, InvalidRequestError, UnavailableError
+from kibun.client.errors import DeadlineError, ErrorDetails, InvalidRequestError, UnavailableError, WrongTypeError
 from kibun.client.events import AnalyzeResult
 from kibun.client.options import RetryPolicy, StreamConfig, TurnOptions
 from kibun.client.pcm import payload_bytes
@@ -118,6 +118,9 @@ class AsyncClient:
         check_value("config", config, StreamConfig)
         check_value("retry", retry, RetryPolicy | None)
         if audio is not None:
+            if not hasattr(audio, "chunks"):
+                message = f"audio must be a kibun.client.AudioFile, as AudioFile(path), not {type(audio).__name__}"
+                raise WrongTypeError(message, ErrorDetails(WrongTypeError.default_reason, fields={"audio": message}))
             config = replace(config, sample_rate_hz=audio.sample_rate_hz, encoding=audio.encoding)
         return AsyncTurn(self._transport, config, retry or self._retry, audio)
 

@@ -171,5 +171,6 @@ class AudioFileError(InvalidRequestError):
 
     def __init__(self, name: str, problem: str, details: ErrorDetails | None = None) -> None:
         super().__init__(f"{name} {problem}", details)
+        self.args = (name, problem, details)  # what a copy is made with, e.g. on its way to another process
         # The message without the file's name.
         self.problem = problem

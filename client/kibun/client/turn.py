@@ -37,7 +37,8 @@ class AsyncTurn(AudioStream):
     async def open(self, timeout_s: float | None = None) -> StreamStarted:
         started = await super().open(timeout_s)
         if self._audio is not None:
-            self.feed(self._audio.chunks())
+            audio, self._audio = self._audio, None  # once, though an open turn may be opened again
+            self.feed(audio.chunks())
         return started
 
     @property
