@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,10 @@ import pytest
 
 from kibun.client import (
     AsyncClient,
+    AsyncTurn,
     Client,
     DeadlineError,
+    Event,
     InvalidRequestError,
     MisuseError,
     RetryPolicy,
@@ -174,15 +177,61 @@ async def test_a_loop_in_another_task_is_not_left(client: AsyncClient, service: 
     assert isinstance(events[-1], StreamEnded)
 
 
-def test_leaving_the_loop_early_without_asyncio(sync_client: Client) -> None:
+async def listen(events: AsyncIterator[Event], stop: type[Event] = UtteranceResult) -> None:
+    async for event in events:
+        if isinstance(event, stop):
+            break
+
+
+async def passed_on(turn: AsyncTurn) -> AsyncIterator[Event]:
+    async for event in turn:
+        yield event
+
+
+@pytest.mark.parametrize("way", ["variable", "generator", "timeout", "cancelled", "finished"])
+async def test_a_loop_that_was_left_is_left_whatever_keeps_its_iterator(client: AsyncClient, way: str) -> None:
+    source = Source(10**6, pause_s=0.001)
+    async with asyncio.timeout(20), client.conversation().turn() as turn:
+        turn.feed(source)
+        events = aiter(turn) if way == "variable" else passed_on(turn)
+        if way == "timeout":
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    await listen(events, StreamEnded)
+        elif way == "cancelled":  # and not waited for
+            listening = asyncio.create_task(listen(events, StreamEnded))
+            await until(lambda: source.given > 3)
+            listening.cancel()
+        elif way == "finished":
+            await asyncio.create_task(listen(events))
+        else:
+            await listen(events)
+    assert source.closed.is_set()
+    assert turn.ended
+
+
+@pytest.mark.parametrize("way", ["loop", "variable", "thread"])
+def test_leaving_the_loop_early_without_asyncio(sync_client: Client, way: str) -> None:
     source = Source(10**6, pause_s=0.001)
 
     def use() -> TurnResult:
         with sync_client.conversation().turn() as turn:
             turn.feed(source)
-            for event in turn:
-                if isinstance(event, UtteranceResult):
-                    break
+            events = iter(turn)
+
+            def read() -> None:
+                for event in turn if way == "loop" else events:
+                    if isinstance(event, UtteranceResult):
+                        break
+
+            if way == "thread":
+                thread = threading.Thread(target=read)
+                thread.start()
+                thread.join()
+            else:
+                if way == "loop":
+                    del events
+                read()
         return turn.result()
 
     assert outcome(use).utterance_count >= 1
@@ -327,6 +376,27 @@ async def raising_later(error: BaseException) -> AsyncIterator[bytes]:
     raise error
 
 
+class Unready(AsyncIterator[bytes]):
+    """Fails before the first piece is asked for."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def __aiter__(self) -> "Unready":
+        raise self._error
+
+    async def __anext__(self) -> bytes:
+        raise NotImplementedError
+
+
+def failing(error: BaseException) -> list[Callable[[BaseException], Any]]:
+    """Sources that end in `error`."""
+    sources: list[Callable[[BaseException], Any]] = [raising, raising_later, Raising]
+    if not isinstance(error, StopAsyncIteration):  # there it only says that there is nothing to read
+        sources.append(Unready)
+    return sources
+
+
 def seen(error: Any, expected: type[BaseException], raised: BaseException) -> None:
     """`error` is what was raised; what cannot be passed on is its cause."""
     if isinstance(raised, StopAsyncIteration):  # a generator makes a RuntimeError of it, others a SourceError
@@ -350,7 +420,7 @@ def test_every_exception_of_a_source_ends_the_turn(
             elif how == "result":
                 turn.result()
 
-    for source in (raising, raising_later, Raising):
+    for source in failing(raised):
         for how in ("iteration", "result", "leaving"):
             seen(outcome(partial(use, source, how)), expected, raised)
     assert outcome(sync_client.conversation().turn().open).turn_id, "the client is as good as before"
@@ -371,7 +441,7 @@ def test_the_same_with_asyncio(
     def run(source: Callable[[BaseException], Any]) -> None:
         asyncio.run(use(source))
 
-    for source in (raising, raising_later, Raising):
+    for source in failing(raised):
         seen(outcome(partial(run, source)), expected, raised)
 
 
@@ -394,7 +464,8 @@ async def test_a_source_of_what_is_no_audio_is_named(client: AsyncClient, chunk:
     ("source", "fix"),
     [
         (b"\0\0", r"goes to push\(\)"),
-        ("speech.wav", r"goes to push\(\)"),
+        ("speech.wav", r"audio=AudioFile\(path\)"),
+        (Path("speech.wav"), r"audio=AudioFile\(path\)"),
         (np.zeros(16000, np.int16), r"goes to push\(\)"),
         (None, "a generator"),
         (3, "a generator"),

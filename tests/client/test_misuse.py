@@ -324,3 +324,13 @@ def test_a_synchronous_client_is_not_for_its_own_thread(target: str) -> None:
         error = outcome(lambda: list(turn))
         assert isinstance(error, MisuseError)
         assert "use AsyncClient there" in str(error)
+    with Client(target) as client, client.conversation().turn() as turn:
+
+        async def closing() -> Any:
+            client.close()
+            yield QUIET
+
+        turn.feed(closing())
+        error = outcome(lambda: list(turn))
+        assert isinstance(error, MisuseError)
+        assert "use AsyncClient there" in str(error)

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Generator, Iterable
 from typing import Any, TypeVar
@@ -21,12 +22,15 @@ _END = StopAsyncIteration()
 
 def check_source(source: object) -> None:
     """Raises WrongTypeError for what is no source of chunks: a single chunk, a path, a function."""
-    if isinstance(source, bytes | bytearray | memoryview | str) or hasattr(source, "dtype"):
+    if isinstance(source, bytes | bytearray | memoryview) or hasattr(source, "dtype"):
         fix = "feed() takes an iterable of chunks; a single piece of audio goes to push()"
-    elif isinstance(source, AsyncIterable | Iterable):
+    elif isinstance(source, AsyncIterable | Iterable) and not isinstance(source, str):
         return
-    elif hasattr(source, "chunks"):
-        fix = "a recording goes to the turn when it is made, conversation.turn(audio=…), to have its rate and encoding"
+    elif isinstance(source, str | os.PathLike) or hasattr(source, "chunks"):
+        fix = (
+            "a recording goes to the turn when it is made, to have its rate and encoding: "
+            "conversation.turn(audio=AudioFile(path))"
+        )
     elif callable(source):
         fix = "feed() takes an iterable of chunks: call a generator function, or wrap another as iter(function, b'')"
     else:
@@ -40,10 +44,12 @@ async def read(source: AsyncIterable[T] | Iterable[T]) -> AsyncGenerator[T]:
 
     Raises what the source raises; SourceError in place of what cannot be passed on.
     """
-    chunks = aiter(source) if isinstance(source, AsyncIterable) else _ReaderThread(source)
+    chunks: AsyncIterator[T] | None = None
     try:
         while True:
             try:
+                if chunks is None:
+                    chunks = aiter(source) if isinstance(source, AsyncIterable) else _ReaderThread(source)
                 chunk = await anext(chunks)
             except StopAsyncIteration:
                 return

@@ -1,11 +1,12 @@
 """A stream of audio to the service and of events back: the lower level, which may carry several turns."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import aclosing
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Any, Self
+from weakref import ReferenceType, WeakSet, ref
 
 from kibun.client import source
 from kibun.client.checks import check_timeout, check_value
@@ -19,6 +20,9 @@ from kibun.client.transport import Transport
 
 if TYPE_CHECKING:
     from kibun.client.pcm import Pcm
+
+# Who iterates: a task, or a thread that uses the synchronous client.
+Reader = asyncio.Task[Any] | threading.Thread
 
 NO_RETRY = RetryPolicy(max_attempts=1, replay_limit_s=0.0)
 
@@ -39,8 +43,8 @@ class AudioStream:
         self._feeder: asyncio.Task[None] | None = None
         self._error_was_raised = False
         self._someone_waits = False
-        # The loops over the events that are still under way.
-        self._loops: WeakSet[_Events] = WeakSet()
+        # The loops over the events that may still be under way.
+        self._loops: WeakSet[Events] = WeakSet()
         self._was_iterated = False
 
     # -- opening and leaving
@@ -75,9 +79,13 @@ class AudioStream:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._leave(error, asyncio.current_task())
+
+    async def _leave(self, error: BaseException | None, who: Reader | None) -> None:
+        """Ends the block as `async with` does, when `who` leaves it, with `error`."""
         try:
             if error is None:
-                if self._was_iterated and not self._loops:
+                if self._was_iterated and not any(loop.goes_on_without(who) for loop in self._loops):
                     self._stop_feed()
                 await self._until_fed()
                 self._engine.close_input()
@@ -190,10 +198,10 @@ class AudioStream:
 
     # -- receiving
 
-    def __aiter__(self) -> AsyncIterator[Event]:
+    def __aiter__(self) -> "Events":
         self._engine.check_started()
         self._was_iterated = True
-        events = _Events(self)
+        events = Events(self)
         self._loops.add(events)
         return events
 
@@ -283,14 +291,34 @@ class AudioStream:
             over.cancel()
 
 
-class _Events(AsyncIterator[Event]):
-    """One loop over the events of a stream. It lives as long as the loop: so the stream knows when that was left."""
+class Events(AsyncIterator[Event]):
+    """One loop over the events of a stream, by which the stream knows when that was left: at the latest when this is
+    gone, but a variable, a traceback or a generator may keep it.
+    """
 
     def __init__(self, stream: AudioStream) -> None:
         self._stream = stream
+        # Who runs it; None until it has begun. Weak, as its frame holds this in turn.
+        self._reader: ReferenceType[Reader] | None = None
 
     async def __anext__(self) -> Event:
+        return await self.next(asyncio.current_task())
+
+    async def next(self, reader: Reader | None) -> Event:
+        """The next event, for the loop of `reader`."""
+        self._reader = ref(reader) if reader else None
         return await self._stream.__anext__()
+
+    def goes_on_without(self, who: Reader | None) -> bool:
+        """Whether it may be under way while `who` is not in it."""
+        if self._reader is None:
+            return True
+        reader = self._reader()
+        if reader is None or reader is who:
+            return False
+        if isinstance(reader, threading.Thread):
+            return reader.is_alive()
+        return not (reader.done() or reader.cancelling())
 
 
 class AsyncStream(AudioStream):

@@ -8,7 +8,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 
@@ -18,7 +18,7 @@ from kibun.client.errors import ErrorDetails, MisuseError
 from kibun.client.events import AnalyzeResult, Event, StreamEnded, StreamStarted, TurnResult
 from kibun.client.options import RetryPolicy, StreamConfig, TurnOptions
 from kibun.client.resources import ConversationState, ServiceInfo
-from kibun.client.stream import AsyncStream, AudioStream
+from kibun.client.stream import AsyncStream, AudioStream, Events
 from kibun.client.transport import client_closed
 from kibun.client.turn import AsyncTurn
 
@@ -61,12 +61,7 @@ class LoopThread:
             with self._lock:
                 if self._closed:
                     raise client_closed()
-                if threading.current_thread() is self._thread:
-                    raise MisuseError(
-                        "a synchronous client cannot be used by code that runs in its own thread, such as an "
-                        "asynchronous source: use AsyncClient there",
-                        ErrorDetails(reason="WRONG_EVENT_LOOP"),
-                    )
+                self._check_thread()
                 future = asyncio.run_coroutine_threadsafe(_outcome(coroutine), self._running_loop())
         except BaseException:
             coroutine.close()
@@ -96,6 +91,7 @@ class LoopThread:
             if self._closed or self._loop is None or forking.is_broken():
                 self._closed = True
                 return
+            self._check_thread()
             self._closed = True
             closing = asyncio.run_coroutine_threadsafe(self._close_all(), self._loop)
         closing.result()
@@ -124,6 +120,14 @@ class LoopThread:
                 self._loop.call_soon_threadsafe(self._transport.resume)
                 self._start(self._loop)
         self._lock.release()
+
+    def _check_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise MisuseError(
+                "a synchronous client cannot be used by code that runs in its own thread, such as an asynchronous "
+                "source: use AsyncClient there",
+                ErrorDetails(reason="WRONG_EVENT_LOOP"),
+            )
 
     async def _pause(self, loop: asyncio.AbstractEventLoop, done: threading.Event) -> None:
         try:
@@ -274,7 +278,7 @@ class _Face(Generic[Twin]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is None or os.getpid() == self._pid:  # the stream of a parent is not the child's to close
-            self._thread.run(self._twin.__aexit__(kind, error, trace))
+            self._thread.run(self._twin._leave(error, threading.current_thread()))
 
     def open(self, timeout_s: float | None = None) -> StreamStarted:
         """Opens the stream; `with` does so by itself. Raises KibunError, DeadlineError after `timeout_s`."""
@@ -316,24 +320,21 @@ class _Face(Generic[Twin]):
         return self._thread.run(self._twin.wait_ended(timeout_s))
 
     def __iter__(self) -> Iterator[Event]:
-        return _Events(self._thread, self._thread.call(aiter, self._twin))
+        return _Events(self._thread, self._thread.call(self._twin.__aiter__))
 
     def __next__(self) -> Event:
-        return next(_Events(self._thread, self._twin))
+        return _next(self._thread, self._twin.__anext__())
 
 
 class _Events(Iterator[Event]):
     """One loop over the events of a stream."""
 
-    def __init__(self, thread: LoopThread, events: AsyncIterator[Event]) -> None:
+    def __init__(self, thread: LoopThread, events: Events) -> None:
         self._thread = thread
         self._events = events
 
     def __next__(self) -> Event:
-        event = self._thread.run(_next_or_none(self._events))
-        if event is None:
-            raise StopIteration
-        return event
+        return _next(self._thread, self._events.next(threading.current_thread()))
 
 
 class Stream(_Face[AsyncStream]):
@@ -365,9 +366,11 @@ class Turn(_Face[AsyncTurn]):
         return self._twin.turn_result or self._thread.run(self._twin.result(timeout_s))
 
 
-async def _next_or_none(events: AsyncIterator[Event]) -> Event | None:
-    # StopAsyncIteration must not leave a task.
-    return await anext(events, None)
+def _next(thread: LoopThread, coming: Coroutine[Any, Any, Event]) -> Event:
+    try:
+        return thread.run(coming)
+    except StopAsyncIteration:
+        raise StopIteration from None
 
 
 async def _outcome(coroutine: Coroutine[Any, Any, T]) -> tuple[T | None, BaseException | None]:
