@@ -58,7 +58,7 @@ def test_served_and_bare_analyse_the_same_and_alike(demo_server: ServerProcess) 
 def test_clients_tell_finals_refusals_and_losses_apart() -> None:
     fails = UTTERANCES[0].copy()
     fails[0] = 32768 // 8  # the stub raises
-    with serving.serve("--max-streams", "2") as server:
+    with serving.serve("--max-streams", "2", "--vad", "webrtc") as server:
         clients = Clients(server.target, [*UTTERANCES, fails])
         crowded = clients.handle("speak", arrivals=[(2, 0.0), (2, 0.0), (0, 0.5), (1, 0.5)])
         failing = clients.handle("speak", arrivals=[(3, 0.0)])

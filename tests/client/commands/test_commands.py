@@ -439,7 +439,7 @@ def test_csv_holds_names_as_they_are_but_on_a_terminal_escapes() -> None:
 
 def test_a_long_recording_has_a_summary_and_few_rows(kibun: Kibun, target: str, tmp_path: Path) -> None:
     samples, rate_hz = soundfile.read(DEMO / "dialogue.flac", dtype="int16")
-    soundfile.write(tmp_path / "long.wav", np.concatenate([samples] * 4), rate_hz)
+    soundfile.write(tmp_path / "long.wav", np.concatenate([samples] * 8), rate_hz)
     assert kibun("analyze", tmp_path / "long.wav", "--server", target, "-f", "jsonl") == 0
     rows = kibun.lines
     assert len(rows) > 50

@@ -29,7 +29,7 @@ KIBUN = [sys.executable, "-m", "kibun.client.main"]
 def target() -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
-        with ServerProcess("stub", ["--loader", "tests.support.stub_model:load"]) as server:
+        with ServerProcess("stub", ["--loader", "tests.support.stub_model:load", "--vad", "webrtc"]) as server:
             yield server.target
 
 
