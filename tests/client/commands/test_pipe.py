@@ -168,7 +168,7 @@ def test_floats_from_a_pipe_that_are_no_audio(stream: Piped) -> None:
 
 def test_it_is_live_and_ctrl_c_ends_with_results(target: str, wav: Path) -> None:
     """Results come while the pipe is open; Ctrl-C then ends the turn in good order."""
-    data = unknown_length(wav.read_bytes(), b"\xff" * 4)
+    data = unknown_length(wav.read_bytes(), b"\xff" * 4) + bytes(32_000)  # a second of silence ends the utterance
     command = [*KIBUN, "stream", "-", "--json", "--server", target]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
