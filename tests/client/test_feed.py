@@ -469,7 +469,7 @@ async def test_a_source_of_what_is_no_audio_is_named(client: AsyncClient, chunk:
         (np.zeros(16000, np.int16), r"goes to push\(\)"),
         (None, "a generator"),
         (3, "a generator"),
-        (lambda: b"", r"iter\(function, b''\)"),
+        (bytes, r"iter\(function, b''\)"),
     ],
     ids=repr,
 )
