@@ -31,6 +31,13 @@ from kibun.models.personality import ConversationHead, PersonalityHead, round_to
 from kibun.models.types import Analysis, Utterance
 from kibun.models.weights import check_header, not_finite
 
+# How weights may fail to be those of the configuration: transformers' name for it, and words.
+_MISFITS = {
+    "missing_keys": "lacks {} weights that {} describes",
+    "unexpected_keys": "has {} weights that {} has no place for",
+    "mismatched_keys": "has {} weights of another shape than {} describes",
+}
+
 
 @dataclass
 class KibunOutput(ModelOutput):
@@ -256,6 +263,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
                 not belong to the configuration, or one is NaN or infinite; the message names file and field.
         """
         kwargs.setdefault("dtype", torch.float32)
+        kwargs.setdefault("ignore_mismatched_sizes", True)  # they are named below
         wants_info, mapped = kwargs.pop("output_loading_info", False), kwargs.pop("mapped", False)
         folder = Path(pretrained_model_name_or_path)
         weights = folder / files.WEIGHTS
@@ -269,10 +277,9 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         except Exception as error:  # safetensors and transformers each raise their own types
             raise files.BundleError(f"{weights}: does not load: {files.one_line(error)}") from error
         model, info = loaded
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if info.get(problem):
-                names = ", ".join(sorted(map(str, info[problem]))[:3])
-                raise files.BundleError(f"{weights}: {problem}: {names} ...")
+        for problem, text in _MISFITS.items():
+            if names := sorted(key if isinstance(key, str) else key[0] for key in info[problem]):
+                raise files.BundleError(f"{weights}: {text.format(len(names), files.CONFIG)}, {names[0]} first")
         if name := not_finite(model.state_dict().items()):
             raise files.BundleError(f"{weights}: {name} holds NaN or infinity: get the bundle again, or train it anew")
         # In the mapped file weights start wherever its header ends, and for what is not aligned a CPU uses other

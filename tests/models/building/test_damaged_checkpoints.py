@@ -183,6 +183,7 @@ def with_weights(checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], o
 
 
 WEIGHT = "encoder.layers.0.attention.k_proj.weight"
+ADAPTER = "encoder.layers.0.adapter_layer.norm.weight"
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
@@ -191,6 +192,10 @@ WEIGHT = "encoder.layers.0.attention.k_proj.weight"
     [
         (lambda state: state.pop(WEIGHT), f"lacks 1 weights .*{WEIGHT}"),
         (lambda state: state.clear(), r"config\.json: describes a model of 37,024 weights, but the checkpoint has 0"),
+        (
+            lambda state: state.update({ADAPTER: torch.zeros(3)}),
+            f"has 1 weights .* no place for, {ADAPTER}",
+        ),
         (lambda state: state.update({WEIGHT: torch.zeros(3, 5)}), f"lacks 1 weights .*{WEIGHT}"),
         (lambda state: state[WEIGHT].view(-1)[7:8].fill_(NAN), f"{WEIGHT} holds NaN or infinity"),
         (lambda state: state[WEIGHT].fill_(-INFINITY), f"{WEIGHT} holds NaN or infinity"),
@@ -201,7 +206,7 @@ WEIGHT = "encoder.layers.0.attention.k_proj.weight"
         (lambda state: state.update({WEIGHT: state[WEIGHT].to(torch.int8)}), f"{WEIGHT} holds int8, allowed are"),
         (lambda state: state.update({WEIGHT: torch.zeros(32, 32, dtype=torch.complex64)}), f"{WEIGHT} holds complex"),
     ],
-    ids=["missing", "none", "shape", "nan", "infinite", "too large", "int", "complex"],
+    ids=["missing", "none", "adapter", "shape", "nan", "infinite", "too large", "int", "complex"],
 )
 def test_weights_that_cannot_be_are_named(
     checkpoint: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str, suffix: str
@@ -247,6 +252,20 @@ def test_what_is_no_folder_is_named(checkpoint: Path, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr("kibun.models.building.checkpoint.cached_file", unreachable)
     assert "there is no such folder, and the Hugging Face hub says: no connection to the hub" in refusal(tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "model.safetensors"])
+def test_a_folder_in_place_of_a_file_is_named(checkpoint: Path, name: str) -> None:
+    (checkpoint / name).unlink()
+    (checkpoint / name).mkdir()
+    assert f"{checkpoint / name}: is not a file that can be read" in refusal(checkpoint)
+
+
+def test_fewer_layers_than_there_are_are_another_model(checkpoint: Path) -> None:
+    edit_json(checkpoint / "config.json", num_hidden_layers=2)
+    assert "model.safetensors: has 32 weights that config.json has no place for, encoder.layers.2" in refusal(
+        checkpoint
+    )
 
 
 def sharded(checkpoint: Path) -> Path:

@@ -7,6 +7,7 @@ nothing that a checkpoint contains can run, ask, or name another file to read: n
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -31,6 +32,10 @@ M = TypeVar("M", bound=PreTrainedModel)
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # from_pretrained creates it if a checkpoint lacks it; only training with SpecAugment would use it, which we do not.
 _UNUSED = "masked_spec_embed"
+# Parts that change what a model computes: where a checkpoint has more of them than its configuration describes, what is
+# built would be another model. Heads for other tasks may be left out.
+_ESSENTIAL = ("feature_extractor", "feature_projection", "encoder", "adapter")
+_WEIGHTED_SUM = "layer_weights"  # of all layers, in place of the last one, before a head
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,14 @@ class Checkpoint:
                 f"{where}: lacks {len(missing)} weights that {CONFIG} requires, or has them in another shape,"
                 f" {missing[0]} first{remedy}"
             )
+        prefix = f"{kind.base_model_prefix}."
+        essential = (*_ESSENTIAL, _WEIGHTED_SUM) if hasattr(model, kind.base_model_prefix) else _ESSENTIAL
+        names = (name.removeprefix(prefix) for name in info["unexpected_keys"])
+        if surplus := sorted(name for name in names if name.partition(".")[0] in essential):
+            raise BundleError(
+                f"{where}: has {len(surplus)} weights that {CONFIG} has no place for, {surplus[0]} first: what it"
+                f" describes is another model, or one that is not supported{remedy}"
+            )
         if name := not_finite(model.state_dict().items()):
             raise BundleError(f"{where}: {name} holds NaN or infinity: get the checkpoint again")
         return model  # type: ignore[no-any-return]
@@ -154,7 +167,12 @@ def find_checkpoint(source: str | Path, kinds: tuple[str, ...], example: str) ->
 def _find(source: str, name: str) -> Path | None:
     folder = Path(source)
     if folder.is_dir():
-        return folder / name if (folder / name).is_file() else None
+        path = folder / name
+        if path.is_file():
+            return path
+        if os.path.lexists(path):
+            raise BundleError(f"{path}: is not a file that can be read")
+        return None
     try:
         found = cached_file(source, name, _raise_exceptions_for_missing_entries=name == CONFIG)
     except Exception as error:  # OSError, ValueError and types of huggingface_hub

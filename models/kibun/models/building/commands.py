@@ -256,5 +256,7 @@ def _or_exit(action: Callable[[], T]) -> T:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    typer.echo(f"error: {message}", err=True)
+    # What a name or a file holds must not control the terminal.
+    shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in message)
+    typer.echo(f"error: {shown}", err=True)
     raise typer.Exit(code)
