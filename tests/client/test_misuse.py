@@ -334,3 +334,17 @@ def test_a_synchronous_client_is_not_for_its_own_thread(target: str) -> None:
         error = outcome(lambda: list(turn))
         assert isinstance(error, MisuseError)
         assert "use AsyncClient there" in str(error)
+
+
+def test_a_synchronous_client_that_no_one_closes_warns_and_ends(target: str) -> None:
+    def use() -> list[threading.Thread]:
+        turn = Client(target).conversation().turn()
+        turn.open()
+        turn.push(QUIET)
+        return [thread for thread in threading.enumerate() if thread.name == "kibun-client"]
+
+    with pytest.warns(ResourceWarning, match="was not closed"):
+        threads = use()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()

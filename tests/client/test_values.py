@@ -1,6 +1,7 @@
 """Parts of the SDK that need no server: options, estimates, addresses, errors, the replay buffer."""
 
 import copy
+import inspect
 import pickle
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -17,8 +18,12 @@ from hypothesis import strategies as st
 
 from kibun.client import (
     AsyncClient,
+    AsyncConversation,
+    AsyncStream,
+    AsyncTurn,
     AudioFileError,
     Client,
+    Conversation,
     Emotion,
     Endpointing,
     EndReason,
@@ -29,8 +34,10 @@ from kibun.client import (
     PersonalitySource,
     ReplayBufferExceededError,
     RetryPolicy,
+    Stream,
     StreamConfig,
     Traits,
+    Turn,
 )
 from kibun.client.channel import Credentials, check_target
 from kibun.client.engine import MAX_WAITING_EVENTS
@@ -255,6 +262,20 @@ def test_bad_addresses_name_the_fix(target: str, fix: str) -> None:
 def test_sync_client_raises_the_same_and_leaves_no_thread() -> None:
     with pytest.raises(InvalidRequestError, match="HOST:PORT"):
         Client("nowhere")
+
+
+@pytest.mark.parametrize(
+    ("cls", "twin"),
+    [(AsyncClient, Client), (AsyncConversation, Conversation), (AsyncTurn, Turn), (AsyncStream, Stream)],
+    ids=lambda cls: cls.__name__,
+)
+def test_the_synchronous_twin_has_all_that_the_other_has(cls: type, twin: type) -> None:
+    names = {name for name in dir(cls) if not name.startswith("_")} - {"get_conversation_proto"}
+    assert not names - set(dir(twin))
+    for name in names:
+        member = getattr(cls, name, None)
+        if inspect.isfunction(member):
+            assert inspect.signature(member).parameters == inspect.signature(getattr(twin, name)).parameters
 
 
 async def test_a_token_does_not_travel_in_clear_text(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
+import warnings
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
@@ -93,7 +94,7 @@ class LoopThread:
                 return
             self._check_thread()
             self._closed = True
-            closing = asyncio.run_coroutine_threadsafe(self._close_all(), self._loop)
+            closing = asyncio.run_coroutine_threadsafe(_close_all(self._client), self._loop)
         closing.result()
         self._stop()
 
@@ -149,13 +150,6 @@ class LoopThread:
         self._thread = threading.Thread(target=loop.run_forever, name="kibun-client", daemon=True)
         self._thread.start()
 
-    async def _close_all(self) -> None:
-        await self._client.close()
-        if others := asyncio.all_tasks() - {asyncio.current_task()}:
-            for task in others:
-                task.cancel()
-            await asyncio.wait(others, timeout=_STOP_S)
-
     def _stop(self) -> None:
         loop, thread = self._loop, self._thread
         self._loop = self._thread = None
@@ -163,6 +157,18 @@ class LoopThread:
             loop.call_soon_threadsafe(loop.stop)
             thread.join()
             loop.close()
+
+    def __del__(self) -> None:
+        if self._loop is None or self._closed or forking.is_broken():
+            return
+        warnings.warn(
+            f"a client of {self._client.target} was not closed: write `with Client(…) as client:`, or call close()",
+            ResourceWarning,
+            stacklevel=2,
+            source=self,
+        )
+        # Not `close`, which waits: this may run in any thread, also in its own.
+        self._loop.call_soon_threadsafe(_end, self._loop, self._client)
 
 
 class Client:
@@ -197,6 +203,12 @@ class Client:
     def stream(self, config: StreamConfig) -> "Stream":
         """A stream that may carry several turns of one participant; it does not resume after a lost connection."""
         return Stream(self._thread, self._client.stream(config))
+
+    def turn(
+        self, config: StreamConfig, *, audio: "AudioFile | None" = None, retry: RetryPolicy | None = None
+    ) -> "Turn":
+        """A single turn as described by `config`; `Conversation.turn` is a shortcut. See `AsyncClient.turn`."""
+        return Turn(self._thread, self._client.turn(config, audio=audio, retry=retry))
 
     def analyze(
         self, pcm: "Pcm", config: StreamConfig | None = None, *, timeout_s: float | None = None
@@ -293,6 +305,16 @@ class _Face(Generic[Twin]):
         """What the server accepted: ids, model, limits. After a reconnect, its newest answer."""
         return self._twin.started
 
+    @property
+    def config(self) -> StreamConfig:
+        """What was asked of the server; after a reconnect, with the offset of the replay."""
+        return self._twin.config
+
+    @property
+    def turn_result(self) -> TurnResult | None:
+        """The first TurnResult, once it has arrived."""
+        return self._twin.turn_result
+
     def push(self, pcm: "Pcm") -> None:
         """Sends audio; blocks while more than two seconds are on their way. Raises as `AsyncStream.push` does."""
         self._thread.run(self._twin.push(pcm))
@@ -371,6 +393,21 @@ def _next(thread: LoopThread, coming: Coroutine[Any, Any, Event]) -> Event:
         return thread.run(coming)
     except StopAsyncIteration:
         raise StopIteration from None
+
+
+async def _close_all(client: AsyncClient) -> None:
+    """Closes the client, and ends what else runs in its loop."""
+    await client.close()
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        for task in others:
+            task.cancel()
+        await asyncio.wait(others, timeout=_STOP_S)
+
+
+def _end(loop: asyncio.AbstractEventLoop, client: AsyncClient) -> None:
+    """Ends the loop, and with it its thread, once the client is closed."""
+    closing = loop.create_task(_close_all(client))
+    closing.add_done_callback(lambda _: loop.stop())
 
 
 async def _outcome(coroutine: Coroutine[Any, Any, T]) -> tuple[T | None, BaseException | None]:

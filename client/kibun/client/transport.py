@@ -53,9 +53,12 @@ class _Connection:
         self.streams: WeakSet[OpenStream] = WeakSet()
 
     async def close(self) -> None:
-        for stream in list(self.streams):
+        streams = list(self.streams)
+        for stream in streams:
             stream.fail(client_closed())
         await self.channel.close()
+        if streams:  # otherwise, where this loop ends now, gRPC reports that in another one, with a traceback
+            await asyncio.sleep(_SETTLE_S)
 
 
 class Transport:
