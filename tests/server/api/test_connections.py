@@ -1,12 +1,13 @@
 """Unknown callers, counted and held back, with a clock of our own; what a real server makes of it: test_strangers."""
 
 import asyncio
+import socket
 from contextlib import ExitStack
 
 import pytest
 
-from kibun.server.api import connections, sockets
-from kibun.server.api.connections import CROWD, FREE_FAILURES, MAX_BYTES, MAX_CALLS, Connections
+from kibun.server.api.connections import CROWD, FORGET_S, FREE_FAILURES, MAX_BYTES, MAX_CALLS, Connections
+from kibun.server.api.sockets import Sockets, _address_in
 from kibun.server.errors import Failure
 from tests.support.virtual_time import run as run_virtual
 
@@ -15,22 +16,30 @@ def peer(connection: int, host: str = "ipv4:10.0.0.7") -> str:
     return f"{host}:{40_000 + connection}"
 
 
-@pytest.fixture
-def cut(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Peers whose connection was shut down."""
-    peers: list[str] = []
+class ToldSockets(Sockets):
+    """Connections that received what a test says, and those that were shut down."""
 
-    def shut_down(peer: str) -> bool:
-        peers.append(peer)
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: int | None = 0
+        self.cut: list[str] = []
+
+    async def bytes_received(self, peer: str) -> int | None:
+        return self.received
+
+    def shut_down(self, peer: str) -> bool:
+        self.cut.append(peer)
         return True
 
-    monkeypatch.setattr(connections, "shut_down", shut_down)
-    return peers
+
+@pytest.fixture
+def told() -> ToldSockets:
+    return ToldSockets()
 
 
-def test_one_call_more_than_a_connection_may_have_ends_it(cut: list[str]) -> None:
+def test_one_call_more_than_a_connection_may_have_ends_it(told: ToldSockets) -> None:
     reasons: list[str] = []
-    peers = Connections(reasons.append)
+    peers = Connections(reasons.append, sockets=told)
     with ExitStack() as stack:
         for _ in range(MAX_CALLS):
             stack.enter_context(peers.stranger(peer(1)))
@@ -38,54 +47,72 @@ def test_one_call_more_than_a_connection_may_have_ends_it(cut: list[str]) -> Non
             with pytest.raises(Failure, match="in progress"):
                 stack.enter_context(peers.stranger(peer(1)))
         stack.enter_context(peers.stranger(peer(2)))
-    assert (cut, reasons) == ([peer(1)], ["TOO_MANY_CALLS"])
+    assert (told.cut, reasons) == ([peer(1)], ["TOO_MANY_CALLS"])
     with peers.stranger(peer(3)):
         pass
 
 
-def test_in_a_crowd_each_connection_has_one_call(cut: list[str]) -> None:
-    peers = Connections()
+def test_in_a_crowd_each_connection_has_one_call(told: ToldSockets) -> None:
+    peers = Connections(sockets=told)
     with ExitStack() as stack:
         for number in range(CROWD):
             stack.enter_context(peers.stranger(peer(number // MAX_CALLS)))
         stack.enter_context(peers.stranger(peer(9_000)))
         with pytest.raises(Failure, match="in progress"):
             stack.enter_context(peers.stranger(peer(9_000)))
-        assert cut == []
+        assert told.cut == []
     with peers.stranger(peer(9_000)), peers.stranger(peer(9_000)):
         pass
 
 
-def test_unknown_callers_may_send_little(cut: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_callers_may_send_little(told: ToldSockets) -> None:
     """At once, and as time goes on; a connection that showed a valid token may send what it likes."""
-    received, now = 0, 100.0
-    monkeypatch.setattr(connections, "bytes_received", lambda peer: received)
-    peers = Connections(clock=lambda: now)
-    for _ in range(1_000):
-        received, now = received + 200, now + 0.02
-        assert peers.admits(peer(1)), "health checks"
-    received += MAX_BYTES + 1
-    assert not peers.admits(peer(1))
-    assert not peers.admits(peer(1)), "nor is any other of its calls looked at"
-    assert cut == [peer(1)]
-    assert not peers.admits(peer(2)), "that is too much for a first call as well"
-    received = MAX_BYTES - 1
-    assert peers.admits(peer(3))
-    received += 30_000
-    assert not peers.admits(peer(3)), "it adds up"
-    received = 0
-    assert peers.admits(peer(4))
-    peers.welcome(peer(4))
-    received = 100 * MAX_BYTES
-    assert peers.admits(peer(4))
+
+    async def script() -> None:
+        now = 100.0
+        peers = Connections(clock=lambda: now, sockets=told)
+        told.received = 0
+        for _ in range(1_000):
+            told.received, now = told.received + 200, now + 0.02
+            assert await peers.admits(peer(1)), "health checks"
+        told.received += MAX_BYTES + 1
+        assert not await peers.admits(peer(1))
+        assert not await peers.admits(peer(1)), "nor is any other of its calls looked at"
+        assert told.cut == [peer(1)]
+        assert not await peers.admits(peer(2)), "that is too much for a first call as well"
+        told.received = MAX_BYTES - 1
+        assert await peers.admits(peer(3))
+        told.received += 30_000
+        assert not await peers.admits(peer(3)), "it adds up"
+        told.received = 0
+        assert await peers.admits(peer(4))
+        peers.welcome(peer(4))
+        told.received = 100 * MAX_BYTES
+        assert await peers.admits(peer(4))
+        now, told.received = now + FORGET_S + 1, 100
+        assert await peers.admits(peer(1)), "another connection has its name by now"
+
+    asyncio.run(script())
 
 
-def test_an_address_that_keeps_failing_is_refused_later(cut: list[str]) -> None:
+def test_calls_of_a_connection_that_is_gone_are_dropped(told: ToldSockets) -> None:
+    async def script() -> None:
+        peers = Connections(sockets=told)
+        told.received = None
+        assert not await peers.admits(peer(1))
+        told.received = 0
+        assert not await peers.admits(peer(1)), "it is not looked for again"
+        assert await peers.admits(peer(2))
+
+    asyncio.run(script())
+
+
+def test_an_address_that_keeps_failing_is_refused_later(told: ToldSockets) -> None:
     """From whatever connection; another address at once."""
 
     async def script() -> None:
         loop = asyncio.get_running_loop()
-        peers = Connections(clock=loop.time)
+        peers = Connections(clock=loop.time, sockets=told)
         took = []
         for number in range(3 * FREE_FAILURES):
             began = loop.time()
@@ -109,10 +136,52 @@ def test_an_address_that_keeps_failing_is_refused_later(cut: list[str]) -> None:
     ],
 )
 def test_names_of_peers_are_understood(name: str, address: tuple[str, int]) -> None:
-    assert sockets._named(name) == address
+    assert _address_in(name) == address
 
 
 def test_names_that_are_none_find_nothing() -> None:
     for name in ("", "unix:/tmp/socket", "ipv4:", "ipv4:10.0.0.7:1"):
-        assert not sockets.shut_down(name)
-        assert sockets.bytes_received(name) == 0
+        assert not Sockets().shut_down(name)
+    for name, received in {"": 0, "unix:/tmp/socket": 0, "ipv4:": 0, "ipv4:10.0.0.7:1": None}.items():
+        assert asyncio.run(Sockets().bytes_received(name)) == received
+
+
+def test_many_connections_are_found_by_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one whose descriptor was another's, and not one that is gone."""
+    looks = 0
+    look = Sockets._look
+
+    def counted_look(self: Sockets) -> None:
+        nonlocal looks
+        looks += 1
+        look(self)
+
+    monkeypatch.setattr(Sockets, "_look", counted_look)
+
+    def connect() -> str:
+        client = stack.enter_context(socket.create_connection(listener.getsockname()))
+        client.sendall(b"some bytes")
+        server = stack.enter_context(listener.accept()[0])
+        server.recv(100)
+        servers.append(server)
+        return f"ipv4:127.0.0.1:{client.getsockname()[1]}"
+
+    async def script() -> None:
+        sockets = Sockets()
+        names = [connect() for _ in range(100)]
+        assert set(await asyncio.gather(*map(sockets.bytes_received, names))) == {10}
+        assert looks == 1
+        for server in servers[:10]:
+            server.close()
+        late = [connect() for _ in range(10)]
+        assert set(await asyncio.gather(*map(sockets.bytes_received, late))) == {10}
+        assert set(await asyncio.gather(*map(sockets.bytes_received, names[:10]))) == {None}
+        assert set(await asyncio.gather(*map(sockets.bytes_received, names[10:]))) == {10}
+        assert looks == 3
+        assert sockets.shut_down(late[0])
+        assert await sockets.bytes_received(late[1]) == 10
+
+    servers: list[socket.socket] = []
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        asyncio.run(script())

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from kibun.server.api.quota import Bucket
-from kibun.server.api.sockets import bytes_received, shut_down
+from kibun.server.api.sockets import Sockets
 from kibun.server.errors import RETRY_AFTER_S, Failure, Kind
 
 MAX_CALLS = 64  # of unknown callers at a time on one connection; one more, and it is cut
@@ -31,6 +31,7 @@ FREE_FAILURES = 10  # of an address that are refused at once, …
 FAILURES_PER_S = 1.0  # … and so many more each second; others …
 HOLD_S = 1.0  # … are refused after this time
 MAX_REMEMBERED = 4096  # connections and addresses
+FORGET_S = 30.0  # after this time calls by the name of a connection that was cut are those of another
 # Of unknown callers on one connection. Until calls are read, HTTP/2's flow control lets a peer send 64 KiB of messages;
 # the rest is their metadata.
 MAX_BYTES = 262_144
@@ -51,21 +52,27 @@ class Connections:
         self,
         on_cut: Callable[[str], None] = lambda reason: None,
         clock: Callable[[], float] = time.monotonic,
+        sockets: Sockets | None = None,
     ) -> None:
         """`on_cut` is told the reason for which a connection was cut."""
         self._on_cut = on_cut
         self._clock = clock
+        self._sockets = sockets or Sockets()
         self._open: dict[str, int] = {}  # calls of unknown callers, by connection
         self._crowd = 0  # all of them
         self._known: OrderedDict[str, None] = OrderedDict()  # connections on which a token was valid
-        self._cut: OrderedDict[str, None] = OrderedDict()
+        self._cut: OrderedDict[str, float] = OrderedDict()  # when
         self._received: OrderedDict[str, tuple[int, Bucket]] = OrderedDict()  # bytes so far, and what more may come
         self._failures: OrderedDict[str, Bucket] = OrderedDict()  # by address
 
-    def admits(self, peer: str) -> bool:
+    async def admits(self, peer: str) -> bool:
         """Whether a call that came is looked at; it may be the one for which its connection is cut."""
-        if peer not in self._known and peer not in self._cut:
-            received, now = bytes_received(peer), self._clock()
+        if self._is_cut(peer) or peer in self._known:
+            return peer not in self._cut
+        received, now = await self._sockets.bytes_received(peer), self._clock()
+        if received is None:  # it is gone
+            _remember(self._cut, peer, now)
+        elif not self._is_cut(peer):
             before, bucket = self._received.get(peer) or (0, Bucket(BYTES_PER_S, MAX_BYTES / BYTES_PER_S, now))
             bucket.take(received - before, now)
             if not bucket.take(0, now):
@@ -109,11 +116,17 @@ class Connections:
 
     def cut(self, peer: str, reason: str) -> None:
         """Shuts the connection down, with all its calls; does nothing the second time."""
-        if peer not in self._cut:
-            _remember(self._cut, peer, None)
-            if shut_down(peer):
+        if not self._is_cut(peer):
+            _remember(self._cut, peer, self._clock())
+            if self._sockets.shut_down(peer):
                 self._on_cut(reason)
                 log.warning("a connection was cut", extra={"reason": reason})
+
+    def _is_cut(self, peer: str) -> bool:
+        when = self._cut.get(peer)
+        if when is not None and self._clock() - when > FORGET_S:
+            del self._cut[peer]
+        return peer in self._cut
 
 
 def _remember(kept: OrderedDict[str, T], key: str, value: T) -> None:

@@ -103,7 +103,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def handle_unless_cut(*arguments: Any) -> None:
             state = next(argument for argument in arguments if isinstance(argument, cygrpc.RPCState))
-            if self.connections.admits(cygrpc._ServicerContext(state, None, None, None).peer()):
+            if await self.connections.admits(cygrpc._ServicerContext(state, None, None, None).peer()):
                 await handle(*arguments)
 
         cygrpc._handle_rpc = handle_unless_cut
