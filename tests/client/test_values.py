@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from google.protobuf.duration_pb2 import Duration
 from hypothesis import given
 from hypothesis import strategies as st
 
+import kibun.client
 from kibun.client import (
     AsyncClient,
     AsyncConversation,
@@ -321,6 +323,13 @@ def test_every_error_can_be_copied_and_sent_to_another_process() -> None:
         for again in (pickle.loads(pickle.dumps(error)), copy.copy(error)):
             assert type(again) is kind
             assert (str(again), again.details, vars(again)) == (str(error), details, vars(error))
+
+
+@pytest.mark.parametrize("name", ["errors", "estimates", "events", "options", "resources"])
+def test_what_the_sdk_gives_and_takes_can_be_imported_from_it(name: str) -> None:
+    module = import_module(f"kibun.client.{name}")
+    classes = {name for name, cls in inspect.getmembers(module, inspect.isclass) if cls.__module__ == module.__name__}
+    assert {name for name in classes if not name.startswith("_")} <= set(kibun.client.__all__)
 
 
 def test_backoffs_grow_to_their_limit() -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from kibun.client.errors import AudioFileError as AudioFileError
     from kibun.client.errors import AuthenticationError as AuthenticationError
     from kibun.client.errors import DeadlineError as DeadlineError
+    from kibun.client.errors import ErrorDetails as ErrorDetails
     from kibun.client.errors import FailedPreconditionError as FailedPreconditionError
     from kibun.client.errors import InternalError as InternalError
     from kibun.client.errors import InvalidRequestError as InvalidRequestError
@@ -46,15 +47,18 @@ if TYPE_CHECKING:
     from kibun.client.events import StreamWarning as StreamWarning
     from kibun.client.events import TurnResult as TurnResult
     from kibun.client.events import UtteranceResult as UtteranceResult
+    from kibun.client.options import Encoding as Encoding
     from kibun.client.options import Endpointing as Endpointing
     from kibun.client.options import Features as Features
     from kibun.client.options import RetryPolicy as RetryPolicy
     from kibun.client.options import StreamConfig as StreamConfig
+    from kibun.client.options import TurnOptions as TurnOptions
     from kibun.client.resources import ConversationState as ConversationState
     from kibun.client.resources import ModelDescription as ModelDescription
     from kibun.client.resources import ParticipantState as ParticipantState
     from kibun.client.resources import Scale as Scale
     from kibun.client.resources import ServiceInfo as ServiceInfo
+    from kibun.client.resources import State as State
     from kibun.client.stream import AsyncStream as AsyncStream
     from kibun.client.sync import Client as Client
     from kibun.client.sync import Conversation as Conversation
@@ -71,6 +75,7 @@ _MODULE_OF = {
         "AudioFileError",
         "AuthenticationError",
         "DeadlineError",
+        "ErrorDetails",
         "FailedPreconditionError",
         "InternalError",
         "InvalidRequestError",
@@ -99,13 +104,14 @@ _MODULE_OF = {
         "TurnResult",
         "UtteranceResult",
     ),
-    "options": ("Endpointing", "Features", "RetryPolicy", "StreamConfig"),
+    "options": ("Encoding", "Endpointing", "Features", "RetryPolicy", "StreamConfig", "TurnOptions"),
     "resources": (
         "ConversationState",
         "ModelDescription",
         "ParticipantState",
         "Scale",
         "ServiceInfo",
+        "State",
     ),
     "stream": ("AsyncStream",),
     "sync": ("Client", "Conversation", "Stream", "Turn"),
