@@ -426,6 +426,18 @@ def test_any_name_goes_into_any_output(
     assert "\\xff\\xe9.wav" in kibun.out
 
 
+def test_a_narrow_terminal_loses_no_column(
+    kibun: Kibun, target: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for arguments in (["analyze", folder / "a.wav", folder / "below"], ["stream", folder / "a.wav"]):
+        printed = []
+        for columns in ("80", "60"):
+            monkeypatch.setenv("COLUMNS", columns)
+            assert kibun(*arguments, "--server", target) == 0
+            printed.append(kibun.out.split())
+        assert printed[0] == printed[1]
+
+
 def test_csv_holds_names_as_they_are_but_on_a_terminal_escapes() -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

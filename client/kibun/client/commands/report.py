@@ -27,6 +27,8 @@ from kibun.client.resources import ConversationState, ParticipantState
 SYNTHETIC_BANNER = "synthetic model: tells you nothing about real people"
 # Warnings that are true of a model, and so the same in every stream.
 MODEL_WARNINGS = ("EMOTION_UNSUPPORTED", "PERSONALITY_UNSUPPORTED", "GIVEN_PERSONALITY_UNUSED")
+# What the tables of utterances need.
+_TABLE_WIDTH = 80
 # Heading, rules, legend and banner of the table, and the line above it.
 _LINES_AROUND_ROWS = 9
 _LEGEND = "emotion: 1..5, 3 neutral; OCEAN: apparent traits so far, 1..7; heard: evidence"
@@ -75,6 +77,7 @@ class LiveTable:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._live.stop()
+        widen(self._console)
         self._console.print(self._table(list(self._rows.values())))
 
     def on_event(self, event: Event, participant_id: str) -> None:
@@ -122,6 +125,11 @@ def note(text: str, console: Console | None = None) -> None:
 def compact_table(**options: Any) -> Table:
     """A table that fits ten columns of numbers into 80 characters."""
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), **options)
+
+
+def widen(console: Console) -> None:
+    """Lets tables keep all of their columns; on a narrower terminal each row then takes several lines."""
+    console.width = max(console.width, _TABLE_WIDTH)
 
 
 def summary_table(conversation: ConversationState) -> Table:

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kibun.client.audio_file import as_text
-from kibun.client.commands.report import compact_table, print_json
+from kibun.client.commands.report import compact_table, print_json, widen
 from kibun.client.estimates import TRAITS, Traits
 from kibun.client.events import PersonalityUpdate, StreamStarted, UtteranceResult
 from kibun.client.standard_streams import printable
@@ -164,6 +164,7 @@ class TableRows:
 
     def __init__(self, file: TextIO | None) -> None:
         self._console = Console(file=file, width=120) if file else Console()
+        widen(self._console)
         self._rows: list[Row] = []
 
     def write(self, rows: Sequence[Row]) -> None:
