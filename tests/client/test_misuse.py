@@ -269,6 +269,26 @@ def test_closing_a_client_frees_who_waits_for_its_server() -> None:
     assert [error.reason for error in errors] == ["CLIENT_CLOSED"] * len(works)
 
 
+def test_a_block_that_was_left_for_a_closed_client_tells_nothing_twice(target: str) -> None:
+    """Nor does it put that before what its caller raised."""
+    client = Client(target)
+    with client.conversation().turn() as turn:
+        turn.push(QUIET)
+        threading.Timer(0.1, client.close).start()
+        assert outcome(lambda: list(turn)).reason == "CLIENT_CLOSED"
+
+    def fail(client: Client) -> None:
+        client.close()
+        raise ZeroDivisionError
+
+    client = Client(target)
+    with pytest.raises(ZeroDivisionError), client.conversation().turn():
+        fail(client)
+    client = Client(target)
+    with pytest.raises(MisuseError, match="is closed"), client.conversation().turn():
+        client.close()
+
+
 def test_a_result_outlives_its_client(target: str) -> None:
     with Client(target) as client, client.conversation().turn() as turn:
         turn.push(noise(1.0))

@@ -289,6 +289,8 @@ class _Face(Generic[Twin]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._thread.closed and (error is not None or self._twin._error_was_raised):
+            return  # the client has ended the stream, and whoever left the block knows it
         if error is None or os.getpid() == self._pid:  # the stream of a parent is not the child's to close
             self._thread.run(self._twin._leave(error, threading.current_thread()))
 
