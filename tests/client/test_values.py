@@ -245,6 +245,9 @@ def test_good_addresses(target: str) -> None:
 @pytest.mark.parametrize(
     ("target", "fix"),
     [
+        ("unix:", "names nothing: write what it is to reach"),
+        ("dns:///", "names nothing: write what it is to reach"),
+        ("[::1", "write HOST:PORT"),
         ("localhost", "HOST:PORT"),
         ("", "HOST:PORT"),
         (":50051", "HOST:PORT"),

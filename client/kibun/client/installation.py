@@ -39,7 +39,7 @@ _INCLUDES = {"mic": ("cli",), "server": ("cli",), "train": ("server", "cli"), "t
 def is_installed(extra: str) -> bool:
     """Whether all packages of an extra are there; none is imported."""
     extras = (extra, *_INCLUDES.get(extra, ()))
-    return all(_is_there(name) for name, needed in EXTRA_OF.items() if needed in extras)
+    return all(is_there(name) for name, needed in EXTRA_OF.items() if needed in extras)
 
 
 def install_command(extra: str) -> str:
@@ -55,7 +55,8 @@ def install_command(extra: str) -> str:
     return f"{there}{pip} install -c constraints.txt {'-e ' if editable else ''}'.[{extra}]'"
 
 
-def _is_there(name: str) -> bool:
+def is_there(name: str) -> bool:
+    """Whether a package can be found; it is not imported."""
     try:
         return find_spec(name) is not None
     except (ImportError, ValueError):  # of an import that something blocks

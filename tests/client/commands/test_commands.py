@@ -524,12 +524,22 @@ def test_doctor(kibun: Kibun, target: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert "Traceback" not in kibun.err
 
 
+def test_doctor_without_what_it_looks_for(kibun: Kibun, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def blocked(name: str) -> None:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("kibun.client.installation.find_spec", blocked)
+    kibun("doctor", "--server", target)
+    for text in ("needed to serve: ", "needed for `kibun stream mic`: "):
+        assert text in kibun.out
+
+
 def test_doctor_names_the_microphones(
     kibun: Kibun, sounddevice: FakeSounddevice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from kibun.client.commands import doctor
 
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name.startswith("torch") else object())
+    monkeypatch.setattr(doctor, "is_there", lambda name: not name.startswith("torch"))
     monkeypatch.setattr(doctor, "_bundles", lambda: [])
     assert kibun("doctor", "--json") == 0
     names = [finding["name"] for finding in json.loads(kibun.out)["findings"]]

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from kibun.client.commands.connection import DEFAULT_SERVER, CaOption, Connection, ServerOption, TlsOption, TokenOption
 from kibun.client.errors import KibunError
-from kibun.client.installation import install_command, is_installed
+from kibun.client.installation import install_command, is_installed, is_there
 from kibun.client.options import RetryPolicy
 
 State = Literal["ok", "absent", "broken"]
@@ -124,7 +124,7 @@ def _packages() -> list[Finding]:
 
 def _probe(name: str, code: str, *, needed: str, fix: str, broken: State = "broken") -> Finding:
     """Whether a package that may be absent can be imported; `broken`: the state of one that cannot."""
-    if find_spec(name) is None:
+    if not is_there(name):
         return Finding(name, "absent", f"needed to {needed}")
     try:
         result = subprocess.run(
@@ -146,7 +146,7 @@ def _espeak() -> Finding:
 
 
 def _microphones() -> list[Finding]:
-    if find_spec("sounddevice") is None:
+    if not is_there("sounddevice"):
         return [Finding("microphones", "absent", f"needed for `kibun stream mic`: {install_command('mic')}")]
     from kibun.client.commands.mic import input_devices
 
