@@ -1,6 +1,7 @@
 """The command `kibun`: help without heavy imports, commands found by name, missing packages named."""
 
 import ast
+import importlib
 import json
 import re
 import shutil
@@ -62,8 +63,9 @@ def test_the_sdk_imports_neither_torch_nor_a_server() -> None:
 def test_every_name_of_the_sdk_can_be_had() -> None:
     import kibun.client
 
-    for name in kibun.client.__all__:
-        assert getattr(kibun.client, name).__name__ == name
+    assert set(kibun.client.__all__) == set(kibun.client._EXPORTS)
+    for name, module in kibun.client._EXPORTS.items():
+        assert getattr(kibun.client, name) is getattr(importlib.import_module(f"kibun.client.{module}"), name)
     source = ast.parse(Path(kibun.client.__file__).read_text())
     imports = [node for node in ast.walk(source) if isinstance(node, ast.ImportFrom)]
     for_type_checkers = {alias.asname: node.module for node in imports for alias in node.names if alias.asname}
