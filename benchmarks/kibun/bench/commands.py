@@ -266,17 +266,19 @@ def declarations(
     """How often audio that is not what was declared is noticed, and how often audio that is, is suspected.
 
     --json: recordings, good_streams, false_alarms, false_alarms_by_path, noticed (share noticed, and named as what it
-    is, by what was declared and what was sent), cpu_ms_per_stream, seconds (at most, of each stream).
+    is, by what was declared and what was sent), cpu_ms_per_stream, seconds (at most, of each stream); sample_rate (the
+    same of the rate alone, of streams of 24 s of a speaker, which the column of that name in a labels.csv tells).
     """
-    from kibun.bench.accuracy import declarations
+    from kibun.bench.accuracy import declarations, declared_rates
     from kibun.bench.support import report
     from kibun.training.evaluation.report_table import show
 
     try:
         payload, tables = declarations.measure(recordings or [], quick=quick, every=every)
+        payload["sample_rate"], rates = declared_rates.measure(recordings or [], quick=quick, every=every)
     except RuntimeError as error:
         report.fail(str(error))
-    show(tables, as_json=as_json, payload=payload)
+    show([*tables, *rates], as_json=as_json, payload=payload)
 
 
 @bench_app.command()

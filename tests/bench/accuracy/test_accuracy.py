@@ -107,6 +107,10 @@ def test_wrong_declarations_are_counted() -> None:
     assert found["false_alarms"] == sum(found["false_alarms_by_path"].values()) == 0
     assert found["noticed"]["linear16"]["mulaw"] == {"noticed": 1, "named": 1}
     assert found["recordings"] == 4
+    rates = found["sample_rate"]
+    assert rates["good_streams"] == sum(row["streams"] for row in rates["good"].values()) == 31
+    assert rates["false_alarms"] == 0
+    assert rates["noticed"]["48000 as 16000"]["noticed"] == 1
 
 
 def test_declarations_of_no_recording_are_refused(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import soxr
 
+from kibun.bench.support.speech_like import speech_like
 from kibun.server.session import quality
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
@@ -204,6 +206,25 @@ async def test_a_wrong_declaration_is_told_once_and_nothing_else_of_the_audio(st
         told += [w for w in answer.warnings if w.reason.endswith("_SUSPECTED")]
         assert len(told) == 4
         assert all(warning == told[0] for warning in told)
+
+
+async def test_a_wrong_rate_is_told_once(stub: Stub) -> None:
+    """48 kHz, declared as 16: whatever the size of the messages, and in Analyze."""
+    raw = encode(soxr.resample(speech_like(8, f0=140, seed=1), 16_000, 48_000))
+    told = []
+    for size in (1_234, 3_200, 240_000):
+        turns = [config(), *chunks(raw, size), end_of_turn("next"), *chunks(raw, size)]
+        responses = await converse(stub, turns)
+        (warning,) = [w for w in of_kind(responses, "stream_warning") if w.reason.endswith("_SUSPECTED")]
+        told.append(warning)
+    answer = await stub.Analyze(pb.AnalyzeRequest(config=config().streaming_config, audio_content=raw))
+    told += [w for w in answer.warnings if w.reason.endswith("_SUSPECTED")]
+    assert len(told) == 4
+    assert all(warning == told[0] for warning in told)
+    assert told[0].reason == "RATE_MISMATCH_SUSPECTED"
+    assert told[0].metadata["field"] == "audio_config.sample_rate_hertz"
+    assert told[0].metadata["likely_hertz"] in ("44100", "48000")
+    assert "slow" in told[0].message
 
 
 async def test_two_channels_without_an_utterance_are_told(stub: Stub) -> None:

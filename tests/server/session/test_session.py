@@ -11,9 +11,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+import soxr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kibun.bench.support.encodings import linear16
+from kibun.bench.support.speech_like import speech_like
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason
 from kibun.server.conversation.state import Conversation
@@ -649,6 +652,24 @@ async def test_audio_of_another_rate_than_its_label_is_noticed_once(
     warnings = events(await run_on(world.session(rate=rate), paced()), StreamWarning)
     found = [w.metadata["likely_hertz"] for w in warnings if w.reason == "RATE_MISMATCH_SUSPECTED"]
     assert found == ([str(expected)] if expected else [])
+
+
+@pytest.mark.parametrize(("true_hz", "expected"), [(16_000, []), (32_000, ["32000"]), (48_000, ["44100"])])
+async def test_a_voice_of_usual_pitch_that_comes_too_fast_is_a_file_and_is_not_suspected(
+    true_hz: int, expected: list[str]
+) -> None:
+    """Sent as 16 kHz, at the pace of 32 kHz. Where the samples are of 48 kHz, they tell it first."""
+    world = SessionWorld()
+    voice = speech_like(20 * 16_000 / true_hz, f0=140, seed=1)
+    sent = linear16(soxr.resample(voice, 16_000, true_hz)).tobytes()
+
+    async def paced() -> AsyncIterator[Request]:
+        for begin in range(0, len(sent), 6_400):
+            world.now += 0.1
+            yield Audio(sent[begin : begin + 6_400])
+
+    warnings = events(await run_on(world.session(), paced()), StreamWarning)
+    assert [w.metadata["likely_hertz"] for w in warnings if w.reason == "RATE_MISMATCH_SUSPECTED"] == expected
 
 
 async def test_a_file_sent_in_bursts_is_not_suspected() -> None:

@@ -1,4 +1,4 @@
-"""How often a wrong declaration of audio is noticed, and how often a right one is suspected.
+"""How often a wrong encoding or number of channels is noticed, and how often a right one is suspected.
 
 Every recording goes through every good path, and is declared wrong in every way; each is one stream of a few seconds.
 """
@@ -206,10 +206,8 @@ Material = list[tuple[FloatArray, int]]  # samples and their rate
 
 
 def _material(recordings: Sequence[Path], *, quick: bool, every: int) -> Material:
-    found = [path for given in recordings for path in (sorted(given.rglob("*")) if given.is_dir() else [given])]
-    files = [path for path in found if path.suffix.lower() in (".wav", ".flac", ".ogg", ".mp3")][::every]
     material: Material = []
-    for path in files[: 8 if quick else None]:
+    for path in audio_files(recordings)[::every][: 8 if quick else None]:
         audio, rate = soundfile.read(path, frames=-1, dtype="float32", always_2d=True)
         mono = audio.mean(axis=1)[: round(SECONDS * rate)]
         if len(mono) >= rate:
@@ -224,6 +222,12 @@ def _material(recordings: Sequence[Path], *, quick: bool, every: int) -> Materia
             scene = lay_out(parts, f0=90 + 10 * seed, seed=7 * seed, noise_rms=10 ** -(2.5 + seed % 3 / 2))
             material.append((scene.audio, SAMPLE_RATE_HZ))
     return material
+
+
+def audio_files(recordings: Sequence[Path]) -> list[Path]:
+    """The given files and those in the given folders, as far as they may be read."""
+    found = [path for given in recordings for path in (sorted(given.rglob("*")) if given.is_dir() else [given])]
+    return [path for path in found if path.suffix.lower() in (".wav", ".flac", ".ogg", ".mp3")]
 
 
 def _good(material: Material, *, quick: bool) -> tuple[Counter[str], Counter[str]]:

@@ -6,7 +6,7 @@ byte, is the likely one. Two channels taken for one show as even and odd samples
 nearer to the next but one than to the next.
 
 What is found depends on the stream's bytes alone: neither on how they were sent nor on a clock. A wrong sample rate
-changes none of this, and is not found here.
+changes none of this: see voice_speed.py.
 """
 
 from __future__ import annotations

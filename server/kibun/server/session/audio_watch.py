@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from math import log2
 
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.declaration import DeclarationCheck, Suspicion
 from kibun.server.audio.endpointing import SpeechSegment
 from kibun.server.audio.sample_buffer import Samples
+from kibun.server.audio.voice_speed import VoiceSpeed
 from kibun.server.session import quality
 from kibun.server.session.events import StreamOptions, StreamWarning
 from kibun.server.session.outbox import Outbox
@@ -20,8 +22,9 @@ FIRST_LOOK = 30 * SAMPLE_RATE_HZ  # samples of a turn after which its faults are
 class AudioWatch:
     """Takes the audio as it arrives, as it is decoded, and by utterance; puts warnings into the outbox.
 
-    Each fault is told once a turn, a doubtful declaration once a stream. While the declaration is doubtful, faults are
-    not told: they are its consequence, and turning a gain down would mend nothing.
+    Each fault is told once a turn, a doubtful encoding or number of channels once a stream, a doubtful rate too. While
+    encoding or channels are doubtful, neither faults nor a rate are told: they are the consequence, and turning a gain
+    down would mend nothing.
     """
 
     def __init__(self, options: StreamOptions, outbox: Outbox) -> None:
@@ -29,6 +32,8 @@ class AudioWatch:
         self._rate_hz = options.audio.sample_rate_hz
         self._outbox = outbox
         self._check = DeclarationCheck(options.audio)
+        self._speed = VoiceSpeed(options.audio.sample_rate_hz)
+        self._doubts_rate = False
         self._told_before = options.resumes and options.start_offset > 0  # on the stream that this one goes on with
         self._turn = quality.TurnLevels()  # since the client last ended a turn
         self._told: set[str] = set()  # reasons, since then
@@ -46,6 +51,7 @@ class AudioWatch:
 
     async def decoded(self, samples: Samples, turn_id: str) -> None:
         """Takes the next samples of the turn, (n,)."""
+        await self._sounds_like(self._speed.push(samples))
         before = self._turn.samples
         self._turn.add(samples[: max(FIRST_LOOK - before, 0)])
         if before < FIRST_LOOK <= self._turn.samples:
@@ -60,8 +66,36 @@ class AudioWatch:
     async def end_turn(self, turn_id: str) -> None:
         """The client has ended the turn: its audio is complete."""
         await self._doubt(self._check.end_turn())
+        await self._sounds_like(self._speed.end_turn())
         await self._tell_faults(turn_id)
         self._turn, self._told = quality.TurnLevels(), set()
+
+    async def paced(self, likely_hz: int) -> None:
+        """Audio has come at the pace of `likely_hz` for a while. Not told where the voices contradict it."""
+        expected, heard = log2(self._rate_hz / likely_hz), self._speed.octaves()
+        contradicted = heard is not None and abs(expected) > 0.5 and abs(heard) < abs(heard - expected)
+        if not (contradicted or self.doubts_declaration):
+            seen = f"audio declared as {self._rate_hz} Hz arrives at the pace of {likely_hz} Hz"
+            fix = "Declare the true one, or resample; a file that is sent at another pace than its own is in order"
+            await self._doubt_rate(likely_hz, seen, fix)
+
+    async def _sounds_like(self, likely_hz: int | None) -> None:
+        """The voices of the stream sound as those of another rate would."""
+        if likely_hz is None or self._check.suspects(self._speed.position * self._rate_hz // SAMPLE_RATE_HZ):
+            return
+        how = "slow and low" if likely_hz > self._rate_hz else "fast and high"
+        seen = f"voices sound much too {how}, as if audio of about {likely_hz} Hz were declared as {self._rate_hz} Hz"
+        await self._doubt_rate(likely_hz, seen, "Declare the one in the file's header, or resample")
+
+    async def _doubt_rate(self, likely_hz: int, seen: str, fix: str) -> None:
+        if self._doubts_rate:
+            return
+        self._doubts_rate = True
+        if not self._told_before:
+            field = "audio_config.sample_rate_hertz"
+            message = f"{seen}; is {field} the rate that you send? {fix}"
+            metadata = {"field": field, "likely_hertz": str(likely_hz)}
+            await self._outbox.put(StreamWarning("RATE_MISMATCH_SUSPECTED", message, metadata))
 
     async def _tell_faults(self, turn_id: str) -> None:
         """Of all audio since the client last ended a turn, unless they were told of an utterance."""

@@ -142,14 +142,8 @@ class Listener:
 
     async def _check_rate(self) -> None:
         true_hz = self._rate_watch.suspect_hz(self.received / SAMPLE_RATE_HZ, self._clock())
-        if true_hz is not None and not self._watch.doubts_declaration:
-            labelled = self._options.audio.sample_rate_hz
-            message = (
-                f"audio labelled {labelled} Hz arrives at the rate of {true_hz} Hz; is "
-                "audio_config.sample_rate_hertz the rate that you send? Declare the true one, or resample"
-            )
-            metadata = {"field": "audio_config.sample_rate_hertz", "likely_hertz": str(true_hz)}
-            await self._outbox.put(StreamWarning("RATE_MISMATCH_SUSPECTED", message, metadata))
+        if true_hz is not None:
+            await self._watch.paced(true_hz)
 
     async def _report_progress(self) -> None:
         """Finals of what is settled are in the outbox already, before this."""

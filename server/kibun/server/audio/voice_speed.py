@@ -1,0 +1,211 @@
+"""Notices speech that is played much too slowly or too fast, as by a wrong sample rate.
+
+At a wrong rate all that has a frequency moves by as many octaves: the pitch, how fast the spectrum changes, and how
+fast the level rises and falls. People differ in each, but hardly in all of them at once: an octave in their mean is
+more than any voice differs from the average, half an octave is not. So 44.1 or 48 kHz declared as 16 are mostly
+noticed, 22.05 are not. See docs/appendix/declarations.md.
+
+What is found depends on the samples alone: neither on how they were sent nor on a clock.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server.audio.sample_buffer import Samples
+
+Floats = npt.NDArray[np.float32]
+
+_NAMED_HZ = (8_000, 16_000, 22_050, 24_000, 44_100, 48_000)  # of rates that lie close together, the commoner ones
+
+#: Of usual voices: octaves above 1 Hz of the pitch, of the spectrum's changes, of the level's.
+_USUAL = np.array([7.74, 4.56, 1.77])
+_GAIN = 1.2  # level and spectrum move by less than the speed, as parts of them lie beyond what is measured
+_SLOW, _FAST = -1.25, 1.0  # octaves; no voice that speaks in its own time
+_EACH = 0.35  # octaves by which each of the three must differ, to the same side
+_NAMEABLE = 0.9  # octaves by which a rate differs from the declared one, at least, to be named
+
+_WINDOW, _AT_LEAST = 12 * SAMPLE_RATE_HZ, 6 * SAMPLE_RATE_HZ  # samples judged together; the latter at a turn's end
+_MOST = 4  # windows with speech
+_VOICED = 75  # frames of pitch, 1.5 s: enough speech
+_STEADY = 0.25  # share of them whose pitch is that of 60 ms before: hum, music
+_PITCH_RANGE = 1.2  # octaves between the quartiles of the pitch: it is no pitch
+
+_HOP = 320  # samples between frames of pitch
+_FRAME = 1600  # three periods of 30 Hz
+_LAGS = 202  # of 0.25 ms: down to 20 Hz, and one at either side
+_SHORT, _SHORT_HOP = 256, 128  # samples of a frame of levels, and between them
+_PIECE = 16_000  # samples analysed at once: a multiple of both hops
+_BANDS_HZ = (200, 400, 700, 1_100, 1_700, 2_600, 3_800)  # what a telephone carries
+
+_HANN = np.hanning(_FRAME).astype(np.float32)
+_SHORT_HANN = np.hanning(_SHORT).astype(np.float32)
+_TAPER = np.fft.irfft(np.abs(np.fft.rfft(_HANN, 4096))[:513] ** 2, 1024)[:_LAGS].astype(np.float32)
+_TAPER /= _TAPER[0]
+
+
+class VoiceSpeed:
+    """Takes the samples of one stream and estimates how fast the voices in it are, until it is sure or has had enough.
+
+    Attributes:
+        settled: whether `push` will find nothing more.
+        position: samples that have been measured.
+    """
+
+    def __init__(self, declared_hz: int) -> None:
+        self._declared_hz = declared_hz
+        self.settled = False
+        self.position = 0
+        self._windows = 0
+        self._latest: npt.NDArray[np.float64] | None = None  # of the window before
+        self._start_window()
+
+    def push(self, samples: Samples) -> int | None:
+        """Takes the next samples at 16 kHz, (n,); returns the likely true rate in Hz, once a stream."""
+        while len(samples) and not self.settled:
+            taken = samples[: _PIECE + _FRAME - self._held]
+            samples = samples[len(taken) :]
+            self._buffer[self._held : self._held + len(taken)] = taken
+            self._held += len(taken)
+            if self._held == len(self._buffer):
+                self._measure()
+                if self._measured == _WINDOW and (found := self._judge()) is not None:
+                    return found
+        return None
+
+    def end_turn(self) -> int | None:
+        """The turn has ended: returns what is likely after so little, once a stream."""
+        return self._judge() if self._measured >= _AT_LEAST and not self.settled else None
+
+    def octaves(self) -> float | None:
+        """By how many octaves the voices are faster than usual, as heard lastly; None if there is no telling."""
+        differences = self._differences()
+        if differences is None:
+            differences = self._latest
+        return None if differences is None else float(differences.mean())
+
+    def _start_window(self) -> None:
+        self._buffer, self._held, self._measured = np.zeros(_PIECE + _FRAME, np.float32), 0, 0
+        self._pitches: list[Floats] = []  # each (frames, 3)
+        self._levels: list[Floats] = []  # each (frames, bands)
+
+    def _measure(self) -> None:
+        self._pitches.append(_pitches(self._buffer[: _PIECE + _FRAME - _HOP]))
+        self._levels.append(_band_levels(self._buffer[: _PIECE + _SHORT - _SHORT_HOP]))
+        self._buffer[:_FRAME] = self._buffer[_PIECE:]
+        self._held = _FRAME
+        self._measured += _PIECE
+        self.position += _PIECE
+
+    def _judge(self) -> int | None:
+        differences = self._differences()
+        self._start_window()
+        if differences is None:
+            return None
+        self._windows += 1
+        self._latest = differences
+        found = self._likely_hz(differences)
+        self.settled = found is not None or self._windows == _MOST
+        if self.settled:
+            self._buffer = np.zeros(0, np.float32)
+        return found
+
+    def _likely_hz(self, differences: npt.NDArray[np.float64]) -> int | None:
+        speed = float(differences.mean())
+        slow = speed <= _SLOW and bool((differences < -_EACH).all())
+        fast = speed >= _FAST and bool((differences > _EACH).all())
+        if not (slow or fast):
+            return None
+        octaves = {hz: float(np.log2(self._declared_hz / hz)) for hz in _NAMED_HZ}
+        possible = [hz for hz, by in octaves.items() if (by <= -_NAMEABLE if slow else by >= _NAMEABLE)]
+        return min(possible, key=lambda hz: abs(octaves[hz] - speed), default=None)
+
+    def _differences(self) -> npt.NDArray[np.float64] | None:
+        """Octaves above the usual: pitch, changes of the spectrum, changes of the level, (3,)."""
+        if not self._pitches:
+            return None
+        pitch = _usual_pitch(np.concatenate(self._pitches))
+        if pitch is None:
+            return None
+        levels = np.concatenate(self._levels).astype(np.float64)
+        measured = np.array([pitch, _spectrum_changes(levels), _level_changes(levels)])
+        differences: npt.NDArray[np.float64] = _GAIN * (measured - _USUAL)
+        return differences
+
+
+def _frames(samples: Floats, length: int, hop: int) -> Floats:
+    frames: Floats = np.lib.stride_tricks.sliding_window_view(samples, length)[::hop]
+    return frames
+
+
+def _pitches(samples: Floats) -> Floats:
+    """Per frame of 100 ms: pitch in octaves above 1 Hz, how periodic it is (at most 1), level in dB. (frames, 3)."""
+    frames = _frames(samples, _FRAME, _HOP)
+    power = np.abs(np.fft.rfft((frames - frames.mean(axis=1, keepdims=True)) * _HANN, 4096)) ** 2
+    power[:, :6] = 0
+    alike = np.fft.irfft(power[:, :513], 1024)[:, :_LAGS]  # autocorrelation of what is below 2 kHz
+    energy = alike[:, 0] + 1e-12
+    alike = alike / energy[:, None] / _TAPER
+    middle = alike[:, 1:-1]
+    peaks = np.where((middle > alike[:, :-2]) & (middle >= alike[:, 2:]), middle, -1)
+    peaks[:, :3] = -1  # above 1 kHz
+    best = peaks.max(axis=1)
+    lag = 1 + np.argmax(peaks >= 0.87 * best[:, None], axis=1)  # the first that is about as high: no octave too low
+    rows = np.arange(len(lag))
+    before, at, after = alike[rows, lag - 1], alike[rows, lag], alike[rows, lag + 1]
+    exact = lag + np.clip(0.5 * (before - after) / (before - 2 * at + after - 1e-12), -0.5, 0.5)
+    found: Floats = np.stack([np.log2(4_000 / exact), best, 10 * np.log10(energy)], axis=1).astype(np.float32)
+    return found
+
+
+def _usual_pitch(pitches: Floats) -> float | None:
+    """Median of the frames that have a pitch, in octaves; None if these are few, or it is none of a voice."""
+    pitch, periodic, level = pitches.T
+    voiced = (periodic > 0.7) & (level > np.percentile(level, 95) - 25)
+    if np.count_nonzero(voiced) < _VOICED:
+        return None
+    quartiles = np.percentile(pitch[voiced], [25, 75])
+    steps = np.abs(pitch[3:] - pitch[:-3])[voiced[3:] & voiced[:-3]]
+    if quartiles[1] - quartiles[0] > _PITCH_RANGE or not len(steps) or np.mean(steps < 0.003) > _STEADY:
+        return None
+    return float(np.median(pitch[voiced]))
+
+
+def _band_levels(samples: Floats) -> Floats:
+    """Energy in each band, per frame of 16 ms, (frames, bands)."""
+    power = np.abs(np.fft.rfft(_frames(samples, _SHORT, _SHORT_HOP) * _SHORT_HANN)) ** 2
+    bins = np.ceil(np.array(_BANDS_HZ) * _SHORT / SAMPLE_RATE_HZ).astype(int)
+    levels: Floats = np.add.reduceat(power[:, : bins[-1]], bins[:-1], axis=1).astype(np.float32)
+    return levels
+
+
+def _level_changes(levels: npt.NDArray[np.float64]) -> float:
+    """Centre of the changes between 1 and 30 Hz, in octaves above 1 Hz."""
+    loudness = levels**0.25
+    loudness -= loudness.mean(axis=0)
+    power = (np.abs(np.fft.rfft(loudness * np.hanning(len(levels))[:, None], axis=0)) ** 2).sum(axis=1)
+    hz = np.fft.rfftfreq(len(levels), _SHORT_HOP / SAMPLE_RATE_HZ)
+    within = (hz >= 1) & (hz < 30)
+    return float((power[within] * np.log2(hz[within])).sum() / (power[within].sum() + 1e-20))
+
+
+def _spectrum_changes(levels: npt.NDArray[np.float64]) -> float:
+    """How soon the shape of the spectrum is another, in octaves above once a second."""
+    total = levels.sum(axis=1)
+    active = (total > np.percentile(total, 95) * 1e-3).astype(np.float64)
+    shape = np.log(levels + 1e-9 + total.max() * 1e-5)
+    shape -= shape.mean(axis=1, keepdims=True)
+    shape -= active @ shape / active.sum()
+    size = 2 * len(levels)
+    products = np.abs(np.fft.rfft(shape * active[:, None], size, axis=0)) ** 2
+    pairs = np.fft.irfft(np.abs(np.fft.rfft(active, size)) ** 2)[:64]
+    alike = np.fft.irfft(products.sum(axis=1))[:64] / np.maximum(pairs, 1)
+    alike /= alike[0] + 1e-12
+    octaves = []
+    for threshold in (0.7, 0.4):
+        lag = int(np.argmax(alike < threshold)) or 63
+        exact = lag - 1 + (alike[lag - 1] - threshold) / (alike[lag - 1] - alike[lag] + 1e-12)
+        octaves.append(-np.log2(max(exact, 0.1) * _SHORT_HOP / SAMPLE_RATE_HZ))
+    return float(np.mean(octaves))
