@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from kibun.client.events import StreamWarning as StreamWarning
     from kibun.client.events import TurnResult as TurnResult
     from kibun.client.events import UtteranceResult as UtteranceResult
-    from kibun.client.options import Encoding as Encoding
     from kibun.client.options import Endpointing as Endpointing
     from kibun.client.options import Features as Features
     from kibun.client.options import RetryPolicy as RetryPolicy
@@ -104,7 +103,7 @@ _MODULE_OF = {
         "TurnResult",
         "UtteranceResult",
     ),
-    "options": ("Encoding", "Endpointing", "Features", "RetryPolicy", "StreamConfig", "TurnOptions"),
+    "options": ("Endpointing", "Features", "RetryPolicy", "StreamConfig", "TurnOptions"),
     "resources": (
         "ConversationState",
         "ModelDescription",
