@@ -183,6 +183,14 @@ def test_damaged_weights_with_matching_checksums_are_a_bundle_error(bundle: Path
         load_bundle(bundle)
 
 
+@pytest.mark.parametrize("name", ["config.json", "MODEL_CARD.md", "sha256"])
+def test_a_folder_in_place_of_a_file_is_refused(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    (bundle / name).mkdir()
+    with pytest.raises(BundleError, match=name):
+        load_bundle(bundle)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

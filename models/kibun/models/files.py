@@ -193,8 +193,10 @@ def verify(folder: Path) -> None:
         if path.suffix.lower() in PICKLES or _is_pickle(path):
             raise BundleError(f"{path}: may contain code that runs on loading; bundles are safetensors only: remove it")
     for name in (*FILES, CHECKSUMS):
-        if name not in present:
-            raise BundleError(f"{folder / name}: missing; get the bundle again, or save it with save_pretrained")
+        if name not in present or not present[name].is_file():
+            raise BundleError(
+                f"{folder / name}: missing, or no file; get the bundle again, or save it with save_pretrained"
+            )
     for name in present:
         if name not in (*FILES, CHECKSUMS):
             raise BundleError(f"{folder / name}: not part of a bundle; remove it")
