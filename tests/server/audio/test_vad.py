@@ -124,6 +124,19 @@ def test_an_unknown_detector_is_refused() -> None:
         make_vad("energy", 2)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("noise_dbfs", [-90, -80, -60])
+def test_the_network_is_not_asked_about_steady_quiet(noise_dbfs: float) -> None:
+    """Its state shows it: it changes with every frame that it is asked about."""
+    vad, asked = SileroVad(), 0
+    room = np.random.default_rng(4).standard_normal((150, vad.frame_samples)).astype(np.float32)
+    for frame in room * np.float32(10 ** (noise_dbfs / 20)):
+        before = vad._cell
+        assert vad.decide(frame[None]) == [False]
+        asked += vad._cell is not before
+    assert 0 < asked <= 15
+    assert any(decisions(vad, speech_like(1.0, seed=1) * 0.3))
+
+
 def test_without_its_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     vad_silero._session.cache_clear()
     monkeypatch.setattr(vad_silero, "find_spec", lambda name: None)

@@ -32,7 +32,7 @@ class EndpointingOptions:
     max_utterance_ms: int = 20_000  # longer ones are cut
     end_of_turn_silence_ms: int | None = None  # silence after the last utterance that ends the turn
     speech_start_timeout_ms: int | None = None  # silence from the turn's start until NoSpeechTimeout
-    pre_roll_ms: int = 400  # audio before the first speech frame that belongs to the utterance
+    pre_roll_ms: int = 450  # audio before the first speech frame that belongs to the utterance
     hang_over_ms: int = 200  # and after the last speech frame, at most utterance_end_silence_ms
 
     def __post_init__(self) -> None:

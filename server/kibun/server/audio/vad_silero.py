@@ -28,8 +28,14 @@ class SileroVad:
     #: there: its microphone is turned down. More gain finds more of what people say far away, and taps, and chairs.
     _LOWEST_FLOOR = 10 ** (-85 / 20)
     _MOST_GAIN = 30.0
-    #: After a third of a second below this level the network is not asked: in quiet it would cost as much as in speech.
+    #: A floor above this hides such things, but the network hears quiet speech in it only if it is louder.
+    _NOISY_FLOOR = 10 ** (-70 / 20)
+    _MOST_GAIN_IN_NOISE = 4.0
+    #: After a third of a second without sound the network is not asked: in quiet it would cost as much as in speech.
+    #: Sound is what is above this level and, unless it is louder than faint, stands out of the floor (energies).
     _INAUDIBLE = 10 ** (-75 / 10)
+    _FAINT = 10 ** (-55 / 10)
+    _STANDS_OUT = 3.0
     _ASKED_FRAMES = 10
     _SMOOTHING = 0.4  # share of the newest frame: a single quiet frame is no floor
 
@@ -37,7 +43,7 @@ class SileroVad:
     _hidden: npt.NDArray[np.float32]
     _cell: npt.NDArray[np.float32]
     _speaks: bool
-    _inaudible: int  # frames up to now
+    _inaudible: int  # frames without sound up to now
     _smooth: float  # energies
     _floor: float
 
@@ -90,11 +96,18 @@ class SileroVad:
             energy = total / self.frame_samples
             self._smooth = energy if self._smooth < 0 else self._smooth + self._SMOOTHING * (energy - self._smooth)
             self._floor = min(self._floor, self._smooth)
-            gain = self._LOWEST_FLOOR / math.sqrt(max(self._floor, 1e-14))
-            gains.append(min(max(gain, 1.0), self._MOST_GAIN))
-            self._inaudible = 0 if energy * gains[-1] ** 2 >= self._INAUDIBLE else self._inaudible + 1
+            gain = self._gain(math.sqrt(max(self._floor, 1e-14)))
+            gains.append(gain)
+            like_the_floor = energy < self._FAINT and energy < self._STANDS_OUT * self._floor
+            soundless = like_the_floor or energy * gain**2 < self._INAUDIBLE
+            self._inaudible = self._inaudible + 1 if soundless else 0
             audible.append(self._inaudible <= self._ASKED_FRAMES)
         return np.array(gains, np.float32), audible
+
+    def _gain(self, floor: float) -> float:
+        if floor > self._NOISY_FLOOR:
+            return min(floor / self._NOISY_FLOOR, self._MOST_GAIN_IN_NOISE)
+        return min(max(self._LOWEST_FLOOR / floor, 1.0), self._MOST_GAIN)
 
     def reset(self) -> None:
         """Forgets all audio so far."""
