@@ -95,6 +95,18 @@ def test_unknown_callers_may_send_little(told: ToldSockets) -> None:
     asyncio.run(script())
 
 
+def test_a_connection_that_is_welcome_by_the_time_it_was_looked_for_is_not_cut() -> None:
+    """As of a client that opens many streams at once: the first is heard while the others are looked at."""
+
+    class Slow(ToldSockets):
+        async def bytes_received(self, peer: str) -> int | None:
+            peers.welcome(peer)
+            return 100 * MAX_BYTES
+
+    peers = Connections(sockets=Slow())
+    assert asyncio.run(peers.admits(peer(1)))
+
+
 def test_calls_of_a_connection_that_is_gone_are_dropped(told: ToldSockets) -> None:
     async def script() -> None:
         peers = Connections(sockets=told)

@@ -72,7 +72,7 @@ class Connections:
         received, now = await self._sockets.bytes_received(peer), self._clock()
         if received is None:  # it is gone
             _remember(self._cut, peer, now)
-        elif not self._is_cut(peer):
+        elif not self._is_cut(peer) and peer not in self._known:  # both may have come while it was looked for
             before, bucket = self._received.get(peer) or (0, Bucket(BYTES_PER_S, MAX_BYTES / BYTES_PER_S, now))
             bucket.take(received - before, now)
             if not bucket.take(0, now):
