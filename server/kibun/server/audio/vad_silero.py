@@ -28,9 +28,10 @@ class SileroVad:
     #: there: its microphone is turned down. More gain finds more of what people say far away, and taps, and chairs.
     _LOWEST_FLOOR = 10 ** (-85 / 20)
     _MOST_GAIN = 30.0
-    #: A floor above this hides such things, but the network hears quiet speech in it only if it is louder.
+    #: A floor between these hides such things, but the network hears quiet speech in it only if it is louder: the gain
+    #: rises to three at the middle and falls again. Louder speech needs none, and more would find voices in the back.
     _NOISY_FLOOR = 10 ** (-70 / 20)
-    _MOST_GAIN_IN_NOISE = 4.0
+    _LOUD_FLOOR = 10 ** (-50 / 20)
     #: After a third of a second without sound the network is not asked: in quiet it would cost as much as in speech.
     #: Sound is what is above this level and, unless it is louder than faint, stands out of the floor (energies).
     _INAUDIBLE = 10 ** (-75 / 10)
@@ -106,7 +107,7 @@ class SileroVad:
 
     def _gain(self, floor: float) -> float:
         if floor > self._NOISY_FLOOR:
-            return min(floor / self._NOISY_FLOOR, self._MOST_GAIN_IN_NOISE)
+            return max(min(floor / self._NOISY_FLOOR, self._LOUD_FLOOR / floor), 1.0)
         return min(max(self._LOWEST_FLOOR / floor, 1.0), self._MOST_GAIN)
 
     def reset(self) -> None:
