@@ -397,7 +397,7 @@ async def test_a_silence_longer_than_what_is_kept_needs_no_replay(target: str, s
         events = [event async for event in turn]
         assert any(isinstance(e, StreamStarted) and e.reconnects == 1 for e in events)
         (final,) = (e for e in events if isinstance(e, UtteranceResult))
-        assert final.start_s == pytest.approx(silence_s, abs=0.4)
+        assert final.start_s == pytest.approx(silence_s, abs=0.5)  # the pre-roll is in it
         assert (await turn.result()).utterance_count == 1
 
 
