@@ -64,7 +64,7 @@ def test_what_is_found_and_where_does_not_depend_on_how_samples_are_sent() -> No
         assert run(sizes) == expected
 
 
-def test_one_voice_is_told_once_and_four_windows_are_enough() -> None:
+def test_one_voice_is_told_once_and_three_windows_are_enough() -> None:
     slow = resample(voice(), SAMPLE_RATE_HZ, 48_000)
     speed = VoiceSpeed(16_000)
     assert speed.push(slow) is not None
@@ -72,7 +72,7 @@ def test_one_voice_is_told_once_and_four_windows_are_enough() -> None:
     assert speed.push(slow) is None
     assert speed.end_turn() is None
     usual = VoiceSpeed(16_000)
-    for _ in range(3):
+    for _ in range(2):
         assert not usual.settled
         assert usual.push(voice()) is None
     assert usual.settled

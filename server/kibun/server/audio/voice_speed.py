@@ -28,7 +28,7 @@ _EACH = 0.35  # octaves by which each of the three must differ, to the same side
 _NAMEABLE = 0.9  # octaves by which a rate differs from the declared one, at least, to be named
 
 _WINDOW, _AT_LEAST = 12 * SAMPLE_RATE_HZ, 6 * SAMPLE_RATE_HZ  # samples judged together; the latter at a turn's end
-_MOST = 4  # windows with speech
+_JUDGED, _MOST = 3, 4  # windows with speech after which it is enough, and windows in all
 _VOICED = 75  # frames of pitch, 1.5 s: enough speech
 _STEADY = 0.25  # share of them whose pitch is that of 60 ms before: hum, music
 _PITCH_RANGE = 1.2  # octaves between the quartiles of the pitch: it is no pitch
@@ -36,13 +36,15 @@ _PITCH_RANGE = 1.2  # octaves between the quartiles of the pitch: it is no pitch
 _HOP = 320  # samples between frames of pitch
 _FRAME = 1600  # three periods of 30 Hz
 _LAGS = 202  # of 0.25 ms: down to 20 Hz, and one at either side
+_PADDED = 2_560  # samples, so that the lags of a frame do not wrap; a quarter of them is what lies below 2 kHz
 _SHORT, _SHORT_HOP = 256, 128  # samples of a frame of levels, and between them
 _PIECE = 16_000  # samples analysed at once: a multiple of both hops
 _BANDS_HZ = (200, 400, 700, 1_100, 1_700, 2_600, 3_800)  # what a telephone carries
 
 _HANN = np.hanning(_FRAME).astype(np.float32)
 _SHORT_HANN = np.hanning(_SHORT).astype(np.float32)
-_TAPER = np.fft.irfft(np.abs(np.fft.rfft(_HANN, 4096))[:513] ** 2, 1024)[:_LAGS].astype(np.float32)
+_TAPER = np.fft.irfft(np.abs(np.fft.rfft(_HANN, _PADDED))[: _PADDED // 8 + 1] ** 2, _PADDED // 4)[:_LAGS]
+_TAPER = _TAPER.astype(np.float32)
 _TAPER /= _TAPER[0]
 
 
@@ -58,7 +60,7 @@ class VoiceSpeed:
         self._declared_hz = declared_hz
         self.settled = False
         self.position = 0
-        self._windows = 0
+        self._windows = self._judged = 0
         self._latest: npt.NDArray[np.float64] | None = None  # of the window before
         self._start_window()
 
@@ -102,12 +104,13 @@ class VoiceSpeed:
     def _judge(self) -> int | None:
         differences = self._differences()
         self._start_window()
-        if differences is None:
-            return None
         self._windows += 1
-        self._latest = differences
-        found = self._likely_hz(differences)
-        self.settled = found is not None or self._windows == _MOST
+        found = None
+        if differences is not None:
+            self._judged += 1
+            self._latest = differences
+            found = self._likely_hz(differences)
+        self.settled = found is not None or self._judged == _JUDGED or self._windows == _MOST
         if self.settled:
             self._buffer = np.zeros(0, np.float32)
         return found
@@ -143,9 +146,11 @@ def _frames(samples: Floats, length: int, hop: int) -> Floats:
 def _pitches(samples: Floats) -> Floats:
     """Per frame of 100 ms: pitch in octaves above 1 Hz, how periodic it is (at most 1), level in dB. (frames, 3)."""
     frames = _frames(samples, _FRAME, _HOP)
-    power = np.abs(np.fft.rfft((frames - frames.mean(axis=1, keepdims=True)) * _HANN, 4096)) ** 2
-    power[:, :6] = 0
-    alike = np.fft.irfft(power[:, :513], 1024)[:, :_LAGS]  # autocorrelation of what is below 2 kHz
+    power = (
+        np.abs(np.fft.rfft((frames - frames.mean(axis=1, keepdims=True)) * _HANN, _PADDED))[:, : _PADDED // 8 + 1] ** 2
+    )
+    power[:, :4] = 0  # below 20 Hz
+    alike = np.fft.irfft(power, _PADDED // 4)[:, :_LAGS]  # autocorrelation of what is below 2 kHz
     energy = alike[:, 0] + 1e-12
     alike = alike / energy[:, None] / _TAPER
     middle = alike[:, 1:-1]
