@@ -18,7 +18,6 @@ from kibun.server.audio.segmenter import Segmenter
 from kibun.server.audio.vad import Vad
 
 Mask = npt.NDArray[np.bool_]
-_PUSH_SAMPLES = SAMPLE_RATE_HZ // 10
 
 
 @dataclass(frozen=True)
@@ -115,12 +114,14 @@ def measure(
     return {name: score.summary() for name, score in scores.items()}
 
 
-def utterances(audio: FloatArray, vad: Vad, options: EndpointingOptions) -> list[tuple[int, int, int | None]]:
+def utterances(
+    audio: FloatArray, vad: Vad, options: EndpointingOptions, push_samples: int = SAMPLE_RATE_HZ // 10
+) -> list[tuple[int, int, int | None]]:
     """(start, end, sample at which it was given out; None if only at the end of the stream) of every utterance."""
     segmenter = Segmenter(options, vad)
     found: list[tuple[int, int, int | None]] = []
-    for position in range(0, len(audio), _PUSH_SAMPLES):
-        events = segmenter.push(audio[position : position + _PUSH_SAMPLES])
+    for position in range(0, len(audio), push_samples):
+        events = segmenter.push(audio[position : position + push_samples])
         found += [(e.start, e.end, segmenter.position) for e in events if isinstance(e, SpeechSegment)]
     closing = segmenter.flush(EndReason.HALF_CLOSE)
     return found + [(e.start, e.end, None) for e in closing if isinstance(e, SpeechSegment)]

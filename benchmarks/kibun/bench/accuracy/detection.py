@@ -29,7 +29,7 @@ from kibun.bench.accuracy.voices import (
 from kibun.bench.support.speech_like import FloatArray, Layout
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.decoder import AudioDecoder, AudioFormat
-from kibun.server.audio.endpointing import EndpointingOptions, EndReason, SpeechSegment
+from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.segmenter import Segmenter
 from kibun.server.audio.vad import SileroVad, Vad, WebRtcVad, make_vad
 from kibun.training.evaluation.report_table import Cell, Row, Table
@@ -124,7 +124,7 @@ class DetectionScore:
 
     def add_utterances(self, scene: Layout, vad: Vad, options: EndpointingOptions) -> None:
         began = time.process_time()
-        found = segment(scene.audio, vad, options)
+        found = conversations.utterances(scene.audio, vad, options, _PUSH_SAMPLES)
         self.front_seconds += time.process_time() - began
         covered = _mask([(start, end) for start, end, _ in found], len(scene.audio))
         for start, end in scene.speech:
@@ -187,17 +187,6 @@ def _mask(spans: list[tuple[int, int]], samples: int) -> npt.NDArray[np.bool_]:
     return mask
 
 
-def segment(audio: FloatArray, vad: Vad, options: EndpointingOptions) -> list[tuple[int, int, int | None]]:
-    """(start, end, sample at which it was given out; None if only at the end of the stream) of every utterance."""
-    segmenter = Segmenter(options, vad)
-    found: list[tuple[int, int, int | None]] = []
-    for position in range(0, len(audio), _PUSH_SAMPLES):
-        events = segmenter.push(audio[position : position + _PUSH_SAMPLES])
-        found += [(e.start, e.end, segmenter.position) for e in events if isinstance(e, SpeechSegment)]
-    closing = segmenter.flush(EndReason.HALF_CLOSE)
-    return found + [(e.start, e.end, None) for e in closing if isinstance(e, SpeechSegment)]
-
-
 def scenes_of(condition: tuple[str, float, str, float], voices: list[SpeakerPhrases], seconds: float) -> list[Layout]:
     """One scene per voice; the same speech and noise for every run, level and detector."""
     _, level, kind, snr = condition
@@ -237,7 +226,7 @@ def recordings_report(paths: Sequence[Path], makers: dict[str, Callable[[], Vad]
         audio = np.concatenate([decoder.decode(data.mean(axis=1).astype("<f4").tobytes()), decoder.flush()])
         rows = {}
         for name, make in makers.items():
-            found = segment(audio, make(), EndpointingOptions())
+            found = conversations.utterances(audio, make(), EndpointingOptions(), _PUSH_SAMPLES)
             rows[name] = [
                 f"{a / SAMPLE_RATE_HZ:.2f}-{b / SAMPLE_RATE_HZ:.2f} ({_dbfs(audio[a:b]):.0f} dB)" for a, b, _ in found
             ]
@@ -295,7 +284,9 @@ def measure(
         conditions[condition[0]] = {name: score.summary() for name, score in scores.items()}
     cost = front_cost(voices[0], 20 if quick else 60)
     false_utterances = {
-        sound: {name: len(segment(scene, make(), EndpointingOptions())) for name, make in makers.items()}
+        sound: {
+            name: len(conversations.utterances(scene, make(), EndpointingOptions())) for name, make in makers.items()
+        }
         for sound, scene in sounds.scenes().items()
     }
     real = conversations.measure(conversations.read(marked), makers, EndpointingOptions()) if marked else {}
