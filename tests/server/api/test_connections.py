@@ -107,6 +107,12 @@ def test_a_connection_that_is_welcome_by_the_time_it_was_looked_for_is_not_cut()
     assert asyncio.run(peers.admits(peer(1)))
 
 
+def test_a_client_that_opens_many_streams_at_once_is_not_cut(told: ToldSockets) -> None:
+    """Each may have sent 64 KiB before the first is admitted."""
+    told.received = 80 * 65_536
+    assert asyncio.run(Connections(sockets=told).admits(peer(1)))
+
+
 def test_calls_of_a_connection_that_is_gone_are_dropped(told: ToldSockets) -> None:
     async def script() -> None:
         peers = Connections(sockets=told)

@@ -32,9 +32,9 @@ FAILURES_PER_S = 1.0  # … and so many more each second; others …
 HOLD_S = 1.0  # … are refused after this time
 MAX_REMEMBERED = 4096  # connections and addresses
 FORGET_S = 30.0  # after this time calls by the name of a connection that was cut are those of another
-# Of unknown callers on one connection. Until calls are read, HTTP/2's flow control lets a peer send 64 KiB of messages;
-# the rest is their metadata.
-MAX_BYTES = 262_144
+# Of unknown callers on one connection. Until calls are read, HTTP/2's flow control lets a peer send 64 KiB of messages
+# on each; an honest one may open a hundred streams at once. The rest is their metadata.
+MAX_BYTES = 100 * 65_536
 BYTES_PER_S = 16_384.0
 
 T = TypeVar("T")
