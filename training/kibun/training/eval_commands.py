@@ -54,27 +54,49 @@ def agreement(
 
 @eval_app.command()
 def correlations(
-    manifest: Annotated[Path, typer.Option(help="manifest.jsonl of a corpus with traits, valence and arousal.")],
     level: Annotated[
         CorrelationUnit, typer.Option(help="What a point is; of a conversation: each speaker's mean emotion.")
     ],
+    manifest: Annotated[
+        Path | None, typer.Option(help="manifest.jsonl of a corpus with traits, valence and arousal.")
+    ] = None,
+    ocean: Annotated[Path | None, typer.Option(help="Or, without audio: PA-IEMOCAP's ocean.csv, with --emotion.")] = (
+        None
+    ),
+    emotion: Annotated[
+        Path | None,
+        typer.Option(
+            help="IEMOCAP's labels: a table with id, valence, arousal, or the folder of Session1 to 5 or EmoEvaluation."
+        ),
+    ] = None,
     by: Annotated[By | None, typer.Option(help="Also report male and female speakers separately.")] = None,
     as_json: JsonOption = False,
     as_markdown: MarkdownOption = False,
 ) -> None:
     """Correlations of traits and emotion (Table II: utterances, Table III: conversations).
 
+    From a manifest, or from the public label files of IEMOCAP and PA-IEMOCAP alone.
+
     --json: one object with all, male and female, each with n, left_out, and per trait valence and arousal with r and p.
     """
     check_one_form(as_json=as_json, as_markdown=as_markdown)
+    from kibun.training.corpora.emotion_labels import read_label_files
     from kibun.training.corpora.manifest import load_manifest
-    from kibun.training.errors import ManifestError
     from kibun.training.evaluation.correlations import correlate, to_payload, to_tables
     from kibun.training.evaluation.report_table import show
 
     try:
-        result = correlate(load_manifest(manifest, require=()), level.value)
-    except ManifestError as error:
+        if manifest is not None and ocean is None and emotion is None:
+            items = load_manifest(manifest, require=())
+        elif manifest is None and ocean is not None and emotion is not None:
+            labels = read_label_files(emotion, ocean)
+            items = list(labels.items)
+            for warning in labels.warnings:
+                typer.echo(f"warning: {warning}", err=True)
+        else:
+            fail("give either --manifest, or --ocean and --emotion")
+        result = correlate(items, level.value)
+    except ValueError as error:
         fail(str(error))
     tables = to_tables(result, by_gender=by is By.GENDER)
     show(tables, as_json=as_json, as_markdown=as_markdown, payload=to_payload(result))
