@@ -73,8 +73,9 @@ class Concat(nn.Module):
 class Ca(nn.Module):
     """Cross attention between H and the one token P = Linear(traits -> H), mean pool, linear.
 
-    The paper leaves open which side is the query, so both are there; the default is P. With query "acoustic" the
-    softmax is over a single key, and the output does not depend on the audio.
+    The paper says which side asks, and that the reverse was unsatisfactory, but in the copy at hand the symbols are not
+    legible to us, so both are there; the default is P. With query "acoustic" the softmax is over a single key, and the
+    output does not depend on the audio.
     """
 
     def __init__(

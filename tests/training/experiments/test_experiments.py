@@ -16,7 +16,6 @@ from kibun.models.types import TRAITS
 from kibun.training.audio.reading import load_audio
 from kibun.training.corpora.splits import SPLIT_FILES
 from kibun.training.eval_commands import eval_app
-from kibun.training.evaluation.paper_figures import VALENCE_CCC
 from kibun.training.plot_commands import plot_app
 from kibun.training.runs import run as training_runs
 from kibun.training.runs.run import load_run
@@ -38,7 +37,7 @@ head_learning_rate = 5e-2
 conversation_steps = 5
 """
 IV = ("conditioning", "--models", "baseline,ca", "--traits", "OP,all", "--seeds", "0,1", "--dimension", "valence")
-VI = ("emotion", "--model", "ca", "--seeds", "0,1", "--dimension", "valence")
+VI = ("emotion", "--model", "ca", "--traits", "OP,all", "--seeds", "0,1", "--dimension", "valence")
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +129,7 @@ def test_table_four(lab: Path) -> None:
             assert ["seed0" in str(files[0]), "seed1" in str(files[1]), len(files)] == [True, True, 2]
         if label == "baseline":
             assert "comparison" not in score
-            assert score["published"] == VALENCE_CCC["baseline"]
+            assert score["published"] == 0.698
         else:
             comparison = score["comparison"]
             assert comparison["first"] == pytest.approx(score["mean"], abs=1e-9)
@@ -149,6 +148,7 @@ def test_table_four(lab: Path) -> None:
     assert any("dev and test share the speakers Ses01F, Ses01M" in warning for warning in found["warnings"])
     assert any("left out" in warning and "12" in warning for warning in found["warnings"])
     assert any("dev and test share" in note for note in report["notes"])
+    assert report["notes"][-1].startswith("Published: 1 of 5 cells are at hand")
 
 
 def test_finished_runs_are_only_read(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,11 +248,22 @@ def test_table_six(lab: Path) -> None:
     found = evaluate(lab, *VI)
     rows = rows_of(found["reports"][0])
     labels = [f"CA, {name} traits" for name in ("setting 1", "setting 2", "setting 3", "causal setting 3", "true")]
-    assert list(rows) == ["baseline", *labels, "traits only", "CA, shuffled traits"]
+    assert list(rows) == [
+        "baseline",
+        *(f"{label}, {which}" for label in labels for which in ("OP", "all")),
+        "traits only",
+        "CA, shuffled traits",
+    ]
     same = evaluate(lab, *IV)["reports"][0]
-    assert rows["CA, true traits"]["scores"] == rows_of(same)["CA, all"]["scores"]
+    for which in ("OP", "all"):
+        assert rows[f"CA, true traits, {which}"]["scores"] == rows_of(same)[f"CA, {which}"]["scores"]
+    assert rows["CA, setting 3 traits, OP"]["traits"] == ["openness"]
     test = corpus(lab, "Ses01M")
-    for label, field in ((labels[0], "utterance_traits"), (labels[3], "causal_traits")):
+    for label, field in (
+        (f"{labels[0]}, all", "utterance_traits"),
+        (f"{labels[3]}, all", "causal_traits"),
+        (f"{labels[3]}, OP", "causal_traits"),
+    ):
         score = rows[label]["scores"]["valence"]
         assert len(score["runs"]) == 4
         for seed in (0, 1):
@@ -268,8 +279,8 @@ def test_table_six(lab: Path) -> None:
 
 def test_table_six_trained_with_the_same_traits(lab: Path) -> None:
     command = ("emotion", "--model", "ca", "--seeds", "0", "--dimension", "valence", "--traits-from", "setting2")
-    report = evaluate(lab, *command, "--train-with", "same")["reports"][0]
-    row = rows_of(report)["CA, setting 2 traits"]
+    report = evaluate(lab, *command, "--train-with", "same", "--traits", "all")["reports"][0]
+    row = rows_of(report)["CA, setting 2 traits, all"]
     assert (row["trained_with"], row["tested_with"]) == ("average", "average")
     personality, emotion = row["scores"]["valence"]["runs"]
     assert emotion.startswith("ser-valence-ca-OCEAN-predicted-paper-seed0-")
@@ -306,34 +317,55 @@ def test_table_seven(lab: Path) -> None:
 
 
 def test_figure_three(lab: Path, tmp_path: Path) -> None:
-    out = tmp_path / "results.json"
-    found = evaluate(lab, "multitask", "--seeds", "0,1", "--dimension", "valence", "--out", str(out))
+    """As in the paper, a multi-task model has one trait: it says nothing of the others."""
+    out, dimension = tmp_path / "results.json", "valence"
+    command = ("multitask", "--seeds", "0,1", "--dimension", dimension, "--traits", "OP,NE", "--out", str(out))
+    found = evaluate(lab, *command)
     assert json.loads(out.read_text(encoding="utf-8")) == found
     rows = rows_of(found["reports"][0])
-    assert list(rows) == ["valence", *TRAITS, "traits, average"]
-    for label in ("valence", *TRAITS):
-        for column, kind in (("single task", "single"), ("with valence", "multitask")):
+    pairs = {
+        "valence, with OP": ("valence", "openness"),
+        "valence, with NE": ("valence", "neuroticism"),
+        "openness, with valence": ("openness", "openness"),
+        "neuroticism, with valence": ("neuroticism", "neuroticism"),
+    }
+    assert list(rows) == ["valence", "openness", "neuroticism", "traits, average", *pairs]
+    for label, (figure, estimated) in pairs.items():
+        for column, kind in (("single task", "single"), ("multi-task", "multitask")):
             score = rows[label]["scores"][column]
             for seed, name in enumerate(score["runs"]):
-                assert name.startswith("mtl-" if kind == "multitask" else ("ser-" if label == "valence" else "pr-"))
+                start = "ser-valence-baseline-" if figure == "valence" else "pr-"
+                assert name.startswith(f"mtl-valence-{estimated[0].upper()}-paper" if kind == "multitask" else start)
                 predicted = read(lab / "runs" / name / "predictions-test.jsonl")
-                if label == "valence":
+                if figure == "valence":
                     expected = ccc_of_file(lab / "runs" / name / "predictions-test.jsonl")
                 else:
-                    at = TRAITS.index(label)
+                    at = TRAITS.index(figure)
                     estimates = [row["predicted"]["utterance_traits"][at] for row in predicted]
                     expected = ccc(estimates, [row["traits"][at] for row in predicted])
+                if kind == "multitask":
+                    others = [at for at, trait in enumerate(TRAITS) if trait != estimated]
+                    for row in predicted:
+                        for setting in ("utterance", "average", "conversation", "causal"):
+                            assert [row["predicted"][f"{setting}_traits"][at] for at in others] == [4.0] * 4
                 assert score["values"][seed] == pytest.approx(expected, abs=1e-9)
-            assert found[kind][label]["mean"] == pytest.approx(score["mean"], abs=1e-12)
-            assert found[kind][label]["sd"] == pytest.approx(score["sd"], abs=1e-12)
-    comparison = rows["valence"]["scores"]["with valence"]["comparison"]
+    both = [rows[label]["scores"]["multi-task"]["values"] for label in list(pairs)[:2]]
+    assert rows["valence"]["scores"]["multi-task"]["values"] == pytest.approx(np.mean(both, axis=0), abs=1e-12)
+    for label in ("valence", "openness", "neuroticism"):
+        for column, kind in (("single task", "single"), ("multi-task", "multitask")):
+            assert found[kind][label]["mean"] == pytest.approx(rows[label]["scores"][column]["mean"], abs=1e-12)
+            assert found[kind][label]["sd"] == pytest.approx(rows[label]["scores"][column]["sd"], abs=1e-12)
+    comparison = rows["valence, with OP"]["scores"]["multi-task"]["comparison"]
     assert comparison["second"] == pytest.approx(rows["valence"]["scores"]["single task"]["mean"], abs=1e-9)
     drawn = CliRunner().invoke(plot_app, ["multitask", "--table", str(out), "--out", str(tmp_path / "bars.png")])
     assert drawn.exit_code == 0, drawn.output
     assert (tmp_path / "bars.png").stat().st_size > 5000
-    whole = evaluate(lab, "multitask", "--seeds", "0", "--dimension", "valence", "--setting", "3")
+    shared = ("--seeds", "0", "--dimension", "valence", "--setting", "3", "--traits", "all")
+    whole = evaluate(lab, "multitask", *shared)
     assert whole["single"]["openness"]["sd"] is None
-    assert whole["reports"][0]["rows"][1]["scores"]["with valence"]["comparison"]["points"] == 2
+    rows = rows_of(whole["reports"][0])
+    assert list(rows)[:8] == ["valence", *TRAITS, "traits, average", "valence, with all"]
+    assert rows["openness, with valence"]["scores"]["multi-task"]["comparison"]["points"] == 2
 
 
 def test_table_eight(lab: Path) -> None:

@@ -66,7 +66,7 @@ def manifest(lab: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("command", "runs"),
-    [("conditioning", 120), ("personality", 3), ("emotion", 21), ("noise", 18), ("loso", 105), ("multitask", 15)],
+    [("conditioning", 120), ("personality", 3), ("emotion", 51), ("noise", 18), ("loso", 105), ("multitask", 39)],
 )
 def test_what_a_table_of_the_paper_trains(lab: Path, command: str, runs: int) -> None:
     manifest = str(lab / "corpus" / "manifest.jsonl")
@@ -85,8 +85,8 @@ def test_tables_share_their_runs(lab: Path) -> None:
         result = invoke(lab, command, "--dry-run", "--json")
         names[command] = {run["name"] for run in json.loads(result.stdout)["runs"]}
     assert names["emotion"] | names["noise"] <= names["conditioning"] | names["personality"]
-    assert len(set().union(*names.values())) == 234
-    assert "all of them together are 234 runs" in " ".join(GUIDE.split())
+    assert len(set().union(*names.values())) == 258
+    assert "all of them together are 258 runs" in " ".join(GUIDE.split())
 
 
 def test_control_rows_are_those_of_the_option(lab: Path) -> None:
@@ -133,6 +133,8 @@ def test_control_rows_are_those_of_the_option(lab: Path) -> None:
         (("noise", "--sigma", ".1,0.1"), "--sigma: '0.1' must be a number, and given once"),
         (("loso", "--folds", "loso_9"), "loso_9: no splits of this name that come with kibun (loso_1,"),
         (("loso", "--folds", "loso_1,paper"), "is tested by loso_1 and by paper"),
+        (("emotion", "--traits", "XY"), "--traits: 'XY' is unknown; allowed are each, all, OP or openness"),
+        (("multitask", "--traits", "each,all"), "--traits: a trait is in two of the models"),
         (("multitask", "--setting", "1,2"), "choose one of 1, 2, 3"),
         (("multitask", "--set", "splits=nowhere"), "no splits 'nowhere'"),
         (("multitask", "--manifest", "nowhere.jsonl"), "nowhere.jsonl: cannot be read"),
@@ -203,6 +205,7 @@ def test_a_run_is_named_after_its_settings_and_data(lab: Path, tmp_path_factory:
     assert runs.name(study.ser(place, 1, "ca", ("openness",), SHUFFLED)).startswith("ser-valence-ca-O-shuffled-paper-")
     assert runs.name(study.pr(0, None)).startswith("pr-seed0-")
     assert runs.name(study.mtl(Place("arousal", "loso_3"), 2)).startswith("mtl-arousal-loso_3-seed2-")
+    assert runs.name(study.mtl(Place("arousal", "loso_3"), 2, ("neuroticism",))).startswith("mtl-arousal-N-loso_3-")
     # A baseline is one run, whatever the traits; a place elsewhere with the same content is the same run.
     assert study.ser(place, 1, "baseline", ("openness",), SHUFFLED) == study.ser(place, 1, "baseline")
     moved = tmp_path_factory.mktemp("moved")

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kibun.training.runs.config import (
-    from_dict,
-)
+from kibun.training.runs.config import from_dict
 from kibun.training.runs.conversation_stage import Vectors, train_conversation_head
 from kibun.training.runs.trait_source import true_traits
 from tests.support.task_models import items, task_model
@@ -24,6 +22,6 @@ def test_the_conversation_head_learns_what_no_single_utterance_shows(world: Path
         vectors[:, :5] = (traits - 4) / 2 + rng.normal(0, 1.0, traits.shape)
         return Vectors(some, vectors)
 
-    options = from_dict("pr", {"manifest": "m", "training": {"conversation_steps": 150}}, Path("/")).training
-    score = train_conversation_head(model, split(120, 8), split(20, 8), options)
+    config = from_dict("pr", {"manifest": "m", "training": {"conversation_steps": 150}}, Path("/"))
+    score = train_conversation_head(model, split(120, 8), split(20, 8), config)
     assert score > 0.6

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from kibun.models.bundle import KibunModel, Utterance, load_bundle
+from kibun.models.bundle import BundleError, KibunModel, Utterance, load_bundle
 from kibun.models.types import TRAITS
 from kibun.training.audio.reading import load_audio
 from kibun.training.commands import train_app
@@ -159,11 +159,28 @@ def test_the_card_names_data_and_seed(pr: Path) -> None:
 def test_multitask_runs_share_one_tail(world: Path) -> None:
     figures = train_run(config(world, "mtl", training__epochs=1), world / "mtl")
     assert {"valence", "utterance", "conversation"} <= figures["test"].keys()
+    assert all(line["dev"]["score"] == line["dev"]["valence"] for line in read_log(world / "mtl"))
     model = load_bundle(world / "mtl" / "bundle")
     assert list(model.tails) == ["shared"]
     [answer] = model.analyze([Utterance(np.zeros(8000, np.float32), np.zeros((0, 32), np.float16))])
     assert answer.valence is not None
     assert answer.conversation_traits is not None
+
+
+def test_a_multitask_run_of_one_trait_is_not_served_as_one_of_all(world: Path) -> None:
+    figures = train_run(config(world, "mtl", model__traits=["neuroticism"], training__max_steps=2), world / "single")
+    assert figures["test"]["utterance"].keys() == {"neuroticism", "mean"}
+    assert read_log(world / "single")[0]["dev"].keys() >= {"valence", "neuroticism"}
+    with pytest.raises(BundleError, match="untrained"):
+        load_bundle(world / "single" / "bundle")
+    bundle = load_bundle(world / "single" / "bundle", allow_untrained=True)
+    assert bundle.expected_error is None
+    card = (world / "single" / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "it estimates neuroticism only" in card
+    with pytest.raises(ConfigError, match=r"model\.traits is \['neuroticism', 'openness'\], allowed are one or more"):
+        config(world, "mtl", model__traits=["neuroticism", "openness"])
+    with pytest.raises(ConfigError, match=r"ser has model\.condition_on"):
+        config(world, "ser", model__traits=["openness"])
 
 
 def test_predicted_traits_condition_a_run(world: Path, pr: Path) -> None:

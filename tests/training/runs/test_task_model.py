@@ -68,6 +68,27 @@ def test_the_loss_is_that_of_the_graph_and_teaches_only_what_is_unfrozen(
     torch.testing.assert_close(model(**inputs)["loss"], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_a_single_trait_is_learnt_and_the_others_say_nothing(world: Path) -> None:
+    model = task_model(world, "mtl", **{"model.traits": ["extraversion"], "training.ctc_weight": 0.0}).train()
+    inputs = batch(world, model, [1, 6, 11])
+    optimizer = torch.optim.AdamW(model.parameter_groups())
+    for _step in range(2):
+        losses = model(**inputs)
+        losses["loss"].backward()
+        optimizer.step()
+    head = model.kibun.personality_head.out
+    assert head.weight[2].abs().min() > 0
+    for out in (head, model.kibun.conversation_head.out):
+        assert torch.equal(out.weight[[0, 1, 3, 4]], torch.zeros_like(out.weight[[0, 1, 3, 4]]))
+        assert out.bias[[0, 1, 3, 4]].tolist() == [4.0] * 4
+    model.eval()
+    [estimate] = [model.kibun.utterance_traits(torch.ones(1, head.in_features))]
+    others = inputs["traits"].clone()
+    others[:, [0, 1, 3, 4]] = 1.0  # what the other labels are makes no difference
+    torch.testing.assert_close(model(**inputs)["traits"], model(**{**inputs, "traits": others})["traits"])
+    assert estimate[0, [0, 1, 3, 4]].tolist() == [4.0] * 4
+
+
 def test_two_learning_rates_and_no_decay_of_biases(world: Path) -> None:
     model = task_model(world, "ser")
     groups = model.parameter_groups()

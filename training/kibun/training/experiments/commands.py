@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from kibun.training.experiments.study import Study
     from kibun.training.runs.config import RunConfig
 
+TraitSets = Annotated[
+    str, typer.Option("--traits", help="each: OP, CO, EX, AG and NE singly; all: the five; or some by name.")
+]
 Model = Annotated[str, typer.Option("--model", help="The conditioned model: concat, ca or ticn-ca.")]
 
 
@@ -123,9 +126,7 @@ def conditioning(
     models: Annotated[
         str, typer.Option(help="Of baseline, regression, concat, ca, ticn-ca. The baseline is always there.")
     ] = "baseline,concat,ca,ticn-ca",
-    traits: Annotated[
-        str, typer.Option(help="each: OP, CO, EX, AG and NE singly; all: the five; or some by name.")
-    ] = "each,all",
+    traits: TraitSets = "each,all",
     shuffled: Annotated[
         str | None,
         typer.Option(help="Models of the control rows with shuffled traits, or all; default: the last of --models."),
@@ -167,13 +168,15 @@ def emotion(
         str, typer.Option(help="Of setting1, setting2, setting3, causal3 (predicted) and oracle (true).")
     ] = "setting1,setting2,setting3,causal3,oracle",
     train_with: Annotated[TrainWith, typer.Option(help="truth; or same: the predicted traits.")] = TrainWith.TRUTH,
+    traits: TraitSets = "each,all",
     model: Model = "ticn-ca",
 ) -> Experiment:
-    """Emotion conditioned on predicted traits (Table VI)."""
-    from kibun.training.experiments.options import as_words
+    """Emotion conditioned on predicted traits, singly and together (Table VI)."""
+    from kibun.training.experiments.options import as_trait_sets, as_words
     from kibun.training.experiments.table_conditioning import emotion as table
 
-    return table(study, runs, model, as_words(traits_from, "--traits-from"), train_with=train_with.value)
+    sources, sets = as_words(traits_from, "--traits-from"), as_trait_sets(traits)
+    return table(study, runs, model, sources, sets, train_with=train_with.value)
 
 
 @table_command("dimension")
@@ -216,16 +219,20 @@ def multitask(
     runs: "RunStore",
     *,
     setting: Annotated[str, typer.Option(help="Of the traits: 1, 2 or 3.")] = "1",
+    traits: Annotated[
+        str,
+        typer.Option("--traits", help="each: a multi-task model per trait; all: one for the five; or some by name."),
+    ] = "each",
 ) -> Experiment:
-    """One model per task beside the multi-task model (Figure 3)."""
-    from kibun.training.experiments.options import as_settings
+    """One model per task beside multi-task models, one per trait (Figure 3)."""
+    from kibun.training.experiments.options import as_settings, as_trait_sets
     from kibun.training.experiments.table_multitask import multitask as table
     from kibun.training.runs.config import ConfigError
 
     chosen = as_settings(setting, causal=False)
     if len(chosen) > 1:
         raise ConfigError(f"--setting: {setting!r}: choose one of 1, 2, 3")
-    return table(study, runs, chosen[0])
+    return table(study, runs, chosen[0], as_trait_sets(traits))
 
 
 def _run(shared: Shared, make: "Callable[[Study, RunStore], Experiment]") -> None:

@@ -5,7 +5,7 @@ without any audio.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item
 from kibun.training.corpora.tipi import SHORT_NAMES
-from kibun.training.evaluation.paper_figures import PUBLISHED_SPLITS
 from kibun.training.evaluation.predictions import pairs_of
 from kibun.training.experiments import notes
 from kibun.training.experiments.run_store import RunStore
@@ -42,7 +41,6 @@ class Entry:
     trained_with: "truth", "shuffled", or one of SETTINGS, predicted by the personality run of the same seed.
     tested_with: the same, or "noisy" (sigma, draws) or one of SETTINGS after training with the truth.
     sigma: standard deviation of the noise on the 1..7 scale. draws: number of draws that the figure is the mean of.
-    published: CCC by dimension, shown for the paper's splits.
     """
 
     label: str
@@ -52,7 +50,6 @@ class Entry:
     tested_with: str = "truth"
     sigma: float = 0.0
     draws: int = 0
-    published: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def about(self) -> dict[str, Any]:
@@ -193,7 +190,9 @@ class EmotionTable:
             *CONTROL_NOTES,
             *notes.closing(self.study, warnings),
         )
-        return ScoreTable(sheet.name, sheet.title, "CCC", tuple(c.name for c in columns), tuple(lines), below)
+        report = ScoreTable(sheet.name, sheet.title, "CCC", tuple(c.name for c in columns), tuple(lines), below)
+        splits = [fold.place.splits for column in columns for fold in column.folds]
+        return notes.beside_published(report, self.table, splits, f"{sheet.name}, " if self.fold_names else "")
 
     def _score(self, entry: Entry, column: Column, baseline: Sequence[Draws] | None) -> Score:
         """The score, compared with the baseline's estimates of each seed; a mean over folds is not compared."""
@@ -206,7 +205,6 @@ class EmotionTable:
             [item.conversation for fold in column.folds for item in fold.test],
             [self._together(entry, column, seed) for seed in seeds],
             baseline,
-            published=entry.published.get(place.dimension) if place.splits in PUBLISHED_SPLITS else None,
             runs=[
                 self.runs.name(config)
                 for fold in column.folds
@@ -221,10 +219,14 @@ class EmotionTable:
         return [np.concatenate(draws) for draws in zip(*folds, strict=True)]
 
 
-def conditioned(head: str, traits: tuple[str, ...], published: Mapping[str, float]) -> Entry:
+def conditioned(head: str, traits: tuple[str, ...]) -> Entry:
     """A head trained and tested with these true traits."""
-    which = "all" if traits == TRAITS else "+".join(SHORT_NAMES[trait] for trait in traits)
-    return Entry(f"{TITLES[head]}, {which}", head, traits, published=published)
+    return Entry(f"{TITLES[head]}, {short(traits)}", head, traits)
+
+
+def short(traits: tuple[str, ...]) -> str:
+    """A set of traits as a row names it: "all", or "OP"."""
+    return "all" if traits == TRAITS else "+".join(SHORT_NAMES[trait] for trait in traits)
 
 
 def controls(*heads: str) -> list[Entry]:

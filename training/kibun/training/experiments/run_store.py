@@ -42,9 +42,11 @@ class RunStore:
         if config.task == "ser":
             words.append(config.model.head)
             if config.model.head not in UNCONDITIONED:
-                words.append("".join(trait[0].upper() for trait in TRAITS if trait in config.model.condition_on))
+                words.append(_letters(config.model.condition_on))
                 if config.traits.source != "truth":
                     words.append(config.traits.source)
+        elif config.model.traits != TRAITS:
+            words.append(_letters(config.model.traits))
         if config.splits is not None:
             words.append("".join(c if c.isalnum() or c in "_-" else "_" for c in Path(config.splits).stem))
         return "-".join([*words, f"seed{config.training.seed}", self._digest(config)])
@@ -124,6 +126,10 @@ class RunStore:
             except OSError:
                 self._digests[path] = "unreadable"  # reading it as a manifest reports why
         return self._digests[path]
+
+
+def _letters(traits: Sequence[str]) -> str:
+    return "".join(trait[0].upper() for trait in traits)
 
 
 def _sha(content: bytes) -> str:

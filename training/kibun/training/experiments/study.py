@@ -17,7 +17,8 @@ from kibun.training.corpora.splits import split_names
 from kibun.training.runs.config import ConfigError, RunConfig, Task, TraitOptions, load_config
 
 RECIPES = Path(__file__).parent / "recipes"
-VARIED = ("task", "dimension", "name", "model.head", "model.condition_on", "training.seed")
+VARIED = ("task", "dimension", "name", "model.head", "model.condition_on", "model.traits", "training.seed")
+LOSO_SPLITS = ("loso_1", "loso_2", "loso_3", "loso_4", "loso_5")
 UNCONDITIONED = ("baseline", "regression")
 TRUTH = TraitOptions()
 
@@ -66,9 +67,9 @@ class Study:
             options["traits"] = traits
         return _vary(self.emotion, "ser", seed, place.splits, dimension=place.dimension, **options)
 
-    def mtl(self, place: Place, seed: int) -> RunConfig:
-        """A run that estimates emotion and personality on one tail."""
-        model = dataclasses.replace(self.emotion.model, head="baseline")
+    def mtl(self, place: Place, seed: int, traits: tuple[str, ...] = TRAITS) -> RunConfig:
+        """A run that estimates emotion and these traits on one tail."""
+        model = dataclasses.replace(self.emotion.model, head="baseline", traits=traits)
         return _vary(self.emotion, "mtl", seed, place.splits, dimension=place.dimension, model=model)
 
 

@@ -3,11 +3,9 @@
 Gao et al., IEEE TAC 2025. Each function lists the rows of its table; all have the same controls.
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 
-from kibun.models.types import TRAITS
-from kibun.training.evaluation.paper_figures import VALENCE_CCC
-from kibun.training.experiments import notes
 from kibun.training.experiments.emotion_table import (
     TITLES,
     Column,
@@ -18,6 +16,7 @@ from kibun.training.experiments.emotion_table import (
     conditioned,
     controls,
     read_fold,
+    short,
 )
 from kibun.training.experiments.options import check_words
 from kibun.training.experiments.run_store import RunStore
@@ -32,8 +31,7 @@ TRAITS_FROM = {
     "causal3": "causal",
     "oracle": "truth",
 }
-BASELINE = Entry("baseline", "baseline", published={"valence": VALENCE_CCC["baseline"]})
-TRUE_TRAITS = {"ticn-ca": {"valence": VALENCE_CCC["ticn-ca, true traits"]}}
+BASELINE = Entry("baseline", "baseline")
 MEAN, POOLED = "mean of folds", "pooled"
 
 
@@ -55,39 +53,41 @@ def conditioning(
         shuffled = able[-1:] if shuffled is None else able
     _check_conditioned(shuffled, "--shuffled")
     entries = [BASELINE, *(Entry(TITLES[head], head) for head in heads if head in UNCONDITIONED and head != "baseline")]
-    for head in able:
-        for traits in trait_sets:
-            published = TRUE_TRAITS.get(head, {}) if traits == TRAITS else {}
-            entries.append(conditioned(head, traits, published))
-    known = "valence of the baseline and of TICN-CA with all true traits (abstract)"
-    below = (notes.published(study.emotion.splits, known),)
+    entries += [conditioned(head, traits) for head in able for traits in trait_sets]
     sheets = _by_dimension(study, "Table IV: emotion conditioned on true traits")
-    return EmotionTable("IV", study, runs, (*entries, *controls(*shuffled)), sheets, below)
+    return EmotionTable("IV", study, runs, (*entries, *controls(*shuffled)), sheets, ())
 
 
-def emotion(study: Study, runs: RunStore, head: str, traits_from: Sequence[str], *, train_with: str) -> EmotionTable:
+def emotion(
+    study: Study,
+    runs: RunStore,
+    head: str,
+    traits_from: Sequence[str],
+    trait_sets: Sequence[tuple[str, ...]],
+    *,
+    train_with: str,
+) -> EmotionTable:
     """Table VI: one head, tested with true traits and with those that personality runs of the same seed predict.
 
+    trait_sets: a row for each set, of a model that sees these traits alone. The personality runs predict all five.
     train_with: "truth", or "same": predicted traits are used in training and on dev too. Raises as `conditioning` does.
     """
     _check_conditioned([head], "--model")
     check_words(traits_from, "--traits-from", tuple(TRAITS_FROM))
     check_words([train_with], "--train-with", ("truth", "same"))
-    published = TRUE_TRAITS.get(head)
-    rows = [_with_traits_from(head, name, train_with=train_with, published=published) for name in traits_from]
+    rows = [
+        dataclasses.replace(entry, label=f"{entry.label}, {short(traits)}", condition_on=traits)
+        for entry in (_with_traits_from(head, name, train_with=train_with) for name in traits_from)
+        for traits in trait_sets
+    ]
     with_what = {
         "truth": "Trained with true traits; predicted ones in the test only.",
         "same": "Trained, chosen and tested with predicted traits; those of train come from a model that was trained on"
         " them and are better than those of test.",
     }[train_with]
-    known = (
-        f"valence of the baseline, with true traits, and {VALENCE_CCC['ticn-ca, predicted traits']} with predicted"
-        " traits (abstract, without naming the setting)"
-    )
     below = (
         f"{with_what} Setting 1: of each utterance; 2: their mean over the conversation; 3: the conversation head over"
         " the whole conversation; causal 3: over the utterances so far, as a service can.",
-        notes.published(study.emotion.splits, known),
     )
     sheets = _by_dimension(study, f"Table VI: {TITLES[head]} with predicted traits")
     return EmotionTable("VI", study, runs, (BASELINE, *rows, *controls(head)), sheets, below)
@@ -109,14 +109,12 @@ def noise(study: Study, runs: RunStore, head: str, sigmas: Sequence[float], draw
             tested_with="noisy",
             sigma=sigma,
             draws=draws,
-            published={} if sigma else TRUE_TRAITS.get(head, {}),
         )
         for sigma in sigmas
     ]
     below = (
         f"Noise of sigma on the true traits of test, limited to 1..7: one value per profile and trait. Above 0, a"
         f" seed's CCC is the mean over {draws} draws, the same draws for every seed.",
-        notes.published(study.emotion.splits, "valence of the baseline and without noise (abstract)"),
     )
     sheets = _by_dimension(study, f"Table VII: {TITLES[head]} tested with noise on the true traits")
     return EmotionTable("VII", study, runs, (BASELINE, *noisy, *controls(head)), sheets, below)
@@ -141,17 +139,12 @@ def loso(study: Study, runs: RunStore, head: str, folds: Sequence[str], traits_f
         together = tuple(tested.values())
         columns += [Column(MEAN, together, averaged=True), Column(POOLED, together)]
         sheets.append(Sheet(dimension, f"Table VIII: {dimension}, leave one session out", tuple(columns)))
-    below = (
-        f"{POOLED}: one CCC over the test utterances of all folds; {MEAN}: of their CCCs, without a test.",
-        notes.NONE_PUBLISHED,
-    )
+    below = (f"{POOLED}: one CCC over the test utterances of all folds; {MEAN}: of their CCCs, without a test.",)
     return EmotionTable("VIII", study, runs, tuple(entries), tuple(sheets), below, tuple(folds))
 
 
-def _with_traits_from(
-    head: str, name: str, *, train_with: str = "truth", published: Mapping[str, float] | None = None
-) -> Entry:
-    """A head tested with the traits of `name`, one of TRAITS_FROM. published: with true traits."""
+def _with_traits_from(head: str, name: str, *, train_with: str = "truth") -> Entry:
+    """A head tested with the traits of `name`, one of TRAITS_FROM."""
     setting = TRAITS_FROM[name]
     words = {"oracle": "true", "causal3": "causal setting 3"}.get(name, f"setting {name[-1]}")
     return Entry(
@@ -159,7 +152,6 @@ def _with_traits_from(
         head,
         trained_with="truth" if train_with == "truth" else setting,
         tested_with=setting,
-        published=published if name == "oracle" and published is not None else {},
     )
 
 

@@ -50,14 +50,17 @@ class PersonalityTable:
         below = (
             f"{notes.test_size(self.test)}. {notes.spread(self.study)}",
             "Settings 1 and causal 3 count every utterance, settings 2 and 3 every speaker-conversation once.",
-            notes.NONE_PUBLISHED,
             *closing,
         )
         agreement = self._lines(found, ccc)
         errors = (self._constant(), *self._lines(found, rmse))
         constant = "train's mean: every profile gets the mean traits of train's utterances; a model should err less."
         reports = [
-            ScoreTable("ccc", "Table V: traits from speech", "CCC", COLUMNS, agreement, below),
+            notes.beside_published(
+                ScoreTable("ccc", "Table V: traits from speech", "CCC", COLUMNS, agreement, below),
+                "V",
+                [self.study.personality.splits],
+            ),
             ScoreTable("rmse", "Their error", "RMSE, scale 1 to 7", COLUMNS, errors, (constant, *closing)),
         ]
         if "causal" in self.settings:

@@ -48,6 +48,12 @@ def run_card(
             source, ""
         )
         condition = f", conditioned on {', '.join(model.config.condition_on)}: {source}{detail}"
+    estimated = ""
+    if config.task != "ser" and config.model.traits != TRAITS:
+        estimated = (
+            f"; of the traits it estimates {', '.join(config.model.traits)} only, the others are always the middle of"
+            " the scale. Therefore it is marked as untrained, and not served by default"
+        )
     wer = [f"{split} {figures[split]['wer']:.1%}" for split in ("dev", "test") if "wer" in figures[split]]
     return CARD.format(
         config=config,
@@ -57,7 +63,7 @@ def run_card(
         synthetic=SYNTHETIC if model.config.synthetic else "",
         task=config.task + (f" ({config.dimension})" if config.dimension else ""),
         head=config.model.head if config.task != "pr" else "linear, conversation head",
-        condition=condition,
+        condition=condition + estimated,
         start=Path(config.model.start).name if Path(config.model.start).exists() else config.model.start,
         frozen="frozen" if config.model.freeze == "trunk" else "trained",
         counts=", ".join(_count(split, some) for split, some in items.items()),
@@ -80,6 +86,8 @@ def _rows(figures: Mapping[str, Any]) -> list[str]:
     for setting, label in SETTING_LABELS.items():
         if setting in dev:
             rows += [
-                f"| {trait}, {label} | {dev[setting][trait]:.3f} | {test[setting][trait]:.3f} |" for trait in TRAITS
+                f"| {trait}, {label} | {dev[setting][trait]:.3f} | {test[setting][trait]:.3f} |"
+                for trait in TRAITS
+                if trait in dev[setting]
             ]
     return rows

@@ -46,7 +46,8 @@ class ModelOptions:
     keep_heads: bool = False  # where `start` is a bundle: its heads of these tasks too, not new ones
     head: HeadName = "ticn-ca"  # of emotion; mtl: baseline or regression
     query: Query = "personality"  # side of the cross attention that asks, or "acoustic"
-    condition_on: tuple[str, ...] = TRAITS
+    condition_on: tuple[str, ...] = TRAITS  # ser: traits that a conditioned head sees
+    traits: tuple[str, ...] = TRAITS  # pr, mtl: traits that are estimated; the others stay at the middle of the scale
     condition_ff: int = 2048
     condition_heads: int = 4
     conversation_size: int | None = None
@@ -80,7 +81,7 @@ class TrainingOptions:
     loss: Literal["mse", "ccc"] = "mse"  # of emotion; "ccc" needs a micro_batch of 8
     mix: Literal["sum", "convex"] = "sum"  # L + a CTC; "convex": (1 - a) L + a CTC
     ctc_weight: float = 0.1
-    trait_weight: float = 1.0  # mtl: of the trait loss
+    trait_weight: float = 0.1  # mtl: of the trait loss
     evaluations_per_epoch: int = 1
     patience: int = 5  # evaluations without a better dev CCC before training stops
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # "auto": bf16 on a GPU that has it, else fp32
@@ -267,8 +268,11 @@ def _check(config: RunConfig) -> None:
                 _one_of(f"{where}{name}", getattr(section, name), get_args(hint))
     if config.task == "mtl":
         _one_of("model.head", model.head, ("baseline", "regression"))
-    for trait in model.condition_on:
-        _one_of("model.condition_on", trait, TRAITS)
+    for name, some in (("model.condition_on", model.condition_on), ("model.traits", model.traits)):
+        if not some or list(some) != [trait for trait in TRAITS if trait in some]:
+            raise ConfigError(f"{name} is {list(some)}, allowed are one or more of {', '.join(TRAITS)}, in this order")
+    if config.task == "ser" and model.traits != TRAITS:
+        raise ConfigError("model.traits is for pr and mtl, which estimate traits; ser has model.condition_on")
     if (traits.source == "predicted") != (traits.run is not None):
         raise ConfigError('traits.run and traits.source = "predicted" go together: name the run of `kibun train pr`')
     if (traits.source == "noisy") != (traits.sigma > 0):

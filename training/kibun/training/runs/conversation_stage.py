@@ -18,8 +18,9 @@ from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.fit import fit
-from kibun.training.runs.config import TrainingOptions
+from kibun.training.runs.config import RunConfig
 from kibun.training.runs.predict import conversations, trait_estimates
+from kibun.training.runs.task_model import silence
 
 PROFILES = 16  # of one step
 EVERY = 25  # steps between evaluations on dev
@@ -33,11 +34,12 @@ class Vectors:
     vectors: NDArray[np.float16]
 
 
-def train_conversation_head(model: KibunModel, train: Vectors, dev: Vectors, options: TrainingOptions) -> float:
+def train_conversation_head(model: KibunModel, train: Vectors, dev: Vectors, config: RunConfig) -> float:
     """Train `model.conversation_head` in place to the best evaluation on dev, and return its score.
 
-    The score is the mean CCC over the traits of settings 3 and causal 3 together.
+    The score is the mean CCC over the estimated traits of settings 3 and causal 3 together.
     """
+    options, estimated = config.training, [TRAITS.index(trait) for trait in config.model.traits]
     rng = np.random.default_rng([options.seed, 3])
     profiles = list(conversations(train.items).values())
     head, steps = model.conversation_head.to(model.device).requires_grad_(True), options.conversation_steps
@@ -48,30 +50,32 @@ def train_conversation_head(model: KibunModel, train: Vectors, dev: Vectors, opt
 
     def loss(rows: list[NDArray[np.int64]]) -> Tensor:
         vectors, mask, truth = _batch(train, rows, model.device)
-        return F.mse_loss(model.conversation_traits(vectors, mask), truth)
+        return F.mse_loss(model.conversation_traits(vectors, mask)[:, estimated], truth[:, estimated])
 
     with torch.random.fork_rng():
         torch.manual_seed(options.seed)
-        return fit(
+        score = fit(
             head,
             torch.optim.AdamW(head.parameters(), options.conversation_learning_rate, weight_decay=0.01),
             ((batch() for _ in range(min(EVERY, steps - done))) for done in range(0, steps, EVERY)),
             loss,
-            lambda: dev_score(model, dev),
+            lambda: dev_score(model, dev, estimated),
             steps=steps + 1,
             warmup=0.3,
         )
+    silence(model, config.model.traits)  # whose bias the optimizer decays
+    return score
 
 
-def dev_score(model: KibunModel, dev: Vectors) -> float:
-    """Mean CCC over the traits: whole conversations (one value each) and causal ones (each utterance) together."""
+def dev_score(model: KibunModel, dev: Vectors, estimated: Sequence[int]) -> float:
+    """Mean CCC over these traits: whole conversations (one value each) and causal ones (each utterance) together."""
     estimates = trait_estimates(model, dev.items, dev.vectors)
     rows = list(conversations(dev.items).values())
     truth = np.array([item.traits for item in dev.items])  # (N, 5)
     whole = np.array([estimates[some[-1]].conversation_traits for some in rows])  # (P, 5)
     whole_truth = truth[[some[-1] for some in rows]]
     causal = np.array([estimate.causal_traits for estimate in estimates])  # (N, 5)
-    scores = [ccc(whole[:, k], whole_truth[:, k]) + ccc(causal[:, k], truth[:, k]) for k in range(len(TRAITS))]
+    scores = [ccc(whole[:, k], whole_truth[:, k]) + ccc(causal[:, k], truth[:, k]) for k in estimated]
     return float(np.mean(scores)) / 2
 
 

@@ -16,20 +16,23 @@ from kibun.training.runs.utterances import Utterances
 
 
 def dev_figures(model: TaskModel, utterances: Utterances, outputs: Mapping[int, Output]) -> dict[str, float]:
-    """CCC of what the run estimates, per utterance; `score` chooses the best; `wer` where there is text."""
-    items, figures, scores = utterances.items, dict[str, float](), list[float]()
+    """CCC of what the run estimates, per utterance; `wer` where there is text.
+
+    `score` chooses the best: the emotion's CCC, also of a multi-task model; without emotion, the traits' mean.
+    """
+    items, figures = utterances.items, dict[str, float]()
     rows = [outputs[row] for row in range(len(items))]
     if (dimension := model.run.dimension) is not None:
         truth = [getattr(item, dimension) for item in items]
         figures[dimension] = ccc([cast(float, row.emotion) for row in rows], truth)
-        scores.append(figures[dimension])
+        figures["score"] = figures[dimension]
     if model.kibun.config.supports_personality:
         estimates = trait_estimates(model.kibun, items, vectors_of(outputs))
         alone = [estimate.utterance_traits for estimate in estimates]
-        traits = _trait_figures(alone, [item.traits for item in items])
-        figures |= {trait: traits[trait] for trait in TRAITS}
-        scores.append(traits["mean"])
-    figures["score"] = float(np.mean(scores))
+        traits = _trait_figures(alone, [item.traits for item in items], model.run.model.traits)
+        mean = traits.pop("mean")
+        figures |= traits
+        figures.setdefault("score", mean)
     if (wer := transcript_error(utterances, outputs)) is not None:
         figures["wer"] = wer
     return figures
@@ -42,7 +45,7 @@ def transcript_error(utterances: Utterances, outputs: Mapping[int, Output]) -> f
     return word_error_rate([text for text, _ in pairs], [got for _, got in pairs]) if pairs else None
 
 
-def split_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
+def split_figures(predictions: Sequence[Prediction], traits: Sequence[str]) -> dict[str, Any]:
     """CCC of all that a run estimates; of traits, settings 1 and causal 3 per utterance, 2 and 3 per conversation."""
     figures: dict[str, Any] = {}
     for name in EMOTIONS:
@@ -53,12 +56,12 @@ def split_figures(predictions: Sequence[Prediction]) -> dict[str, Any]:
         rows = units_of(predictions, field)
         estimates = [getattr(row.predicted, field) for row in rows]
         if None not in estimates:
-            figures[setting] = _trait_figures(estimates, [row.traits for row in rows])
+            figures[setting] = _trait_figures(estimates, [row.traits for row in rows], traits)
     return figures
 
 
-def _trait_figures(estimates: Sequence[Any], truth: Sequence[Any]) -> dict[str, float]:
-    """CCC of each trait and their mean; (N, 5) and (N, 5)."""
+def _trait_figures(estimates: Sequence[Any], truth: Sequence[Any], traits: Sequence[str]) -> dict[str, float]:
+    """CCC of each of these traits and their mean; (N, 5) and (N, 5)."""
     ours, theirs = np.array(estimates), np.array(truth)
-    each = {trait: ccc(ours[:, k], theirs[:, k]) for k, trait in enumerate(TRAITS)}
+    each = {trait: ccc(ours[:, k], theirs[:, k]) for k, trait in enumerate(TRAITS) if trait in traits}
     return {**each, "mean": float(np.mean(list(each.values())))}

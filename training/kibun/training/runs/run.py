@@ -140,7 +140,8 @@ def _bf16(precision: str) -> bool:
 
 def _save_best(model: TaskModel, folder: Path) -> None:
     """Write bundle and CTC head aside, then move them into place: a kill leaves the old ones or the new."""
-    model.kibun.config.trained = True
+    # A bundle of some of the traits is not to be served as if it estimated all.
+    model.kibun.config.trained = model.run.model.traits == TRAITS
     fresh = _write_bundle(model.kibun, folder)
     save_file({name: value.contiguous() for name, value in model.ctc.state_dict().items()}, fresh / CTC)
     (fresh / CTC).replace(folder / CTC)
@@ -283,7 +284,7 @@ def _finish(
     outputs = {split: run_model(model, utterances) for split, utterances in splits.items()}
     if model.kibun.config.supports_personality:
         train_vectors, dev = (Vectors(corpus.items[split], vectors_of(outputs[split])) for split in ("train", "dev"))
-        train_conversation_head(model.kibun, train_vectors, dev, config.training)
+        train_conversation_head(model.kibun, train_vectors, dev, config)
     predictions = {split: as_predictions(model, corpus.items[split], outputs[split]) for split in SPLITS}
     figures: dict[str, Any] = {
         "task": config.task,
@@ -294,10 +295,10 @@ def _finish(
         "utterances": {split: len(items) for split, items in corpus.items.items()},
     }
     for split in ("dev", "test"):
-        figures[split] = split_figures(predictions[split])
+        figures[split] = split_figures(predictions[split], config.model.traits)
         if (wer := transcript_error(splits[split], outputs[split])) is not None:
             figures[split]["wer"] = wer
-    if model.kibun.config.supports_personality:
+    if model.kibun.config.supports_personality and config.model.traits == TRAITS:
         model.kibun.expected_error = expected_error(predictions["dev"])
     model.kibun.config.synthetic |= config.synthetic or is_generated(config.manifest)
     model.kibun.card = run_card(config, model.kibun, figures, corpus.items)

@@ -8,7 +8,11 @@
                         │        └─ emotion head
                         └─ Linear(H, 32) ─ CTC
 
-Source: Gao et al., IEEE TAC 2025; a = 0.1. The heads start anew, trunk and tail from a HuBERT checkpoint or a bundle.
+L_traits is the mean over the traits of `model.traits`: one in each multi-task model of the paper's Figure 3. The
+outputs of the other traits have no weights, so that they stay at the middle of the scale.
+
+Source: Gao et al., IEEE TAC 2025; a = w = 0.1. The heads start anew, trunk and tail from a HuBERT checkpoint or a
+bundle.
 """
 
 from collections.abc import Sequence
@@ -21,6 +25,7 @@ from torch import Tensor, nn
 from kibun.models.building.build import build_model
 from kibun.models.bundle import KibunConfig, KibunModel, load_bundle
 from kibun.models.layers import Linear
+from kibun.models.types import TRAITS
 from kibun.training.losses import ccc_loss
 from kibun.training.runs.config import ConfigError, RunConfig
 from kibun.training.runs.ctc import VOCABULARY, ctc_loss
@@ -37,6 +42,7 @@ class TaskModel(nn.Module):
         self.kibun = kibun
         self.run = config
         self.task_name = "personality" if config.task == "pr" else cast(str, config.dimension)
+        self.estimated = [TRAITS.index(trait) for trait in config.model.traits]
         self.ctc = Linear(kibun.config.hubert_config.hidden_size, len(VOCABULARY))
         if kibun.config.supports_personality:
             kibun.conversation_head.requires_grad_(False)  # trained afterwards, on cached vectors
@@ -72,7 +78,8 @@ class TaskModel(nn.Module):
             parts["emotion"] = (ccc_loss if options.loss == "ccc" else F.mse_loss)(estimate.float(), emotion)
             loss = loss + parts["emotion"]
         if traits is not None:
-            parts["traits"] = F.mse_loss(self.kibun.utterance_traits(tail.mean()).float(), traits)
+            estimates = self.kibun.utterance_traits(tail.mean()).float()  # (B, 5)
+            parts["traits"] = F.mse_loss(estimates[:, self.estimated], traits[:, self.estimated])
             loss = loss + (options.trait_weight if self.run.task == "mtl" else 1.0) * parts["traits"]
         parts["ctc"] = ctc_loss(self.ctc(tail.hidden), tail.lengths, texts)
         weight = options.ctc_weight
@@ -128,9 +135,20 @@ def new_task_model(config: RunConfig, bundle_name: str) -> TaskModel:
         kibun = build_model(
             model.start, name=bundle_name, seed=config.training.seed, trunk_layers=model.trunk_layers, **settings
         )
+    if kibun.config.supports_personality:
+        silence(kibun, model.traits)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         return TaskModel(kibun, config)
+
+
+@torch.no_grad()
+def silence(kibun: KibunModel, estimated: Sequence[str]) -> None:
+    """Put the outputs of all other traits at the middle of the scale: without weights, and so without gradients."""
+    outputs = [at for at, trait in enumerate(TRAITS) if trait not in estimated]
+    for head in (kibun.personality_head, kibun.conversation_head):
+        head.out.weight[outputs] = 0.0
+        head.out.bias[outputs] = head.out.centre
 
 
 def _from_bundle(source: KibunModel, config: RunConfig, name: str, settings: dict[str, Any]) -> KibunModel:
