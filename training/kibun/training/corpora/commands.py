@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from kibun.training.corpora.public_corpora import PUBLIC, PublicCorpus
 from kibun.training.errors import fail
 
 if TYPE_CHECKING:
@@ -20,6 +21,13 @@ prepare_app = typer.Typer(
 
 Out = Annotated[Path, typer.Option(help="The manifest to write; its report lies beside it, as NAME.report.json.")]
 Decode = Annotated[bool, typer.Option("--decode", help="Read all audio in full, not only headers; slower.")]
+SplitSpeakers = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TRAIN,DEV,TEST", help="Split at random by speaker, with these shares of utterances: .8,.1,.1"
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the random split.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report, or all problems, as JSON.")]
 
 
@@ -51,13 +59,8 @@ def folder(
     trait_scale: Annotated[
         str | None, typer.Option(metavar="LOW,HIGH", help="Scale of the traits, if not 1,7.")
     ] = None,
-    split_speakers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TRAIN,DEV,TEST", help="Split at random by speaker, with these shares of utterances: .8,.1,.1"
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the random split.")] = 0,
+    split_speakers: SplitSpeakers = None,
+    seed: Seed = 0,
     decode: Decode = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -78,6 +81,41 @@ def folder(
         )
         report = prepare_folder(table, out, options, progress)
     _show(report, as_json)
+
+
+def _add_public(corpus: PublicCorpus) -> None:
+    """The command that prepares one public corpus."""
+
+    @prepare_app.command(
+        corpus.name,
+        help=f"{corpus.title}, licence {corpus.license}: files like {corpus.example}, from {corpus.homepage}.",
+    )
+    def public(
+        root: Annotated[Path, typer.Option(help="The folder with a copy of the corpus, at any depth.")],
+        out: Out = Path(f"{corpus.name}.jsonl"),
+        dev: Annotated[
+            list[str] | None, typer.Option(help="A speaker of the split dev; may be repeated. Others are in train.")
+        ] = None,
+        test: Annotated[list[str] | None, typer.Option(help="A speaker of the split test; may be repeated.")] = None,
+        split_speakers: SplitSpeakers = None,
+        seed: Seed = 0,
+        decode: Decode = False,
+        skip_unusable: Annotated[
+            bool, typer.Option("--skip-unusable", help="Leave out recordings that cannot be used, such as stereo ones.")
+        ] = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        from kibun.training.corpora.public import PublicOptions, prepare_public
+
+        with _watched(f"reading {corpus.title}", as_json) as progress:
+            shares = _numbers("--split-speakers", split_speakers, "TRAIN,DEV,TEST")
+            options = PublicOptions(tuple(dev or ()), tuple(test or ()), shares, seed, decode, skip_unusable)
+            report = prepare_public(corpus, root, out, options, progress)
+        _show(report, as_json)
+
+
+for _corpus in PUBLIC.values():
+    _add_public(_corpus)
 
 
 def _numbers(option: str, value: str | None, names: str) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from kibun.models.types import EMOTION_SCALE, EMOTIONS, TRAIT_SCALE, TRAITS
 from kibun.training.audio.reading import audio_seconds
+from kibun.training.corpora.lines import Scale, rescale
 from kibun.training.corpora.manifest import EMOTION_RANGE
 from kibun.training.corpora.report import (
     CorpusReport,
@@ -26,8 +27,6 @@ from kibun.training.errors import ManifestError
 NEEDED = ("path", "speaker", "dialogue")
 KNOWN = {*NEEDED, "id", "text", *EMOTIONS, "gender", "split", "traits", *TRAITS, *OCEAN_COLUMNS}
 GENDERS = {"f": "female", "female": "female", "m": "male", "male": "male"}
-
-Scale = tuple[float, float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +168,6 @@ def _traits(row: TableRow, scale: Scale | None) -> dict[str, float] | None:
         other = columns[next(iter(given))]
         raise CellError(row.where, empty[0], f"is empty, but {other!r} is not; give all five or none")
     return {trait: value if scale is None else rescale(value, scale, TRAIT_SCALE) for trait, value in given.items()}
-
-
-def rescale(value: float, scale: Scale, target: Scale) -> float:
-    """Map a value linearly from one scale to another, rounded to 6 decimals."""
-    share = (value - scale[0]) / (scale[1] - scale[0])
-    return round(target[0] + share * (target[1] - target[0]), 6)
 
 
 def _check_together(read: Sequence[TableRow], rows: Sequence[Row], problems: list[str]) -> None:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+Scale = tuple[float, float]
+"""Its lowest and its highest value."""
+
 
 def json_objects(path: Path, text: str, error: Callable[[str], ValueError]) -> Iterator[tuple[str, dict[str, Any]]]:
     r"""(file:line, object) of every line of JSONL that is not blank.
@@ -32,3 +35,9 @@ def as_float(value: Any) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def rescale(value: float, scale: Scale, target: Scale) -> float:
+    """Map a value linearly from one scale to another, rounded to 6 decimals."""
+    share = (value - scale[0]) / (scale[1] - scale[0])
+    return round(target[0] + share * (target[1] - target[0]), 6)

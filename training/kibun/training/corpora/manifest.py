@@ -2,7 +2,8 @@
 
 A line is an object with ``path`` (relative to the manifest's folder, or absolute), ``speaker`` and ``dialogue``, and
 optionally ``id`` (default: the path as written), ``split``, ``text``, ``valence`` and ``arousal`` (1..5), ``traits``
-(an object with the five names, 1..7), ``gender``, ``seconds``. Other fields are ignored, null counts as absent.
+(an object with the five names, 1..7), ``gender``, ``seconds``, ``emotion`` (a category), ``corpus``, ``license``. Other
+fields are ignored, null counts as absent.
 """
 
 import dataclasses
@@ -16,7 +17,8 @@ from kibun.training.corpora.splits import SPLITS, read_splits, resolve_splits
 from kibun.training.errors import ManifestError
 
 MANIFEST_NAME = "manifest.jsonl"  # of the corpora that we make
-OPTIONAL = ("path", "split", "text", "valence", "arousal", "traits", "gender", "seconds")
+TEXTS = ("gender", "emotion", "corpus", "license")
+OPTIONAL = ("path", "split", "text", "valence", "arousal", "traits", "seconds", *TEXTS)
 EMOTION_RANGE = (0.0, 6.0)  # the scale is 1..5, but IEMOCAP's means of raters reach 0.5 and 5.5
 
 
@@ -35,6 +37,9 @@ class Item:
     traits: Traits | None = None
     gender: str | None = None
     seconds: float | None = None
+    emotion: str | None = None
+    corpus: str | None = None
+    license: str | None = None
 
     @property
     def conversation(self) -> tuple[str, str]:
@@ -167,8 +172,8 @@ def _item(where: str, row: Mapping[str, Any], folder: Path, require: set[str]) -
         valence=_number(where, row, "valence", *EMOTION_RANGE) if "valence" in has else None,
         arousal=_number(where, row, "arousal", *EMOTION_RANGE) if "arousal" in has else None,
         traits=_traits(where, row["traits"]) if "traits" in has else None,
-        gender=_text(where, row, "gender") if "gender" in has else None,
         seconds=_number(where, row, "seconds", 0.0, float("inf")) if "seconds" in has else None,
+        **{field: _text(where, row, field) if field in has else None for field in TEXTS},
     )
 
 
