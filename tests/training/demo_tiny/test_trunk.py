@@ -1,4 +1,4 @@
-"""Training of the trunk: batches of crops, and the average of the weights."""
+"""Training of the trunk: batches of crops."""
 
 import dataclasses
 from pathlib import Path
@@ -9,10 +9,8 @@ import soundfile
 import torch
 
 from kibun.training.audio.augment import ROOMS, Augment
-from kibun.training.demo_tiny.config import tiny_config
 from kibun.training.demo_tiny.pairs import Change
-from kibun.training.demo_tiny.trunk import Crops, SpeakerBatches, TrunkOptions, TrunkTask
-from kibun.training.filter_bank import new_model
+from kibun.training.demo_tiny.trunk import LabelledCrops, SpeakerBatches, TrunkOptions
 from tests.support.tiny_items import item
 
 
@@ -36,27 +34,12 @@ def test_a_batch_of_the_trunk_depends_on_seed_and_step(tmp_path: Path) -> None:
         )
 
 
-def test_the_average_follows_the_weights() -> None:
-    task = TrunkTask(new_model(0, tiny_config()), TrunkOptions(average_decay=0.5))
-    before = [parameter.clone() for parameter in task.average.parameters()]
-    with torch.no_grad():
-        for parameter in task.kibun.parameters():
-            parameter.add_(1.0)
-    for _ in range(9):
-        task.update_average()
-    assert int(task.updates) == 9
-    decay = float(np.prod([min(0.5, (1 + n) / (10 + n)) for n in range(1, 10)]))
-    for old, average in zip(before, task.average.parameters(), strict=True):
-        torch.testing.assert_close(average, old + 1 - decay)
-        assert not average.requires_grad
-
-
 def test_crops_are_equally_long_with_silent_margins() -> None:
     examples = [(np.full(size, 0.1, np.float32), item("s")) for size in (16_000, 40_000, 80_000)]
-    crops = Crops((1.5, 2.5), margin_chance=1.0)
+    crops = LabelledCrops((1.5, 2.5), margin_chance=1.0)
     starts = []
     for step in range(20):
-        batch = crops(examples, (0, step))
+        batch = crops.batch(examples, (0, step))
         audio = batch["input_values"]
         assert audio.shape[0] == 3
         assert 1.5 * 16_000 <= audio.shape[1] <= 2.5 * 16_000
@@ -75,8 +58,8 @@ def test_both_of_a_pair_get_the_same_crop_margins_channel_and_noise(monkeypatch:
 
     def collate(change: Change, babble_chance: float = 0.0) -> dict[str, torch.Tensor]:
         monkeypatch.setattr("kibun.training.demo_tiny.trunk.draw_change", lambda _rng: change)
-        crops = Crops((1.5, 2.5), Augment(ROOMS), babble_chance=babble_chance, pair_every=2)
-        return crops(examples, (2, 1))
+        crops = LabelledCrops((1.5, 2.5), Augment(ROOMS), babble_chance=babble_chance, pair_every=2)
+        return crops.batch(examples, (2, 1))
 
     for babble_chance in (0.0, 1.0):
         nothing = collate(Change(0, 0, 0), babble_chance)

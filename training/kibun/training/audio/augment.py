@@ -6,7 +6,7 @@ processes, or the batch that an utterance is in. Nothing depends on a label, so 
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -87,9 +87,7 @@ class Augment:
 
     def __init__(self, options: AugmentOptions | None = None) -> None:
         self.options = options or AugmentOptions()
-        if set(self.options.speeds) != {1.0} and ensure_importable() not in ("ok", "without-extension"):
-            fix = "pip install 'kibun[train]', or set speeds to [1.0]"
-            raise RuntimeError(f"changing the speed needs torchaudio ({ensure_importable()} here): {fix}")
+        check_speeds(self.options.speeds)
 
     def __call__(self, waveform: Tensor, *, key: tuple[int, ...]) -> Tensor:
         """(N,) float32 at 16 kHz -> (M,) float32 at 16 kHz, M = ceil(N / speed); ``key``: integers, 0 or more."""
@@ -99,6 +97,13 @@ class Augment:
             if chance is None or _uniform(generator, 0, 1) < getattr(self.options, chance):
                 waveform = effect(waveform, self.options, generator)
         return _unit(waveform) if self.options.normalise else waveform
+
+
+def check_speeds(speeds: Sequence[float]) -> None:
+    """Raise RuntimeError where torchaudio cannot be imported and a speed is not 1."""
+    if set(speeds) != {1.0} and ensure_importable() not in ("ok", "without-extension"):
+        fix = "pip install 'kibun[train]', or set speeds to [1.0]"
+        raise RuntimeError(f"changing the speed needs torchaudio ({ensure_importable()} here): {fix}")
 
 
 def change_speed(waveform: Tensor, speed: float) -> Tensor:

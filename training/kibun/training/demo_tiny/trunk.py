@@ -6,7 +6,6 @@ pitch, rate or tilt: the loss on the difference of the two estimates teaches the
 to have them. What is stored is a moving average of the weights, at the evaluation with the best score on dev.
 """
 
-import copy
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -15,24 +14,24 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kibun.models._transformers import quiet
 from kibun.models.bundle import KibunModel
-from kibun.models.types import SAMPLE_RATE_HZ, TRAITS
-from kibun.training.audio.augment import ROOMS, Augment, add_noise
+from kibun.models.types import TRAITS
+from kibun.training.audio.augment import ROOMS, Augment
+from kibun.training.audio.crops import Crops, Floats, place
 from kibun.training.corpora.manifest import Item
 from kibun.training.demo_tiny.evaluate import analyze_causally, ccc_as_served
 from kibun.training.demo_tiny.pairs import draw_change, make_pair
 from kibun.training.losses import emotion_loss, pair_loss, trait_loss
+from kibun.training.runs.average import MovingAverage
 from kibun.training.runs.folder import BUNDLE, CHECKPOINT, FIGURES
 from kibun.training.runs.loop import Plan, new_accelerator, train
 from kibun.training.runs.utterances import Utterances
 
 TRAIT_CENTRE = 4.0
 MIN_SECONDS = 1.0
-Floats = NDArray[np.float32]
 Example = tuple[Floats, Item]  # (N,) audio in ±1
 
 
@@ -73,18 +72,18 @@ def train_trunk(
         {"params": [p for p in kibun.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, options.learning_rate, betas=(0.9, 0.98))
-    optimizer.register_step_post_hook(lambda *_: task.update_average())
+    optimizer.register_step_post_hook(lambda *_: task.average.update(kibun))
 
     def evaluate() -> dict[str, float]:
-        rows = analyze_causally(task.average, dev[: options.dev_utterances])
+        rows = analyze_causally(task.average.model, dev[: options.dev_utterances])
         figures = ccc_as_served(rows)
         traits = float(np.mean([figures[trait] for trait in TRAITS]))
         return {**figures, "score": figures["arousal"] + 0.3 * figures["valence"] + 0.3 * traits}
 
     def save() -> None:
-        task.average.config.trained = True
+        task.average.model.config.trained = True
         with quiet():
-            task.average.save_pretrained(folder / BUNDLE)
+            task.average.model.save_pretrained(folder / BUNDLE)
 
     plan = Plan(
         model=task,
@@ -105,14 +104,12 @@ def train_trunk(
 
 
 class TrunkTask(nn.Module):
-    """All tasks at once on one model, and the moving average of its weights, which generalises better than the last."""
+    """All tasks at once on one model, and the moving average of its weights."""
 
     def __init__(self, kibun: KibunModel, options: TrunkOptions) -> None:
         super().__init__()
         self.kibun, self.options = kibun, options
-        self.average = copy.deepcopy(kibun).requires_grad_(False)
-        self.updates: Tensor
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+        self.average = MovingAverage(kibun, options.average_decay)
 
     def forward(
         self,
@@ -142,14 +139,6 @@ class TrunkTask(nn.Module):
             "pairs": options.pair_weight * pair_loss(change["arousal"], arousal_change, change["valence"]),
         }
         return {"loss": sum(parts.values(), torch.zeros(())), **parts}
-
-    @torch.no_grad()
-    def update_average(self) -> None:
-        """After an optimizer step; the average is short at the start, so that it follows early on."""
-        steps = int(self.updates.add_(1))
-        decay = min(self.options.average_decay, (1 + steps) / (10 + steps))
-        for average, new in zip(self.average.parameters(), self.kibun.parameters(), strict=True):
-            average.lerp_(new, 1 - decay)
 
 
 def mixed_traits(truth: Tensor, alone: Tensor, together: Tensor) -> Tensor:
@@ -192,54 +181,44 @@ class SpeakerBatches:
                 f"{len(self.pools)} speakers have {options.per_speaker} utterances or more, a batch needs"
                 f" {options.speakers}: render more speakers"
             )
-        self.crops = Crops(options.crop_seconds, Augment(ROOMS), pair_every=options.per_speaker)
+        self.crops = LabelledCrops(options.crop_seconds, Augment(ROOMS), pair_every=options.per_speaker)
 
     def draw(self, step: int) -> dict[str, Tensor]:
         """The arguments of `TrunkTask.forward`."""
         rng = np.random.default_rng((4, self.options.seed, step))
         chosen = rng.choice(len(self.pools), self.options.speakers, replace=False)
         rows = [int(row) for pool in chosen for row in rng.choice(self.pools[pool], self.options.per_speaker, False)]
-        return self.crops(
+        return self.crops.batch(
             [(self.utterances.read(row), self.utterances.items[row]) for row in rows], (self.options.seed, step)
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class Crops:
-    """Cuts every utterance of a batch to one random length and augments it.
+class LabelledCrops(Crops):
+    """The same with labels and, with ``pair_every`` K, the first of every K utterances also changed.
 
-    One length for all means that no padding is needed and that duration carries no information. Many get up to half a
-    second of silence before and after, as a voice activity detector leaves it; so does an utterance that is too short.
-
-    With ``pair_every`` K, the first of every K utterances also comes changed (`kibun.training.demo_tiny.pairs`): same
-    crop, same margins, same channel, room and noise.
+    `kibun.training.demo_tiny.pairs` changes it: same crop, same margins, same channel, room and noise.
     """
 
-    seconds: tuple[float, float]
-    augment: Augment | None = None
-    margin_chance: float = 0.6
-    margin_s: float = 0.5
-    babble_chance: float = 0.13  # of the voices of other utterances in the background, where augmented
     pair_every: int = 0
 
-    def __call__(self, examples: Sequence[Example], key: tuple[int, ...]) -> dict[str, Tensor]:
+    def batch(self, examples: Sequence[Example], key: tuple[int, ...]) -> dict[str, Tensor]:
         """B utterances -> input_values (B, N), arousal and valence (B,), traits (B, 5); of pairs changed (P, N) and
         arousal_change (P,). What is random depends on the key alone.
         """
         rng = np.random.default_rng(key)
-        # A multiple of 0.1 s: the Fourier transforms of the augmentation are fast for such sizes.
-        size = int(rng.uniform(*self.seconds) * 10) * (SAMPLE_RATE_HZ // 10)
+        size = self.draw_size(rng)
         rows, changed, changes = list[Tensor](), list[Tensor](), list[float]()
         for index, (audio, _item) in enumerate(examples):
-            piece, at = self._crop(audio, size, rng)
+            piece, at = self.cut(audio, size, rng)
             pieces: tuple[Floats, ...] = (piece,)
             if self.pair_every and index % self.pair_every == 0:
                 change = draw_change(rng)
                 pieces = make_pair(piece, change)
                 changes.append(change.arousal())
-            versions = [torch.from_numpy(np.pad(each, (at, size - at - len(each)))) for each in pieces]  # (N,) each
+            versions = [place(each, at, size) for each in pieces]  # (N,) each
             if self.augment is not None:
-                versions = self._augmented(versions, [other for other, _item in examples], (*key, index), rng)
+                versions = self.augmented(versions, [other for other, _item in examples], (*key, index), rng)
             rows.append(versions[0])
             changed += versions[1:]
         items = [item for _audio, item in examples]
@@ -252,24 +231,3 @@ class Crops:
         if self.pair_every:
             batch |= {"changed": torch.stack(changed), "arousal_change": torch.tensor(changes)}  # of rows 0, K, 2 K ...
         return batch
-
-    def _crop(self, audio: Floats, size: int, rng: np.random.Generator) -> tuple[Floats, int]:
-        """A random piece of (N,), and where it goes in a row of ``size`` samples."""
-        margins = rng.uniform(0, self.margin_s, 2) * (rng.random() < self.margin_chance)
-        before, after = (int(margin * SAMPLE_RATE_HZ) for margin in np.minimum(margins, self.seconds[0] / 4))
-        left = size - before - after
-        start = rng.integers(0, max(1, len(audio) - left + 1))
-        piece = audio[start : start + left]
-        return piece, before + int(rng.integers(0, left - len(piece) + 1))
-
-    def _augmented(
-        self, versions: Sequence[Tensor], voices: Sequence[Floats], key: tuple[int, ...], rng: np.random.Generator
-    ) -> list[Tensor]:
-        """The versions of one utterance with the same babble, channel, room and noise; (N,) each."""
-        assert self.augment is not None
-        babble, snr_db = rng.random() < self.babble_chance, rng.uniform(*self.augment.options.noise_snr_db)
-        others = rng.choice(len(voices), min(3, len(voices)), replace=False)
-        if babble:
-            noise = torch.from_numpy(np.sum([np.resize(voices[other], len(versions[0])) for other in others], axis=0))
-            versions = [add_noise(version, noise, snr_db) for version in versions]
-        return [self.augment(version, key=key) for version in versions]
