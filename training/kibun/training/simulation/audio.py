@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from kibun.models.bundle import KibunConfig, KibunModel
 from kibun.models.hubert import Frames, Tail
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.filter_bank import new_model
 from kibun.training.fit import fit
 from kibun.training.simulation.data import SimulationOptions, Splits, UtteranceSet
 from kibun.training.simulation.world import CUE_NAMES, SEGMENTS, Scenes, draw_scenes, make_world
-from kibun.training.simulation.world_audio import draw_voice, render
+from kibun.training.simulation.world_audio import CUE_SECONDS, GAP_SECONDS, draw_voice, render
 
+UTTERANCE_SAMPLES = SEGMENTS * round(SAMPLE_RATE_HZ * (CUE_SECONDS + GAP_SECONDS))  # 1.2 s, without manner
 SILENT_MANNER = np.zeros(5)  # traits are inaudible: a head knows of them only what it is given
 RECOGNITION_BATCH = 32
 TASK = "valence"
@@ -30,7 +32,7 @@ TASK = "valence"
 def prepare(options: SimulationOptions, seed: int, folder: Path) -> None:
     """Render the utterances of a seed, train a trunk to recognise cues, and store its frames and tail in `folder`."""
     torch.manual_seed(seed)
-    scenes = _scenes(options, seed, interaction=True)
+    scenes = _scenes(options, 0, seed, interaction=True)  # sounds are the same in all worlds
     audio = [_render(each, seed, index) for index, each in enumerate(scenes)]
     model = new_model(seed, _config(options.size))
     _learn_cues(model, audio[0], scenes[0], options, seed)
@@ -40,10 +42,10 @@ def prepare(options: SimulationOptions, seed: int, folder: Path) -> None:
     torch.save(stored, _file(folder, seed))
 
 
-def load_splits(options: SimulationOptions, seed: int, folder: Path, *, interaction: bool) -> Splits:
-    """The prepared utterances; in the control world the same sounds mean something else."""
+def load_splits(options: SimulationOptions, world: int, seed: int, folder: Path, *, interaction: bool) -> Splits:
+    """The prepared utterances; in each world, and in its control, the same sounds mean something else."""
     stored = torch.load(_file(folder, seed), weights_only=True)
-    scenes = _scenes(options, seed, interaction=interaction)
+    scenes = _scenes(options, world, seed, interaction=interaction)
     return Splits(*(UtteranceSet.of(each, stored[f"frames{index}"].float()) for index, each in enumerate(scenes)))
 
 
@@ -71,12 +73,12 @@ def _file(folder: Path, seed: int) -> Path:
     return folder / f"seed{seed}.pt"
 
 
-def _scenes(options: SimulationOptions, seed: int, *, interaction: bool) -> list[Scenes]:
-    """Scenes of train, dev and test; speakers and utterances do not depend on the interaction."""
-    world = make_world(options.world, interaction=interaction)
+def _scenes(options: SimulationOptions, world: int, seed: int, *, interaction: bool) -> list[Scenes]:
+    """Scenes of train, dev and test; speakers and utterances depend on the seed alone, not on the rules."""
+    rules = make_world(world, interaction=interaction)
     streams = [np.random.SeedSequence(seed, spawn_key=(8, index)) for index in range(3)]
     return [
-        draw_scenes(world, np.random.default_rng(stream), profiles, options.utterances)
+        draw_scenes(rules, np.random.default_rng(stream), profiles, options.utterances)
         for stream, profiles in zip(streams, options.sizes, strict=True)
     ]
 
@@ -84,11 +86,12 @@ def _scenes(options: SimulationOptions, seed: int, *, interaction: bool) -> list
 def _render(scenes: Scenes, seed: int, index: int) -> NDArray[np.float32]:
     """(P * U, S) audio, every speaker in a new voice."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(9, index)))
-    rows = []
-    for cues, intensity in zip(scenes.cues, scenes.intensity, strict=True):
+    audio = np.empty((*scenes.valence.shape, UTTERANCE_SAMPLES), dtype=np.float32)
+    for speaker, cues, intensity in zip(audio, scenes.cues, scenes.intensity, strict=True):
         voice = draw_voice(rng)
-        rows += [render(voice, *utterance, SILENT_MANNER, rng) for utterance in zip(cues, intensity, strict=True)]
-    return np.stack(rows).astype(np.float32)
+        for row, sounding, loudness in zip(speaker, cues, intensity, strict=True):
+            row[:] = render(voice, sounding, loudness, SILENT_MANNER, rng)
+    return audio.reshape(-1, UTTERANCE_SAMPLES)
 
 
 def _config(size: int) -> KibunConfig:

@@ -24,15 +24,14 @@ class SimulationOptions:
     batch: int = 256
     learning_rate: float = 3e-3
     personality_epochs: int = 60
-    world: int = 0
     audio: bool = False  # rendered as sound and encoded by a small HuBERT, in place of drawn frames
-    recognition_epochs: int = 4  # audio: of the trunk's pre-training on cues
+    recognition_epochs: int = 2  # audio: of the trunk's pre-training on cues
 
     def __post_init__(self) -> None:
         if self.profiles < 10:
             raise ValueError(f"profiles is {self.profiles}, must be at least 10: fewer are too few to learn from")
-        if self.world < 0:
-            raise ValueError(f"world is {self.world}, must not be negative")
+        if self.utterances < 2:
+            raise ValueError(f"utterances is {self.utterances}, must be at least 2: setting 2 is a mean over them")
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -44,9 +43,8 @@ AUDIO = SimulationOptions(
     profiles=600,
     dev_profiles=100,
     test_profiles=150,
-    utterances=6,
     size=64,
-    epochs=16,
+    epochs=12,
     patience=5,
     batch=64,
     learning_rate=2e-3,
@@ -86,6 +84,12 @@ class UtteranceSet:
         """The same utterances with other traits to condition on, (N, 5)."""
         return dataclasses.replace(self, traits=traits)
 
+    def of_speakers(self, rows: Tensor) -> "UtteranceSet":
+        """The utterances of these speakers, (S,), with true traits."""
+        index = rows.numpy()
+        scenes = Scenes(**{name: values[index] for name, values in vars(self.scenes).items()})
+        return UtteranceSet.of(scenes, self.frames.view(*self.shape, *self.frames.shape[1:])[rows].flatten(0, 1))
+
     def shuffled(self, seed: int) -> "UtteranceSet":
         """The same utterances with each speaker's traits replaced by those of another speaker."""
         profiles, utterances = self.shape
@@ -104,15 +108,20 @@ class Splits:
     test: UtteranceSet
 
 
-def draw_splits(options: SimulationOptions, seed: int, *, interaction: bool, evidence: float = 0.0) -> Splits:
-    """The sets of this seed. The scenes do not depend on `evidence`, the strength with which frames show traits."""
-    world = make_world(options.world, interaction=interaction)
+def draw_splits(
+    options: SimulationOptions, world: int, seed: int, *, interaction: bool, evidence: float = 0.0
+) -> Splits:
+    """The sets of this seed, by the rules of this world.
+
+    The scenes do not depend on `evidence`, the strength with which frames show traits.
+    """
+    rules = make_world(world, interaction=interaction)
     sets = []
     for index, profiles in enumerate(options.sizes):
         scene_seed, frame_seed = np.random.SeedSequence(seed, spawn_key=(7, index)).spawn(2)
-        scenes = draw_scenes(world, np.random.default_rng(scene_seed), profiles, options.utterances)
+        scenes = draw_scenes(rules, np.random.default_rng(scene_seed), profiles, options.utterances)
         frames = draw_frames(
-            scenes, np.random.default_rng(frame_seed), size=options.size, world_seed=options.world, evidence=evidence
+            scenes, np.random.default_rng(frame_seed), size=options.size, world_seed=world, evidence=evidence
         )
         sets.append(UtteranceSet.of(scenes, torch.from_numpy(frames).flatten(0, 1)))
     return Splits(*sets)

@@ -36,13 +36,15 @@ class Predicted:
     setting3: Tensor
     causal3: Tensor
 
-    def of_utterances(self) -> dict[str, Tensor]:
-        """Traits to condition each utterance on, (P * U, 5), by setting."""
+    def by_setting(self, dev: "Predicted", dev_truth: Tensor) -> dict[str, Tensor]:
+        """Traits to condition each utterance on, (P * U, 5), by setting; dev and its truth (D, 5) for calibration."""
         utterances = self.setting1.shape[1]
         return {
             "setting1": self.setting1.flatten(0, 1),
             "setting2": of_profiles(self.setting2, utterances),
+            "setting2_calibrated": of_profiles(calibrated(self.setting2, dev.setting2, dev_truth), utterances),
             "setting3": of_profiles(self.setting3, utterances),
+            "setting3_calibrated": of_profiles(calibrated(self.setting3, dev.setting3, dev_truth), utterances),
             "causal3": self.causal3.flatten(0, 1),
         }
 
@@ -112,32 +114,24 @@ def by_speaker(utterances: UtteranceSet) -> Tensor:
     return utterances.frames.view(*utterances.shape, *utterances.frames.shape[1:])
 
 
-def trait_ccc(predicted: Predicted, truth: Tensor) -> dict[str, float]:
-    """CCC by setting, mean of the five traits; settings 1 and causal 3 over utterances, 2 and 3 over speakers.
-
-    truth: (P, 5).
-    """
-    utterances = predicted.setting1.shape[1]
-    each = of_profiles(truth, utterances)
-    return {
-        "setting1": _mean_ccc(predicted.setting1.flatten(0, 1), each),
-        "setting2": _mean_ccc(predicted.setting2, truth),
-        "setting3": _mean_ccc(predicted.setting3, truth),
-        "causal3": _mean_ccc(predicted.causal3.flatten(0, 1), each),
-    }
+def calibrated(predicted: Tensor, dev: Tensor, dev_truth: Tensor) -> Tensor:
+    """(P, 5) on one straight line per trait, the least-squares line from dev (D, 5) to its truth; within 1..7."""
+    centred, mean = dev - dev.mean(dim=0), dev_truth.mean(dim=0)
+    slope = (centred * (dev_truth - mean)).sum(dim=0) / centred.square().sum(dim=0).clamp(min=1e-8)  # (5,)
+    return (mean + slope * (predicted - dev.mean(dim=0))).clamp(1.0, 7.0)
 
 
-def causal_curve(predicted: Predicted, truth: Tensor) -> list[float]:
-    """CCC of causal setting 3 after 1, 2, ... utterances, mean of the five traits."""
-    return [_mean_ccc(predicted.causal3[:, index], truth) for index in range(predicted.causal3.shape[1])]
+def mean_ccc(predicted: Tensor, truth: Tensor) -> float:
+    """CCC of traits, mean of the five; (N, 5) each."""
+    return sum(ccc(predicted[:, trait].numpy(), truth[:, trait].numpy()) for trait in range(5)) / 5
 
 
 @torch.no_grad()
 def _score(model: PersonalityModel, dev: UtteranceSet) -> float:
     """Mean CCC of setting 1 over utterances and setting 3 over speakers."""
     vectors, truth = model.stored(by_speaker(dev)), dev.true_traits
-    alone = _mean_ccc(model.utterance(vectors).flatten(0, 1), of_profiles(truth, dev.shape[1]))
-    return (alone + _mean_ccc(model.conversation(vectors), truth)) / 2
+    alone = mean_ccc(model.utterance(vectors).flatten(0, 1), of_profiles(truth, dev.shape[1]))
+    return (alone + mean_ccc(model.conversation(vectors), truth)) / 2
 
 
 def _first_utterances(speakers: int, utterances: int, generator: torch.Generator) -> Tensor:
@@ -145,7 +139,3 @@ def _first_utterances(speakers: int, utterances: int, generator: torch.Generator
     count = torch.randint(1, utterances + 1, (speakers, 1), generator=generator)
     whole = torch.rand(speakers, 1, generator=generator) < 0.5
     return (torch.arange(utterances) < count) | whole
-
-
-def _mean_ccc(predicted: Tensor, truth: Tensor) -> float:
-    return sum(ccc(predicted[:, trait].numpy(), truth[:, trait].numpy()) for trait in range(5)) / 5
