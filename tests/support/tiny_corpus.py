@@ -41,6 +41,7 @@ def make_corpus(folder: Path, dialogues: tuple[int, int, int] = (6, 2, 2), per_s
                             "dialogue": f"{split}{dialogue}",
                             "split": split,
                             "gender": gender,
+                            "license": "CC-BY-4.0" if split == "train" else None,
                             "valence": valence,
                             "arousal": 6 - valence,
                             "text": " ".join(rng.choice(WORDS, 2)) if number else "",

@@ -29,6 +29,7 @@ def cells(number: int, **changes: Any) -> Cells:
     """An utterance of speaker a (even) or b (odd) of one dialogue."""
     speaker = "ab"[number % 2]
     row = {"path": f"wavs/{number}.wav", "speaker": speaker, "dialogue": "d1", "valence": "2", "arousal": "4.5"}
+    row |= {"license": "CC-BY-4.0", "corpus": "ours", "emotion": "happy"}
     return row | {"gender": "F" if speaker == "a" else "male", "text": "hm, well"} | BIG_FIVE | changes
 
 
@@ -55,7 +56,8 @@ def prepare(path: Path, options: FolderOptions | None = None) -> list[Item]:
 
 def as_typed(row: Cells) -> Cells:
     """What JSONL would have: numbers as numbers, traits as an object."""
-    plain = {name: row[name] for name in ("path", "speaker", "dialogue", "gender", "text")}
+    texts = ("path", "speaker", "dialogue", "gender", "text", "license", "corpus", "emotion")
+    plain = {name: row[name] for name in texts}
     traits = dict(zip(TRAITS, map(float, BIG_FIVE.values()), strict=True))
     return plain | {"valence": float(row["valence"]), "arousal": float(row["arousal"]), "traits": traits}
 
@@ -73,6 +75,7 @@ def test_every_kind_of_table_gives_the_same(tmp_path: Path, name: str, convert: 
     for item in items:
         assert (item.valence, item.arousal, item.text, item.split) == (2.0, 4.5, "hm, well", None)
         assert item.traits == (1.0, 2.0, 3.5, 6.0, 7.0)
+        assert (item.license, item.corpus, item.emotion) == ("CC-BY-4.0", "ours", "happy")
         assert item.seconds == 0.1
         assert load_audio(item.path).shape == (1600,)
 

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from kibun.training.audio.reading import load_audio
-from kibun.training.corpora.manifest import load_manifest, read_manifest
+from kibun.training.corpora.manifest import Item, license_of, load_manifest, read_manifest
 from kibun.training.errors import ManifestError
 from kibun.training.runs.utterances import Utterances
 
@@ -177,3 +177,13 @@ def test_utterances_in_memory_keep_sixteen_bits_exactly(tmp_path: Path) -> None:
     utterances = Utterances(load_manifest(manifest), np.zeros((1, 5), np.float32), min_samples=0)
     for _ in range(2):
         assert np.array_equal(utterances.read(0) * 32768, samples)
+
+
+def test_the_licences_of_all_corpora_are_named_once() -> None:
+    def of(*licenses: str | None) -> str:
+        return license_of([Item("x", Path("x"), "s", "d", license=license) for license in licenses])
+
+    assert of("ODbL-1.0", "CC-BY-NC-SA-4.0", "ODbL-1.0") == "CC-BY-NC-SA-4.0 AND ODbL-1.0"
+    assert of(None, "ODbL-1.0", None) == "ODbL-1.0 AND not stated"
+    assert of("MIT AND ODbL-1.0", "CC0-1.0 AND MIT") == "CC0-1.0 AND MIT AND ODbL-1.0"
+    assert of(None) == "not stated"

@@ -147,7 +147,7 @@ def test_the_card_names_data_and_seed(pr: Path) -> None:
     for part in (
         "not a diagnosis",
         "train 48 utterances of 12 speakers",
-        "licence not stated",
+        "licence CC-BY-4.0 AND not stated;",
         "Seed: 0",
         "hubert",
         "WER",

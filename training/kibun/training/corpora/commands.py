@@ -66,7 +66,8 @@ def folder(
 ) -> None:
     """Your own corpus: a table with the columns path, speaker, dialogue.
 
-    Known besides: id, text, valence, arousal, gender, split, and the traits openness … neuroticism, or OP CO EX AG NE.
+    Known besides: id, text, valence, arousal, gender, split, emotion, corpus, license, and the traits
+    openness … neuroticism, or OP CO EX AG NE.
     Within a dialogue, lines come in the order in which they were spoken.
     """
     from kibun.training.corpora.folder import FolderOptions, prepare_folder

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from kibun.training.corpora.user_tables import CellError, TableRow, needed_text,
 from kibun.training.errors import ManifestError
 
 NEEDED = ("path", "speaker", "dialogue")
-KNOWN = {*NEEDED, "id", "text", *EMOTIONS, "gender", "split", "traits", *TRAITS, *OCEAN_COLUMNS}
+TEXTS = ("emotion", "corpus", "license")
+KNOWN = {*NEEDED, "id", "text", *EMOTIONS, "gender", "split", *TEXTS, "traits", *TRAITS, *OCEAN_COLUMNS}
 GENDERS = {"f": "female", "female": "female", "m": "male", "male": "male"}
 
 
@@ -50,7 +52,8 @@ def prepare_folder(
 ) -> CorpusReport:
     """Write the manifest ``out`` and its report from a table with the columns path, speaker and dialogue.
 
-    Optional columns: id, text, valence, arousal, gender, split, and the five traits by name or as OP, CO, EX, AG, NE.
+    Optional columns: id, text, valence, arousal, gender, split, emotion, corpus, license, and the five traits by
+    name or as OP, CO, EX, AG, NE.
     Audio paths are relative to the table's folder. An empty cell is an absent value. Rows keep their order: within a
     dialogue it must be the order in which they were spoken, since traits are estimated from earlier utterances.
 
@@ -110,6 +113,7 @@ def _readers(folder: Path, out_folder: Path, options: FolderOptions) -> dict[str
         "arousal": lambda row: _emotion(row, "arousal", options.emotion_scale),
         "traits": lambda row: _traits(row, options.trait_scale),
         "seconds": lambda row: _seconds(row, folder, options.decode),
+        **{field: partial(text, column=field) for field in TEXTS},
     }
 
 

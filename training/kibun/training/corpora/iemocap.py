@@ -33,6 +33,7 @@ from kibun.training.errors import ManifestError
 
 EXPECTED = {"utterances": 10_039, "dialogues": 151, "conversations": 302}
 GENDERS = {"F": "female", "M": "male"}
+LICENSE = "LicenseRef-IEMOCAP-Release AND MIT"  # audio and emotion; the traits of PA-IEMOCAP
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +229,8 @@ def _rows(
             "speaker": identity.speaker,
             "dialogue": dialogue.name,
             "session": dialogue.session,
+            "corpus": "iemocap",
+            "license": LICENSE,
             "gender": GENDERS[identity.letter],
             **_texts(transcripts.texts.get(evaluation.id), findings.counts),
             "valence": evaluation.valence,

@@ -7,7 +7,7 @@ fields are ignored, null counts as absent.
 """
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ from kibun.training.corpora.lines import json_objects
 from kibun.training.corpora.splits import SPLITS, read_splits, resolve_splits
 from kibun.training.errors import ManifestError
 
+NOT_STATED, JOINT = "not stated", " AND "  # a licence that is unknown; between two that both apply
 MANIFEST_NAME = "manifest.jsonl"  # of the corpora that we make
 TEXTS = ("gender", "emotion", "corpus", "license")
 OPTIONAL = ("path", "split", "text", "valence", "arousal", "traits", "seconds", *TEXTS)
@@ -73,6 +74,15 @@ class Manifest:
             names = ", ".join(self.shared_speakers)
             lines.append(f"dev and test share the speakers {names}: the model is chosen on voices that it is tested on")
         return lines
+
+
+def license_of(items: Iterable[Item]) -> str:
+    """The licences of all their corpora, each once, as an SPDX expression: all of them apply to what is made of them.
+
+    Utterances without one add "not stated".
+    """
+    names = {name for item in items for name in (item.license or NOT_STATED).split(JOINT)}
+    return JOINT.join(sorted(names, key=lambda name: (name == NOT_STATED, name)))
 
 
 def is_generated(manifest: Path) -> bool:

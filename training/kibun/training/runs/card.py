@@ -6,7 +6,7 @@ from typing import Any
 
 from kibun.models.bundle import KibunModel
 from kibun.models.types import TRAITS
-from kibun.training.corpora.manifest import Item
+from kibun.training.corpora.manifest import Item, license_of
 from kibun.training.runs.config import RunConfig
 
 CARD = """\
@@ -17,7 +17,7 @@ about anyone.
 
 - Task: {task}, head {head}{condition}
 - Started from: `{start}`; trunk {frozen}, {bundle.trunk_layers} layers shared, {bundle.tail_layers} of the task
-- Data: `{config.manifest.name}`, licence {config.license}; {counts}
+- Data: `{config.manifest.name}`, licence {license}; {counts}
 - Split: {splits}{warnings}
 - Seed: {training.seed}; best of {figures[evaluations]} evaluations on dev, at step {figures[best_step]}
 - Loss: {training.loss}, with {training.ctc_weight:g} of CTC ({training.mix}); \
@@ -66,6 +66,7 @@ def run_card(
         condition=condition + estimated,
         start=Path(config.model.start).name if Path(config.model.start).exists() else config.model.start,
         frozen="frozen" if config.model.freeze == "trunk" else "trained",
+        license=data_license(config, items),
         counts=", ".join(_count(split, some) for split, some in items.items()),
         splits=config.splits or "the manifest's own",
         warnings="".join(f"; {warning}" for warning in figures["warnings"]),
@@ -73,6 +74,11 @@ def run_card(
         settings=TRAIT_SETTINGS if model.config.supports_personality else "",
         wer=f"WER of the CTC head: {', '.join(wer)}. " if wer else "",
     )
+
+
+def data_license(config: RunConfig, items: Mapping[str, Sequence[Item]]) -> str:
+    """The licence of the data: as the configuration sets it, else as the manifest has it."""
+    return config.license or license_of(item for some in items.values() for item in some)
 
 
 def _count(split: str, items: Sequence[Item]) -> str:

@@ -105,7 +105,7 @@ class RunConfig:
     dimension: str | None = None  # "valence" or "arousal"; None for pr
     name: str | None = None  # of the bundle; None: the run folder's
     version: str = "1"
-    license: str = "not stated"  # of the data, for the card
+    license: str | None = None  # of the data, for card and bundle; None: as the manifest has it
     synthetic: bool = False  # trained on generated speech
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
     traits: TraitOptions = dataclasses.field(default_factory=TraitOptions)
