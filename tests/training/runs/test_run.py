@@ -167,6 +167,29 @@ def test_multitask_runs_share_one_tail(world: Path) -> None:
     assert answer.conversation_traits is not None
 
 
+def test_setting_three_may_be_trained_through_the_tail(world: Path) -> None:
+    run = config(world, "pr", training__conversation="through_tail", training__epochs=10, training__micro_batch=4)
+    run = changed(run, {"training.conversation_utterances": 3, "training.patience": 10, "training.ctc_weight": 0.0})
+    figures = train_run(run, world / "through")
+    log = read_log(world / "through")
+    assert [line["step"] for line in log] == [12 * epoch for epoch in range(1, 11)], "12 profiles of 4, 2 parts each"
+    assert log[-1]["loss"]["conversation"] < 0.7 * log[0]["loss"]["conversation"]
+    assert [line["dev"]["score"] for line in log] == [line["dev"]["conversation"] for line in log]
+    best = max(log, key=lambda line: line["dev"]["score"])
+    assert figures["best_step"] == best["step"]
+    # Nothing trains the conversation head afterwards.
+    assert figures["dev"]["conversation"]["mean"] == pytest.approx(best["dev"]["score"], abs=1e-4)
+    bundle = load_bundle(world / "through" / "bundle")
+    hubert = load_file(world / "hubert" / "model.safetensors")
+    name = "layers.{}.attention.q_proj.weight"
+    assert not torch.equal(
+        bundle.tails["personality"].state_dict()[name.format(0)], hubert["encoder." + name.format(2)]
+    )
+    assert torch.equal(bundle.trunk.state_dict()[name.format(0)], hubert["encoder." + name.format(0)])
+    with pytest.raises(ConfigError, match=r"'through_tail' is for pr, not for mtl"):
+        config(world, "mtl", training__conversation="through_tail")
+
+
 def test_a_multitask_run_of_one_trait_is_not_served_as_one_of_all(world: Path) -> None:
     figures = train_run(config(world, "mtl", model__traits=["neuroticism"], training__max_steps=2), world / "single")
     assert figures["test"]["utterance"].keys() == {"neuroticism", "mean"}

@@ -68,6 +68,31 @@ def test_the_loss_is_that_of_the_graph_and_teaches_only_what_is_unfrozen(
     torch.testing.assert_close(model(**inputs)["loss"], expected, atol=1e-4, rtol=1e-4)
 
 
+def test_setting_three_reaches_the_tail(world: Path) -> None:
+    """Its loss is that of the conversation's traits from all of its utterances, and its gradient trains the tail."""
+    model = task_model(world, "pr", **{"training.conversation": "through_tail", "training.ctc_weight": 0.0})
+    inputs = batch(world, model, [4, 5, 6, 7])
+    kibun = model.kibun
+    rows = [kibun.vectors(kibun.encode([waveform]))[0] for waveform in inputs["input_values"]]
+    model.eval()
+    with torch.inference_mode():
+        pooled = torch.stack([row.detach().half().float() for row in rows])
+        whole: torch.Tensor = kibun.conversation_head.forward(pooled[None])[0]
+        expected = (whole - inputs["traits"][0]).square().mean()
+        again = model(**inputs)
+    torch.testing.assert_close(again["conversation"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(again["loss"], again["conversation"] + again["traits"])
+    with torch.no_grad():  # no gradient of setting 1, so that the tail's is of setting 3 alone
+        kibun.personality_head.out.weight.zero_()
+    losses = model(**inputs)
+    losses["loss"].backward()
+    for part in (kibun.conversation_head, kibun.tail("personality")):
+        assert all(
+            parameter.grad is not None and parameter.grad.any() for parameter in part.parameters() if parameter.ndim > 1
+        )
+    assert all(parameter.grad is None for parameter in kibun.trunk.parameters())
+
+
 def test_a_single_trait_is_learnt_and_the_others_say_nothing(world: Path) -> None:
     model = task_model(world, "mtl", **{"model.traits": ["extraversion"], "training.ctc_weight": 0.0}).train()
     inputs = batch(world, model, [1, 6, 11])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kibun.training.corpora.manifest import load_manifest
-from kibun.training.runs.utterances import BucketBatches, Utterances, make_augmentation
+from kibun.training.runs.utterances import BucketBatches, ConversationBatches, Utterances, make_augmentation
 from tests.support import present
 
 
@@ -69,3 +69,24 @@ def test_audio_comes_back_bit_for_bit_and_is_never_too_short(world: Path) -> Non
             assert not read[len(audio) :].any()
             assert len(read) == 20_000
     assert utterances.sizes().tolist() == [round(item.seconds * 16_000) for item in some if item.seconds]
+
+
+def test_a_batch_of_a_conversation_is_a_random_part_of_one_profile() -> None:
+    profiles = [[0, 1, 2, 3, 4, 5, 6], [7], [8, 9, 10, 11]]
+    batches = ConversationBatches(profiles, 3, epochs=40, seed=5, per_step=2)
+    assert (batches.steps_per_epoch, len(batches)) == (3, 240), "3 + 1 + 2 parts make an epoch"
+    drawn = [batches[number] for number in range(len(batches))]
+    assert [epoch for part in drawn for epoch, _ in part] == sorted(epoch for part in drawn for epoch, _ in part)
+    owners = []
+    for part in drawn:
+        rows = [row for _, row in part]
+        (owner,) = [at for at, profile in enumerate(profiles) if set(rows) <= set(profile)]
+        assert len(set(rows)) == len(rows)
+        owners.append((owner, len(rows)))
+    assert set(owners) == {(0, 1), (0, 2), (0, 3), (1, 1), (2, 1), (2, 2), (2, 3)}
+    assert [owner for owner, _ in owners].count(0) == 120
+    assert {row for part in drawn for _, row in part} == set(range(12))
+    again = ConversationBatches(profiles, 3, epochs=40, seed=5, per_step=2)
+    assert [again[number] for number in (200, 3)] == [drawn[200], drawn[3]], "a batch depends on its number alone"
+    with pytest.raises(ValueError, match="6 parts of training conversations do not fill a step of 8"):
+        ConversationBatches(profiles, 3, epochs=1, seed=0, per_step=8)

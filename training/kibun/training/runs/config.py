@@ -88,7 +88,10 @@ class TrainingOptions:
     crop_seconds: float | None = None  # longest piece of an utterance in training
     # "perturb": speed, noise, masks; "rooms": rooms, channels, noise, microphones
     augment: Literal["none", "perturb", "rooms"] = "none"
-    conversation_steps: int = 600  # pr: steps of the conversation head on the cached utterance vectors
+    # pr: the conversation head (setting 3) on the "frozen" vectors of the finished tail, or "through_tail", end to end
+    conversation: Literal["frozen", "through_tail"] = "frozen"
+    conversation_utterances: int = 16  # "through_tail": most utterances of a conversation in one micro-batch
+    conversation_steps: int = 600  # "frozen": steps of the conversation head on the cached utterance vectors
     conversation_learning_rate: float = 1e-3
     trunk_cache: str = "auto"  # folder of the frozen trunk's frames; "auto": beside the run's; "off"
     trunk_cache_dtype: Literal["float32", "float16"] = "float32"  # "float16": half the disk, rounded to 11 bits
@@ -244,7 +247,7 @@ def _without_none(hint: Any) -> Any:
 
 BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
-        "batch micro_batch epochs evaluations_per_epoch patience conversation_steps max_steps",
+        "batch micro_batch epochs evaluations_per_epoch patience conversation_steps conversation_utterances max_steps",
         lambda value: value >= 1,
         "must be 1 or more",
     ),
@@ -295,6 +298,8 @@ def _check(config: RunConfig) -> None:
             f"training.loss = 'ccc' needs training.micro_batch >= {SMALLEST_CCC_BATCH}, is {training.micro_batch}:"
             " the concordance of a few utterances is degenerate; use 'mse', or a larger micro_batch"
         )
+    if training.conversation == "through_tail" and config.task != "pr":
+        raise ConfigError(f"training.conversation = 'through_tail' is for pr, not for {config.task}: leave it out")
     if training.batch % training.micro_batch:
         raise ConfigError(f"training.batch is {training.batch}, not a multiple of micro_batch {training.micro_batch}")
 

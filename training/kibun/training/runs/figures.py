@@ -9,7 +9,7 @@ from kibun.models.types import EMOTIONS, TRAITS
 from kibun.training.evaluation.metrics import ccc, word_error_rate
 from kibun.training.evaluation.predictions import Prediction, units_of
 from kibun.training.runs.ctc import spell
-from kibun.training.runs.predict import Output, trait_estimates, vectors_of
+from kibun.training.runs.predict import Output, conversations, trait_estimates, vectors_of
 from kibun.training.runs.task_model import TaskModel
 from kibun.training.runs.trait_source import FIELD_OF_SETTING
 from kibun.training.runs.utterances import Utterances
@@ -18,7 +18,8 @@ from kibun.training.runs.utterances import Utterances
 def dev_figures(model: TaskModel, utterances: Utterances, outputs: Mapping[int, Output]) -> dict[str, float]:
     """CCC of what the run estimates, per utterance; `wer` where there is text.
 
-    `score` chooses the best: the emotion's CCC, also of a multi-task model; without emotion, the traits' mean.
+    `score` chooses the best: the emotion's CCC, also of a multi-task model; without emotion, the mean of setting 1's
+    traits, or of setting 3's over whole conversations (`conversation`) where that is trained through the tail.
     """
     items, figures = utterances.items, dict[str, float]()
     rows = [outputs[row] for row in range(len(items))]
@@ -31,6 +32,11 @@ def dev_figures(model: TaskModel, utterances: Utterances, outputs: Mapping[int, 
         alone = [estimate.utterance_traits for estimate in estimates]
         traits = _trait_figures(alone, [item.traits for item in items], model.run.model.traits)
         mean = traits.pop("mean")
+        if model.through_tail:
+            last = [rows[-1] for rows in conversations(items).values()]
+            whole = [estimates[row].conversation_traits for row in last]
+            mean = _trait_figures(whole, [items[row].traits for row in last], model.run.model.traits)["mean"]
+            figures["conversation"] = mean
         figures |= traits
         figures.setdefault("score", mean)
     if (wer := transcript_error(utterances, outputs)) is not None:

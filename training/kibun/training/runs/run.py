@@ -42,11 +42,11 @@ from kibun.training.runs.folder import (
     read_log,
 )
 from kibun.training.runs.loop import Plan, new_accelerator, train
-from kibun.training.runs.predict import as_predictions, run_model, vectors_of
+from kibun.training.runs.predict import as_predictions, conversations, run_model, vectors_of
 from kibun.training.runs.task_model import TaskModel, new_task_model
 from kibun.training.runs.trait_source import condition_traits
 from kibun.training.runs.trunk_cache import TrunkCache, cache_off_reason, cache_root, fill
-from kibun.training.runs.utterances import BucketBatches, Utterances, collate, make_augmentation
+from kibun.training.runs.utterances import BucketBatches, ConversationBatches, Utterances, collate, make_augmentation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,13 +99,7 @@ def _plan(
 ) -> Plan:
     """What the loop does for this configuration."""
     options, train_split, dev = config.training, splits["train"], splits["dev"]
-    batches = BucketBatches(
-        train_split.sizes(),
-        options.micro_batch,
-        epochs=options.epochs,
-        seed=options.seed,
-        per_step=options.batch // options.micro_batch,
-    )
+    batches = _batches(config, train_split)
 
     def evaluate() -> dict[str, float]:
         mine = list(range(accelerator.process_index, len(dev), accelerator.num_processes))
@@ -132,6 +126,15 @@ def _plan(
         steps_per_epoch=batches.steps_per_epoch,
         notes={"trunk": cache_off_reason(config) or "kept"},
     )
+
+
+def _batches(config: RunConfig, utterances: Utterances) -> BucketBatches | ConversationBatches:
+    options = config.training
+    order = {"epochs": options.epochs, "seed": options.seed, "per_step": options.batch // options.micro_batch}
+    if options.conversation == "through_tail":
+        profiles = list(conversations(utterances.items).values())
+        return ConversationBatches(profiles, options.conversation_utterances, **order)
+    return BucketBatches(utterances.sizes(), options.micro_batch, **order)
 
 
 def _bf16(precision: str) -> bool:
@@ -282,7 +285,7 @@ def _finish(
     model = load_run(folder, device)
     use_cached_frames(config, folder, model.kibun, list(splits.values()))  # where nothing was left to train
     outputs = {split: run_model(model, utterances) for split, utterances in splits.items()}
-    if model.kibun.config.supports_personality:
+    if model.kibun.config.supports_personality and config.training.conversation == "frozen":
         train_vectors, dev = (Vectors(corpus.items[split], vectors_of(outputs[split])) for split in ("train", "dev"))
         train_conversation_head(model.kibun, train_vectors, dev, config)
     predictions = {split: as_predictions(model, corpus.items[split], outputs[split]) for split in SPLITS}

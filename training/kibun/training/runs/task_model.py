@@ -8,6 +8,9 @@
                         │        └─ emotion head
                         └─ Linear(H, 32) ─ CTC
 
+With `training.conversation = "through_tail"`, a batch of pr is of one conversation, and its conversation head is
+trained with the tail: L = L_conversation + L_traits + a L_CTC.
+
 L_traits is the mean over the traits of `model.traits`: one in each multi-task model of the paper's Figure 3. The
 outputs of the other traits have no weights, so that they stay at the middle of the scale.
 
@@ -44,7 +47,8 @@ class TaskModel(nn.Module):
         self.task_name = "personality" if config.task == "pr" else cast(str, config.dimension)
         self.estimated = [TRAITS.index(trait) for trait in config.model.traits]
         self.ctc = Linear(kibun.config.hubert_config.hidden_size, len(VOCABULARY))
-        if kibun.config.supports_personality:
+        self.through_tail = config.training.conversation == "through_tail"
+        if kibun.config.supports_personality and not self.through_tail:
             kibun.conversation_head.requires_grad_(False)  # trained afterwards, on cached vectors
         if config.model.freeze == "trunk":
             kibun.freeze_trunk()
@@ -68,7 +72,7 @@ class TaskModel(nn.Module):
             frames: B tensors (T_i, H) that the frozen trunk computed from the waveforms, where they are cached.
 
         Returns:
-            "loss" and its parts "ctc", "emotion", "traits", each (), the parts detached.
+            "loss" and its parts "ctc", "emotion", "traits", "conversation", each (), the parts detached.
         """
         encoded = padded(frames) if frames else self.kibun.encode(input_values)  # (B, T, H)
         tail = self.kibun.tail(self.task_name)(encoded)  # (B, T, H)
@@ -78,7 +82,12 @@ class TaskModel(nn.Module):
             parts["emotion"] = (ccc_loss if options.loss == "ccc" else F.mse_loss)(estimate.float(), emotion)
             loss = loss + parts["emotion"]
         if traits is not None:
-            estimates = self.kibun.utterance_traits(tail.mean()).float()  # (B, 5)
+            vectors = tail.mean()  # (B, H)
+            if self.through_tail:
+                whole = self.kibun.conversation_traits(vectors[None]).float()  # (1, 5)
+                parts["conversation"] = F.mse_loss(whole[:, self.estimated], traits[:1, self.estimated])
+                loss = loss + parts["conversation"]
+            estimates = self.kibun.utterance_traits(vectors).float()  # (B, 5)
             parts["traits"] = F.mse_loss(estimates[:, self.estimated], traits[:, self.estimated])
             loss = loss + (options.trait_weight if self.run.task == "mtl" else 1.0) * parts["traits"]
         parts["ctc"] = ctc_loss(self.ctc(tail.hidden), tail.lengths, texts)

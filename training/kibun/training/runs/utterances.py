@@ -176,6 +176,45 @@ class BucketBatches:
         return [batches[index] for index in rng.permutation(len(batches))]
 
 
+class ConversationBatches:
+    """All micro-batches of a run, epoch after epoch, each of utterances of one conversation profile.
+
+    An epoch has as many of a profile as its utterances fill. Each is a random part of them: half of them as large as it
+    may be, half of random size, as a service has heard few utterances at first. What is left over is dropped.
+    """
+
+    def __init__(
+        self, profiles: Sequence[Sequence[int]], largest: int, *, epochs: int, seed: int, per_step: int
+    ) -> None:
+        """profiles: rows of each. largest: most utterances of a micro-batch. per_step: as of `BucketBatches`."""
+        self.profiles, self.largest, self.epochs, self.seed, self.per_step = profiles, largest, epochs, seed, per_step
+        self._owners = [at for at, rows in enumerate(profiles) for _ in range(-(-len(rows) // largest))]
+        self.steps_per_epoch = len(self._owners) // per_step
+        if not self.steps_per_epoch:
+            raise ValueError(
+                f"{len(self._owners)} parts of training conversations do not fill a step of {per_step}: lower"
+                " training.batch / training.micro_batch or training.conversation_utterances, or add conversations"
+            )
+        self._epoch = functools.lru_cache(maxsize=1)(self._draw_epoch)
+
+    def __len__(self) -> int:
+        return self.epochs * self.steps_per_epoch * self.per_step
+
+    def __getitem__(self, index: int) -> list[Key]:
+        epoch, at = divmod(index, self.steps_per_epoch * self.per_step)
+        return [(epoch, row) for row in self._epoch(epoch)[at]]
+
+    def _draw_epoch(self, epoch: int) -> list[list[int]]:
+        rng = np.random.default_rng((4, self.seed, epoch))
+        parts = []
+        for owner in rng.permutation(self._owners):
+            rows = self.profiles[owner]
+            most = min(len(rows), self.largest)
+            size = most if rng.random() < 0.5 else int(rng.integers(1, most + 1))
+            parts.append([int(row) for row in rng.permutation(rows)[:size]])
+        return parts
+
+
 def collate(examples: Sequence[Example], dimension: str | None, *, traits: bool) -> dict[str, Any]:
     """The arguments of `TaskModel.forward`. dimension, traits: the labels that go with them."""
     batch: dict[str, Any] = {
