@@ -212,6 +212,19 @@ def test_normalized_scales() -> None:
     assert estimate.normalized().expected_error == Traits(1, 0, 0.5, 0.5, 0.5)
 
 
+def test_traits_that_are_no_better_than_the_mean_are_named() -> None:
+    message = pb.PersonalityEstimate(
+        expected_error=Traits(1.5, 1, 0.5, 1, 1).to_proto(), expected_error_of_mean=Traits(1, 1, 1, 2, 2).to_proto()
+    )
+    message.condition_weight.CopyFrom(Traits(0, 0, 0.5, 0.75, 1).to_proto())
+    estimate = PersonalityEstimate.from_proto(message)
+    assert estimate.no_better_than_mean == ("openness", "conscientiousness")
+    assert estimate.condition_weight == Traits(0, 0, 0.5, 0.75, 1)
+    assert estimate.normalized().expected_error_of_mean == Traits(*(value / 6 for value in (1, 1, 1, 2, 2)))
+    message.ClearField("expected_error_of_mean")
+    assert PersonalityEstimate.from_proto(message).no_better_than_mean == ()
+
+
 def speech_event(number: int) -> Event | None:
     message = pb.SpeechEvent(type=cast(pb.SpeechEvent.Type, number))
     return event_from_response(pb.StreamingAnalyzeResponse(speech_event=message))

@@ -9,15 +9,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from kibun.models.analysis import NonFiniteError
+from kibun.models.analysis import Model, NonFiniteError, analyze
 from kibun.models.building.self_test import self_test
 from kibun.models.hubert import Frames, normalised
 from kibun.models.model import KibunModel
-from kibun.models.types import Analysis, Utterance
+from kibun.models.packed_model import pack
+from kibun.models.types import Analysis, Evidence, Utterance
 from tests.support import present
 from tests.support.tiny_hubert import noise, tiny_model
 
 GIVEN = (2.0, 6.5, 3.0, 7.0, 1.0)
+CENTRE = (4.5, 3.5, 4.0, 5.0, 3.0)
 NO_HISTORY = np.zeros((0, 32), np.float16)
 
 
@@ -141,6 +143,46 @@ def test_emotion_is_conditioned_on_the_named_traits_or_the_given_ones(source: st
 
     [same] = model.analyze([Utterance(noise(8_000), history(3), given_traits=predicted.condition_traits)])
     assert (same.valence, same.arousal) == (predicted.valence, predicted.arousal)
+
+
+def test_heard_traits_count_as_much_as_they_are_worth() -> None:
+    model = tiny_model(condition_centre=CENTRE)
+    weights = (0.0, 0.25, 0.5, 0.75, 1.0)
+    model.evidence = (Evidence(1, GIVEN), Evidence(3, GIVEN, GIVEN, weights))
+    [two, three] = model.analyze([Utterance(noise(8_000), history(count)) for count in (1, 2)])
+    assert two.condition_traits == two.conversation_traits
+    heard = np.array(present(three.conversation_traits))
+    np.testing.assert_allclose(present(three.condition_traits), CENTRE + np.array(weights) * (heard - CENTRE))
+    [same] = model.analyze([Utterance(noise(8_000), history(2), given_traits=three.condition_traits)])
+    assert (same.valence, same.arousal) == (three.valence, three.arousal)
+    assert same.condition_traits == three.condition_traits, "given traits count in full"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("head", ["concat", "ca", "ticn-ca"])
+def test_traits_without_weight_leave_the_bits_of_a_constant_trait(head: str, packed: bool) -> None:
+    def make() -> Model[Any]:
+        model = tiny_model(condition_centre=CENTRE, condition_scale=(0.5, 1.5, 1.0, 2.0, 0.75), emotion_head=head)
+        model.evidence = (Evidence(1, GIVEN, GIVEN, (0.0,) * 5),)
+        return pack(model) if packed else model
+
+    model = make()
+    unknown = [Utterance(noise(8_000), history(count, seed)) for count, seed in ((0, 1), (3, 2), (9, 3))]
+    heard = analyze(model, unknown)
+    [constant] = analyze(model, [Utterance(noise(8_000), history(1), given_traits=CENTRE)])
+    [other] = analyze(model, [Utterance(noise(8_000), history(1), given_traits=GIVEN)])
+    assert len({analysis.conversation_traits for analysis in heard}) == 3
+    for analysis in heard:
+        assert analysis.condition_traits == CENTRE
+        assert (analysis.valence, analysis.arousal) == (constant.valence, constant.arousal)
+    assert constant.valence != other.valence
+
+
+def test_only_the_traits_that_evidence_is_of_are_weighted() -> None:
+    model = tiny_model(condition_source="average", condition_centre=CENTRE)
+    model.evidence = (Evidence(1, GIVEN, GIVEN, (0.0,) * 5),)
+    [analysis] = model.analyze([Utterance(noise(8_000), history(3))])
+    assert analysis.condition_traits == analysis.average_traits
 
 
 def test_only_what_is_wanted_is_returned(model: KibunModel) -> None:

@@ -20,12 +20,15 @@ from kibun.models.building.facts import read_facts
 from kibun.models.building.self_test import self_test
 from kibun.models.bundle import BundleError, KibunConfig, KibunModel, bundle_names, load_bundle
 from kibun.models.files import BUNDLES, FILES, verify, write_checksums
-from kibun.models.types import TRAITS, Utterance
+from kibun.models.types import TRAITS, Evidence, Utterance
 from tests.support import present
 from tests.support.bundle_files import Payload, each, edit_json, write_json
-from tests.support.tiny_hubert import HUBERT, tiny_model
+from tests.support.tiny_hubert import HUBERT, noise, tiny_model
 
-ERRORS = ((1, (1.5, 1.25, 1.0, 0.75, 0.5)), (8, (1.0, 1.0, 0.5, 0.5, 0.25)))
+EVIDENCE = (
+    Evidence(1, (1.5, 1.25, 1.0, 0.75, 0.5)),
+    Evidence(8, (1.0, 1.0, 0.5, 0.5, 0.25), (1.0, 1.5, 1.0, 1.0, 1.0), (0.0, 0.25, 0.5, 0.75, 1.0)),
+)
 REQUEST = Utterance(
     np.random.default_rng(0).standard_normal(8_000).astype(np.float32),
     np.random.default_rng(1).standard_normal((2, 32)).astype(np.float16),
@@ -64,14 +67,14 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_saved_and_loaded_every_bit_is_equal(tmp_path: Path) -> None:
     model = make_model(condition_source="average", do_normalize=False, synthetic=True, trunk_layers=1)
-    model.expected_error, model.card = ERRORS, "# A card\n"
+    model.evidence, model.card = EVIDENCE, "# A card\n"
     model.save_pretrained(tmp_path)
     loaded = load_bundle(tmp_path)
     assert not loaded.training
     assert loaded.dtype == torch.float32
     assert weights(loaded).keys() == weights(model).keys()
     assert all(torch.equal(value, weights(model)[name]) for name, value in weights(loaded).items())
-    assert loaded.expected_error == ERRORS
+    assert loaded.evidence == EVIDENCE
     assert loaded.card == "# A card\n"
     for field in ("condition_source", "do_normalize", "synthetic", "trained", "trunk_layers", "tasks", "trait_scale"):
         assert getattr(loaded.config, field) == getattr(model.config, field), field
@@ -274,6 +277,72 @@ def test_an_expected_error_that_cannot_be_is_named(bundle: Path, changes: dict[s
     write_checksums(bundle)
     with pytest.raises(BundleError, match=rf"expected_error\.json: by_utterance_count\[1\]\..*{message}"):
         load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weight": {"openness": 0.5}}, "weight.conscientiousness is missing"),
+        ({"weight": dict.fromkeys(TRAITS, 1.5)}, "weight.openness is 1.5, allowed is a number from 0 to 1"),
+        ({"weight": 1}, "weight is 1, allowed is null or an object"),
+        ({"error_of_mean": dict.fromkeys(TRAITS, -1)}, "error_of_mean.openness is -1"),
+    ],
+)
+def test_evidence_that_cannot_be_is_named(bundle: Path, changes: dict[str, Any], message: str) -> None:
+    row = {"utterance_count": 1, **dict.fromkeys(TRAITS, 1.0), **changes}
+    write_json(bundle / "expected_error.json", {"by_utterance_count": [row]})
+    write_checksums(bundle)
+    with pytest.raises(BundleError, match=rf"expected_error\.json: by_utterance_count\[0\]\.{message}"):
+        load_bundle(bundle)
+
+
+def test_errors_of_older_bundles_have_full_weight(bundle: Path) -> None:
+    row = {"utterance_count": 2, **dict.fromkeys(TRAITS, 1.25)}
+    write_json(bundle / "expected_error.json", {"by_utterance_count": [row]})
+    write_checksums(bundle)
+    assert load_bundle(bundle).evidence == (Evidence(2, (1.25,) * 5, None, (1.0,) * 5),)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"condition_centre": [4.0] * 4}, "condition_centre is .* a list of 5 to 5 values"),
+        ({"condition_centre": None}, "condition_centre is null"),
+        ({"condition_scale": [1.0, 1.0, 0.0, 1.0, 1.0]}, "condition_scale is .* a number from 0.001"),
+        ({"condition_scale": [1.0, 1.0, float("nan"), 1.0, 1.0]}, "condition_scale is .* a number from 0.001"),
+    ],
+)
+def test_a_centre_or_scale_that_cannot_be_is_named(bundle: Path, changes: dict[str, Any], message: str) -> None:
+    edit_json(bundle / "config.json", **changes)
+    write_checksums(bundle)
+    for read in (load_bundle, read_facts):
+        with pytest.raises(BundleError, match=rf"config\.json: {message}"):
+            read(bundle)
+
+
+@pytest.mark.parametrize("settings", [{"condition_centre": (1.0,)}, {"condition_scale": (1.0, 1.0, 1.0, 1.0, -1.0)}])
+def test_a_config_refuses_such_a_centre_or_scale(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"{next(iter(settings))} is .* 5 finite numbers"):
+        make_model(**settings)
+
+
+def test_an_older_bundle_reads_raw_traits(tmp_path: Path) -> None:
+    """Its heads were trained on them: what it said it still says, to the last bit."""
+    model = make_model(condition_centre=[0.0] * 5, condition_scale=[1.0] * 5)
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert (config.pop("condition_centre"), config.pop("condition_scale")) == ([0.0] * 5, [1.0] * 5)
+    write_json(tmp_path / "config.json", config)
+    write_checksums(tmp_path)
+    given = Utterance(noise(8_000), np.zeros((0, 32), np.float16), given_traits=(2.0, 6.5, 3.0, 7.0, 1.0))
+    [before] = model.analyze([given])
+    for loaded in (load_bundle(tmp_path, allow_untrained=True), AutoModel.from_pretrained(tmp_path)):
+        assert loaded.config.condition_centre == (0.0,) * 5
+        [after] = loaded.analyze([given])
+        assert (after.valence, after.arousal) == (before.valence, before.arousal)
+    hub = KibunConfig.from_dict({k: v for k, v in config.items() if k != "hubert"})
+    assert (hub.condition_centre, hub.condition_scale) == ((0.0,) * 5, (1.0,) * 5)
+    assert KibunConfig().condition_centre == (4.0,) * 5, "new bundles standardise"
 
 
 def test_a_card_that_is_no_text_is_named(bundle: Path) -> None:

@@ -1,13 +1,14 @@
 """Personality heads and TICN-CA: sizes, masks, order, what they start from."""
 
 import itertools
+from typing import cast
 
 import pytest
 import torch
 from torch import nn
 
 from kibun.models._transformers import HubertConfig, HubertModel
-from kibun.models.conditioning import TicnCa
+from kibun.models.conditioning import TicnCa, make_head
 from kibun.models.config import KibunConfig
 from kibun.models.hubert import Frames
 from kibun.models.model import KibunModel
@@ -21,7 +22,8 @@ def count(module: nn.Module) -> int:
 
 def ticn(query: str = "personality", size: int = 16) -> TicnCa:
     torch.manual_seed(0)
-    return TicnCa(size, heads=4, ff=24, query=query, dropout=0.0, centre=3.0).eval()  # type: ignore[arg-type]
+    head = make_head("ticn-ca", size, ff=24, query=query, dropout=0.0)  # type: ignore[arg-type]
+    return cast(TicnCa, head.eval())
 
 
 def conversation_head() -> ConversationHead:
@@ -58,7 +60,7 @@ def test_parameter_counts_of_hubert_base_size() -> None:
 
 def test_parts_of_ticn_ca_are_those_of_the_design() -> None:
     with torch.device("meta"):
-        head = TicnCa(768, heads=4, ff=2048, query="personality", dropout=0.1, centre=3.0)
+        head = cast(TicnCa, make_head("ticn-ca", 768))
     assert count(head.traits) == 5 * (768 + 768)
     assert count(head.fuse) == 3840 * 768 + 768
     assert count(head.acoustic) == 768 * 768 + 768

@@ -19,6 +19,7 @@ from tests.support.tiny_hubert import HUBERT, tiny_model
 SIZE, HEAD_COUNT, FF = 16, 4, 24
 SELECTIONS = [pytest.param(TRAITS, id="all"), *(pytest.param((name,), id=name) for name in TRAITS)]
 QUERIES = ("personality", "acoustic")
+CENTRE, SCALE = (4.5, 3.5, 4.0, 5.0, 3.0), (0.5, 1.0, 1.5, 0.25, 2.0)
 
 
 def make(name: str, query: str = "personality", traits: tuple[str, ...] = TRAITS) -> nn.Module:
@@ -32,6 +33,8 @@ def make(name: str, query: str = "personality", traits: tuple[str, ...] = TRAITS
         query=query,  # type: ignore[arg-type]
         dropout=0.1,
         traits=traits,
+        condition_centre=CENTRE,
+        condition_scale=SCALE,
     )
     with torch.no_grad():
         for parameter in head.parameters():
@@ -80,7 +83,8 @@ def encoder_layer(ours: TransformerLayer, x: Tensor) -> Tensor:
 
 
 def picked(traits: Tensor, names: tuple[str, ...]) -> Tensor:
-    return torch.stack([traits[TRAITS.index(name)] for name in names])
+    indices = [TRAITS.index(name) for name in names]
+    return torch.stack([(traits[k] - CENTRE[k]) / SCALE[k] for k in indices])
 
 
 def baseline(head: Baseline, h: Tensor, *_: object) -> Tensor:
@@ -126,6 +130,29 @@ REFERENCES: dict[str, Callable[..., Tensor]] = {
 def test_every_head_has_a_reference() -> None:
     assert set(REFERENCES) == set(HEADS)
     assert set(CONDITIONED) < set(HEADS)
+
+
+def personality_of(head: nn.Module, traits: Tensor) -> Tensor:
+    """P of (B, 5) traits: (B, H)."""
+    assert isinstance(head, Concat | Ca | TicnCa)
+    return head.embed(traits) if isinstance(head, TicnCa) else cast(Tensor, head.personality(head.condition(traits)))
+
+
+@pytest.mark.parametrize("traits", SELECTIONS)
+@pytest.mark.parametrize("size", [96, 768])
+@pytest.mark.parametrize("name", CONDITIONED)
+def test_at_the_start_p_is_nothing_for_the_mean_and_of_the_order_of_a_frame_for_others(
+    name: str, size: int, traits: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    head = make_head(name, size, traits=traits, condition_centre=CENTRE, condition_scale=SCALE)  # type: ignore[arg-type]
+    people = torch.tensor(CENTRE) + torch.tensor(SCALE) * torch.randn(500, 5)
+    frames = F.layer_norm(torch.randn(500, size), (size,))
+    with torch.no_grad():
+        assert not personality_of(head, torch.tensor([CENTRE])).any()
+        beside = head.acoustic(frames) if isinstance(head, TicnCa) else frames
+        ratio = personality_of(head, people).norm(dim=1).mean() / beside.norm(dim=1).mean()
+    assert 0.3 < ratio < 1
 
 
 @pytest.mark.parametrize("traits", SELECTIONS)

@@ -54,8 +54,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_bundle_has_the_parts_as_they_were_trained(bundle: Path) -> None:
     whole, pr = load_bundle(bundle), load_bundle(bundle.parent / "pr" / "bundle")
     assert whole.config.tasks == ("personality", "valence", "arousal")
-    assert whole.expected_error == pr.expected_error
-    assert whole.expected_error is not None
+    assert whole.evidence == pr.evidence
+    assert whole.evidence is not None
     state = whole.state_dict()
     for name in ("pr", "valence", "arousal"):
         part = load_bundle(bundle.parent / name / "bundle")
@@ -79,8 +79,8 @@ async def test_the_bundle_is_served(bundle: Path) -> None:
     [result] = [event for event in events if isinstance(event, TurnResult)]
     assert result.personality is not None
     assert all(1 <= value <= 7 for value in result.personality.traits.as_tuple())
-    expected = load_bundle(bundle).expected_error
+    expected = load_bundle(bundle).evidence
     assert expected is not None
     # Eight profiles of the corpus' dev split, two utterances each: the estimate comes with the error after two.
     assert result.personality.expected_error is not None
-    np.testing.assert_allclose(result.personality.expected_error.as_tuple(), expected[-1][1], atol=1e-5)
+    np.testing.assert_allclose(result.personality.expected_error.as_tuple(), expected[-1].error, atol=1e-5)

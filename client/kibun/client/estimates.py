@@ -124,6 +124,11 @@ class PersonalityEstimate:
     speech_s: float
     # Root-mean-square error per trait on held-out speakers with this much evidence (1..7 scale); None: unknown.
     expected_error: Traits | None
+    # The same error of guessing the population's mean for everyone; None: unknown. See `no_better_than_mean`.
+    expected_error_of_mean: Traits | None = None
+    # 0..1: how much each trait counts where emotion is conditioned on it, the rest being the population's mean; 0: it
+    # is not used. None: they count in full, or the estimate is not conversation-level.
+    condition_weight: Traits | None = None
 
     @classmethod
     def from_proto(cls, message: pb.PersonalityEstimate) -> Self:
@@ -133,17 +138,34 @@ class PersonalityEstimate:
             utterance_count=message.utterance_count,
             speech_s=seconds(message.speech_duration),
             expected_error=if_set(message, "expected_error", Traits.from_proto),
+            expected_error_of_mean=if_set(message, "expected_error_of_mean", Traits.from_proto),
+            condition_weight=if_set(message, "condition_weight", Traits.from_proto),
         )
 
+    @property
+    def no_better_than_mean(self) -> tuple[str, ...]:
+        """Names of the traits whose expected error is not below that of guessing the mean: worth nothing, ignore them.
+
+        Empty also where the errors are unknown.
+        """
+        if self.expected_error is None or self.expected_error_of_mean is None:
+            return ()
+        errors = zip(TRAITS, self.expected_error.as_tuple(), self.expected_error_of_mean.as_tuple(), strict=True)
+        return tuple(name for name, error, of_mean in errors if error >= of_mean)
+
     def normalized(self) -> "PersonalityEstimate":
-        """The same with traits on 0..1; the expected error, a difference, is divided by the width of the scale."""
-        error = self.expected_error
-        span = TRAIT_MAX - TRAIT_MIN
+        """The same with traits on 0..1; expected errors, which are differences, are divided by the scale's width."""
         return replace(
             self,
             traits=self.traits.normalized(),
-            expected_error=None if error is None else Traits(*(value / span for value in error.as_tuple())),
+            expected_error=_per_span(self.expected_error),
+            expected_error_of_mean=_per_span(self.expected_error_of_mean),
         )
+
+
+def _per_span(error: Traits | None) -> Traits | None:
+    """A difference on the trait scale as one on 0..1."""
+    return None if error is None else Traits(*(value / (TRAIT_MAX - TRAIT_MIN) for value in error.as_tuple()))
 
 
 def seconds(duration: Duration) -> float:

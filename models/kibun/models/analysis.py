@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kibun.models import evidence
 from kibun.models.config import KibunConfig
 from kibun.models.personality import round_to_stored
-from kibun.models.types import TRAITS, Analysis, ConditionSource, Traits, Utterance
+from kibun.models.types import TRAITS, Analysis, ConditionSource, Evidence, Traits, Utterance
 
 
 class EncoderFrames(Protocol):
@@ -32,6 +33,11 @@ class Model(Protocol[F]):
     @property
     def config(self) -> KibunConfig:
         """Scales, tasks and the source of the conditioning traits."""
+        ...
+
+    @property
+    def evidence(self) -> Sequence[Evidence] | None:
+        """What conversation-level traits are worth, by number of utterances; None: unknown."""
         ...
 
     @property
@@ -92,10 +98,10 @@ class NonFiniteError(ArithmeticError):
 def analyze(model: Model[F], requests: Sequence[Utterance]) -> list[Analysis]:
     """Estimate traits and emotion of each utterance; they may belong to different speakers.
 
-    Estimates are clamped to their scales here, not in training, and emotion is conditioned on the clamped traits, which
-    are reported as `condition_traits`. An utterance gives the same result alone and in a batch: bit for bit on a CPU;
-    elsewhere to about 1e-5 of the float32 vector, before it is rounded to float16. Several threads may call this at
-    once.
+    Estimates are clamped to their scales here, not in training. Emotion is conditioned on the clamped traits, drawn to
+    the population's mean by what they are worth (`kibun.models.evidence`), and reported so as `condition_traits`. An
+    utterance gives the same result alone and in a batch: bit for bit on a CPU; elsewhere to about 1e-5 of the float32
+    vector, before it is rounded to float16. Several threads may call this at once.
 
     Raises:
         ValueError: an utterance is malformed (the message names its index and field); nothing has been computed.
@@ -166,13 +172,20 @@ def _personality(model: Model[Any], request: Utterance, vector: Tensor) -> dict[
 
 
 def _condition(model: Model[Any], request: Utterance, estimate: dict[str, Any]) -> dict[str, Any]:
-    """The traits that emotion is conditioned on: given ones if any, else those that the configuration names."""
+    """The traits that emotion is conditioned on: given ones if any, else those that the configuration names.
+
+    Given ones count in full, heard ones as much as they are worth.
+    """
     if not (request.emotion and model.config.conditioned):
         return {}
     if request.given_traits is not None:
         return {"condition_traits": tuple(map(float, request.given_traits)), "condition_source": "given"}
     source = cast(ConditionSource, model.config.condition_source)
-    return {"condition_traits": estimate[f"{source}_traits"], "condition_source": source}
+    traits = estimate[f"{source}_traits"]
+    if source == "conversation":  # which is what evidence is measured of
+        weights = evidence.weight(model.evidence, len(request.history) + 1)
+        traits = tuple(evidence.shrunk(traits, weights, cast(Traits, model.config.condition_centre)).tolist())
+    return {"condition_traits": traits, "condition_source": source}
 
 
 def _traits(model: Model[Any], values: Tensor) -> Traits:

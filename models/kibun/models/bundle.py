@@ -4,9 +4,9 @@ from pathlib import Path
 
 from kibun.models._transformers import AutoConfig, AutoModel, quiet
 from kibun.models.config import KibunConfig
-from kibun.models.files import BundleError, ExpectedError, bundle_names, resolve_bundle, verify
+from kibun.models.files import BundleError, bundle_names, resolve_bundle, verify
 from kibun.models.model import KibunModel, KibunOutput
-from kibun.models.types import Analysis, Utterance
+from kibun.models.types import Analysis, Evidence, Utterance
 
 AutoConfig.register(KibunConfig.model_type, KibunConfig, exist_ok=True)
 AutoModel.register(KibunConfig, KibunModel, exist_ok=True)
@@ -42,7 +42,7 @@ def load_bundle(
 __all__ = [
     "Analysis",
     "BundleError",
-    "ExpectedError",
+    "Evidence",
     "KibunConfig",
     "KibunModel",
     "KibunOutput",

@@ -1,9 +1,12 @@
 """Configuration of a bundle: its HuBERT, where that is split, the heads, and the scales of the estimates."""
 
+import math
+from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 from kibun.models._transformers import HubertConfig, PreTrainedConfig
 from kibun.models.conditioning import HEADS
+from kibun.models.fields import OLDER
 from kibun.models.hubert import receptive_field
 from kibun.models.types import CONDITIONED, EMOTION_SCALE, EMOTIONS, SAMPLE_RATE_HZ, TRAIT_SCALE, TRAITS
 
@@ -37,6 +40,11 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     condition_ff: int = 2048
     cross_attention_query: str = "personality"  # or "acoustic"
     condition_source: str = "conversation"  # predicted traits that emotion is conditioned on if none are given
+    # Mean and standard deviation of each trait in the population (the training speakers), on trait_scale: heads read
+    # (trait - centre) / scale, and what is known of a trait too little is drawn to the centre (evidence.py). None: the
+    # middle of the scale, and a sixth of its range. `from_dict` knows those of older bundles.
+    condition_centre: list[float] | tuple[float, ...] | None = None
+    condition_scale: list[float] | tuple[float, ...] | None = None
 
     # Conversation head (personality.py)
     conversation_size: int | None = None  # None: the hidden size, at most 256
@@ -66,6 +74,9 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.condition_on = tuple(self.condition_on)
         self.trait_scale = (float(self.trait_scale[0]), float(self.trait_scale[1]))
         self.emotion_scale = (float(self.emotion_scale[0]), float(self.emotion_scale[1]))
+        low, high = self.trait_scale
+        self.condition_centre = _five(self.condition_centre, (low + high) / 2)
+        self.condition_scale = _five(self.condition_scale, (high - low) / 6)
         if self.trunk_layers is None:
             self.trunk_layers = hubert.num_hidden_layers // 2
         if self.emotion_rescaled_from is not None:
@@ -76,6 +87,11 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         if self.conversation_size is None:
             self.conversation_size = min(self.personality_hubert_config.hidden_size, 256)
         self._check()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A stored configuration, which may lack what bundles had no choice of when it was written."""
+        return super().from_dict({**OLDER, **config_dict}, **kwargs)
 
     def _check(self) -> None:
         hubert = self.hubert_config
@@ -90,6 +106,12 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
             raise ValueError(f"condition_source is {self.condition_source!r}, allowed are {CONDITION_SOURCES}")
         if self.cross_attention_query not in QUERIES:
             raise ValueError(f"cross_attention_query is {self.cross_attention_query!r}, allowed are {QUERIES}")
+        for name in ("condition_centre", "condition_scale"):
+            numbers = cast(tuple[float, ...], getattr(self, name))
+            least = 0 if name == "condition_scale" else -math.inf
+            if len(numbers) != len(TRAITS) or not all(math.isfinite(number) and number > least for number in numbers):
+                wanted = f"{len(TRAITS)} finite numbers" + (" above 0" if name == "condition_scale" else "")
+                raise ValueError(f"{name} is {list(numbers)}, allowed are {wanted}, one for each trait")
         if self.sampling_rate != SAMPLE_RATE_HZ:
             raise ValueError(f"sampling_rate is {self.sampling_rate}, only {SAMPLE_RATE_HZ} Hz is supported")
         for name, size, heads in (
@@ -167,3 +189,7 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     def min_samples(self) -> int:
         """The fewest samples, at 16 kHz, that make one frame for every task."""
         return max(receptive_field(self.hubert_config), receptive_field(self.personality_hubert_config))
+
+
+def _five(numbers: Sequence[float] | None, default: float) -> tuple[float, ...]:
+    return (default,) * len(TRAITS) if numbers is None else tuple(float(number) for number in numbers)

@@ -131,6 +131,8 @@ BUNDLE: Mapping[str, Rule] = {
     "condition_ff": whole(1, 65_536),
     "cross_attention_query": line(64),
     "condition_source": line(64),
+    "condition_centre": several(number(-1000, 1000), 5, 5),
+    "condition_scale": several(number(1e-3, 1000), 5, 5),
     "conversation_size": optional(_SIZE),
     "conversation_heads": whole(1, 1024),
     "head_dropout": _DROPOUT,
@@ -146,16 +148,25 @@ BUNDLE: Mapping[str, Rule] = {
 }
 """The settings of a bundle; those that only a few can have are named by `KibunConfig`, which checks them too."""
 
+OLDER: Mapping[str, Any] = {"condition_centre": [0.0] * len(TRAITS), "condition_scale": [1.0] * len(TRAITS)}
+"""What settings that older bundles lack are in those: their heads read raw trait values."""
+
 # Without these a bundle says nothing about itself; the others have defaults.
 _REQUIRED = (
     *("bundle_name", "bundle_version", "hubert", "trunk_layers", "tasks", "trained", "synthetic", "sampling_rate"),
     *("do_normalize", "condition_source", "trait_scale", "emotion_scale"),
 )
 
-EXPECTED_ERROR: Mapping[str, Rule] = {
+ERRORS: Mapping[str, Rule] = {trait: number(0, 1000) for trait in TRAITS}
+WEIGHTS: Mapping[str, Rule] = {trait: number(0, 1) for trait in TRAITS}
+EVIDENCE: Mapping[str, Rule] = {
     "utterance_count": whole(1, 1_000_000),
-    **{trait: number(0, 1000) for trait in TRAITS},
+    **ERRORS,
+    # Not in bundles of before they were measured.
+    "error_of_mean": optional(OBJECT),
+    "weight": optional(OBJECT),
 }
+"""A row of expected_error.json: the error of each trait beside what it was measured after."""
 
 
 def check(content: Mapping[str, Any], rules: Mapping[str, Rule], prefix: str = "") -> dict[str, Any]:
@@ -208,7 +219,7 @@ def check_bundle(content: Mapping[str, Any]) -> dict[str, Any]:
     for name in _REQUIRED:
         if name not in content:
             raise ValueError(f"{name} is missing: this is not the whole configuration of a kibun bundle")
-    known = check(content, BUNDLE)
+    known = {**OLDER, **check(content, BUNDLE)}
     for name in ("hubert", "personality_hubert"):
         if known.get(name) is not None:
             known[name] = check_hubert(known[name], f"{name}.")

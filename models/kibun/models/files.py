@@ -5,22 +5,19 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from kibun.models import fields
-from kibun.models.types import TRAITS, Traits
+from kibun.models.types import FULL_WEIGHT, TRAITS, Evidence, Traits
 
 CONFIG, WEIGHTS, CHECKSUMS = "config.json", "model.safetensors", "sha256"
 EXPECTED_ERROR, CARD, PREPROCESSOR = "expected_error.json", "MODEL_CARD.md", "preprocessor_config.json"
 FILES = (CONFIG, WEIGHTS, EXPECTED_ERROR, CARD, PREPROCESSOR)
 MAX_JSON_BYTES = 4 << 20  # a hundred times what such a file needs
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
-
-ExpectedError = tuple[tuple[int, Traits], ...]
-"""(number of utterances, root-mean-square error of each trait on the 1..7 scale), by rising number."""
 
 BUNDLES = Path(__file__).parent / "bundles"
 """Bundles that come with kibun, one folder each."""
@@ -117,16 +114,15 @@ def _check_model_type(folder: Path) -> None:
         raise BundleError(f"{folder}: a {fields.shown(model_type)} checkpoint, not a kibun bundle; {fix}")
 
 
-def write_sidecars(folder: Path, config: Any, expected_error: ExpectedError | None, card: str | None) -> None:
-    """Write expected error, card and preprocessor beside the weights, then the checksums of all files."""
-    rows = [
-        {"utterance_count": count, **dict(zip(TRAITS, errors, strict=True))} for count, errors in expected_error or ()
-    ]
+def write_sidecars(folder: Path, config: Any, evidence: Sequence[Evidence] | None, card: str | None) -> None:
+    """Write evidence, card and preprocessor beside the weights, then the checksums of all files."""
     _write_json(
         folder / EXPECTED_ERROR,
         {
             "measure": "root-mean-square error on the trait scale, conversation level, on held-out speakers",
-            "by_utterance_count": rows,
+            "error_of_mean": "the same of guessing the population's mean for everyone",
+            "weight": "0..1: how much a heard trait counts in the condition of emotion, the rest being the mean",
+            "by_utterance_count": evidence_rows(evidence),
         },
     )
     _write_json(
@@ -153,33 +149,63 @@ def write_checksums(folder: Path) -> None:
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
-def read_sidecars(folder: Path) -> tuple[ExpectedError | None, str | None]:
-    """Expected error and card of a bundle folder; None for one that is missing. Raises BundleError."""
+def evidence_rows(evidence: Sequence[Evidence] | None) -> list[dict[str, Any]]:
+    """Evidence as JSON: utterance_count, the error of each trait, and error_of_mean and weight by trait."""
+    return [
+        {
+            "utterance_count": row.utterance_count,
+            **_by_trait(row.error),
+            "error_of_mean": row.error_of_mean and _by_trait(row.error_of_mean),
+            "weight": _by_trait(row.weight),
+        }
+        for row in evidence or ()
+    ]
+
+
+def read_sidecars(folder: Path) -> tuple[tuple[Evidence, ...] | None, str | None]:
+    """Evidence and card of a bundle folder; None for one that is missing. Raises BundleError."""
     error_file, card_file = folder / EXPECTED_ERROR, folder / CARD
-    expected = _read_expected_error(error_file) if error_file.is_file() else None
+    evidence = _read_evidence(error_file) if error_file.is_file() else None
     try:
-        return expected or None, card_file.read_text(encoding="utf-8") if card_file.is_file() else None
+        return evidence or None, card_file.read_text(encoding="utf-8") if card_file.is_file() else None
     except (OSError, ValueError) as error:
         raise BundleError(f"{card_file}: cannot be read as text: {one_line(error)}") from error
 
 
-def _read_expected_error(path: Path) -> ExpectedError:
+def _read_evidence(path: Path) -> tuple[Evidence, ...]:
     rows = read_object(path).get("by_utterance_count")
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise BundleError(f"{path}: by_utterance_count is {fields.shown(rows)}, allowed is a list of objects")
-    expected: list[tuple[int, Traits]] = []
+    evidence: list[Evidence] = []
     for number, row in enumerate(rows):
         where = f"by_utterance_count[{number}]"
         try:
-            if lacking := [name for name in fields.EXPECTED_ERROR if name not in row]:
-                raise ValueError(f"{where}.{lacking[0]} is missing")
-            fields.check(row, fields.EXPECTED_ERROR, f"{where}.")
-            if expected and row["utterance_count"] <= expected[-1][0]:
+            if "utterance_count" not in row:
+                raise ValueError(f"{where}.utterance_count is missing")
+            fields.check(row, fields.EVIDENCE, f"{where}.")
+            if evidence and row["utterance_count"] <= evidence[-1].utterance_count:
                 raise ValueError(f"{where}.utterance_count is {row['utterance_count']}: it must rise from row to row")
-        except ValueError as error:
-            raise BundleError(f"{path}: {error}") from error
-        expected.append((row["utterance_count"], cast(Traits, tuple(float(row[name]) for name in TRAITS))))
-    return tuple(expected)
+            error = _traits(row, fields.ERRORS, where)
+            of_mean = _traits(row.get("error_of_mean"), fields.ERRORS, f"{where}.error_of_mean")
+            weight = _traits(row.get("weight"), fields.WEIGHTS, f"{where}.weight")
+        except ValueError as error_:
+            raise BundleError(f"{path}: {error_}") from error_
+        evidence.append(Evidence(row["utterance_count"], cast(Traits, error), of_mean, weight or FULL_WEIGHT))
+    return tuple(evidence)
+
+
+def _traits(row: dict[str, Any] | None, rules: Mapping[str, fields.Rule], where: str) -> Traits | None:
+    """A number for each trait; None where there is no row. Raises ValueError."""
+    if row is None:
+        return None
+    if lacking := [trait for trait in TRAITS if trait not in row]:
+        raise ValueError(f"{where}.{lacking[0]} is missing")
+    fields.check(row, rules, f"{where}.")
+    return cast(Traits, tuple(float(row[trait]) for trait in TRAITS))
+
+
+def _by_trait(values: Traits) -> dict[str, float]:
+    return dict(zip(TRAITS, values, strict=True))
 
 
 def verify(folder: Path) -> None:

@@ -10,6 +10,14 @@ class Linear(nn.Linear):
     """A Linear with PyTorch's initialisation, also inside a transformers model, which would use a deviation of 0.02."""
 
 
+class ZeroLinear(Linear):
+    """A Linear that starts without offset: zero in, zero out."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.bias)
+
+
 class ScaleLinear(Linear):
     """A Linear whose outputs start at the centre of their scale, so that training need not find it first."""
 

@@ -28,7 +28,7 @@ from kibun.models.fields import check_bundle, weight_count
 from kibun.models.hubert import Frames, Tail, Trunk, normalised
 from kibun.models.layers import Linear
 from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
-from kibun.models.types import Analysis, Utterance
+from kibun.models.types import Analysis, Evidence, Utterance
 from kibun.models.weights import check_header, not_finite
 
 # How weights may fail to be those of the configuration: transformers' name for it, and words.
@@ -61,8 +61,8 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     main_input_name = "input_values"
     _supports_sdpa = True
 
-    expected_error: files.ExpectedError | None = None
-    """Error of setting 3 by number of utterances, measured on held-out speakers; None: unknown."""
+    evidence: tuple[Evidence, ...] | None = None
+    """What traits of setting 3 are worth, by rising number of utterances; None: unknown."""
     card: str | None = None
     """Text of MODEL_CARD.md; None: it is generated from the configuration."""
 
@@ -104,6 +104,8 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
                     dropout=config.head_dropout,
                     centre=sum(config.emotion_scale) / 2,
                     traits=config.condition_on,
+                    condition_centre=cast(Sequence[float], config.condition_centre),
+                    condition_scale=cast(Sequence[float], config.condition_scale),
                 )
                 for name in config.emotions
             }
@@ -245,7 +247,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             kwargs["state_dict"] = {name: _convert(name, value, dtype) for name, value in state.items()}
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
-            files.write_sidecars(Path(save_directory), self.config, self.expected_error, self.card)
+            files.write_sidecars(Path(save_directory), self.config, self.evidence, self.card)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -287,7 +289,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         if not mapped:
             own_weights(model)
         if folder.is_dir():
-            model.expected_error, model.card = files.read_sidecars(folder)
+            model.evidence, model.card = files.read_sidecars(folder)
         return (model, info) if wants_info else model
 
     # ---- inside ----------------------------------------------------------------------------------------------------

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from kibun.models.analysis import analyze
 from kibun.models.config import KibunConfig
-from kibun.models.files import ExpectedError
 from kibun.models.hubert import Frames, normalised
 from kibun.models.layers import ScaleLinear
 from kibun.models.model import KibunModel, own_weights
 from kibun.models.packed import HeadLinear, Packed, PackedTail, PackedTrunk
-from kibun.models.types import Analysis, Utterance
+from kibun.models.types import Analysis, Evidence, Utterance
 
 _MADV_PAGEOUT = 21  # Linux 5.4
 
@@ -60,7 +59,7 @@ def pack(model: KibunModel, dtype: torch.dtype = torch.float32) -> PackedModel:
         device=device,
         min_samples=model.min_samples,
         vector_size=model.vector_size,
-        expected_error=model.expected_error,
+        evidence=model.evidence,
         card=model.card,
         trunk=trunk,
         personality_trunk=personality_trunk,
@@ -84,7 +83,7 @@ class PackedModel:
     device: torch.device
     min_samples: int
     vector_size: int
-    expected_error: ExpectedError | None
+    evidence: tuple[Evidence, ...] | None
     card: str | None
     trunk: PackedTrunk
     personality_trunk: PackedTrunk | None

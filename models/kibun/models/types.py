@@ -23,6 +23,8 @@ Traits = tuple[float, float, float, float, float]
 NEUTRAL_TRAITS: Traits = (4.0, 4.0, 4.0, 4.0, 4.0)
 """The middle of the scale."""
 
+FULL_WEIGHT: Traits = (1.0, 1.0, 1.0, 1.0, 1.0)
+
 ConditionSource = Literal["given", "utterance", "average", "conversation"]
 """Where the traits that emotion was conditioned on came from."""
 
@@ -99,6 +101,21 @@ class Analysis:
         groups = (self.utterance_traits, self.average_traits, self.conversation_traits, self.condition_traits)
         numbers = [value for group in groups if group is not None for value in group]
         return numbers + [value for value in (self.valence, self.arousal) if value is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What conversation-level traits after `utterance_count` utterances are worth, measured on held-out speakers.
+
+    error: root-mean-square error of each trait on the trait scale.
+    error_of_mean: that of guessing the population's mean for each of the same speakers; None: not recorded.
+    weight: 0..1, how much each heard trait counts in the condition of emotion; see `kibun.models.evidence`.
+    """
+
+    utterance_count: int
+    error: Traits
+    error_of_mean: Traits | None = None
+    weight: Traits = FULL_WEIGHT
 
 
 def faint_noise(vector_size: int, samples: int = SAMPLE_RATE_HZ) -> Utterance:

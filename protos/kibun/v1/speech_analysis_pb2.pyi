@@ -240,18 +240,22 @@ class BigFiveTraits(_message.Message):
     def __init__(self, openness: _Optional[float] = ..., conscientiousness: _Optional[float] = ..., extraversion: _Optional[float] = ..., agreeableness: _Optional[float] = ..., neuroticism: _Optional[float] = ...) -> None: ...
 
 class PersonalityEstimate(_message.Message):
-    __slots__ = ("traits", "source", "utterance_count", "speech_duration", "expected_error")
+    __slots__ = ("traits", "source", "utterance_count", "speech_duration", "expected_error", "expected_error_of_mean", "condition_weight")
     TRAITS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     UTTERANCE_COUNT_FIELD_NUMBER: _ClassVar[int]
     SPEECH_DURATION_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_ERROR_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_ERROR_OF_MEAN_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_WEIGHT_FIELD_NUMBER: _ClassVar[int]
     traits: BigFiveTraits
     source: PersonalitySource
     utterance_count: int
     speech_duration: _duration_pb2.Duration
     expected_error: BigFiveTraits
-    def __init__(self, traits: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., source: _Optional[_Union[PersonalitySource, str]] = ..., utterance_count: _Optional[int] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expected_error: _Optional[_Union[BigFiveTraits, _Mapping]] = ...) -> None: ...
+    expected_error_of_mean: BigFiveTraits
+    condition_weight: BigFiveTraits
+    def __init__(self, traits: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., source: _Optional[_Union[PersonalitySource, str]] = ..., utterance_count: _Optional[int] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expected_error: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., expected_error_of_mean: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., condition_weight: _Optional[_Union[BigFiveTraits, _Mapping]] = ...) -> None: ...
 
 class UtteranceResult(_message.Message):
     __slots__ = ("utterance_id", "turn_id", "is_final", "start_offset", "end_offset", "analyzed_duration", "emotion", "personality", "condition", "end_reason")

@@ -19,13 +19,16 @@ from kibun.models.building.commands import app
 from kibun.models.building.parts import load_parts
 from kibun.models.bundle import BundleError, KibunModel, load_bundle
 from kibun.models.files import verify
-from kibun.models.types import Utterance
+from kibun.models.types import Evidence, Utterance
 from tests.support import present
 from tests.support.commands import invoke
 from tests.support.tiny_hubert import HUBERT as FOUR_LAYERS
 
 HUBERT = {**FOUR_LAYERS, "num_hidden_layers": 2}
-ERRORS = ((1, (1.5, 1.25, 1.0, 0.75, 0.5)), (8, (1.0, 1.0, 0.5, 0.5, 0.25)))
+EVIDENCE = (
+    Evidence(1, (1.5, 1.25, 1.0, 0.75, 0.5)),
+    Evidence(8, (1.0, 1.0, 0.5, 0.5, 0.25), (1.0, 1.5, 1.0, 1.0, 1.0), (0.0, 0.25, 0.5, 0.75, 1.0)),
+)
 GIVEN = (2.0, 6.5, 3.0, 7.0, 1.0)
 AUDIO = np.random.default_rng(0).standard_normal(8_000).astype(np.float32)
 HISTORY = np.random.default_rng(1).standard_normal((2, 32)).astype(np.float16)
@@ -60,7 +63,7 @@ def make_run(folder: Path, checkpoint: Path, tasks: list[str], seed: int, **sett
         build_model(checkpoint, name=folder.name, tasks=tasks, condition_ff=32, **settings), seed, trunk=trunk
     )
     if "personality" in tasks:
-        model.expected_error = ERRORS
+        model.evidence = EVIDENCE
     model.card = f"# {folder.name}\n\n- Split: paper, seed {seed}\n\n## Figures\n\n```\n# a comment\n```\n"
     (folder / "checkpoints").mkdir(parents=True)
     save_bundle(model, folder / "bundle")
@@ -118,7 +121,7 @@ def test_the_whole_answers_as_each_run_did(runs: dict[str, Path], tmp_path: Path
         empty = np.zeros((0, 0), np.float16)
         [alone] = load_bundle(runs[task] / "bundle").analyze([Utterance(AUDIO, empty, given_traits=GIVEN)])
         assert getattr(answer, task) == pytest.approx(getattr(alone, task), abs=1e-5)
-    assert whole.expected_error == ERRORS
+    assert whole.evidence == EVIDENCE
     assert whole.config.trained
     assert not whole.config.synthetic
     assert whole.config.trunk_from == "hubert-tiny"
@@ -134,7 +137,7 @@ def test_predicted_traits_condition_the_emotion_of_the_whole(runs: dict[str, Pat
 def test_any_subset_makes_a_bundle(runs: dict[str, Path], tasks: list[str]) -> None:
     model = put_together({task: runs[task] for task in reversed(tasks)})
     assert list(model.config.tasks) == tasks
-    assert (model.expected_error == ERRORS) == ("personality" in tasks)
+    assert (model.evidence == EVIDENCE) == ("personality" in tasks)
 
 
 def test_tasks_of_one_run_keep_the_tail_that_they_share(checkpoint: Path, tmp_path: Path) -> None:
@@ -192,7 +195,7 @@ def test_a_bundle_that_comes_with_kibun_is_a_part_like_any_other(tmp_path: Path)
     assert after.config.synthetic
     theirs = before.state_dict()
     assert all(same_bits(value, theirs[name]) for name, value in after.state_dict().items())
-    assert after.expected_error == before.expected_error
+    assert after.evidence == before.evidence
 
 
 # ---- why not --------------------------------------------------------------------------------------------------

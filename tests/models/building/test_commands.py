@@ -14,6 +14,7 @@ from kibun.models.bundle import load_bundle
 from kibun.models.config import KibunConfig
 from kibun.models.files import write_checksums
 from kibun.models.model import KibunModel
+from kibun.models.types import Evidence
 from tests.support.bundle_files import edit_json
 from tests.support.commands import invoke
 from tests.support.tiny_hubert import HUBERT
@@ -23,7 +24,7 @@ from tests.support.tiny_hubert import HUBERT
 def bundle(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     model = KibunModel(KibunConfig(hubert=HUBERT, condition_ff=32, trained=True, synthetic=True, bundle_name="tiny"))
-    model.expected_error = ((1, (1.5, 1.25, 1.0, 0.75, 0.5)),)
+    model.evidence = (Evidence(1, (1.5, 1.25, 1.0, 0.75, 0.5), (1.0, 1.5, 1.5, 1.0, 1.0), (0.0, 0.5, 0.75, 0.5, 1.0)),)
     model.card = "# The card of tiny\n"
     model.save_pretrained(tmp_path / "bundle")
     return tmp_path / "bundle"
@@ -44,6 +45,9 @@ def test_show_prints_facts_and_card(bundle: Path) -> None:
     for part in ("tiny", "SYNTHETIC speech only", "2 shared, 2 per task", "1..7", "1..5", "16000 Hz", "F32"):
         assert part in text
     assert "after 1: openness 1.50" in text
+    assert "no better than mean  openness after 1\n" in text
+    assert "after 1: openness 0.00, conscientiousness 0.50" in text
+    assert "the rest is the mean, and 0 is not used" in text
     assert "# The card of tiny" in text
 
 

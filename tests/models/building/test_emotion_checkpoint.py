@@ -29,7 +29,7 @@ from kibun.models.building.self_test import self_test
 from kibun.models.bundle import BundleError, KibunModel, load_bundle
 from kibun.models.config import KibunConfig
 from kibun.models.files import verify
-from kibun.models.types import Utterance
+from kibun.models.types import Evidence, Utterance
 from tests.support import present
 from tests.support.bundle_files import Payload, edit_json
 from tests.support.commands import invoke
@@ -40,7 +40,7 @@ HUBERT = {**FOUR_LAYERS, "num_hidden_layers": 2}
 LABELS = {0: "arousal", 1: "dominance", 2: "valence"}
 WAV2VEC2 = {**HUBERT, "feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
 NOTHING = np.zeros((0, 0), np.float16)
-ERRORS = ((1, (1.5, 1.25, 1.0, 0.75, 0.5)),)
+EVIDENCE = (Evidence(1, (1.5, 1.25, 1.0, 0.75, 0.5)),)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -219,7 +219,7 @@ def make_personality(folder: Path, **settings: Any) -> KibunModel:
     model = KibunModel(
         KibunConfig(**{"hubert": hubert, "tasks": ["personality"], "trained": True, "do_normalize": False, **settings})
     )
-    model.expected_error, model.card = ERRORS, "# pr\n\n- Split: paper\n"
+    model.evidence, model.card = EVIDENCE, "# pr\n\n- Split: paper\n"
     save_bundle(model, folder / "bundle")
     return load_bundle(folder / "bundle")
 
@@ -239,7 +239,7 @@ def test_personality_of_another_size_has_its_own_trunk(tmp_path: Path) -> None:
         np.testing.assert_allclose(present(answer.conversation_traits), present(alone.conversation_traits), atol=1e-4)
         assert answer.valence is not None
         assert answer.condition_traits is None
-    assert model.expected_error == ERRORS
+    assert model.evidence == EVIDENCE
     assert model.config.synthetic, "one part is"
     card = present(model.card)
     assert "**Personality: trained on synthetic speech: it tells you nothing about real people.**" in card

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kibun.models.types import Analysis
+from kibun.models.types import Analysis, Evidence
 from kibun.server.api import responses
 from kibun.server.conversation.state import (
     MAX_EARLIER,
@@ -215,11 +215,11 @@ def test_history_is_the_vectors_in_order() -> None:
 
 
 @pytest.mark.parametrize(("count", "row"), [(0, None), (1, 1), (2, 1), (3, 3), (9, 3), (10, 10), (500, 10)])
-def test_expected_error_is_that_of_the_evidence_at_hand(count: int, row: int | None) -> None:
-    rows = tuple((n, traits(1 / n)) for n in (1, 3, 10))
-    error = estimates.expected_error(replace(MODEL, expected_error=rows), count)
-    assert error == (None if row is None else traits(1 / row))
-    assert estimates.expected_error(MODEL, count) is None
+def test_evidence_is_that_of_the_utterances_at_hand(count: int, row: int | None) -> None:
+    rows = tuple(Evidence(n, traits(1 / n)) for n in (1, 3, 10))
+    found = replace(MODEL, evidence=rows).evidence_after(count)
+    assert found == (None if row is None else Evidence(row, traits(1 / row)))
+    assert MODEL.evidence_after(count) is None
 
 
 @pytest.mark.parametrize("source", ["utterance", "average", "conversation", "given"])

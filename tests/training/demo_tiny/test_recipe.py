@@ -14,7 +14,7 @@ import torch
 
 from kibun.models.bundle import KibunModel, Utterance, load_bundle, resolve_bundle
 from kibun.models.files import verify
-from kibun.models.types import TRAITS
+from kibun.models.types import NEUTRAL_TRAITS, TRAITS
 from kibun.training.audio.augment import ROOMS, Augment
 from kibun.training.audio.reading import load_audio
 from kibun.training.commands import train_app
@@ -82,8 +82,8 @@ def test_one_command_makes_the_bundle_from_nothing(made: tuple[Path, dict[str, A
     assert model.config.trained
     assert model.config.synthetic
     assert (model.config.bundle_name, model.config.bundle_version) == ("demo-tiny", "7")
-    assert model.expected_error is not None
-    assert [count for count, _errors in model.expected_error] == [1, 2, 3]
+    assert model.evidence is not None
+    assert [row.utterance_count for row in model.evidence] == [1, 2, 3]
     card = model.card or ""
     for said in (
         "kibun train demo-tiny --out",
@@ -149,10 +149,10 @@ def test_causal_history_is_what_is_served(tmp_path: Path) -> None:
         assert row.predicted.causal_traits == direct.conversation_traits
         assert (row.predicted.valence, row.predicted.arousal) == (direct.valence, direct.arousal)
         history = np.concatenate([history, direct.vector[None]])
-    errors = expected_error(rows, counts=(1, 3, 9))
-    assert [count for count, _errors in errors] == [1, 3]
+    evidence = expected_error(rows, NEUTRAL_TRAITS, counts=(1, 3, 9))
+    assert [row.utterance_count for row in evidence] == [1, 3]
     first = present(rows[0].predicted.causal_traits)
-    assert errors[0][1] == pytest.approx([abs(p - t) for p, t in zip(first, traits, strict=True)], abs=1e-3)
+    assert evidence[0].error == pytest.approx([abs(p - t) for p, t in zip(first, traits, strict=True)], abs=1e-3)
 
 
 def test_conditioning_traits_are_mixed_and_do_not_teach_the_personality_tail() -> None:
@@ -215,11 +215,11 @@ def test_committed_bundle_is_small_whole_and_described(demo_tiny: KibunModel) ->
     card = demo_tiny.card or ""
     for said in ("synthetic", "generated speech", "not a diagnosis", "kibun synth speech", "kibun train tiny", "CCC"):
         assert said in card, said
-    assert demo_tiny.expected_error is not None
-    counts = [count for count, _errors in demo_tiny.expected_error]
+    assert demo_tiny.evidence is not None
+    counts = [row.utterance_count for row in demo_tiny.evidence]
     assert counts == sorted(counts)
     assert counts[0] == 1
-    assert all(len(errors) == len(TRAITS) for _count, errors in demo_tiny.expected_error)
+    assert all(len(row.error) == len(TRAITS) for row in demo_tiny.evidence)
 
 
 def test_level_carries_nothing(demo_tiny: KibunModel) -> None:

@@ -130,11 +130,11 @@ def test_a_run_of_pr_has_its_error_and_all_settings(pr: Path) -> None:
     bundle = load_bundle(pr / "bundle")
     assert bundle.config.tasks == ("personality",)
     rows = read_predictions(pr / "predictions-dev.jsonl")
-    assert bundle.expected_error is not None
-    assert [count for count, _errors in bundle.expected_error] == [1, 2, 3]
+    assert bundle.evidence is not None
+    assert [row.utterance_count for row in bundle.evidence] == [1, 2, 3]
     third = [row for row in rows if row.predicted.heard == 3]
     errors = [np.subtract(present(row.predicted.causal_traits), present(row.traits)) for row in third]
-    np.testing.assert_allclose(bundle.expected_error[2][1], np.sqrt(np.mean(np.square(errors), axis=0)), atol=1e-3)
+    np.testing.assert_allclose(bundle.evidence[2].error, np.sqrt(np.mean(np.square(errors), axis=0)), atol=1e-3)
     whole = {row.conversation: row.predicted for row in rows}
     for row in rows:
         alone = [present(r.predicted.utterance_traits) for r in rows if r.conversation == row.conversation]
@@ -197,7 +197,7 @@ def test_a_multitask_run_of_one_trait_is_not_served_as_one_of_all(world: Path) -
     with pytest.raises(BundleError, match="untrained"):
         load_bundle(world / "single" / "bundle")
     bundle = load_bundle(world / "single" / "bundle", allow_untrained=True)
-    assert bundle.expected_error is None
+    assert bundle.evidence is None
     card = (world / "single" / "bundle" / "MODEL_CARD.md").read_text(encoding="utf-8")
     assert "it estimates neuroticism only" in card
     with pytest.raises(ConfigError, match=r"model\.traits is \['neuroticism', 'openness'\], allowed are one or more"):

@@ -70,7 +70,10 @@ def heard(
         if bundle is not None and predictions is None:
             facts = read_facts(resolve_bundle(bundle))
             note = " (synthetic speech)" if facts.synthetic else ""
-            drawn = plots.error_by_count(facts.expected_error or (), f"Expected error of {facts.name}{note}")
+            drawn = plots.error_by_count(
+                [(row.utterance_count, row.error) for row in facts.evidence or ()],
+                f"Expected error of {facts.name}{note}",
+            )
         elif predictions is not None and bundle is None:
             errors, measured = plots.measured_errors(read_predictions(predictions))
             drawn = plots.error_by_count(errors, f"Error of the traits, {predictions.name}", measured)

@@ -29,6 +29,8 @@ _EMOTION_SETTINGS = {
     "emotion_rescaled_from": "baseline regression concat ca ticn-ca",
     "condition_on": "concat ca ticn-ca",
     "condition_source": "concat ca ticn-ca",
+    "condition_centre": "concat ca ticn-ca",
+    "condition_scale": "concat ca ticn-ca",
     "trait_scale": "concat ca ticn-ca",
     "condition_heads": "ca ticn-ca",
     "cross_attention_query": "ca ticn-ca",
@@ -44,7 +46,7 @@ def assemble(parts: Sequence[Part], *, name: str, version: str = "1") -> KibunMo
         name, version: of the bundle.
 
     Returns:
-        A model in evaluation mode whose estimates are those of each run's own model. The expected error is that of
+        A model in evaluation mode whose estimates are those of each run's own model. The evidence is that of
         personality's run. It counts as trained if all parts are, and as synthetic if any is.
 
     Raises:
@@ -58,8 +60,8 @@ def assemble(parts: Sequence[Part], *, name: str, version: str = "1") -> KibunMo
     _check_scales(parts)
     config = KibunConfig(
         **_shared_settings(parts[0]),
-        **emotion_settings(emotion[0] if emotion else None),
-        **personality_settings(parts[0] if parts[0].task == "personality" else None),
+        **personality_settings(parts[0] if parts[0].task == "personality" else None)
+        | emotion_settings(emotion[0] if emotion else None),
         tasks=[part.task for part in parts],
         tail_of=shared_tails(parts),
         trait_scale=parts[0].config.trait_scale,
@@ -71,7 +73,7 @@ def assemble(parts: Sequence[Part], *, name: str, version: str = "1") -> KibunMo
     model = new_model(config)
     model.trunk.load_state_dict(parts[0].trunk.state_dict())
     copy_tasks(model, parts)
-    model.card = assembled_card(model.config, parts, trunk_checksum(model), model.expected_error is not None)
+    model.card = assembled_card(model.config, parts, trunk_checksum(model), model.evidence is not None)
     return model
 
 
@@ -87,13 +89,13 @@ def new_model(config: KibunConfig) -> KibunModel:
 
 
 def copy_tasks(model: KibunModel, parts: Sequence[Part]) -> None:
-    """Copy each part's tail and head into `model`, and the expected error of personality's run."""
+    """Copy each part's tail and head into `model`, and the evidence of personality's run."""
     for part in parts:
         model.tail(part.task).load_state_dict(part.tail.state_dict())
         if part.task == "personality":
             model.personality_head.load_state_dict(part.model.personality_head.state_dict())
             model.conversation_head.load_state_dict(part.model.conversation_head.state_dict())
-            model.expected_error = part.model.expected_error
+            model.evidence = part.model.evidence
         else:
             model.emotion_heads[part.task].load_state_dict(part.model.emotion_heads[part.task].state_dict())
 
@@ -119,7 +121,7 @@ def emotion_settings(part: Part | None) -> dict[str, Any]:
 
 def personality_settings(part: Part | None) -> dict[str, Any]:
     """Settings of the personality heads; empty without personality."""
-    names = ("conversation_size", "conversation_heads")
+    names = ("conversation_size", "conversation_heads", "condition_centre", "condition_scale")
     return {} if part is None else {name: getattr(part.config, name) for name in names}
 
 

@@ -11,8 +11,18 @@ import typer
 
 from kibun.models.building.checksum import stored_trunk_checksum
 from kibun.models.building.facts import BundleFacts, read_facts
-from kibun.models.files import BUNDLES, CARD, WEIGHTS, BundleError, bundle_names, check_free, resolve_bundle, verify
-from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS
+from kibun.models.files import (
+    BUNDLES,
+    CARD,
+    WEIGHTS,
+    BundleError,
+    bundle_names,
+    check_free,
+    evidence_rows,
+    resolve_bundle,
+    verify,
+)
+from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS, Evidence
 
 app = typer.Typer(no_args_is_help=True, help="List, show, verify and build model bundles.")
 
@@ -47,7 +57,7 @@ def show(bundle: Bundle, as_json: JsonOption = False) -> None:
         typer.echo(json.dumps({**_as_json(facts), "trunk_sha256": checksum}, indent=2))
         return
     for label, value in [*_rows(facts), ("trunk", f"SHA-256 {checksum}")]:
-        typer.echo(f"{label:<18} {value}")
+        typer.echo(f"{label:<20} {value}")
     if facts.card:
         typer.echo("\n" + facts.card.rstrip())
 
@@ -176,7 +186,7 @@ def _build_emotion(
 def _report_built(out: Path, source: str) -> None:
     facts = read_facts(out)
     typer.echo(f"{out}: {facts.parameters['total'] / 1e6:.2f} M parameters, {_status(facts)}: {source}")
-    if "personality" in facts.tasks and not facts.expected_error:
+    if "personality" in facts.tasks and not facts.evidence:
         typer.echo("Its expected error is unknown: the personality run recorded none.")
     untrained = "" if facts.trained else " --allow-untrained"
     typer.echo(f"Serve it with `kibun serve --model {out}{untrained}`.")
@@ -184,10 +194,6 @@ def _report_built(out: Path, source: str) -> None:
 
 def _rows(facts: BundleFacts) -> list[tuple[str, str]]:
     parameters = ", ".join(f"{part} {count:,}" for part, count in facts.parameters.items())
-    errors = [
-        f"after {count}: " + ", ".join(f"{name} {value:.2f}" for name, value in zip(TRAITS, values, strict=True))
-        for count, values in facts.expected_error or ()
-    ]
     personality = "personality" in facts.tasks
     return [
         ("name", f"{facts.name}, version {facts.version}"),
@@ -204,8 +210,37 @@ def _rows(facts: BundleFacts) -> list[tuple[str, str]]:
             "traits",
             f"{facts.trait_scale[0]:g}..{facts.trait_scale[1]:g}: {', '.join(TRAITS)}" if personality else "none",
         ),
-        ("expected error", "; ".join(errors) or "unknown"),
+        ("expected error", "; ".join(map(_error, facts.evidence or ())) or "unknown"),
+        *_worth(facts),
     ]
+
+
+def _error(row: Evidence) -> str:
+    return f"after {row.utterance_count}: " + ", ".join(
+        f"{name} {value:.2f}" for name, value in zip(TRAITS, row.error, strict=True)
+    )
+
+
+def _worth(facts: BundleFacts) -> list[tuple[str, str]]:
+    """Which traits are no better than the mean, and how much heard traits count in the condition of emotion."""
+    rows = [row for row in facts.evidence or () if row.error_of_mean is not None]
+    if not rows:
+        return []
+    guesses: dict[str, list[str]] = {}  # by trait: after how many utterances it is no better than the mean
+    for row in rows:
+        for name, error, of_mean in zip(TRAITS, row.error, row.error_of_mean or row.error, strict=True):
+            if error >= of_mean:
+                guesses.setdefault(name, []).append(str(row.utterance_count))
+    each = [f"{name} after {', '.join(counts)}" for name, counts in guesses.items()]
+    found = [("no better than mean", "; ".join(each) or "none: every trait has a smaller error than guessing the mean")]
+    if facts.emotion_head in CONDITIONED and set(facts.tasks) & set(EMOTIONS):
+        weights = [
+            f"after {row.utterance_count}: "
+            + ", ".join(f"{name} {weight:.2f}" for name, weight in zip(TRAITS, row.weight, strict=True))
+            for row in rows
+        ]
+        found.append(("heard traits count", "; ".join(weights) + "; the rest is the mean, and 0 is not used"))
+    return found
 
 
 def _layers(facts: BundleFacts) -> str:
@@ -240,11 +275,9 @@ def _status(facts: BundleFacts) -> str:
 
 
 def _as_json(facts: BundleFacts) -> dict[str, object]:
-    errors = [
-        {"utterance_count": count, **dict(zip(TRAITS, values, strict=True))}
-        for count, values in facts.expected_error or ()
-    ]
-    return {**asdict(facts), "expected_error": errors or None}
+    content = asdict(facts)
+    del content["evidence"]
+    return {**content, "expected_error": evidence_rows(facts.evidence) or None}
 
 
 def _or_exit(action: Callable[[], T]) -> T:

@@ -61,7 +61,7 @@ def build_emotion_model(
         model.personality_trunk.load_state_dict(parts[0].trunk.state_dict())
     copy_tasks(model, parts)
     model.config.trunk_sha256 = trunk_checksum(model)
-    model.card = _card(model.config, source, parts, model.expected_error is not None)
+    model.card = _card(model.config, source, parts, model.evidence is not None)
     return model
 
 

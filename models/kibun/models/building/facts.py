@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kibun.models.fields import check_bundle
-from kibun.models.files import CONFIG, WEIGHTS, BundleError, ExpectedError, read_object, read_sidecars
-from kibun.models.types import TRAITS
+from kibun.models.files import CONFIG, WEIGHTS, BundleError, read_object, read_sidecars
+from kibun.models.types import TRAITS, Evidence
 from kibun.models.weights import read_header
 
 
@@ -34,10 +34,12 @@ class BundleFacts:
     emotion_head: str
     condition_on: tuple[str, ...]
     condition_source: str
+    condition_centre: tuple[float, ...]  # 0 and scale 1: raw traits, as in bundles made before they were standardised
+    condition_scale: tuple[float, ...]
     trait_scale: tuple[float, float]
     emotion_scale: tuple[float, float]
     emotion_rescaled_from: tuple[float, float] | None
-    expected_error: ExpectedError | None
+    evidence: tuple[Evidence, ...] | None
     card: str | None
 
 
@@ -50,7 +52,7 @@ def read_facts(folder: Path) -> BundleFacts:
     except ValueError as error:
         raise BundleError(f"{folder / CONFIG}: {error}") from error
     header = read_header(folder / WEIGHTS)
-    expected_error, card = read_sidecars(folder)
+    evidence, card = read_sidecars(folder)
     hubert = config["hubert"]
     return BundleFacts(
         name=config["bundle_name"],
@@ -72,10 +74,12 @@ def read_facts(folder: Path) -> BundleFacts:
         emotion_head=config.get("emotion_head", "ticn-ca"),  # bundles made before there was a choice have none
         condition_on=tuple(config.get("condition_on", TRAITS)),
         condition_source=config["condition_source"],
+        condition_centre=tuple(config["condition_centre"]),
+        condition_scale=tuple(config["condition_scale"]),
         trait_scale=tuple(config["trait_scale"]),
         emotion_scale=tuple(config["emotion_scale"]),
         emotion_rescaled_from=tuple(scale) if (scale := config.get("emotion_rescaled_from")) else None,
-        expected_error=expected_error,
+        evidence=evidence,
         card=card,
     )
 

@@ -181,12 +181,16 @@ def emotion(value: events.Emotion | None) -> pb.EmotionEstimate | None:
 def personality(value: events.Personality | None) -> pb.PersonalityEstimate | None:
     if value is None:
         return None
+    worth = value.evidence
+    of_mean = worth.error_of_mean if worth else None
     return pb.PersonalityEstimate(
         traits=big_five(value.traits),
         source=_SOURCES[value.source],
         utterance_count=value.utterance_count,
         speech_duration=duration(value.speech),
-        expected_error=big_five(value.expected_error) if value.expected_error else None,
+        expected_error=big_five(worth.error) if worth else None,
+        expected_error_of_mean=big_five(of_mean) if of_mean else None,
+        condition_weight=big_five(worth.weight) if worth and of_mean and value.source == "conversation" else None,
     )
 
 

@@ -10,7 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from kibun.models.types import Analysis, Traits, Utterance
+from kibun.models import evidence
+from kibun.models.types import Analysis, Evidence, Utterance
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -40,13 +41,16 @@ class ModelInfo:
     conditioned: bool = True  # its emotion estimate depends on traits, given or predicted
     emotion_rescaled_from: tuple[float, float] | None = None  # scale of its training labels, where that was not 1..5
     checksum: str = ""  # of the bundle's configuration and weights, in hex; "": it is no bundle
-    # (utterances, root-mean-square error per trait from that many), in ascending order; None: unknown
-    expected_error: tuple[tuple[int, Traits], ...] | None = None
+    evidence: tuple[Evidence, ...] | None = None  # what heard traits are worth, by rising number of utterances
 
     @property
     def bundle(self) -> str:
         """What made its vectors, in hex: those of another bundle are of no use to it, be it of the same name."""
         return self.checksum or f"{self.vector_size:08x}"
+
+    def evidence_after(self, utterance_count: int) -> Evidence | None:
+        """What conversation-level traits are worth after this many utterances; None: unknown."""
+        return evidence.after(self.evidence or (), utterance_count)
 
     @property
     def requires_given_traits(self) -> bool:

@@ -225,7 +225,7 @@ class BundleModel:
             conditioned=config.conditioned,
             emotion_rescaled_from=(rescaled[0], rescaled[1]) if rescaled else None,
             checksum=checksum,
-            expected_error=bundle.expected_error,
+            evidence=bundle.evidence,
         )
         if not self.info.supports_emotion and not self.info.supports_personality:
             raise BackendError(

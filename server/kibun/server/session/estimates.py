@@ -13,12 +13,6 @@ from kibun.server.inference.backend import ModelInfo
 from kibun.server.session.events import Emotion, Personality
 
 
-def expected_error(model: ModelInfo, utterance_count: int) -> Traits | None:
-    """RMSE per trait on held-out speakers with this many utterances; None if unknown."""
-    rows = [error for count, error in model.expected_error or () if count <= utterance_count]
-    return rows[-1] if rows else None
-
-
 def usable(model: ModelInfo, participant: Participant) -> list[UtteranceRecord]:
     """The records with a vector that this very bundle made, or may have made (records of older servers don't say)."""
     size, bundles = model.vector_size, ("", model.bundle)
@@ -47,7 +41,7 @@ def of_utterance(model: ModelInfo, analysis: Analysis, samples: int) -> Personal
     """Traits from this utterance of `samples` samples alone (setting 1); None if not estimated."""
     if analysis.utterance_traits is None:
         return None
-    return Personality(analysis.utterance_traits, "utterance", 1, samples, expected_error(model, 1))
+    return Personality(analysis.utterance_traits, "utterance", 1, samples, model.evidence_after(1))
 
 
 def condition(model: ModelInfo, analysis: Analysis, known: Participant, samples: int) -> Personality | None:
@@ -59,7 +53,7 @@ def condition(model: ModelInfo, analysis: Analysis, known: Participant, samples:
         return Personality(analysis.condition_traits, source, 0, 0)
     earlier = [] if source == "utterance" else usable(model, known)
     count, speech = len(earlier) + 1, sum(r.speech for r in earlier) + samples
-    return Personality(analysis.condition_traits, source, count, speech, expected_error(model, count))
+    return Personality(analysis.condition_traits, source, count, speech, model.evidence_after(count))
 
 
 def conversation_traits(analysis: Analysis) -> tuple[Traits | None, ConditionSource]:
@@ -89,8 +83,8 @@ def _latest(records: Sequence[UtteranceRecord], model: ModelInfo | None) -> Pers
     """The latest traits in these records, which are all the evidence behind them."""
     for r in reversed(records):
         if r.traits is not None:
-            error = expected_error(model, len(records)) if model else None
-            return Personality(r.traits, r.traits_source, len(records), sum(r.speech for r in records), error)
+            worth = model.evidence_after(len(records)) if model else None
+            return Personality(r.traits, r.traits_source, len(records), sum(r.speech for r in records), worth)
     return None
 
 

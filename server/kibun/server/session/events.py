@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from kibun.models.types import ConditionSource, Traits
+from kibun.models.types import ConditionSource, Evidence, Traits
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions, EndReason
 from kibun.server.conversation.state import NOTHING_TOLD, Conversation, Told
@@ -103,13 +103,13 @@ class Emotion:
 
 @dataclass(frozen=True, slots=True)
 class Personality:
-    """Traits and the evidence behind them. `expected_error`: the RMSE per trait with this much evidence."""
+    """Traits and the evidence behind them. `evidence`: what such traits are worth after as many utterances."""
 
     traits: Traits
     source: ConditionSource
     utterance_count: int
     speech: int
-    expected_error: Traits | None = None
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,7 @@ from kibun.models.building.assemble import assemble
 from kibun.models.building.build import save_bundle
 from kibun.models.building.parts import load_parts
 from kibun.models.bundle import load_bundle
-from kibun.models.files import verify, write_sidecars
-from kibun.models.types import TRAITS
+from kibun.models.files import evidence_rows, verify, write_sidecars
 from kibun.training.corpora.manifest import MANIFEST_NAME, Item, load_manifest
 from kibun.training.demo_tiny.card import make_card
 from kibun.training.demo_tiny.config import tiny_config
@@ -126,14 +125,11 @@ def _bundle(
     card = make_card(model, rows, items, corpus, command, seed)
     _whole, heading, parts = (model.card or "").partition("## Personality: from")
     note = "\nThe runs that it was assembled from, as they describe themselves (before rounding to float16):\n\n"
-    write_sidecars(folder, model.config, model.expected_error, card + note + heading + parts)
+    write_sidecars(folder, model.config, model.evidence, card + note + heading + parts)
     verify(folder)
     return {
         "bundle": str(folder),
         "test_ccc": {name: round(value, 4) for name, value in ccc_as_served(rows).items()},
-        "expected_error": [
-            {"utterance_count": count, **dict(zip(TRAITS, errors, strict=True))}
-            for count, errors in model.expected_error or ()
-        ],
+        "expected_error": evidence_rows(model.evidence),
         "bundle_bytes": sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
     }

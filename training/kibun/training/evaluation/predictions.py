@@ -18,10 +18,11 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from kibun.models import evidence
 from kibun.models.files import written_atomically
-from kibun.models.types import EMOTIONS, TRAITS, Traits
+from kibun.models.types import EMOTIONS, TRAITS, Evidence, Traits
 from kibun.training.corpora.lines import json_objects
-from kibun.training.evaluation.metrics import ccc, rmse
+from kibun.training.evaluation.metrics import ccc
 
 TRAIT_FIELDS = ("utterance_traits", "average_traits", "conversation_traits", "causal_traits")
 # Equal for all utterances of a profile, which therefore counts once.
@@ -147,17 +148,19 @@ def ccc_of(predictions: Sequence[Prediction], figure: str, field: str | None = N
 
 
 def expected_error(
-    predictions: Sequence[Prediction], counts: Sequence[int] = UTTERANCE_COUNTS
-) -> tuple[tuple[int, Traits], ...]:
-    """(count, RMSE of each trait to 3 decimals) of the causal traits, for every count that some conversation reaches.
+    predictions: Sequence[Prediction], centre: Traits, counts: Sequence[int] = UTTERANCE_COUNTS
+) -> tuple[Evidence, ...]:
+    """What the causal traits are worth, for every count that some conversation reaches.
 
+    centre: the population's mean, of speakers that these are not among.
     Raises PredictionsError as `pairs_of` does.
     """
     table = []
     for count in counts:
         if rows := [prediction for prediction in predictions if prediction.predicted.heard == count]:
-            errors = tuple(round(rmse(*pairs_of(rows, trait, "causal_traits")[:2]), 3) for trait in TRAITS)
-            table.append((count, cast(Traits, errors)))
+            pairs = [pairs_of(rows, trait, "causal_traits")[:2] for trait in TRAITS]
+            estimated, truth = (np.stack(side, axis=1) for side in zip(*pairs, strict=True))  # (speakers, 5) each
+            table.append(evidence.measured(count, estimated, truth, centre))
     return tuple(table)
 
 

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from kibun.models._transformers import quiet
 from kibun.models.bundle import KibunModel
 from kibun.models.files import one_line
-from kibun.models.types import TRAITS
+from kibun.models.types import TRAITS, Traits
 from kibun.training.corpora.manifest import Item, is_generated, read_manifest
 from kibun.training.corpora.splits import SPLITS
 from kibun.training.evaluation.predictions import expected_error, write_predictions
@@ -302,7 +302,7 @@ def _finish(
         if (wer := transcript_error(splits[split], outputs[split])) is not None:
             figures[split]["wer"] = wer
     if model.kibun.config.supports_personality and config.model.traits == TRAITS:
-        model.kibun.expected_error = expected_error(predictions["dev"])
+        model.kibun.evidence = expected_error(predictions["dev"], cast(Traits, model.kibun.config.condition_centre))
     model.kibun.config.synthetic |= config.synthetic or is_generated(config.manifest)
     model.kibun.card = run_card(config, model.kibun, figures, corpus.items)
     _write_bundle(model.kibun.to("cpu"), folder)  # type: ignore[arg-type]

@@ -8,14 +8,15 @@ TICN-CA has more than four times the parameters of CA, so a gain over CA could b
 as many as TICN-CA, and like CA they let traits ask, but never mix with the frames.
 """
 
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kibun.models.conditioning import HeadName, TicnCa, make_head
+from kibun.models.conditioning import Condition, HeadName, TicnCa, make_head
 from kibun.models.hubert import Frames
+from kibun.models.types import NEUTRAL_TRAITS, TRAITS
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.fit import fit
 from kibun.training.losses import emotion_loss
@@ -65,8 +66,7 @@ class DeepCa(TicnCa):
     def forward(self, frames: Frames, traits: Tensor) -> Tensor:
         """frames (B, T, H), traits (B, 5) -> (B,)."""
         mask = frames.mask  # (B, T)
-        embedded = [linear(traits[:, k : k + 1]) for linear, k in zip(self.traits, self.indices, strict=True)]
-        personality = self.fuse(torch.cat(embedded, dim=1))[:, None]  # (B, 1, H)
+        personality = self.embed(traits)[:, None]  # (B, 1, H)
         hidden = self.interaction(self.acoustic(frames.hidden), mask)  # (B, T, H)
         return self.out(self.cross_attention(personality, hidden, mask).squeeze(1)).squeeze(1)  # type: ignore[no-any-return]
 
@@ -77,7 +77,9 @@ def new_head(row: RowName, size: int) -> nn.Module:
         case "ca-wide":
             return WideCa(size)
         case "ca-deep":
-            return DeepCa(size, heads=ATTENTION_HEADS, ff=2 * size, query="personality", dropout=0.0, centre=3.0)
+            condition = Condition(range(len(TRAITS)), NEUTRAL_TRAITS, (1.0,) * len(TRAITS))
+            options: dict[str, Any] = {"query": "personality", "dropout": 0.0, "centre": 3.0}
+            return DeepCa(size, heads=ATTENTION_HEADS, ff=2 * size, condition=condition, **options)
         case _:
             name = cast(HeadName, row.removesuffix("-acoustic"))
             query: Literal["personality", "acoustic"] = "acoustic" if row.endswith("-acoustic") else "personality"
