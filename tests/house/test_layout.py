@@ -57,7 +57,7 @@ HOUSE = {
     "training.evaluation": "models.types models training.errors training.corpora",
     "training.runs": "models.types models models.building training.errors training.losses training.fit"
     " training._transformers training.audio training.corpora training.evaluation",
-    "training.experiments": "models.types models training.errors training.options training.corpora"
+    "training.experiments": "models.types training.errors training.options training.corpora"
     " training.evaluation training.runs",
     "training.demo_tiny": "models.types models models.building training.losses training.filter_bank training.audio"
     " training.corpora training.evaluation training.runs",

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kibun.models.conditioning import HEADS, Baseline, Ca, Concat, Regression, TicnCa, make_head
+from kibun.models.conditioning import Baseline, Ca, Concat, Regression, TicnCa, make_head
 from kibun.models.config import KibunConfig
 from kibun.models.hubert import Frames
 from kibun.models.layers import Attention, TransformerLayer
-from kibun.models.types import CONDITIONED, TRAITS
+from kibun.models.types import CONDITIONED, HEADS, TRAITS
 from tests.support import present
 from tests.support.tiny_hubert import HUBERT, tiny_model
 

@@ -24,19 +24,13 @@ frames after its acoustic Linear.)
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from kibun.models.hubert import Frames
 from kibun.models.layers import Attention, Linear, ScaleLinear, TransformerLayer, ZeroLinear
-from kibun.models.types import NEUTRAL_TRAITS, TRAITS
-
-Query = Literal["personality", "acoustic"]
-HeadName = Literal["baseline", "regression", "concat", "ca", "ticn-ca"]
-
-HEADS: tuple[HeadName, ...] = ("baseline", "regression", "concat", "ca", "ticn-ca")
+from kibun.models.types import HEADS, NEUTRAL_TRAITS, TRAITS, HeadName, Query
 
 
 class Condition(nn.Module):

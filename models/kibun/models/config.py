@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 from kibun.models._transformers import HubertConfig, PreTrainedConfig
-from kibun.models.conditioning import HEADS
 from kibun.models.fields import OLDER
 from kibun.models.hubert import receptive_field
-from kibun.models.types import CONDITIONED, EMOTION_SCALE, EMOTIONS, SAMPLE_RATE_HZ, TRAIT_SCALE, TRAITS
+from kibun.models.types import CONDITIONED, EMOTION_SCALE, EMOTIONS, HEADS, SAMPLE_RATE_HZ, TRAIT_SCALE, TRAITS
 
 TASKS = ("personality", *EMOTIONS)
 CONDITION_SOURCES = ("utterance", "average", "conversation")

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from kibun.models import files
 from kibun.models._transformers import ModelOutput, PreTrainedModel
 from kibun.models.analysis import analyze
-from kibun.models.conditioning import HeadName, Query, make_head
+from kibun.models.conditioning import make_head
 from kibun.models.config import KibunConfig
 from kibun.models.fields import check_bundle, weight_count
 from kibun.models.hubert import Frames, Tail, Trunk, normalised
 from kibun.models.layers import Linear
 from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
-from kibun.models.types import Analysis, Evidence, Utterance
+from kibun.models.types import Analysis, Evidence, HeadName, Query, Utterance
 from kibun.models.weights import check_header, not_finite
 
 # How weights may fail to be those of the configuration: transformers' name for it, and words.

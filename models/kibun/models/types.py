@@ -14,6 +14,13 @@ EMOTIONS = ("valence", "arousal")
 TRAIT_SCALE, EMOTION_SCALE = (1.0, 7.0), (1.0, 5.0)
 """Lowest and highest value. A model may have other scales, which its config names."""
 
+HeadName = Literal["baseline", "regression", "concat", "ca", "ticn-ca"]
+HEADS: tuple[HeadName, ...] = ("baseline", "regression", "concat", "ca", "ticn-ca")
+"""Emotion heads, of `kibun.models.conditioning`."""
+
+Query = Literal["personality", "acoustic"]
+"""Which side asks in a head's cross attention."""
+
 CONDITIONED = ("concat", "ca", "ticn-ca")
 """Emotion heads that need traits; the others ignore them."""
 

@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from kibun.models.conditioning import HeadName
-from kibun.models.types import EMOTIONS, TRAITS
+from kibun.models.types import EMOTIONS, TRAITS, HeadName
 from kibun.training.corpora.splits import split_names
 from kibun.training.runs.config import ConfigError, RunConfig, Task, TraitOptions, load_config
 

@@ -16,12 +16,10 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
-from kibun.models.conditioning import HeadName, Query
 from kibun.models.files import written_atomically
-from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS
-from kibun.training.losses import SMALLEST_CCC_BATCH
+from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS, HeadName, Query
 
 Task = Literal["pr", "ser", "mtl"]
 TASKS: tuple[Task, ...] = ("pr", "ser", "mtl")
@@ -38,64 +36,77 @@ class ConfigError(ValueError):
 class ModelOptions:
     """What is trained."""
 
-    start: str = "facebook/hubert-base-ls960"  # HuBERT checkpoint (folder or hub id), bundle or run to start from
-    trunk_layers: int | None = None  # Transformer layers of the trunk; None: half of them (six of HuBERT-base)
-    freeze: Literal["trunk", "none"] = (
-        "trunk"  # "trunk": convolutions, projection, positions and the trunk's layers; "none"
+    start: Annotated[str, "HuBERT checkpoint (folder or hub id), bundle or run to start from"] = (
+        "facebook/hubert-base-ls960"
     )
-    keep_heads: bool = False  # where `start` is a bundle: its heads of these tasks too, not new ones
-    head: HeadName = "ticn-ca"  # of emotion; mtl: baseline or regression
-    query: Query = "personality"  # side of the cross attention that asks, or "acoustic"
-    condition_on: tuple[str, ...] = TRAITS  # ser: traits that a conditioned head sees
-    traits: tuple[str, ...] = TRAITS  # pr, mtl: traits that are estimated; the others stay at the middle of the scale
-    condition_ff: int = 2048
-    condition_heads: int = 4
-    conversation_size: int | None = None
-    head_dropout: float = 0.1
+    trunk_layers: Annotated[int | None, "Transformer layers of the trunk; default: half of them"] = None
+    freeze: Annotated[
+        Literal["trunk", "none"],
+        "what stays as it is; trunk: convolutions, projection, positions and the trunk's layers",
+    ] = "trunk"
+    keep_heads: Annotated[bool, "where it starts from a bundle: its heads of these tasks too, not new ones"] = False
+    head: Annotated[HeadName, "of emotion; mtl: baseline (its default) or regression"] = "ticn-ca"
+    query: Annotated[Query, "side of the cross attention that asks"] = "personality"
+    condition_on: Annotated[tuple[str, ...], "ser: traits that a conditioned head sees"] = TRAITS
+    traits: Annotated[
+        tuple[str, ...], "pr, mtl: traits that are estimated; the others stay at the middle of the scale"
+    ] = TRAITS
+    condition_ff: Annotated[int, "inner size of TICN's Transformer layer"] = 2048
+    condition_heads: Annotated[int, "attention heads of the conditioned heads"] = 4
+    conversation_size: Annotated[int | None, "size of the conversation head; default: the frames', up to 256"] = None
+    head_dropout: Annotated[float, "dropout of the heads in training"] = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class TraitOptions:
     """Which traits emotion is conditioned on in training, on dev and on test."""
 
-    source: Source = "truth"  # "none": the centre of the scale for everyone
-    run: str | None = None  # source "predicted": the run of `kibun train pr` that predicts them
-    setting: Setting = "conversation"  # source "predicted": which of its estimates
-    sigma: float = 0.0  # source "noisy": standard deviation of Gaussian noise on each profile's trait
+    source: Annotated[Source, "ser: where they come from; none: the centre of the scale for everyone"] = "truth"
+    run: Annotated[str | None, "predicted: the run of `kibun train pr` that predicts them"] = None
+    setting: Annotated[Setting, "predicted: which of its estimates"] = "conversation"
+    sigma: Annotated[float, "noisy: standard deviation of Gaussian noise on each profile's trait"] = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOptions:
     """How it is trained."""
 
-    seed: int = 0
-    batch: int = 16  # utterances of one optimizer step, over all processes
-    micro_batch: int = 2  # utterances of one forward; batch / micro_batch / processes are accumulated
-    epochs: int = 30
-    max_steps: int | None = None  # optimizer steps, where fewer than the epochs make
-    learning_rate: float = 5e-5  # of the HuBERT layers
-    head_learning_rate: float = 1e-4
-    weight_decay: float = 0.01
-    warmup: float = 0.1  # share of all steps
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    loss: Literal["mse", "ccc"] = "mse"  # of emotion; "ccc" needs a micro_batch of 8
-    mix: Literal["sum", "convex"] = "sum"  # L + a CTC; "convex": (1 - a) L + a CTC
-    ctc_weight: float = 0.1
-    trait_weight: float = 0.1  # mtl: of the trait loss
-    evaluations_per_epoch: int = 1
-    patience: int = 5  # evaluations without a better dev CCC before training stops
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # "auto": bf16 on a GPU that has it, else fp32
-    crop_seconds: float | None = None  # longest piece of an utterance in training
-    # "perturb": speed, noise, masks; "rooms": rooms, channels, noise, microphones
-    augment: Literal["none", "perturb", "rooms"] = "none"
-    # pr: the conversation head (setting 3) on the "frozen" vectors of the finished tail, or "through_tail", end to end
-    conversation: Literal["frozen", "through_tail"] = "frozen"
-    conversation_utterances: int = 16  # "through_tail": most utterances of a conversation in one micro-batch
-    conversation_steps: int = 600  # "frozen": steps of the conversation head on the cached utterance vectors
-    conversation_learning_rate: float = 1e-3
-    trunk_cache: str = "auto"  # folder of the frozen trunk's frames; "auto": beside the run's; "off"
-    trunk_cache_dtype: Literal["float32", "float16"] = "float32"  # "float16": half the disk, rounded to 11 bits
-    tensorboard: bool = False
+    seed: Annotated[int, "of weights, batches and dropout"] = 0
+    batch: Annotated[int, "utterances of one optimizer step, over all processes"] = 16
+    micro_batch: Annotated[int, "utterances of one forward; batch / micro_batch / processes are accumulated"] = 2
+    epochs: Annotated[int, "passes over the training utterances, at most"] = 30
+    max_steps: Annotated[int | None, "optimizer steps, where fewer than the epochs make"] = None
+    learning_rate: Annotated[float, "of the HuBERT layers"] = 5e-5
+    head_learning_rate: Annotated[float, "of the heads"] = 1e-4
+    weight_decay: Annotated[float, "of weights, not of biases and norms"] = 0.01
+    warmup: Annotated[float, "share of all steps in which the learning rate rises"] = 0.1
+    schedule: Annotated[Literal["linear", "cosine", "constant"], "of the learning rate after that"] = "linear"
+    loss: Annotated[Literal["mse", "ccc"], "of emotion; ccc needs a micro_batch of 8"] = "mse"
+    mix: Annotated[Literal["sum", "convex"], "L + a CTC; convex: (1 - a) L + a CTC"] = "sum"
+    ctc_weight: Annotated[float, "of the CTC loss, a"] = 0.1
+    trait_weight: Annotated[float, "mtl: of the trait loss"] = 0.1
+    evaluations_per_epoch: Annotated[int, "evaluations on dev in an epoch"] = 1
+    patience: Annotated[int, "evaluations without a better dev CCC before training stops"] = 5
+    precision: Annotated[Literal["auto", "fp32", "bf16"], "of training; auto: bf16 on a GPU that has it, else fp32"] = (
+        "auto"
+    )
+    crop_seconds: Annotated[float | None, "longest piece of an utterance in training; default: whole ones"] = None
+    augment: Annotated[
+        Literal["none", "perturb", "rooms"],
+        "of the audio; perturb: speed, noise, masks; rooms: rooms, channels, noise, microphones",
+    ] = "none"
+    conversation: Annotated[
+        Literal["frozen", "through_tail"],
+        "pr: setting 3 on the frozen vectors of the finished tail, or end to end through the tail",
+    ] = "frozen"
+    conversation_utterances: Annotated[int, "through_tail: most utterances of a conversation in one micro-batch"] = 16
+    conversation_steps: Annotated[int, "frozen: steps of the conversation head on the cached vectors"] = 600
+    conversation_learning_rate: Annotated[float, "frozen: of the conversation head"] = 1e-3
+    trunk_cache: Annotated[str, "folder of the frozen trunk's frames; auto: beside the run's; off"] = "auto"
+    trunk_cache_dtype: Annotated[
+        Literal["float32", "float16"], "of these frames; float16: half the disk, rounded to 11 bits"
+    ] = "float32"
+    tensorboard: Annotated[bool, "write events for TensorBoard, too"] = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +114,13 @@ class RunConfig:
     """One run, whole. Paths are absolute."""
 
     task: Task
-    manifest: Path
-    splits: str | None = None
-    dimension: str | None = None  # "valence" or "arousal"; None for pr
-    name: str | None = None  # of the bundle; None: the run folder's
-    version: str = "1"
-    license: str | None = None  # of the data, for card and bundle; None: as the manifest has it
-    synthetic: bool = False  # trained on generated speech
+    manifest: Annotated[Path, "manifest.jsonl, as `kibun train prepare` makes it"]
+    splits: Annotated[str | None, "name or CSV of the splits; default: the manifest's own"] = None
+    dimension: Annotated[str | None, "ser, mtl: valence or arousal"] = None
+    name: Annotated[str | None, "of the bundle; default: the run folder's"] = None
+    version: Annotated[str, "of the bundle"] = "1"
+    license: Annotated[str | None, "of the data, for card and bundle; default: the manifest's"] = None
+    synthetic: Annotated[bool, "trained on generated speech"] = False
     model: ModelOptions = dataclasses.field(default_factory=ModelOptions)
     traits: TraitOptions = dataclasses.field(default_factory=TraitOptions)
     training: TrainingOptions = dataclasses.field(default_factory=TrainingOptions)
@@ -118,59 +129,120 @@ class RunConfig:
         _check(self)
 
 
-def load_config(task: Task | None, path: Path, settings: Sequence[str] = ()) -> RunConfig:
-    """Read a TOML file, with settings such as "training.seed=1" on top. task: None where the file names it.
+SECTIONS = {"model": ModelOptions, "traits": TraitOptions, "training": TrainingOptions}
+
+
+@dataclasses.dataclass(frozen=True)
+class SettingFlag:
+    """A setting as a flag of `kibun train`. name: as in the file, with its section, "training.epochs"."""
+
+    name: str
+    hint: Any  # its type, without None
+    default: Any
+    help: str
+
+    def value(self, text: str) -> Any:
+        """The plain content that a text stands for: words between commas are a list, numbers as in TOML."""
+        if get_origin(self.hint) is tuple:
+            return [word.strip() for word in text.split(",")]
+        return _value(text) if self.hint in (int, float, bool) else text
+
+
+def setting_flags() -> list[SettingFlag]:
+    """All settings of a run, in the order of the file, but its task."""
+    flags = []
+    for section, kind in {"": RunConfig, **SECTIONS}.items():
+        hints = get_type_hints(kind, include_extras=True)
+        for field in dataclasses.fields(kind):
+            if field.name != "task" and not (kind is RunConfig and field.name in SECTIONS):
+                hint, text = get_args(hints[field.name])
+                default = None if field.default is dataclasses.MISSING else field.default
+                name = f"{section}.{field.name}" if section else field.name
+                flags.append(SettingFlag(name, _without_none(hint), default, text))
+    return flags
+
+
+def load_config(
+    task: Task | None, path: Path | None, settings: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> RunConfig:
+    """Read a TOML file, with other settings on top.
+
+    Args:
+        task: None where the file names it.
+        path: None: there is none, and relative paths are relative to the working directory.
+        settings: texts such as "training.seed=1", with paths relative to the file. They go on top of the flags.
+        flags: plain content by name, {"training.seed": 1}, with paths relative to the working directory.
 
     Raises:
         ConfigError: the file cannot be read, or a setting is unknown or impossible.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not TOML: {error}") from error
+    content = _read(path) if path is not None else {}
+    own: dict[str, Any] = {}
+    for name, value in (flags or {}).items():
+        _put(own, name, value)
+    for name, value in absolute(own, Path.cwd()).items():
+        content[name] = {**content.get(name, {}), **value} if name in SECTIONS else value
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals:
             raise ConfigError(f"--set {setting}: write it as section.name=value, training.seed=1 for one")
-        section, _, field = key.strip().rpartition(".")
-        target = content.setdefault(section, {}) if section else content
-        target[field] = _value(text.strip())
+        _put(content, key.strip(), _value(text.strip()))
     if task is None and content.get("task") not in TASKS:
         raise ConfigError(f"{path}: task is {content.get('task')!r}, allowed are {', '.join(TASKS)}")
-    return from_dict(task or content["task"], content, path.resolve().parent)
+    return from_dict(task or content["task"], content, path.resolve().parent if path is not None else Path.cwd())
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not TOML: {error}") from error
+
+
+def _put(content: dict[str, Any], name: str, value: Any) -> None:
+    section, _, field = name.rpartition(".")
+    target = content.setdefault(section, {}) if section else content
+    target[field] = value
+
+
+def absolute(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Plain content with its relative paths relative to `folder`; names of splits, bundles and the hub stay."""
+    found = {key: dict(value) if isinstance(value, Mapping) else value for key, value in content.items()}
+
+    def change(section: str, name: str, applies: Callable[[str], bool]) -> None:
+        target = found.get(section, {}) if section else found
+        if isinstance(target, dict) and isinstance(target.get(name), str) and applies(target[name]):
+            target[name] = str(folder / target[name])
+
+    change("", "manifest", lambda _text: True)
+    change("", "splits", lambda text: (folder / text).is_file())
+    change("model", "start", lambda text: (folder / text).exists())
+    change("training", "trunk_cache", lambda text: text not in ("auto", "off", ""))
+    change("traits", "run", lambda _text: True)
+    return found
 
 
 def from_dict(task: Task, content: Mapping[str, Any], folder: Path) -> RunConfig:
     """Check plain content; relative paths are relative to `folder`. Raises ConfigError."""
-    sections = {"model": ModelOptions, "traits": TraitOptions, "training": TrainingOptions}
-    values: dict[str, Any] = {}
-    for key, value in content.items():
-        if key in sections:
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"[{key}] must be a section of settings, is {value!r}")
-            values[key] = sections[key](**_typed(sections[key], value, f"{key}."))
-        elif key != "task":
-            values[key] = value
     if content.get("task", task) != task:
         raise ConfigError(f"task is {content['task']!r} in the file: run `kibun train {content['task']}` with it")
+    values: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
+    for key, value in absolute(content, folder).items():
+        if key not in SECTIONS:
+            values[key] = value
+        elif isinstance(value, Mapping):
+            sections[key] = SECTIONS[key](**_typed(SECTIONS[key], value, f"{key}."))
+        else:
+            raise ConfigError(f"[{key}] must be a section of settings, is {value!r}")
+    values.pop("task", None)
+    if task == "mtl" and "head" not in content.get("model", {}):
+        sections["model"] = dataclasses.replace(sections.get("model", ModelOptions()), head="baseline")
     if "manifest" not in values:
         raise ConfigError("manifest is missing: the path of a manifest.jsonl, as `kibun train prepare` makes it")
-    nested = {key: values.pop(key) for key in sections if key in values}
-    values = _typed(RunConfig, values, "")
-    values["manifest"] = folder / values["manifest"]
-    if (splits := values.get("splits")) and (folder / splits).is_file():
-        values["splits"] = str(folder / splits)
-    if "model" in nested and (local := folder / nested["model"].start).exists():
-        nested["model"] = dataclasses.replace(nested["model"], start=str(local))
-    if "training" in nested and nested["training"].trunk_cache not in ("auto", "off", ""):
-        nested["training"] = dataclasses.replace(
-            nested["training"], trunk_cache=str(folder / nested["training"].trunk_cache)
-        )
-    if "traits" in nested and nested["traits"].run is not None:
-        nested["traits"] = dataclasses.replace(nested["traits"], run=str(folder / nested["traits"].run))
-    return RunConfig(task=task, **values, **nested)
+    return RunConfig(task=task, **_typed(RunConfig, values, ""), **sections)
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:
@@ -236,8 +308,11 @@ def _converted(name: str, hint: Any, value: Any) -> Any:
         return float(value)
     wanted = str if hint is Path else hint
     if type(value) is not wanted:
-        raise ConfigError(f"{name} is {value!r}, must be a {wanted.__name__}")
-    return value
+        raise ConfigError(f"{name} is {value!r}, must be {_KINDS[wanted]}")
+    return Path(value) if hint is Path else value
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
 def _without_none(hint: Any) -> Any:
@@ -260,6 +335,8 @@ BOUNDS: tuple[tuple[str, Callable[[float], bool], str], ...] = (
 
 
 def _check(config: RunConfig) -> None:
+    from kibun.training.losses import SMALLEST_CCC_BATCH  # and with it torch, which help needs not
+
     model, traits, training = config.model, config.traits, config.training
     if config.task == "pr" and config.dimension is not None:
         raise ConfigError("dimension is for ser and mtl; a run of pr estimates the five traits")

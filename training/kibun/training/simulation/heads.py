@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kibun.models.conditioning import Condition, HeadName, TicnCa, make_head
+from kibun.models.conditioning import Condition, TicnCa, make_head
 from kibun.models.hubert import Frames
-from kibun.models.types import NEUTRAL_TRAITS, TRAITS
+from kibun.models.types import NEUTRAL_TRAITS, TRAITS, HeadName
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.fit import fit
 from kibun.training.losses import emotion_loss
