@@ -102,3 +102,70 @@ def demo_tiny(
         return
     typer.echo("CCC on test: " + ", ".join(f"{name} {value:.3f}" for name, value in figures["test_ccc"].items()))
     typer.echo(f"wrote {figures['bundle']}; `kibun serve --model {figures['bundle']}` serves it")
+
+
+@train_app.command()
+def voices(
+    manifest: Annotated[list[Path], typer.Option(help="Manifest of recordings, as by `train prepare`; repeatable.")],
+    out: Annotated[Path, typer.Option(help="Folder for nets and bundle; created if missing.")],
+    synthetic: Annotated[
+        list[Path] | None, typer.Option(help="Manifest of generated speech, as by `synth speech`; repeatable.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Name of the bundle.")] = "voices",
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
+    start: Annotated[
+        str, typer.Option(help="Bundle whose trunk the nets begin with; '' for random weights.")
+    ] = "demo-tiny",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps of each net. [default: the recipe's]")
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option(help="Also train nets that leave a corpus or the test speakers out, for the card's figures.")
+    ] = True,
+    quick: Annotated[bool, typer.Option("--quick", help="Few steps: to see it work.")] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Weights, batches and augmentation.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="CPU threads of training; 0: torch's choice.")] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the figures as one JSON object and nothing else.")
+    ] = False,
+) -> None:
+    """Make a bundle for valence and arousal from recordings of people: train, leave corpora out, measure, build.
+
+    Every utterance needs valence and arousal. Started again, it goes on where it was cut off.
+    """
+    import dataclasses
+
+    import torch
+
+    from kibun.training.evaluation.report_table import show
+    from kibun.training.voices import recipe
+    from kibun.training.voices.corpora import read_corpora
+    from kibun.training.voices.measure import Figures, table
+
+    if threads:
+        torch.set_num_threads(threads)
+    options = dataclasses.replace(recipe.QUICK if quick else recipe.FULL, start=start or None)
+    if steps is not None:
+        options = dataclasses.replace(options, steps=steps)
+    manifests = [*(("--manifest", path) for path in manifest), *(("--synthetic", path) for path in synthetic or ())]
+    said = " ".join(f"{flag} {path.resolve().parent.name}/{path.name}" for flag, path in manifests)
+    command = f"kibun train voices {said} --out {out.name} --name {name} --version {version} --seed {seed}"
+    command += f" --start '{start}' --steps {options.steps} --threads {threads}{' --quick' if quick else ''}"
+    try:
+        figures = recipe.make_voices(
+            out,
+            read_corpora(manifest, synthetic or ()),
+            options,
+            name=name,
+            version=version,
+            seed=seed,
+            command=command,
+            measure=measure,
+            report=lambda step: typer.echo(f"{step} …", err=True),
+        )
+    except (ValueError, RuntimeError) as error:  # corpora, bundles; no torchaudio
+        fail(str(error))
+    tables = [table(f"{name}: voices not heard", {k: Figures.from_json(v) for k, v in figures["figures"].items()})]
+    show(tables if figures["figures"] else [], figures, as_json=as_json)
+    if not as_json:
+        typer.echo(f"wrote {figures['bundle']}; `kibun serve --model {figures['bundle']}` serves it")

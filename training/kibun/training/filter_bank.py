@@ -32,7 +32,7 @@ def small_hubert(dropout: float = 0.0) -> dict[str, Any]:
         "num_conv_pos_embeddings": 31,
         "num_conv_pos_embedding_groups": 16,
         "hidden_dropout": dropout,
-        "attention_dropout": dropout,
+        "attention_dropout": 0.0,  # costs a tenth of a training step
         "activation_dropout": 0.0,
         "feat_proj_dropout": dropout,
         "layerdrop": 0.0,
