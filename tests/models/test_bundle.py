@@ -412,7 +412,7 @@ def test_an_untrained_bundle_is_refused_unless_allowed(tmp_path: Path) -> None:
 def test_an_unknown_name_lists_the_bundles_and_how_to_make_one() -> None:
     with pytest.raises(BundleError) as caught:
         load_bundle("no-such-bundle")
-    for part in ("no-such-bundle", "kibun models build --hubert", *bundle_names()):
+    for part in ("no-such-bundle", "kibun models build --encoder", *bundle_names()):
         assert part in str(caught.value)
 
 
@@ -424,7 +424,7 @@ def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
 def test_a_checkpoint_in_place_of_a_bundle_names_the_fix(checkpoint: Path) -> None:
     with pytest.raises(BundleError, match='a "hubert" checkpoint') as caught:
         load_bundle(checkpoint)
-    assert f"kibun models build --hubert {checkpoint} --out" in str(caught.value)
+    assert f"kibun models build --encoder {checkpoint} --out" in str(caught.value)
 
 
 def test_a_bundle_is_as_readable_as_the_umask_says(bundle: Path) -> None:
@@ -512,7 +512,7 @@ def test_a_checkpoint_cannot_run_code_while_a_bundle_is_built(checkpoint: Path, 
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("config.json", {"model_type": "wav2vec2"}, "model_type is \"wav2vec2\", only 'hubert'"),
+        ("config.json", {"model_type": "bert"}, "model_type is \"bert\", supported are 'hubert', 'wav2vec2'"),
         ("preprocessor_config.json", {"sampling_rate": 8_000}, "8000 Hz, only 16000 Hz"),
         ("config.json", {"num_hidden_layers": 5}, r"lacks \d+ weights"),
     ],

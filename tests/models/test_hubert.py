@@ -1,4 +1,4 @@
-"""Trunk and tails against transformers' own HubertModel, alone and in ragged batches."""
+"""Trunk and tails against transformers' own HubertModel, Wav2Vec2Model and WavLMModel, alone and in ragged batches."""
 
 import copy
 from typing import Any
@@ -12,7 +12,7 @@ from kibun.models.config import KibunConfig
 from kibun.models.hubert import Frames, frame_count, receptive_field
 from kibun.models.model import KibunModel
 from tests.support import present
-from tests.support.tiny_hubert import VARIANTS, full_model, hubert_config, split, waveforms
+from tests.support.tiny_hubert import VARIANTS, WAVLM, full_model, hubert_config, split, waveforms
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
@@ -113,3 +113,20 @@ def test_the_emotion_loss_does_not_train_the_personality_tail() -> None:
     (output.valence.mean() + output.arousal.mean()).backward()
     assert all(parameter.grad is None for parameter in model.tails["personality"].parameters())
     assert all(parameter.grad is not None for parameter in model.trunk.layers.parameters())
+
+
+def test_a_tail_of_wavlm_needs_the_frames_alone() -> None:
+    """Its table of relative positions is a copy of the first layer's, and frozen as that is."""
+    full = full_model(hubert_config(**WAVLM))
+    trunk, tail = split(full, 2)
+    table = tail.layers[0].get_parameter("attention.rel_attn_embed.weight")
+    assert torch.equal(table, full.get_parameter("encoder.layers.0.attention.rel_attn_embed.weight"))
+    assert not table.requires_grad
+    assert split(full, 0)[1].layers[0].get_parameter("attention.rel_attn_embed.weight").requires_grad, "it is the first"
+    [waveform] = waveforms(16_000)
+    with torch.no_grad():
+        frames = trunk([waveform])
+        cached = Frames(frames.hidden.clone(), frames.lengths)
+        assert torch.equal(tail(cached).hidden, full(waveform[None]).last_hidden_state)
+        table.zero_()
+        assert (tail(cached).hidden - full(waveform[None]).last_hidden_state).abs().max() > 1e-2, "and it matters"

@@ -27,7 +27,7 @@ from kibun.models.packed import (
 )
 from kibun.models.packed_model import PackedModel, pack
 from kibun.models.types import Analysis, Utterance
-from tests.support.tiny_hubert import VARIANTS, full_model, hubert_config, split, waveforms
+from tests.support.tiny_hubert import VARIANTS, WAVLM, full_model, hubert_config, split, waveforms
 
 # One frame, one and a bit, a tile exactly, mixed, several tiles of the front.
 LENGTHS = (400, 719, 720, 400 + 320 * 63, 16_000, 30_001, 400 + 320 * 140)
@@ -88,9 +88,10 @@ def test_the_group_norm_is_folded_right_where_the_waveform_is_far_from_zero() ->
             assert (packed([wave]).hidden - exact([wave.double()]).hidden[0]).abs().max() < bound
 
 
+@pytest.mark.parametrize("changes", [{}, {"model_type": "wav2vec2"}, WAVLM])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_utterance_gives_the_same_bits_alone_and_in_a_batch(dtype: torch.dtype) -> None:
-    trunk, tail = split(full_model(hubert_config()), 2)
+def test_an_utterance_gives_the_same_bits_alone_and_in_a_batch(dtype: torch.dtype, changes: dict[str, Any]) -> None:
+    trunk, tail = split(full_model(hubert_config(**changes)), 2)
     packed_trunk, packed_tail = PackedTrunk(trunk, dtype), PackedTail(tail, dtype)
     waves = waveforms(*LENGTHS)
     with torch.inference_mode():
@@ -99,8 +100,9 @@ def test_an_utterance_gives_the_same_bits_alone_and_in_a_batch(dtype: torch.dtyp
             assert torch.equal(packed_tail(packed_trunk([wave])).hidden, part.hidden[0])
 
 
-def test_bfloat16_is_near() -> None:
-    trunk, tail = split(full_model(hubert_config()), 2)
+@pytest.mark.parametrize("changes", [{}, WAVLM])
+def test_bfloat16_is_near(changes: dict[str, Any]) -> None:
+    trunk, tail = split(full_model(hubert_config(**changes)), 2)
     packed_trunk, packed_tail = PackedTrunk(trunk, torch.bfloat16), PackedTail(tail, torch.bfloat16)
     (wave,) = waveforms(16_000)
     with torch.inference_mode():
@@ -118,6 +120,17 @@ def test_padded_attention_is_attention_within_each_utterance() -> None:
     padded = torch.nn.utils.rnn.pad_sequence(list(torch.split(qkv, list(lengths))), batch_first=True)
     mask = torch.arange(9) < torch.tensor(lengths)[:, None]
     assert (_attention(padded, mask, 2)[mask] - expected).abs().max() < 1e-6
+
+
+def test_padded_attention_of_wavlm_is_attention_within_each_utterance() -> None:
+    torch.manual_seed(0)
+    lengths, heads = (5, 1, 9), 2
+    qkv, position = torch.randn(sum(lengths), 3 * 8 + 2 * heads), (torch.randn(heads, 9, 9), torch.randn(heads, 1))
+    expected = _attend(qkv, lengths, heads, position)
+    assert (expected - _attend(qkv[:, : 3 * 8], lengths, heads)).abs().max() > 0.1, "the bias matters"
+    padded = torch.nn.utils.rnn.pad_sequence(list(torch.split(qkv, list(lengths))), batch_first=True)
+    mask = torch.arange(9) < torch.tensor(lengths)[:, None]
+    assert (_attention(padded, mask, heads, position)[mask] - expected).abs().max() < 1e-6
 
 
 @given(st.integers(1, 3_000))

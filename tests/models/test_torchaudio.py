@@ -9,7 +9,7 @@ import pytest
 
 USE_HUBERT = """
 from kibun.models._torchaudio import ensure_importable
-from kibun.models.hubert import HubertModel
+from kibun.models._transformers import HubertModel
 assert HubertModel.__name__ == "HubertModel"
 import torch
 print(ensure_importable())

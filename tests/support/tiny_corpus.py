@@ -9,7 +9,8 @@ import numpy as np
 import soundfile
 import torch
 
-from kibun.models._transformers import HubertConfig, HubertModel, quiet
+from kibun.models._transformers import quiet
+from kibun.models.encoders import encoder_config, encoder_of
 from kibun.models.types import TRAITS
 from tests.support.tiny_hubert import HUBERT
 
@@ -60,8 +61,9 @@ def write_manifest(folder: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 
 
 def make_hubert(folder: Path, seed: int = 0, **settings: Any) -> Path:
-    """A tiny HuBERT checkpoint with random weights, in transformers' layout."""
+    """A tiny checkpoint with random weights, in transformers' layout: a HuBERT's, or of the `model_type` given."""
     with torch.random.fork_rng(devices=[]), quiet():
         torch.manual_seed(seed)
-        HubertModel(HubertConfig(**{**HUBERT, **settings})).save_pretrained(folder)
+        config = encoder_config({**HUBERT, **settings})
+        encoder_of(config).model(config).save_pretrained(folder)
     return folder

@@ -33,16 +33,13 @@ from transformers import (  # noqa: E402
     Wav2Vec2Config,
     Wav2Vec2ForSequenceClassification,
     Wav2Vec2Model,
+    WavLMConfig,
+    WavLMForSequenceClassification,
+    WavLMModel,
 )
-from transformers.models.hubert.modeling_hubert import (  # noqa: E402
-    HubertEncoderLayer,
-    HubertEncoderLayerStableLayerNorm,
-    HubertFeatureEncoder,
-    HubertFeatureProjection,
-    HubertPositionalConvEmbedding,
-    HubertPreTrainedModel,
-)
-from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2PreTrainedModel  # noqa: E402
+from transformers.models.hubert import modeling_hubert  # noqa: E402
+from transformers.models.wav2vec2 import modeling_wav2vec2  # noqa: E402
+from transformers.models.wavlm import modeling_wavlm  # noqa: E402
 from transformers.utils import logging  # noqa: E402
 from transformers.utils.generic import ModelOutput  # noqa: E402
 from transformers.utils.hub import cached_file  # noqa: E402
@@ -51,22 +48,21 @@ __all__ = [
     "AutoConfig",
     "AutoModel",
     "HubertConfig",
-    "HubertEncoderLayer",
-    "HubertEncoderLayerStableLayerNorm",
-    "HubertFeatureEncoder",
-    "HubertFeatureProjection",
     "HubertForSequenceClassification",
     "HubertModel",
-    "HubertPositionalConvEmbedding",
-    "HubertPreTrainedModel",
     "ModelOutput",
     "PreTrainedConfig",
     "PreTrainedModel",
     "Wav2Vec2Config",
     "Wav2Vec2ForSequenceClassification",
     "Wav2Vec2Model",
-    "Wav2Vec2PreTrainedModel",
+    "WavLMConfig",
+    "WavLMForSequenceClassification",
+    "WavLMModel",
     "cached_file",
+    "modeling_hubert",
+    "modeling_wav2vec2",
+    "modeling_wavlm",
     "quiet",
 ]
 

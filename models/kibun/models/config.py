@@ -1,10 +1,11 @@
-"""Configuration of a bundle: its HuBERT, where that is split, the heads, and the scales of the estimates."""
+"""Configuration of a bundle: its encoder, where that is split, the heads, and the scales of the estimates."""
 
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
 
 from kibun.models._transformers import HubertConfig, PreTrainedConfig
+from kibun.models.encoders import EncoderConfig, encoder_config
 from kibun.models.fields import OLDER
 from kibun.models.hubert import receptive_field
 from kibun.models.types import CONDITIONED, EMOTION_SCALE, EMOTIONS, HEADS, SAMPLE_RATE_HZ, TRAIT_SCALE, TRAITS
@@ -20,14 +21,15 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     model_type = "kibun"
     sub_configs_defaults: ClassVar[dict[str, Any]] = {"hubert": HubertConfig}
 
-    hubert: dict[str, Any] | HubertConfig | None = None  # None: HuBERT-base
+    # The encoder. Its model_type says of which kind it is, one of `encoders.ENCODERS`; without one it is a HuBERT.
+    hubert: dict[str, Any] | PreTrainedConfig | None = None  # None: HuBERT-base
     trunk_layers: int | None = None  # Transformer layers that all tasks share; None: half of them
     tasks: list[str] | tuple[str, ...] = TASKS
     tail_of: dict[str, str] | None = None  # task -> name of its tail; other tasks have their own tail
     trunk_from: str | None = None  # checkpoint that the trunk was copied from; None: not recorded
     trunk_sha256: str | None = None  # checksum.trunk_checksum of the trunk as copied; differs once it is trained
 
-    # A separate HuBERT for personality, where the other tasks' trunk is of another kind; None: the shared one
+    # A separate encoder for personality, where the other tasks' trunk is of another kind; None: the shared one
     personality_hubert: dict[str, Any] | None = None
     personality_trunk_layers: int | None = None  # None: half of its layers
     personality_do_normalize: bool = True
@@ -65,10 +67,11 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     trained: bool = False  # False: the heads are random, and the server refuses it by default
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if isinstance(self.hubert, dict):
+            self.hubert = encoder_config(self.hubert)
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
         hubert = self.hubert_config
-        # transformers' layers read this. KibunModel's masks are for sdpa; flash attention would need others.
-        hubert._attn_implementation = "sdpa"
+        _attend_by_sdpa(hubert)
         self.tasks = tuple(self.tasks)
         self.condition_on = tuple(self.condition_on)
         self.trait_scale = (float(self.trait_scale[0]), float(self.trait_scale[1]))
@@ -134,23 +137,23 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         if not self.supports_personality:
             raise ValueError("personality_hubert is set, but 'personality' is not among the tasks")
         if [self.tail_name(task) for task in self.tasks].count(self.tail_name("personality")) > 1:
-            raise ValueError("tail_of: personality has its own HuBERT, so no other task can share its tail")
+            raise ValueError("tail_of: personality has its own encoder, so no other task can share its tail")
         layers = self.personality_hubert_config.num_hidden_layers
         if not 0 <= cast(int, self.personality_trunk_layers) <= layers:
             raise ValueError(f"personality_trunk_layers is {self.personality_trunk_layers}, allowed are 0..{layers}")
 
     @property
-    def hubert_config(self) -> HubertConfig:
-        """The shared HuBERT's configuration."""
-        return cast(HubertConfig, self.hubert)
+    def hubert_config(self) -> EncoderConfig:
+        """The shared encoder's configuration."""
+        return cast(EncoderConfig, self.hubert)
 
     @property
-    def personality_hubert_config(self) -> HubertConfig:
-        """Configuration of the HuBERT that personality uses: its own, or the shared one."""
+    def personality_hubert_config(self) -> EncoderConfig:
+        """Configuration of the encoder that personality uses: its own, or the shared one."""
         if self.personality_hubert is None:
             return self.hubert_config
-        config = HubertConfig(**self.personality_hubert)
-        config._attn_implementation = "sdpa"
+        config = encoder_config(self.personality_hubert)
+        _attend_by_sdpa(config)
         return config
 
     def tail_name(self, task: str) -> str:
@@ -192,3 +195,9 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 def _five(numbers: Sequence[float] | None, default: float) -> tuple[float, ...]:
     return (default,) * len(TRAITS) if numbers is None else tuple(float(number) for number in numbers)
+
+
+def _attend_by_sdpa(config: EncoderConfig) -> None:
+    """Set what transformers' layers read. KibunModel's masks are for sdpa; flash attention would need others."""
+    if config.model_type != "wavlm":  # whose attention is torch's own
+        config._attn_implementation = "sdpa"

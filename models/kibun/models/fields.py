@@ -63,23 +63,21 @@ SHA256 = Rule(
     lambda v: isinstance(v, str) and len(v) == 64 and not set(v) - set("0123456789abcdef"),
 )
 
-# The largest HuBERT has 48 layers of 1,280; nothing beyond these limits is a model that could be served.
+# The largest of these encoders has 48 layers of 1,280; nothing beyond these limits is a model that could be served.
 _SIZE, _DROPOUT = whole(1, 8192), number(0, 1)
 _ACTIVATION = one_of(
     "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "quick_gelu", "relu", "silu", "swish", "tanh"
 )
 
-HUBERT: Mapping[str, Rule] = {
+_ENCODER: Mapping[str, Rule] = {
     "conv_dim": several(_SIZE, 1, 16),
     "conv_kernel": several(whole(1, 4096), 1, 16),
     "conv_stride": several(whole(1, 4096), 1, 16),
     "conv_bias": FLAG,
     "feat_extract_norm": one_of("group", "layer"),
     "feat_extract_activation": _ACTIVATION,
-    "feat_proj_layer_norm": FLAG,
     "num_conv_pos_embeddings": whole(1, 4096),
     "num_conv_pos_embedding_groups": _SIZE,
-    "conv_pos_batch_norm": FLAG,
     "hidden_size": _SIZE,
     "num_hidden_layers": whole(1, 100),
     "num_attention_heads": whole(1, 1024),
@@ -92,10 +90,21 @@ HUBERT: Mapping[str, Rule] = {
     "activation_dropout": _DROPOUT,
     "feat_proj_dropout": _DROPOUT,
 }
-"""The settings of a HuBERT that are used; all others of a checkpoint's config.json are left alone."""
+ENCODERS: Mapping[str, Mapping[str, Rule]] = {
+    "hubert": {**_ENCODER, "feat_proj_layer_norm": FLAG, "conv_pos_batch_norm": FLAG},
+    "wav2vec2": _ENCODER,
+    "wavlm": {**_ENCODER, "num_buckets": whole(4, 65_536), "max_bucket_distance": whole(2, 65_536)},
+}
+"""By model_type, the settings of an encoder that are used; all others of a checkpoint's config.json are left alone."""
 
-# What a checkpoint leaves out has transformers' default: that of HuBERT-base.
-_HUBERT_BASE: Mapping[str, Any] = {
+# Settings that would add layers, which nothing here runs.
+_ADDITIONS: Mapping[str, Rule] = {
+    "add_adapter": Rule("false", lambda v: v is False),
+    "adapter_attn_dim": Rule("null", lambda v: v is None),
+}
+
+# What a checkpoint leaves out has transformers' default: that of the base model, the same for all kinds.
+_BASE: Mapping[str, Any] = {
     "conv_dim": [512] * 7,
     "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
     "conv_stride": [5, 2, 2, 2, 2, 2, 2],
@@ -105,6 +114,8 @@ _HUBERT_BASE: Mapping[str, Any] = {
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
     "intermediate_size": 3072,
+    "num_buckets": 320,
+    "max_bucket_distance": 800,
 }
 _LARGEST_STRIDE = 16_000  # of all convolutions together: a frame a second
 
@@ -180,10 +191,16 @@ def check(content: Mapping[str, Any], rules: Mapping[str, Rule], prefix: str = "
     return {name: rule.to(content[name]) for name, rule in rules.items() if name in content}
 
 
-def check_hubert(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The settings of a HuBERT that are used. Raises ValueError for one that is impossible, or that others exclude."""
-    known = check(content, HUBERT, prefix)
-    of = {**_HUBERT_BASE, **known}
+def check_encoder(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The settings of an encoder that are used, its model_type among them, which is "hubert" if there is none.
+
+    Raises ValueError for one that is impossible, or that others exclude.
+    """
+    kind = content.get("model_type", "hubert")
+    check({"model_type": kind}, {"model_type": one_of(*ENCODERS)}, prefix)
+    check(content, _ADDITIONS, prefix)
+    known = {"model_type": kind, **check(content, ENCODERS[kind], prefix)}
+    of = {**_BASE, **known}
     lengths = {name: len(of[name]) for name in ("conv_dim", "conv_kernel", "conv_stride")}
     if len(set(lengths.values())) > 1:
         text = ", ".join(f"{prefix}{name} has {length}" for name, length in lengths.items())
@@ -196,12 +213,17 @@ def check_hubert(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
     for name in ("num_attention_heads", "num_conv_pos_embedding_groups"):
         if of["hidden_size"] % of[name]:
             raise ValueError(f"{prefix}{name} is {of[name]}, which does not divide hidden_size {of['hidden_size']}")
+    if kind == "wavlm" and of["max_bucket_distance"] <= of["num_buckets"] // 4:
+        raise ValueError(
+            f"{prefix}max_bucket_distance is {of['max_bucket_distance']}, allowed is more than a quarter of num_buckets"
+            f" {of['num_buckets']}: the distances up to that have a bucket each"
+        )
     return known
 
 
 def weight_count(hubert: Mapping[str, Any]) -> int:
-    """The weights of a HuBERT's convolutions and layers, by far the most of all that a model of these settings has."""
-    of = {**_HUBERT_BASE, **hubert}
+    """The weights of an encoder's convolutions and layers, by far the most of all that such a model has."""
+    of = {**_BASE, **hubert}
     size, inputs = of["hidden_size"], [1, *of["conv_dim"]]
     convolutions = sum(map(math.prod, zip(inputs, of["conv_dim"], of["conv_kernel"], strict=False)))
     positions = size * size // of["num_conv_pos_embedding_groups"] * of["num_conv_pos_embeddings"]
@@ -215,16 +237,16 @@ def check_preprocessor(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_bundle(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a bundle, its HuBERTs' included. Raises ValueError for one that is missing or impossible."""
+    """The settings of a bundle, its encoders' included. Raises ValueError for one that is missing or impossible."""
     for name in _REQUIRED:
         if name not in content:
             raise ValueError(f"{name} is missing: this is not the whole configuration of a kibun bundle")
     known = {**OLDER, **check(content, BUNDLE)}
     for name in ("hubert", "personality_hubert"):
         if known.get(name) is not None:
-            known[name] = check_hubert(known[name], f"{name}.")
+            known[name] = check_encoder(known[name], f"{name}.")
     for trunk, hubert in (("trunk_layers", "hubert"), ("personality_trunk_layers", "personality_hubert")):
-        layers = {**_HUBERT_BASE, **(known.get(hubert) or {})}["num_hidden_layers"]
+        layers = {**_BASE, **(known.get(hubert) or {})}["num_hidden_layers"]
         if (known.get(trunk) or 0) > layers:
             raise ValueError(f"{trunk} is {known[trunk]}, allowed are 0 to {layers} ({hubert}.num_hidden_layers)")
     return known

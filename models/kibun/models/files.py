@@ -62,8 +62,8 @@ def resolve_bundle(path_or_name: str | Path) -> Path:
         raise BundleError(f"{Path(path_or_name) / CONFIG}: missing, so this folder is not a bundle")
     raise BundleError(
         f"no bundle {str(path_or_name)!r}: neither a folder nor one of those that come with kibun"
-        f" ({', '.join(bundle_names()) or 'none'}); make one from a HuBERT checkpoint with"
-        " `kibun models build --hubert PATH_OR_HUB_ID --out DIR`"
+        f" ({', '.join(bundle_names()) or 'none'}); make one from an encoder's checkpoint with"
+        " `kibun models build --encoder PATH_OR_HUB_ID --out DIR`"
     )
 
 
@@ -110,7 +110,7 @@ def _check_model_type(folder: Path) -> None:
     if not isinstance(model_type, str):
         raise BundleError(f'{folder / CONFIG}: model_type is {fields.shown(model_type)}, that of a bundle is "kibun"')
     if model_type != "kibun":
-        fix = f"make one with `kibun models build --hubert {folder} --out DIR`"
+        fix = f"make one with `kibun models build --encoder {folder} --out DIR`"
         raise BundleError(f"{folder}: a {fields.shown(model_type)} checkpoint, not a kibun bundle; {fix}")
 
 

@@ -1,15 +1,19 @@
-"""HuBERT split in two: a trunk that all tasks share, and a tail of Transformer layers for each task.
+"""An encoder split in two: a trunk that all tasks share, and a tail of Transformer layers for each task.
 
-Both consist of transformers' own modules, so any HuBERT checkpoint in transformers' layout loads, and the trunk
-followed by a tail is bit-equal to `HubertModel` (tests/models/test_hubert.py).
+Both consist of transformers' own modules, so any checkpoint of one of `encoders` loads, and the trunk followed by a
+tail is bit-equal to `HubertModel`, `Wav2Vec2Model` or `WavLMModel` (tests/models/test_hubert.py).
 
 Ragged batches are exact: the first convolution of HuBERT-base is followed by a GroupNorm over time, so padding would
 change the frames of real audio. The convolutional front therefore runs on batches of utterances of equal length only;
 padding comes after it, where an attention mask excludes it.
 
-Source: Hsu et al., "HuBERT", IEEE/ACM TASLP 2021; split after layer six as in Gao et al., IEEE TAC 2025.
+WavLM's table of relative positions lies in its first layer, and all layers use it. The first layer of a tail holds a
+copy, which is frozen: so a tail needs the trunk's frames and nothing else, and they can be cached.
+
+Source: split after layer six as in Gao et al., IEEE TAC 2025; encoders, see `encoders`.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,22 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kibun.models._transformers import (
-    HubertConfig,
-    HubertEncoderLayer,
-    HubertEncoderLayerStableLayerNorm,
-    HubertFeatureEncoder,
-    HubertFeatureProjection,
-    HubertModel,
-    HubertPositionalConvEmbedding,
-)
+from kibun.models.encoders import EncoderConfig, EncoderModel, encoder_of
+
+# WavLM's attention gets its padding as truth values and its bias as numbers; torch says so, and does the right thing.
+warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask and attn_mask is deprecated")
 
 _ARCHITECTURE = (
+    "model_type",
     *("conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation"),
     *("feat_proj_layer_norm", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups", "conv_pos_batch_norm"),
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
-    *("layer_norm_eps", "do_stable_layer_norm"),
+    *("layer_norm_eps", "do_stable_layer_norm", "num_buckets", "max_bucket_distance"),
 )
+_TABLE = "attention.rel_attn_embed.weight"  # of WavLM's first layer: (buckets, heads)
 
 NORMALISATION_EPSILON = 1e-7  # as in transformers' Wav2Vec2FeatureExtractor
 
@@ -74,11 +75,12 @@ class Frames:
 class Trunk(nn.Module):
     """Waveform to frames: convolutions, projection, positional convolution, first `layers` Transformer layers."""
 
-    def __init__(self, config: HubertConfig, layers: int) -> None:
+    def __init__(self, config: EncoderConfig, layers: int) -> None:
         super().__init__()
-        self.feature_extractor = HubertFeatureEncoder(config)  # type: ignore[no-untyped-call]
-        self.feature_projection = HubertFeatureProjection(config)  # type: ignore[no-untyped-call]
-        self.pos_conv_embed = HubertPositionalConvEmbedding(config)  # type: ignore[no-untyped-call]
+        kind = encoder_of(config)
+        self.feature_extractor = kind.features(config)
+        self.feature_projection = kind.projection(config)
+        self.pos_conv_embed = kind.positions(config)
         # The stable variant normalises after the last layer instead, so there the norm belongs to the tail.
         self.layer_norm = None if config.do_stable_layer_norm else _layer_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
@@ -105,29 +107,32 @@ class Trunk(nn.Module):
     def _front(self, waveforms: Tensor) -> Tensor:
         """(B, N) to (B, T, H)."""
         features = self.feature_extractor(waveforms)  # (B, N) -> (B, C, T)
-        hidden = self.feature_projection(features.transpose(1, 2))  # (B, T, H)
+        projected = self.feature_projection(features.transpose(1, 2))  # (B, T, H), or that and the features normalised
+        hidden = projected[0] if isinstance(projected, tuple) else projected
         hidden = hidden + self.pos_conv_embed(hidden)  # (B, T, H)
         if self.layer_norm is not None:
             hidden = self.layer_norm(hidden)
         return self.dropout(hidden)  # type: ignore[no-any-return]
 
-    def load_from(self, hubert: HubertModel) -> None:
+    def load_from(self, full: EncoderModel) -> None:
         """Copy the weights of this part from a full model of the same configuration."""
-        self.feature_extractor.load_state_dict(hubert.feature_extractor.state_dict())
-        self.feature_projection.load_state_dict(hubert.feature_projection.state_dict())
-        self.pos_conv_embed.load_state_dict(hubert.encoder.pos_conv_embed.state_dict())
+        self.feature_extractor.load_state_dict(full.feature_extractor.state_dict())
+        self.feature_projection.load_state_dict(full.feature_projection.state_dict())
+        self.pos_conv_embed.load_state_dict(full.encoder.pos_conv_embed.state_dict())
         if self.layer_norm is not None:
-            self.layer_norm.load_state_dict(hubert.encoder.layer_norm.state_dict())
-        self.layers.load_state_dict(hubert.encoder.layers[: len(self.layers)].state_dict())
+            self.layer_norm.load_state_dict(full.encoder.layer_norm.state_dict())
+        self.layers.load_state_dict(full.encoder.layers[: len(self.layers)].state_dict())
 
 
 class Tail(nn.Module):
     """The last `layers` Transformer layers; each task has its own copy."""
 
-    def __init__(self, config: HubertConfig, layers: int) -> None:
+    def __init__(self, config: EncoderConfig, layers: int) -> None:
         super().__init__()
         self.layers = _layers(config, layers)
         self.layer_norm = _layer_norm(config) if config.do_stable_layer_norm else None
+        if layers < config.num_hidden_layers and (table := _table(self.layers)) is not None:
+            table.requires_grad_(False)  # a copy of the trunk's
 
     def forward(self, frames: Frames) -> Frames:
         """The trunk's frames (B, T, H) to this task's (B, T, H)."""
@@ -136,12 +141,14 @@ class Tail(nn.Module):
             return frames
         return Frames(self.layer_norm(frames.hidden), frames.lengths)
 
-    def load_from(self, hubert: HubertModel) -> None:
+    def load_from(self, full: EncoderModel) -> None:
         """Copy the weights of this part from a full model of the same configuration."""
-        last = hubert.encoder.layers[len(hubert.encoder.layers) - len(self.layers) :]
-        self.layers.load_state_dict(last.state_dict())
+        state = full.encoder.layers[len(full.encoder.layers) - len(self.layers) :].state_dict()
+        if _table(self.layers) is not None:
+            state[f"0.{_TABLE}"] = full.encoder.layers.state_dict()[f"0.{_TABLE}"]
+        self.layers.load_state_dict(state)
         if self.layer_norm is not None:
-            self.layer_norm.load_state_dict(hubert.encoder.layer_norm.state_dict())
+            self.layer_norm.load_state_dict(full.encoder.layer_norm.state_dict())
 
 
 def normalised(waveform: Tensor, normalise: bool) -> Tensor:
@@ -153,13 +160,13 @@ def normalised(waveform: Tensor, normalise: bool) -> Tensor:
     return ((wide - mean) / torch.sqrt(variance + NORMALISATION_EPSILON)).to(waveform.dtype)
 
 
-def architecture(config: HubertConfig) -> dict[str, Any]:
+def architecture(config: EncoderConfig) -> dict[str, Any]:
     """The settings that determine what is computed, by name, without those that matter in training only."""
-    values = {name: getattr(config, name) for name in _ARCHITECTURE}
+    values = {name: getattr(config, name) for name in _ARCHITECTURE if hasattr(config, name)}
     return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
 
 
-def frame_count(config: HubertConfig, samples: int) -> int:
+def frame_count(config: EncoderConfig, samples: int) -> int:
     """Number of frames that the convolutions make of `samples` samples; 0 if these are too few for one frame."""
     count = samples
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
@@ -167,7 +174,7 @@ def frame_count(config: HubertConfig, samples: int) -> int:
     return count
 
 
-def receptive_field(config: HubertConfig) -> int:
+def receptive_field(config: EncoderConfig) -> int:
     """The fewest samples that make one frame: 400 (25 ms) for HuBERT-base."""
     samples = 1
     for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
@@ -175,18 +182,32 @@ def receptive_field(config: HubertConfig) -> int:
     return samples
 
 
-def _layers(config: HubertConfig, count: int) -> nn.ModuleList:
-    layer = HubertEncoderLayerStableLayerNorm if config.do_stable_layer_norm else HubertEncoderLayer
+def _layers(config: EncoderConfig, count: int) -> nn.ModuleList:
+    kind = encoder_of(config)
+    layer = kind.stable_layer if config.do_stable_layer_norm else kind.layer
+    if config.model_type == "wavlm":
+        return nn.ModuleList([layer(config, has_relative_position_bias=index == 0) for index in range(count)])
     return nn.ModuleList([layer(config) for _ in range(count)])
 
 
-def _layer_norm(config: HubertConfig) -> nn.LayerNorm:
+def _table(layers: nn.ModuleList) -> nn.Parameter | None:
+    """WavLM's table of relative positions; None where there is none."""
+    embedding = getattr(layers[0].attention, "rel_attn_embed", None) if len(layers) else None
+    return None if embedding is None else embedding.weight
+
+
+def _layer_norm(config: EncoderConfig) -> nn.LayerNorm:
     return nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
 
 def _run(layers: nn.ModuleList, frames: Frames) -> Frames:
     """Apply Transformer layers with padding masked out, without LayerDrop: a served layer is never dropped."""
     hidden, mask = frames.hidden, frames.mask
+    if _table(layers) is not None:
+        position = None  # (B heads, T, T); the first layer makes it
+        for layer in layers:
+            hidden, position = layer(hidden, attention_mask=mask, position_bias=position)  # (B, T, H)
+        return Frames(hidden, frames.lengths)
     bias = None
     if mask is not None:
         lowest = torch.finfo(hidden.dtype).min

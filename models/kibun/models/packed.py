@@ -13,7 +13,7 @@ How it differs from the modules that are trained, and why:
   utterance gives the same bits alone and in any batch.
 - *Folded*: the first convolution's GroupNorm over time is an affine map per utterance and channel that follows from the
   mean and the covariance of the waveform's windows (`_Front`); the weight norm of the positional convolution is applied
-  once.
+  once. The gates of WavLM's attention are two more columns per head of the product that gives query, key and value.
 
 Precision: float32 or bfloat16 matrix products. The residual stream, normalisations and means are float32 in both.
 """
@@ -72,13 +72,13 @@ class PackedTrunk(nn.Module):
     def __init__(self, trunk: Trunk, dtype: torch.dtype) -> None:
         super().__init__()
         self.front = _Front(trunk, dtype)
-        self.layers = nn.ModuleList([_Layer(layer, dtype) for layer in trunk.layers])
+        self.layers = _Layers(trunk.layers, dtype)
 
     def forward(self, waveforms: Sequence[Tensor]) -> Packed:
         """Frames (N, H) of B normalised waveforms (N_i,), 16 kHz, each at least as long as the receptive field."""
         fronts = [self.front(waveform) for waveform in waveforms]
         frames = Packed(torch.cat(fronts), tuple(len(front) for front in fronts))
-        return _run(self.layers, frames)
+        return cast(Packed, self.layers(frames))
 
 
 class PackedTail(nn.Module):
@@ -86,12 +86,12 @@ class PackedTail(nn.Module):
 
     def __init__(self, tail: Tail, dtype: torch.dtype) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([_Layer(layer, dtype) for layer in tail.layers])
+        self.layers = _Layers(tail.layers, dtype)
         self.layer_norm = tail.layer_norm
 
     def forward(self, frames: Packed) -> Packed:
         """The trunk's frames (N, H) to this task's (N, H)."""
-        frames = _run(self.layers, frames)
+        frames = self.layers(frames)
         return frames if self.layer_norm is None else Packed(self.layer_norm(frames.hidden), frames.lengths)
 
 
@@ -133,6 +133,42 @@ class HeadLinear(nn.Module):
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
 
+class _Layers(nn.Module):
+    """A part's Transformer layers, and what they share."""
+
+    def __init__(self, layers: nn.ModuleList, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.each = nn.ModuleList([_Layer(layer, dtype) for layer in layers])
+        first: Any = layers[0].attention if len(layers) else None
+        self.positions = _Positions(first) if hasattr(first, "rel_attn_embed") else None
+
+    def forward(self, frames: Packed) -> Packed:
+        """(N, H) to (N, H)."""
+        hidden = frames.hidden
+        bias = None if self.positions is None else self.positions(max(frames.lengths))  # (heads, T, T)
+        for layer in self.each:
+            hidden = layer(hidden, frames.lengths, bias)  # (N, H)
+        return Packed(hidden, frames.lengths)
+
+
+class _Positions(nn.Module):
+    """WavLM's bias of attention by relative position, the same at all distances beyond the greatest."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.farthest = int(attention.max_distance)
+        with torch.no_grad():
+            before = attention.compute_bias(self.farthest + 1, 1)[:, :, 0].flip(1)  # (heads, D): -D + 1 … 0
+            after = attention.compute_bias(1, self.farthest + 1)[:, 0, 1:]  # (heads, D - 1): 1 … D - 1
+        self.by_distance = torch.cat([before, after], dim=1).clone()  # (heads, 2 D - 1)
+
+    def forward(self, length: int) -> Tensor:
+        """(heads, T, T) float32 for T frames; its corner is that of fewer frames."""
+        position = torch.arange(length, device=self.by_distance.device)
+        distance = (position - position[:, None]).clamp(-self.farthest, self.farthest)  # (T, T): key minus query
+        return self.by_distance[:, distance + self.farthest]
+
+
 class _Layer(nn.Module):
     """One Transformer layer, with LayerNorm before or after attention and feed-forward."""
 
@@ -141,7 +177,12 @@ class _Layer(nn.Module):
         attention, feed_forward = layer.attention, layer.feed_forward
         self.norm_first = "Stable" in type(layer).__name__
         self.heads = attention.num_heads
-        self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj, dtype=dtype)
+        projections: list[Any] = [attention.q_proj, attention.k_proj, attention.v_proj]
+        self.gate_scale: Tensor | None = None
+        if hasattr(attention, "gru_rel_pos_linear"):
+            projections.append(_gates(attention))
+            self.gate_scale = attention.gru_rel_pos_const.detach()[0, :, :, 0].clone()  # (heads, 1)
+        self.qkv = PackedLinear(*projections, dtype=dtype)
         self.out = PackedLinear(attention.out_proj, dtype=dtype)
         fused = _is_gelu(feed_forward.intermediate_act_fn)
         self.up = PackedLinear(feed_forward.intermediate_dense, dtype=dtype, gelu=fused)
@@ -150,13 +191,14 @@ class _Layer(nn.Module):
         self.attention_norm, self.final_norm = layer.layer_norm, layer.final_layer_norm
         self.adapter = getattr(layer, "adapter_layer", None)
 
-    def forward(self, hidden: Tensor, lengths: Sequence[int]) -> Tensor:
-        """(N, H) to (N, H)."""
-        mixed = _attend(_by_tiles(self._before, hidden), lengths, self.heads)  # (N, H)
+    def forward(self, hidden: Tensor, lengths: Sequence[int], bias: Tensor | None) -> Tensor:
+        """(N, H) to (N, H); bias (heads, T, T) of the longest utterance, for a WavLM."""
+        qkv = _by_tiles(self._before, hidden)  # (N, 3 H), or (N, 3 H + 2 heads)
+        mixed = _attend(qkv, lengths, self.heads, None if bias is None else (bias, self.gate_scale))  # (N, H)
         return _by_tiles(self._after, mixed, hidden)
 
     def _before(self, hidden: Tensor) -> Tensor:
-        return cast(Tensor, self.qkv(self.attention_norm(hidden) if self.norm_first else hidden))  # (n, 3 H)
+        return cast(Tensor, self.qkv(self.attention_norm(hidden) if self.norm_first else hidden))
 
     def _after(self, mixed: Tensor, hidden: Tensor) -> Tensor:
         """Attention's output (n, H) and the layer's input (n, H) to the layer's output (n, H)."""
@@ -168,31 +210,58 @@ class _Layer(nn.Module):
         return cast(Tensor, self.final_norm(hidden + self.down(self.act(self.up(hidden)))))
 
 
-def _run(layers: nn.ModuleList, frames: Packed) -> Packed:
-    hidden = frames.hidden
-    for layer in layers:
-        hidden = layer(hidden, frames.lengths)  # (N, H)
-    return Packed(hidden, frames.lengths)
+def _gates(attention: Any) -> tuple[Tensor, Tensor]:
+    """Weight (2 heads, H) and bias (2 heads,) of what the two gates of each of WavLM's heads are the sigmoid of.
+
+    Each head has the same linear map of its own part of the frame to eight numbers; either gate takes the sum of four.
+    """
+    linear, heads = attention.gru_rel_pos_linear, attention.num_heads
+    weight, bias = linear.weight.detach().view(2, 4, -1).sum(1), linear.bias.detach().view(2, 4).sum(1)  # (2, d), (2,)
+    own = torch.eye(heads, device=weight.device)[None, :, :, None]  # (1, heads, heads, 1): a head sees its own part
+    return (own * weight[:, None, None]).reshape(2 * heads, -1), bias.repeat_interleave(heads)
 
 
-def _attend(qkv: Tensor, lengths: Sequence[int], heads: int) -> Tensor:
-    """Self-attention within each utterance: (N, 3 H) to (N, H). On a CPU one at a time, elsewhere all at once."""
+def _attend(
+    qkv: Tensor, lengths: Sequence[int], heads: int, position: tuple[Tensor, Tensor | None] | None = None
+) -> Tensor:
+    """Self-attention within each utterance: (N, 3 H) to (N, H). On a CPU one at a time, elsewhere all at once.
+
+    position: for a WavLM, whose qkv is (N, 3 H + 2 heads): bias (heads, T, T) and scale of its gates (heads, 1).
+    """
     parts = torch.split(qkv, list(lengths))
     if len(parts) == 1 or qkv.device.type == "cpu":
-        mixed = [_attention(part[None], None, heads)[0] for part in parts]
+        mixed = [_attention(part[None], None, heads, position)[0] for part in parts]
         return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
     padded = nn.utils.rnn.pad_sequence(list(parts), batch_first=True)  # (B, T, 3 H)
     counts = torch.tensor(lengths, device=qkv.device)
     mask = torch.arange(padded.shape[1], device=qkv.device) < counts[:, None]  # (B, T)
-    return _attention(padded, mask, heads)[mask]
+    return _attention(padded, mask, heads, position)[mask]
 
 
-def _attention(qkv: Tensor, mask: Tensor | None, heads: int) -> Tensor:
-    """(B, T, 3 H) to (B, T, H); mask (B, T) True where a frame is real."""
+def _attention(
+    qkv: Tensor, mask: Tensor | None, heads: int, position: tuple[Tensor, Tensor | None] | None = None
+) -> Tensor:
+    """(B, T, 3 H), with the gates (B, T, 3 H + 2 heads), to (B, T, H); mask (B, T) True where a frame is real."""
     batch, length, _ = qkv.shape
-    q, k, v = qkv.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, T, H / heads)
-    allowed = None if mask is None else mask[:, None, None, :]
+    allowed = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, T)
+    if position is not None:
+        qkv, gates = qkv[..., : -2 * heads], qkv[..., -2 * heads :]
+        gated = _gated_bias(gates, *position)  # (B, heads, T, T)
+        allowed = (gated if allowed is None else gated.masked_fill(~allowed, float("-inf"))).to(qkv.dtype)
+    q, k, v = qkv.reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, T, H / heads)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
+
+
+def _gated_bias(gates: Tensor, bias: Tensor, scale: Tensor | None) -> Tensor:
+    """WavLM's bias for each query: gates (B, T, 2 heads) and bias (heads, T' >= T, T') to (B, heads, T, T).
+
+    Source: Chen et al., "WavLM", IEEE JSTSP 2022, section on gated relative position bias; as transformers computes it.
+    """
+    assert scale is not None
+    length = gates.shape[1]
+    first, second = gates.float().sigmoid().transpose(1, 2).unsqueeze(3).chunk(2, dim=1)  # (B, heads, T, 1) each
+    gate = first * (second * scale[:, :, None] - 1.0) + 2.0
+    return gate * bias[:, :length, :length]
 
 
 def tiles(rows: int, heights: Sequence[int] = HEIGHTS) -> Iterator[tuple[int, int, int]]:
@@ -249,7 +318,7 @@ class _Front(nn.Module):
         self.convolutions = nn.ModuleList([_Convolution(layer, dtype) for layer in others])
         self.shape = [(layer.conv.kernel_size[0], layer.conv.stride[0]) for layer in extractor.conv_layers]
         projection: Any = trunk.feature_projection
-        self.projection_norm = projection.layer_norm if projection.feat_proj_layer_norm else nn.Identity()
+        self.projection_norm = getattr(projection, "layer_norm", None) or nn.Identity()
         self.projection = PackedLinear(projection.projection, dtype=dtype)
         self.position = _PositionalConvolution(trunk.pos_conv_embed, dtype)
         self.layer_norm = trunk.layer_norm or nn.Identity()
@@ -370,7 +439,7 @@ class _PositionalConvolution(nn.Module):
     def __init__(self, embedding: Any, dtype: torch.dtype) -> None:
         super().__init__()
         conv = embedding.conv
-        self.norm, self.act = embedding.batch_norm, embedding.activation
+        self.norm, self.act = getattr(embedding, "batch_norm", None), embedding.activation
         (self.kernel,), self.groups = conv.kernel_size, conv.groups
         self.dtype = dtype
         self.bias = conv.bias.detach().to(dtype, copy=True)

@@ -386,12 +386,12 @@ def test_a_refused_build_leaves_nothing_behind(
     ("arguments", "message"),
     [
         ([], "nothing to build from"),
-        (["--hubert", "a", "--pr", "b"], "--hubert cannot be combined"),
-        (["--hubert", "a", "--emotion", "b"], "--hubert cannot be combined"),
+        (["--encoder", "a", "--pr", "b"], "--encoder cannot be combined"),
+        (["--encoder", "a", "--emotion", "b"], "--encoder cannot be combined"),
         (["--emotion", "a", "--valence", "b"], "--emotion estimates valence and arousal already"),
         (["--pr", "a", "--seed", "1"], "--seed is for new heads"),
         (["--pr", "a", "--trunk-layers", "1"], "--trunk-layers was fixed"),
-        (["--hubert", "a", "--half"], "--half is for bundles of runs"),
+        (["--encoder", "a", "--half"], "--half is for bundles of runs"),
     ],
 )
 def test_one_way_at_a_time(tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""HuBERT checkpoints as they are published, random weights in each layout: all of them build, and can be trained."""
+"""Encoders' checkpoints as they are published, random weights in each layout: all of them build, and can be trained."""
 
 import json
 from collections.abc import Callable
@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from kibun.models._transformers import HubertConfig, HubertModel
 from kibun.models.building.build import build_model, save_bundle
 from kibun.models.bundle import load_bundle
+from kibun.models.encoders import EncoderModel, encoder_config, encoder_of
 from kibun.models.types import Utterance
 from tests.support.tiny_hubert import HUBERT as FOUR_LAYERS
+from tests.support.tiny_hubert import WAVLM
 
 HUBERT: dict[str, Any] = {**FOUR_LAYERS, "num_hidden_layers": 3}
 TASKS = ("personality", "valence")
@@ -34,11 +35,11 @@ def old_names(state: State) -> State:
     return state
 
 
-def with_ctc(state: State) -> State:
+def with_ctc(state: State, prefix: str = "hubert") -> State:
     """HubertForCTC: everything under a prefix, and a head that is not wanted."""
     size = HUBERT["hidden_size"]
     head = {"lm_head.weight": torch.zeros(32, size), "lm_head.bias": torch.zeros(32)}
-    return {**{f"hubert.{name}": value for name, value in state.items()}, **head}
+    return {**{f"{prefix}.{name}": value for name, value in state.items()}, **head}
 
 
 def halved(state: State) -> State:
@@ -73,14 +74,20 @@ LAYOUTS = {
     "shards": Layout(files="shards"),
     "without-mask-embedding": Layout(state=without_mask),
     "batch-norm": Layout({"conv_pos_batch_norm": True}),
+    "wav2vec2-base": Layout({"model_type": "wav2vec2"}, files="pickle"),
+    "wav2vec2-large-robust-fine-tuned-ctc": Layout(
+        {**LARGE, "model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"]}, lambda s: with_ctc(s, "wav2vec2")
+    ),
+    "wavlm-base-plus": Layout(WAVLM, old_names, "pickle", do_normalize=False),
+    "wavlm-large": Layout({**WAVLM, **LARGE, "conv_bias": False}, files="shards"),
 }
 
 
-def publish(folder: Path, layout: Layout) -> HubertModel:
+def publish(folder: Path, layout: Layout) -> EncoderModel:
     """Write a checkpoint of this layout; return the plain model with the weights that are in it."""
     torch.manual_seed(7)
-    config = HubertConfig(**{**HUBERT, **layout.config})
-    model: HubertModel = HubertModel(config).train(False)
+    config = encoder_config({**HUBERT, **layout.config})
+    model: EncoderModel = encoder_of(config).model(config).train(False)
     with torch.no_grad():
         for parameter in model.parameters():  # norms and biases off their starting values, so that a lost one shows
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -119,6 +126,7 @@ def test_every_layout_builds_to_the_bit_and_trains(name: str, tmp_path: Path) ->
         for task in TASKS:
             actual = model.tail(task)(model.encode([waveform])).hidden
             torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+    assert model.config.hubert_config.model_type == layout.config.get("model_type", "hubert")
     theirs = full.encoder.layers[-1].state_dict()
     ours = model.tail("valence").layers[-1].state_dict()
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
@@ -146,7 +154,7 @@ def check_that_it_trains(model: Any) -> None:
     loss.backward()
     optimizer.step()
     for key, value in model.state_dict().items():
-        if key.startswith("trunk."):
+        if key.startswith("trunk.") or key.endswith("rel_attn_embed.weight"):
             assert torch.equal(value, before[key]), key
     for part in ("tails.personality.", "tails.valence.", "emotion_heads.valence.", "personality_head."):
         assert any(not torch.equal(v, before[k]) for k, v in model.state_dict().items() if k.startswith(part)), part

@@ -42,7 +42,15 @@ def run(*arguments: object, code: int = 0) -> str:
 
 def test_show_prints_facts_and_card(bundle: Path) -> None:
     text = run("show", bundle)
-    for part in ("tiny", "SYNTHETIC speech only", "2 shared, 2 per task", "1..7", "1..5", "16000 Hz", "F32"):
+    for part in (
+        "tiny",
+        "SYNTHETIC speech only",
+        "hubert, 2 layers shared, 2 per task",
+        "1..7",
+        "1..5",
+        "16000 Hz",
+        "F32",
+    ):
         assert part in text
     assert "after 1: openness 1.50" in text
     assert "no better than mean  openness after 1\n" in text
@@ -55,6 +63,7 @@ def test_show_as_json_counts_parameters_by_part(bundle: Path) -> None:
     facts = json.loads(run("show", bundle, "--json"))
     model = load_bundle(bundle)
     parameters = facts["parameters"]
+    assert (facts["encoder"], facts["personality_encoder"]) == ("hubert", "hubert")
     assert parameters["total"] == sum(p.numel() for p in model.parameters())
     assert parameters["tails.valence"] == sum(p.numel() for p in model.tails["valence"].parameters())
     assert parameters["trunk"] == sum(p.numel() for p in model.trunk.parameters())
@@ -104,7 +113,7 @@ def test_verify_runs_the_model_and_not_only_the_checksums(bundle: Path) -> None:
 
 def test_build_makes_an_untrained_bundle(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "made"
-    text = run("build", "--hubert", checkpoint, "--out", out, "--name", "mine", "--seed", 3, "--trunk-layers", 1)
+    text = run("build", "--encoder", checkpoint, "--out", out, "--name", "mine", "--seed", 3, "--trunk-layers", 1)
     assert "untrained" in text
     assert "--allow-untrained" in text
     facts = json.loads(run("show", out, "--json"))
@@ -115,29 +124,29 @@ def test_build_makes_an_untrained_bundle(checkpoint: Path, tmp_path: Path) -> No
 
 def test_build_reads_what_it_uses_and_names_what_it_cannot(checkpoint: Path, tmp_path: Path) -> None:
     edit_json(checkpoint / "config.json", vocab_size=None)
-    run("build", "--hubert", checkpoint, "--out", tmp_path / "made")
+    run("build", "--encoder", checkpoint, "--out", tmp_path / "made")
     edit_json(checkpoint / "config.json", hidden_size=None)
-    text = run("build", "--hubert", checkpoint, "--out", tmp_path / "other", code=1)
+    text = run("build", "--encoder", checkpoint, "--out", tmp_path / "other", code=1)
     assert text == (f"error: {checkpoint}/config.json: hidden_size is null, allowed is a whole number from 1 to 8192\n")
 
 
 def test_build_names_the_bundle_after_its_folder(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
-    run("build", "--hubert", checkpoint, "--out", tmp_path / "made")
+    run("build", "--encoder", checkpoint, "--out", tmp_path / "made")
     assert json.loads(run("show", tmp_path / "made", "--json"))["name"] == "made"
 
 
 def test_build_errors_name_the_fix(checkpoint: Path, tmp_path: Path) -> None:
-    assert "name another with --out" in run("build", "--hubert", checkpoint, "--out", checkpoint, code=1)
+    assert "name another with --out" in run("build", "--encoder", checkpoint, "--out", checkpoint, code=1)
     out = tmp_path / "made"
-    assert "no checkpoint found" in run("build", "--hubert", tmp_path / "no", "--out", out, code=1)
-    assert "allowed are 0..4" in run("build", "--hubert", checkpoint, "--out", out, "--trunk-layers", 9, code=1)
+    assert "no checkpoint found" in run("build", "--encoder", tmp_path / "no", "--out", out, code=1)
+    assert "allowed are 0..4" in run("build", "--encoder", checkpoint, "--out", out, "--trunk-layers", 9, code=1)
     assert not out.exists()
 
 
 @pytest.mark.parametrize("command", ["show", "verify"])
 def test_an_unknown_bundle_names_the_fix(command: str) -> None:
-    assert "kibun models build --hubert PATH_OR_HUB_ID" in run(command, "no-such-bundle", code=1)
+    assert "kibun models build --encoder PATH_OR_HUB_ID" in run(command, "no-such-bundle", code=1)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +155,7 @@ def test_an_unknown_bundle_names_the_fix(command: str) -> None:
         ("model.safetensors", "short", "model.safetensors: damaged, or not a safetensors file"),
         ("model.safetensors", "x" * 100, "model.safetensors: damaged, or not a safetensors file"),
         ("config.json", '{"model_type": "kibun"}', "config.json: bundle_name is missing"),
-        ("config.json", '{"model_type": "hubert"}', "kibun models build --hubert"),
+        ("config.json", '{"model_type": "hubert"}', "kibun models build --encoder"),
         ("config.json", "{", "config.json: is not JSON"),
         ("expected_error.json", "[]", "expected_error.json: holds [] where a JSON object is expected"),
     ],

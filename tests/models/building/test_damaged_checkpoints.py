@@ -22,8 +22,8 @@ from kibun.models.bundle import load_bundle
 from kibun.models.files import BundleError
 from tests.support import ROOT
 from tests.support.bundle_files import each, edit_json, write_json
-from tests.support.tiny_corpus import make_corpus
-from tests.support.tiny_hubert import HUBERT
+from tests.support.tiny_corpus import make_corpus, make_hubert
+from tests.support.tiny_hubert import HUBERT, WAVLM
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -95,6 +95,31 @@ def test_a_setting_that_cannot_be_is_named(checkpoint: Path, name: str, value: A
     text = refusal(checkpoint)
     assert f"{checkpoint / 'config.json'}: " in text
     assert name in text
+
+
+WRONG_IN_WAVLM = [
+    *each("num_buckets", None, 0, 3, 10**9, 2.5),
+    *each("max_bucket_distance", None, 0, -1, NAN, 10**9, 3),
+    *each("add_adapter", None, True),
+    *each("adapter_attn_dim", 16),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_IN_WAVLM)
+def test_a_setting_of_wavlm_that_cannot_be_is_named(tmp_path: Path, name: str, value: Any) -> None:
+    checkpoint = make_hubert(tmp_path / "wavlm", **WAVLM)
+    edit_json(checkpoint / "config.json", **{name: value})
+    text = refusal(checkpoint)
+    assert f"{checkpoint / 'config.json'}: {name} is " in text
+
+
+@pytest.mark.parametrize("taken", ["wav2vec2", "wavlm", "hubert"])
+def test_weights_of_another_kind_are_refused(tmp_path: Path, taken: str) -> None:
+    """A HuBERT's and a wav2vec 2.0's weights are alike and taken for each other; a WavLM has more."""
+    checkpoint = make_hubert(tmp_path / "made", **({"model_type": "hubert"} if taken == "wavlm" else WAVLM))
+    edit_json(checkpoint / "config.json", model_type=taken)
+    what = "lacks 13 weights that" if taken == "wavlm" else "has 13 weights that config.json has no place for"
+    assert what in refusal(checkpoint)
 
 
 def test_a_missing_setting_is_that_of_hubert_base(checkpoint: Path) -> None:
@@ -324,7 +349,7 @@ import sys
 from kibun.client.main import main
 checkpoint, folder = sys.argv[1:]
 for number, arguments in enumerate((
-    ["models", "build", "--hubert", checkpoint, "--out", f"{folder}/a"],
+    ["models", "build", "--encoder", checkpoint, "--out", f"{folder}/a"],
     ["models", "build", "--emotion", checkpoint, "--out", f"{folder}/b"],
     ["models", "show", checkpoint],
     ["models", "verify", checkpoint],

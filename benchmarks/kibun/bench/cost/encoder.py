@@ -22,6 +22,7 @@ from kibun.bench.support import machine, material, timing
 from kibun.bench.support.report import Report
 from kibun.models._transformers import HubertConfig, HubertModel
 from kibun.models.config import KibunConfig
+from kibun.models.encoders import EncoderConfig
 from kibun.models.hubert import Frames, frame_count, normalised
 from kibun.models.model import KibunModel
 from kibun.models.packed import Packed
@@ -259,7 +260,7 @@ def audio_of(sound: material.Pcm) -> npt.NDArray[np.float32]:
     return sound.astype(np.float32) / np.float32(32768)
 
 
-def counted_gflop(config: HubertConfig, seconds: float) -> float:
+def counted_gflop(config: EncoderConfig, seconds: float) -> float:
     """GFLOP of trunk and three tails on one utterance, counted: matrix products, convolutions and attention."""
     length, inputs, flop = round(seconds * SAMPLE_RATE_HZ), 1, 0
     for kernel, stride, channels in zip(config.conv_kernel, config.conv_stride, config.conv_dim, strict=True):

@@ -1,23 +1,24 @@
-"""Untrained bundles: trunk and tails from any HuBERT checkpoint in transformers' layout, with new heads."""
+"""Untrained bundles: trunk and tails from any encoder's checkpoint in transformers' layout, with new heads."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from kibun.models._transformers import HubertConfig, HubertModel, quiet
+from kibun.models._transformers import quiet
 from kibun.models.building.checkpoint import find_checkpoint
 from kibun.models.building.checksum import trunk_checksum
 from kibun.models.config import KibunConfig
+from kibun.models.encoders import ENCODERS, encoder_config, encoder_of
 from kibun.models.files import BundleError, check_free, written_atomically
 from kibun.models.model import KibunModel
 
 
-def build_model(hubert: str | Path, *, name: str, seed: int = 0, **settings: Any) -> KibunModel:
+def build_model(encoder: str | Path, *, name: str, seed: int = 0, **settings: Any) -> KibunModel:
     """Make a model whose trunk and tails are copies of a checkpoint.
 
     Args:
-        hubert: folder, or id on the Hugging Face hub, of a HuBERT checkpoint of any size.
+        encoder: folder, or id on the Hugging Face hub, of a HuBERT, wav2vec 2.0 or WavLM checkpoint of any size.
         name: of the bundle.
         seed: of the new heads.
         settings: other fields of `KibunConfig`, for example `trunk_layers`.
@@ -27,19 +28,19 @@ def build_model(hubert: str | Path, *, name: str, seed: int = 0, **settings: Any
         says so.
 
     Raises:
-        BundleError: there is no such checkpoint, it is not a HuBERT, or it is damaged; the message names file and
+        BundleError: there is no such checkpoint, it is of another kind, or it is damaged; the message names file and
             field.
         ValueError: a setting is impossible.
     """
     with quiet(), torch.random.fork_rng(devices=[]):
-        checkpoint = find_checkpoint(hubert, ("hubert",), "facebook/hubert-base-ls960")
+        checkpoint = find_checkpoint(encoder, tuple(ENCODERS), "facebook/hubert-base-ls960")
         config = KibunConfig(
-            hubert=HubertConfig(**checkpoint.settings()),
+            hubert=encoder_config(checkpoint.settings()),
             bundle_name=name,
             trunk_from=checkpoint.name,
             **{"do_normalize": checkpoint.do_normalize(), "trained": False, **settings},
         )
-        full = checkpoint.load(HubertModel, config.hubert_config)
+        full = checkpoint.load(encoder_of(config.hubert_config).model, config.hubert_config)
         torch.manual_seed(seed)
         model = KibunModel(config)
     model.trunk.load_from(full)
@@ -77,7 +78,7 @@ def _card(config: KibunConfig, seed: int) -> str:
         f"# {config.bundle_name} (version {config.bundle_version})\n\n"
         "**Untrained: the heads are random, the estimates mean nothing.** `kibun serve` refuses this bundle unless\n"
         "`--allow-untrained` is passed.\n\n"
-        f"- Trunk and tails: HuBERT checkpoint `{config.trunk_from}`,"
+        f"- Trunk and tails: {encoder_of(config.hubert_config).title} checkpoint `{config.trunk_from}`,"
         f" {config.trunk_layers} layers shared, {config.tail_layers} per task\n"
         f"- Trunk: SHA-256 {config.trunk_sha256}\n"
         f"- Heads: new, seed {seed}\n"

@@ -56,8 +56,8 @@ class Checkpoint:
         return _find(self.source, name)
 
     def settings(self) -> dict[str, Any]:
-        """The settings of its HuBERT or wav2vec 2.0 that are used. Raises BundleError, which names file and field."""
-        return self.checked(fields.check_hubert)
+        """The settings of its encoder that are used. Raises BundleError, which names file and field."""
+        return self.checked(fields.check_encoder)
 
     def checked(self, check: Any) -> dict[str, Any]:
         """What a check of the configuration returns. Raises BundleError, which names file and field."""
@@ -158,8 +158,8 @@ def find_checkpoint(source: str | Path, kinds: tuple[str, ...], example: str) ->
     config = read_object(file)
     if config.get("model_type") not in kinds:
         raise BundleError(
-            f"{file}: model_type is {fields.shown(config.get('model_type'))}, only {' and '.join(map(repr, kinds))}"
-            f" {'is' if len(kinds) == 1 else 'are'} supported, for example {example}"
+            f"{file}: model_type is {fields.shown(config.get('model_type'))}, supported are"
+            f" {', '.join(map(repr, kinds))}, for example {example}"
         )
     return Checkpoint(str(source), file, config)
 

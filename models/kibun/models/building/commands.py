@@ -88,8 +88,9 @@ Run = Annotated[str | None, typer.Option(metavar="RUN", help="Run folder of `kib
 @app.command()
 def build(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; it must be empty or missing.")],
-    hubert: Annotated[
-        str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="HuBERT checkpoint in transformers' layout.")
+    encoder: Annotated[
+        str | None,
+        typer.Option(metavar="PATH_OR_HUB_ID", help="HuBERT, wav2vec 2.0 or WavLM checkpoint in transformers' layout."),
     ] = None,
     emotion: Annotated[
         str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="Public dimensional emotion checkpoint.")
@@ -99,26 +100,27 @@ def build(
     arousal: Run = None,
     name: Annotated[str | None, typer.Option(help="Name of the bundle; the folder's by default.")] = None,
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
-    seed: Annotated[int | None, typer.Option(help="Seed of the new heads, with --hubert; 0 by default.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the new heads, with --encoder; 0 by default.")] = None,
     trunk_layers: Annotated[int | None, typer.Option(help="Transformer layers to share; half by default.")] = None,
     half: Annotated[bool, typer.Option("--half", help="With runs: store weights as float16, half the size.")] = False,
 ) -> None:
     """Make a bundle, in one of three ways.
 
-    --hubert: an untrained one from a HuBERT checkpoint, its layers as trunk and tails, new heads.
+    --encoder: an untrained one from a HuBERT, wav2vec 2.0 or WavLM checkpoint: its layers as trunk and tails, new
+    heads.
 
     --pr, --valence, --arousal, any of them: from runs of `kibun train`, whose trunks must be bit-equal.
 
     --emotion, alone or with --pr: from a public emotion checkpoint, rescaled from 0..1 to 1..5.
     """
     runs = {task: run for task, run in (("personality", pr), ("valence", valence), ("arousal", arousal)) if run}
-    _check_way(hubert, emotion, runs, seed, trunk_layers)
-    if half and (hubert is not None or emotion is not None):
-        _fail("--half is for bundles of runs: leave it out with --hubert and --emotion", 2)
+    _check_way(encoder, emotion, runs, seed, trunk_layers)
+    if half and (encoder is not None or emotion is not None):
+        _fail("--half is for bundles of runs: leave it out with --encoder and --emotion", 2)
     _or_exit(lambda: check_free(out))  # before torch is imported
     label = name or out.resolve().name
-    if hubert is not None:
-        _build_untrained(hubert, out, label, version, seed or 0, trunk_layers)
+    if encoder is not None:
+        _build_untrained(encoder, out, label, version, seed or 0, trunk_layers)
     elif emotion is not None:
         _build_emotion(emotion, runs.get("personality"), out, label, version, trunk_layers)
     else:
@@ -126,27 +128,27 @@ def build(
 
 
 def _check_way(
-    hubert: str | None, emotion: str | None, runs: dict[str, str], seed: int | None, trunk_layers: int | None
+    encoder: str | None, emotion: str | None, runs: dict[str, str], seed: int | None, trunk_layers: int | None
 ) -> None:
     """Exit unless the options are those of exactly one way to build."""
-    ways = "--hubert, one or more of --pr, --valence and --arousal, or --emotion with or without --pr"
-    if hubert is None and emotion is None and not runs:
+    ways = "--encoder, one or more of --pr, --valence and --arousal, or --emotion with or without --pr"
+    if encoder is None and emotion is None and not runs:
         _fail(f"nothing to build from: pass {ways}", 2)
-    if hubert is not None and (emotion is not None or runs):
-        _fail(f"--hubert cannot be combined with these: pass {ways}", 2)
+    if encoder is not None and (emotion is not None or runs):
+        _fail(f"--encoder cannot be combined with these: pass {ways}", 2)
     if emotion is not None and runs.keys() - {"personality"}:
         _fail("--emotion estimates valence and arousal already: leave --valence and --arousal out, or --emotion", 2)
-    if seed is not None and hubert is None:
-        _fail("--seed is for new heads: use it with --hubert only", 2)
-    if trunk_layers is not None and hubert is None and emotion is None:
+    if seed is not None and encoder is None:
+        _fail("--seed is for new heads: use it with --encoder only", 2)
+    if trunk_layers is not None and encoder is None and emotion is None:
         _fail("--trunk-layers was fixed when the runs were trained: leave it out", 2)
 
 
-def _build_untrained(hubert: str, out: Path, name: str, version: str, seed: int, trunk_layers: int | None) -> None:
+def _build_untrained(encoder: str, out: Path, name: str, version: str, seed: int, trunk_layers: int | None) -> None:
     from kibun.models.building.build import build_model, save_bundle
 
     model = _or_exit(
-        lambda: build_model(hubert, name=name, seed=seed, trunk_layers=trunk_layers, bundle_version=version)
+        lambda: build_model(encoder, name=name, seed=seed, trunk_layers=trunk_layers, bundle_version=version)
     )
     _or_exit(lambda: save_bundle(model, out))
     total = read_facts(out).parameters["total"] / 1e6
@@ -200,7 +202,7 @@ def _rows(facts: BundleFacts) -> list[tuple[str, str]]:
         ("folder", facts.folder),
         ("status", _status(facts)),
         ("tasks", ", ".join(facts.tasks)),
-        ("layers", _layers(facts)),
+        ("encoder", _layers(facts)),
         ("parameters", parameters),
         ("weights", f"{facts.weights_dtype}, {facts.size_bytes:,} bytes in all files"),
         ("input", f"{facts.sampling_rate_hz} Hz mono, normalised per utterance: {facts.do_normalize}"),
@@ -244,12 +246,13 @@ def _worth(facts: BundleFacts) -> list[tuple[str, str]]:
 
 
 def _layers(facts: BundleFacts) -> str:
-    text = f"{facts.trunk_layers} shared, {facts.tail_layers} per task, hidden size {facts.hidden_size}"
+    size = f"size {facts.hidden_size}"
+    text = f"{facts.encoder}, {facts.trunk_layers} layers shared, {facts.tail_layers} per task, {size}"
     shared: dict[str, list[str]] = {}
     for task in facts.tasks:
         shared.setdefault(facts.tail_of.get(task, task), []).append(task)
     text += "".join(f"; {' and '.join(tasks)} share a tail" for tasks in shared.values() if len(tasks) > 1)
-    return text + ("; personality has its own trunk" if facts.personality_trunk else "")
+    return text + (f"; personality has its own {facts.personality_encoder} trunk" if facts.personality_trunk else "")
 
 
 def _emotion(facts: BundleFacts) -> str:

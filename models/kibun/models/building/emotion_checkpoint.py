@@ -80,7 +80,7 @@ def _config(
             settings["personality_trunk_layers"] = personality.trunk_layers
             settings["personality_do_normalize"] = personality.do_normalize
     return KibunConfig(
-        hubert=source.hubert.to_diff_dict(),
+        hubert=source.config.to_diff_dict(),
         trunk_layers=trunk_layers,
         do_normalize=source.do_normalize,
         trunk_from=source.name,
@@ -96,7 +96,7 @@ def _config(
 
 def _same_trunk(source: PublicCheckpoint, personality: Part) -> bool:
     """Whether personality was trained on this checkpoint, so that both can share a trunk."""
-    if architecture(source.hubert) != architecture(personality.hubert):
+    if architecture(source.config) != architecture(personality.hubert):
         return False
     if source.do_normalize != personality.do_normalize:
         return False

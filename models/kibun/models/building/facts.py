@@ -21,11 +21,13 @@ class BundleFacts:
     trained: bool
     synthetic: bool
     tasks: tuple[str, ...]
+    encoder: str  # model_type of the encoder: one of `fields.ENCODERS`
     trunk_layers: int
     tail_layers: int
     hidden_size: int
     tail_of: dict[str, str]  # tasks that share a tail, and its name
     personality_trunk: bool  # whether personality has its own trunk
+    personality_encoder: str  # model_type of the encoder that personality uses
     parameters: dict[str, int]
     weights_dtype: str
     size_bytes: int
@@ -61,11 +63,13 @@ def read_facts(folder: Path) -> BundleFacts:
         trained=config["trained"],
         synthetic=config["synthetic"],
         tasks=tuple(config["tasks"]),
+        encoder=hubert["model_type"],
         trunk_layers=config["trunk_layers"],
         tail_layers=hubert.get("num_hidden_layers", 12) - config["trunk_layers"],
         hidden_size=hubert.get("hidden_size", 768),
         tail_of=config.get("tail_of") or {},
         personality_trunk=config.get("personality_hubert") is not None,
+        personality_encoder=(config.get("personality_hubert") or hubert)["model_type"],
         parameters=_count(header),
         weights_dtype=", ".join(sorted({dtype for dtype, _ in header.values()})),
         size_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
-from kibun.models._transformers import HubertConfig
 from kibun.models.building.checksum import module_checksum
 from kibun.models.building.facts import read_facts
 from kibun.models.bundle import load_bundle
 from kibun.models.config import TASKS, KibunConfig
+from kibun.models.encoders import EncoderConfig
 from kibun.models.files import CONFIG, BundleError, resolve_bundle
 from kibun.models.hubert import Tail, Trunk
 from kibun.models.model import KibunModel
@@ -50,7 +50,7 @@ class Part:
         return cast(Trunk, self.model.personality_trunk) if self.own_trunk else self.model.trunk
 
     @property
-    def hubert(self) -> HubertConfig:
+    def hubert(self) -> EncoderConfig:
         return self.config.personality_hubert_config if self.own_trunk else self.config.hubert_config
 
     @property

@@ -21,16 +21,15 @@ from torch import nn
 
 from kibun.models import fields
 from kibun.models._transformers import (
-    HubertConfig,
     HubertForSequenceClassification,
     HubertModel,
-    HubertPreTrainedModel,
-    Wav2Vec2Config,
     Wav2Vec2ForSequenceClassification,
     Wav2Vec2Model,
-    Wav2Vec2PreTrainedModel,
+    modeling_hubert,
+    modeling_wav2vec2,
 )
 from kibun.models.building.checkpoint import Checkpoint, find_checkpoint
+from kibun.models.encoders import EncoderConfig, encoder_config, encoder_of
 from kibun.models.files import BundleError
 
 PUBLIC_SCALE = (0.0, 1.0)
@@ -43,8 +42,6 @@ _HEAD: Mapping[str, fields.Rule] = {
     ),
     "architectures": fields.optional(fields.several(fields.line(255), 0, 16)),
     "classifier_proj_size": fields.whole(1, 8192),
-    "add_adapter": fields.Rule("false", lambda v: v is False),
-    "adapter_attn_dim": fields.Rule("null", lambda v: v is None),
     "use_weighted_layer_sum": fields.Rule("false", lambda v: v is False),
     "pooling_mode": fields.one_of("mean"),
 }
@@ -52,7 +49,6 @@ _REMEDY = (
     "; its head must be `classifier.dense` and `classifier.out_proj`, or `projector` and `classifier` under an"
     " architecture named ...ForSequenceClassification"
 )
-_HUBERT_ONLY = ("feat_proj_layer_norm", "conv_pos_batch_norm")
 
 
 class _RegressionHead(nn.Module):
@@ -62,7 +58,7 @@ class _RegressionHead(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
 
-class _Wav2Vec2Regression(Wav2Vec2PreTrainedModel):  # type: ignore[no-untyped-call]
+class _Wav2Vec2Regression(modeling_wav2vec2.Wav2Vec2PreTrainedModel):  # type: ignore[no-untyped-call]
     """Defines the names of such a checkpoint's weights; transformers takes care of prefixes and shards."""
 
     def __init__(self, config: Any) -> None:
@@ -72,7 +68,7 @@ class _Wav2Vec2Regression(Wav2Vec2PreTrainedModel):  # type: ignore[no-untyped-c
         self.post_init()  # type: ignore[no-untyped-call]
 
 
-class _HubertRegression(HubertPreTrainedModel):  # type: ignore[no-untyped-call]
+class _HubertRegression(modeling_hubert.HubertPreTrainedModel):  # type: ignore[no-untyped-call]
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.hubert = HubertModel(config)
@@ -86,7 +82,7 @@ class PublicCheckpoint:
 
     name: str
     encoder: Any  # HubertModel or Wav2Vec2Model
-    hubert: HubertConfig  # of the encoder
+    config: EncoderConfig  # of the encoder
     classifier: Any
     projector: nn.Linear | None
     rows: Mapping[str, int]
@@ -100,8 +96,6 @@ def read_public_checkpoint(source: str | Path) -> PublicCheckpoint:
     settings, head = checkpoint.settings(), checkpoint.checked(lambda content: fields.check(content, _HEAD))
     rows = _rows(checkpoint, head.get("id2label", {}))
     hubert = checkpoint.config["model_type"] == "hubert"
-    if not hubert:
-        settings = {name: value for name, value in settings.items() if name not in _HUBERT_ONLY}
     projected = any(name.endswith("ForSequenceClassification") for name in head.get("architectures") or ())
     if projected:
         kind: Any = HubertForSequenceClassification if hubert else Wav2Vec2ForSequenceClassification
@@ -110,11 +104,12 @@ def read_public_checkpoint(source: str | Path) -> PublicCheckpoint:
     outputs: dict[str, Any] = {"id2label": {int(row): label for row, label in head["id2label"].items()}}
     if "classifier_proj_size" in head:
         outputs["classifier_proj_size"] = head["classifier_proj_size"]
-    loaded: Any = checkpoint.load(kind, (HubertConfig if hubert else Wav2Vec2Config)(**settings, **outputs), _REMEDY)
+    config = encoder_config(settings)
+    loaded: Any = checkpoint.load(kind, encoder_of(config).config(**{**config.to_dict(), **outputs}), _REMEDY)
     return PublicCheckpoint(
         name=checkpoint.name,
         encoder=loaded.hubert if hubert else loaded.wav2vec2,
-        hubert=HubertConfig(**settings),  # of wav2vec 2.0 too: what only HuBERT can set is at its default
+        config=config,
         classifier=loaded.classifier,
         projector=loaded.projector if projected else None,
         rows=rows,
