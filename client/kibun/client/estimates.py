@@ -144,7 +144,7 @@ class PersonalityEstimate:
 
     @property
     def no_better_than_mean(self) -> tuple[str, ...]:
-        """Names of the traits whose expected error is not below that of guessing the mean: worth nothing, ignore them.
+        """Traits whose expected error is not below that of guessing the mean: not to be read as they are.
 
         Empty also where the errors are unknown.
         """

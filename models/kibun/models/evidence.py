@@ -10,8 +10,12 @@ to be taken as it is.
 
 The weight is the slope of the least-squares line through (c, c) of truth on estimate, over speakers who were held out:
 of all factors the one with the smallest error, and the posterior mean where both are normal. It is 1 for an estimate
-that is as cautious as it should be, which 1 − (error / error of the mean)² would shrink a second time. A trait whose
-error is not below that of guessing the mean gets 0: it is not used.
+that is as cautious as it should be, which 1 − (error / error of the mean)² would shrink a second time. A trait that
+these speakers do not show to tell anything, its slope within two standard errors of 0, gets 0: it is not used.
+
+A trait may have an error above that of guessing the mean and still tell much, if it is too bold. Its weight mends that:
+drawn to the mean it has an error below. In simulated conversations traits heard in one utterance are like that, and
+without them valence would be worse than without any traits (docs/results.md).
 """
 
 from collections.abc import Sequence
@@ -39,8 +43,10 @@ def measured(utterance_count: int, estimated: ArrayLike, truth: ArrayLike, centr
     error = np.sqrt(np.mean((away - true) ** 2, axis=0))  # (5,)
     error_of_mean = np.sqrt(np.mean(true**2, axis=0))
     spread = np.sum(away**2, axis=0)
-    slope = np.sum(away * true, axis=0) / np.where(spread > 0, spread, 1)
-    weight = np.where(error < error_of_mean, slope.clip(0, 1), 0)
+    spread = np.where(spread > 0, spread, 1)  # of an estimate that never leaves the mean, whose slope is 0
+    slope = np.sum(away * true, axis=0) / spread
+    standard_error = np.sqrt(np.sum((true - slope * away) ** 2, axis=0) / spread / max(len(true) - 1, 1))
+    weight = np.where(slope > 2 * standard_error, slope.clip(0, 1), 0)
     return Evidence(utterance_count, _traits(error), _traits(error_of_mean), _traits(weight))
 
 

@@ -1,23 +1,26 @@
 """Traits as a service has them: predicted from what was heard so far, little at first, and trained for.
 
 A head that was trained on true traits trusts whatever it is given. After one utterance that is mostly noise. Two
-remedies, measured apart and together: traits are weighted by their evidence, that is drawn towards the population mean
-as far as dev says that they are worth after so many utterances; and the head is trained on such traits, so that it has
-seen all amounts of evidence.
+remedies, measured apart and together: traits are weighted by their evidence (`kibun.models.evidence`), that is drawn
+towards the population mean by what dev says that they are worth after so many utterances; and the head is trained on
+such traits, so that it has seen all amounts of evidence.
 """
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kibun.models import evidence
 from kibun.training.simulation.data import SimulationOptions, Splits, UtteranceSet, of_profiles
 from kibun.training.simulation.heads import EmotionEstimator, fit_head
 from kibun.training.simulation.personality import PersonalityModel, by_speaker, fit_personality, mean_ccc
 from kibun.training.simulation.world import TRAIT_CENTRE
 
 HEARD = (1, 2, 3, 6, 12, 24)  # utterances
-# Of the utterances that a mixed head is trained on, with true traits, and with constant ones: nothing heard.
-TRUE_SHARE, CONSTANT_SHARE = 0.3, 0.1
+# Of the utterances that a mixed head is trained on: with constant traits, and, of the rest, with true ones in the first
+# and in the last epoch.
+CONSTANT_SHARE = 0.1
+TRUE_SHARE = (1.0, 0.25)
 
 
 def on_heard_traits(
@@ -63,38 +66,41 @@ def fit_mixed(
     model trained on the other half. Otherwise they would be better than any that come in service.
     """
     halves = torch.arange(audible.train.shape[0]).chunk(2)
-    train = torch.empty(*audible.train.shape, 5)
+    heard = torch.empty(*audible.train.shape, 5)
     for unseen, seen in (halves, halves[::-1]):
         half = fit_personality(audible.train.of_speakers(seen), audible.dev, options, seed)
         causal = half.predict(by_speaker(audible.train.of_speakers(unseen))).causal3
-        train[unseen] = weigh(causal, evidence_weights(half, audible.dev))
-    dev = weigh(personality.predict(by_speaker(audible.dev)).causal3, evidence_weights(personality, audible.dev))
+        heard[unseen] = weigh(causal, evidence_weights(half, audible.dev))
+    on_dev = weigh(personality.predict(by_speaker(audible.dev)).causal3, evidence_weights(personality, audible.dev))
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(10,)))
-    return fit_head("ticn-ca", _mixed(splits.train, train, rng), _mixed(splits.dev, dev, rng), options, seed)
+    dev = splits.dev.with_traits(_mixed(splits.dev, on_dev, TRUE_SHARE[1], rng))
+    first, last = TRUE_SHARE
+
+    def traits_of(epoch: int) -> Tensor:
+        return _mixed(splits.train, heard, first + (last - first) * (epoch + 0.5) / options.epochs, rng)
+
+    return fit_head("ticn-ca", splits.train, dev, options, seed, traits_of=traits_of)
 
 
 def evidence_weights(personality: PersonalityModel, dev: UtteranceSet) -> Tensor:
-    """(U, 5), 0..1: by how much causal traits after 1, 2, ... utterances are to be believed.
-
-    The least-squares slope through the population mean, from the traits that were predicted on dev to the true ones.
-    """
-    causal = personality.predict(by_speaker(dev)).causal3 - TRAIT_CENTRE  # (P, U, 5)
-    truth = dev.true_traits[:, None] - TRAIT_CENTRE
-    return ((causal * truth).sum(dim=0) / causal.square().sum(dim=0).clamp(min=1e-8)).clamp(0.0, 1.0)
+    """(U, 5), 0..1: what causal traits after 1, 2, ... utterances are worth, measured on dev as a bundle's are."""
+    causal = personality.predict(by_speaker(dev)).causal3.numpy()  # (P, U, 5)
+    truth, centre = dev.true_traits.numpy(), [TRAIT_CENTRE] * 5
+    counts = range(1, causal.shape[1] + 1)
+    return torch.tensor([evidence.measured(count, causal[:, count - 1], truth, centre).weight for count in counts])
 
 
 def weigh(causal: Tensor, weights: Tensor) -> Tensor:
     """Causal traits (P, U, 5) drawn towards the population mean by weights (U, 5)."""
-    return TRAIT_CENTRE + weights * (causal - TRAIT_CENTRE)
+    return torch.from_numpy(evidence.shrunk(causal.numpy(), weights.numpy(), [TRAIT_CENTRE] * 5)).float()
 
 
-def _mixed(utterances: UtteranceSet, causal: Tensor, rng: np.random.Generator) -> UtteranceSet:
-    """Each utterance with true traits, constant ones, or causal ones (P, U, 5) after a random, often small count."""
+def _mixed(utterances: UtteranceSet, causal: Tensor, true_share: float, rng: np.random.Generator) -> Tensor:
+    """(N, 5): constant traits, true ones, or causal ones (P, U, 5) after a random, often small count of utterances."""
     profiles, length = utterances.shape
     drawn = np.exp(rng.uniform(0.0, np.log(length + 1), (profiles, length)))  # log-uniform
     count = torch.from_numpy(np.minimum(drawn.astype(np.int64), length))  # 1..U
     traits = causal[torch.arange(profiles)[:, None], count - 1]  # (P, U, 5)
-    which = torch.from_numpy(rng.random((profiles, length)))[..., None]
-    traits = torch.where(which < TRUE_SHARE, utterances.true_traits[:, None], traits)
-    traits = torch.where(which > 1 - CONSTANT_SHARE, TRAIT_CENTRE, traits)
-    return utterances.with_traits(traits.flatten(0, 1))
+    is_true, is_constant = torch.from_numpy(rng.random((2, profiles, length)))[..., None]
+    traits = torch.where(is_true < true_share, utterances.true_traits[:, None], traits)
+    return torch.where(is_constant < CONSTANT_SHARE, TRAIT_CENTRE, traits).flatten(0, 1)

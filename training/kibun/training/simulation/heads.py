@@ -8,15 +8,16 @@ TICN-CA has more than four times the parameters of CA, so a gain over CA could b
 as many as TICN-CA, and like CA they let traits ask, but never mix with the frames.
 """
 
-from typing import Any, Literal, cast
+from collections.abc import Callable, Iterator
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kibun.models.conditioning import Condition, TicnCa, make_head
+from kibun.models.conditioning import TicnCa, make_head
 from kibun.models.hubert import Frames
-from kibun.models.types import NEUTRAL_TRAITS, TRAITS, HeadName
+from kibun.models.types import HeadName
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.fit import fit
 from kibun.training.losses import emotion_loss
@@ -60,15 +61,19 @@ class WideCa(nn.Module):
         return cast(Tensor, self.head(Frames(self.widen(frames.hidden), frames.lengths), traits))
 
 
-class DeepCa(TicnCa):
+class DeepCa(nn.Module):
     """CA over TICN's Transformer layer: all of TICN-CA's parts, but traits are the query alone, not added to frames."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.parts = cast(TicnCa, make_head("ticn-ca", size, heads=ATTENTION_HEADS, ff=2 * size, dropout=0.0))
 
     def forward(self, frames: Frames, traits: Tensor) -> Tensor:
         """frames (B, T, H), traits (B, 5) -> (B,)."""
-        mask = frames.mask  # (B, T)
-        personality = self.embed(traits)[:, None]  # (B, 1, H)
-        hidden = self.interaction(self.acoustic(frames.hidden), mask)  # (B, T, H)
-        return self.out(self.cross_attention(personality, hidden, mask).squeeze(1)).squeeze(1)  # type: ignore[no-any-return]
+        parts, mask = self.parts, frames.mask  # (B, T)
+        hidden = parts.interaction(parts.acoustic(frames.hidden), mask)  # (B, T, H)
+        pooled = parts.cross_attention(parts.embed(traits)[:, None], hidden, mask).squeeze(1)  # (B, H)
+        return parts.out(pooled).squeeze(1)  # type: ignore[no-any-return]
 
 
 def new_head(row: RowName, size: int) -> nn.Module:
@@ -77,9 +82,7 @@ def new_head(row: RowName, size: int) -> nn.Module:
         case "ca-wide":
             return WideCa(size)
         case "ca-deep":
-            condition = Condition(range(len(TRAITS)), NEUTRAL_TRAITS, (1.0,) * len(TRAITS))
-            options: dict[str, Any] = {"query": "personality", "dropout": 0.0, "centre": 3.0}
-            return DeepCa(size, heads=ATTENTION_HEADS, ff=2 * size, condition=condition, **options)
+            return DeepCa(size)
         case _:
             name = cast(HeadName, row.removesuffix("-acoustic"))
             query: Literal["personality", "acoustic"] = "acoustic" if row.endswith("-acoustic") else "personality"
@@ -127,18 +130,31 @@ def fit_head(
     options: SimulationOptions,
     seed: int,
     encoder: nn.Module | None = None,
+    traits_of: Callable[[int], Tensor] | None = None,
 ) -> EmotionEstimator:
-    """The estimator of the best epoch on dev."""
+    """The estimator of the best epoch on dev.
+
+    traits_of: the traits to train on in each epoch, (N, 5), counted from 0; None: those of `train`.
+    """
     torch.manual_seed(seed)
     model = EmotionEstimator(row, options.size, encoder)
     shuffle = torch.Generator().manual_seed(seed)
     size = len(train.valence)
     batches = max(1, size // options.batch)
+    traits = train.traits
+
+    def epochs() -> Iterator[tuple[Tensor, ...]]:
+        nonlocal traits
+        for epoch in range(options.epochs):
+            if traits_of is not None:
+                traits = traits_of(epoch)
+            yield torch.randperm(size, generator=shuffle).chunk(batches)
+
     fit(
         model,
         torch.optim.Adam(model.parameters(), options.learning_rate, fused=True),
-        (torch.randperm(size, generator=shuffle).chunk(batches) for _ in range(options.epochs)),
-        lambda rows: emotion_loss(model(train.frames[rows], train.traits[rows]), train.valence[rows]),
+        epochs(),
+        lambda rows: emotion_loss(model(train.frames[rows], traits[rows]), train.valence[rows]),
         lambda: model.ccc(dev),
         steps=options.epochs * batches,
         patience=options.patience,
