@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from kibun.training.corpora.manifest import load_manifest
 from kibun.training.runs.config import (
@@ -18,6 +20,7 @@ from kibun.training.runs.config import (
     from_dict,
     identity,
 )
+from kibun.training.runs.progress import Progress
 from kibun.training.runs.trait_source import true_traits
 from kibun.training.runs.trunk_cache import TrunkCache, cache_off_reason, cache_root, fill
 from kibun.training.runs.utterances import Utterances
@@ -33,8 +36,9 @@ def some_utterances(world: Path, count: int = 5) -> Utterances:
 @pytest.mark.parametrize(("dtype", "step"), [("float32", 0.0), ("float16", 2.0**-11)])
 def test_cached_frames_are_those_of_the_trunk(world: Path, tmp_path: Path, dtype: str, step: float) -> None:
     kibun, utterances = task_model(world, "ser").eval().kibun, some_utterances(world)
-    cache, lines = TrunkCache(tmp_path, kibun, dtype), list[str]()
-    fill(cache, kibun, utterances.to_cache(), report=lines.append)
+    cache, output = TrunkCache(tmp_path, kibun, dtype), io.StringIO()
+    fill(cache, kibun, utterances.to_cache(), progress=Progress(console=Console(file=output)))
+    lines = output.getvalue().splitlines()
     with torch.inference_mode():
         alone = [kibun.encode([torch.from_numpy(utterances.read(row))]).hidden[0] for row in range(5)]
     size = 2 if dtype == "float16" else 4
@@ -42,6 +46,7 @@ def test_cached_frames_are_those_of_the_trunk(world: Path, tmp_path: Path, dtype
     assert re.fullmatch(
         r"frames of the frozen trunk: 5 utterances, .* GB in .*; .* GB to be computed, .* free", lines[0]
     )
+    assert re.fullmatch(r"frames of the trunk: 5 of 5, \d+ s", lines[1])
     utterances.use_cache(cache)
     for row, frames in enumerate(alone):
         kept = utterances[(3, row)].frames

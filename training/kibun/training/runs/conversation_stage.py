@@ -5,7 +5,7 @@ so that one head serves both the paper's setting 3 (the whole conversation) and 
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -34,10 +34,16 @@ class Vectors:
     vectors: NDArray[np.float16]
 
 
-def train_conversation_head(model: KibunModel, train: Vectors, dev: Vectors, config: RunConfig) -> float:
+def train_conversation_head(
+    model: KibunModel,
+    train: Vectors,
+    dev: Vectors,
+    config: RunConfig,
+    step: Callable[[], None] = lambda: None,
+) -> float:
     """Train `model.conversation_head` in place to the best evaluation on dev, and return its score.
 
-    The score is the mean CCC over the estimated traits of settings 3 and causal 3 together.
+    step: called at every step. The score is the mean CCC over the estimated traits of settings 3 and causal 3 together.
     """
     options, estimated = config.training, [TRAITS.index(trait) for trait in config.model.traits]
     rng = np.random.default_rng([options.seed, 3])
@@ -45,6 +51,7 @@ def train_conversation_head(model: KibunModel, train: Vectors, dev: Vectors, con
     head, steps = model.conversation_head.to(model.device).requires_grad_(True), options.conversation_steps
 
     def batch() -> list[NDArray[np.int64]]:
+        step()
         chosen = rng.choice(len(profiles), min(PROFILES, len(profiles)), replace=False)
         return [_part(profiles[index], rng) for index in chosen]
 

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,14 +20,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, gather_object, send_to_device, set_seed
-from rich.console import Console
-from rich.progress import track
 from torch import nn
 
 from kibun.models.files import one_line, written_atomically
 from kibun.models.weights import not_finite
 from kibun.training._transformers import get_scheduler
 from kibun.training.runs.folder import CHECKPOINT, LOG, read_log
+from kibun.training.runs.progress import Progress
 
 LARGEST_GRADIENT = 1.0  # norm to which gradients are clipped
 
@@ -60,10 +60,17 @@ def new_accelerator() -> Accelerator:
     return Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[waiting])
 
 
-def train(plan: Plan, folder: Path, accelerator: Accelerator, loaded: Callable[[], None] = lambda: None) -> None:
+def train(
+    plan: Plan,
+    folder: Path,
+    accelerator: Accelerator,
+    loaded: Callable[[], None] = lambda: None,
+    progress: Progress | None = None,
+) -> None:
     """Train to the end, from the last checkpoint in `folder` if there is one. All processes of a run call it.
 
-    loaded: called once the weights to continue from are in the model, before the first step.
+    loaded: called once the weights to continue from are in the model, before the first step. progress: default: shown
+    by the first process of each machine.
 
     Raises ValueError where the processes cannot share the micro-batches of a step evenly.
     """
@@ -94,34 +101,39 @@ def train(plan: Plan, folder: Path, accelerator: Accelerator, loaded: Callable[[
             raise _unusable(file, error) from error
     loaded()
 
-    losses: list[dict[str, float]] = []  # of the micro-batches since the last evaluation
+    progress = progress or Progress(shown=accelerator.is_local_main_process)
     started = time.monotonic()
-    console = Console(stderr=True)  # standard output belongs to the command
-    for step in track(
-        range(start + 1, plan.steps + 1), "training", console=console, disable=not accelerator.is_local_main_process
-    ):
-        model.train()
-        first = (step - 1) * plan.per_step + accelerator.process_index
-        for number in range(share):
-            batch = plan.batch(first + number * accelerator.num_processes)
-            last = number == share - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(model):  # gradients are averaged once a step
-                with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=plan.bf16):
-                    parts = model(**send_to_device(batch, accelerator.device))
-                accelerator.backward(parts["loss"] / share)
-            losses.append({part: float(value.detach()) for part, value in parts.items()})
-        accelerator.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+    with progress.stage("training", plan.steps) as stage:
+        stage.advance(start)
+        losses: list[dict[str, float]] = []  # of the micro-batches since the last evaluation
+        for step in range(start + 1, plan.steps + 1):
+            model.train()
+            first = (step - 1) * plan.per_step + accelerator.process_index
+            for number in range(share):
+                batch = plan.batch(first + number * accelerator.num_processes)
+                last = number == share - 1
+                # Processes average their gradients once a step.
+                with contextlib.nullcontext() if last else accelerator.no_sync(model):
+                    with torch.autocast(accelerator.device.type, torch.bfloat16, enabled=plan.bf16):
+                        parts = model(**send_to_device(batch, accelerator.device))
+                    accelerator.backward(parts["loss"] / share)
+                losses.append({part: float(value.detach()) for part, value in parts.items()})
+            accelerator.clip_grad_norm_(model.parameters(), LARGEST_GRADIENT)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            stage.advance()
 
-        if step % plan.evaluate_every == 0 or step == plan.steps:
-            model.eval()
-            log.append(_evaluated(plan, folder, log, step, losses, time.monotonic() - started, accelerator))
-            losses.clear()
-            _save(file, step, plan, schedule, accelerator)
-            if _no_longer_better(log, plan.patience):
-                break
+            if step % plan.evaluate_every == 0 or step == plan.steps:
+                model.eval()
+                stage.note("evaluating")
+                log.append(_evaluated(plan, folder, log, step, losses, time.monotonic() - started, accelerator))
+                losses.clear()
+                progress.line(_described(log, plan))
+                stage.note("")
+                _save(file, step, plan, schedule, accelerator)
+                if _no_longer_better(log, plan.patience):
+                    break
 
 
 def _evaluated(
@@ -156,6 +168,18 @@ def _evaluated(
         if plan.tensorboard:
             _to_tensorboard(folder, line)
     return line
+
+
+def _described(log: Sequence[Mapping[str, Any]], plan: Plan) -> str:
+    """The last evaluation in one line: where, the loss since the one before, and how it compares with the best."""
+    line, scores = log[-1], [each["dev"]["score"] for each in log]
+    where = f"step {line['step']} of {plan.steps}"
+    if "epoch" in line and plan.steps_per_epoch:
+        where = f"epoch {line['epoch']:g} of {math.ceil(plan.steps / plan.steps_per_epoch)}, {where}"
+    since = len(scores) - 1 - int(np.argmax(scores))
+    patience = "" if plan.patience is None else f" of {plan.patience}"
+    better = "best so far" if since == 0 else f"not better for {since}{patience} evaluations"
+    return f"{where}: loss {line['loss']['loss']:.4f}, dev score {scores[-1]:.4f}, {better}"
 
 
 def _no_longer_better(log: Sequence[Mapping[str, Any]], patience: int | None) -> bool:

@@ -1,7 +1,7 @@
 """A trained model's estimates of utterances as they would be served: float32, within the scales, vectors rounded."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -32,8 +32,16 @@ class Output:
 
 
 @torch.inference_mode()
-def run_model(model: TaskModel, utterances: Utterances, indices: Sequence[int] | None = None) -> dict[int, Output]:
-    """The model's output for utterances (all by default), by index; leaves the model in evaluation mode."""
+def run_model(
+    model: TaskModel,
+    utterances: Utterances,
+    indices: Sequence[int] | None = None,
+    done: Callable[[int], None] = lambda _count: None,
+) -> dict[int, Output]:
+    """The model's output for utterances (all by default), by index; leaves the model in evaluation mode.
+
+    done: called with how many were run, batch after batch.
+    """
     model.train(False)
     dimension = model.run.dimension
     outputs: dict[int, Output] = {}
@@ -49,6 +57,7 @@ def run_model(model: TaskModel, utterances: Utterances, indices: Sequence[int] |
             values = model.kibun.emotion_heads[dimension](tail, condition)
             emotion = values.clamp(*model.kibun.config.emotion_scale).tolist()
         fields = zip(rows, vectors, emotion, texts, strict=True)
+        done(len(rows))
         outputs |= {row: Output(vector, value, text) for row, vector, value, text in fields}
     return outputs
 

@@ -43,6 +43,7 @@ from kibun.training.runs.folder import (
 )
 from kibun.training.runs.loop import Plan, new_accelerator, train
 from kibun.training.runs.predict import as_predictions, conversations, run_model, vectors_of
+from kibun.training.runs.progress import Progress
 from kibun.training.runs.task_model import TaskModel, new_task_model
 from kibun.training.runs.trait_source import condition_traits
 from kibun.training.runs.trunk_cache import TrunkCache, cache_off_reason, cache_root, fill
@@ -73,6 +74,7 @@ def train_run(config: RunConfig, folder: Path) -> dict[str, Any]:
     model = new_task_model(config, config.name or folder.name)
     splits = {split: _utterances(config, items, model) for split, items in corpus.items.items()}
     accelerator = new_accelerator()
+    progress = Progress(shown=accelerator.is_local_main_process)
     train(
         _plan(config, folder, model, splits, accelerator),
         folder,
@@ -86,10 +88,13 @@ def train_run(config: RunConfig, folder: Path) -> dict[str, Any]:
             # Processes of one machine share its disk; those of another fill that one's.
             share=(accelerator.local_process_index, int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
             ready=accelerator.wait_for_everyone,
-            report=_report if accelerator.is_local_main_process else lambda _line: None,
+            progress=progress,
         ),
+        progress=progress,
     )
-    figures = _finish(config, folder, corpus, splits, accelerator.device) if accelerator.is_main_process else {}
+    figures: dict[str, Any] = {}
+    if accelerator.is_main_process:
+        figures = _finish(config, folder, corpus, splits, accelerator.device, progress)
     accelerator.wait_for_everyone()
     return figures
 
@@ -254,40 +259,44 @@ def use_cached_frames(
     *,
     share: tuple[int, int] = (0, 1),
     ready: Callable[[], None] = lambda: None,
-    report: Callable[[str], None] = lambda _line: None,
+    progress: Progress | None = None,
 ) -> None:
     """Compute the frozen trunk's frames that are not on disk, and have the utterances read all of them there.
 
     Args:
-        share, ready, report: as of `trunk_cache.fill`; report also gets the reason where a run caches none.
+        share, ready, progress: as of `trunk_cache.fill`; progress also gets the reason where a run caches none.
 
     Raises ConfigError: the disk has too little free space.
     """
+    progress = progress or Progress(shown=False)
     if (reason := cache_off_reason(config)) is not None:
-        report(f"frames of the trunk are computed anew every epoch: {reason}")
+        progress.line(f"frames of the trunk are computed anew every epoch: {reason}")
         return
     cache = TrunkCache(cache_root(config, run), kibun, config.training.trunk_cache_dtype)
     sounds = [sound for utterances in splits for sound in utterances.to_cache()]
-    fill(cache, kibun, sounds, share=share, ready=ready, report=report)
+    fill(cache, kibun, sounds, share=share, ready=ready, progress=progress)
     ready()
     for utterances in splits:
         utterances.use_cache(cache)
 
 
-def _report(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)  # standard output belongs to the command
-
-
 def _finish(
-    config: RunConfig, folder: Path, corpus: Corpus, splits: dict[str, Utterances], device: torch.device
+    config: RunConfig,
+    folder: Path,
+    corpus: Corpus,
+    splits: dict[str, Utterances],
+    device: torch.device,
+    progress: Progress,
 ) -> dict[str, Any]:
     """From the best weights to predictions, figures, expected error and card."""
     model = load_run(folder, device)
     use_cached_frames(config, folder, model.kibun, list(splits.values()))  # where nothing was left to train
-    outputs = {split: run_model(model, utterances) for split, utterances in splits.items()}
+    with progress.stage("predicting", sum(map(len, splits.values()))) as stage:
+        outputs = {split: run_model(model, utterances, done=stage.advance) for split, utterances in splits.items()}
     if model.kibun.config.supports_personality and config.training.conversation == "frozen":
         train_vectors, dev = (Vectors(corpus.items[split], vectors_of(outputs[split])) for split in ("train", "dev"))
-        train_conversation_head(model.kibun, train_vectors, dev, config)
+        with progress.stage("conversation head", config.training.conversation_steps) as stage:
+            train_conversation_head(model.kibun, train_vectors, dev, config, step=stage.advance)
     predictions = {split: as_predictions(model, corpus.items[split], outputs[split]) for split in SPLITS}
     figures: dict[str, Any] = {
         "task": config.task,

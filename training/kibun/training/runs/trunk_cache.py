@@ -27,6 +27,7 @@ from kibun.models.bundle import KibunModel
 from kibun.models.files import written_atomically
 from kibun.models.hubert import Frames, architecture, frame_count
 from kibun.training.runs.config import ConfigError, RunConfig
+from kibun.training.runs.progress import Progress
 
 FORMAT = 1  # of an entry, and of what the digests are made of
 AUTO = "trunk-cache"  # folder beside the run's: runs of one experiment, or of one model, share it
@@ -110,7 +111,7 @@ def fill(
     *,
     share: tuple[int, int] = (0, 1),
     ready: Callable[[], None] = lambda: None,
-    report: Callable[[str], None] = lambda _line: None,
+    progress: Progress | None = None,
 ) -> None:
     """Compute what is missing, each utterance alone, in float32 on the model's device.
 
@@ -118,21 +119,26 @@ def fill(
         sounds: utterances, each with a function that returns its waveform (N,).
         share: (k, n): this process is number k of n that fill together.
         ready: called when the missing entries are known, before any is written: a barrier of the processes.
-        report: called with how much disk the entries take, in words.
+        progress: shows how much disk the entries take, and how far they are.
 
     Raises:
         ConfigError: there is too little space on the disk, or no folder can be made; nothing was written.
     """
     missing = list({sound: wave for sound, wave in sounds if not cache.has(sound)}.items())
-    _check_disk(cache, {sound for sound, _ in sounds}, {sound for sound, _ in missing}, report)
+    progress = progress or Progress(shown=False)
+    _check_disk(cache, {sound for sound, _ in sounds}, {sound for sound, _ in missing}, progress.line)
     ready()
-    for sound, wave in missing[share[0] :: share[1]]:
-        # Not in inference mode: the very call that training would make, so that the bits are the same.
-        frames = kibun.encode([wave().to(kibun.device)])
-        try:
-            cache.write(sound, frames.hidden[0])
-        except OSError as error:
-            raise ConfigError(f"{cache.folder}: {error.strerror}; {_FIX}") from error
+    if not (mine := missing[share[0] :: share[1]]):
+        return
+    with progress.stage("frames of the trunk", len(mine)) as stage:
+        for sound, wave in mine:
+            # Not in inference mode: the very call that training would make, so that the bits are the same.
+            frames = kibun.encode([wave().to(kibun.device)])
+            try:
+                cache.write(sound, frames.hidden[0])
+            except OSError as error:
+                raise ConfigError(f"{cache.folder}: {error.strerror}; {_FIX}") from error
+            stage.advance()
 
 
 def padded(rows: Sequence[Tensor]) -> Frames:
