@@ -48,7 +48,9 @@ COMMANDS = {
     "models": Command("kibun.models.building.commands", "app", "List, show, verify and build model bundles.", "server"),
     "train": Command("kibun.training.commands", "train_app", "Prepare corpora and train models.", "train"),
     "eval": Command("kibun.training.eval_commands", "eval_app", "Compute the paper's tables.", "train"),
-    "plot": Command("kibun.training.plot_commands", "plot_app", "Draw the paper's figures.", "train"),
+    "plot": Command(
+        "kibun.training.plot_commands", "plot_app", "Draw the paper's figures, and the curves of a run.", "train"
+    ),
     "bench": Command(
         "kibun.bench.commands",
         "bench_app",

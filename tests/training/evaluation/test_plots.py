@@ -170,6 +170,53 @@ def test_errors_name_what_cannot_be_drawn(file: Path) -> None:
         plots.error_by_count([], "bundle")
 
 
+def log_of(scores: list[float], **changes: object) -> list[dict[str, object]]:
+    return [
+        {
+            "step": 6 * number,
+            "epoch": float(number),
+            "loss": {"loss": 2.0 / number, "ctc": 8.0 / number},
+            "dev": {"score": score, "valence": score, "openness": score / 2, "wer": 1.0},
+            **changes,
+        }
+        for number, score in enumerate(scores, 1)
+    ]
+
+
+def test_curves_show_losses_figures_and_what_was_kept() -> None:
+    losses, reached = plots.curves(log_of([0.1, 0.4, 0.3]), "my run").axes
+    assert losses.get_title(loc="left") == "my run: kept is step 12 (dotted)"
+    assert losses.get_yscale() == "log"
+    drawn = {str(line.get_label()): np.asarray(line.get_xydata()) for axes in (losses, reached) for line in axes.lines}
+    assert drawn["all together"].tolist() == [[1, 2.0], [2, 1.0], [3, pytest.approx(2 / 3)]]
+    assert drawn["CTC"][:, 1].tolist() == [8.0, 4.0, pytest.approx(8 / 3)]
+    assert drawn["valence (chooses)"].tolist() == [[1, 0.1], [2, 0.4], [3, 0.3]]
+    assert drawn["openness"][:, 1].tolist() == [0.05, 0.2, 0.15]
+    assert not any("wer" in label or "score" in label for label in drawn)
+    # Without epochs by step; with a score that is no figure by itself, that too.
+    log = log_of([0.1, 0.4], dev={"score": 0.25, "openness": 0.2, "neuroticism": 0.3})
+    _, reached = plots.curves([{k: v for k, v in line.items() if k != "epoch"} for line in log], "pr").axes
+    assert reached.get_xlabel() == "step"
+    assert [str(line.get_label()) for line in reached.lines][-1] == "score (chooses)"
+
+
+@pytest.mark.parametrize("name", ["curves.png", "a.svg"])
+def test_a_run_folder_shows_its_curves(tmp_path: Path, name: str) -> None:
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log_of([0.1, 0.2])))
+    option = () if name == "curves.png" else ("--out", tmp_path / name)
+    assert str(tmp_path / name) in run("run", tmp_path, *option)
+    assert (tmp_path / name).read_bytes().startswith(STARTS[Path(name).suffix])
+
+
+def test_what_has_no_curves_is_named(tmp_path: Path) -> None:
+    assert "log.jsonl: missing; give the folder of a run" in run("run", tmp_path, code=2)
+    (tmp_path / "log.jsonl").touch()
+    assert "has no evaluation yet" in run("run", tmp_path, code=2)
+    for line in ({"step": 1}, {"step": 1, "loss": {}, "dev": {}}, log_of([0.1], step="x")[0]):
+        (tmp_path / "log.jsonl").write_text(json.dumps(line) + "\n")
+        assert "evaluation 1 is not one of a run" in run("run", tmp_path, code=2)
+
+
 def test_help_does_not_import_heavy_packages() -> None:
     code = (
         "import sys, kibun.training.eval_commands, kibun.training.plot_commands;"

@@ -1,4 +1,4 @@
-"""`kibun plot …`: the paper's figures. Heavy imports happen inside the commands."""
+"""`kibun plot …`: the paper's figures, and the curves of a run. Heavy imports happen inside the commands."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ import typer
 
 from kibun.training.errors import fail
 
-plot_app = typer.Typer(help="Draw the paper's figures.", no_args_is_help=True)
+plot_app = typer.Typer(help="Draw the paper's figures, and the curves of a run.", no_args_is_help=True)
 
 OutOption = Annotated[Path, typer.Option("--out", help="Picture to write: .png, .svg or .pdf.")]
 
@@ -80,6 +80,24 @@ def heard(
         else:
             fail("give either --bundle or --predictions")
         plots.save(drawn, out)
+
+
+@plot_app.command()
+def run(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of `kibun train`, finished or not.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Picture: .png, .svg or .pdf. Default: curves.png in the run's folder.")
+    ] = None,
+) -> None:
+    """Training loss and dev CCC of a run, evaluation by evaluation."""
+    from kibun.training.evaluation import plots
+    from kibun.training.runs.folder import LOG, read_log
+
+    path = folder / "curves.png" if out is None else out
+    with _picture(path):
+        if not (folder / LOG).is_file():
+            fail(f"{folder / LOG}: missing; give the folder of a run of `kibun train pr|ser|mtl`")
+        plots.save(plots.curves(read_log(folder), folder.resolve().name), path)
 
 
 @contextlib.contextmanager

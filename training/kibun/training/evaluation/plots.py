@@ -187,6 +187,59 @@ def error_by_count(
     return drawn
 
 
+@_in_style
+def curves(log: Sequence[Mapping[str, Any]], title: str) -> "Figure":
+    """What a run lost in training and reached on dev, evaluation by evaluation; a line marks the one that was kept.
+
+    log: lines of a run's log.jsonl: {"step": 12, "epoch": 1.0 or absent, "loss": {part: value}, "dev": {"score": value,
+    figure: value}}. Losses have a logarithmic axis where they are positive. The word error rate is left out.
+
+    Raises PlotError where there is no evaluation, or a line has no such fields.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    if not log:
+        raise PlotError(f"{title}: has no evaluation yet: train it further")
+    for number, line in enumerate(log, 1):
+        parts = [line.get("loss"), line.get("dev")]
+        values = [line.get("step"), *(value for part in parts if isinstance(part, Mapping) for value in part.values())]
+        known = all(isinstance(part, Mapping) for part in parts) and "score" in line["dev"]
+        if not known or not all(isinstance(value, int | float) and np.isfinite(value) for value in values):
+            raise PlotError(f"{title}: evaluation {number} is not one of a run: {str(line)[:100]}")
+    by_epoch = all("epoch" in line for line in log)
+    x = [float(line["epoch" if by_epoch else "step"]) for line in log]
+    drawn, losses = canvas((8.6, 7.0))
+    losses.remove()
+    losses, reached = drawn.subplots(2, 1, sharex=True)
+    score = [float(line["dev"]["score"]) for line in log]
+    best = int(np.argmax(score))
+    figures = [name for name in log[-1]["dev"] if name not in ("score", "wer")]
+    chooses = [name for name in figures if [line["dev"].get(name) for line in log] == score]
+    for axes, part, names in ((losses, "loss", list(log[-1]["loss"])), (reached, "dev", figures)):
+        axes.set_axisbelow(True)
+        axes.grid(axis="y", color="#dddddd", linewidth=0.8)
+        for index, name in enumerate(names):
+            y = [float(line[part].get(name, np.nan)) for line in log]
+            look: Any = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+            label = {"loss": "all together", "ctc": "CTC"}.get(name, name)
+            label += " (chooses)" if part == "dev" and name in chooses else ""
+            axes.plot(x, y, linewidth=1.6, markersize=4, label=label, **look)
+        axes.axvline(x[best], color="#888888", linestyle=":", linewidth=1.2)
+    if not chooses:
+        reached.plot(x, score, color="black", linestyle="--", linewidth=2.2, label="score (chooses)")
+    if all(value > 0 for line in log for value in line["loss"].values()):
+        losses.set_yscale("log")
+        losses.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        losses.yaxis.set_major_formatter("{x:g}")
+        losses.yaxis.set_minor_formatter(NullFormatter())
+    losses.set_ylabel("training loss")
+    losses.set_title(f"{title}: kept is step {log[best]['step']} (dotted)", loc="left")
+    reached.set(xlabel="epoch" if by_epoch else "step", ylabel="CCC on dev")
+    for axes in (losses, reached):
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
+    return drawn
+
+
 def measured_errors(predictions: Sequence[Prediction]) -> tuple[list[tuple[int, list[float]]], dict[int, int]]:
     """(errors, conversations measured) for `error_by_count`, from the causal traits of a predictions file.
 
