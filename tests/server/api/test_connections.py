@@ -107,6 +107,38 @@ def test_a_connection_that_is_welcome_by_the_time_it_was_looked_for_is_not_cut()
     assert asyncio.run(peers.admits(peer(1)))
 
 
+def test_of_calls_that_wait_for_the_same_look_one_alone_is_let_through_if_it_ends_the_connection() -> None:
+    """It is judged before the event loop comes to the next."""
+
+    class Slow(ToldSockets):
+        async def bytes_received(self, peer: str) -> int | None:
+            await asyncio.sleep(0)
+            return 1_000
+
+    async def call() -> bool:
+        admitted = await peers.admits(peer(1))
+        if admitted:
+            peers.cut(peer(1), "METADATA_TOO_LARGE")
+        return admitted
+
+    async def script() -> list[bool]:
+        return await asyncio.gather(*(call() for _ in range(20)))
+
+    peers = Connections(sockets=Slow())
+    assert sum(asyncio.run(script())) == 1
+
+
+def test_refusals_on_a_connection_that_was_cut_are_not_held_back(told: ToldSockets) -> None:
+    async def script() -> float:
+        peers = Connections(sockets=told)
+        peers.cut(peer(1), "METADATA_TOO_LARGE")
+        for _ in range(3 * FREE_FAILURES):
+            await peers.failed(peer(1))
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(script()) == 0
+
+
 def test_a_client_that_opens_many_streams_at_once_is_not_cut(told: ToldSockets) -> None:
     """Each may have sent 64 KiB before the first is admitted."""
     told.received = 80 * 65_536

@@ -106,7 +106,12 @@ class Connections:
                 del self._open[peer]
 
     async def failed(self, peer: str) -> None:
-        """Returns when the caller may be told that it is refused: later, if its address has failed often of late."""
+        """Returns when the caller may be told that it is refused: later, if its address has failed often of late.
+
+        Nobody hears of it on a connection that was cut: its call ends at once, and with it what it holds.
+        """
+        if self._is_cut(peer):
+            return
         now = self._clock()
         host = peer.rpartition(":")[0]
         bucket = self._failures.get(host) or Bucket(FAILURES_PER_S, FREE_FAILURES / FAILURES_PER_S, now)
