@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 
 from kibun.training.corpora.manifest import load_manifest
+from kibun.training.progress import Progress
 from kibun.training.runs.config import (
     ConfigError,
     RunConfig,
     from_dict,
     identity,
 )
-from kibun.training.runs.progress import Progress
 from kibun.training.runs.trait_source import true_traits
 from kibun.training.runs.trunk_cache import TrunkCache, cache_off_reason, cache_root, fill
 from kibun.training.runs.utterances import Utterances

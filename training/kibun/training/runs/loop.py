@@ -25,8 +25,8 @@ from torch import nn
 from kibun.models.files import one_line, written_atomically
 from kibun.models.weights import not_finite
 from kibun.training._transformers import get_scheduler
+from kibun.training.progress import Progress
 from kibun.training.runs.folder import CHECKPOINT, LOG, read_log
-from kibun.training.runs.progress import Progress
 
 LARGEST_GRADIENT = 1.0  # norm to which gradients are clipped
 

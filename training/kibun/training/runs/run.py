@@ -24,6 +24,7 @@ from kibun.models.types import TRAITS, Traits
 from kibun.training.corpora.manifest import Item, is_generated, read_manifest
 from kibun.training.corpora.splits import SPLITS
 from kibun.training.evaluation.predictions import expected_error, write_predictions
+from kibun.training.progress import Progress
 from kibun.training.runs.card import run_card
 from kibun.training.runs.config import ConfigError, RunConfig, identity, load_config, write_config
 from kibun.training.runs.conversation_stage import Vectors, train_conversation_head
@@ -43,7 +44,6 @@ from kibun.training.runs.folder import (
 )
 from kibun.training.runs.loop import Plan, new_accelerator, train
 from kibun.training.runs.predict import as_predictions, conversations, run_model, vectors_of
-from kibun.training.runs.progress import Progress
 from kibun.training.runs.task_model import TaskModel, new_task_model
 from kibun.training.runs.trait_source import condition_traits
 from kibun.training.runs.trunk_cache import TrunkCache, cache_off_reason, cache_root, fill

@@ -26,8 +26,8 @@ from kibun.models.building.checksum import trunk_checksum
 from kibun.models.bundle import KibunModel
 from kibun.models.files import written_atomically
 from kibun.models.hubert import Frames, architecture, frame_count
+from kibun.training.progress import Progress
 from kibun.training.runs.config import ConfigError, RunConfig
-from kibun.training.runs.progress import Progress
 
 FORMAT = 1  # of an entry, and of what the digests are made of
 AUTO = "trunk-cache"  # folder beside the run's: runs of one experiment, or of one model, share it

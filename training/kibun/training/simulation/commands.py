@@ -2,10 +2,7 @@
 
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +10,6 @@ import typer
 
 from kibun.training.errors import check_one_form, fail
 from kibun.training.options import JsonOption, MarkdownOption
-
-LINE_EVERY = 0.05  # of the work, off a terminal
 
 
 def paper(
@@ -52,6 +47,7 @@ def paper(
     import dataclasses
 
     from kibun.training.evaluation.report_table import show
+    from kibun.training.progress import Progress
     from kibun.training.simulation.data import AUDIO, QUICK, SimulationOptions
     from kibun.training.simulation.paper import jobs_for, run_jobs
     from kibun.training.simulation.summary import summarise
@@ -74,34 +70,10 @@ def paper(
         fail(f"--out: no such folder: {out.parent}; make it first")
     started = time.monotonic()
     todo = jobs_for(range(worlds or default_worlds), range(seeds or default_seeds))
-    with _progress() as advance:
-        measured = run_jobs(todo, options, jobs or os.cpu_count() or 1, advance)
+    measured = run_jobs(todo, options, jobs or os.cpu_count() or 1, Progress())
     payload = summarise(measured, options, time.monotonic() - started)
     if out is not None:
         out.write_text(json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     show(to_tables(payload), as_json=as_json, as_markdown=as_markdown, payload=payload)
     if not payload["passed"]:
         raise typer.Exit(1)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[float], None]]:
-    """A bar on a terminal, otherwise a line now and then; yields what takes the share of the work that has ended."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import Progress
-
-        with Progress(console=Console(stderr=True)) as progress:
-            task = progress.add_task("training", total=1.0)
-            yield lambda share: progress.advance(task, share)
-        return
-    started, done, shown = time.monotonic(), 0.0, 0.0
-
-    def advance(share: float) -> None:
-        nonlocal done, shown
-        done += share
-        if done - shown >= LINE_EVERY or done > 1 - 1e-6:
-            shown = done
-            print(f"training: {done:.0%} after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
-
-    yield advance

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from kibun.training.evaluation.metrics import ccc
+from kibun.training.progress import Progress
 from kibun.training.simulation import audio as simulated_audio
 from kibun.training.simulation.data import SimulationOptions, Splits, draw_splits
 from kibun.training.simulation.evidence import on_heard_traits
@@ -28,9 +29,8 @@ ROWS: tuple[RowName, ...] = get_args(RowName)
 CONTROL_ROWS: tuple[RowName, ...] = ("baseline", "concat", "ca", "ticn-ca")
 SIGMAS = (0.0, 0.1, 0.2, 0.4, 0.8, 1.2, 1.6)  # of Table VII
 PERSONALITY_EVIDENCE = 1.0
-# How long a job takes, roughly, relative to the quickest.
-TRUNK_WEIGHT = 3
 MAIN_WEIGHT = 18
+# How long a job takes, roughly, relative to the quickest.
 WEIGHTS: dict[RowName, int] = {
     "baseline": 1,
     "concat": 1,
@@ -86,21 +86,21 @@ def jobs_for(worlds: Sequence[int], seeds: Sequence[int]) -> list[HeadJob]:
 
 
 def run_jobs(
-    jobs: Sequence[HeadJob],
-    options: SimulationOptions,
-    processes: int,
-    progress: Callable[[float], None] = lambda share: None,
+    jobs: Sequence[HeadJob], options: SimulationOptions, processes: int, progress: Progress | None = None
 ) -> dict[tuple[int, int], Figures]:
-    """Figures by world and seed. `progress` is called with the share of the work, 0..1, that has just ended."""
-    seeds = sorted({job.seed for job in jobs}) if options.audio else []
-    whole = sum(job.weight for job in jobs) + TRUNK_WEIGHT * len(seeds)
+    """Figures by world and seed."""
+    progress = progress or Progress(shown=False)
     figures: dict[tuple[int, int], Figures] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for _ in _done(simulated_audio.prepare, [(options, seed, Path(folder)) for seed in seeds], processes):
-            progress(TRUNK_WEIGHT / whole)
-        for job, measured in _done(measure, [(job, options, Path(folder)) for job in jobs], processes):
-            figures.setdefault((job.world, job.seed), {}).update(measured)
-            progress(job.weight / whole)
+        if options.audio:
+            seeds = sorted({job.seed for job in jobs})
+            with progress.stage("trunks", len(seeds)) as stage:
+                for _ in _done(simulated_audio.prepare, [(options, seed, Path(folder)) for seed in seeds], processes):
+                    stage.advance()
+        with progress.stage("heads", len(jobs)) as stage:
+            for job, measured in _done(measure, [(job, options, Path(folder)) for job in jobs], processes):
+                figures.setdefault((job.world, job.seed), {}).update(measured)
+                stage.advance()
     return figures
 
 
