@@ -46,16 +46,6 @@ def bundle(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """A HuBERT as its makers would publish it: model folder and preprocessor."""
-    folder = tmp_path / "hubert"
-    torch.manual_seed(7)
-    HubertModel(HubertConfig(**HUBERT)).save_pretrained(folder)
-    write_json(folder / "preprocessor_config.json", {"do_normalize": False, "sampling_rate": 16_000})
-    return folder
-
-
 def current_umask() -> int:
     os.umask(mask := os.umask(0))
     return mask

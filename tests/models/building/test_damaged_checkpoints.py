@@ -28,15 +28,6 @@ from tests.support.tiny_hubert import HUBERT, WAVLM
 NAN, INFINITY = float("nan"), float("inf")
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    folder = tmp_path / "hubert"
-    torch.manual_seed(7)
-    HubertModel(HubertConfig(**HUBERT)).save_pretrained(folder)
-    write_json(folder / "preprocessor_config.json", {"do_normalize": False, "sampling_rate": 16_000})
-    return folder
-
-
 def refusal(checkpoint: Path, build: Callable[..., Any] = build_model) -> str:
     with pytest.raises(BundleError) as caught:
         build(checkpoint, name="new", **({"condition_ff": 32} if build is build_model else {}))
