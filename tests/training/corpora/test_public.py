@@ -1,5 +1,6 @@
 """`kibun train prepare NAME` on tiny copies of public corpora, named and labelled as they are published."""
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from kibun.training.corpora.public import PublicOptions, prepare_public
 from kibun.training.corpora.public_corpora import PUBLIC
 from kibun.training.corpora.report import CorpusReport
 from kibun.training.errors import CorpusError, ManifestError
+from tests.support import present
 from tests.support.commands import invoke
 
 Lines = dict[str, dict[str, Any]]
@@ -274,6 +276,25 @@ def test_splits_by_named_speakers_or_at_random(tmp_path: Path) -> None:
             prepare("emodb", tmp_path, PublicOptions(**options))  # type: ignore[arg-type]
     with pytest.raises(ManifestError, match="give one or the other"):
         PublicOptions(dev=("08",), shares=(0.5, 0.25, 0.25))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ravdess", "nemo"])
+def test_real_recordings_are_read_as_they_are_labelled(tmp_path: Path, shared_data: Path, name: str) -> None:
+    root = shared_data / "emotion" / name
+    if not root.is_dir():
+        pytest.skip(f"no such folder: {root}")
+    report = prepare_public(PUBLIC[name], root, tmp_path / "manifest.jsonl")
+    assert report.utterances == PUBLIC[name].utterances
+    items = {item.path.name: item for item in load_manifest(tmp_path / "manifest.jsonl")}
+    with (root / "labels.csv").open(encoding="utf-8", newline="") as file:
+        labels = {Path(row["file"]).name: row for row in csv.DictReader(file)}
+    assert items.keys() == labels.keys()
+    for file_name, row in labels.items():
+        item, emotion = items[file_name], row["emotion"]
+        assert (item.speaker, present(item.gender)[0]) == (row["speaker"], row["gender"])
+        assert item.emotion == {"disgust": "disgusted", **PUBLIC["nemo"].emotions}.get(emotion, emotion)
+        assert item.seconds == pytest.approx(float(row["seconds"]), abs=0.01)
 
 
 def test_the_command_writes_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

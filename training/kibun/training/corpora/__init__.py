@@ -1,2 +1,2 @@
-"""Corpora and the manifest that everything else reads: IEMOCAP with PA-IEMOCAP's traits, a user's own table of
-utterances, and splits by speaker."""
+"""Corpora and the manifest that everything else reads: IEMOCAP with PA-IEMOCAP's traits, other public corpora of
+emotional speech, a user's own table of utterances, and splits by speaker."""
