@@ -307,6 +307,37 @@ def held_out(
 
 
 @bench_app.command()
+def acted(
+    manifests: Annotated[
+        list[Path], typer.Argument(help="Manifests of recordings with a category of emotion, as by `train prepare`.")
+    ],
+    model: Model = "demo-tiny",
+    split: Annotated[str | None, typer.Option(help="Only this split of the manifests.")] = None,
+    relative: Annotated[
+        bool, typer.Option("--relative", help="Also relative to each speaker's earlier utterances.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the order of a speaker's utterances.", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """How well a bundle, as served, ranks acted emotions: aroused above calm, happy above negative; by corpus.
+
+    --json: model, utterances, by_corpus (ranked and means by dimension), mean_auc by dimension.
+    """
+    from kibun.bench.accuracy.acted import measure
+    from kibun.bench.support import report
+    from kibun.models.files import BundleError
+    from kibun.training.errors import ManifestError
+    from kibun.training.evaluation.report_table import show
+
+    _one_thread()
+    try:
+        payload, table = measure(model, manifests, relative=relative, seed=seed, split=split)
+    except (BundleError, ManifestError) as error:
+        report.fail(str(error))
+    show([table], as_json=as_json, payload=payload)
+
+
+@bench_app.command()
 def arousal(
     recordings: Annotated[list[Path], typer.Argument(help="Recordings of one voice each.")],
     model: Model = "demo-tiny",
