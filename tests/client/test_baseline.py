@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from kibun.client import Baseline, Emotion, RelativeEmotion
+from kibun.client import Emotion, RelativeEmotion, SpeakerBaseline
 
 
 def test_difference_from_the_mean_of_the_earlier_ones() -> None:
-    baseline = Baseline(min_utterances=2)
+    baseline = SpeakerBaseline(min_utterances=2)
     said = [Emotion(2.0, 3.0), Emotion(3.0, 4.0), Emotion(4.0, 2.0), Emotion(3.0, 3.0)]
     assert [baseline.add("a", each) for each in said] == [
         None,
@@ -20,7 +20,7 @@ def test_difference_from_the_mean_of_the_earlier_ones() -> None:
 def test_participants_have_their_own_and_an_offset_drops_out() -> None:
     rng = np.random.default_rng(0)
     said = [Emotion(*map(float, pair)) for pair in rng.uniform(2, 3, (8, 2))]
-    baseline = Baseline()
+    baseline = SpeakerBaseline()
     for each in said:
         one = baseline.add("one", each)
         other = baseline.add("other", Emotion(each.valence + 0.75, each.arousal - 0.5))
@@ -32,11 +32,11 @@ def test_participants_have_their_own_and_an_offset_drops_out() -> None:
 
 def test_nothing_that_comes_later_counts() -> None:
     said = [Emotion(2.0 + n / 10, 3.0) for n in range(6)]
-    short, long = Baseline(), Baseline()
+    short, long = SpeakerBaseline(), SpeakerBaseline()
     before = [short.add("a", each) for each in said[:4]]
     assert [long.add("a", each) for each in said][:4] == before
 
 
 def test_it_needs_at_least_one_earlier_utterance() -> None:
     with pytest.raises(ValueError, match="min_utterances is 0"):
-        Baseline(min_utterances=0)
+        SpeakerBaseline(min_utterances=0)

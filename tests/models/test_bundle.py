@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from kibun.models._transformers import AutoConfig, AutoModel, HubertConfig, Hube
 from kibun.models.building.build import build_model
 from kibun.models.building.facts import read_facts
 from kibun.models.building.self_test import self_test
-from kibun.models.bundle import BundleError, KibunConfig, KibunModel, bundle_names, load_bundle
+from kibun.models.bundle import BundleError, KibunConfig, KibunModel, bundle_names, load_bundle, resolve_bundle
 from kibun.models.files import BUNDLES, FILES, verify, write_checksums
 from kibun.models.types import TRAITS, Evidence, Utterance
 from tests.support import present
@@ -423,12 +424,31 @@ def test_a_bundle_is_as_readable_as_the_umask_says(bundle: Path) -> None:
 
 @pytest.mark.parametrize("name", bundle_names())
 def test_bundles_that_come_with_kibun_are_small_whole_and_run(name: str) -> None:
-    facts = read_facts(BUNDLES / name)
+    folder = resolve_bundle(name)
+    facts = read_facts(folder)
     assert facts.size_bytes < 2_000_000
     assert facts.trained
     assert not facts.synthetic or "synthetic" in present(facts.card).lower()
-    assert sorted(path.name for path in (BUNDLES / name).iterdir()) == sorted([*FILES, "sha256"])
+    licence = ["LICENSE"] if folder.parent != BUNDLES else []
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "sha256", *licence])
     self_test(load_bundle(name))
+
+
+def test_a_bundle_of_the_repository_is_found_by_name_in_a_clone_only(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "models" / "bundles"
+    home.mkdir(parents=True)
+    shutil.copytree(bundle, home / "voices-tiny")
+    package = tmp_path / "models" / "kibun" / "models" / "bundles"
+    package.mkdir(parents=True)
+    monkeypatch.setattr("kibun.models.files.BUNDLES", package)
+    with pytest.raises(BundleError, match=r"not in the package, as it is licensed under CC BY-NC-SA 4\.0: clone"):
+        resolve_bundle("voices-tiny")
+    assert bundle_names() == []
+    (tmp_path / "pyproject.toml").touch()
+    assert resolve_bundle("voices-tiny") == home / "voices-tiny"
+    assert bundle_names() == ["voices-tiny"]
 
 
 # ---- build ----------------------------------------------------------------------------------------------------

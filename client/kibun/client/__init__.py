@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kibun.client.audio_file import AudioFile as AudioFile
-    from kibun.client.baseline import Baseline as Baseline
     from kibun.client.baseline import RelativeEmotion as RelativeEmotion
+    from kibun.client.baseline import SpeakerBaseline as SpeakerBaseline
     from kibun.client.client import AsyncClient as AsyncClient
     from kibun.client.client import AsyncConversation as AsyncConversation
     from kibun.client.errors import AbortedError as AbortedError
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
 _MODULE_OF = {
     "audio_file": ("AudioFile",),
-    "baseline": ("Baseline", "RelativeEmotion"),
+    "baseline": ("SpeakerBaseline", "RelativeEmotion"),
     "client": ("AsyncClient", "AsyncConversation"),
     "errors": (
         "AbortedError",

@@ -23,10 +23,10 @@ class RelativeEmotion:
 
 
 @dataclass
-class Baseline:
+class SpeakerBaseline:
     """Remembers the mean emotion of each participant. Causal: an utterance counts from the next one on.
 
-        baseline = Baseline()
+        baseline = SpeakerBaseline()
         async for event in stream:
             if isinstance(event, UtteranceResult) and event.is_final and event.emotion is not None:
                 relative = baseline.add("customer", event.emotion)

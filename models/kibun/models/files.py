@@ -21,6 +21,8 @@ PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy",
 
 BUNDLES = Path(__file__).parent / "bundles"
 """Bundles that come with kibun, one folder each."""
+CLONES_ONLY = {"voices-tiny": "CC BY-NC-SA 4.0"}
+"""Bundles under another licence than the code's, which lie in models/bundles of the repository and in no package."""
 
 
 class BundleError(ValueError):
@@ -54,12 +56,17 @@ def one_line(error: BaseException) -> str:
 
 def resolve_bundle(path_or_name: str | Path) -> Path:
     """Folder of a bundle, given by path or, if it comes with kibun, by name. Raises BundleError if there is none."""
-    for folder in (Path(path_or_name), BUNDLES / path_or_name):
+    for folder in (Path(path_or_name), *(home / path_or_name for home in _homes())):
         if (folder / CONFIG).is_file():
             _check_model_type(folder)
             return folder
     if Path(path_or_name).is_dir():
         raise BundleError(f"{Path(path_or_name) / CONFIG}: missing, so this folder is not a bundle")
+    if (terms := CLONES_ONLY.get(str(path_or_name))) is not None:
+        raise BundleError(
+            f"the bundle {path_or_name} is not in the package, as it is licensed under {terms}: clone kibun's"
+            f" repository, and name its folder models/bundles/{path_or_name}"
+        )
     raise BundleError(
         f"no bundle {str(path_or_name)!r}: neither a folder nor one of those that come with kibun"
         f" ({', '.join(bundle_names()) or 'none'}); make one from an encoder's checkpoint with"
@@ -95,8 +102,15 @@ def check_free(folder: Path) -> None:
 
 
 def bundle_names() -> list[str]:
-    """Names of the bundles that come with kibun."""
-    return sorted(path.parent.name for path in BUNDLES.glob(f"*/{CONFIG}"))
+    """Names of the bundles that come with kibun, and in a clone of those that only the repository has."""
+    return sorted(path.parent.name for home in _homes() for path in home.glob(f"*/{CONFIG}"))
+
+
+def _homes() -> list[Path]:
+    """The folders with bundles that have names: the package's and, in a clone, the repository's."""
+    repository = BUNDLES.parents[3]
+    in_clone = (repository / "pyproject.toml").is_file() and (repository / "models" / "kibun").is_dir()
+    return [BUNDLES, *([repository / "models" / "bundles"] if in_clone else [])]
 
 
 def _check_model_type(folder: Path) -> None:

@@ -76,7 +76,6 @@ def test_show_as_json_counts_parameters_by_part(bundle: Path) -> None:
 
 def test_list_shows_the_bundles_that_come_with_kibun(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("kibun.models.files.BUNDLES", bundle.parent)
-    monkeypatch.setattr("kibun.models.building.commands.BUNDLES", bundle.parent)
     (bundle.parent / "empty").mkdir()
     assert run("list").startswith("tiny  version 1, ")
     assert [facts["name"] for facts in json.loads(run("list", "--json"))] == ["tiny"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kibun.client.baseline import Baseline
+from kibun.client.baseline import SpeakerBaseline
 from kibun.client.estimates import Emotion
 from kibun.models.bundle import load_bundle
 from kibun.models.types import EMOTIONS
@@ -24,7 +24,7 @@ def measure(
 
     Args:
         manifests: of recordings with a category of emotion. split: only its utterances; None: all.
-        relative: also as `kibun.client.Baseline` has them: each speaker's utterances in random order, of `seed`, the
+        relative: also as `kibun.client.SpeakerBaseline` has them, a speaker's utterances in random order of `seed`: the
             estimate minus the mean of the earlier ones; beside the absolute estimates of the same utterances.
 
     Raises BundleError, ManifestError.
@@ -60,7 +60,7 @@ def _relative(
     corpus: str, items: Sequence[Item], estimates: Mapping[str, Sequence[float]], seed: int
 ) -> dict[str, Figures]:
     """Of the utterances that have a baseline: estimates relative to it, and the same ones as they are."""
-    baseline = Baseline()
+    baseline = SpeakerBaseline()
     order = np.random.default_rng(seed).permutation(len(items))
     found = [
         (row, relative)

@@ -12,7 +12,6 @@ import typer
 from kibun.models.building.checksum import stored_trunk_checksum
 from kibun.models.building.facts import BundleFacts, read_facts
 from kibun.models.files import (
-    BUNDLES,
     CARD,
     WEIGHTS,
     BundleError,
@@ -37,7 +36,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 @app.command("list")
 def list_bundles(as_json: JsonOption = False) -> None:
     """List the bundles that come with kibun."""
-    facts = _or_exit(lambda: [read_facts(BUNDLES / name) for name in bundle_names()])
+    facts = _or_exit(lambda: [read_facts(resolve_bundle(name)) for name in bundle_names()])
     if as_json:
         typer.echo(json.dumps([_as_json(fact) for fact in facts], indent=2))
         return

@@ -20,14 +20,15 @@ EDGE_DB = -26.0  # below the loud frames of an utterance, where its edges are ta
 class Crops:
     """Cuts every utterance of a batch to one random length and augments it.
 
-    Many get up to half a second of silence before and after, as a voice activity detector leaves it; so does an
-    utterance that is too short.
+    Many get silence before and after, as a voice activity detector or a studio leaves it; so does an utterance that is
+    too short.
     """
 
     seconds: tuple[float, float]
     augment: Augment | None = None
     margin_chance: float = 0.6
     margin_s: float = 0.5
+    margin_share: float | None = None  # of the row, each at most; None: a quarter of the shortest row
     babble_chance: float = 0.13  # of the voices of other utterances in the background, where augmented
     speeds: tuple[float, ...] = (1.0,)  # one of them before the cut, each as likely; whole percents
 
@@ -54,7 +55,8 @@ class Crops:
     def cut(self, audio: Floats, size: int, rng: np.random.Generator) -> tuple[Floats, int]:
         """A random piece of (N,), and where it goes in a row of ``size`` samples."""
         margins = rng.uniform(0, self.margin_s, 2) * (rng.random() < self.margin_chance)
-        before, after = (int(margin * SAMPLE_RATE_HZ) for margin in np.minimum(margins, self.seconds[0] / 4))
+        longest_s = self.seconds[0] / 4 if self.margin_share is None else self.margin_share * size / SAMPLE_RATE_HZ
+        before, after = (int(margin * SAMPLE_RATE_HZ) for margin in np.minimum(margins, longest_s))
         left = size - before - after
         start = rng.integers(0, max(1, len(audio) - left + 1))
         piece = audio[start : start + left]

@@ -22,10 +22,8 @@ from kibun.training.runs.utterances import Utterances
 CATEGORIES = tuple(sorted(NORMS))
 UNNAMED = -100  # cross entropy leaves it out
 
-# Acted corpora are studio recordings, each from one microphone: more colour, rooms and noise than for generated speech.
-STUDIOS: AugmentOptions = dataclasses.replace(
-    ROOMS, colour_db=5.0, tilt_db_per_octave=1.5, room_chance=0.5, band_limit_chance=0.45, noise_snr_db=(3.0, 50.0)
-)
+# Acted corpora are studio recordings, each from one microphone: more colour than for generated speech.
+STUDIOS: AugmentOptions = dataclasses.replace(ROOMS, colour_db=4.0, tilt_db_per_octave=1.0)
 SPEEDS = (0.9, 0.95, 1.0, 1.05, 1.1)
 
 
@@ -33,9 +31,9 @@ SPEEDS = (0.9, 0.95, 1.0, 1.05, 1.1)
 class BatchOptions:
     """Size and shape of a batch."""
 
-    speakers: int = 6
+    speakers: int = 4
     per_speaker: int = 4  # utterances of each
-    crop_seconds: tuple[float, float] = (1.2, 2.2)
+    crop_seconds: tuple[float, float] = (1.2, 2.4)
     untrimmed: float = 0.3  # chance that an utterance keeps the silence around it
     augment: AugmentOptions = STUDIOS
     speeds: tuple[float, ...] = SPEEDS
@@ -49,7 +47,10 @@ class VoiceBatches:
         self.options, self.seed = options, seed
         items = [item for corpus in corpora for item in corpus]
         self.utterances = Utterances(items, np.zeros((len(items), 5), np.float32), min_samples=0)
-        self.crops = Crops(options.crop_seconds, Augment(options.augment), speeds=options.speeds)
+        # Half of a studio's clip may be silence, and half of an utterance that a detector found, at most.
+        self.crops = Crops(
+            options.crop_seconds, Augment(options.augment), margin_s=0.9, margin_share=0.35, speeds=options.speeds
+        )
         self.pools: list[list[list[list[int]]]] = []  # rows by corpus, speaker and category
         start = 0
         for corpus in corpora:

@@ -38,7 +38,7 @@ MEASURED = "measured.json"
 class VoicesOptions:
     """How a net is trained."""
 
-    steps: int = 700
+    steps: int = 1200
     warmup: float = 0.08
     learning_rate: float = 1e-3
     weight_decay: float = 0.05

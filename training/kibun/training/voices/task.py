@@ -19,7 +19,7 @@ class LossOptions:
     """Weights of the losses."""
 
     within: float = 0.5  # share of the loss on what differs within a speaker, the rest being over all
-    category: float = 0.5
+    category: float = 1.0
     average_decay: float = 0.99
 
 
