@@ -53,7 +53,7 @@ HOUSE = {
     "training.progress": "",
     "training.filter_bank": "models.types models",
     "training._transformers": "models",
-    "training.audio": "models.types models training.errors",
+    "training.audio": "models.types training.errors",
     "training.corpora": "models.types models training.errors training.audio",
     "training.evaluation": "models.types models training.errors training.corpora",
     "training.runs": "models.types models models.building training.errors training.losses training.fit"
@@ -92,7 +92,6 @@ DOORS = {
     " server.api.responses server.api.service server.api.status client bench.faults.stub_client",
     "torch": "models server.inference.worker training bench",
     "transformers": "models._transformers training._transformers",
-    "torchaudio": "training.audio",
     "accelerate": "training.runs",
     "safetensors": "models.weights models.building.checkpoint training.runs",
     "webrtcvad": "server.audio.vad_webrtc",

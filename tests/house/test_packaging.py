@@ -93,4 +93,5 @@ def test_the_wheel_serves_its_own_demo(environment: Environment, wheel: Path, tm
         [environment.bin / "kibun", "demo", "--json"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     messages = [json.loads(line) for line in done.stdout.splitlines()]
+    run(environment.python, "-c", "from transformers import HubertModel")
     assert sum("turn_result" in message for message in messages) >= 2

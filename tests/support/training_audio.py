@@ -1,13 +1,6 @@
-"""Pure tones, and the mark of tests that need torchaudio."""
+"""Pure tones."""
 
 import numpy as np
-import pytest
-
-from kibun.models._torchaudio import ensure_importable
-
-needs_torchaudio = pytest.mark.skipif(
-    ensure_importable() not in ("ok", "without-extension"), reason="torchaudio is not installed, or does not import"
-)
 
 
 def tone(hz: float, rate_hz: int, seconds: float = 0.5) -> np.ndarray:

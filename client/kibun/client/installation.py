@@ -29,7 +29,6 @@ EXTRA_OF = {
     "scipy": "train",
     "statsmodels": "train",
     "tensorboard": "tensorboard",
-    "torchaudio": "train",
 }
 """Import name -> the extra that installs it, for packages that are imported only while a command runs."""
 

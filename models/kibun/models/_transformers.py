@@ -1,14 +1,31 @@
-"""The one module of `kibun.models` that imports transformers, so that torchaudio is always taken care of first."""
+"""The one module of `kibun.models` that imports transformers, so that a broken torchaudio is taken care of first.
 
+kibun does not use torchaudio, but transformers imports it wherever it is installed, and fails if it fails. As PyPI's
+wheels for Linux do beside a torch for CPUs: they are linked for CUDA.
+"""
+
+import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 from typing import Any
 
-from kibun.models._torchaudio import ensure_importable
 
-ensure_importable()
+def _leave_out_broken_torchaudio() -> None:
+    """Import torchaudio; if it is there and fails, make it look like a package that is not installed."""
+    try:
+        importlib.import_module("torchaudio")
+    except ModuleNotFoundError:
+        pass
+    except Exception:  # OSError, RuntimeError (CUDA versions differ), AttributeError: all mean "broken"
+        for name in [name for name in sys.modules if name.startswith("torchaudio.")]:
+            del sys.modules[name]
+        # A None entry makes importlib report the package as not installed, here and in transformers' own check.
+        sys.modules["torchaudio"] = None  # type: ignore[assignment]
+
+
+_leave_out_broken_torchaudio()
 
 from transformers import utils  # noqa: E402
 

@@ -508,20 +508,23 @@ def test_doctor(kibun: Kibun, target: str, monkeypatch: pytest.MonkeyPatch) -> N
     from kibun.client.commands import doctor
 
     monkeypatch.setattr(doctor, "_TORCH", "print('2.0 cuda:0')")  # importing torch takes seconds
-    monkeypatch.setattr(doctor, "_TORCHAUDIO", "raise OSError('undefined symbol: x')")
+    monkeypatch.setattr(doctor, "_TRANSFORMERS", "print('5.0')")
     assert kibun("doctor", "--server", target, "--json") == 0
     findings = {finding["name"]: finding for finding in json.loads(kibun.out)["findings"]}
     assert findings["python"]["state"] == "ok"
     assert findings["package grpcio"]["required"] is True
     assert findings["torch"]["detail"] == "imports: 2.0 cuda:0"
-    assert findings["torchaudio"]["state"] == "absent", "kibun does without"
-    assert "undefined symbol: x" in findings["torchaudio"]["detail"]
+    assert findings["transformers"]["detail"] == "imports: 5.0"
     assert "models: stub" in findings[f"server {target}"]["detail"]
     monkeypatch.setattr(doctor, "_TORCH", "import sys; sys.exit('no kernel image')")
     assert kibun("doctor", "--server", "127.0.0.1:1") == 1
     assert "does not import (no kernel image): reinstall it" in kibun.out
     assert "cannot reach 127.0.0.1:1" in kibun.out
     assert "Traceback" not in kibun.err
+    monkeypatch.setattr(doctor, "_TORCH", "print('2.0 cuda:0')")
+    monkeypatch.setattr(doctor, "_TRANSFORMERS", "raise OSError('torchaudio: undefined symbol')")
+    assert kibun("doctor", "--server", target) == 1
+    assert "pip uninstall torchaudio" in " ".join(kibun.out.split())
 
 
 def test_doctor_without_what_it_looks_for(kibun: Kibun, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -539,7 +542,7 @@ def test_doctor_names_the_microphones(
 ) -> None:
     from kibun.client.commands import doctor
 
-    monkeypatch.setattr(doctor, "is_there", lambda name: not name.startswith("torch"))
+    monkeypatch.setattr(doctor, "is_there", lambda name: not name.startswith(("torch", "transformers")))
     monkeypatch.setattr(doctor, "_bundles", lambda: [])
     assert kibun("doctor", "--json") == 0
     names = [finding["name"] for finding in json.loads(kibun.out)["findings"]]

@@ -4,12 +4,11 @@ import pytest
 import torch
 
 from kibun.training.audio.augment import Augment, AugmentOptions, change_speed
-from tests.support.training_audio import needs_torchaudio, tone
+from tests.support.training_audio import tone
 
 STILL = AugmentOptions(speeds=(1.0,), noise_chance=0.0, mask_count=0)
 
 
-@needs_torchaudio
 def test_the_key_alone_decides() -> None:
     waveform = torch.from_numpy(tone(300, 16_000))
     options = AugmentOptions(noise_chance=1.0)
@@ -29,7 +28,6 @@ def test_the_key_alone_decides() -> None:
     assert torch.equal(waveform, torch.from_numpy(tone(300, 16_000)))
 
 
-@needs_torchaudio
 @pytest.mark.parametrize("speed", [0.9, 0.95, 1.0, 1.1, 1.15, 1.25])
 def test_speed_moves_pitch_and_length_by_exactly_its_factor(speed: float) -> None:
     perturb = Augment(AugmentOptions(speeds=(speed,), noise_chance=0.0, mask_count=0))
@@ -42,7 +40,6 @@ def test_speed_moves_pitch_and_length_by_exactly_its_factor(speed: float) -> Non
     assert (faster - expected)[200:-200].abs().max() < 0.01
 
 
-@needs_torchaudio
 def test_noise_has_the_given_ratio_and_tilt() -> None:
     waveform = torch.from_numpy(tone(500, 16_000, 1.0))
     for snr_db, tilt in ((0.0, 0.0), (20.0, 1.0)):
@@ -72,7 +69,6 @@ def test_masks_silence_short_stretches_and_gain_is_gain() -> None:
     assert torch.equal(Augment(STILL)(waveform, key=(3,)), waveform)
 
 
-@needs_torchaudio
 def test_speeds_and_noise_occur_with_their_probabilities() -> None:
     waveform = torch.from_numpy(tone(500, 16_000, 0.1))
     perturb = Augment(AugmentOptions(speeds=(0.9, 1.0), noise_chance=0.25, mask_count=0))

@@ -1,9 +1,6 @@
 """The one place of this room that imports transformers itself, after kibun.models has dealt with torchaudio."""
 
-from kibun.models._torchaudio import ensure_importable
-
-ensure_importable()
-
-from transformers import get_scheduler  # noqa: E402
+import kibun.models._transformers  # noqa: F401, I001 - first
+from transformers import get_scheduler
 
 __all__ = ["get_scheduler"]

@@ -163,7 +163,7 @@ def voices(
             measure=measure,
             report=lambda step: typer.echo(f"{step} …", err=True),
         )
-    except (ValueError, RuntimeError) as error:  # corpora, bundles; no torchaudio
+    except ValueError as error:  # corpora, bundles
         fail(str(error))
     tables = [table(f"{name}: voices not heard", {k: Figures.from_json(v) for k, v in figures["figures"].items()})]
     show(tables if figures["figures"] else [], figures, as_json=as_json)

@@ -38,12 +38,11 @@ _OPTIONAL = {
     "soxr": "server",
     "onnxruntime": "server",
     "silero-vad": "server",
-    "torchaudio": "train",
 }
 
 # Each runs in a separate Python: a broken torch must not crash the doctor, and the client never imports it.
 _TORCH = "import torch; print(torch.__version__ + ',', torch.cuda.device_count() or 'no', 'CUDA device(s)')"
-_TORCHAUDIO = "import torchaudio; print(torchaudio.__version__)"
+_TRANSFORMERS = "import transformers; transformers.HubertModel; print(transformers.__version__)"
 _PROBE_TIMEOUT_S = 60
 
 
@@ -79,11 +78,10 @@ def doctor(
             fix="reinstall it: pip install --force-reinstall torch",
         ),
         _probe(
-            "torchaudio",
-            _TORCHAUDIO,
-            needed=f"augment training data: {install_command('train')}",
-            fix="its compiled part does not fit this torch; kibun uses its other parts, or soxr without it",
-            broken="absent",
+            "transformers",
+            _TRANSFORMERS,
+            needed=f"serve: {install_command('server')}",
+            fix="where torchaudio is to blame, which kibun does without: pip uninstall torchaudio; else reinstall it",
         ),
         _espeak(),
         *_microphones(),

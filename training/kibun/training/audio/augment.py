@@ -6,14 +6,14 @@ processes, or the batch that an utterance is in. Nothing depends on a label, so 
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from kibun.models._torchaudio import ensure_importable
 from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.training.audio.reading import resample
 
 # Speeds in whole percent: played at 90 % or 110 %, ten samples become eleven or nine, with small, exact filters.
 SPEED_STEPS = 100
@@ -79,15 +79,10 @@ ROOMS = AugmentOptions(
 
 
 class Augment:
-    """A pure function of waveform and key.
-
-    Raises RuntimeError where torchaudio cannot be imported and the options ask for other speeds: another resampler
-    would make a run on another machine a different run.
-    """
+    """A pure function of waveform and key."""
 
     def __init__(self, options: AugmentOptions | None = None) -> None:
         self.options = options or AugmentOptions()
-        check_speeds(self.options.speeds)
 
     def __call__(self, waveform: Tensor, *, key: tuple[int, ...]) -> Tensor:
         """(N,) float32 at 16 kHz -> (M,) float32 at 16 kHz, M = ceil(N / speed); ``key``: integers, 0 or more."""
@@ -99,27 +94,15 @@ class Augment:
         return _unit(waveform) if self.options.normalise else waveform
 
 
-def check_speeds(speeds: Sequence[float]) -> None:
-    """Raise RuntimeError where torchaudio cannot be imported and a speed is not 1."""
-    if set(speeds) != {1.0} and ensure_importable() not in ("ok", "without-extension"):
-        fix = "pip install 'kibun[train]', or set speeds to [1.0]"
-        raise RuntimeError(f"changing the speed needs torchaudio ({ensure_importable()} here): {fix}")
-
-
 def change_speed(waveform: Tensor, speed: float) -> Tensor:
     """(..., N) -> (..., ceil(N / speed)): faster and higher by the same factor, at the same sampling rate.
 
-    The factor is taken as a whole number of percents. (`torchaudio.functional.speed` cuts 16000 * 1.15 to 18399 Hz,
-    which changes the factor and takes a filter for each of 16,000 phases.)
+    The factor is taken as a whole number of percents.
     """
     percent = round(speed * SPEED_STEPS)
     if percent == SPEED_STEPS:
         return waveform
-    import torchaudio
-
-    divisor = math.gcd(percent, SPEED_STEPS)
-    faster: Tensor = torchaudio.functional.resample(waveform, percent // divisor, SPEED_STEPS // divisor)
-    return faster
+    return torch.from_numpy(resample(waveform.numpy(), percent, SPEED_STEPS))
 
 
 def add_noise(waveform: Tensor, noise: Tensor, snr_db: float) -> Tensor:

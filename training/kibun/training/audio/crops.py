@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kibun.models.types import SAMPLE_RATE_HZ
-from kibun.training.audio.augment import Augment, add_noise, change_speed, check_speeds
+from kibun.training.audio.augment import Augment, add_noise, change_speed
 
 Floats = NDArray[np.float32]
 LEVEL_FRAME = SAMPLE_RATE_HZ // 100
@@ -31,9 +31,6 @@ class Crops:
     margin_share: float | None = None  # of the row, each at most; None: a quarter of the shortest row
     babble_chance: float = 0.13  # of the voices of other utterances in the background, where augmented
     speeds: tuple[float, ...] = (1.0,)  # one of them before the cut, each as likely; whole percents
-
-    def __post_init__(self) -> None:
-        check_speeds(self.speeds)
 
     def __call__(self, audios: Sequence[Floats], key: tuple[int, ...]) -> Tensor:
         """B utterances (N_i,) in ±1 -> (B, N). What is random depends on the key alone."""

@@ -1,18 +1,15 @@
-"""Reading a corpus' audio: soundfile decodes, torchaudio resamples, soxr does where torchaudio is not to be had."""
+"""Reading a corpus' audio: soundfile decodes, soxr resamples."""
 
-import math
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import soxr
 from numpy.typing import NDArray
 
-from kibun.models._torchaudio import ensure_importable
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.errors import ManifestError
 
-# torchaudio stores one filter per output phase: a rate that shares no large factor with 16 kHz would take gigabytes.
-MOST_PHASES = 640
 SAME_DURATION_S = 0.1
 # Some programs count a few header bytes too many.
 HEADER_SLACK_BYTES = 1024
@@ -78,26 +75,11 @@ def _unreadable(path: Path, error: Exception) -> ManifestError:
 
 
 def resample(audio: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
-    """(..., N) float32 -> (..., ceil(N * to_hz / from_hz)) float32; a batch of equal lengths in one call."""
+    """(..., N) float32 -> (..., ceil(N * to_hz / from_hz)) float32; rows of a batch one by one."""
     if from_hz == to_hz:
         return np.ascontiguousarray(audio, dtype=np.float32)
-    if to_hz // math.gcd(from_hz, to_hz) <= MOST_PHASES and ensure_importable() in ("ok", "without-extension"):
-        import torch
-        import torchaudio
-
-        resampled: NDArray[np.float32] = torchaudio.functional.resample(
-            torch.from_numpy(np.ascontiguousarray(audio)), from_hz, to_hz
-        ).numpy()
-        return resampled
-    return _resample_soxr(audio, from_hz, to_hz)
-
-
-def _resample_soxr(audio: NDArray[np.float32], from_hz: int, to_hz: int) -> NDArray[np.float32]:
-    import soxr
-
     size = -(-audio.shape[-1] * to_hz // from_hz)
     flat = np.ascontiguousarray(audio, dtype=np.float32).reshape(-1, audio.shape[-1])  # (B, N)
     rows = [np.asarray(soxr.resample(row, from_hz, to_hz), dtype=np.float32)[:size] for row in flat]
-    # soxr rounds the length, torchaudio rounds it up: at most one sample of silence makes them equal.
-    padded = [np.pad(row, (0, size - len(row))) for row in rows]
+    padded = [np.pad(row, (0, size - len(row))) for row in rows]  # soxr rounds the length: a sample may be missing
     return np.stack(padded).reshape(*audio.shape[:-1], size)

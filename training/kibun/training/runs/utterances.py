@@ -20,7 +20,6 @@ from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.audio.augment import ROOMS, Augment, AugmentOptions
 from kibun.training.audio.reading import load_audio
 from kibun.training.corpora.manifest import Item
-from kibun.training.runs.config import ConfigError
 from kibun.training.runs.trunk_cache import Sound, TrunkCache, padded
 
 Key = tuple[int, int]  # (epoch, index of the utterance)
@@ -231,11 +230,8 @@ def collate(examples: Sequence[Example], dimension: str | None, *, traits: bool)
 
 
 def make_augmentation(name: str) -> Augmentation | None:
-    """The augmentation of `training.augment`; None for "none". ConfigError where it cannot run here."""
+    """The augmentation of `training.augment`; None for "none"."""
     if name == "none":
         return None
-    try:
-        augment = Augment(ROOMS if name == "rooms" else AugmentOptions())
-    except RuntimeError as error:  # no torchaudio
-        raise ConfigError(f"training.augment = {name!r}: {error}; or choose 'rooms'") from error
+    augment = Augment(ROOMS if name == "rooms" else AugmentOptions())
     return lambda audio, key: augment(audio, key=key)
