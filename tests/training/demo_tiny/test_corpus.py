@@ -68,6 +68,7 @@ def test_same_seed_same_corpus_whatever_the_jobs(tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes()
     rows = [json.loads(line) for line in one.read_text(encoding="utf-8").splitlines()]
     assert {row["split"] for row in rows} == {"train", "dev", "test"}
+    assert {row["license"] for row in rows} == {"Apache-2.0"}
     for row in rows:
         assert (tmp_path / "one" / row["path"]).read_bytes() == (tmp_path / "two" / row["path"]).read_bytes()
         audio, rate_hz = soundfile.read(tmp_path / "one" / row["path"])

@@ -62,7 +62,8 @@ def test_ceilings_rise_with_what_is_known_and_agree_where_nothing_interacts() ->
 
 def test_the_corpus_loads_and_holds_dialogues_of_two(corpus: Path) -> None:
     items = load_manifest(
-        corpus / "manifest.jsonl", require=("path", "split", "text", "traits", "valence", "arousal", "gender")
+        corpus / "manifest.jsonl",
+        require=("path", "split", "text", "traits", "valence", "arousal", "gender", "license"),
     )
     assert len(items) == 36
     assert {item.split for item in items} == {"train", "dev", "test"}

@@ -8,6 +8,8 @@ from typing import Any
 
 from kibun.training.corpora.report import Row
 
+LICENSE = "Apache-2.0"  # of generated speech and its labels, as of what generates them
+
 
 def render_in_order(
     render: Callable[..., list[Row]], tasks: Sequence[tuple[Any, ...]], jobs: int

@@ -11,7 +11,7 @@ import soundfile
 
 from kibun.models.types import SAMPLE_RATE_HZ, TRAITS
 from kibun.training.corpora.manifest import MANIFEST_NAME
-from kibun.training.corpora.rendering import render_in_order
+from kibun.training.corpora.rendering import LICENSE, render_in_order
 from kibun.training.corpora.splits import Split
 from kibun.training.demo_tiny.effects import finish
 from kibun.training.demo_tiny.espeak import Espeak, find_data_dir, version
@@ -107,6 +107,7 @@ def _render_speaker(index: int, split: Split, options: CorpusOptions, folder: Pa
                     "valence": cues.valence(),
                     "traits": dict(zip(TRAITS, speaker.trait_scores(), strict=True)),
                     "gender": speaker.gender,
+                    "license": LICENSE,
                     "settings": {
                         "cues": {name: round(value, 4) for name, value in dataclasses.asdict(cues).items()},
                         "espeak": _rounded(settings),

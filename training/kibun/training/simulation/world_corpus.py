@@ -15,7 +15,7 @@ import soundfile
 
 from kibun.models.types import SAMPLE_RATE_HZ, TRAITS
 from kibun.training.corpora.manifest import MANIFEST_NAME
-from kibun.training.corpora.rendering import render_in_order
+from kibun.training.corpora.rendering import LICENSE, render_in_order
 from kibun.training.simulation.world import Scenes, draw_scenes, make_world
 from kibun.training.simulation.world_audio import cue_text, draw_manner, draw_voice, render
 from kibun.training.simulation.world_ceilings import ceilings
@@ -120,6 +120,7 @@ def _render_dialogue(
                     "arousal": round(float(scenes.arousal[side, turn]), 4),
                     "traits": dict(zip(TRAITS, scenes.traits[side].round(4).tolist(), strict=True)),
                     "gender": voice.gender,
+                    "license": LICENSE,
                     "seconds": round(len(audio) / SAMPLE_RATE_HZ, 3),
                 }
             )
