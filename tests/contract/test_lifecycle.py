@@ -179,6 +179,7 @@ async def test_service_info(stub: Stub) -> None:
     info = await stub.GetServiceInfo(pb.GetServiceInfoRequest())
     (model,) = info.models
     assert (model.name, model.is_default, model.synthetic) == ("stub", True, True)
+    assert model.license == "LicenseRef-stub"
     assert {s.dimension: (s.min, s.max, s.neutral) for s in info.scales}["valence"] == (1, 5, 3)
     assert {s.dimension: (s.min, s.max, s.neutral) for s in info.scales}["neuroticism"] == (1, 7, 4)
     assert list(info.audio_encodings) == [1, 5, 3, 20]

@@ -20,7 +20,7 @@ from kibun.models.building.build import build_model
 from kibun.models.building.facts import read_facts
 from kibun.models.building.self_test import self_test
 from kibun.models.bundle import BundleError, KibunConfig, KibunModel, bundle_names, load_bundle, resolve_bundle
-from kibun.models.files import BUNDLES, FILES, verify, write_checksums
+from kibun.models.files import BUNDLES, FILES, joint_license, verify, write_checksums
 from kibun.models.types import TRAITS, Evidence, Utterance
 from tests.support import present
 from tests.support.bundle_files import Payload, each, edit_json, write_json
@@ -128,6 +128,52 @@ def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
     (bundle / name).unlink()
     with pytest.raises(BundleError, match=rf"{name}: missing"):
         load_bundle(bundle)
+
+
+def test_a_licence_goes_with_the_bundle(tmp_path: Path) -> None:
+    model = make_model(license="CC-BY-NC-SA-4.0")
+    model.license_text = "Attribution, not for money.\n"
+    model.save_pretrained(tmp_path)
+    loaded = load_bundle(tmp_path, allow_untrained=True)
+    assert (loaded.config.license, loaded.license_text) == ("CC-BY-NC-SA-4.0", model.license_text)
+    assert (read_facts(tmp_path).license, read_facts(tmp_path).license_text) == (
+        model.config.license,
+        model.license_text,
+    )
+    assert "Licence: CC-BY-NC-SA-4.0" in present(loaded.card)
+    text = (tmp_path / "LICENSE").read_text()
+    (tmp_path / "LICENSE").write_text("Do as you like.\n")
+    with pytest.raises(BundleError, match="LICENSE: does not match sha256"):
+        verify(tmp_path)
+    (tmp_path / "LICENSE").unlink()
+    with pytest.raises(BundleError, match="LICENSE: missing, and the bundle came with it"):
+        verify(tmp_path)
+    (tmp_path / "LICENSE").write_text(text)
+    verify(tmp_path)
+    model.license_text = None
+    model.save_pretrained(tmp_path)
+    assert not (tmp_path / "LICENSE").exists()
+    verify(tmp_path)
+    (tmp_path / "LICENSE").write_text("Slipped in.\n")
+    with pytest.raises(BundleError, match="LICENSE: does not match sha256"):
+        verify(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("licenses", "joint"),
+    [
+        (["MIT"], "MIT"),
+        ([None, None], None),
+        ([], None),
+        (["MIT", "CC-BY-4.0", "MIT"], "MIT AND CC-BY-4.0"),
+        (["MIT AND CC-BY-4.0", "CC-BY-4.0 AND Apache-2.0"], "MIT AND CC-BY-4.0 AND Apache-2.0"),
+        ([None, "MIT"], "MIT AND not stated"),
+        (["MIT AND not stated", "ODbL-1.0"], "MIT AND ODbL-1.0 AND not stated"),
+        (["not stated"], None),
+    ],
+)
+def test_all_licences_apply_to_what_is_made_of_several(licenses: list[str | None], joint: str | None) -> None:
+    assert joint_license(licenses) == joint
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "optimizer.pt", "model.pkl", "extra.ckpt", "notes.txt"])

@@ -69,7 +69,9 @@ class StubModel:
         hang_s: float = 3600,
         gate: Barrier | None = None,
     ) -> None:
-        self.info = ModelInfo(name, "1", VECTOR_SIZE, max_samples=30 * 16_000, synthetic=True)
+        self.info = ModelInfo(
+            name, "1", VECTOR_SIZE, max_samples=30 * 16_000, synthetic=True, license="LicenseRef-stub"
+        )
         self._delay_s = delay_s
         self._s_per_audio_s = s_per_audio_s
         self.faults = True

@@ -99,6 +99,8 @@ class ModelDescription:
     requires_given_personality: bool = False
     # What people should know about its estimates; may be empty.
     notice: str = ""
+    # Of the weights, as an SPDX expression; empty: not stated.
+    license: str = ""
 
     @classmethod
     def from_proto(cls, message: pb.GetServiceInfoResponse.Model) -> Self:
@@ -112,6 +114,7 @@ class ModelDescription:
             synthetic=message.synthetic,
             requires_given_personality=message.requires_given_personality,
             notice=message.notice,
+            license=message.license,
         )
 
 

@@ -63,6 +63,7 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     emotion_rescaled_from: list[float] | tuple[float, float] | None = None  # the scale that training labels had
     bundle_name: str = "unnamed"
     bundle_version: str = "1"
+    license: str | None = None  # of the weights, as an SPDX expression; None: not stated
     synthetic: bool = False  # trained on synthetic speech: every user interface must show this
     trained: bool = False  # False: the heads are random, and the server refuses it by default
 

@@ -154,6 +154,7 @@ BUNDLE: Mapping[str, Rule] = {
     "emotion_rescaled_from": optional(SCALE),
     "bundle_name": line(255),
     "bundle_version": line(255),
+    "license": optional(line(1000)),
     "synthetic": FLAG,
     "trained": FLAG,
 }

@@ -5,10 +5,10 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 from kibun.models import fields
 from kibun.models.types import FULL_WEIGHT, TRAITS, Evidence, Traits
@@ -16,6 +16,8 @@ from kibun.models.types import FULL_WEIGHT, TRAITS, Evidence, Traits
 CONFIG, WEIGHTS, CHECKSUMS = "config.json", "model.safetensors", "sha256"
 EXPECTED_ERROR, CARD, PREPROCESSOR = "expected_error.json", "MODEL_CARD.md", "preprocessor_config.json"
 FILES = (CONFIG, WEIGHTS, EXPECTED_ERROR, CARD, PREPROCESSOR)
+LICENSE = "LICENSE"  # the text of the licence; a bundle may be without it
+NOT_STATED, JOINT = "not stated", " AND "  # a licence that is unknown; between two that both apply
 MAX_JSON_BYTES = 4 << 20  # a hundred times what such a file needs
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
 
@@ -23,6 +25,14 @@ BUNDLES = Path(__file__).parent / "bundles"
 """Bundles that come with kibun, one folder each."""
 CLONES_ONLY = {"voices-tiny": "CC BY-NC-SA 4.0"}
 """Bundles under another licence than the code's, which lie in models/bundles of the repository and in no package."""
+
+
+class Sidecars(NamedTuple):
+    """What a bundle has beside weights and configuration; None where it has none such."""
+
+    evidence: tuple[Evidence, ...] | None = None
+    card: str | None = None
+    license_text: str | None = None
 
 
 class BundleError(ValueError):
@@ -128,15 +138,15 @@ def _check_model_type(folder: Path) -> None:
         raise BundleError(f"{folder}: a {fields.shown(model_type)} checkpoint, not a kibun bundle; {fix}")
 
 
-def write_sidecars(folder: Path, config: Any, evidence: Sequence[Evidence] | None, card: str | None) -> None:
-    """Write evidence, card and preprocessor beside the weights, then the checksums of all files."""
+def write_sidecars(folder: Path, config: Any, sidecars: Sidecars) -> None:
+    """Write evidence, card, licence and preprocessor beside the weights, then the checksums of all files."""
     _write_json(
         folder / EXPECTED_ERROR,
         {
             "measure": "root-mean-square error on the trait scale, conversation level, on held-out speakers",
             "error_of_mean": "the same of guessing the population's mean for everyone",
             "weight": "0..1: how much a heard trait counts in the condition of emotion, the rest being the mean",
-            "by_utterance_count": evidence_rows(evidence),
+            "by_utterance_count": evidence_rows(sidecars.evidence),
         },
     )
     _write_json(
@@ -151,7 +161,10 @@ def write_sidecars(folder: Path, config: Any, evidence: Sequence[Evidence] | Non
             "return_attention_mask": False,
         },
     )
-    (folder / CARD).write_text(card or default_card(config), encoding="utf-8")
+    (folder / CARD).write_text(sidecars.card or default_card(config), encoding="utf-8")
+    (folder / LICENSE).unlink(missing_ok=True)  # an earlier bundle's
+    if sidecars.license_text is not None:
+        (folder / LICENSE).write_text(sidecars.license_text, encoding="utf-8")
     # safetensors makes its file readable by the owner only, whatever the umask.
     (folder / WEIGHTS).chmod((folder / CONFIG).stat().st_mode & 0o777)
     write_checksums(folder)
@@ -159,7 +172,8 @@ def write_sidecars(folder: Path, config: Any, evidence: Sequence[Evidence] | Non
 
 def write_checksums(folder: Path) -> None:
     """Write the checksums of all files of the bundle in the format that `sha256sum -c` reads."""
-    lines = [f"{_sha256(folder / name)}  {name}\n" for name in FILES]
+    names = [*FILES, *([LICENSE] if (folder / LICENSE).is_file() else [])]
+    lines = [f"{_sha256(folder / name)}  {name}\n" for name in names]
     (folder / CHECKSUMS).write_text("".join(lines), encoding="utf-8")
 
 
@@ -176,14 +190,28 @@ def evidence_rows(evidence: Sequence[Evidence] | None) -> list[dict[str, Any]]:
     ]
 
 
-def read_sidecars(folder: Path) -> tuple[tuple[Evidence, ...] | None, str | None]:
-    """Evidence and card of a bundle folder; None for one that is missing. Raises BundleError."""
-    error_file, card_file = folder / EXPECTED_ERROR, folder / CARD
+def read_sidecars(folder: Path) -> Sidecars:
+    """Evidence, card and licence of a bundle folder. Raises BundleError."""
+    error_file = folder / EXPECTED_ERROR
     evidence = _read_evidence(error_file) if error_file.is_file() else None
+    return Sidecars(evidence or None, _read_text(folder / CARD), _read_text(folder / LICENSE))
+
+
+def joint_license(licenses: Iterable[str | None]) -> str | None:
+    """The licence of what is made of several works: each of theirs once, as an SPDX expression; None: none is stated.
+
+    A work without one adds "not stated" to those of the others.
+    """
+    names = dict.fromkeys(name for license in licenses for name in (license or NOT_STATED).split(JOINT))
+    stated = [name for name in names if name != NOT_STATED]
+    return JOINT.join([*stated, *([NOT_STATED] if NOT_STATED in names else [])]) if stated else None
+
+
+def _read_text(path: Path) -> str | None:
     try:
-        return evidence or None, card_file.read_text(encoding="utf-8") if card_file.is_file() else None
+        return path.read_text(encoding="utf-8") if path.is_file() else None
     except (OSError, ValueError) as error:
-        raise BundleError(f"{card_file}: cannot be read as text: {one_line(error)}") from error
+        raise BundleError(f"{path}: cannot be read as text: {one_line(error)}") from error
 
 
 def _read_evidence(path: Path) -> tuple[Evidence, ...]:
@@ -238,10 +266,12 @@ def verify(folder: Path) -> None:
                 f"{folder / name}: missing, or no file; get the bundle again, or save it with save_pretrained"
             )
     for name in present:
-        if name not in (*FILES, CHECKSUMS):
+        if name not in (*FILES, LICENSE, CHECKSUMS):
             raise BundleError(f"{folder / name}: not part of a bundle; remove it")
     listed = _read_checksums(present[CHECKSUMS])
-    for name in FILES:
+    if LICENSE in listed and LICENSE not in present:
+        raise BundleError(f"{folder / LICENSE}: missing, and the bundle came with it: get the bundle again")
+    for name in (*FILES, *({LICENSE} & present.keys())):
         if listed.get(name) != _sha256(present[name]):
             raise BundleError(f"{folder / name}: does not match {CHECKSUMS}; it was damaged or changed: get it again")
 
@@ -258,6 +288,7 @@ def default_card(config: Any) -> str:
     return (
         f"# {config.bundle_name} (version {config.bundle_version})\n\n"
         f"- Status: {status}\n"
+        f"- Licence: {config.license or NOT_STATED}\n"
         f"- Training data: {'synthetic speech' if config.synthetic else 'not recorded'}\n"
         f"- Tasks: {', '.join(config.tasks)}\n"
         f"- Evaluation: none recorded\n\n"

@@ -65,6 +65,8 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     """What traits of setting 3 are worth, by rising number of utterances; None: unknown."""
     card: str | None = None
     """Text of MODEL_CARD.md; None: it is generated from the configuration."""
+    license_text: str | None = None
+    """Text of the licence that `config.license` names; None: the bundle comes without it."""
 
     def __init__(self, config: KibunConfig) -> None:
         super().__init__(config)
@@ -230,7 +232,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | Path, *, dtype: torch.dtype | None = None, **kwargs: Any
     ) -> None:
-        """Write the bundle: weights, configuration, model card, expected error, preprocessor, checksums.
+        """Write the bundle: weights, configuration, model card, expected error, licence, preprocessor, checksums.
 
         Args:
             save_directory: created if missing; files of an earlier bundle in it are replaced.
@@ -247,7 +249,8 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             kwargs["state_dict"] = {name: _convert(name, value, dtype) for name, value in state.items()}
         super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
-            files.write_sidecars(Path(save_directory), self.config, self.evidence, self.card)
+            sidecars = files.Sidecars(self.evidence, self.card, self.license_text)
+            files.write_sidecars(Path(save_directory), self.config, sidecars)
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -289,7 +292,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         if not mapped:
             own_weights(model)
         if folder.is_dir():
-            model.evidence, model.card = files.read_sidecars(folder)
+            model.evidence, model.card, model.license_text = files.read_sidecars(folder)
         return (model, info) if wants_info else model
 
     # ---- inside ----------------------------------------------------------------------------------------------------

@@ -467,7 +467,7 @@ class GetServiceInfoRequest(_message.Message):
 class GetServiceInfoResponse(_message.Message):
     __slots__ = ("server_version", "models", "scales", "audio_encodings", "min_sample_rate_hertz", "max_sample_rate_hertz", "model_sample_rate_hertz", "max_audio_content_bytes", "max_stream_duration", "idle_timeout", "max_concurrent_streams", "active_stream_count", "default_endpointing_config")
     class Model(_message.Message):
-        __slots__ = ("name", "version", "is_default", "supports_emotion", "supports_personality", "supports_conversation_personality", "synthetic", "requires_given_personality", "notice")
+        __slots__ = ("name", "version", "is_default", "supports_emotion", "supports_personality", "supports_conversation_personality", "synthetic", "requires_given_personality", "notice", "license")
         NAME_FIELD_NUMBER: _ClassVar[int]
         VERSION_FIELD_NUMBER: _ClassVar[int]
         IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -477,6 +477,7 @@ class GetServiceInfoResponse(_message.Message):
         SYNTHETIC_FIELD_NUMBER: _ClassVar[int]
         REQUIRES_GIVEN_PERSONALITY_FIELD_NUMBER: _ClassVar[int]
         NOTICE_FIELD_NUMBER: _ClassVar[int]
+        LICENSE_FIELD_NUMBER: _ClassVar[int]
         name: str
         version: str
         is_default: bool
@@ -486,7 +487,8 @@ class GetServiceInfoResponse(_message.Message):
         synthetic: bool
         requires_given_personality: bool
         notice: str
-        def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_default: bool = ..., supports_emotion: bool = ..., supports_personality: bool = ..., supports_conversation_personality: bool = ..., synthetic: bool = ..., requires_given_personality: bool = ..., notice: _Optional[str] = ...) -> None: ...
+        license: str
+        def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_default: bool = ..., supports_emotion: bool = ..., supports_personality: bool = ..., supports_conversation_personality: bool = ..., synthetic: bool = ..., requires_given_personality: bool = ..., notice: _Optional[str] = ..., license: _Optional[str] = ...) -> None: ...
     class Scale(_message.Message):
         __slots__ = ("dimension", "min", "max", "neutral")
         DIMENSION_FIELD_NUMBER: _ClassVar[int]

@@ -223,6 +223,8 @@ class Server:
         for model in service.models:
             if model.precision:
                 logs.report(f"{model.name} runs in {model.precision}")
+            if model.license:
+                logs.report(f"{model.name}: licence of the weights: {model.license}")
             if model.synthetic:
                 text = "was trained on generated speech, to try the software: it tells you nothing about real people"
                 logs.report(f"{model.name} {text}", "WARNING")

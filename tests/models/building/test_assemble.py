@@ -106,6 +106,23 @@ def build(*arguments: object, code: int = 0) -> str:
     return invoke(app, "build", *arguments, code=code)
 
 
+def test_the_licences_of_all_parts_are_those_of_the_whole(runs: dict[str, Path]) -> None:
+    def licensed(name: str, text: str) -> Callable[[KibunModel], None]:
+        def change(model: KibunModel) -> None:
+            model.config.license, model.license_text = name, text
+
+        return change
+
+    assert put_together(runs).config.license is None
+    edit(runs["valence"], licensed("CC-BY-4.0", "By.\n"))
+    edit(runs["arousal"], licensed("MIT", "Permission.\n"))
+    model = put_together(runs)
+    assert model.config.license == "CC-BY-4.0 AND MIT AND not stated", "personality's is unknown"
+    assert present(model.license_text).startswith("By.\n")
+    assert present(model.license_text).endswith("Permission.\n")
+    assert "- Licence of the weights: CC-BY-4.0 AND MIT AND not stated\n" in present(model.card)
+
+
 # ---- what comes out -------------------------------------------------------------------------------------------
 
 

@@ -314,8 +314,9 @@ def test_the_licence_is_read_and_never_guessed(tmp_path: Path, readme: str | Non
     make(tmp_path / "public")
     if readme is not None:
         (tmp_path / "public" / "README.md").write_text(readme)
-    card = build_emotion_model(tmp_path / "public", name="real").card
-    assert f"Licence of the emotion checkpoint: {licence}.**" in present(card)
+    model = build_emotion_model(tmp_path / "public", name="real")
+    assert f"Licence of the emotion checkpoint: {licence}.**" in present(model.card)
+    assert model.config.license == (None if licence.startswith("unknown") else licence)
 
 
 def test_audeerings_licence_is_mentioned_where_its_page_is_not_at_hand(

@@ -17,7 +17,7 @@ from kibun.models.building.cards import assembled_card
 from kibun.models.building.checksum import trunk_checksum
 from kibun.models.building.parts import Part
 from kibun.models.config import KibunConfig
-from kibun.models.files import BundleError
+from kibun.models.files import BundleError, joint_license
 from kibun.models.hubert import architecture
 from kibun.models.model import KibunModel
 from kibun.models.types import EMOTIONS
@@ -69,12 +69,20 @@ def assemble(parts: Sequence[Part], *, name: str, version: str = "1") -> KibunMo
         synthetic=any(part.config.synthetic for part in parts),
         bundle_name=name,
         bundle_version=version,
+        license=joint_license(part.config.license for part in parts),
     )
     model = new_model(config)
     model.trunk.load_state_dict(parts[0].trunk.state_dict())
     copy_tasks(model, parts)
+    model.license_text = joint_license_text(parts)
     model.card = assembled_card(model.config, parts, trunk_checksum(model), model.evidence is not None)
     return model
+
+
+def joint_license_text(parts: Sequence[Part]) -> str | None:
+    """The texts of the parts' licences, each once."""
+    texts = dict.fromkeys(part.model.license_text for part in parts if part.model.license_text is not None)
+    return ("\n" + "-" * 80 + "\n\n").join(texts) if texts else None
 
 
 def stored_dtype(parts: Sequence[Part]) -> torch.dtype | None:

@@ -10,7 +10,7 @@ from kibun.models.building.checkpoint import find_checkpoint
 from kibun.models.building.checksum import trunk_checksum
 from kibun.models.config import KibunConfig
 from kibun.models.encoders import ENCODERS, encoder_config, encoder_of
-from kibun.models.files import BundleError, check_free, written_atomically
+from kibun.models.files import NOT_STATED, BundleError, check_free, written_atomically
 from kibun.models.model import KibunModel
 
 
@@ -38,7 +38,12 @@ def build_model(encoder: str | Path, *, name: str, seed: int = 0, **settings: An
             hubert=encoder_config(checkpoint.settings()),
             bundle_name=name,
             trunk_from=checkpoint.name,
-            **{"do_normalize": checkpoint.do_normalize(), "trained": False, **settings},
+            **{
+                "do_normalize": checkpoint.do_normalize(),
+                "license": checkpoint.license(),
+                "trained": False,
+                **settings,
+            },
         )
         full = checkpoint.load(encoder_of(config.hubert_config).model, config.hubert_config)
         torch.manual_seed(seed)
@@ -82,6 +87,7 @@ def _card(config: KibunConfig, seed: int) -> str:
         f" {config.trunk_layers} layers shared, {config.tail_layers} per task\n"
         f"- Trunk: SHA-256 {config.trunk_sha256}\n"
         f"- Heads: new, seed {seed}\n"
+        f"- Licence of the checkpoint: {config.license or NOT_STATED}\n"
         f"- Tasks: {', '.join(config.tasks)}\n"
         f"- Input: 16 kHz mono, {'zero mean and unit variance per utterance' if config.do_normalize else 'as it is'}\n"
         "- Scales: traits 1..7, valence and arousal 1..5\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from kibun.models.files import NOT_STATED
+
 if TYPE_CHECKING:
     from kibun.models.building.parts import Part
     from kibun.models.config import KibunConfig
@@ -29,9 +31,10 @@ def assembled_card(config: KibunConfig, parts: Sequence[Part], checksum: str, er
 
 
 def facts_of(config: KibunConfig, error_known: bool) -> str:
-    """Lines on input, scales and conditioning, from the configuration."""
+    """Lines on licence, input, scales and conditioning, from the configuration."""
     normalised = "zero mean and unit variance per utterance" if config.do_normalize else "as it is"
-    lines = [f"- Input: 16 kHz mono, {normalised}", f"- Emotion: {describe_emotion(config)}"]
+    lines = [f"- Licence of the weights: {config.license or NOT_STATED}"]
+    lines += [f"- Input: 16 kHz mono, {normalised}", f"- Emotion: {describe_emotion(config)}"]
     if config.supports_personality:
         error = "of the personality part, measured on its held-out speakers" if error_known else "unknown"
         low, high = config.trait_scale

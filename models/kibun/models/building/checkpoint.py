@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,6 +55,14 @@ class Checkpoint:
     def file(self, name: str) -> Path | None:
         """The path of one of its files, which is downloaded from the hub if need be; None if it has none such."""
         return _find(self.source, name)
+
+    def license(self) -> str | None:
+        """The licence in the front matter of its README; None if that states none."""
+        file = self.file("README.md")
+        text = file.read_text(encoding="utf-8", errors="replace") if file else ""
+        matter = re.match(r"---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
+        found = re.search(r"^license:[ \t]*(?:\n[ \t]*-[ \t]*)?([^\s#]+)", matter[1], re.MULTILINE) if matter else None
+        return found[1].strip("'\"") if found else None
 
     def settings(self) -> dict[str, Any]:
         """The settings of its encoder that are used. Raises BundleError, which names file and field."""

@@ -13,6 +13,8 @@ from kibun.models.building.checksum import stored_trunk_checksum
 from kibun.models.building.facts import BundleFacts, read_facts
 from kibun.models.files import (
     CARD,
+    LICENSE,
+    NOT_STATED,
     WEIGHTS,
     BundleError,
     bundle_names,
@@ -200,6 +202,7 @@ def _rows(facts: BundleFacts) -> list[tuple[str, str]]:
         ("name", f"{facts.name}, version {facts.version}"),
         ("folder", facts.folder),
         ("status", _status(facts)),
+        ("licence", _license(facts)),
         ("tasks", ", ".join(facts.tasks)),
         ("encoder", _layers(facts)),
         ("parameters", parameters),
@@ -269,6 +272,10 @@ def _condition(facts: BundleFacts) -> str:
         return "no traits"
     source = f"given traits, else {facts.condition_source} traits"
     return (source if "personality" in facts.tasks else "given traits, required") + f": {', '.join(facts.condition_on)}"
+
+
+def _license(facts: BundleFacts) -> str:
+    return (facts.license or NOT_STATED) + (f", its text is in {LICENSE}" if facts.license_text else "")
 
 
 def _status(facts: BundleFacts) -> str:

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 
 from kibun.models._transformers import quiet
-from kibun.models.building.assemble import copy_tasks, new_model, personality_settings, same_bits
+from kibun.models.building.assemble import copy_tasks, joint_license_text, new_model, personality_settings, same_bits
 from kibun.models.building.cards import facts_of, head, part_cards
 from kibun.models.building.checksum import trunk_checksum
 from kibun.models.building.parts import Part, load_parts
 from kibun.models.building.public_checkpoints import PUBLIC_SCALE, PublicCheckpoint, read_public_checkpoint
 from kibun.models.conditioning import Baseline, Regression
 from kibun.models.config import KibunConfig
+from kibun.models.files import joint_license
 from kibun.models.hubert import Trunk, architecture
 from kibun.models.model import KibunModel
 
@@ -61,6 +62,7 @@ def build_emotion_model(
         model.personality_trunk.load_state_dict(parts[0].trunk.state_dict())
     copy_tasks(model, parts)
     model.config.trunk_sha256 = trunk_checksum(model)
+    model.license_text = joint_license_text(parts)
     model.card = _card(model.config, source, parts, model.evidence is not None)
     return model
 
@@ -90,6 +92,7 @@ def _config(
         emotion_rescaled_from=PUBLIC_SCALE,
         bundle_name=name,
         bundle_version=version,
+        license=joint_license([source.license, *(part.config.license for part in parts)]),
         **{"trained": True, **settings},
     )
 

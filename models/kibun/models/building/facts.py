@@ -43,6 +43,8 @@ class BundleFacts:
     emotion_rescaled_from: tuple[float, float] | None
     evidence: tuple[Evidence, ...] | None
     card: str | None
+    license: str | None
+    license_text: str | None
 
 
 def read_facts(folder: Path) -> BundleFacts:
@@ -54,7 +56,7 @@ def read_facts(folder: Path) -> BundleFacts:
     except ValueError as error:
         raise BundleError(f"{folder / CONFIG}: {error}") from error
     header = read_header(folder / WEIGHTS)
-    evidence, card = read_sidecars(folder)
+    sidecars = read_sidecars(folder)
     hubert = config["hubert"]
     return BundleFacts(
         name=config["bundle_name"],
@@ -83,8 +85,10 @@ def read_facts(folder: Path) -> BundleFacts:
         trait_scale=tuple(config["trait_scale"]),
         emotion_scale=tuple(config["emotion_scale"]),
         emotion_rescaled_from=tuple(scale) if (scale := config.get("emotion_rescaled_from")) else None,
-        evidence=evidence,
-        card=card,
+        evidence=sidecars.evidence,
+        card=sidecars.card,
+        license=config.get("license"),
+        license_text=sidecars.license_text,
     )
 
 

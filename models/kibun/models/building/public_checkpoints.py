@@ -11,7 +11,6 @@ hold the weights of either:
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +86,8 @@ class PublicCheckpoint:
     projector: nn.Linear | None
     rows: Mapping[str, int]
     do_normalize: bool
-    licence: str
+    licence: str  # in words
+    license: str | None  # as its README names it
 
 
 def read_public_checkpoint(source: str | Path) -> PublicCheckpoint:
@@ -115,6 +115,7 @@ def read_public_checkpoint(source: str | Path) -> PublicCheckpoint:
         rows=rows,
         do_normalize=checkpoint.do_normalize(),
         licence=_licence(checkpoint),
+        license=checkpoint.license(),
     )
 
 
@@ -136,13 +137,9 @@ def _rows(checkpoint: Checkpoint, id2label: Mapping[str, str]) -> dict[str, int]
 
 
 def _licence(checkpoint: Checkpoint) -> str:
-    """The licence in the front matter of the checkpoint's README, or that it is unknown; never a guess."""
-    file = checkpoint.file("README.md")
-    text = file.read_text(encoding="utf-8", errors="replace") if file else ""
-    matter = re.match(r"---\s*\n(.*?)\n---\s*(\n|\Z)", text, re.DOTALL)
-    found = re.search(r"^license:[ \t]*(?:\n[ \t]*-[ \t]*)?([^\s#]+)", matter[1], re.MULTILINE) if matter else None
-    if found:
-        return found[1].strip("'\"")
+    """The licence that the checkpoint's README states, or that it is unknown; never a guess."""
+    if found := checkpoint.license():
+        return found
     if "audeering/" in checkpoint.source.lower():
         return (
             "unknown: see the checkpoint's page (audEERING publishes its own under CC-BY-NC-SA-4.0, no commercial use)"

@@ -252,6 +252,7 @@ def service_info(
                 synthetic=m.synthetic,
                 requires_given_personality=m.requires_given_traits,
                 notice=capability.notice(m),
+                license=m.license,
             )
             for m in models
         ],

@@ -40,6 +40,7 @@ class ModelInfo:
     precision: str = ""  # of its matrix products, and why, in words for the operator
     conditioned: bool = True  # its emotion estimate depends on traits, given or predicted
     emotion_rescaled_from: tuple[float, float] | None = None  # scale of its training labels, where that was not 1..5
+    license: str = ""  # of its weights, as an SPDX expression; "": not stated
     checksum: str = ""  # of the bundle's configuration and weights, in hex; "": it is no bundle
     evidence: tuple[Evidence, ...] | None = None  # what heard traits are worth, by rising number of utterances
 

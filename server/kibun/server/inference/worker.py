@@ -224,6 +224,7 @@ class BundleModel:
             precision=precision,
             conditioned=config.conditioned,
             emotion_rescaled_from=(rescaled[0], rescaled[1]) if rescaled else None,
+            license=config.license or "",
             checksum=checksum,
             evidence=bundle.evidence,
         )

@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from kibun.models.files import JOINT, NOT_STATED
 from kibun.models.types import TRAIT_SCALE, TRAITS, Traits
 from kibun.training.corpora.lines import json_objects
 from kibun.training.corpora.splits import SPLITS, read_splits, resolve_splits
 from kibun.training.errors import ManifestError
 
-NOT_STATED, JOINT = "not stated", " AND "  # a licence that is unknown; between two that both apply
 MANIFEST_NAME = "manifest.jsonl"  # of the corpora that we make
 TEXTS = ("gender", "emotion", "corpus", "license")
 OPTIONAL = ("path", "split", "text", "valence", "arousal", "traits", "seconds", *TEXTS)

@@ -21,7 +21,7 @@ from kibun.models.building.assemble import assemble
 from kibun.models.building.build import save_bundle
 from kibun.models.building.parts import load_parts
 from kibun.models.bundle import load_bundle
-from kibun.models.files import evidence_rows, verify, write_sidecars
+from kibun.models.files import Sidecars, evidence_rows, verify, write_sidecars
 from kibun.training.corpora.manifest import MANIFEST_NAME, Item, load_manifest
 from kibun.training.demo_tiny.card import make_card
 from kibun.training.demo_tiny.config import tiny_config
@@ -125,7 +125,7 @@ def _bundle(
     card = make_card(model, rows, items, corpus, command, seed)
     _whole, heading, parts = (model.card or "").partition("## Personality: from")
     note = "\nThe runs that it was assembled from, as they describe themselves (before rounding to float16):\n\n"
-    write_sidecars(folder, model.config, model.evidence, card + note + heading + parts)
+    write_sidecars(folder, model.config, Sidecars(model.evidence, card + note + heading + parts, model.license_text))
     verify(folder)
     return {
         "bundle": str(folder),

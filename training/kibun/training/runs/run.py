@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 
 from kibun.models._transformers import quiet
 from kibun.models.bundle import KibunModel
-from kibun.models.files import one_line
+from kibun.models.files import joint_license, one_line
 from kibun.models.types import TRAITS, Traits
 from kibun.training.corpora.manifest import Item, is_generated, read_manifest
 from kibun.training.corpora.splits import SPLITS
 from kibun.training.evaluation.predictions import expected_error, write_predictions
 from kibun.training.progress import Progress
-from kibun.training.runs.card import run_card
+from kibun.training.runs.card import data_license, run_card
 from kibun.training.runs.config import ConfigError, RunConfig, identity, load_config, write_config
 from kibun.training.runs.conversation_stage import Vectors, train_conversation_head
 from kibun.training.runs.figures import dev_figures, split_figures, transcript_error
@@ -312,6 +312,8 @@ def _finish(
             figures[split]["wer"] = wer
     if model.kibun.config.supports_personality and config.model.traits == TRAITS:
         model.kibun.evidence = expected_error(predictions["dev"], cast(Traits, model.kibun.config.condition_centre))
+    data = data_license(config, corpus.items)
+    model.kibun.config.license = joint_license([model.kibun.config.license or data, data])
     model.kibun.config.synthetic |= config.synthetic or is_generated(config.manifest)
     model.kibun.card = run_card(config, model.kibun, figures, corpus.items)
     _write_bundle(model.kibun.to("cpu"), folder)  # type: ignore[arg-type]

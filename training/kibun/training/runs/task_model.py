@@ -179,10 +179,12 @@ def _from_bundle(source: KibunModel, config: RunConfig, name: str, settings: dic
                 do_normalize=of.do_normalize,
                 trunk_from=of.trunk_from,
                 trunk_sha256=of.trunk_sha256,
+                license=of.license,
                 bundle_name=name,
                 **{**settings, "synthetic": settings["synthetic"] or of.synthetic},
             )
         )
+    kibun.license_text = source.license_text
     kibun.trunk.load_state_dict(source.trunk.state_dict())
     for task in kibun.config.tasks:
         # A task that the bundle lacks starts from the tail of another: all tails began as the same layers.

@@ -20,7 +20,7 @@ import torch
 from kibun.models._transformers import quiet
 from kibun.models.building.build import save_bundle
 from kibun.models.bundle import load_bundle
-from kibun.models.files import write_sidecars, written_atomically
+from kibun.models.files import Sidecars, write_sidecars, written_atomically
 from kibun.training.corpora.manifest import Item
 from kibun.training.errors import ManifestError
 from kibun.training.runs.folder import BUNDLE, CHECKPOINT, FIGURES
@@ -102,7 +102,7 @@ def make_voices(
     if not folder.exists():
         save_bundle(model, folder, dtype=torch.float16)
     elif load_bundle(folder).card != model.card:  # it has been measured since
-        write_sidecars(folder, model.config, None, model.card)
+        write_sidecars(folder, model.config, Sidecars(model.evidence, model.card, model.license_text))
     return {
         "bundle": str(folder),
         "figures": {label: each.as_json() for label, each in figures.items()},
