@@ -60,6 +60,30 @@ def test_the_bootstrap_equals_a_plain_loop(runs: int) -> None:
     assert (result.clusters, result.points, result.draws) == (20, 300, 300)
 
 
+def test_folds_are_scored_apart_and_their_clusters_drawn_apart() -> None:
+    """Independent folds: the error of the mean of two is that of each, added in squares and halved."""
+    worlds = [world(seed, clusters=30) for seed in (5, 6)]
+    first, second, truth = (np.concatenate([each[part] for each in worlds]) for part in range(3))
+    truth[450:] += 1.5  # pooled, the level of the second fold would count; apart, it is only an error of the level
+    first[450:] += 1.5
+    second[450:] += 1.5
+    names = [f"{fold} {name}" for fold, each in enumerate(worlds) for name in each[3]]
+    folds = [0] * 450 + [1] * 450
+    both = compare(first, second, truth, names, folds=folds, draws=4000)
+    alone = [compare(*each) for each in worlds]
+    assert both.first == pytest.approx(np.mean([each.first for each in alone]))
+    assert both.difference == pytest.approx(np.mean([each.difference for each in alone]))
+    pooled = compare(first, second, truth, names)
+    assert pooled.first > both.first + 0.05
+    margins = [(each.high - each.low) / student.ppf(0.975, 29) for each in alone]
+    width = (both.high - both.low) / student.ppf(0.975, 58)
+    assert width == pytest.approx(np.hypot(*margins) / 2, rel=0.08)
+    with pytest.raises(ValueError, match="'0 speaker 0' is in two folds, 0 and 1"):
+        compare(first, second, truth, names, folds=[0, 1] * 450)
+    with pytest.raises(ValueError, match="needs at least 2 speaker-conversations and 2 draws, got 1"):
+        compare(first[:30], second[:30], truth[:30], names[:30], folds=[0] * 15 + [1] * 15)
+
+
 def test_a_seed_decides_the_result_and_sides_mirror() -> None:
     first, second, truth, names = world(1)
     result = compare(first, second, truth, names, draws=600, seed=1)

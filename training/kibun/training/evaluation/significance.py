@@ -9,10 +9,13 @@ nominal 5 % they called 7.0 % of equal models different, this 3.5 % (measured on
 Runs of several seeds count as one model, whose CCC is the mean over its runs. The test asks whether the difference
 would hold for other speakers and conversations; the spread between seeds is no part of p.
 
+Where the figure is the mean over the folds of a cross-validation, clusters are drawn within each fold, the factor is
+sqrt(C / (C - F)) for F folds, and there are C - F degrees of freedom.
+
 CCC needs only sums over a draw: each cluster is reduced to six moments once, so a draw costs a row of a matrix product.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,8 +32,8 @@ _DRAWS_AT_ONCE = 250  # limits the memory of the weights
 class Comparison:
     """CCC of two models on the same points; `difference` is first - second, low..high its 95 % interval.
 
-    p: two-sided, against no difference. first, second: mean over the runs of each. points: scored utterances, or
-    conversations where traits of a whole conversation are compared.
+    CCC of several folds is their mean. p: two-sided, against no difference. first, second: mean over the runs of each.
+    points: scored utterances, or conversations where traits of a whole conversation are compared.
     """
 
     first: float
@@ -55,14 +58,16 @@ def compare(
     truth: ArrayLike,
     clusters: Sequence[Hashable],
     *,
+    folds: Sequence[Hashable] | None = None,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Comparison:
     """Compare predictions of two models.
 
     first, second: (N,) or (runs, N) predictions; truth: (N,); clusters: N names, for instance (dialogue, speaker).
-    The same seed gives the same result. Raises ValueError for unequal lengths, values that are not finite, and fewer
-    than two clusters or draws.
+    folds: N names; CCC is then that of each fold, averaged. None: all points are one fold.
+    The same seed gives the same result. Raises ValueError for unequal lengths, values that are not finite, a cluster in
+    two folds, and fewer than two clusters in a fold, or draws.
     """
     from scipy.stats import t as student
 
@@ -76,18 +81,23 @@ def compare(
     if not all(np.isfinite(values).all() for values in (*runs, target)):
         raise ValueError("predictions and truth must be finite numbers")
     names = {name: index for index, name in enumerate(dict.fromkeys(clusters))}
-    if len(names) < 2 or draws < 2:
-        raise ValueError(f"needs at least 2 speaker-conversations and 2 draws, got {len(names)} and {draws}")
+    parts = _parts(clusters, names, folds)
+    if min(map(len, parts)) < 2 or draws < 2:
+        fewest = min(map(len, parts))
+        raise ValueError(f"needs at least 2 speaker-conversations and 2 draws, got {fewest} and {draws}")
     member = np.array([names[name] for name in clusters])
-    sides = [[_moments(run, target, member) for run in side] for side in runs]
-    whole = [_mean_ccc(side, np.ones((1, len(names))))[0] for side in sides]
-    spread = float(np.std(_differences(sides, len(names), draws, seed), ddof=1))
-    error = spread * float(np.sqrt(len(names) / (len(names) - 1)))
+    # By fold and run, the moments (C, 6) of the fold's clusters.
+    moments = [[_moments(run, target, member) for run in side] for side in runs]
+    sides = [[[run[part] for run in side] for part in parts] for side in moments]
+    whole = [np.mean([_mean_ccc(fold, np.ones((1, len(fold[0]))))[0] for fold in side]) for side in sides]
+    spread = float(np.std(_differences(sides, draws, seed), ddof=1))
+    freedom = len(names) - len(parts)
+    error = spread * float(np.sqrt(len(names) / freedom))
     difference = float(whole[0] - whole[1])
     p = 1.0 if difference == 0 else 0.0  # if the difference is the same in every draw
     if error > 0:
-        p = float(2 * student.sf(abs(difference) / error, len(names) - 1))
-    margin = error * float(student.ppf(0.975, len(names) - 1))
+        p = float(2 * student.sf(abs(difference) / error, freedom))
+    margin = error * float(student.ppf(0.975, freedom))
     low, high = difference - margin, difference + margin
     return Comparison(float(whole[0]), float(whole[1]), difference, low, high, p, len(names), target.size, draws)
 
@@ -137,16 +147,34 @@ def to_table(result: Comparison, figure: str) -> Table:
     return Table("Do the two models differ?", columns, (Row(figure, cells),), notes, digits=3)
 
 
+def _parts(
+    clusters: Sequence[Hashable], names: Mapping[Hashable, int], folds: Sequence[Hashable] | None
+) -> list[NDArray[np.intp]]:
+    """The numbers of the clusters of each fold."""
+    home: dict[Hashable, Hashable] = {}
+    for cluster, fold in zip(clusters, folds or [None] * len(clusters), strict=True):
+        if home.setdefault(cluster, fold) != fold:
+            raise ValueError(f"speaker-conversation {cluster!r} is in two folds, {home[cluster]!r} and {fold!r}")
+    return [
+        np.array([names[cluster] for cluster, its in home.items() if its == fold])
+        for fold in dict.fromkeys(home.values())
+    ]
+
+
 def _differences(
-    sides: Sequence[Sequence[NDArray[np.float64]]], clusters: int, draws: int, seed: int
+    sides: Sequence[Sequence[Sequence[NDArray[np.float64]]]], draws: int, seed: int
 ) -> NDArray[np.float64]:
-    """(draws,) differences of the models' CCCs, each on clusters drawn with replacement."""
+    """(draws,) differences of the models' CCCs, each on clusters drawn with replacement within each fold."""
     rng = np.random.default_rng(seed)
     parts = []
     for start in range(0, draws, _DRAWS_AT_ONCE):
         count = min(_DRAWS_AT_ONCE, draws - start)
-        weights = rng.multinomial(clusters, np.full(clusters, 1 / clusters), count).astype(np.float64)  # (count, C)
-        parts.append(_mean_ccc(sides[0], weights) - _mean_ccc(sides[1], weights))
+        total = np.zeros(count)
+        for first, second in zip(*sides, strict=True):
+            size = len(first[0])
+            weights = rng.multinomial(size, np.full(size, 1 / size), count).astype(np.float64)  # (count, C)
+            total += _mean_ccc(first, weights) - _mean_ccc(second, weights)
+        parts.append(total / len(sides[0]))
     return np.concatenate(parts)
 
 
