@@ -60,6 +60,8 @@ HOUSE = {
     " training.progress training._transformers training.audio training.corpora training.evaluation",
     "training.experiments": "models.types training.errors training.options training.corpora"
     " training.evaluation training.runs",
+    "training.experiments.labels": "models.types models training.errors training.options training.losses training.fit"
+    " training.corpora training.evaluation training.runs training.experiments",
     "training.demo_tiny": "models.types models models.building training.losses training.filter_bank training.audio"
     " training.corpora training.evaluation training.runs",
     "training.simulation": "models.types models training.errors training.options training.losses training.fit"
@@ -67,7 +69,8 @@ HOUSE = {
     "training.voices": "models.types models models.building training.errors training.losses training.filter_bank"
     " training.audio training.corpora training.evaluation training.runs",
     "training": "models models.building training.errors training.options training.corpora training.evaluation"
-    " training.runs training.experiments training.demo_tiny training.simulation training.voices",
+    " training.runs training.experiments training.experiments.labels training.demo_tiny training.simulation"
+    " training.voices",
     # ---- what all of it costs, and what breaks it
     "bench.support": "models.types models server.inference training.evaluation",
     "bench.faults": "v1 models.types server client training.evaluation bench.support",

@@ -224,3 +224,24 @@ def test_help_does_not_import_heavy_packages() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_lying_bars_have_the_colour_of_their_group_and_their_interval() -> None:
+    bars = [
+        plots.IntervalBar("acoustics", "no traits", 0.3, (0.25, 0.4)),
+        plots.IntervalBar("both", "true traits", 0.6, (0.5, 0.65)),
+        plots.IntervalBar("both", "shuffled traits", -0.1, (-0.2, 0.0)),
+    ]
+    drawn = plots.interval_bars({"valence": bars, "arousal": bars}, "what traits add")
+    assert [axes.get_xlabel() for axes in drawn.axes] == ["CCC of valence", "CCC of arousal"]
+    for axes in drawn.axes:
+        lying = [container for container in axes.containers if isinstance(container, BarContainer)]
+        assert [[bar.get_width() for bar in some] for some in lying] == [[0.3], [0.6], [-0.1]]
+        assert len({some[0].get_facecolor() for some in lying}) == 3
+        whiskers = [
+            sorted(some.errorbar[2][0].get_segments()[0][:, 0].tolist()) for some in lying if some.errorbar is not None
+        ]
+        assert whiskers == [pytest.approx(list(bar.interval)) for bar in bars]
+        assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first bar is on top
+    with pytest.raises(plots.PlotError, match="needs one panel or more, each with the same labels"):
+        plots.interval_bars({"valence": bars, "arousal": bars[:2]}, "what traits add")

@@ -9,6 +9,7 @@ import typer
 
 from kibun.training.errors import check_one_form, fail
 from kibun.training.experiments.commands import add_experiment_commands
+from kibun.training.experiments.labels.commands import labels
 from kibun.training.options import JsonOption, MarkdownOption
 
 eval_app = typer.Typer(help="Compute the paper's tables.", no_args_is_help=True)
@@ -133,3 +134,4 @@ def compare(
 
 
 add_experiment_commands(eval_app)
+eval_app.command()(labels)

@@ -3,6 +3,7 @@
 Figures are made without pyplot: no window, no state shared between them, no display needed.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,16 @@ STYLE: Any = {
     "svg.fonttype": "none",  # text stays text
     "pdf.fonttype": 42,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class IntervalBar:
+    """A bar: its label, the group that gives its colour, its length and its interval (low, high)."""
+
+    label: str
+    group: str
+    value: float
+    interval: tuple[float, float]
 
 
 class PlotError(ValueError):
@@ -152,6 +163,41 @@ def multitask(results: Mapping[str, Any], where: str = "results") -> "Figure":
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.16 * (high - low))
     axes.legend(loc="upper right", frameon=False, ncols=2, fontsize=11)
+    return drawn
+
+
+@_in_style
+def interval_bars(panels: Mapping[str, Sequence[IntervalBar]], title: str) -> "Figure":
+    """Lying bars with 95 % intervals, one panel for each name, side by side with the same labels.
+
+    Raises PlotError without panels or bars, and where panels differ in their labels.
+    """
+    from matplotlib.figure import Figure
+
+    bars = list(panels.values())
+    if not bars or not bars[0] or any([bar.label for bar in some] != [bar.label for bar in bars[0]] for some in bars):
+        raise PlotError(f"{title}: needs one panel or more, each with the same labels")
+    groups = list(dict.fromkeys(bar.group for bar in bars[0]))
+    drawn = Figure(figsize=(3.6 + 4.2 * len(panels), 1.6 + 0.3 * len(bars[0])), layout="constrained")
+    drawn.suptitle(title, x=0.01, ha="left", fontsize=13)
+    all_axes = drawn.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axes, (name, some) in zip(all_axes, panels.items(), strict=True):
+        axes.set_axisbelow(True)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.8)
+        for index, group in enumerate(groups):
+            places = [place for place, bar in enumerate(some) if bar.group == group]
+            mine = [some[place] for place in places]
+            around = [[bar.value - bar.interval[0] for bar in mine], [bar.interval[1] - bar.value for bar in mine]]
+            look: Any = {"color": COLOURS[index % len(COLOURS)], "edgecolor": "black", "linewidth": 0.8, "capsize": 3}
+            axes.barh(places, [bar.value for bar in mine], 0.75, xerr=np.abs(around), label=group, **look)
+        axes.axvline(0, color="black", linewidth=0.8)
+        axes.set_yticks(range(len(some)), [bar.label for bar in some], fontsize=9)
+        axes.set_ylim(-0.7, len(some) - 0.3)
+        axes.set_xlabel(f"CCC of {name}")
+    all_axes[0].invert_yaxis()
+    drawn.legend(
+        *all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=10
+    )
     return drawn
 
 
