@@ -129,6 +129,7 @@ def test_a_run_of_pr_has_its_error_and_all_settings(pr: Path) -> None:
     assert {"utterance", "average", "conversation", "causal"} <= figures["dev"].keys()
     bundle = load_bundle(pr / "bundle")
     assert bundle.config.tasks == ("personality",)
+    assert bundle.config.license == "CC-BY-4.0 AND not stated"
     rows = read_predictions(pr / "predictions-dev.jsonl")
     assert bundle.evidence is not None
     assert [row.utterance_count for row in bundle.evidence] == [1, 2, 3]

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from kibun.models.files import JOINT, NOT_STATED
+from kibun.models.files import NOT_STATED, joint_license
 from kibun.models.types import TRAIT_SCALE, TRAITS, Traits
 from kibun.training.corpora.lines import json_objects
 from kibun.training.corpora.splits import SPLITS, read_splits, resolve_splits
@@ -76,13 +76,9 @@ class Manifest:
         return lines
 
 
-def license_of(items: Iterable[Item]) -> str:
-    """The licences of all their corpora, each once, as an SPDX expression: all of them apply to what is made of them.
-
-    Utterances without one add "not stated".
-    """
-    names = {name for item in items for name in (item.license or NOT_STATED).split(JOINT)}
-    return JOINT.join(sorted(names, key=lambda name: (name == NOT_STATED, name)))
+def license_of(items: Iterable[Item]) -> str | None:
+    """`joint_license` of all utterances, in alphabetical order; None: no utterance states one."""
+    return joint_license(sorted({item.license or NOT_STATED for item in items}))
 
 
 def is_generated(manifest: Path) -> bool:
