@@ -95,6 +95,7 @@ DOORS = {
     " server.api.responses server.api.service server.api.status client bench.faults.stub_client",
     "torch": "models server.inference.worker training bench",
     "transformers": "models._transformers training._transformers",
+    "huggingface_hub": "models.hub",
     "accelerate": "training.runs",
     "safetensors": "models.weights models.building.checkpoint training.runs",
     "webrtcvad": "server.audio.vad_webrtc",

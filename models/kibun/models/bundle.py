@@ -18,7 +18,8 @@ def load_bundle(
     """Load a bundle on the CPU, in float32 and evaluation mode, after verifying all of its files.
 
     Args:
-        path_or_name: a bundle folder, or the name of a bundle that comes with kibun (`bundle_names`).
+        path_or_name: a bundle folder, the name of a bundle that comes with kibun (`bundle_names`), or
+            `org/name@COMMIT` of the hub.
         allow_untrained: accept a bundle whose heads are random.
         mapped: leave the weights in the mapped file, for a caller that copies them anyway.
         verified: skip `files.verify`, which the caller has just called.

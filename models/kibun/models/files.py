@@ -18,6 +18,7 @@ EXPECTED_ERROR, CARD, PREPROCESSOR = "expected_error.json", "MODEL_CARD.md", "pr
 FILES = (CONFIG, WEIGHTS, EXPECTED_ERROR, CARD, PREPROCESSOR)
 LICENSE = "LICENSE"  # the text of the licence; a bundle may be without it
 NOT_STATED, JOINT = "not stated", " AND "  # a licence that is unknown; between two that both apply
+PAGE = "README.md"  # of a repository on the hub: it may lie beside them, and is not read
 MAX_JSON_BYTES = 4 << 20  # a hundred times what such a file needs
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
 
@@ -65,7 +66,10 @@ def one_line(error: BaseException) -> str:
 
 
 def resolve_bundle(path_or_name: str | Path) -> Path:
-    """Folder of a bundle, given by path or, if it comes with kibun, by name. Raises BundleError if there is none."""
+    """Folder of a bundle, given by path, by name if it comes with kibun, or as `org/name@COMMIT` of the hub.
+
+    Raises BundleError if there is none, or it cannot be downloaded.
+    """
     for folder in (Path(path_or_name), *(home / path_or_name for home in _homes())):
         if (folder / CONFIG).is_file():
             _check_model_type(folder)
@@ -77,10 +81,15 @@ def resolve_bundle(path_or_name: str | Path) -> Path:
             f"the bundle {path_or_name} is not in the package, as it is licensed under {terms}: clone kibun's"
             f" repository, and name its folder models/bundles/{path_or_name}"
         )
+    from kibun.models.hub import fetch_pinned
+
+    if (found := fetch_pinned(str(path_or_name))) is not None:
+        _check_model_type(found)
+        return found
     raise BundleError(
-        f"no bundle {str(path_or_name)!r}: neither a folder nor one of those that come with kibun"
-        f" ({', '.join(bundle_names()) or 'none'}); make one from an encoder's checkpoint with"
-        " `kibun models build --encoder PATH_OR_HUB_ID --out DIR`"
+        f"no bundle {str(path_or_name)!r}: neither a folder, nor one of those that come with kibun"
+        f" ({', '.join(bundle_names()) or 'none'}), nor ORG/NAME@COMMIT of the hub; make one from an encoder's"
+        " checkpoint with `kibun models build --encoder PATH_OR_HUB_ID --out DIR`"
     )
 
 
@@ -266,7 +275,7 @@ def verify(folder: Path) -> None:
                 f"{folder / name}: missing, or no file; get the bundle again, or save it with save_pretrained"
             )
     for name in present:
-        if name not in (*FILES, LICENSE, CHECKSUMS):
+        if name not in (*FILES, LICENSE, CHECKSUMS, PAGE):
             raise BundleError(f"{folder / name}: not part of a bundle; remove it")
     listed = _read_checksums(present[CHECKSUMS])
     if LICENSE in listed and LICENSE not in present:

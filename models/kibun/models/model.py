@@ -25,6 +25,7 @@ from kibun.models.analysis import analyze
 from kibun.models.conditioning import make_head
 from kibun.models.config import KibunConfig
 from kibun.models.fields import check_bundle, weight_count
+from kibun.models.hub import HUB_ID, HUB_OPTIONS, fetch
 from kibun.models.hubert import Frames, Tail, Trunk, normalised
 from kibun.models.layers import Linear
 from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
@@ -258,7 +259,8 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Load a bundle folder or hub id as transformers does, from safetensors only and by default as float32.
 
-        Checksums are not verified and untrained models are accepted; `kibun.models.bundle.load_bundle` checks both.
+        Of the hub, `revision` (a commit, branch or tag; default: main) says what is loaded. Checksums are not verified
+        and untrained models are accepted; `kibun.models.bundle.load_bundle` checks both.
 
         Args:
             mapped: leave the weights in the mapped file, at the cost of the last bit.
@@ -271,6 +273,9 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         kwargs.setdefault("ignore_mismatched_sizes", True)  # they are named below
         wants_info, mapped = kwargs.pop("output_loading_info", False), kwargs.pop("mapped", False)
         folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir() and HUB_ID.fullmatch(str(pretrained_model_name_or_path)):
+            options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+            pretrained_model_name_or_path = folder = fetch(str(pretrained_model_name_or_path), **options)
         weights = folder / files.WEIGHTS
         if folder.is_dir() and not args and "config" not in kwargs:
             kwargs["config"] = read_config(folder)

@@ -33,7 +33,8 @@ _MODELS, _SECURITY, _LIMITS, _WATCHING = "Models", "Security", "Limits", "Watchi
 
 HOW_TO_GET_A_MODEL = """kibun serve needs a model:
   --model demo-tiny    comes with kibun, trained on generated speech, for trying the software
-  --model DIR          a bundle; `kibun models build --help` shows how to make one"""
+  --model DIR          a bundle; `kibun models build --help` shows how to make one
+  --model ORG/NAME@COMMIT  a bundle on the Hugging Face hub"""
 
 
 def serve(
@@ -41,8 +42,8 @@ def serve(
         list[str] | None,
         typer.Option(
             envvar="KIBUN_MODEL",
-            help="Bundle: a folder or a name. Repeatable (in KIBUN_MODEL: with blanks between); the first is the"
-            " default.",
+            help="Bundle: a folder, a name, or ORG/NAME@COMMIT of the Hugging Face hub. Repeatable (in KIBUN_MODEL:"
+            " with blanks between); the first is the default.",
             rich_help_panel=_MODELS,
         ),
     ] = None,

@@ -28,7 +28,10 @@ from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS, Evidence
 app = typer.Typer(no_args_is_help=True, help="List, show, verify and build model bundles.")
 
 Bundle = Annotated[
-    str, typer.Argument(metavar="BUNDLE", help="A bundle folder, or the name of a bundle that comes with kibun.")
+    str,
+    typer.Argument(
+        metavar="BUNDLE", help="A bundle: folder, name of one that comes with kibun, or ORG/NAME@COMMIT of the hub."
+    ),
 ]
 T = TypeVar("T")
 
