@@ -76,9 +76,9 @@ class Manifest:
         return lines
 
 
-def license_of(items: Iterable[Item]) -> str | None:
-    """`joint_license` of all utterances, in alphabetical order; None: no utterance states one."""
-    return joint_license(sorted({item.license or NOT_STATED for item in items}))
+def license_of(items: Iterable[Item]) -> str:
+    """`joint_license` of all utterances, in alphabetical order; "not stated" where none states one."""
+    return joint_license(sorted({item.license or NOT_STATED for item in items})) or NOT_STATED
 
 
 def is_generated(manifest: Path) -> bool:

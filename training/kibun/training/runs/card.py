@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from kibun.models.bundle import KibunModel
-from kibun.models.files import NOT_STATED
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item, license_of
 from kibun.training.runs.config import RunConfig
@@ -67,7 +66,7 @@ def run_card(
         condition=condition + estimated,
         start=Path(config.model.start).name if Path(config.model.start).exists() else config.model.start,
         frozen="frozen" if config.model.freeze == "trunk" else "trained",
-        license=data_license(config, items) or NOT_STATED,
+        license=data_license(config, items),
         counts=", ".join(_count(split, some) for split, some in items.items()),
         splits=config.splits or "the manifest's own",
         warnings="".join(f"; {warning}" for warning in figures["warnings"]),
@@ -77,8 +76,8 @@ def run_card(
     )
 
 
-def data_license(config: RunConfig, items: Mapping[str, Sequence[Item]]) -> str | None:
-    """The licence of the data: as the configuration sets it, else as the manifest has it; None: not stated."""
+def data_license(config: RunConfig, items: Mapping[str, Sequence[Item]]) -> str:
+    """The licence of the data: as the configuration sets it, else as the manifest has it."""
     return config.license or license_of(item for some in items.values() for item in some)
 
 
