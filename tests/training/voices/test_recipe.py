@@ -60,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], di
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "QUICK", TINY)
         arguments = [part for path in manifests for part in ("--manifest", path)]
-        options = ("--out", folder / "out", "--quick", "--seed", 3, "--name", "mine", "--threads", 0, "--json")
+        options = ("--out", folder / "out", "--quick", "--seed", 3, "--name", "mine", "--threads", 1, "--json")
         return folder / "out", manifests, json.loads(invoke(train_app, "voices", *arguments, *options))
 
 

@@ -116,8 +116,9 @@ def voices(
     start: Annotated[
         str, typer.Option(help="Bundle whose trunk the nets begin with; '' for random weights.")
     ] = "demo-tiny",
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps of each net. [default: the recipe's]")
+    steps: Annotated[int | None, typer.Option(min=1, help="Training steps. [default: the recipe's]")] = None,
+    check_steps: Annotated[
+        int | None, typer.Option(min=1, help="Of each net that leaves voices out. [default: the recipe's]")
     ] = None,
     measure: Annotated[
         bool, typer.Option(help="Also train nets that leave a corpus or the test speakers out, for the card's figures.")
@@ -145,12 +146,12 @@ def voices(
     if threads:
         torch.set_num_threads(threads)
     options = dataclasses.replace(recipe.QUICK if quick else recipe.FULL, start=start or None)
-    if steps is not None:
-        options = dataclasses.replace(options, steps=steps)
+    options = dataclasses.replace(options, steps=steps or options.steps, check_steps=check_steps or options.check_steps)
     manifests = [*(("--manifest", path) for path in manifest), *(("--synthetic", path) for path in synthetic or ())]
     said = " ".join(f"{flag} {path.resolve().parent.name}/{path.name}" for flag, path in manifests)
     command = f"kibun train voices {said} --out {out.name} --name {name} --version {version} --seed {seed}"
-    command += f" --start '{start}' --steps {options.steps} --threads {threads}{' --quick' if quick else ''}"
+    command += f" --start '{start}' --steps {options.steps} --check-steps {options.check_steps} --threads {threads}"
+    command += " --quick" if quick else ""
     try:
         figures = recipe.make_voices(
             out,

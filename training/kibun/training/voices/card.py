@@ -52,14 +52,16 @@ def make_card(
     figures: Mapping[str, Figures],
     command: str,
     training: str,
+    check_steps: int,
 ) -> str:
     """Markdown.
 
     Args:
         figures: of nets trained in the same way that did not hear the voices they are measured on.
         command: the command line that makes the model. training: how long, from what, and the seed.
+        check_steps: how long the nets behind the figures were trained.
     """
-    note = "each row by a net trained like this one that did not hear these voices; this one heard all of them"
+    note = f"each row: a net trained in the same way, for {check_steps:,} steps, that did not hear these voices"
     return CARD.format(
         config=model.config,
         hubert=model.config.hubert_config,
