@@ -60,6 +60,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path], di
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "QUICK", TINY)
         arguments = [part for path in manifests for part in ("--manifest", path)]
+        (folder / "terms.txt").write_text("as the corpora\n")
+        arguments += ["--license-file", folder / "terms.txt"]
         options = ("--out", folder / "out", "--quick", "--seed", 3, "--name", "mine", "--threads", 1, "--json")
         return folder / "out", manifests, json.loads(invoke(train_app, "voices", *arguments, *options))
 
@@ -70,6 +72,8 @@ def test_one_command_makes_a_bundle_that_is_served(made: tuple[Path, list[Path],
     model = load_bundle(out / "mine")
     assert (model.config.bundle_name, model.config.trained, model.config.synthetic) == ("mine", True, False)
     assert not model.config.supports_personality
+    assert model.config.license == "CC BY 4.0 AND CC0"
+    assert (out / "mine" / "LICENSE").read_text() == model.license_text == "as the corpora\n"
     audio = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
     [answer] = model.analyze([Utterance(audio, np.zeros((0, 0), np.float16))])
     for value in (answer.valence, answer.arousal):
@@ -77,7 +81,7 @@ def test_one_command_makes_a_bundle_that_is_served(made: tuple[Path, list[Path],
         assert 1 <= value <= 5
     assert figures["bundle_bytes"] < 2_000_000
     card = model.card or ""
-    for said in ("north: 3 speakers, 12 utterances", "CC BY 4.0, CC0", "Acted emotion", "8 steps", "seed 3"):
+    for said in ("north: 3 speakers, 12 utterances", "CC BY 4.0 AND CC0", "Acted emotion", "8 steps", "seed 3"):
         assert said in card, said
     assert str(out) not in card
     net = load_bundle(out / "net" / "bundle").state_dict()

@@ -113,6 +113,9 @@ def voices(
     ] = None,
     name: Annotated[str, typer.Option(help="Name of the bundle.")] = "voices",
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
+    license_file: Annotated[
+        Path | None, typer.Option(help="Text of the licence and attributions, to go into the bundle as LICENSE.")
+    ] = None,
     start: Annotated[
         str, typer.Option(help="Bundle whose trunk the nets begin with; '' for random weights.")
     ] = "demo-tiny",
@@ -161,12 +164,16 @@ def voices(
             version=version,
             seed=seed,
             command=command,
+            license_text=license_file.read_text(encoding="utf-8") if license_file else None,
             measure=measure,
             report=lambda step: typer.echo(f"{step} …", err=True),
         )
     except ValueError as error:  # corpora, bundles
         fail(str(error))
-    tables = [table(f"{name}: voices not heard", {k: Figures.from_json(v) for k, v in figures["figures"].items()})]
-    show(tables if figures["figures"] else [], figures, as_json=as_json)
+    if found := {label: Figures.from_json(content) for label, content in figures["figures"].items()}:
+        tables = [table(f"{name}: voices not heard", found)]
+        show(tables, figures, as_json=as_json)
+    elif as_json:
+        typer.echo(json.dumps(figures))
     if not as_json:
         typer.echo(f"wrote {figures['bundle']}; `kibun serve --model {figures['bundle']}` serves it")

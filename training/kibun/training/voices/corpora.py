@@ -1,4 +1,4 @@
-"""The utterances to train on, by corpus, and the terms under which they may be used."""
+"""The utterances to train on, by corpus."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -13,12 +13,11 @@ MIN_SECONDS = 0.5
 
 @dataclasses.dataclass(frozen=True)
 class VoiceCorpus:
-    """The utterances of one corpus. synthetic: `kibun synth` made it. licenses: as the manifest states them."""
+    """The utterances of one corpus. synthetic: `kibun synth` made it."""
 
     name: str
     items: tuple[Item, ...]
     synthetic: bool
-    licenses: tuple[str, ...]
 
     @property
     def speakers(self) -> list[str]:
@@ -43,8 +42,7 @@ def read_corpora(manifests: Sequence[Path], synthetic: Sequence[Path] = ()) -> l
         items = [item for item in load_manifest(path, require=FIELDS) if not (item.seconds or 1) < MIN_SECONDS]
         names = sorted({item.corpus for item in items if item.corpus is not None})
         name = "+".join(names) or path.resolve().parent.name
-        licenses = tuple(sorted({item.license for item in items if item.license is not None}))
-        corpora.append(VoiceCorpus(name, tuple(items), generated, licenses))
+        corpora.append(VoiceCorpus(name, tuple(items), generated))
     _check(corpora)
     return corpora
 

@@ -20,8 +20,8 @@ import torch
 from kibun.models._transformers import quiet
 from kibun.models.building.build import save_bundle
 from kibun.models.bundle import load_bundle
-from kibun.models.files import Sidecars, write_sidecars, written_atomically
-from kibun.training.corpora.manifest import Item
+from kibun.models.files import Sidecars, joint_license, write_sidecars, written_atomically
+from kibun.training.corpora.manifest import Item, license_of
 from kibun.training.errors import ManifestError
 from kibun.training.runs.folder import BUNDLE, CHECKPOINT, FIGURES
 from kibun.training.runs.loop import Plan, new_accelerator, train
@@ -39,7 +39,7 @@ class VoicesOptions:
     """How a net is trained."""
 
     steps: int = 1200
-    check_steps: int = 700  # of the nets that leave voices out: enough to tell, in little more than half the time
+    check_steps: int = 600  # of the nets that leave voices out: enough to tell, in half the time
     warmup: float = 0.08
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -72,6 +72,7 @@ def make_voices(
     version: str,
     seed: int,
     command: str,
+    license_text: str | None = None,
     measure: bool = True,
     report: Callable[[str], None] = lambda _line: None,
 ) -> dict[str, Any]:
@@ -79,6 +80,7 @@ def make_voices(
 
     Args:
         corpora: of `read_corpora`. seed: of weights, batches and augmentation. command: the command line, for the card.
+        license_text: goes into the bundle as LICENSE.
         measure: whether to train the nets that leave speakers and corpora out; each takes as long as the bundle's own.
         report: called with a line before each step.
 
@@ -98,6 +100,10 @@ def make_voices(
     report("bundle")
     model = load_bundle(out / "net" / BUNDLE)
     model.config.bundle_name, model.config.bundle_version = name, version
+    begun_with = load_bundle(options.start).config.license if options.start else None
+    data = license_of(item for corpus in corpora for item in corpus.items)
+    model.config.license = joint_license([begun_with or data, data])
+    model.license_text = license_text
     model.card = make_card(model, corpora, figures, command, f"{_training(options)}, seed {seed}", options.check_steps)
     folder = out / name
     if not folder.exists():
