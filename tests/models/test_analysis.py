@@ -2,6 +2,7 @@
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -156,6 +157,25 @@ def test_heard_traits_count_as_much_as_they_are_worth() -> None:
     [same] = model.analyze([Utterance(noise(8_000), history(2), given_traits=three.condition_traits)])
     assert (same.valence, same.arousal) == (three.valence, three.arousal)
     assert same.condition_traits == three.condition_traits, "given traits count in full"
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_heard_traits_count_less_in_a_voice_unlike_those_of_training(packed: bool, tmp_path: Path) -> None:
+    made = tiny_model(condition_centre=CENTRE, familiarity=True)
+    known = made.conversation_head.familiarity
+    assert known is not None
+    with torch.no_grad():
+        known.reach.copy_(torch.tensor([0.0, 1e4]))
+    made.save_pretrained(tmp_path)
+    loaded = KibunModel.from_pretrained(tmp_path)
+    share = loaded.familiarity(torch.from_numpy(history(2).astype(np.float32)))
+    assert 0 < share < 1
+    [answer] = analyze(pack(loaded) if packed else loaded, [Utterance(noise(8_000), history(2))])
+    vectors = torch.from_numpy(np.concatenate([history(2), answer.vector[None]]).astype(np.float32))
+    share = made.familiarity(vectors)
+    heard = np.array(present(answer.conversation_traits))
+    np.testing.assert_allclose(present(answer.condition_traits), CENTRE + share * (heard - CENTRE), atol=1e-5)
+    assert made.familiarity(vectors[:1]) != share, "every vector counts"
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from kibun.models._transformers import HubertConfig, HubertModel
-from kibun.models.conditioning import TicnCa, make_head
+from kibun.models.conditioning import TicnCa, make_head, restandardise
 from kibun.models.config import KibunConfig
 from kibun.models.hubert import Frames
 from kibun.models.model import KibunModel
 from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
+from kibun.models.types import HeadName, Query
 from tests.support import present
 
 
@@ -172,3 +173,32 @@ def test_impossible_settings_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=field):
             KibunConfig(**settings)
+
+
+@pytest.mark.parametrize("query", ["personality", "acoustic"])
+@pytest.mark.parametrize("name", ["concat", "ca", "ticn-ca"])
+def test_other_units_of_the_traits_leave_a_head_as_it_is(name: HeadName, query: Query) -> None:
+    torch.manual_seed(0)
+    head = make_head(
+        name,
+        16,
+        ff=24,
+        query=query,
+        dropout=0.0,
+        condition_centre=(0.0,) * 5,
+        condition_scale=(1.0,) * 5,
+    ).eval()
+    for parameter in head.parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    frames, traits = Frames(random(3, 9, 16), (9, 7, 4)), 1 + 6 * torch.rand(3, 5)
+    before = head(frames, traits)
+    assert before.std() > 1e-3
+    centre = (4.0, 4.2, 3.9, 4.1, 3.5)
+    restandardise(head, centre, (1.2, 1.1, 0.9, 1.0, 1.3))
+    torch.testing.assert_close(head(frames, traits), before, atol=2e-5, rtol=0)
+    if name == "ticn-ca" and query == "personality":
+        biases = [
+            value for key, value in head.named_parameters() if key.startswith(("traits", "fuse")) and "bias" in key
+        ]
+        assert len(biases) == 6
+        assert not any(bias.any() for bias in biases)

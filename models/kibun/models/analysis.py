@@ -85,6 +85,10 @@ class Model(Protocol[F]):
         """Setting 3: (B, K, D) vectors to (B, 5) traits, not limited to the scale."""
         ...
 
+    def familiarity(self, vectors: Tensor) -> float:
+        """How much a speaker's vectors (K, D) are like those of training, 0..1; 1 where the model does not know."""
+        ...
+
     def emotion(self, frames: F, traits: Tensor | None) -> dict[str, Tensor]:
         """Each emotion dimension (B,) from `encode`'s frames and (B, 5) traits, not limited to the scale."""
         ...
@@ -168,14 +172,16 @@ def _personality(model: Model[Any], request: Utterance, vector: Tensor) -> dict[
         "utterance_traits": _traits(model, each[-1]),
         "average_traits": _traits(model, each.mean(dim=0)),
         "conversation_traits": _traits(model, model.conversation_traits(vectors[None])[0]),
+        "familiarity": model.familiarity(vectors),
     }
 
 
 def _condition(model: Model[Any], request: Utterance, estimate: dict[str, Any]) -> dict[str, Any]:
     """The traits that emotion is conditioned on: given ones if any, else those that the configuration names.
 
-    Given ones count in full, heard ones as much as they are worth.
+    Given ones count in full, heard ones as much as they are worth, and less in a voice unlike those of training.
     """
+    familiarity = estimate.pop("familiarity", 1.0)
     if not (request.emotion and model.config.conditioned):
         return {}
     if request.given_traits is not None:
@@ -183,7 +189,7 @@ def _condition(model: Model[Any], request: Utterance, estimate: dict[str, Any]) 
     source = cast(ConditionSource, model.config.condition_source)
     traits = estimate[f"{source}_traits"]
     if source == "conversation":  # which is what evidence is measured of
-        weights = evidence.weight(model.evidence, len(request.history) + 1)
+        weights = familiarity * np.array(evidence.weight(model.evidence, len(request.history) + 1))
         traits = tuple(evidence.shrunk(traits, weights, cast(Traits, model.config.condition_centre)).tolist())
     return {"condition_traits": traits, "condition_source": source}
 

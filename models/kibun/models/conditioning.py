@@ -23,7 +23,8 @@ known the frames are all there is.
 frames after its acoustic Linear.)
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +166,37 @@ class TicnCa(nn.Module):
         attended = self.cross_attention(query, memory, mask)  # (B, T, H)
         pooled = Frames(attended, frames.lengths).mean()  # (B, H)
         return self.out(pooled).squeeze(1)  # type: ignore[no-any-return]  # (B,)
+
+
+@torch.no_grad()
+def restandardise(head: nn.Module, centre: Sequence[float], scale: Sequence[float]) -> None:
+    """Change what a conditioned head's traits are standardised by, (5,) each, and its weights so that estimates stay.
+
+    What P is at the new centre moves out of it, where the head allows that: in TICN-CA that P is the query of into the
+    bias of the acoustic side, and back out of that side's keys and values.
+    """
+    condition = head.condition
+    if not isinstance(condition, Condition):
+        return
+    new = Condition(condition.indices, centre, scale)
+    shift = torch.tensor(new.centre).sub(torch.tensor(condition.centre)).div(torch.tensor(condition.scale))  # (K,)
+    ratio = torch.tensor(new.scale).div(torch.tensor(condition.scale))
+    if isinstance(head, TicnCa):
+        for k, linear in enumerate(cast(Iterable[nn.Linear], head.traits)):
+            linear.bias.add_(linear.weight[:, 0] * shift[k])
+            linear.weight.mul_(ratio[k])
+    else:
+        personality = cast(nn.Linear, head.personality)
+        personality.bias.add_(personality.weight @ shift)
+        personality.weight.mul_(ratio)
+    head.condition = new
+    if isinstance(head, TicnCa) and head.query == "personality":
+        constant = head.fuse(torch.cat([linear.bias for linear in cast(Iterable[nn.Linear], head.traits)]))  # (H,)
+        for linear in (*cast(Iterable[nn.Linear], head.traits), head.fuse):
+            linear.bias.zero_()
+        head.acoustic.bias.add_(constant)
+        for side in (head.cross_attention.key, head.cross_attention.value):
+            side.bias.sub_(side.weight @ constant)
 
 
 def make_head(

@@ -50,6 +50,7 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     # Conversation head (personality.py)
     conversation_size: int | None = None  # None: the hidden size, at most 256
     conversation_heads: int = 4
+    familiarity: bool = False  # whether heard traits count less, the less a voice is like those of training
 
     head_dropout: float = 0.1
 

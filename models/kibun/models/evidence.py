@@ -16,6 +16,9 @@ these speakers do not show to tell anything, its slope within two standard error
 A trait may have an error above that of guessing the mean and still tell much, if it is too bold. Its weight mends that:
 drawn to the mean it has an error below. In simulated conversations traits heard in one utterance are like that, and
 without them valence would be worse than without any traits (docs/results.md).
+
+All of this was measured on voices like those of training. In others the weight is smaller, by
+`kibun.models.personality.Familiarity`.
 """
 
 from collections.abc import Sequence
@@ -27,12 +30,15 @@ from numpy.typing import ArrayLike, NDArray
 from kibun.models.types import FULL_WEIGHT, Evidence, Traits
 
 
-def measured(utterance_count: int, estimated: ArrayLike, truth: ArrayLike, centre: ArrayLike) -> Evidence:
-    """The evidence of traits (S, 5) estimated for S held-out speakers after `utterance_count` utterances each.
+def measured(
+    utterance_count: int, estimated: ArrayLike, truth: ArrayLike, centre: ArrayLike, speakers: int | None = None
+) -> Evidence:
+    """The evidence of traits estimated for held-out speakers after `utterance_count` utterances each.
 
     Args:
         estimated, truth: (S, 5) on the trait scale, S >= 1.
         centre: (5,), the population's mean: of the training speakers, not of these.
+        speakers: how many there are, where several estimates of each are given; None: as many as estimates.
 
     Returns:
         Errors and weights, rounded to 3 decimals.
@@ -45,7 +51,7 @@ def measured(utterance_count: int, estimated: ArrayLike, truth: ArrayLike, centr
     spread = np.sum(away**2, axis=0)
     spread = np.where(spread > 0, spread, 1)  # of an estimate that never leaves the mean, whose slope is 0
     slope = np.sum(away * true, axis=0) / spread
-    standard_error = np.sqrt(np.sum((true - slope * away) ** 2, axis=0) / spread / max(len(true) - 1, 1))
+    standard_error = np.sqrt(np.sum((true - slope * away) ** 2, axis=0) / spread / max((speakers or len(true)) - 1, 1))
     weight = np.where(slope > 2 * standard_error, slope.clip(0, 1), 0)
     return Evidence(utterance_count, _traits(error), _traits(error_of_mean), _traits(weight))
 

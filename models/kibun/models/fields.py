@@ -146,6 +146,7 @@ BUNDLE: Mapping[str, Rule] = {
     "condition_scale": several(number(1e-3, 1000), 5, 5),
     "conversation_size": optional(_SIZE),
     "conversation_heads": whole(1, 1024),
+    "familiarity": FLAG,
     "head_dropout": _DROPOUT,
     "sampling_rate": whole(1, 1_000_000),
     "do_normalize": FLAG,

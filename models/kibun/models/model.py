@@ -95,6 +95,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
                 heads=config.conversation_heads,
                 dropout=config.head_dropout,
                 centre=trait_centre,
+                familiarity=config.familiarity,
             )
         self.emotion_heads = nn.ModuleDict(
             {
@@ -147,6 +148,11 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     def conversation_traits(self, vectors: Tensor, mask: Tensor | None = None) -> Tensor:
         """Setting 3: (B, K, D) vectors, mask (B, K) True where real, to (B, 5) traits, not limited to the scale."""
         return cast(Tensor, self.conversation_head(round_to_stored(vectors), mask))
+
+    def familiarity(self, vectors: Tensor) -> float:
+        """How much a speaker's vectors (K, D) are like those of training, 0..1; 1 where the bundle does not know."""
+        known = self.conversation_head.familiarity
+        return 1.0 if known is None else float(known(round_to_stored(vectors)).detach())
 
     def emotion(self, frames: Frames, traits: Tensor | None) -> dict[str, Tensor]:
         """Each emotion dimension (B,) from the trunk's frames and (B, 5) traits, not limited to the scale.

@@ -123,6 +123,10 @@ class PackedModel:
         """Setting 3: (B, K, D) vectors to (B, 5) traits, not limited to the scale."""
         return self.heads.conversation_traits(vectors)
 
+    def familiarity(self, vectors: Tensor) -> float:
+        """How much a speaker's vectors (K, D) are like those of training, 0..1; 1 where the bundle does not know."""
+        return self.heads.familiarity(vectors)
+
     def emotion(self, frames: Packed, traits: Tensor | None) -> dict[str, Tensor]:
         """Each emotion dimension (B,) from the trunk's frames and (B, 5) traits, not limited to the scale."""
         by_tail: dict[str, list[Frames]] = {}  # dimensions that share a tail run it once

@@ -9,6 +9,8 @@ Source: Gao et al., "Bridging Speech Emotion Recognition and Personality", IEEE 
 described in full; ours is one small Transformer layer and an attention pool.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -27,6 +29,48 @@ class PersonalityHead(nn.Module):
         return self.out(vectors)  # type: ignore[no-any-return]
 
 
+class Familiarity(nn.Module):
+    """How much utterance vectors are like those that the traits were learnt from, 0..1.
+
+    What a trait is worth (`kibun.models.evidence`) was measured on voices like those of training, and says nothing of
+    others: on those, traits are noise with a weight. So each vector's Mahalanobis distance from the training vectors is
+    held against the distances of training speakers that mean and covariance do not come from: 1 up to their median, 0
+    from their 99th percentile on, and a line between. Vectors of one speaker count as their mean.
+    """
+
+    RIDGE = 0.05  # share of a sphere in the covariance: directions that training hardly has prove no strangeness
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
+        self.whiten = nn.Parameter(torch.eye(size), requires_grad=False)
+        self.reach = nn.Parameter(torch.tensor([1.0, 2.0]), requires_grad=False)  # distances of 1 and of 0
+
+    @torch.no_grad()
+    def fit(self, vectors: Tensor, others: Tensor) -> None:
+        """vectors: (N, D) that give mean and covariance. others: (M, D), of other speakers."""
+        x = vectors.double()
+        mean = x.mean(dim=0)
+        covariance = torch.cov(x.T, correction=0)
+        size = len(mean)
+        sphere = torch.eye(size, dtype=x.dtype, device=x.device) * covariance.diagonal().mean().clamp(min=1e-12)
+        covariance = (1 - self.RIDGE) * covariance + self.RIDGE * sphere
+        self.mean.copy_(mean)
+        self.whiten.copy_(torch.linalg.cholesky(torch.linalg.inv(covariance)) / size**0.5)
+        quantiles = torch.tensor([0.5, 0.99], dtype=self.mean.dtype, device=self.mean.device)
+        self.reach.copy_(torch.quantile(self._distance(others.to(self.mean)), quantiles))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        """(..., K, D) -> (...): the mean over the K vectors of a speaker."""
+        near, far = self.reach
+        share = (far - self._distance(vectors)) / (far - near).clamp(min=1e-6)
+        return cast(Tensor, share.clamp(0, 1).mean(dim=-1))
+
+    def _distance(self, vectors: Tensor) -> Tensor:
+        """(..., D) -> (...): 1 at the root mean square of the vectors of `fit`."""
+        return cast(Tensor, ((vectors - self.mean) @ self.whiten).norm(dim=-1))
+
+
 class ConversationHead(nn.Module):
     """Five traits from the set of a speaker's utterance vectors.
 
@@ -34,8 +78,12 @@ class ConversationHead(nn.Module):
     may finish in any order. It is causal because it is given past utterances only.
     """
 
-    def __init__(self, size: int, *, inner: int, heads: int, dropout: float, centre: float) -> None:
+    def __init__(
+        self, size: int, *, inner: int, heads: int, dropout: float, centre: float, familiarity: bool = False
+    ) -> None:
+        """familiarity: whether it knows which vectors its traits were learnt from."""
         super().__init__()
+        self.familiarity = Familiarity(size) if familiarity else None
         self.project = Linear(size, inner)
         self.layer = TransformerLayer(inner, heads, 2 * inner, dropout)
         self.score = Linear(inner, 1)

@@ -129,7 +129,7 @@ def emotion_settings(part: Part | None) -> dict[str, Any]:
 
 def personality_settings(part: Part | None) -> dict[str, Any]:
     """Settings of the personality heads; empty without personality."""
-    names = ("conversation_size", "conversation_heads", "condition_centre", "condition_scale")
+    names = ("conversation_size", "conversation_heads", "familiarity", "condition_centre", "condition_scale")
     return {} if part is None else {name: getattr(part.config, name) for name in names}
 
 
