@@ -8,6 +8,7 @@ import numpy as np
 from kibun.training.corpora.manifest import Item
 from kibun.training.runs.config import Task
 from kibun.training.runs.task_model import TaskModel, new_task_model
+from kibun.training.runs.trait_source import Population
 from tests.support.run_config import tiny_run
 
 
@@ -21,4 +22,4 @@ def items(profiles: int = 6, each: int = 3) -> list[Item]:
 
 
 def task_model(world: Path, task: Task, **changes: Any) -> TaskModel:
-    return new_task_model(tiny_run(world, task, "arousal", changes), "x")
+    return new_task_model(tiny_run(world, task, "arousal", changes), "x", Population())

@@ -8,22 +8,26 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from kibun.models.building.assemble import assemble
+from kibun.models.building.parts import load_parts
 from kibun.models.bundle import BundleError, KibunModel, Utterance, load_bundle
-from kibun.models.types import TRAITS
+from kibun.models.types import TRAITS, Traits
 from kibun.training.audio.reading import load_audio
 from kibun.training.commands import train_app
 from kibun.training.corpora.manifest import load_manifest
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.evaluation.predictions import read_predictions
+from kibun.training.runs.calibration import halves
 from kibun.training.runs.config import ConfigError, RunConfig, Task, write_config
-from kibun.training.runs.folder import read_figures, read_log
+from kibun.training.runs.folder import heard_file, read_figures, read_log
+from kibun.training.runs.heard import read_condition
 from kibun.training.runs.run import load_run, train_run
 from tests.support import present
 from tests.support.commands import invoke
@@ -133,9 +137,11 @@ def test_a_run_of_pr_has_its_error_and_all_settings(pr: Path) -> None:
     rows = read_predictions(pr / "predictions-dev.jsonl")
     assert bundle.evidence is not None
     assert [row.utterance_count for row in bundle.evidence] == [1, 2, 3]
-    third = [row for row in rows if row.predicted.heard == 3]
-    errors = [np.subtract(present(row.predicted.causal_traits), present(row.traits)) for row in third]
-    np.testing.assert_allclose(bundle.evidence[2].error, np.sqrt(np.mean(np.square(errors), axis=0)), atol=1e-3)
+    dev = [item for item in load_manifest(pr.parent / "corpus" / "manifest.jsonl") if item.split == "dev"]
+    apart = [dev[row] for row in halves(dev).calibrate]
+    away = np.array([item.traits for item in apart]) - np.array(bundle.config.condition_centre)
+    np.testing.assert_allclose(present(bundle.evidence[0].error_of_mean), np.sqrt(np.mean(away**2, axis=0)), atol=1e-3)
+    assert "calibrate it" in (pr / "bundle" / "MODEL_CARD.md").read_text()
     whole = {row.conversation: row.predicted for row in rows}
     for row in rows:
         alone = [present(r.predicted.utterance_traits) for r in rows if r.conversation == row.conversation]
@@ -170,7 +176,15 @@ def test_multitask_runs_share_one_tail(world: Path) -> None:
 
 def test_setting_three_may_be_trained_through_the_tail(world: Path) -> None:
     run = config(world, "pr", training__conversation="through_tail", training__epochs=10, training__micro_batch=4)
-    run = changed(run, {"training.conversation_utterances": 3, "training.patience": 10, "training.ctc_weight": 0.0})
+    run = changed(
+        run,
+        {
+            "training.conversation_utterances": 3,
+            "training.patience": 10,
+            "training.ctc_weight": 0.0,
+            "training.calibrate": False,
+        },
+    )
     figures = train_run(run, world / "through")
     log = read_log(world / "through")
     assert [line["step"] for line in log] == [12 * epoch for epoch in range(1, 11)], "12 profiles of 4, 2 parts each"
@@ -220,6 +234,41 @@ def test_predicted_traits_condition_a_run(world: Path, pr: Path) -> None:
     given = traits[item.id]
     [answer] = model.analyze([Utterance(load_audio(item.path), np.zeros((0, 0), np.float16), given_traits=given)])
     assert rows[3].predicted.valence == pytest.approx(answer.valence, abs=1e-4)
+
+
+def test_what_a_mixed_run_is_tested_with_is_what_its_bundle_serves(world: Path, pr: Path) -> None:
+    run = config(world, traits__source="mixed", traits__run=str(pr), training__epochs=1)
+    train_run(run, world / "mixed")
+    model = assemble(load_parts({"personality": pr, "valence": world / "mixed"}), name="x")
+    assert model.config.familiarity
+    served = read_condition(heard_file(pr, "dev"))
+    history: dict[str, np.ndarray] = {}
+    items = {item.id: item for item in load_manifest(world / "corpus" / "manifest.jsonl")}
+    for row in read_predictions(world / "mixed" / "predictions-dev.jsonl")[:6]:
+        item = items[row.id]
+        before = history.get(item.speaker, np.zeros((0, model.vector_size), np.float16))
+        [answer] = model.analyze([Utterance(load_audio(item.path), before)])
+        [condition] = served.of([item], pr)[0]
+        np.testing.assert_allclose(present(answer.condition_traits), condition, atol=2e-3)
+        assert row.predicted.valence == pytest.approx(answer.valence, abs=1e-3)
+        history[item.speaker] = np.concatenate([before, answer.vector[None]])
+
+
+def test_with_frozen_acoustics_only_the_reading_of_traits_learns(world: Path, pr: Path) -> None:
+    plain = config(world, training__epochs=1, model__head_dropout=0.0)
+    train_run(plain, world / "whole")
+    run = changed(plain, {"model.start": str(world / "whole"), "model.keep_heads": True, "model.freeze": "acoustics"})
+    run = changed(run, {"traits.source": "mixed", "traits.run": str(pr)})
+    train_run(run, world / "reading")
+    before, after = (load_bundle(world / name / "bundle") for name in ("whole", "reading"))
+    audio = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
+    mean = cast(Traits, before.config.condition_centre)
+    for traits, same in ((mean, True), ((6.0, 2.0, 6.0, 2.0, 6.0), False)):
+        [a], [b] = (
+            model.analyze([Utterance(audio, np.zeros((0, 0), np.float16), given_traits=traits)])
+            for model in (before, after)
+        )
+        assert (abs(present(a.valence) - present(b.valence)) < 1e-5) == same
 
 
 def test_early_stopping_and_a_run_that_is_finished(world: Path) -> None:

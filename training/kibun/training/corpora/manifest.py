@@ -81,6 +81,14 @@ def license_of(items: Iterable[Item]) -> str:
     return joint_license(sorted({item.license or NOT_STATED for item in items})) or NOT_STATED
 
 
+def conversations(items: Sequence[Item]) -> dict[tuple[str, str], list[int]]:
+    """Rows of each conversation profile, in the order of `items`."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, item in enumerate(items):
+        rows.setdefault(item.conversation, []).append(row)
+    return rows
+
+
 def is_generated(manifest: Path) -> bool:
     """Whether the corpus is synthetic: `kibun synth` leaves corpus.json beside the manifest."""
     return manifest.with_name("corpus.json").is_file()

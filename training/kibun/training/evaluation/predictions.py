@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from kibun.models import evidence
+from kibun.models.evidence import measured
 from kibun.models.files import written_atomically
 from kibun.models.types import EMOTIONS, TRAITS, Evidence, Traits
 from kibun.training.corpora.lines import json_objects
@@ -148,20 +148,40 @@ def ccc_of(predictions: Sequence[Prediction], figure: str, field: str | None = N
 
 
 def expected_error(
-    predictions: Sequence[Prediction], centre: Traits, counts: Sequence[int] = UTTERANCE_COUNTS
+    predictions: Sequence[Prediction], centre: Sequence[float], counts: Sequence[int] = UTTERANCE_COUNTS
 ) -> tuple[Evidence, ...]:
-    """What the causal traits are worth, for every count that some conversation reaches.
+    """What the causal traits are worth, for every count of utterances that some conversation reaches.
 
-    centre: the population's mean, of speakers that these are not among.
+    predictions: of speakers that were held out, and chose nothing either. centre: (5,) mean of the training speakers.
     Raises PredictionsError as `pairs_of` does.
     """
-    table = []
+    there = [row for row in predictions if row.traits is not None and row.predicted.heard in counts]
+    if not there:
+        return ()
+    pairs = [pairs_of(there, trait, "causal_traits")[:2] for trait in TRAITS]
+    estimated, truth = (np.stack([pair[side] for pair in pairs], axis=1) for side in (0, 1))
+    heard = np.array([row.predicted.heard for row in there])
+    return evidence_by_count(heard, estimated, truth, centre, counts)
+
+
+def evidence_by_count(
+    heard: NDArray[np.int64],
+    estimated: NDArray[np.floating],
+    truth: NDArray[np.floating],
+    centre: Sequence[float],
+    counts: Sequence[int] = UTTERANCE_COUNTS,
+    speakers: NDArray[np.integer] | None = None,
+) -> tuple[Evidence, ...]:
+    """What traits (N, 5), each estimated after `heard` (N,) utterances, are worth at every one of `counts` there is.
+
+    speakers: (N,), a number for each speaker, where several estimates are of the same one; None: all are of others.
+    """
+    rows = []
     for count in counts:
-        if rows := [prediction for prediction in predictions if prediction.predicted.heard == count]:
-            pairs = [pairs_of(rows, trait, "causal_traits")[:2] for trait in TRAITS]
-            estimated, truth = (np.stack(side, axis=1) for side in zip(*pairs, strict=True))  # (speakers, 5) each
-            table.append(evidence.measured(count, estimated, truth, centre))
-    return tuple(table)
+        if (here := heard == count).any():
+            some = None if speakers is None else len(np.unique(speakers[here]))
+            rows.append(measured(count, estimated[here], truth[here], centre, some))
+    return tuple(rows)
 
 
 def last_of_each(predictions: Sequence[Prediction]) -> list[Prediction]:

@@ -18,7 +18,7 @@ about anyone.
 - Task: {task}, head {head}{condition}
 - Started from: `{start}`; trunk {frozen}, {bundle.trunk_layers} layers shared, {bundle.tail_layers} of the task
 - Data: `{config.manifest.name}`, licence {license}; {counts}
-- Split: {splits}{warnings}
+- Split: {splits}{warnings}{calibration}
 - Seed: {training.seed}; best of {figures[evaluations]} evaluations on dev, at step {figures[best_step]}
 - Loss: {training.loss}, with {training.ctc_weight:g} of CTC ({training.mix}); \
 learning rates {training.learning_rate:g} and {training.head_learning_rate:g} (heads)
@@ -44,9 +44,14 @@ def run_card(
     condition = ""
     if config.task == "ser" and model.config.conditioned:
         source = config.traits.source
-        detail = {"predicted": f" ({config.traits.setting})", "noisy": f" (sigma {config.traits.sigma:g})"}.get(
-            source, ""
-        )
+        traits = config.traits
+        detail = {
+            "predicted": f" ({traits.setting})",
+            "noisy": f" (sigma {traits.sigma:g})",
+            "mixed": f" (truth for {traits.truth_first:.0%} of the utterances, falling to {traits.truth_last:.0%}, the"
+            f" mean for {traits.mean_share:.0%}, else as heard after a random number of utterances; dev and test as"
+            " served)",
+        }.get(source, "")
         condition = f", conditioned on {', '.join(model.config.condition_on)}: {source}{detail}"
     estimated = ""
     if config.task != "ser" and config.model.traits != TRAITS:
@@ -65,11 +70,14 @@ def run_card(
         head=config.model.head if config.task != "pr" else "linear, conversation head",
         condition=condition + estimated,
         start=Path(config.model.start).name if Path(config.model.start).exists() else config.model.start,
-        frozen="frozen" if config.model.freeze == "trunk" else "trained",
+        frozen={"trunk": "frozen", "acoustics": "frozen, as is all but what reads traits", "none": "trained"}[
+            config.model.freeze
+        ],
         license=data_license(config, items),
         counts=", ".join(_count(split, some) for split, some in items.items()),
         splits=config.splits or "the manifest's own",
         warnings="".join(f"; {warning}" for warning in figures["warnings"]),
+        calibration=f"; {figures['calibration']}" if model.evidence else "",
         rows="\n".join(_rows(figures)),
         settings=TRAIT_SETTINGS if model.config.supports_personality else "",
         wer=f"WER of the CTC head: {', '.join(wer)}. " if wer else "",

@@ -23,7 +23,7 @@ from kibun.models.types import CONDITIONED, EMOTIONS, TRAITS, HeadName, Query
 
 Task = Literal["pr", "ser", "mtl"]
 TASKS: tuple[Task, ...] = ("pr", "ser", "mtl")
-Source = Literal["truth", "predicted", "noisy", "shuffled", "none"]
+Source = Literal["truth", "predicted", "mixed", "noisy", "shuffled", "none"]
 Setting = Literal["utterance", "average", "conversation", "causal"]
 SETTINGS: tuple[Setting, ...] = ("utterance", "average", "conversation", "causal")
 
@@ -41,8 +41,8 @@ class ModelOptions:
     )
     trunk_layers: Annotated[int | None, "Transformer layers of the trunk; default: half of them"] = None
     freeze: Annotated[
-        Literal["trunk", "none"],
-        "what stays as it is; trunk: convolutions, projection, positions and the trunk's layers",
+        Literal["trunk", "acoustics", "none"],
+        "trunk: convolutions, projection, positions and its layers; acoustics: all but what reads traits",
     ] = "trunk"
     keep_heads: Annotated[bool, "where it starts from a bundle: its heads of these tasks too, not new ones"] = False
     head: Annotated[HeadName, "of emotion; mtl: baseline (its default) or regression"] = "ticn-ca"
@@ -61,10 +61,16 @@ class ModelOptions:
 class TraitOptions:
     """Which traits emotion is conditioned on in training, on dev and on test."""
 
-    source: Annotated[Source, "ser: where they come from; none: the centre of the scale for everyone"] = "truth"
-    run: Annotated[str | None, "predicted: the run of `kibun train pr` that predicts them"] = None
+    source: Annotated[
+        Source,
+        "ser: where they come from; mixed: truth, heard, and mean ones; none: the mean for everyone",
+    ] = "truth"
+    run: Annotated[str | None, "predicted, mixed: the run of `kibun train pr` that predicts them"] = None
     setting: Annotated[Setting, "predicted: which of its estimates"] = "conversation"
     sigma: Annotated[float, "noisy: standard deviation of Gaussian noise on each profile's trait"] = 0.0
+    truth_first: Annotated[float, "mixed: share of utterances that are given the truth, at the start of training"] = 1.0
+    truth_last: Annotated[float, "mixed: that share at the end of training"] = 0.25
+    mean_share: Annotated[float, "mixed: share of utterances that are given the mean, as if nothing was heard"] = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +108,10 @@ class TrainingOptions:
     conversation_utterances: Annotated[int, "through_tail: most utterances of a conversation in one micro-batch"] = 16
     conversation_steps: Annotated[int, "frozen: steps of the conversation head on the cached vectors"] = 600
     conversation_learning_rate: Annotated[float, "frozen: of the conversation head"] = 1e-3
+    calibrate: Annotated[bool, "pr, mtl: half of dev's speakers choose nothing and measure expected_error"] = True
+    calibrate_augment: Annotated[
+        Literal["none", "rooms"], "pr, mtl: measure it on utterances as they are, and also through rooms and channels"
+    ] = "none"
     trunk_cache: Annotated[str, "folder of the frozen trunk's frames; auto: beside the run's; off"] = "auto"
     trunk_cache_dtype: Annotated[
         Literal["float32", "float16"], "of these frames; float16: half the disk, rounded to 11 bits"
@@ -353,8 +363,18 @@ def _check(config: RunConfig) -> None:
             raise ConfigError(f"{name} is {list(some)}, allowed are one or more of {', '.join(TRAITS)}, in this order")
     if config.task == "ser" and model.traits != TRAITS:
         raise ConfigError("model.traits is for pr and mtl, which estimate traits; ser has model.condition_on")
-    if (traits.source == "predicted") != (traits.run is not None):
-        raise ConfigError('traits.run and traits.source = "predicted" go together: name the run of `kibun train pr`')
+    if (traits.source in ("predicted", "mixed")) != (traits.run is not None):
+        raise ConfigError(
+            'traits.run goes with traits.source = "predicted" or "mixed": name the run of `kibun train pr`'
+        )
+    for name in ("truth_first", "truth_last", "mean_share"):
+        if not 0 <= getattr(traits, name) <= 1:
+            raise ConfigError(f"traits.{name} is {getattr(traits, name)}, allowed are 0..1")
+    if model.freeze == "acoustics" and (config.task != "ser" or model.head not in CONDITIONED or not model.keep_heads):
+        raise ConfigError(
+            'model.freeze = "acoustics" is for ser with a head that looks at traits and with model.keep_heads = true:'
+            " what stays as it is must have been trained"
+        )
     if (traits.source == "noisy") != (traits.sigma > 0):
         raise ConfigError('traits.sigma (above 0) and traits.source = "noisy" go together')
     if traits != TraitOptions() and (config.task != "ser" or model.head not in CONDITIONED):

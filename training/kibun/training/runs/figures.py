@@ -6,23 +6,29 @@ from typing import Any, cast
 import numpy as np
 
 from kibun.models.types import EMOTIONS, TRAITS
+from kibun.training.corpora.manifest import Item, conversations
 from kibun.training.evaluation.metrics import ccc, word_error_rate
 from kibun.training.evaluation.predictions import Prediction, units_of
 from kibun.training.runs.ctc import spell
-from kibun.training.runs.predict import Output, conversations, trait_estimates, vectors_of
+from kibun.training.runs.predict import Output, trait_estimates, vectors_of
 from kibun.training.runs.task_model import TaskModel
 from kibun.training.runs.trait_source import FIELD_OF_SETTING
 from kibun.training.runs.utterances import Utterances
 
 
-def dev_figures(model: TaskModel, utterances: Utterances, outputs: Mapping[int, Output]) -> dict[str, float]:
+def dev_figures(
+    model: TaskModel, utterances: Utterances, outputs: Mapping[int, Output], choosing: Sequence[int]
+) -> dict[str, float]:
     """CCC of what the run estimates, per utterance; `wer` where there is text.
 
     `score` chooses the best: the emotion's CCC, also of a multi-task model; without emotion, the mean of setting 1's
     traits, or of setting 3's over whole conversations (`conversation`) where that is trained through the tail.
+
+    choosing: the utterances that count, whole conversations; the only ones that `outputs` needs.
     """
-    items, figures = utterances.items, dict[str, float]()
-    rows = [outputs[row] for row in range(len(items))]
+    items, figures = [utterances.items[row] for row in choosing], dict[str, float]()
+    outputs = {at: outputs[row] for at, row in enumerate(choosing)}
+    rows = list(outputs.values())
     if (dimension := model.run.dimension) is not None:
         truth = [getattr(item, dimension) for item in items]
         figures[dimension] = ccc([cast(float, row.emotion) for row in rows], truth)
@@ -39,14 +45,14 @@ def dev_figures(model: TaskModel, utterances: Utterances, outputs: Mapping[int, 
             figures["conversation"] = mean
         figures |= traits
         figures.setdefault("score", mean)
-    if (wer := transcript_error(utterances, outputs)) is not None:
+    if (wer := transcript_error(items, outputs)) is not None:
         figures["wer"] = wer
     return figures
 
 
-def transcript_error(utterances: Utterances, outputs: Mapping[int, Output]) -> float | None:
+def transcript_error(items: Sequence[Item], outputs: Mapping[int, Output]) -> float | None:
     """WER of the greedy transcripts over the utterances that have words; None where none has."""
-    pairs = [(spell(item.text or ""), outputs[row].text) for row, item in enumerate(utterances.items)]
+    pairs = [(spell(item.text or ""), outputs[row].text) for row, item in enumerate(items)]
     pairs = [pair for pair in pairs if pair[0]]
     return word_error_rate([text for text, _ in pairs], [got for _, got in pairs]) if pairs else None
 

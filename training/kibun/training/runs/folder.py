@@ -6,6 +6,8 @@ config.toml          the run, whole
 log.jsonl            one line per evaluation
 figures.json         dev and test figures of the finished run
 predictions-*.jsonl  every utterance of train, dev and test, as the bundle predicts it
+heard-*.npz          pr, mtl: the traits that emotion would be conditioned on as served; those of train by models that
+                     had not heard their speakers
 checkpoint.pt        what training continues from after a kill; removed when the run is finished
 """
 
@@ -35,6 +37,11 @@ def finish_bundle_swap(run: Path) -> None:
 def predictions_file(run: Path, split: str) -> Path:
     """The file with a run's predictions of a split."""
     return run / f"predictions-{split}.jsonl"
+
+
+def heard_file(run: Path, split: str) -> Path:
+    """The file with the traits of a split, as they would be served to condition emotion."""
+    return run / f"heard-{split}.npz"
 
 
 def bundle_folder(start: str | Path) -> Path | None:

@@ -13,7 +13,7 @@ from kibun.models.bundle import KibunModel
 from kibun.models.hubert import Frames
 from kibun.models.personality import round_to_stored
 from kibun.models.types import EMOTIONS, Traits
-from kibun.training.corpora.manifest import Item
+from kibun.training.corpora.manifest import Item, conversations
 from kibun.training.evaluation.predictions import Estimate, Prediction
 from kibun.training.runs.ctc import transcripts
 from kibun.training.runs.task_model import TaskModel
@@ -131,14 +131,6 @@ def prediction(item: Item, estimate: Estimate) -> Prediction:
         predicted=estimate,
         **{name: getattr(item, name) for name in EMOTIONS},
     )
-
-
-def conversations(items: Sequence[Item]) -> dict[tuple[str, str], list[int]]:
-    """Rows of each conversation profile, in the order of `items`."""
-    rows: dict[tuple[str, str], list[int]] = {}
-    for row, item in enumerate(items):
-        rows.setdefault(item.conversation, []).append(row)
-    return rows
 
 
 def _batches(utterances: Utterances, indices: Sequence[int] | None) -> Iterator[list[int]]:

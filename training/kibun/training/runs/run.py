@@ -20,14 +20,15 @@ from safetensors.torch import load_file, save_file
 from kibun.models._transformers import quiet
 from kibun.models.bundle import KibunModel
 from kibun.models.files import joint_license, one_line
-from kibun.models.types import TRAITS, Traits
-from kibun.training.corpora.manifest import Item, is_generated, read_manifest
+from kibun.models.types import TRAITS
+from kibun.training.corpora.manifest import Item, conversations, is_generated, read_manifest
 from kibun.training.corpora.splits import SPLITS
-from kibun.training.evaluation.predictions import expected_error, write_predictions
+from kibun.training.evaluation.predictions import write_predictions
 from kibun.training.progress import Progress
+from kibun.training.runs.calibration import Halves, evidence, halves, learn_familiarity
 from kibun.training.runs.card import data_license, run_card
-from kibun.training.runs.config import ConfigError, RunConfig, identity, load_config, write_config
-from kibun.training.runs.conversation_stage import Vectors, train_conversation_head
+from kibun.training.runs.config import ConfigError, RunConfig, TrainingOptions, identity, load_config, write_config
+from kibun.training.runs.conversation_stage import FOLDS, Vectors, out_of_fold, train_conversation_head
 from kibun.training.runs.figures import dev_figures, split_figures, transcript_error
 from kibun.training.runs.folder import (
     BUNDLE,
@@ -37,25 +38,38 @@ from kibun.training.runs.folder import (
     PART,
     RUN_CONFIG,
     finish_bundle_swap,
+    heard_file,
     is_finished,
     predictions_file,
     read_figures,
     read_log,
 )
+from kibun.training.runs.heard import replay
 from kibun.training.runs.loop import Plan, new_accelerator, train
-from kibun.training.runs.predict import as_predictions, conversations, run_model, vectors_of
+from kibun.training.runs.predict import Output, as_predictions, run_model, vectors_of
 from kibun.training.runs.task_model import TaskModel, new_task_model
-from kibun.training.runs.trait_source import condition_traits
+from kibun.training.runs.trait_source import Mixed, condition_traits, population
 from kibun.training.runs.trunk_cache import TrunkCache, cache_off_reason, cache_root, fill
 from kibun.training.runs.utterances import BucketBatches, ConversationBatches, Utterances, collate, make_augmentation
+
+MOST_AUGMENTED = 2000  # training utterances that are changed to learn which vectors are familiar
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """The utterances of a run by split, and warnings for its reader."""
+    """The utterances of a run by split, and warnings for its reader.
+
+    halves: which of dev choose the model, and which calibrate its traits; None: all of them choose.
+    """
 
     items: dict[str, list[Item]]
     warnings: tuple[str, ...]
+    halves: Halves | None = None
+
+    @property
+    def choosing(self) -> Sequence[int]:
+        """Rows of dev that choose."""
+        return range(len(self.items["dev"])) if self.halves is None else self.halves.choose
 
 
 def train_run(config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -71,12 +85,12 @@ def train_run(config: RunConfig, folder: Path) -> dict[str, Any]:
     if is_finished(folder):
         return read_figures(folder)
     corpus = read_corpus(config)
-    model = new_task_model(config, config.name or folder.name)
+    model = new_task_model(config, config.name or folder.name, population(corpus.items["train"]))
     splits = {split: _utterances(config, items, model) for split, items in corpus.items.items()}
     accelerator = new_accelerator()
     progress = Progress(shown=accelerator.is_local_main_process)
     train(
-        _plan(config, folder, model, splits, accelerator),
+        _plan(config, folder, model, splits, corpus.choosing, accelerator),
         folder,
         accelerator,
         # The trunk is then that of the checkpoint, if there is one.
@@ -100,16 +114,21 @@ def train_run(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 
 def _plan(
-    config: RunConfig, folder: Path, model: TaskModel, splits: Mapping[str, Utterances], accelerator: Accelerator
+    config: RunConfig,
+    folder: Path,
+    model: TaskModel,
+    splits: Mapping[str, Utterances],
+    choosing: Sequence[int],
+    accelerator: Accelerator,
 ) -> Plan:
-    """What the loop does for this configuration."""
+    """What the loop does for this configuration. choosing: rows of dev that choose the best model."""
     options, train_split, dev = config.training, splits["train"], splits["dev"]
     batches = _batches(config, train_split)
 
     def evaluate() -> dict[str, float]:
-        mine = list(range(accelerator.process_index, len(dev), accelerator.num_processes))
+        mine = choosing[accelerator.process_index :: accelerator.num_processes]
         outputs = gather_object(list(run_model(model, dev, mine).items()))
-        return dev_figures(model, dev, dict(outputs))
+        return dev_figures(model, dev, dict(outputs), choosing)
 
     return Plan(
         model=model,
@@ -178,7 +197,13 @@ def read_corpus(config: RunConfig) -> Corpus:
     for split, some in items.items():
         if not some:
             raise ConfigError(f"{config.manifest}: split {split!r} has no utterances; train, dev and test are needed")
-    return Corpus(items, tuple(manifest.warnings()))
+    warnings = list(manifest.warnings())
+    divided = None
+    if config.task != "ser" and config.training.calibrate and config.model.traits == TRAITS:
+        divided = halves(items["dev"])
+    if divided is not None and not divided.calibrate:
+        warnings.append(divided.note)
+    return Corpus(items, tuple(warnings), divided)
 
 
 def load_run(folder: Path, device: str | torch.device | None = None) -> TaskModel:
@@ -235,11 +260,14 @@ def _differences(a: RunConfig, b: RunConfig) -> list[str]:
 
 
 def _utterances(config: RunConfig, items: Sequence[Item], model: TaskModel) -> Utterances:
+    options, mixed = config.training, None
     if config.task == "ser" and model.kibun.config.conditioned:
-        condition = condition_traits(items, config.traits, config.training.seed)
+        mean = cast(Sequence[float], model.kibun.config.condition_centre)
+        condition = condition_traits(items, config.traits, options.seed, mean)
+        if config.traits.source == "mixed" and items[0].split == "train":
+            mixed = Mixed(items, config.traits, epochs=options.epochs, seed=options.seed, mean=mean)
     else:
         condition = np.zeros((len(items), len(TRAITS)), np.float32)  # no head of this run looks at it
-    options = config.training
     return Utterances(
         items,
         condition,
@@ -248,6 +276,7 @@ def _utterances(config: RunConfig, items: Sequence[Item], model: TaskModel) -> U
         # Both are for training alone: who evaluates reads utterances as they are.
         crop_seconds=options.crop_seconds,
         augmentation=make_augmentation(options.augment),
+        condition_at=mixed,
     )
 
 
@@ -293,10 +322,8 @@ def _finish(
     use_cached_frames(config, folder, model.kibun, list(splits.values()))  # where nothing was left to train
     with progress.stage("predicting", sum(map(len, splits.values()))) as stage:
         outputs = {split: run_model(model, utterances, done=stage.advance) for split, utterances in splits.items()}
-    if model.kibun.config.supports_personality and config.training.conversation == "frozen":
-        train_vectors, dev = (Vectors(corpus.items[split], vectors_of(outputs[split])) for split in ("train", "dev"))
-        with progress.stage("conversation head", config.training.conversation_steps) as stage:
-            train_conversation_head(model.kibun, train_vectors, dev, config, step=stage.advance)
+    if model.kibun.config.supports_personality:
+        _finish_traits(config, folder, corpus, model, outputs, progress)
     predictions = {split: as_predictions(model, corpus.items[split], outputs[split]) for split in SPLITS}
     figures: dict[str, Any] = {
         "task": config.task,
@@ -308,10 +335,10 @@ def _finish(
     }
     for split in ("dev", "test"):
         figures[split] = split_figures(predictions[split], config.model.traits)
-        if (wer := transcript_error(splits[split], outputs[split])) is not None:
+        if (wer := transcript_error(corpus.items[split], outputs[split])) is not None:
             figures[split]["wer"] = wer
-    if model.kibun.config.supports_personality and config.model.traits == TRAITS:
-        model.kibun.evidence = expected_error(predictions["dev"], cast(Traits, model.kibun.config.condition_centre))
+    if corpus.halves is not None:
+        figures["calibration"] = corpus.halves.note
     data = data_license(config, corpus.items)
     model.kibun.config.license = joint_license([model.kibun.config.license or data, data])
     model.kibun.config.synthetic |= config.synthetic or is_generated(config.manifest)
@@ -324,3 +351,58 @@ def _finish(
     for checkpoint in folder.glob(f"*{CHECKPOINT}*"):  # and what kills have left of others
         checkpoint.unlink()
     return figures
+
+
+def _finish_traits(
+    config: RunConfig,
+    folder: Path,
+    corpus: Corpus,
+    model: TaskModel,
+    outputs: Mapping[str, Mapping[int, Output]],
+    progress: Progress,
+) -> None:
+    """Train the conversation head, measure what its traits are worth, and store what emotion is conditioned on."""
+    kibun, options, items = model.kibun, config.training, corpus.items
+    of = {split: Vectors(some, vectors_of(outputs[split])) for split, some in items.items()}
+    if options.conversation == "frozen":
+        choosing = list(corpus.choosing)
+        chosen = Vectors([items["dev"][row] for row in choosing], of["dev"].vectors[choosing])
+        with progress.stage("conversation head", options.conversation_steps) as stage:
+            train_conversation_head(kibun, of["train"], chosen, config, step=stage.advance)
+    if corpus.halves is None:
+        return
+    head, centre = kibun.conversation_head, cast(Sequence[float], kibun.config.condition_centre)
+    apart = [items["dev"][row] for row in corpus.halves.calibrate]
+    measured_on, known = [Vectors(apart, of["dev"].vectors[list(corpus.halves.calibrate)])], [of["train"]]
+    if options.calibrate_augment != "none":
+        some = np.random.default_rng([options.seed, 6]).permutation(len(items["train"]))[:MOST_AUGMENTED]
+        known = [Vectors([items["train"][row] for row in some], of["train"].vectors[some])]
+        for part in (measured_on, known):
+            part.append(_through_rooms(kibun, part[0].items, options))
+    learn_familiarity(kibun, known, options.seed)
+    if apart:
+        replayed = [replay(kibun, head, part.items, part.vectors, options.seed) for part in measured_on]
+        kibun.evidence = evidence(replayed, apart, centre)
+    heard = {split: replay(kibun, head, of[split].items, of[split].vectors, None) for split in ("dev", "test")}
+    with progress.stage("conversation heads without some speakers", FOLDS * options.conversation_steps) as stage:
+        heard["train"] = out_of_fold(kibun, of["train"], config, step=stage.advance)
+    for split, some_heard in heard.items():
+        some_heard.condition(kibun.evidence, centre).write(heard_file(folder, split))
+
+
+def _through_rooms(kibun: KibunModel, items: Sequence[Item], options: TrainingOptions) -> Vectors:
+    """The vectors of these utterances as other rooms, channels and microphones make them."""
+    nothing = np.zeros((len(items), len(TRAITS)), np.float32)
+    utterances = Utterances(
+        items,
+        nothing,
+        min_samples=kibun.min_samples,
+        seed=options.seed,
+        augmentation=make_augmentation(options.calibrate_augment),
+    )
+    vectors = [torch.zeros(0, kibun.vector_size)]
+    with torch.inference_mode():
+        for row in range(len(items)):
+            audio = cast(torch.Tensor, utterances[0, row].audio).to(kibun.device)
+            vectors.append(kibun.vectors(kibun.personality_frames([audio], kibun.encode([audio]))).cpu())
+    return Vectors(items, torch.cat(vectors).to(torch.float16).numpy())

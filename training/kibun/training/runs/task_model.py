@@ -18,6 +18,7 @@ Source: Gao et al., IEEE TAC 2025; a = w = 0.1. The heads start anew, trunk and 
 bundle.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -27,14 +28,18 @@ from torch import Tensor, nn
 
 from kibun.models.building.build import build_model
 from kibun.models.bundle import KibunConfig, KibunModel, load_bundle
+from kibun.models.conditioning import restandardise
 from kibun.models.layers import Linear
-from kibun.models.types import TRAITS
+from kibun.models.types import TRAITS, Traits
 from kibun.training.losses import ccc_loss
 from kibun.training.runs.config import ConfigError, RunConfig
 from kibun.training.runs.ctc import VOCABULARY, ctc_loss
+from kibun.training.runs.trait_source import Population
 from kibun.training.runs.trunk_cache import padded
 
 SHARED_TAIL = "shared"
+CONDITION = re.compile(r"^emotion_heads\.\w+\.(personality|fuse|traits\.\d)\.weight$")
+"""The weights through which alone an emotion head reads traits; without their biases, P stays 0 at the mean."""
 
 
 class TaskModel(nn.Module):
@@ -50,8 +55,11 @@ class TaskModel(nn.Module):
         self.through_tail = config.training.conversation == "through_tail"
         if kibun.config.supports_personality and not self.through_tail:
             kibun.conversation_head.requires_grad_(False)  # trained afterwards, on cached vectors
-        if config.model.freeze == "trunk":
+        if config.model.freeze != "none":
             kibun.freeze_trunk()
+        if config.model.freeze == "acoustics":
+            for name, parameter in kibun.named_parameters():
+                parameter.requires_grad_(CONDITION.search(name) is not None)
 
     def forward(
         self,
@@ -113,8 +121,10 @@ class TaskModel(nn.Module):
         ]
 
 
-def new_task_model(config: RunConfig, bundle_name: str) -> TaskModel:
+def new_task_model(config: RunConfig, bundle_name: str, traits: Population) -> TaskModel:
     """The model of a run as it starts; the same for the same seed.
+
+    traits: of the training speakers, by which heads standardise them.
 
     Raises:
         BundleError: `model.start` is neither a HuBERT checkpoint nor a bundle.
@@ -128,6 +138,8 @@ def new_task_model(config: RunConfig, bundle_name: str) -> TaskModel:
         "emotion_head": model.head,
         "cross_attention_query": model.query,
         "condition_on": model.condition_on,
+        "condition_centre": traits.centre,
+        "condition_scale": traits.scale,
         "condition_ff": model.condition_ff,
         "condition_heads": model.condition_heads,
         "conversation_size": model.conversation_size,
@@ -201,9 +213,14 @@ def _copy_heads(kibun: KibunModel, source: KibunModel, task: str) -> None:
     try:
         if task == "personality":
             kibun.personality_head.load_state_dict(source.personality_head.state_dict())
-            kibun.conversation_head.load_state_dict(source.conversation_head.state_dict())
+            kept = {n: v for n, v in source.conversation_head.state_dict().items() if not n.startswith("familiarity.")}
+            kibun.conversation_head.load_state_dict(kept)
         else:
-            kibun.emotion_heads[task].load_state_dict(source.emotion_heads[task].state_dict())
+            head, kept_head = kibun.emotion_heads[task], source.emotion_heads[task]
+            if source.config.conditioned:
+                of = kibun.config
+                restandardise(kept_head, cast(Traits, of.condition_centre), cast(Traits, of.condition_scale))
+            head.load_state_dict(kept_head.state_dict())
     except RuntimeError as error:
         raise ConfigError(
             f"model.keep_heads: the {task} head of {source.config.bundle_name} is of another kind or size; give the"

@@ -157,7 +157,7 @@ def cache_off_reason(config: RunConfig) -> str | None:
     training = config.training
     if training.trunk_cache == "off":
         return "training.trunk_cache is 'off'"
-    if config.model.freeze != "trunk":
+    if config.model.freeze == "none":
         return f"model.freeze is {config.model.freeze!r}: the trunk learns, so its frames change at every step"
     if training.augment != "none":
         return f"training.augment is {training.augment!r}: every epoch gets other audio"

@@ -55,13 +55,16 @@ class Utterances:
         seed: int = 0,
         crop_seconds: float | None = None,
         augmentation: Augmentation | None = None,
+        condition_at: Callable[[int, int], NDArray[np.float32]] | None = None,
     ) -> None:
+        """condition: (N, 5) traits. condition_at: those of an epoch and an utterance (5,), in training."""
         self.items = list(items)
         self.condition = condition
         self.min_samples = min_samples
         self.seed = seed
         self.crop_samples = None if crop_seconds is None else round(crop_seconds * SAMPLE_RATE_HZ)
         self.augmentation = augmentation
+        self.condition_at = condition_at
         self._cache: dict[int, NDArray[np.int16]] = {}
         self._sounds: list[Sound] | None = None
         self._frames: TrunkCache | None = None
@@ -71,8 +74,9 @@ class Utterances:
 
     def __getitem__(self, key: Key) -> Example:
         epoch, index = key
+        condition = self.condition[index] if self.condition_at is None else self.condition_at(epoch, index)
         if self._frames is not None:
-            return Example(self.items[index], self.condition[index], frames=self._frames.read(self.sounds()[index]))
+            return Example(self.items[index], condition, frames=self._frames.read(self.sounds()[index]))
         audio = torch.from_numpy(self.read(index))  # (N,)
         if self.crop_samples is not None and len(audio) > self.crop_samples:
             rng = np.random.default_rng((1, self.seed, epoch, index))
@@ -80,7 +84,7 @@ class Utterances:
             audio = audio[start : start + self.crop_samples]
         if self.augmentation is not None:
             audio = self.augmentation(audio, (self.seed, epoch, index))
-        return Example(self.items[index], self.condition[index], audio=self._long_enough(audio))
+        return Example(self.items[index], condition, audio=self._long_enough(audio))
 
     def read(self, index: int) -> NDArray[np.float32]:
         """(N,) float32 audio of an utterance as it is, long enough for the model."""
