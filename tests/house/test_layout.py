@@ -78,8 +78,8 @@ HOUSE = {
     " bench.support",
     "bench.cost": "models.types models server.audio server.inference server.conversation server.session"
     " training.corpora training.evaluation training.runs bench.support",
-    "bench.accuracy": "models.types models server.audio client training.errors training.corpora training.evaluation"
-    " training.demo_tiny training.voices bench.support",
+    "bench.accuracy": "models.types models server.audio client training.errors training.audio training.corpora"
+    " training.evaluation training.demo_tiny training.voices bench.support",
     "bench": "models.types models client training.errors training.evaluation training.simulation bench.support"
     " bench.faults bench.load bench.cost bench.accuracy",
 }

@@ -1,6 +1,7 @@
 """How detection is scored, and what the commands about accuracy print."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
+from kibun.bench.accuracy.conditioning import compare
 from kibun.bench.accuracy.detection import DetectionScore
 from kibun.bench.accuracy.voices import SpeakerPhrases, add_noise, lay_out, phrases_of, rms
 from kibun.bench.commands import bench_app
@@ -17,6 +19,7 @@ from kibun.bench.support.speech_like import FloatArray, Layout
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import WebRtcVad
+from kibun.training.evaluation.metrics import ccc
 
 VOICE = SpeakerPhrases("a voice", tuple(speech_like.speech_like(0.6 + 0.2 * n, seed=n) for n in range(3)))
 SCENE = lay_out(VOICE, 10.0, np.random.default_rng(0))
@@ -117,3 +120,48 @@ def test_declarations_of_no_recording_are_refused(tmp_path: Path) -> None:
     done = CliRunner().invoke(bench_app, ["declarations", str(tmp_path)])
     assert done.exit_code == 2
     assert "no recording" in done.stderr
+
+
+def speakers_csv(folder: Path, emotions: Sequence[str]) -> Path:
+    """Three speakers who say each emotion twice."""
+    lines = ["file,speaker,emotion"]
+    for speaker in range(3):
+        for number, emotion in enumerate((*emotions, *emotions)):
+            audio = speech_like.speech_like(0.5, seed=10 * speaker + number)
+            soundfile.write(folder / f"{speaker}-{number}.wav", audio, SAMPLE_RATE_HZ)
+            lines.append(f"{speaker}-{number}.wav,s{speaker},{emotion}")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "labels.csv"
+
+
+def test_conditioning_compares_heard_with_constant_traits(tmp_path: Path) -> None:
+    labels = speakers_csv(tmp_path, ("Anger", "sadness", "happy"))
+    result = CliRunner().invoke(bench_app, ["conditioning", str(labels), "--json", "--conversation", "4"])
+    payload = json.loads(result.stdout)
+    assert result.exit_code == (1 if payload["costs"] else 0)
+    assert (payload["clips"], payload["speakers"]) == (18, 3)
+    for found in payload["dimensions"].values():
+        assert found["measure"] == "AUC"
+        assert found["constant"]["gain"] == 0
+        low, high = found["heard"]["interval"]
+        assert low <= found["heard"]["value"] - found["constant"]["value"] + 1e-4
+        assert high >= found["heard"]["value"] - found["constant"]["value"] - 1e-4
+    bare = CliRunner().invoke(bench_app, ["conditioning", str(speakers_csv(tmp_path, ("surprise",)))])
+    assert bare.exit_code == 2
+    assert "no emotion in it" in bare.stderr
+
+
+def test_a_condition_that_is_worse_for_every_speaker_costs() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=200)
+    speakers = [f"s{n % 10}" for n in range(200)]
+
+    def concordance(values: npt.NDArray[np.float64], rows: npt.NDArray[np.intp]) -> float:
+        return ccc(values[rows], truth[rows])
+
+    good = truth + 0.3 * rng.normal(size=200)
+    estimates = {"constant": good, "heard": truth + 1.5 * rng.normal(size=200), "first": good + 1e-9}
+    found = compare(estimates, speakers, concordance, 0, 300)
+    assert found["heard"].interval[1] < 0
+    assert found["heard"].gain == pytest.approx(found["heard"].value - found["constant"].value, abs=1e-4)
+    assert found["first"].interval == (0.0, 0.0)

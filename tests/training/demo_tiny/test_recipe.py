@@ -38,11 +38,11 @@ NOTHING = np.zeros((0, 96), np.float16)
 
 TINY = Recipe(
     CorpusOptions(
-        utterances=30,
+        utterances=42,
         utterances_per_speaker=3,
         seed=1,
         max_seconds=2.0,
-        dev_share=0.1,
+        dev_share=0.3,
         test_share=0.1,
         audio_format="wav",
     ),
@@ -74,7 +74,7 @@ def test_one_command_makes_the_bundle_from_nothing(made: tuple[Path, dict[str, A
         assert read_figures(out / name)["dimension"] == dimension
         run = load_config(None, out / name / "config.toml")
         assert run.synthetic
-        assert run.model.freeze == "trunk"
+        assert run.model.freeze == ("trunk" if name == "pr" else "acoustics")
         assert run.training.seed == 3
 
     model = load_bundle(out / "demo-tiny")
@@ -89,7 +89,7 @@ def test_one_command_makes_the_bundle_from_nothing(made: tuple[Path, dict[str, A
         "kibun train demo-tiny --out",
         "--quick --seed 3 --version 7",
         "not a diagnosis",
-        "30 utterances",
+        "42 utterances",
         "| arousal |",
     ):
         assert said in card, said

@@ -11,7 +11,7 @@ from kibun.training.runs.config import (
     TraitOptions,
 )
 from kibun.training.runs.folder import heard_file
-from kibun.training.runs.heard import Condition
+from kibun.training.runs.heard import ServedTraits
 from kibun.training.runs.trait_source import (
     Mixed,
     Population,
@@ -75,7 +75,7 @@ def test_the_population_counts_each_profile_once() -> None:
 def test_a_mixed_source_goes_from_truth_to_what_is_heard(tmp_path: Path) -> None:
     some = items(200, each=1)
     heard = np.full((3, len(some), 5), 2.5, np.float32)
-    Condition(tuple(item.id for item in some), heard).write(heard_file(tmp_path, "train"))
+    ServedTraits(tuple(item.id for item in some), heard).write(heard_file(tmp_path, "train"))
     options = TraitOptions("mixed", run=str(tmp_path), truth_first=1.0, truth_last=0.2, mean_share=0.1)
     mixed = Mixed(some, options, epochs=4, seed=0, mean=(4.0,) * 5)
 

@@ -36,7 +36,7 @@ class CorpusOptions:
     seed: int = 0
     min_seconds: float = 1.5
     max_seconds: float = 4.5
-    dev_share: float = 0.06
+    dev_share: float = 0.12  # half of them choose, half calibrate
     test_share: float = 0.08
     audio_format: str = "flac"  # "flac" or "wav", 16 bit
 

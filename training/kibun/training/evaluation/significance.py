@@ -69,8 +69,6 @@ def compare(
     The same seed gives the same result. Raises ValueError for unequal lengths, values that are not finite, a cluster in
     two folds, and fewer than two clusters in a fold, or draws.
     """
-    from scipy.stats import t as student
-
     target = np.asarray(truth, dtype=np.float64)
     runs = [np.atleast_2d(np.asarray(side, dtype=np.float64)) for side in (first, second)]
     if target.ndim != 1 or any(side.shape != (len(side), len(clusters)) for side in (*runs, target[None])):
@@ -91,15 +89,24 @@ def compare(
     sides = [[[run[part] for run in side] for part in parts] for side in moments]
     whole = [np.mean([_mean_ccc(fold, np.ones((1, len(fold[0]))))[0] for fold in side]) for side in sides]
     spread = float(np.std(_differences(sides, draws, seed), ddof=1))
-    freedom = len(names) - len(parts)
-    error = spread * float(np.sqrt(len(names) / freedom))
     difference = float(whole[0] - whole[1])
+    low, high, p = student_interval(difference, spread, len(names), len(names) - len(parts))
+    return Comparison(float(whole[0]), float(whole[1]), difference, low, high, p, len(names), target.size, draws)
+
+
+def student_interval(difference: float, spread: float, clusters: int, freedom: int) -> tuple[float, float, float]:
+    """(low, high, p): the 95 % interval of a difference, and p against none, from its spread over draws of clusters.
+
+    spread: standard deviation of the difference over the draws. freedom: clusters less the folds they are in.
+    """
+    from scipy.stats import t as student
+
+    error = spread * float(np.sqrt(clusters / freedom))
     p = 1.0 if difference == 0 else 0.0  # if the difference is the same in every draw
     if error > 0:
         p = float(2 * student.sf(abs(difference) / error, freedom))
     margin = error * float(student.ppf(0.975, freedom))
-    low, high = difference - margin, difference + margin
-    return Comparison(float(whole[0]), float(whole[1]), difference, low, high, p, len(names), target.size, draws)
+    return difference - margin, difference + margin, p
 
 
 def compare_predictions(

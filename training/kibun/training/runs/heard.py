@@ -38,15 +38,15 @@ class Heard:
     traits: NDArray[np.float32]
     familiarity: NDArray[np.float32]
 
-    def condition(self, rows: Sequence[Evidence] | None, centre: Sequence[float]) -> "Condition":
+    def condition(self, rows: Sequence[Evidence] | None, centre: Sequence[float]) -> "ServedTraits":
         """What emotion is conditioned on as served: these, drawn to the centre (5,) by what they are worth."""
         weights = np.array([evidence.weight(rows, count) for count in range(self.counts.max() + 1)])  # (K, 5)
         weights = weights[self.counts] * self.familiarity[..., None]  # (R, N, 5)
-        return Condition(self.ids, evidence.shrunk(self.traits, weights, centre).astype(np.float32))
+        return ServedTraits(self.ids, evidence.shrunk(self.traits, weights, centre).astype(np.float32))
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
+class ServedTraits:
     """Traits (R, N, 5) that emotion is conditioned on as served, of N utterances with these ids, in R orders."""
 
     ids: tuple[str, ...]
@@ -65,11 +65,11 @@ class Condition:
         return self.traits[:, [place[item.id] for item in items]]
 
 
-def read_condition(path: Path) -> Condition:
-    """What `Condition.write` wrote. Raises ConfigError."""
+def read_condition(path: Path) -> ServedTraits:
+    """What `ServedTraits.write` wrote. Raises ConfigError."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return Condition(tuple(stored["ids"].tolist()), stored["traits"])
+            return ServedTraits(tuple(stored["ids"].tolist()), stored["traits"])
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(
             f"{path}: missing or damaged ({error}); traits.run must be a finished run of `kibun train pr` with"
