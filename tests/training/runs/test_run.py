@@ -201,6 +201,8 @@ def test_setting_three_may_be_trained_through_the_tail(world: Path) -> None:
         bundle.tails["personality"].state_dict()[name.format(0)], hubert["encoder." + name.format(2)]
     )
     assert torch.equal(bundle.trunk.state_dict()[name.format(0)], hubert["encoder." + name.format(0)])
+    assert bundle.card is not None
+    assert "conversation head (trained through the tail)" in bundle.card
     with pytest.raises(ConfigError, match=r"'through_tail' is for pr, not for mtl"):
         config(world, "mtl", training__conversation="through_tail")
 

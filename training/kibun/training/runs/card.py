@@ -53,6 +53,7 @@ def run_card(
             " served)",
         }.get(source, "")
         condition = f", conditioned on {', '.join(model.config.condition_on)}: {source}{detail}"
+    through = " (trained through the tail)" if config.training.conversation == "through_tail" else ""
     estimated = ""
     if config.task != "ser" and config.model.traits != TRAITS:
         estimated = (
@@ -67,7 +68,7 @@ def run_card(
         figures=figures,
         synthetic=SYNTHETIC if model.config.synthetic else "",
         task=config.task + (f" ({config.dimension})" if config.dimension else ""),
-        head=config.model.head if config.task != "pr" else "linear, conversation head",
+        head=config.model.head if config.task != "pr" else f"linear, conversation head{through}",
         condition=condition + estimated,
         start=Path(config.model.start).name if Path(config.model.start).exists() else config.model.start,
         frozen={"trunk": "frozen", "acoustics": "frozen, as is all but what reads traits", "none": "trained"}[
