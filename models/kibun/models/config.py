@@ -8,11 +8,13 @@ from kibun.models._transformers import HubertConfig, PreTrainedConfig
 from kibun.models.encoders import EncoderConfig, encoder_config
 from kibun.models.fields import OLDER
 from kibun.models.hubert import receptive_field
+from kibun.models.readout import POOLINGS
 from kibun.models.types import CONDITIONED, EMOTION_SCALE, EMOTIONS, HEADS, SAMPLE_RATE_HZ, TRAIT_SCALE, TRAITS
 
 TASKS = ("personality", *EMOTIONS)
 CONDITION_SOURCES = ("utterance", "average", "conversation")
 QUERIES = ("personality", "acoustic")
+READOUT = "readout"
 
 
 class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
@@ -35,7 +37,12 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     personality_do_normalize: bool = True
 
     # Emotion heads (conditioning.py)
-    emotion_head: str = "ticn-ca"
+    emotion_head: str = "ticn-ca"  # or another of HEADS, or "readout" (readout.py): a public checkpoint's own
+    readout_pooling: str = "mean"  # or another of POOLINGS
+    readout_hidden: int = 0  # hidden layers
+    emotion_classes: list[str] | tuple[str, ...] | None = None  # categories that a readout tells apart
+    emotion_points: list[Any] | tuple[Any, ...] | None = None  # (valence, arousal) of each, on emotion_scale
+    emotion_points_from: str | None = None  # whose points they are, in words
     condition_on: list[str] | tuple[str, ...] = TRAITS  # traits that a conditioned head uses
     condition_heads: int = 4
     condition_ff: int = 2048
@@ -76,6 +83,9 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         _attend_by_sdpa(hubert)
         self.tasks = tuple(self.tasks)
         self.condition_on = tuple(self.condition_on)
+        if self.emotion_classes is not None and self.emotion_points is not None:
+            self.emotion_classes = tuple(self.emotion_classes)
+            self.emotion_points = tuple(tuple(map(float, point)) for point in self.emotion_points)
         self.trait_scale = (float(self.trait_scale[0]), float(self.trait_scale[1]))
         self.emotion_scale = (float(self.emotion_scale[0]), float(self.emotion_scale[1]))
         low, high = self.trait_scale
@@ -126,8 +136,11 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
                 raise ValueError(f"{name} is {heads}, which does not divide {size}")
 
     def _check_parts(self) -> None:
-        if self.emotion_head not in HEADS:
-            raise ValueError(f"emotion_head is {self.emotion_head!r}, allowed are {HEADS}")
+        if self.emotion_head not in (*HEADS, READOUT):
+            raise ValueError(f"emotion_head is {self.emotion_head!r}, allowed are {(*HEADS, READOUT)}")
+        if self.readout_pooling not in POOLINGS:
+            raise ValueError(f"readout_pooling is {self.readout_pooling!r}, allowed are {POOLINGS}")
+        self._check_classes()
         on = list(self.condition_on)
         if not on or on != [trait for trait in TRAITS if trait in on]:
             raise ValueError(f"condition_on is {on}, allowed are one or more of {list(TRAITS)}, in this order")
@@ -143,6 +156,17 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         layers = self.personality_hubert_config.num_hidden_layers
         if not 0 <= cast(int, self.personality_trunk_layers) <= layers:
             raise ValueError(f"personality_trunk_layers is {self.personality_trunk_layers}, allowed are 0..{layers}")
+
+    def _check_classes(self) -> None:
+        classes, points = self.emotion_classes or (), self.emotion_points or ()
+        if len(classes) != len(points):
+            raise ValueError(f"emotion_points has {len(points)} points, allowed is one for each of emotion_classes")
+        if classes and self.emotion_head != READOUT:
+            raise ValueError(f"emotion_classes needs emotion_head {READOUT!r}, which is {self.emotion_head!r}")
+        low, high = self.emotion_scale
+        for name, point in zip(classes, points, strict=True):
+            if len(point) != len(EMOTIONS) or not all(low <= value <= high for value in point):
+                raise ValueError(f"emotion_points of {name!r} is {point}, allowed are two numbers {low:g}..{high:g}")
 
     @property
     def hubert_config(self) -> EncoderConfig:

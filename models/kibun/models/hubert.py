@@ -15,7 +15,7 @@ Source: split after layer six as in Gao et al., IEEE TAC 2025; encoders, see `en
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,10 +44,13 @@ class Frames:
 
     hidden: (B, T, H) float. Values beyond an utterance's length are arbitrary.
     lengths: B valid frame counts, each 1..T (50 frames per second for the usual strides).
+    layer_means: (B, L, H), means over time of what the first layer was given and of each layer's output so far, before
+        any norm of the encoder's end, as transformers counts hidden states; None unless the trunk keeps them.
     """
 
     hidden: Tensor
     lengths: tuple[int, ...]
+    layer_means: Tensor | None = None
 
     @property
     def mask(self) -> Tensor | None:
@@ -62,7 +65,8 @@ class Frames:
         """The frames of some of the utterances, in the order of `indices`."""
         if list(indices) == list(range(len(self.lengths))):
             return self
-        return Frames(self.hidden[list(indices)], tuple(self.lengths[index] for index in indices))
+        means = None if self.layer_means is None else self.layer_means[list(indices)]
+        return Frames(self.hidden[list(indices)], tuple(self.lengths[index] for index in indices), means)
 
     def mean(self) -> Tensor:
         """Mean over each utterance's real frames, (B, H)."""
@@ -85,13 +89,16 @@ class Trunk(nn.Module):
         self.layer_norm = None if config.do_stable_layer_norm else _layer_norm(config)
         self.dropout = nn.Dropout(config.hidden_dropout)
         self.layers = _layers(config, layers)
+        self.keeps_means = False  # `Frames.layer_means`, for a head that reads all layers
 
     def forward(self, waveforms: Sequence[Tensor]) -> Frames:
         """Frames (B, T, H) of B normalised waveforms (N_i,), 16 kHz, each at least as long as the receptive field."""
         fronts = self._fronts(waveforms)
         lengths = tuple(front.shape[0] for front in fronts)
-        hidden = nn.utils.rnn.pad_sequence(fronts, batch_first=True)  # (B, T, H)
-        return _run(self.layers, Frames(hidden, lengths))
+        frames = Frames(nn.utils.rnn.pad_sequence(fronts, batch_first=True), lengths)  # (B, T, H)
+        if self.keeps_means:
+            frames = replace(frames, layer_means=frames.mean()[:, None])  # (B, 1, H)
+        return _run(self.layers, frames)
 
     def _fronts(self, waveforms: Sequence[Tensor]) -> list[Tensor]:
         """B tensors (T_i, H); utterances of equal length are computed together."""
@@ -139,7 +146,7 @@ class Tail(nn.Module):
         frames = _run(self.layers, frames)
         if self.layer_norm is None:
             return frames
-        return Frames(self.layer_norm(frames.hidden), frames.lengths)
+        return replace(frames, hidden=self.layer_norm(frames.hidden))
 
     def load_from(self, full: EncoderModel) -> None:
         """Copy the weights of this part from a full model of the same configuration."""
@@ -202,16 +209,20 @@ def _layer_norm(config: EncoderConfig) -> nn.LayerNorm:
 
 def _run(layers: nn.ModuleList, frames: Frames) -> Frames:
     """Apply Transformer layers with padding masked out, without LayerDrop: a served layer is never dropped."""
-    hidden, mask = frames.hidden, frames.mask
-    if _table(layers) is not None:
-        position = None  # (B heads, T, T); the first layer makes it
-        for layer in layers:
-            hidden, position = layer(hidden, attention_mask=mask, position_bias=position)  # (B, T, H)
-        return Frames(hidden, frames.lengths)
+    mask, relative = frames.mask, _table(layers) is not None
     bias = None
-    if mask is not None:
-        lowest = torch.finfo(hidden.dtype).min
-        bias = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, lowest)[:, None, None, :]  # (B, 1, 1, T)
+    if relative:
+        bias = mask  # of WavLM: (B, T)
+    elif mask is not None:
+        lowest = torch.finfo(frames.hidden.dtype).min
+        bias = torch.zeros_like(mask, dtype=frames.hidden.dtype).masked_fill(~mask, lowest)[:, None, None, :]
+    position = None  # of WavLM: (B heads, T, T), which its first layer makes
     for layer in layers:
-        hidden = layer(hidden, attention_mask=bias)  # (B, T, H)
-    return Frames(hidden, frames.lengths)
+        if relative:
+            hidden, position = layer(frames.hidden, attention_mask=bias, position_bias=position)  # (B, T, H)
+        else:
+            hidden = layer(frames.hidden, attention_mask=bias)  # (B, T, H)
+        frames = replace(frames, hidden=hidden)
+        if frames.layer_means is not None:
+            frames = replace(frames, layer_means=torch.cat([frames.layer_means, frames.mean()[:, None]], dim=1))
+    return frames

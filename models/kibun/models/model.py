@@ -23,13 +23,14 @@ from kibun.models import files
 from kibun.models._transformers import ModelOutput, PreTrainedModel
 from kibun.models.analysis import analyze
 from kibun.models.conditioning import make_head
-from kibun.models.config import KibunConfig
+from kibun.models.config import READOUT, KibunConfig
 from kibun.models.fields import check_bundle, weight_count
 from kibun.models.hub import HUB_ID, HUB_OPTIONS, fetch
 from kibun.models.hubert import Frames, Tail, Trunk, normalised
 from kibun.models.layers import Linear
 from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
-from kibun.models.types import Analysis, Evidence, HeadName, Query, Utterance
+from kibun.models.readout import Pooling, Readout
+from kibun.models.types import EMOTIONS, Analysis, Evidence, HeadName, Query, Utterance
 from kibun.models.weights import check_header, not_finite
 
 # How weights may fail to be those of the configuration: transformers' name for it, and words.
@@ -71,7 +72,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
 
     def __init__(self, config: KibunConfig) -> None:
         super().__init__(config)
-        hubert, size = config.hubert_config, config.hubert_config.hidden_size
+        hubert = config.hubert_config
         self.trunk = Trunk(hubert, cast(int, config.trunk_layers))
         self.tails = nn.ModuleDict()
         for task in config.tasks:
@@ -97,23 +98,8 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
                 centre=trait_centre,
                 familiarity=config.familiarity,
             )
-        self.emotion_heads = nn.ModuleDict(
-            {
-                name: make_head(
-                    cast(HeadName, config.emotion_head),
-                    size,
-                    heads=config.condition_heads,
-                    ff=config.condition_ff,
-                    query=cast(Query, config.cross_attention_query),
-                    dropout=config.head_dropout,
-                    centre=sum(config.emotion_scale) / 2,
-                    traits=config.condition_on,
-                    condition_centre=cast(Sequence[float], config.condition_centre),
-                    condition_scale=cast(Sequence[float], config.condition_scale),
-                )
-                for name in config.emotions
-            }
-        )
+        self.emotion_heads = nn.ModuleDict({name: _emotion_head(config, name) for name in config.emotions})
+        self.trunk.keeps_means = config.emotion_head == READOUT and config.readout_pooling == "layers"
         self.post_init()  # type: ignore[no-untyped-call]
 
     # ---- steps -----------------------------------------------------------------------------------------------------
@@ -319,6 +305,33 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
                 nn.init.zeros_(module.bias)
         else:
             super()._init_weights(module)  # type: ignore[no-untyped-call]
+
+
+def _emotion_head(config: KibunConfig, dimension: str) -> nn.Module:
+    """A new head of one emotion dimension."""
+    hubert, centre = config.hubert_config, sum(config.emotion_scale) / 2
+    if config.emotion_head == READOUT:
+        points = config.emotion_points
+        return Readout(
+            hubert.hidden_size,
+            pooling=cast(Pooling, config.readout_pooling),
+            states=hubert.num_hidden_layers + 1,
+            hidden=config.readout_hidden,
+            points=None if points is None else [point[EMOTIONS.index(dimension)] for point in points],
+            centre=centre,
+        )
+    return make_head(
+        cast(HeadName, config.emotion_head),
+        hubert.hidden_size,
+        heads=config.condition_heads,
+        ff=config.condition_ff,
+        query=cast(Query, config.cross_attention_query),
+        dropout=config.head_dropout,
+        centre=centre,
+        traits=config.condition_on,
+        condition_centre=cast(Sequence[float], config.condition_centre),
+        condition_scale=cast(Sequence[float], config.condition_scale),
+    )
 
 
 def read_config(folder: Path) -> KibunConfig:

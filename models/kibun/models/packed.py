@@ -19,7 +19,7 @@ Precision: float32 or bfloat16 matrix products. The residual stream, normalisati
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -41,25 +41,28 @@ The next greater heights gain nothing, and 256 costs 15 % (measured): the values
 class Packed:
     """Encoder frames of B utterances, one after the other.
 
-    hidden: (T_1 + … + T_B, H) float32. lengths: T_1 … T_B, each at least 1.
+    hidden: (T_1 + … + T_B, H) float32. lengths: T_1 … T_B, each at least 1. layer_means: as in `hubert.Frames`.
     """
 
     hidden: Tensor
     lengths: tuple[int, ...]
+    layer_means: Tensor | None = None
 
     def rows(self, indices: Sequence[int]) -> "Packed":
         """The frames of some of the utterances, in the order of `indices`."""
         if list(indices) == list(range(len(self.lengths))):
             return self
         parts = torch.split(self.hidden, list(self.lengths))
-        return Packed(torch.cat([parts[index] for index in indices]), tuple(self.lengths[index] for index in indices))
+        hidden, lengths = torch.cat([parts[index] for index in indices]), (self.lengths[index] for index in indices)
+        return Packed(hidden, tuple(lengths), None if self.layer_means is None else self.layer_means[list(indices)])
 
     def parts(self) -> list[Frames]:
         """The frames as the heads take them: one `Frames` per utterance on a CPU, elsewhere one for all, padded."""
         split = torch.split(self.hidden, list(self.lengths))
         if self.hidden.device.type == "cpu":
-            return [Frames(part[None], (len(part),)) for part in split]
-        return [Frames(nn.utils.rnn.pad_sequence(list(split), batch_first=True), self.lengths)]
+            means = [None] * len(split) if self.layer_means is None else torch.split(self.layer_means, 1)
+            return [Frames(part[None], (len(part),), mean) for part, mean in zip(split, means, strict=True)]
+        return [Frames(nn.utils.rnn.pad_sequence(list(split), batch_first=True), self.lengths, self.layer_means)]
 
     def mean(self) -> Tensor:
         """Mean over each utterance's frames, (B, H)."""
@@ -73,11 +76,14 @@ class PackedTrunk(nn.Module):
         super().__init__()
         self.front = _Front(trunk, dtype)
         self.layers = _Layers(trunk.layers, dtype)
+        self.keeps_means = trunk.keeps_means
 
     def forward(self, waveforms: Sequence[Tensor]) -> Packed:
         """Frames (N, H) of B normalised waveforms (N_i,), 16 kHz, each at least as long as the receptive field."""
         fronts = [self.front(waveform) for waveform in waveforms]
         frames = Packed(torch.cat(fronts), tuple(len(front) for front in fronts))
+        if self.keeps_means:
+            frames = replace(frames, layer_means=frames.mean()[:, None])  # (B, 1, H)
         return cast(Packed, self.layers(frames))
 
 
@@ -92,7 +98,7 @@ class PackedTail(nn.Module):
     def forward(self, frames: Packed) -> Packed:
         """The trunk's frames (N, H) to this task's (N, H)."""
         frames = self.layers(frames)
-        return frames if self.layer_norm is None else Packed(self.layer_norm(frames.hidden), frames.lengths)
+        return frames if self.layer_norm is None else replace(frames, hidden=self.layer_norm(frames.hidden))
 
 
 class PackedLinear(nn.Module):
@@ -144,11 +150,12 @@ class _Layers(nn.Module):
 
     def forward(self, frames: Packed) -> Packed:
         """(N, H) to (N, H)."""
-        hidden = frames.hidden
         bias = None if self.positions is None else self.positions(max(frames.lengths))  # (heads, T, T)
         for layer in self.each:
-            hidden = layer(hidden, frames.lengths, bias)  # (N, H)
-        return Packed(hidden, frames.lengths)
+            frames = replace(frames, hidden=layer(frames.hidden, frames.lengths, bias))  # (N, H)
+            if frames.layer_means is not None:
+                frames = replace(frames, layer_means=torch.cat([frames.layer_means, frames.mean()[:, None]], dim=1))
+        return frames
 
 
 class _Positions(nn.Module):

@@ -337,7 +337,7 @@ def test_audeerings_licence_is_mentioned_where_its_page_is_not_at_hand(
         ({"add_adapter": True}, "config.json: add_adapter is true, allowed is false"),
         ({"num_hidden_layers": 3}, "lacks 16 weights"),
         ({"architectures": ["Wav2Vec2ForSequenceClassification"]}, "lacks"),
-        ({"model_type": "bert"}, "model_type is \"bert\", supported are 'wav2vec2', 'hubert'"),
+        ({"model_type": "bert"}, "model_type is \"bert\", supported are 'hubert', 'wav2vec2', 'wavlm', 'ser'"),
     ],
 )
 def test_what_cannot_be_wrapped_is_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:

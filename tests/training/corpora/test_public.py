@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from kibun.models.categories import NORMS
 from kibun.training.commands import train_app
-from kibun.training.corpora.emotions import NORMS, category_emotion, voted_emotion
+from kibun.training.corpora.emotions import category_emotion, voted_emotion
 from kibun.training.corpora.manifest import load_manifest
 from kibun.training.corpora.public import PublicOptions, prepare_public
 from kibun.training.corpora.public_corpora import PUBLIC

@@ -11,9 +11,10 @@ import soundfile
 import torch
 
 from kibun.models.bundle import Utterance, load_bundle
+from kibun.models.categories import NORMS
 from kibun.models.files import verify
 from kibun.training.commands import train_app
-from kibun.training.corpora.emotions import NORMS, category_emotion
+from kibun.training.corpora.emotions import category_emotion
 from kibun.training.runs.folder import read_log
 from kibun.training.voices import recipe
 from kibun.training.voices.batches import CATEGORIES, UNNAMED, BatchOptions, VoiceBatches

@@ -24,9 +24,14 @@ from kibun.models.types import EMOTIONS
 
 # Settings that valence and arousal must share, and the heads that use them.
 _EMOTION_SETTINGS = {
-    "emotion_head": "baseline regression concat ca ticn-ca",
-    "emotion_scale": "baseline regression concat ca ticn-ca",
-    "emotion_rescaled_from": "baseline regression concat ca ticn-ca",
+    "emotion_head": "baseline regression concat ca ticn-ca readout",
+    "emotion_scale": "baseline regression concat ca ticn-ca readout",
+    "emotion_rescaled_from": "baseline regression concat ca ticn-ca readout",
+    "readout_pooling": "readout",
+    "readout_hidden": "readout",
+    "emotion_classes": "readout",
+    "emotion_points": "readout",
+    "emotion_points_from": "readout",
     "condition_on": "concat ca ticn-ca",
     "condition_source": "concat ca ticn-ca",
     "condition_centre": "concat ca ticn-ca",

@@ -93,7 +93,7 @@ class Checkpoint:
         for file in files:
             state |= _read_tensors(file)
         where = files[0] if len(files) == 1 else files[0].parent
-        self._check_size(state)
+        self._check_size(state, config)
         try:
             loaded: Any = kind.from_pretrained(
                 None,
@@ -124,9 +124,9 @@ class Checkpoint:
             raise BundleError(f"{where}: {name} holds NaN or infinity: get the checkpoint again")
         return model  # type: ignore[no-any-return]
 
-    def _check_size(self, state: Mapping[str, Tensor]) -> None:
+    def _check_size(self, state: Mapping[str, Tensor], config: Any) -> None:
         """Raise BundleError if the configuration describes far more weights than there are: no memory is spent."""
-        wanted, found = fields.weight_count(self.settings()), sum(tensor.numel() for tensor in state.values())
+        wanted, found = fields.weight_count(config.to_dict()), sum(tensor.numel() for tensor in state.values())
         if 2 * found < wanted:  # where fewer are missing, they are named once the model is there
             raise BundleError(
                 f"{self.config_file}: describes a model of {wanted:,} weights, but the checkpoint has {found:,}"

@@ -97,7 +97,7 @@ def build(
         typer.Option(metavar="PATH_OR_HUB_ID", help="HuBERT, wav2vec 2.0 or WavLM checkpoint in transformers' layout."),
     ] = None,
     emotion: Annotated[
-        str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="Public dimensional emotion checkpoint.")
+        str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="Public emotion checkpoint: dimensions or categories.")
     ] = None,
     pr: Run = None,
     valence: Run = None,
@@ -115,7 +115,7 @@ def build(
 
     --pr, --valence, --arousal, any of them: from runs of `kibun train`, whose trunks must be bit-equal.
 
-    --emotion, alone or with --pr: from a public emotion checkpoint, rescaled from 0..1 to 1..5.
+    --emotion, alone or with --pr: from a public emotion checkpoint, rescaled from 0..1 to 1..5, or from categories.
     """
     runs = {task: run for task, run in (("personality", pr), ("valence", valence), ("arousal", arousal)) if run}
     _check_way(encoder, emotion, runs, seed, trunk_layers)
@@ -186,7 +186,10 @@ def _build_emotion(
         )
     )
     _or_exit(lambda: save_bundle(model, out))
-    _report_built(out, f"emotion of {emotion}, rescaled from 0..1 to 1..5; its licence is in {CARD}: read it")
+    how = "rescaled from 0..1 to 1..5"
+    if read_facts(out).emotion_points:
+        how = "from its categories by a table (`kibun models show` prints it): it never heard a rating"
+    _report_built(out, f"emotion of {emotion}, {how}; its licence is in {CARD}: read it")
 
 
 def _report_built(out: Path, source: str) -> None:
@@ -267,6 +270,9 @@ def _emotion(facts: BundleFacts) -> str:
     text = "{:g}..{:g}: ".format(*facts.emotion_scale) + ", ".join(dimensions) + f", head {facts.emotion_head}"
     if facts.emotion_rescaled_from is not None:
         text += ", RESCALED from {:g}..{:g}".format(*facts.emotion_rescaled_from)
+    if facts.emotion_points:
+        points = [f"{name} {valence:g} / {arousal:g}" for name, (valence, arousal) in facts.emotion_points.items()]
+        text += f", FROM CATEGORIES (valence / arousal): {', '.join(points)}; {facts.emotion_points_from}"
     return text
 
 

@@ -1,6 +1,8 @@
 """Bundles around a public emotion checkpoint, with the personality of another model or none.
 
-The checkpoint's outputs are 0..1, kibun's 1..5: 4 y + 1 is folded into the last layer, and the bundle is marked so.
+Where its outputs are dimensions, they are 0..1, kibun's 1..5: 4 y + 1 is folded into the last layer. Where they are
+categories, an estimate is the mean of their points of valence and arousal, weighted by their probabilities. Either is
+marked in the bundle.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from kibun.models.building.cards import facts_of, head, part_cards
 from kibun.models.building.checksum import trunk_checksum
 from kibun.models.building.parts import Part, load_parts
 from kibun.models.building.public_checkpoints import PUBLIC_SCALE, PublicCheckpoint, read_public_checkpoint
+from kibun.models.categories import SOURCE
 from kibun.models.conditioning import Baseline, Regression
-from kibun.models.config import KibunConfig
+from kibun.models.config import READOUT, KibunConfig
 from kibun.models.files import joint_license
 from kibun.models.hubert import Trunk, architecture
 from kibun.models.model import KibunModel
+from kibun.models.readout import Readout
 
 TAIL = "emotion"
 
@@ -37,7 +41,7 @@ def build_emotion_model(
     """Make a model from a public checkpoint's emotion and, if given, another model's personality.
 
     Args:
-        checkpoint: folder, or id on the Hugging Face hub; its outputs must be 0..1.
+        checkpoint: folder, or id on the Hugging Face hub; its outputs must be dimensions of 0..1, or categories.
         name, version: of the bundle.
         personality: run folder of `kibun train pr`, or a bundle; its own trunk is included unless the checkpoint's is
             bit-equal. None: no personality.
@@ -56,8 +60,8 @@ def build_emotion_model(
     model = new_model(_config(source, parts, name, version, trunk_layers))
     model.trunk.load_from(source.encoder)
     model.tail("valence").load_from(source.encoder)
-    for dimension, row in source.rows.items():
-        _fill_head(model.emotion_heads[dimension], source, row)
+    for dimension, head_ in model.emotion_heads.items():
+        _fill_head(head_, source, source.rows.get(dimension))
     if model.personality_trunk is not None:
         model.personality_trunk.load_state_dict(parts[0].trunk.state_dict())
     copy_tasks(model, parts)
@@ -88,8 +92,7 @@ def _config(
         trunk_from=source.name,
         tasks=[part.task for part in parts] + ["valence", "arousal"],
         tail_of={"valence": TAIL, "arousal": TAIL},
-        emotion_head="regression" if source.projector is None else "baseline",
-        emotion_rescaled_from=PUBLIC_SCALE,
+        **_head_settings(source),
         bundle_name=name,
         bundle_version=version,
         license=joint_license([source.license, *(part.config.license for part in parts)]),
@@ -110,19 +113,52 @@ def _same_trunk(source: PublicCheckpoint, personality: Part) -> bool:
     return all(same_bits(value, theirs[name]) for name, value in trunk.state_dict().items())
 
 
-@torch.no_grad()
-def _fill_head(head: nn.Module, source: PublicCheckpoint, row: int) -> None:
-    """Copy one dimension's head; its last layer gives 4 y + 1 where the checkpoint gives y."""
-    if isinstance(head, Regression):
-        head.dense.load_state_dict(source.classifier.dense.state_dict())
-        weight, bias = source.classifier.out_proj.weight[row], source.classifier.out_proj.bias[row]
+def _head_settings(source: PublicCheckpoint) -> dict[str, Any]:
+    """The emotion head that can hold the checkpoint's."""
+    if source.points is not None:
+        outputs: dict[str, Any] = {
+            "emotion_classes": source.labels,
+            "emotion_points": source.points,
+            "emotion_points_from": SOURCE,
+        }
     else:
-        projector, classifier = cast(nn.Linear, source.projector), source.classifier
-        weight = classifier.weight[row] @ projector.weight  # (P,) @ (P, H) -> (H,): two linear maps are one
-        bias = classifier.weight[row] @ projector.bias + classifier.bias[row]
-    out = cast(nn.Linear, cast(Regression | Baseline, head).out)
-    out.weight.copy_(4.0 * weight[None])
-    out.bias.copy_(4.0 * bias + 1.0)
+        outputs = {"emotion_rescaled_from": PUBLIC_SCALE}
+    if source.layout == "ser":
+        layers = len(source.model.ser_model.fc)
+        return {"emotion_head": READOUT, "readout_pooling": "attentive", "readout_hidden": layers, **outputs}
+    if source.layout == "regression":
+        return {"emotion_head": "regression", **outputs}
+    if source.points is None and not source.weighted:
+        return {"emotion_head": "baseline", **outputs}
+    return {"emotion_head": READOUT, "readout_pooling": "layers" if source.weighted else "mean", **outputs}
+
+
+@torch.no_grad()
+def _fill_head(head: nn.Module, source: PublicCheckpoint, row: int | None) -> None:
+    """Copy the checkpoint's head for one dimension, which is this row of its outputs; None: for all categories."""
+    theirs = source.model
+    if isinstance(head, Regression):
+        head.dense.load_state_dict(theirs.classifier.dense.state_dict())
+        last = theirs.classifier.out_proj
+        weight, bias = last.weight, last.bias  # (C, H), (C,)
+    elif source.layout == "ser":
+        readout = cast(Readout, head)
+        readout.project.load_state_dict(theirs.pool_model.sap_linear.state_dict())
+        readout.attention.copy_(theirs.pool_model.attention[:, 0])
+        for ours, layer in zip(readout.hidden, theirs.ser_model.fc, strict=True):
+            ours.load_state_dict(layer.state_dict())
+        weight, bias = theirs.ser_model.out[0].weight, theirs.ser_model.out[0].bias
+    else:
+        projector, classifier = theirs.projector, theirs.classifier
+        weight = classifier.weight @ projector.weight  # (C, P) @ (P, H) -> (C, H): two linear maps are one
+        bias = classifier.weight @ projector.bias + classifier.bias
+        if source.weighted:
+            cast(Readout, head).layer_weights.copy_(theirs.layer_weights)
+    out = cast(Regression | Baseline | Readout, head).out
+    if row is not None:  # y of 0..1 becomes 4 y + 1
+        weight, bias = 4.0 * weight[row][None], 4.0 * bias[row] + 1.0
+    out.weight.copy_(weight)
+    out.bias.copy_(bias)
 
 
 def _card(config: KibunConfig, source: PublicCheckpoint, parts: list[Part], error_known: bool) -> str:
@@ -136,10 +172,26 @@ def _card(config: KibunConfig, source: PublicCheckpoint, parts: list[Part], erro
         f"{head(config, parts)}"
         f"- Emotion: the public checkpoint `{source.name}`, as published, {trunk}, SHA-256 {config.trunk_sha256}\n"
         f"- **Licence of the emotion checkpoint: {source.licence}.** It applies to every use of this bundle\n"
-        "- **Rescaled**: it estimates 0..1; valence and arousal are 4 y + 1 of that, 1..5, limited to the scale. They\n"
-        "  were not trained on labels of 1..5, and 3 is the middle of the scale, not a measured neutral\n"
+        f"{_outputs(config)}"
         f"- Personality from: {personality}\n"
         f"{facts_of(config, error_known)}"
         "- Training data, split and evaluation of emotion: see the checkpoint's page; kibun measured none\n"
         + (f"\n{part_cards(parts)}" if parts else "")
+    )
+
+
+def _outputs(config: KibunConfig) -> str:
+    """Lines on what the checkpoint's outputs are, and what became of them."""
+    if config.emotion_classes is None:
+        return (
+            "- **Rescaled**: it estimates 0..1; valence and arousal are 4 y + 1 of that, 1..5, limited to the scale.\n"
+            "  They were not trained on labels of 1..5, and 3 is the middle of the scale, not a measured neutral\n"
+        )
+    points = zip(config.emotion_classes, cast(tuple[tuple[float, float], ...], config.emotion_points), strict=True)
+    listed = ", ".join(f"{name} {valence:.2f} / {arousal:.2f}" for name, (valence, arousal) in points)
+    return (
+        "- **From categories**: valence and arousal are the means of the categories' points, weighted by their\n"
+        "  probabilities. It never heard a rating of valence or arousal: no estimate is outside these points, and how\n"
+        "  far it moves is the table's doing\n"
+        f"- Points (valence / arousal): {listed}. Source: {config.emotion_points_from}\n"
     )

@@ -34,6 +34,8 @@ class BundleFacts:
     sampling_rate_hz: int
     do_normalize: bool
     emotion_head: str
+    emotion_points: dict[str, tuple[float, float]]  # (valence, arousal) of each category that a readout tells apart
+    emotion_points_from: str | None  # whose points these are
     condition_on: tuple[str, ...]
     condition_source: str
     condition_centre: tuple[float, ...]  # 0 and scale 1: raw traits, as in bundles made before they were standardised
@@ -78,6 +80,10 @@ def read_facts(folder: Path) -> BundleFacts:
         sampling_rate_hz=config["sampling_rate"],
         do_normalize=config["do_normalize"],
         emotion_head=config.get("emotion_head", "ticn-ca"),  # bundles made before there was a choice have none
+        emotion_points=dict(
+            zip(config.get("emotion_classes") or (), map(tuple, config.get("emotion_points") or ()), strict=False)
+        ),
+        emotion_points_from=config.get("emotion_points_from"),
         condition_on=tuple(config.get("condition_on", TRAITS)),
         condition_source=config["condition_source"],
         condition_centre=tuple(config["condition_centre"]),

@@ -1,27 +1,14 @@
 """Categories of emotion as points of valence and arousal: what an actor was asked for, not what anyone heard.
 
-The one table is Warriner, Kuperman & Brysbaert (2013), "Norms of valence, arousal, and dominance for 13,915 English
-lemmas", Behavior Research Methods 45, 1191-1207, columns V.Mean.Sum and A.Mean.Sum: how pleasant and how excited people
-felt when they read the word, from 1 to 9. They rate words, not voices; only their order and rough distances carry over.
+The norms are those of `kibun.models.categories`.
 """
 
 from collections.abc import Mapping
 
+from kibun.models.categories import NORM_SCALE, NORMS
 from kibun.models.types import EMOTION_SCALE
 from kibun.training.corpora.lines import rescale
 
-NORM_SCALE = (1.0, 9.0)
-NORMS: Mapping[str, tuple[float, float]] = {  # (valence, arousal) as published
-    "angry": (2.53, 6.20),
-    "bored": (2.95, 3.65),
-    "calm": (6.89, 1.67),
-    "disgusted": (2.68, 4.89),
-    "fearful": (2.66, 5.45),
-    "happy": (8.47, 6.05),
-    "neutral": (5.50, 3.45),
-    "sad": (2.10, 3.49),
-    "surprised": (6.57, 5.95),  # the word sounds pleasant; acted surprise need not
-}
 FULL_LEVEL = 80.0
 # How far from neutral (0) towards the category's norm (1). CREMA-D gives its low, medium and high 20, 50 and 80 on the
 # scale of 0 to 100 that raters used; RAVDESS' normal and strong are taken for medium and high, which is our choice.

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kibun.models.categories import NORMS
 from kibun.training.audio.augment import ROOMS, Augment, AugmentOptions
 from kibun.training.audio.crops import Crops, speech_span
-from kibun.training.corpora.emotions import NORMS
 from kibun.training.corpora.manifest import Item
 from kibun.training.errors import ManifestError
 from kibun.training.runs.utterances import Utterances
