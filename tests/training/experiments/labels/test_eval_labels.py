@@ -211,8 +211,8 @@ def test_too_few_conversations_are_refused(tmp_path: Path) -> None:
     ids=["additive", "interaction", "noise", "audible"],
 )
 def test_nets_and_heads_come_out_right_too(tmp_path: Path, world: LabelWorld) -> None:
-    big = dataclasses.replace(world, sessions=5, dialogues=14, each=16, features=20)
-    data = run(tmp_path, big, "--seeds", "0,1")
+    big = dataclasses.replace(world, sessions=3, dialogues=20, each=12, features=20)
+    data = run(tmp_path, big, "--quick")
     found, apart = scores(data), differences(data)
     modulated = apart["net", "modulation − both"]
     if world.product:
