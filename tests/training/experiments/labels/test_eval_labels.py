@@ -200,6 +200,7 @@ def test_too_few_conversations_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "world",
     [
@@ -216,7 +217,8 @@ def test_nets_and_heads_come_out_right_too(tmp_path: Path, world: LabelWorld) ->
     found, apart = scores(data), differences(data)
     modulated = apart["net", "modulation − both"]
     if world.product:
-        assert modulated["low"] > 0.02
+        assert modulated["low"] > -0.01  # a net of both learns the product as well
+        assert found["net", "modulation", "true"] > found["linear", "both", "true"] + 0.1
         assert apart["linear", "audio × traits − both"]["low"] > 0.1
     else:
         assert modulated["difference"] < 0.03
