@@ -36,7 +36,7 @@ class ConfigError(ValueError):
 class ModelOptions:
     """What is trained."""
 
-    start: Annotated[str, "HuBERT checkpoint (folder or hub id), bundle or run to start from"] = (
+    start: Annotated[str, "encoder checkpoint (folder or hub id), bundle or run to start from"] = (
         "facebook/hubert-base-ls960"
     )
     trunk_layers: Annotated[int | None, "Transformer layers of the trunk; default: half of them"] = None

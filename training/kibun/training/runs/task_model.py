@@ -14,7 +14,7 @@ trained with the tail: L = L_conversation + L_traits + a L_CTC.
 L_traits is the mean over the traits of `model.traits`: one in each multi-task model of the paper's Figure 3. The
 outputs of the other traits have no weights, so that they stay at the middle of the scale.
 
-Source: Gao et al., IEEE TAC 2025; a = w = 0.1. The heads start anew, trunk and tail from a HuBERT checkpoint or a
+Source: Gao et al., IEEE TAC 2025; a = w = 0.1. The heads start anew, trunk and tail from a checkpoint or a
 bundle.
 """
 
@@ -128,7 +128,7 @@ def new_task_model(config: RunConfig, bundle_name: str, traits: Population) -> T
     traits: of the training speakers, by which heads standardise them.
 
     Raises:
-        BundleError: `model.start` is neither a HuBERT checkpoint nor a bundle.
+        BundleError: `model.start` is neither an encoder checkpoint nor a bundle.
         ConfigError: a bundle to start from that does not fit the run.
     """
     model = config.model
@@ -186,7 +186,7 @@ def _from_bundle(source: KibunModel, config: RunConfig, name: str, settings: dic
     if config.model.trunk_layers not in (None, of.trunk_layers):
         raise ConfigError(
             f"model.trunk_layers is {config.model.trunk_layers}, but the bundle {of.bundle_name} was cut after"
-            f" {of.trunk_layers}: leave it out, or start from the HuBERT checkpoint"
+            f" {of.trunk_layers}: leave it out, or start from the checkpoint"
         )
     if source.personality_trunk is not None:
         raise ConfigError(f"model.start: {of.bundle_name} has two trunks; start from the bundle that one of them is of")
