@@ -109,7 +109,7 @@ _CONTROL = ("control.ceilings.none", "control.ceilings.additive")
 _OF_SHIFT, _OF_INTERACTION, _OF_WHOLE = "of none → additive", "of additive → full", "of none → full"
 
 HEAD_CLAIMS = (
-    Claim("Concat closes the gap that shifts leave", _share("concat", "baseline", _SHIFT), _OF_SHIFT, "all", 0.5),
+    Claim("Concat gains half of what shifts can", _share("concat", "baseline", _SHIFT), _OF_SHIFT, "all", 0.5),
     Claim("CA closes half of the rest", _share("ca", "ceilings.additive", _INTERACTION), _OF_INTERACTION, "most", 0.5),
     Claim(
         "TICN-CA closes half of the rest",
