@@ -37,9 +37,9 @@ def auc(high: ArrayLike, low: ArrayLike) -> float:
     x, y = np.asarray(high, dtype=float), np.asarray(low, dtype=float)
     if not x.size or not y.size:
         raise ValueError("auc needs at least one score on either side")
-    above = (x[:, None] > y[None, :]).mean()
-    equal = (x[:, None] == y[None, :]).mean()
-    return float(above + equal / 2)
+    below = np.sort(y)
+    counts = np.searchsorted(below, x, "left") + np.searchsorted(below, x, "right")
+    return float(counts.mean() / (2 * y.size))
 
 
 def pearson(first: ArrayLike, second: ArrayLike) -> tuple[float, float]:
