@@ -59,7 +59,10 @@ class EndReason(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Emotion:
-    """Valence and arousal, 1..5 with 3 neutral (the scale of IEMOCAP's annotations)."""
+    """Valence and arousal, 1..5 with 3 neutral (the scale of IEMOCAP's annotations).
+
+    Absolute values move with the corpus that the model learnt from and with the microphone: compare within a speaker.
+    """
 
     valence: float
     arousal: float
