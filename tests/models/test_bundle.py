@@ -67,6 +67,7 @@ def test_saved_and_loaded_every_bit_is_equal(tmp_path: Path) -> None:
     assert all(torch.equal(value, weights(model)[name]) for name, value in weights(loaded).items())
     assert loaded.evidence == EVIDENCE
     assert loaded.card == "# A card\n"
+    assert loaded.config.synthetic_parts == ("trunk", *loaded.config.tasks)
     for field in ("condition_source", "do_normalize", "synthetic", "trained", "trunk_layers", "tasks", "trait_scale"):
         assert getattr(loaded.config, field) == getattr(model.config, field), field
     [before], [after] = model.analyze([REQUEST]), loaded.analyze([REQUEST])

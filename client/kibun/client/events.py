@@ -161,6 +161,8 @@ class AnalyzeResult:
     conversation: ConversationState
     # What a stream would have warned of.
     warnings: tuple[StreamWarning, ...] = ()
+    # True: trained on generated speech; its estimates tell you nothing about real people.
+    synthetic_model: bool = False
 
     @classmethod
     def from_proto(cls, message: pb.AnalyzeResponse) -> Self:
@@ -170,6 +172,7 @@ class AnalyzeResult:
             turn_result=turn_result(message.turn_result),
             conversation=ConversationState.from_proto(message.conversation),
             warnings=tuple(_stream_warning(warning) for warning in message.warnings),
+            synthetic_model=message.synthetic_model,
         )
 
 

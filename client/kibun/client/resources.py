@@ -62,6 +62,9 @@ class ConversationState:
     expire_time: datetime | None
     participants: tuple[ParticipantState, ...]
     model: str
+    # The model learnt from generated speech and tells you nothing about real people; also False where the server no
+    # longer has the model.
+    synthetic_model: bool = False
 
     @classmethod
     def from_proto(cls, message: pb.Conversation) -> Self:
@@ -73,6 +76,7 @@ class ConversationState:
             expire_time=if_set(message, "expire_time", _time),
             participants=tuple(ParticipantState.from_proto(participant) for participant in message.participants),
             model=message.model,
+            synthetic_model=message.synthetic_model,
         )
 
     def participant(self, participant_id: str) -> ParticipantState:
@@ -101,6 +105,8 @@ class ModelDescription:
     notice: str = ""
     # Of the weights, as an SPDX expression; empty: not stated.
     license: str = ""
+    # Its heads are random: its estimates mean nothing.
+    untrained: bool = False
 
     @classmethod
     def from_proto(cls, message: pb.GetServiceInfoResponse.Model) -> Self:
@@ -115,6 +121,7 @@ class ModelDescription:
             requires_given_personality=message.requires_given_personality,
             notice=message.notice,
             license=message.license,
+            untrained=message.untrained,
         )
 
 

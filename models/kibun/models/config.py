@@ -72,7 +72,10 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
     bundle_name: str = "unnamed"
     bundle_version: str = "1"
     license: str | None = None  # of the weights, as an SPDX expression; None: not stated
-    synthetic: bool = False  # trained on synthetic speech: every user interface must show this
+    # Which of the tasks learnt from generated speech, and "trunk" if that did, at first or alone. None: where synthetic
+    # is set all tasks, and the trunk unless it was copied from a checkpoint; else none.
+    synthetic_parts: list[str] | tuple[str, ...] | None = None
+    synthetic: bool = False  # a task learnt from generated speech: every user interface must show this
     trained: bool = False  # False: the heads are random, and the server refuses it by default
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -91,6 +94,11 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         low, high = self.trait_scale
         self.condition_centre = _five(self.condition_centre, (low + high) / 2)
         self.condition_scale = _five(self.condition_scale, (high - low) / 6)
+        if self.synthetic_parts is None:
+            trunk = ("trunk",) if self.trunk_from is None else ()
+            self.synthetic_parts = (*trunk, *self.tasks) if self.synthetic else ()
+        self.synthetic_parts = tuple(self.synthetic_parts)
+        self.synthetic |= any(task in self.synthetic_parts for task in self.tasks)
         if self.trunk_layers is None:
             self.trunk_layers = hubert.num_hidden_layers // 2
         if self.emotion_rescaled_from is not None:
@@ -116,6 +124,10 @@ class KibunConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         if not self.tasks or len(set(self.tasks)) < len(self.tasks) or not set(self.tasks) <= set(TASKS):
             raise ValueError(f"tasks is {list(self.tasks)}, allowed are one or more of {list(TASKS)}, each once")
         self._check_parts()
+        parts = cast(tuple[str, ...], self.synthetic_parts)
+        if not set(parts) <= {"trunk", *self.tasks} or (self.synthetic and not set(parts) - {"trunk"}):
+            wanted = 'names of its tasks and "trunk"' + (", a task among them, as it is synthetic" * self.synthetic)
+            raise ValueError(f"synthetic_parts is {list(parts)}, allowed are {wanted}")
         if self.condition_source not in CONDITION_SOURCES:
             raise ValueError(f"condition_source is {self.condition_source!r}, allowed are {CONDITION_SOURCES}")
         if self.cross_attention_query not in QUERIES:

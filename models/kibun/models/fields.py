@@ -162,6 +162,7 @@ BUNDLE: Mapping[str, Rule] = {
     "bundle_version": line(255),
     "license": optional(line(1000)),
     "synthetic": FLAG,
+    "synthetic_parts": several(one_of("trunk", "personality", *EMOTIONS), 0, 4),
     "trained": FLAG,
 }
 """The settings of a bundle; those that only a few can have are named by `KibunConfig`, which checks them too."""
@@ -249,6 +250,9 @@ def check_bundle(content: Mapping[str, Any]) -> dict[str, Any]:
         if name not in content:
             raise ValueError(f"{name} is missing: this is not the whole configuration of a kibun bundle")
     known = {**OLDER, **check(content, BUNDLE)}
+    if "synthetic_parts" not in known:
+        generated = [*([] if known.get("trunk_from") else ["trunk"]), *known["tasks"]]
+        known["synthetic_parts"] = generated if known["synthetic"] else []
     for name in ("hubert", "personality_hubert"):
         if known.get(name) is not None:
             known[name] = check_encoder(known[name], f"{name}.")

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from kibun.models import fields
+from kibun.models import fields, provenance
 from kibun.models.types import FULL_WEIGHT, TRAITS, Evidence, Traits
 
 CONFIG, WEIGHTS, CHECKSUMS = "config.json", "model.safetensors", "sha256"
@@ -298,7 +298,7 @@ def default_card(config: Any) -> str:
         f"# {config.bundle_name} (version {config.bundle_version})\n\n"
         f"- Status: {status}\n"
         f"- Licence: {config.license or NOT_STATED}\n"
-        f"- Training data: {'synthetic speech' if config.synthetic else 'not recorded'}\n"
+        f"- Training data: {provenance.describe(config.tasks, config.synthetic_parts) or 'not recorded'}\n"
         f"- Tasks: {', '.join(config.tasks)}\n"
         f"- Evaluation: none recorded\n\n"
         "Traits are apparent personality as raters perceive it in speech; they are not a diagnosis.\n"

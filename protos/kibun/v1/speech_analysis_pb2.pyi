@@ -377,7 +377,7 @@ class Participant(_message.Message):
     def __init__(self, participant_id: _Optional[str] = ..., personality: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., mean_emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., last_emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., turn_count: _Optional[int] = ..., utterance_count: _Optional[int] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., given_personality: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., missing_utterance_count: _Optional[int] = ...) -> None: ...
 
 class Conversation(_message.Message):
-    __slots__ = ("conversation_id", "state", "create_time", "update_time", "expire_time", "participants", "model")
+    __slots__ = ("conversation_id", "state", "create_time", "update_time", "expire_time", "participants", "model", "synthetic_model")
     class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         STATE_UNSPECIFIED: _ClassVar[Conversation.State]
@@ -393,6 +393,7 @@ class Conversation(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     PARTICIPANTS_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    SYNTHETIC_MODEL_FIELD_NUMBER: _ClassVar[int]
     conversation_id: str
     state: Conversation.State
     create_time: _timestamp_pb2.Timestamp
@@ -400,7 +401,8 @@ class Conversation(_message.Message):
     expire_time: _timestamp_pb2.Timestamp
     participants: _containers.RepeatedCompositeFieldContainer[Participant]
     model: str
-    def __init__(self, conversation_id: _Optional[str] = ..., state: _Optional[_Union[Conversation.State, str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., participants: _Optional[_Iterable[_Union[Participant, _Mapping]]] = ..., model: _Optional[str] = ...) -> None: ...
+    synthetic_model: bool
+    def __init__(self, conversation_id: _Optional[str] = ..., state: _Optional[_Union[Conversation.State, str]] = ..., create_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., expire_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ..., participants: _Optional[_Iterable[_Union[Participant, _Mapping]]] = ..., model: _Optional[str] = ..., synthetic_model: bool = ...) -> None: ...
 
 class AnalyzeRequest(_message.Message):
     __slots__ = ("config", "audio_content")
@@ -411,18 +413,20 @@ class AnalyzeRequest(_message.Message):
     def __init__(self, config: _Optional[_Union[StreamingAnalyzeConfig, _Mapping]] = ..., audio_content: _Optional[bytes] = ...) -> None: ...
 
 class AnalyzeResponse(_message.Message):
-    __slots__ = ("request_id", "utterances", "turn_result", "conversation", "warnings")
+    __slots__ = ("request_id", "utterances", "turn_result", "conversation", "warnings", "synthetic_model")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     UTTERANCES_FIELD_NUMBER: _ClassVar[int]
     TURN_RESULT_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    SYNTHETIC_MODEL_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     utterances: _containers.RepeatedCompositeFieldContainer[UtteranceResult]
     turn_result: TurnResult
     conversation: Conversation
     warnings: _containers.RepeatedCompositeFieldContainer[StreamWarning]
-    def __init__(self, request_id: _Optional[str] = ..., utterances: _Optional[_Iterable[_Union[UtteranceResult, _Mapping]]] = ..., turn_result: _Optional[_Union[TurnResult, _Mapping]] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[StreamWarning, _Mapping]]] = ...) -> None: ...
+    synthetic_model: bool
+    def __init__(self, request_id: _Optional[str] = ..., utterances: _Optional[_Iterable[_Union[UtteranceResult, _Mapping]]] = ..., turn_result: _Optional[_Union[TurnResult, _Mapping]] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[StreamWarning, _Mapping]]] = ..., synthetic_model: bool = ...) -> None: ...
 
 class GetConversationRequest(_message.Message):
     __slots__ = ("conversation_id",)
@@ -467,7 +471,7 @@ class GetServiceInfoRequest(_message.Message):
 class GetServiceInfoResponse(_message.Message):
     __slots__ = ("server_version", "models", "scales", "audio_encodings", "min_sample_rate_hertz", "max_sample_rate_hertz", "model_sample_rate_hertz", "max_audio_content_bytes", "max_stream_duration", "idle_timeout", "max_concurrent_streams", "active_stream_count", "default_endpointing_config")
     class Model(_message.Message):
-        __slots__ = ("name", "version", "is_default", "supports_emotion", "supports_personality", "supports_conversation_personality", "synthetic", "requires_given_personality", "notice", "license")
+        __slots__ = ("name", "version", "is_default", "supports_emotion", "supports_personality", "supports_conversation_personality", "synthetic", "requires_given_personality", "notice", "license", "untrained")
         NAME_FIELD_NUMBER: _ClassVar[int]
         VERSION_FIELD_NUMBER: _ClassVar[int]
         IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -478,6 +482,7 @@ class GetServiceInfoResponse(_message.Message):
         REQUIRES_GIVEN_PERSONALITY_FIELD_NUMBER: _ClassVar[int]
         NOTICE_FIELD_NUMBER: _ClassVar[int]
         LICENSE_FIELD_NUMBER: _ClassVar[int]
+        UNTRAINED_FIELD_NUMBER: _ClassVar[int]
         name: str
         version: str
         is_default: bool
@@ -488,7 +493,8 @@ class GetServiceInfoResponse(_message.Message):
         requires_given_personality: bool
         notice: str
         license: str
-        def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_default: bool = ..., supports_emotion: bool = ..., supports_personality: bool = ..., supports_conversation_personality: bool = ..., synthetic: bool = ..., requires_given_personality: bool = ..., notice: _Optional[str] = ..., license: _Optional[str] = ...) -> None: ...
+        untrained: bool
+        def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_default: bool = ..., supports_emotion: bool = ..., supports_personality: bool = ..., supports_conversation_personality: bool = ..., synthetic: bool = ..., requires_given_personality: bool = ..., notice: _Optional[str] = ..., license: _Optional[str] = ..., untrained: bool = ...) -> None: ...
     class Scale(_message.Message):
         __slots__ = ("dimension", "min", "max", "neutral")
         DIMENSION_FIELD_NUMBER: _ClassVar[int]

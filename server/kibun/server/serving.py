@@ -225,13 +225,8 @@ class Server:
                 logs.report(f"{model.name} runs in {model.precision}")
             if model.license:
                 logs.report(f"{model.name}: licence of the weights: {model.license}")
-            if model.synthetic:
-                text = "was trained on generated speech, to try the software: it tells you nothing about real people"
-                logs.report(f"{model.name} {text}", "WARNING")
             if text := notice(model):
                 logs.report(f"{model.name}: {text}", "WARNING")
-            if not model.trained:
-                logs.report(f"{model.name} is not trained: its estimates mean nothing", "WARNING")
         if self.settings.port_file:
             try:
                 with written_atomically(self.settings.port_file) as draft:

@@ -175,10 +175,13 @@ def test_tasks_of_one_run_keep_the_tail_that_they_share(checkpoint: Path, tmp_pa
 def test_one_untrained_or_synthetic_part_marks_the_whole(
     checkpoint: Path, runs: dict[str, Path], tmp_path: Path
 ) -> None:
-    edit(runs["arousal"], lambda model: setattr(model.config, "synthetic", True))
+    def generated(model: KibunModel) -> None:
+        model.config.synthetic, model.config.synthetic_parts = True, ("trunk", "arousal")
+
+    edit(runs["arousal"], generated)
     model = put_together(runs)
-    assert model.config.synthetic
-    assert "**Arousal: trained on synthetic speech: it tells you nothing about real people.**" in present(model.card)
+    assert (model.config.synthetic, model.config.synthetic_parts) == (True, ("trunk", "arousal"))
+    assert "**Arousal: trained on generated speech: it tells you nothing about real people.**" in present(model.card)
     save_bundle(build_model(checkpoint, name="raw", tasks=["valence"], condition_ff=32), tmp_path / "raw")
     model = put_together({**runs, "valence": tmp_path / "raw"})
     assert not model.config.trained

@@ -44,7 +44,7 @@ def test_show_prints_facts_and_card(bundle: Path) -> None:
     text = run("show", bundle)
     for part in (
         "tiny",
-        "SYNTHETIC speech only",
+        "trained; SYNTHETIC: trained on generated speech: it tells you nothing about real people",
         "hubert, 2 layers shared, 2 per task",
         "1..7",
         "1..5",

@@ -240,9 +240,9 @@ def test_personality_of_another_size_has_its_own_trunk(tmp_path: Path) -> None:
         assert answer.valence is not None
         assert answer.condition_traits is None
     assert model.evidence == EVIDENCE
-    assert model.config.synthetic, "one part is"
+    assert (model.config.synthetic, model.config.synthetic_parts) == (True, ("personality",)), "one part is"
     card = present(model.card)
-    assert "**Personality: trained on synthetic speech: it tells you nothing about real people.**" in card
+    assert "**Personality: trained on generated speech: it tells you nothing about real people.**" in card
     assert "## Personality: from `pr`" in card
     assert "- Split: paper" in card
     self_test(model)

@@ -154,3 +154,19 @@ def test_a_run_may_start_from_a_bundle(world: Path, tmp_path: Path) -> None:
         )
     with pytest.raises(ConfigError, match="was cut after 2"):
         task_model(world, "ser", **start, **{"model.trunk_layers": 3})
+
+
+@pytest.mark.parametrize("synthetic", [False, True])
+@pytest.mark.parametrize("freeze", ["trunk", "none"])
+@pytest.mark.parametrize("begun_with", [(), ("trunk",), ("trunk", "personality", "arousal")])
+def test_a_run_knows_what_learnt_from_generated_speech(
+    world: Path, tmp_path: Path, begun_with: tuple[str, ...], freeze: str, synthetic: bool
+) -> None:
+    source = task_model(world, "mtl").kibun
+    source.config.synthetic_parts, source.config.synthetic = begun_with, "arousal" in begun_with
+    source.save_pretrained(tmp_path / "bundle")
+    start = {"model.start": str(tmp_path / "bundle"), "model.freeze": freeze, "synthetic": synthetic}
+    config = task_model(world, "ser", **start).kibun.config
+    assert config.synthetic == synthetic, "what a head is trained on now is what it says"
+    trunk = "trunk" in begun_with or (synthetic and freeze == "none")
+    assert set(config.synthetic_parts or ()) == {*(["arousal"] if synthetic else []), *(["trunk"] if trunk else [])}

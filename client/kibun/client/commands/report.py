@@ -26,7 +26,7 @@ from kibun.client.resources import ConversationState, ParticipantState
 
 SYNTHETIC_BANNER = "synthetic model: tells you nothing about real people"
 # Warnings that are true of a model, and so the same in every stream.
-MODEL_WARNINGS = ("EMOTION_UNSUPPORTED", "PERSONALITY_UNSUPPORTED", "GIVEN_PERSONALITY_UNUSED")
+MODEL_WARNINGS = ("MODEL_UNTRAINED", "EMOTION_UNSUPPORTED", "PERSONALITY_UNSUPPORTED", "GIVEN_PERSONALITY_UNUSED")
 # What the tables of utterances need.
 _TABLE_WIDTH = 80
 # Heading, rules, legend and banner of the table, and the line above it.
@@ -141,7 +141,17 @@ def summary_table(conversation: ConversationState) -> Table:
     table.add_column("scale", style="dim")
     for label, scale, cell in _SUMMARY_ROWS:
         table.add_row(label, *(cell(participant) for participant in conversation.participants), scale)
+    if remarks := [remark for participant in conversation.participants if (remark := _remark(participant))]:
+        table.caption, table.caption_justify = Text("\n".join(remarks)), "left"
     return table
+
+
+def _remark(participant: ParticipantState) -> str:
+    """Which traits are worth nothing, in words."""
+    personality = participant.personality
+    if personality is None or not (names := personality.no_better_than_mean):
+        return ""
+    return f"{participant.participant_id}: {', '.join(names)}: no better than guessing the mean for everyone"
 
 
 def _emotion_cell(which: str, dimension: str) -> "_Cell":

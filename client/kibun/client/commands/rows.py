@@ -41,6 +41,9 @@ COLUMNS = (
     # Apparent traits of the speaker from all utterances up to this one, scale 1..7, and their evidence.
     *TRAITS,
     *(f"{name}_error" for name in TRAITS),
+    # Names of the traits whose error is not below that of guessing the mean for everyone, by spaces; they are worth
+    # nothing. None: none is, or it is unknown.
+    "no_better_than_mean",
     "utterance_count",
     "speech_s",
     # Apparent traits from this utterance alone.
@@ -94,6 +97,7 @@ def row_of(
         "analyzed_s": final.analyzed_s,
         "valence": None if emotion is None else emotion.valence,
         "arousal": None if emotion is None else emotion.arousal,
+        "no_better_than_mean": (" ".join(known.no_better_than_mean) if known else "") or None,
         "utterance_count": None if known is None else known.utterance_count,
         "speech_s": None if known is None else known.speech_s,
         "condition_source": None if final.condition is None else final.condition.source.value,

@@ -71,7 +71,7 @@ def assemble(parts: Sequence[Part], *, name: str, version: str = "1") -> KibunMo
         tail_of=shared_tails(parts),
         trait_scale=parts[0].config.trait_scale,
         trained=all(part.config.trained for part in parts),
-        synthetic=any(part.config.synthetic for part in parts),
+        synthetic_parts=synthetic_parts(parts),
         bundle_name=name,
         bundle_version=version,
         license=joint_license(part.config.license for part in parts),
@@ -82,6 +82,12 @@ def assemble(parts: Sequence[Part], *, name: str, version: str = "1") -> KibunMo
     model.license_text = joint_license_text(parts)
     model.card = assembled_card(model.config, parts, trunk_checksum(model), model.evidence is not None)
     return model
+
+
+def synthetic_parts(parts: Sequence[Part]) -> list[str]:
+    """What learnt from generated speech: the tasks of such parts, and their trunk."""
+    trunk = ["trunk"] if any(part.synthetic_trunk for part in parts) else []
+    return [*trunk, *(part.task for part in parts if part.synthetic)]
 
 
 def joint_license_text(parts: Sequence[Part]) -> str | None:

@@ -77,13 +77,17 @@ def head(config: KibunConfig, parts: Sequence[Part]) -> str:
 
 
 def _warnings(parts: Sequence[Part]) -> str:
-    """Warnings of untrained or synthetic parts, which a reader must see first."""
+    """Warnings of untrained and synthetic parts, which a reader must see first."""
     text = ""
     for untrue, which in (
         ("untrained: its estimates mean nothing", [part.task for part in parts if not part.config.trained]),
         (
-            "trained on synthetic speech: it tells you nothing about real people",
-            [p.task for p in parts if p.config.synthetic],
+            "trained on generated speech: it tells you nothing about real people",
+            [part.task for part in parts if part.synthetic],
+        ),
+        (
+            "trained on recordings, over a trunk that first learnt from generated speech",
+            [part.task for part in parts if part.synthetic_trunk and not part.synthetic],
         ),
     ):
         if which:

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
+from kibun.models import provenance
 from kibun.models.building.checksum import stored_trunk_checksum
 from kibun.models.building.facts import BundleFacts, read_facts
 from kibun.models.files import (
@@ -289,7 +290,8 @@ def _license(facts: BundleFacts) -> str:
 
 def _status(facts: BundleFacts) -> str:
     trained = "trained" if facts.trained else "UNTRAINED: estimates mean nothing"
-    return f"{trained}, SYNTHETIC speech only" if facts.synthetic else trained
+    learnt = provenance.describe(facts.tasks, facts.synthetic_parts)
+    return "; ".join(filter(None, (trained, f"SYNTHETIC: {learnt}" if facts.synthetic else learnt)))
 
 
 def _as_json(facts: BundleFacts) -> dict[str, object]:

@@ -77,7 +77,8 @@ def _config(
     personality = parts[0] if parts else None
     settings: dict[str, Any] = personality_settings(personality)
     if personality is not None:
-        settings |= {"trained": personality.config.trained, "synthetic": personality.config.synthetic}
+        settings["trained"] = personality.config.trained
+        settings["synthetic_parts"] = ["personality"] if personality.synthetic else []
         settings["trait_scale"] = personality.config.trait_scale
         if trunk_layers in (None, personality.trunk_layers) and _same_trunk(source, personality):
             trunk_layers = personality.trunk_layers

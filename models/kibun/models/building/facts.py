@@ -19,7 +19,8 @@ class BundleFacts:
     version: str
     folder: str
     trained: bool
-    synthetic: bool
+    synthetic: bool  # a task learnt from generated speech
+    synthetic_parts: tuple[str, ...]  # which tasks did, and "trunk" if that did
     tasks: tuple[str, ...]
     encoder: str  # model_type of the encoder: one of `fields.ENCODERS`
     trunk_layers: int
@@ -66,6 +67,7 @@ def read_facts(folder: Path) -> BundleFacts:
         folder=str(folder),
         trained=config["trained"],
         synthetic=config["synthetic"],
+        synthetic_parts=tuple(config["synthetic_parts"]),
         tasks=tuple(config["tasks"]),
         encoder=hubert["model_type"],
         trunk_layers=config["trunk_layers"],

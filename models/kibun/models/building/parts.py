@@ -40,6 +40,16 @@ class Part:
         return self.model.config
 
     @property
+    def synthetic(self) -> bool:
+        """Whether this task learnt from generated speech."""
+        return self.task in (self.config.synthetic_parts or ())
+
+    @property
+    def synthetic_trunk(self) -> bool:
+        """Whether the trunk learnt from generated speech, at first or alone."""
+        return "trunk" in (self.config.synthetic_parts or ())
+
+    @property
     def own_trunk(self) -> bool:
         """Whether this is personality and has its own trunk in its bundle."""
         return self.task == "personality" and self.model.personality_trunk is not None

@@ -209,6 +209,7 @@ def conversation(value: Conversation, model: ModelInfo | None) -> pb.Conversatio
         expire_time=timestamp(value.expire_time),
         participants=[participant(p, model) for p in value.participants.values()],
         model=value.model,
+        synthetic_model=model is not None and model.synthetic,
     )
 
 
@@ -253,6 +254,7 @@ def service_info(
                 requires_given_personality=m.requires_given_traits,
                 notice=capability.notice(m),
                 license=m.license,
+                untrained=not m.trained,
             )
             for m in models
         ],

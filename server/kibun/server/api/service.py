@@ -199,8 +199,8 @@ class SpeechAnalysis:
         assert call.account is not None  # as it counts as a stream
         if failure := call.account.charge(requests.audio_seconds(request.audio_content, options)):
             raise failure
-        response = pb.AnalyzeResponse(request_id=call.request_id)
         model = requests.model_named(options.model, self._models)
+        response = pb.AnalyzeResponse(request_id=call.request_id, synthetic_model=model.synthetic)
         session = Session(call.request_id, options, model, self._session_dependencies, call.telemetry)
         pieces = requests.recording_requests(request.audio_content)
         async with self._admitted(call.request_id, options), aclosing(session.run(pieces)) as replies:

@@ -34,7 +34,8 @@ class ModelInfo:
     supports_emotion: bool = True  # valence and arousal
     supports_personality: bool = True
     supports_conversation_personality: bool = True
-    synthetic: bool = False  # trained on generated speech: tells you nothing about real people
+    synthetic: bool = False  # a task learnt from generated speech: tells you nothing about real people
+    provenance: str = ""  # what learnt from generated speech, in words; "": nothing did
     trained: bool = True
     emotions: tuple[str, ...] = ("valence", "arousal")  # dimensions that it estimates; emotion is both
     precision: str = ""  # of its matrix products, and why, in words for the operator

@@ -29,6 +29,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from kibun.models import provenance
 from kibun.models.files import BundleError, fingerprint, resolve_bundle, verify
 from kibun.models.types import EMOTIONS, Analysis, Utterance
 from kibun.server.inference.backend import BackendError, ModelInfo
@@ -219,6 +220,7 @@ class BundleModel:
             supports_personality=config.supports_personality,
             supports_conversation_personality=config.supports_personality,
             synthetic=config.synthetic,
+            provenance=provenance.describe(config.tasks, config.synthetic_parts or ()),
             trained=config.trained,
             emotions=config.emotions,
             precision=precision,

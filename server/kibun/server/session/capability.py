@@ -30,6 +30,9 @@ def resolve_features(
     if not emotion and not personality:
         raise invalid("NOTHING_TO_ANALYZE", "features", "emotion and personality are both disabled; enable one")
     warnings = []
+    if not model.trained:
+        text = f"model {model.name!r} is not trained: its estimates mean nothing"
+        warnings.append(StreamWarning("MODEL_UNTRAINED", text, {"model": model.name}))
     if personality and not model.supports_personality:
         if not emotion:
             raise _nothing(model, models, "personality", "emotion")
@@ -62,6 +65,10 @@ def check_traits(model: ModelInfo, *, emotion: bool, given: Traits | None) -> No
 def notice(model: ModelInfo) -> str:
     """The limits of the model's estimates in words for its users; "" if there are none."""
     parts = []
+    if not model.trained:
+        parts.append("not trained: its estimates mean nothing")
+    if model.provenance:
+        parts.append(model.provenance)
     if not model.supports_personality:
         parts.append("estimates no personality")
     if not model.supports_emotion:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from kibun.models import provenance
 from kibun.models.bundle import KibunModel
 from kibun.models.types import TRAITS
 from kibun.training.corpora.manifest import Item, license_of
@@ -66,7 +67,7 @@ def run_card(
         training=config.training,
         bundle=model.config,
         figures=figures,
-        synthetic=SYNTHETIC if model.config.synthetic else "",
+        synthetic=_synthetic(model),
         task=config.task + (f" ({config.dimension})" if config.dimension else ""),
         head=config.model.head if config.task != "pr" else f"linear, conversation head{through}",
         condition=condition + estimated,
@@ -83,6 +84,13 @@ def run_card(
         settings=TRAIT_SETTINGS if model.config.supports_personality else "",
         wer=f"WER of the CTC head: {', '.join(wer)}. " if wer else "",
     )
+
+
+def _synthetic(model: KibunModel) -> str:
+    if model.config.synthetic:
+        return SYNTHETIC
+    learnt = provenance.describe(model.config.tasks, model.config.synthetic_parts or ())
+    return f"{learnt.capitalize()}. " if learnt else ""
 
 
 def data_license(config: RunConfig, items: Mapping[str, Sequence[Item]]) -> str:

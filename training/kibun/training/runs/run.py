@@ -21,7 +21,7 @@ from kibun.models._transformers import quiet
 from kibun.models.bundle import KibunModel
 from kibun.models.files import joint_license, one_line
 from kibun.models.types import TRAITS
-from kibun.training.corpora.manifest import Item, conversations, is_generated, read_manifest
+from kibun.training.corpora.manifest import Item, conversations, read_manifest
 from kibun.training.corpora.splits import SPLITS
 from kibun.training.evaluation.predictions import write_predictions
 from kibun.training.progress import Progress
@@ -341,7 +341,6 @@ def _finish(
         figures["calibration"] = corpus.halves.note
     data = data_license(config, corpus.items)
     model.kibun.config.license = joint_license([model.kibun.config.license or data, data])
-    model.kibun.config.synthetic |= config.synthetic or is_generated(config.manifest)
     model.kibun.card = run_card(config, model.kibun, figures, corpus.items)
     _write_bundle(model.kibun.to("cpu"), folder)  # type: ignore[arg-type]
     for split in SPLITS:

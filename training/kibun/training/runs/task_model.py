@@ -31,6 +31,7 @@ from kibun.models.bundle import KibunConfig, KibunModel, load_bundle
 from kibun.models.conditioning import restandardise
 from kibun.models.layers import Linear
 from kibun.models.types import TRAITS, Traits
+from kibun.training.corpora.manifest import is_generated
 from kibun.training.losses import ccc_loss
 from kibun.training.runs.config import ConfigError, RunConfig
 from kibun.training.runs.ctc import VOCABULARY, ctc_loss
@@ -145,7 +146,7 @@ def new_task_model(config: RunConfig, bundle_name: str, traits: Population) -> T
         "conversation_size": model.conversation_size,
         "head_dropout": model.head_dropout,
         "bundle_version": config.version,
-        "synthetic": config.synthetic,
+        "synthetic_parts": _synthetic_parts(config, tasks),
     }
     from kibun.training.runs.folder import bundle_folder
 
@@ -172,6 +173,13 @@ def silence(kibun: KibunModel, estimated: Sequence[str]) -> None:
         head.out.bias[outputs] = head.out.centre
 
 
+def _synthetic_parts(config: RunConfig, tasks: Sequence[str | None]) -> list[str | None]:
+    """What this run teaches by generated speech: its tasks, and the trunk if that is trained."""
+    if not config.synthetic and not is_generated(config.manifest):
+        return []
+    return [*tasks, *(["trunk"] if config.model.freeze == "none" else [])]
+
+
 def _from_bundle(source: KibunModel, config: RunConfig, name: str, settings: dict[str, Any]) -> KibunModel:
     """A model of this run's tasks with the trunk of a bundle, and its tails where it has them."""
     of = source.config
@@ -182,6 +190,8 @@ def _from_bundle(source: KibunModel, config: RunConfig, name: str, settings: dic
         )
     if source.personality_trunk is not None:
         raise ConfigError(f"model.start: {of.bundle_name} has two trunks; start from the bundle that one of them is of")
+    # What this run leaves as it was is still of what it learnt from.
+    kept = {"trunk", *(settings["tasks"] if config.model.freeze == "acoustics" else ())} & set(of.synthetic_parts or ())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.training.seed)
         kibun = KibunModel(
@@ -193,7 +203,7 @@ def _from_bundle(source: KibunModel, config: RunConfig, name: str, settings: dic
                 trunk_sha256=of.trunk_sha256,
                 license=of.license,
                 bundle_name=name,
-                **{**settings, "synthetic": settings["synthetic"] or of.synthetic},
+                **{**settings, "synthetic_parts": sorted({*settings["synthetic_parts"], *kept})},
             )
         )
     kibun.license_text = source.license_text
