@@ -99,7 +99,7 @@ def test_figures_are_of_voices_that_a_net_did_not_hear(made: tuple[Path, list[Pa
         heard = {item.speaker for corpus in fold.train for item in corpus.items}
         assert heard
         assert not heard & {item.speaker for item in fold.test}
-        assert [line["step"] for line in read_log(out / fold.name)] == list(range(1, 9))
+        assert [line["step"] for line in read_log(out / fold.name)] == [1]
     everyone = {item.speaker for corpus in read_corpora(manifests) for item in corpus.items}
     assert len(everyone) == 5
 
