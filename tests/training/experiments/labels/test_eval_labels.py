@@ -200,6 +200,7 @@ def test_too_few_conversations_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "world",
     [
@@ -211,12 +212,13 @@ def test_too_few_conversations_are_refused(tmp_path: Path) -> None:
     ids=["additive", "interaction", "noise", "audible"],
 )
 def test_nets_and_heads_come_out_right_too(tmp_path: Path, world: LabelWorld) -> None:
-    big = dataclasses.replace(world, sessions=5, dialogues=14, each=16, features=20)
-    data = run(tmp_path, big, "--seeds", "0,1")
+    big = dataclasses.replace(world, sessions=3, dialogues=20, each=12, features=20)
+    data = run(tmp_path, big, "--quick")
     found, apart = scores(data), differences(data)
     modulated = apart["net", "modulation − both"]
     if world.product:
-        assert modulated["low"] > 0.02
+        assert modulated["low"] > -0.01  # a net of both learns the product as well
+        assert found["net", "modulation", "true"] > found["linear", "both", "true"] + 0.1
         assert apart["linear", "audio × traits − both"]["low"] > 0.1
     else:
         assert modulated["difference"] < 0.03

@@ -41,7 +41,7 @@ class Scaling:
         for some in _blocks(rows, array.shape[1]):
             squares += ((array[some] - mean) ** 2).sum(axis=0)
         spread = np.sqrt(squares / len(rows))
-        return cls(mean, np.where(spread > 1e-6 * np.maximum(1.0, np.abs(mean)), spread, 1.0))
+        return cls(mean, np.where(spread > 1e-7 * np.abs(mean), spread, 1.0))
 
     def __call__(self, values: NDArray[np.floating]) -> Floats:
         """(n, D) -> (n, D)."""

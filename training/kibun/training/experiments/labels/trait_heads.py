@@ -4,6 +4,7 @@ The heads are those of `kibun.models.personality`, on standardised vectors, roun
 is also given calibrated: one line per trait, fitted on dev. All estimates are limited to 1..7.
 """
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -24,7 +25,7 @@ SETTINGS = ("setting1", "setting2", "setting2_calibrated", "setting3", "causal3"
 INNER, HEADS, DROPOUT = 64, 4, 0.1
 PROFILES_PER_BATCH, STEPS_PER_EPOCH, EPOCHS, PATIENCE = 16, 15, 30, 8
 LONGEST = 64  # utterances of a profile in one training step
-LEARNING_RATE, WEIGHT_DECAY = 2e-3, 0.01
+UTTERANCE_RATE, CONVERSATION_RATE, WEIGHT_DECAY = 1e-2, 2e-3, 0.01
 _CELLS_AT_ONCE = 10_000_000
 
 Floats = NDArray[np.float64]
@@ -82,23 +83,34 @@ def fit_trait_heads(array: NDArray[np.float32], items: Sequence[Item], rows: Row
     def batch() -> NDArray[np.int64]:
         return rng.choice(len(fitted), min(PROFILES_PER_BATCH, len(fitted)), replace=False)
 
-    def loss(chosen: NDArray[np.int64]) -> Tensor:
+    def data(chosen: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, K, D) vectors, (B, K) mask, (B, 5) truth."""
         parts = [_part(fitted[index], rng, LONGEST) for index in chosen]
-        vectors = nn.utils.rnn.pad_sequence([model.vectors(part) for part in parts], batch_first=True)  # (B, K, D)
+        vectors = nn.utils.rnn.pad_sequence([model.vectors(part) for part in parts], batch_first=True)
         mask = torch.arange(vectors.shape[1]) < torch.tensor([[len(part)] for part in parts])
-        target = truth[torch.from_numpy(chosen)]
-        alone = trait_loss(model.utterance(vectors)[mask], target[:, None].expand(-1, mask.shape[1], -1)[mask])
-        return alone + trait_loss(model.conversation(vectors, mask), target)
+        return vectors, mask, truth[torch.from_numpy(chosen)]
 
-    fit(
-        model,
-        torch.optim.AdamW(model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY),
-        ((batch() for _ in range(STEPS_PER_EPOCH)) for _ in range(EPOCHS)),
-        loss,
-        lambda: _score(model, items, dev),
-        steps=EPOCHS * STEPS_PER_EPOCH + 1,
-        patience=PATIENCE,
-    )
+    def of_utterances(chosen: NDArray[np.int64]) -> Tensor:
+        vectors, mask, target = data(chosen)
+        return trait_loss(model.utterance(vectors[mask]), target[:, None].expand(-1, mask.shape[1], -1)[mask])
+
+    def of_conversations(chosen: NDArray[np.int64]) -> Tensor:
+        vectors, mask, target = data(chosen)
+        return trait_loss(model.conversation(vectors, mask), target)
+
+    for head, rate, loss, score in (
+        (model.utterance, UTTERANCE_RATE, of_utterances, _utterance_score),
+        (model.conversation, CONVERSATION_RATE, of_conversations, _conversation_score),
+    ):
+        fit(
+            head,
+            torch.optim.AdamW(head.parameters(), rate, weight_decay=WEIGHT_DECAY),
+            ((batch() for _ in range(STEPS_PER_EPOCH)) for _ in range(EPOCHS)),
+            loss,
+            functools.partial(score, model, items, dev),
+            steps=EPOCHS * STEPS_PER_EPOCH + 1,
+            patience=PATIENCE,
+        )
     model.line = _line(model, items, dev)
     return model
 
@@ -145,16 +157,23 @@ def _part(profile: Rows, rng: np.random.Generator, longest: int) -> Rows:
     return rng.permutation(profile)[: min(size, longest)]
 
 
-def _score(model: VectorPersonality, items: Sequence[Item], profiles: Sequence[Rows]) -> float:
-    """Mean CCC over the traits of settings 1 (by utterance) and 3 (by profile)."""
-    with torch.no_grad():
-        vectors = [model.vectors(profile) for profile in profiles]
-        each = torch.cat([model.utterance(some) for some in vectors]).numpy()
-        whole = torch.cat([model.conversation(some[None]) for some in vectors]).numpy()
-    truth = np.array([items[profile[0]].traits for profile in profiles])
-    of_each = np.repeat(truth, [len(profile) for profile in profiles], axis=0)
-    scores = [ccc(each[:, k], of_each[:, k]) + ccc(whole[:, k], truth[:, k]) for k in range(len(TRAITS))]
-    return float(np.mean(scores)) / 2
+@torch.no_grad()
+def _utterance_score(model: VectorPersonality, items: Sequence[Item], profiles: Sequence[Rows]) -> float:
+    """Mean CCC of setting 1 over the traits, by utterance."""
+    rows = np.concatenate(profiles)
+    return _mean_ccc(model.utterance(model.vectors(rows)), [items[row].traits for row in rows])
+
+
+@torch.no_grad()
+def _conversation_score(model: VectorPersonality, items: Sequence[Item], profiles: Sequence[Rows]) -> float:
+    """Mean CCC of setting 3 over the traits, by profile."""
+    whole = torch.cat([model.conversation(model.vectors(profile)[None]) for profile in profiles])
+    return _mean_ccc(whole, [items[profile[0]].traits for profile in profiles])
+
+
+def _mean_ccc(predicted: Tensor, traits: Sequence[object]) -> float:
+    truth = np.array(traits, dtype=np.float64)
+    return float(np.mean([ccc(predicted[:, k].numpy(), truth[:, k]) for k in range(len(TRAITS))]))
 
 
 def _line(model: VectorPersonality, items: Sequence[Item], profiles: Sequence[Rows]) -> tuple[Floats, Floats]:
