@@ -37,6 +37,7 @@ def test_a_run_shows_every_stage_to_its_end(world: Path) -> None:
         rf"training: {log[-1]['step']} of 18, {seconds}",
         rf"predicting: 80 of 80, {seconds}",
         rf"conversation head: 6 of 6, {seconds}",
+        rf"conversation heads without some speakers: 30 of 30, {seconds}",
     ]
     lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
     assert len(lines) == len(expected), result.stderr
