@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kibun.training.corpora.emotion_labels import read_label_files
+from kibun.training.corpora.emotion_labels import read_label_files, read_whole_table
 from kibun.training.corpora.iemocap import EXPECTED, prepare_iemocap
 from kibun.training.corpora.manifest import read_manifest
 from kibun.training.corpora.tipi import read_ocean
@@ -112,8 +112,51 @@ def test_every_bad_row_is_named(fake: FakeIemocap, tmp_path: Path) -> None:
 
 def test_one_kind_of_labels_is_given(fake: FakeIemocap) -> None:
     both = ("correlations", "--level", "utterance", "--ocean", fake.ocean)
-    assert "give either --manifest, or --ocean and --emotion" in invoke(eval_app, *both, code=2)
+    assert "give either --manifest, or --emotion, with --ocean unless" in invoke(eval_app, *both, code=2)
+    folder = ("correlations", "--level", "utterance", "--emotion", fake.root)
+    assert "holds no traits: give PA-IEMOCAP's ocean.csv with --ocean" in invoke(eval_app, *folder, code=2)
     assert "give either" in correlations(fake.root, fake.ocean, "--manifest", str(fake.ocean), code=2)
+
+
+WHOLE = ["activation", "dominance", "valence", "gender", "Extraversion", "AG", "Conscientiousness", "NE", "Openness"]
+
+
+def test_a_table_may_hold_the_traits_itself(fake: FakeIemocap, tmp_path: Path) -> None:
+    """The columns of the table that PA-IEMOCAP's authors publish, which names nobody."""
+    items = [item for item in read_label_files(fake.root, fake.ocean).items if item.traits is not None]
+    rows: list[list[object]] = []
+    for item in items:
+        assert item.traits is not None
+        openness, conscientiousness, extraversion, agreeableness, neuroticism = item.traits
+        gender = str(item.gender)[0].upper()
+        big_five = [extraversion, agreeableness, conscientiousness, neuroticism, openness]
+        rows.append([item.arousal, 3, item.valence, gender, *big_five])
+    table = write(tmp_path / "iemocap.csv", WHOLE, rows)
+    at = ("correlations", "--json", "--level")
+    expected = json.loads(correlations(fake.root, fake.ocean))
+    assert json.loads(invoke(eval_app, *at, "utterance", "--emotion", table)) == expected
+    refused = invoke(eval_app, *at, "conversation", "--emotion", table, code=2)
+    assert "does not say who speaks: --level conversation needs a column id or speaker" in refused
+    speakers = [[*cells, f"{item.dialogue}_{item.speaker}"] for cells, item in zip(rows, items, strict=True)]
+    named = write(tmp_path / "named.csv", [*WHOLE, "speaker"], speakers)
+    ids = write(tmp_path / "ids.csv", [*WHOLE, "id"], [[*c, i.id] for c, i in zip(rows, items, strict=True)])
+    by_files = invoke(eval_app, *at, "conversation", "--emotion", fake.root, "--ocean", fake.ocean)
+    for whole in (named, ids):
+        assert json.loads(invoke(eval_app, *at, "conversation", "--emotion", whole)) == json.loads(by_files)
+
+
+def test_a_bad_row_of_such_a_table_is_named(tmp_path: Path) -> None:
+    good: list[object] = [3, 3, 3, "F", 4, 4, 4, 4, 4]
+    bad = [[*good[:3], "x", *good[4:]], [*good[:4], "", *good[5:]], [*good[:8], 8]]
+    path = write(tmp_path / "bad.csv", WHOLE, [good, *bad])
+    with pytest.raises(CorpusError) as caught:
+        read_whole_table(path)
+    gender, empty, high = caught.value.problems
+    assert gender == f"{path}:3: column 'gender' is 'x', allowed are m, f, male and female"
+    assert empty == f"{path}:4: column 'Extraversion' is empty, and needed"
+    assert high == f"{path}:5: column 'Openness' must be a number from 1 to 7, is '8'"
+    with pytest.raises(ManifestError, match="no column 'openness'; name one of them openness or op"):
+        read_whole_table(write(tmp_path / "short.csv", WHOLE[:-1], [good[:-1]]))
 
 
 @pytest.mark.skipif(not OCEAN.is_file(), reason=f"no annotations of PA-IEMOCAP at {OCEAN}")

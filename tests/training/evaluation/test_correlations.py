@@ -10,7 +10,9 @@ import pytest
 from scipy.stats import linregress
 
 from kibun.models.types import EMOTIONS, TRAITS
+from kibun.training.corpora.manifest import Item
 from kibun.training.eval_commands import eval_app
+from kibun.training.evaluation.correlations import correlate, to_tables
 from tests.support.commands import invoke
 from tests.support.tiny_corpus import write_manifest
 
@@ -101,14 +103,32 @@ def test_printed_tables_explain_the_stars_and_the_missing_published_figures(tmp_
         assert f"Table II, {name}: Pearson's r of traits and emotion over {count} utterances" in text
     assert text.count("not corrected") == 1  # notes for all come once, at the end
     assert "p takes utterances as independent" in text
-    assert "The published figures of this table are not at hand; none are shown." in text
+    assert "Published figures are shown for IEMOCAP's 10,039 utterances only." in text
     r = json.loads(run(tmp_path, rows, "--level", "utterance", "--json"))["all"]["agreeableness"]["valence"]["r"]
     line = next(line for line in text.splitlines() if "agreeableness" in line)
-    assert line.split()[1:5] == [f"{r:.2f}", "***", "<", "0.001"]
+    assert line.split()[1:5] == [f"{r:.3f}", "***", "<", "0.001"]
     markdown = run(tmp_path, rows, "--level", "conversation", "--markdown")
     assert markdown.startswith("**Table III, all")
     assert "female" not in markdown
     assert "|  | valence | p | arousal | p |" in markdown
+
+
+def test_the_published_figures_stand_beside_those_of_the_whole_corpus() -> None:
+    rng = np.random.default_rng(0)
+    items = [
+        Item(
+            str(index), Path(str(index)), str(index), str(index), gender="male" if index < 5_239 else "female",
+            valence=float(rng.uniform(1, 5)), arousal=3.0 + index % 2, traits=tuple(rng.uniform(1, 7, 5)),
+        )
+        for index in range(10_039)
+    ]  # fmt: skip
+    everyone, men, women = to_tables(correlate(items, "utterance"), by_gender=True)
+    assert [row.cells[0].published for row in everyone.rows] == [0.527, 0.327, 0.350, 0.508, -0.447]
+    assert [row.cells[2].published for row in men.rows] == [0.092, -0.189, 0.287, -0.095, 0.198]
+    assert women.rows[3].cells[0].published == 0.546
+    assert all(row.cells[1].published is None for row in everyone.rows)  # p is our own
+    (fewer,) = to_tables(correlate(items[1:], "utterance"), by_gender=False)
+    assert all(cell.published is None for row in fewer.rows for cell in row.cells)
 
 
 def test_utterances_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -61,15 +61,14 @@ def correlations(
     manifest: Annotated[
         Path | None, typer.Option(help="manifest.jsonl of a corpus with traits, valence and arousal.")
     ] = None,
-    ocean: Annotated[Path | None, typer.Option(help="Or, without audio: PA-IEMOCAP's ocean.csv, with --emotion.")] = (
-        None
-    ),
     emotion: Annotated[
         Path | None,
         typer.Option(
-            help="IEMOCAP's labels: a table with id, valence, arousal, or the folder of Session1 to 5 or EmoEvaluation."
+            help="Or, without audio, IEMOCAP's labels: a table with id, valence, arousal, or the folder of Session1 to"
+            " 5 or EmoEvaluation, each with --ocean; or a table with the traits in it."
         ),
     ] = None,
+    ocean: Annotated[Path | None, typer.Option(help="PA-IEMOCAP's ocean.csv, for labels without traits.")] = None,
     by: Annotated[By | None, typer.Option(help="Also report male and female speakers separately.")] = None,
     as_json: JsonOption = False,
     as_markdown: MarkdownOption = False,
@@ -81,7 +80,7 @@ def correlations(
     --json: one object with all, male and female, each with n, left_out, and per trait valence and arousal with r and p.
     """
     check_one_form(as_json=as_json, as_markdown=as_markdown)
-    from kibun.training.corpora.emotion_labels import read_label_files
+    from kibun.training.corpora.emotion_labels import read_label_files, read_whole_table
     from kibun.training.corpora.manifest import load_manifest
     from kibun.training.evaluation.correlations import correlate, to_payload, to_tables
     from kibun.training.evaluation.report_table import show
@@ -89,13 +88,17 @@ def correlations(
     try:
         if manifest is not None and ocean is None and emotion is None:
             items = load_manifest(manifest, require=())
-        elif manifest is None and ocean is not None and emotion is not None:
-            labels = read_label_files(emotion, ocean)
+        elif manifest is None and emotion is not None:
+            if ocean is None and emotion.is_dir():
+                fail(f"{emotion} holds no traits: give PA-IEMOCAP's ocean.csv with --ocean")
+            labels = read_whole_table(emotion) if ocean is None else read_label_files(emotion, ocean)
+            if level is CorrelationUnit.CONVERSATION and not labels.profiled:
+                fail(f"{emotion} does not say who speaks: --level conversation needs a column id or speaker")
             items = list(labels.items)
             for warning in labels.warnings:
                 typer.echo(f"warning: {warning}", err=True)
         else:
-            fail("give either --manifest, or --ocean and --emotion")
+            fail("give either --manifest, or --emotion, with --ocean unless the table holds the traits")
         result = correlate(items, level.value)
     except ValueError as error:
         fail(str(error))

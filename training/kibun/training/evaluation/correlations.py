@@ -11,6 +11,7 @@ from kibun.models.types import EMOTIONS, TRAITS, Traits
 from kibun.training.corpora.manifest import Item
 from kibun.training.errors import ManifestError
 from kibun.training.evaluation.metrics import pearson
+from kibun.training.evaluation.paper_figures import CORRELATIONS, UTTERANCES
 from kibun.training.evaluation.report_table import STARS_NOTE, Cell, Row, Table, stars
 
 Level = Literal["utterance", "conversation"]
@@ -80,17 +81,31 @@ def correlate(items: Sequence[Item], level: Level) -> Correlations:
 
 
 def to_tables(result: Correlations, *, by_gender: bool) -> list[Table]:
-    """A table of all, with ``by_gender`` also of male and of female: a row for each trait, r and p of each emotion."""
+    """A table of all, with ``by_gender`` also of male and of female: a row for each trait, r and p of each emotion.
+
+    The published figures of Table II are beside ours where there are as many utterances as in the paper.
+    """
     number = "II" if result.level == "utterance" else "III"
     names = GROUPS if by_gender else GROUPS[:1]
     tables = []
     for name in names:
         group = result.groups[name]
-        rows = [Row(trait, tuple(c for e in EMOTIONS for c in _cells(group.cells[trait, e]))) for trait in TRAITS]
+        published = CORRELATIONS[name] if _is_published(result, name) else {}
+        rows = [
+            Row(
+                trait,
+                tuple(
+                    cell
+                    for emotion, r in zip(EMOTIONS, published.get(trait, (None, None)), strict=True)
+                    for cell in _cells(group.cells[trait, emotion], r)
+                ),
+            )
+            for trait in TRAITS
+        ]
         columns = ("", *(column for emotion in EMOTIONS for column in (emotion, "p")))
         title = f"Table {number}, {name}: Pearson's r of traits and emotion over {group.n} {result.level}s"
         notes = (*_undefined(group), *(_notes(result, by_gender) if name == names[-1] else ()))
-        tables.append(Table(title, columns, tuple(rows), notes))
+        tables.append(Table(title, columns, tuple(rows), notes, digits=3))
     return tables
 
 
@@ -107,6 +122,10 @@ def to_payload(result: Correlations) -> dict[str, Any]:
         }
         for name, group in result.groups.items()
     }
+
+
+def _is_published(result: Correlations, group: str) -> bool:
+    return result.level == "utterance" and result.groups[group].n == UTTERANCES[group]
 
 
 def _left_out(items: Iterable[Item]) -> dict[str, int]:
@@ -163,11 +182,11 @@ def _correlation(trait: str, scores: np.ndarray, emotion: str, labels: np.ndarra
     return Correlation(*pearson(scores, labels))
 
 
-def _cells(correlation: Correlation) -> tuple[Cell, Cell]:
-    """r with its stars, and p to three decimals."""
+def _cells(correlation: Correlation, published: float | None) -> tuple[Cell, Cell]:
+    """r with its stars and the published one, and p to three decimals."""
     r, p = correlation.r, correlation.p
     words = None if p is None else "< 0.001" if p < 0.0005 else f"{p:.3f}"
-    return Cell(r, stars=stars(p)), Cell(words)
+    return Cell(r, stars=stars(p), published=published), Cell(words)
 
 
 def _plain(correlation: Correlation) -> dict[str, Any]:
@@ -192,4 +211,9 @@ def _notes(result: Correlations, by_gender: bool) -> Iterable[str]:
     neither = everyone.n - result.groups["male"].n - result.groups["female"].n
     if neither and by_gender:
         yield f"{neither} {result.level}s are marked neither male nor female: in all only."
-    yield "The published figures of this table are not at hand; none are shown."
+    if result.level == "conversation":
+        yield "The published figures of this table are not at hand; none are shown."
+    elif _is_published(result, "all"):
+        yield "Published: from the results that the authors of PA-IEMOCAP give beside their scripts."
+    else:
+        yield f"Published figures are shown for IEMOCAP's {UTTERANCES['all']:,} utterances only."
