@@ -37,6 +37,10 @@ def test_sessions_come_from_a_column_or_iemocaps_ids_or_not_at_all(tmp_path: Pat
     groups = read_label_table(write_labels(tmp_path / "column.csv", rows)).groups
     assert groups == ("session a",) * 4 + ("session b",) * 8 + ("session a",) * 4
     for row in rows:
+        row["dialogue"] = str(row["dialogue"]).replace("impro0", "script1_")
+    spelt = [item.dialogue for item in read_label_table(write_labels(tmp_path / "spelling.csv", rows)).items]
+    assert spelt[::4] == ["Ses01F_script01_00", "Ses01F_script01_01", "Ses02F_script01_02", "Ses02F_script01_03"]
+    for row in rows:
         del row["session"]
         row["dialogue"] = f"dialogue {row['dialogue']}"
     assert read_label_table(write_labels(tmp_path / "none.csv", rows)).groups is None

@@ -144,7 +144,7 @@ def test_as_sound_every_head_gets_the_same_frozen_trunk(tmp_path: Path) -> None:
     simulated_audio.prepare(options, 0, tmp_path)
     splits = simulated_audio.load_splits(options, 0, 0, tmp_path, interaction=True)
     assert splits.train.frames.shape[0] == 36
-    assert splits.train.frames.shape[1] >= 58, "1.2 s at 50 frames per second"
+    assert splits.train.frames.shape[1] >= 29, "1.2 s at 25 frames per second"
     control = simulated_audio.load_splits(options, 0, 0, tmp_path, interaction=False)
     assert torch.equal(control.train.frames, splits.train.frames), "the same sounds"
     assert not torch.equal(control.train.valence, splits.train.valence), "mean something else"

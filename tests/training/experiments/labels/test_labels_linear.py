@@ -88,15 +88,15 @@ def test_products_have_a_ridge_of_their_own() -> None:
     assert residual.std(axis=0) == pytest.approx([0.3, 0.3], abs=0.04)
 
 
-def test_wide_features_are_multiplied_by_way_of_their_main_directions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_features_are_turned_to_their_principal_components(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(4)
     hidden = rng.normal(size=(400, 2))
     x = (hidden @ rng.normal(size=(2, 12)) + 0.01 * rng.normal(size=(400, 12))).astype(np.float32)
     the = fold(400, 300)
-    columns = features(x, Scaling.of(x, the.train))
-    assert linear.main_directions(columns, the.train) is columns
-    monkeypatch.setattr(linear, "MOST_MULTIPLIED", 2)
-    found = linear.main_directions(columns, the.train)(the.train)
+    scaling = Scaling.of(x, the.train)
+    assert linear.narrowed(x, scaling, the.train) == pytest.approx(scaling(x), abs=1e-5)
+    monkeypatch.setattr(linear, "WIDEST", 2)
+    found = linear.narrowed(x, scaling, the.train)[:300]
     assert found.shape == (300, 2)
     assert found.T @ found / 300 == pytest.approx(np.eye(2), abs=1e-5)
     explained = found @ np.linalg.lstsq(found, hidden[:300] - hidden[:300].mean(axis=0), rcond=None)[0]

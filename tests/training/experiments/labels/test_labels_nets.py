@@ -28,7 +28,7 @@ def world(rows: int = 1600, seed: int = 0) -> tuple[NDArray[np.float32], Array, 
 
 def scores(name: NetName, members: tuple[tuple[int, int], ...] = ((0, 0), (0, 1)), **shape: Any) -> list[float]:
     x, traits, targets, fold = world(**shape)
-    data = NetData(x, Scaling.of(x, fold.train), Scaling.of(traits, fold.train), targets, members)
+    data = NetData(x, Scaling.of(traits, fold.train), targets, members)
     found = fit_nets(name, data, [traits] * len(members), fold)(fold.test)
     return [ccc(each, targets[fold.test, index]) for each, (_, index) in zip(found, members, strict=True)]
 
@@ -85,7 +85,7 @@ def test_the_weights_of_the_best_epoch_are_kept(monkeypatch: pytest.MonkeyPatch)
         return keep(self, found)
 
     monkeypatch.setattr(nets._Best, "keep", watched)
-    data = NetData(x, Scaling.of(x, fold.train), Scaling.of(traits, fold.train), targets, ((0, 0), (0, 1)))
+    data = NetData(x, Scaling.of(traits, fold.train), targets, ((0, 0), (0, 1)))
     on_dev = fit_nets("acoustics", data, [traits] * 2, fold)(fold.dev)
     for index in range(2):
         best = max(scores[index] for scores in seen)

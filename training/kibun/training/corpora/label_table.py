@@ -12,7 +12,7 @@ from kibun.models.types import EMOTIONS, TRAIT_SCALE, TRAITS, Traits
 from kibun.training.corpora.iemocap_files import dialogue_session
 from kibun.training.corpora.manifest import EMOTION_RANGE, Item
 from kibun.training.corpora.report import raise_problems
-from kibun.training.corpora.tipi import SHORT_NAMES
+from kibun.training.corpora.tipi import SHORT_NAMES, correct_dialogue
 from kibun.training.corpora.user_tables import TableRow, needed_text, number, read_table
 from kibun.training.errors import ManifestError
 
@@ -115,8 +115,14 @@ def _item(row: TableRow, index: int, named: Mapping[str, str]) -> Item:
     name = str(index) if row.cells.get("id") is None else str(row.cells["id"]).strip()
     valence, arousal = (_needed(row, field, *EMOTION_RANGE) if field in named else None for field in EMOTIONS)
     traits = tuple(_needed(row, named[trait], *TRAIT_SCALE) for trait in TRAITS)
-    speaker, dialogue = needed_text(row, "speaker"), needed_text(row, "dialogue")
+    speaker, dialogue = needed_text(row, "speaker"), _dialogue(row)
     return Item(name, Path(name), speaker, dialogue, valence=valence, arousal=arousal, traits=cast(Traits, traits))
+
+
+def _dialogue(row: TableRow) -> str:
+    """IEMOCAP's ids in IEMOCAP's spelling, which splits have; others as they are."""
+    name = needed_text(row, "dialogue")
+    return name if dialogue_session(name) is None else correct_dialogue(name)
 
 
 def _needed(row: TableRow, column: str, low: float, high: float) -> float:

@@ -19,7 +19,7 @@ Columns = Callable[[Rows], Floats]  # (n,) row numbers -> (n, p) columns of a mo
 SMALL_RIDGE = 1.0  # on standardised columns and sums of squares: next to nothing at thousands of rows
 ENOUGH_ROWS = 20  # rows of train per column, from which on the small ridge is enough
 RIDGES = tuple(float(10**power) for power in range(8))
-MOST_MULTIPLIED = 100  # columns that are multiplied with traits; of wider features their principal components
+WIDEST = 128  # columns that are multiplied with traits or given to nets; of wider features principal components
 _CELLS_AT_ONCE = 5_000_000
 
 
@@ -68,16 +68,23 @@ def products(first: Columns, second: Columns) -> Columns:
     return columns
 
 
-def main_directions(columns: Columns, train: Rows) -> Columns:
-    """The columns themselves, or of more than MOST_MULTIPLIED their leading principal components on train."""
-    gram = _Sums.of(columns, np.zeros((train.max() + 1, 0)), train).gram[1:, 1:]  # of standardised columns, so centred
-    if len(gram) <= MOST_MULTIPLIED:
-        return columns
-    _, directions = np.linalg.eigh(gram)
-    leading = directions[:, ::-1][:, :MOST_MULTIPLIED]  # (D, k)
-    spread = np.sqrt(np.einsum("dk,de,ek->k", leading, gram, leading) / len(train))
-    leading = leading / np.where(spread > 1e-9, spread, 1.0)
-    return lambda rows: columns(rows) @ leading
+def narrowed(array: NDArray[np.float32], scaling: Scaling, train: Rows) -> NDArray[np.float32]:
+    """(N, D) standardised features, or of more than WIDEST their leading principal components on train.
+
+    Components have a standard deviation of 1 on train, and come with the largest first.
+    """
+    columns, everyone = features(array, scaling), np.arange(len(array))
+    turned = columns
+    if array.shape[1] > WIDEST:
+        gram = _Sums.of(columns, np.zeros((len(array), 0)), train).gram[1:, 1:]  # of centred columns
+        squares, directions = np.linalg.eigh(gram)
+        spread = np.sqrt(squares[: -WIDEST - 1 : -1].clip(min=0.0) / len(train))
+        leading = directions[:, : -WIDEST - 1 : -1] / np.where(spread > 1e-6, spread, 1.0)  # (D, WIDEST)
+
+        def turned(rows: Rows) -> Floats:
+            return columns(rows) @ leading
+
+    return np.concatenate([turned(rows).astype(np.float32) for rows in _blocks(everyone, array.shape[1])])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,10 +111,12 @@ class StackedNet(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class NetData:
-    """What the nets of a fold are given. array: (N, D) features; targets: (N, K); members: (seed, target) of each."""
+    """What the nets of a fold are given.
+
+    array: (N, D) standardised features; targets: (N, K); members: (seed, target) of each.
+    """
 
     array: NDArray[np.float32]
-    scaling: Scaling
     of_traits: Scaling
     targets: NDArray[np.float64]
     members: tuple[tuple[int, int], ...]
@@ -139,12 +141,11 @@ def fit_nets(
     generators = [torch.Generator().manual_seed(1000 * seed + index) for seed, index in data.members]
     net = StackedNet(name, data.array.shape[1], generators)
     sees_audio = name != "traits"
-    mean, scale = (torch.tensor(values, dtype=torch.float32) for values in (data.scaling.mean, data.scaling.scale))
     array = torch.from_numpy(data.array)
 
     def inputs(rows: Tensor) -> tuple[Tensor, Tensor]:
         """(E, B) rows -> features (E, B, D) and traits (E, B, 5)."""
-        x = (array[rows] - mean) / scale if sees_audio else torch.empty(0)
+        x = array[rows] if sees_audio else torch.empty(0)
         return x, torch.gather(condition, 1, rows[:, :, None].expand(-1, -1, 5))
 
     @torch.no_grad()

@@ -180,9 +180,10 @@ class _FoldModels:
         # Predicted traits are scaled as true ones are: an estimate that hardly varies must not be blown up.
         self.of_traits = linear.Scaling.of(truth, fold.train)
         self.x = linear.features(array, scaling)
-        self.multiplied = linear.main_directions(self.x, fold.train)
+        narrow = linear.narrowed(array, scaling, fold.train)
+        self.multiplied: linear.Columns = lambda rows: narrow[rows].astype(np.float64)
         members = tuple((seed, index) for seed in seeds for index in range(targets.shape[1]))
-        self.data = NetData(array, scaling, self.of_traits, targets, members)
+        self.data = NetData(narrow, self.of_traits, targets, members)
 
     def estimate(self, row: ModelRow, sources: dict[str, list[Floats]]) -> Floats:
         """(seeds, K, n) estimates of test; one seed where none is used."""
