@@ -263,8 +263,8 @@ def test_a_configuration_that_does_not_fit_is_refused(bundle: Path, changes: dic
         *each("condition_heads", None, 0, 5),
         *each("condition_on", None, ["charm"]),
         *each("conversation_size", "64", -1),
-        *each("head_dropout", None, 2, float("nan")),
-        *each("trait_scale", None, [1], [7, 1], ["1", "7"], [1, float("nan")]),
+        *each("head_dropout", None, 2, float("nan"), 10**400),
+        *each("trait_scale", None, [1], [7, 1], ["1", "7"], [1, float("nan")], [1, 10**400], [-1e300, 1e300]),
         *each("emotion_scale", 5, [1, 5, 9]),
         *each("emotion_rescaled_from", 0, [1, 1]),
         *each("sampling_rate", None, "16000", 8000),
@@ -307,6 +307,7 @@ def test_a_file_that_is_no_json_object_is_named(bundle: Path, name: str, content
         ({"openness": "1.0"}, "openness is"),
         ({"openness": float("nan")}, "openness is NaN"),
         ({"openness": -1}, "openness is -1"),
+        ({"openness": 10**400}, "openness is 1000"),
     ],
 )
 def test_an_expected_error_that_cannot_be_is_named(bundle: Path, changes: dict[str, Any], message: str) -> None:
@@ -322,6 +323,7 @@ def test_an_expected_error_that_cannot_be_is_named(bundle: Path, changes: dict[s
     [
         ({"weight": {"openness": 0.5}}, "weight.conscientiousness is missing"),
         ({"weight": dict.fromkeys(TRAITS, 1.5)}, "weight.openness is 1.5, allowed is a number from 0 to 1"),
+        ({"weight": {**dict.fromkeys(TRAITS, 1.0), "openness": 10**400}}, "weight.openness is 1000"),
         ({"weight": 1}, "weight is 1, allowed is null or an object"),
         ({"error_of_mean": dict.fromkeys(TRAITS, -1)}, "error_of_mean.openness is -1"),
     ],
@@ -358,6 +360,17 @@ def test_a_centre_or_scale_that_cannot_be_is_named(bundle: Path, changes: dict[s
             read(bundle)
 
 
+@pytest.mark.parametrize("lacking", ["condition_centre", "condition_scale"])
+def test_a_bundle_has_both_centre_and_scale_or_neither(bundle: Path, lacking: str) -> None:
+    config = json.loads((bundle / "config.json").read_text())
+    del config[lacking]
+    write_json(bundle / "config.json", config)
+    write_checksums(bundle)
+    for read in (load_bundle, read_facts):
+        with pytest.raises(BundleError, match=rf"config\.json: {lacking} is missing"):
+            read(bundle)
+
+
 @pytest.mark.parametrize("settings", [{"condition_centre": (1.0,)}, {"condition_scale": (1.0, 1.0, 1.0, 1.0, -1.0)}])
 def test_a_config_refuses_such_a_centre_or_scale(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(settings))} is .* 5 finite numbers"):
@@ -381,6 +394,42 @@ def test_an_older_bundle_reads_raw_traits(tmp_path: Path) -> None:
     hub = KibunConfig.from_dict({k: v for k, v in config.items() if k != "hubert"})
     assert (hub.condition_centre, hub.condition_scale) == ((0.0,) * 5, (1.0,) * 5)
     assert KibunConfig().condition_centre == (4.0,) * 5, "new bundles standardise"
+
+
+def test_heard_traits_are_drawn_to_no_centre_beyond_their_scale(tmp_path: Path) -> None:
+    """A head of raw traits has a centre of 0: with weights it would silently get traits that nobody has."""
+    model = make_model(condition_centre=[0.0] * 5, condition_scale=[1.0] * 5)
+    model.evidence = EVIDENCE
+    model.save_pretrained(tmp_path)
+    with pytest.raises(BundleError, match=r"condition_centre is \[0\.0.*allowed are 1\.\.7 where heard") as caught:
+        load_bundle(tmp_path)
+    assert "\n" not in str(caught.value)
+    model.config.condition_source = "average"  # which is not weighted
+    model.save_pretrained(tmp_path)
+    load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("reach", [(2.0, 1.0), (-2.0, 1.0), (-2.0, -1.0)])
+def test_a_familiarity_whose_distances_cannot_be_is_named(tmp_path: Path, reach: tuple[float, float]) -> None:
+    model = make_model(familiarity=True)
+    model.save_pretrained(tmp_path)
+    load_bundle(tmp_path)
+    present(model.conversation_head.familiarity).reach.copy_(torch.tensor(reach))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(BundleError, match=r"familiarity\.reach is .* the nearer first"):
+        load_bundle(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "MODEL_CARD.md"])
+def test_a_text_that_is_too_long_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).write_text("x" * (4 << 20))
+    write_checksums(bundle)
+    load_bundle(bundle)
+    (bundle / name).write_text("x" * ((4 << 20) + 1))
+    write_checksums(bundle)
+    for read in (load_bundle, read_facts):
+        with pytest.raises(BundleError, match=rf"{name}: larger than 4 MiB"):
+            read(bundle)
 
 
 def test_a_card_that_is_no_text_is_named(bundle: Path) -> None:

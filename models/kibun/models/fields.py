@@ -5,6 +5,7 @@ Every check raises ValueError, which names the field, its value and what is allo
 
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,8 +56,8 @@ FLAG = Rule("true or false", lambda v: isinstance(v, bool))
 OBJECT = Rule("an object", lambda v: isinstance(v, dict))
 NAMES = Rule("an object of names", lambda v: isinstance(v, dict) and all(isinstance(k, str) for k in (*v, *v.values())))
 SCALE = Rule(
-    "a list of two numbers, the lower one first",
-    lambda v: isinstance(v, list | tuple) and len(v) == 2 and all(map(_is_number, v)) and v[0] < v[1],
+    "a list of two numbers from -1000 to 1000, the lower one first",
+    lambda v: several(number(-1000, 1000), 2, 2).fits(v) and v[0] < v[1],
 )
 SHA256 = Rule(
     "64 hexadecimal digits",
@@ -249,6 +250,10 @@ def check_bundle(content: Mapping[str, Any]) -> dict[str, Any]:
     for name in _REQUIRED:
         if name not in content:
             raise ValueError(f"{name} is missing: this is not the whole configuration of a kibun bundle")
+    if (lacking := sorted(OLDER.keys() - content.keys())) and len(lacking) < len(OLDER):
+        raise ValueError(
+            f"{lacking[0]} is missing: a bundle has {' and '.join(OLDER)}, or neither if it is an older one"
+        )
     known = {**OLDER, **check(content, BUNDLE)}
     if "synthetic_parts" not in known:
         generated = [*([] if known.get("trunk_from") else ["trunk"]), *known["tasks"]]
@@ -270,4 +275,5 @@ def shown(value: Any) -> str:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # A whole number in JSON may be too large for a float, on which math.isfinite would raise.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -19,7 +19,7 @@ FILES = (CONFIG, WEIGHTS, EXPECTED_ERROR, CARD, PREPROCESSOR)
 LICENSE = "LICENSE"  # the text of the licence; a bundle may be without it
 NOT_STATED, JOINT = "not stated", " AND "  # a licence that is unknown; between two that both apply
 PAGE = "README.md"  # of a repository on the hub: it may lie beside them, and is not read
-MAX_JSON_BYTES = 4 << 20  # a hundred times what such a file needs
+MAX_FILE_BYTES = 4 << 20  # of all but the weights: a hundred times what such a file needs
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
 
 BUNDLES = Path(__file__).parent / "bundles"
@@ -41,12 +41,12 @@ class BundleError(ValueError):
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of at most MAX_JSON_BYTES. Raises BundleError, which names the file."""
+    """The object in a JSON file of at most MAX_FILE_BYTES. Raises BundleError, which names the file."""
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_JSON_BYTES + 1)
-        if len(data) > MAX_JSON_BYTES:
-            raise BundleError(f"{path}: larger than {MAX_JSON_BYTES >> 20} MiB, which is no configuration")
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise BundleError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB, which is no configuration")
         content = json.loads(data.decode("utf-8-sig"))
     except OSError as error:
         raise BundleError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -217,8 +217,12 @@ def joint_license(licenses: Iterable[str | None]) -> str | None:
 
 
 def _read_text(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise BundleError(f"{path}: larger than {MAX_FILE_BYTES >> 20} MiB, which is no text of a bundle")
     try:
-        return path.read_text(encoding="utf-8") if path.is_file() else None
+        return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise BundleError(f"{path}: cannot be read as text: {one_line(error)}") from error
 

@@ -290,6 +290,8 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             own_weights(model)
         if folder.is_dir():
             model.evidence, model.card, model.license_text = files.read_sidecars(folder)
+            if misfit := heard_misfit(model):
+                raise files.BundleError(f"{folder}: {misfit}: get the bundle again, or build it anew")
         return (model, info) if wants_info else model
 
     # ---- inside ----------------------------------------------------------------------------------------------------
@@ -345,6 +347,31 @@ def read_config(folder: Path) -> KibunConfig:
         return KibunConfig(**check_bundle(content))
     except ValueError as error:
         raise files.BundleError(f"{file}: {error}") from error
+
+
+def heard_misfit(model: KibunModel) -> str | None:
+    """Why heard traits cannot be drawn to the population's mean by what they are worth; None if they can."""
+    if not model.config.supports_personality:
+        return None
+    known = model.conversation_head.familiarity
+    if known is not None:
+        near, far = known.reach.tolist()
+        if not 0 <= near <= far:
+            return (
+                f"conversation_head.familiarity.reach is {near:g}, {far:g}, allowed are two distances, the nearer first"
+            )
+    weighted = known is not None or any(weight < 1 for row in model.evidence or () for weight in row.weight)
+    low, high = model.config.trait_scale
+    centre = cast(Sequence[float], model.config.condition_centre)
+    if not (model.config.conditioned and model.config.condition_source == "conversation" and weighted):
+        return None
+    if all(low <= mean <= high for mean in centre):
+        return None
+    # Heads from before traits were standardised have a centre of 0, which is no trait of anyone.
+    return (
+        f"condition_centre is {list(centre)}, allowed are {low:g}..{high:g} where heard traits are drawn to it, as the"
+        " weights of expected_error.json or familiarity say"
+    )
 
 
 def own_weights(module: nn.Module) -> None:

@@ -321,6 +321,19 @@ def test_heads_that_differ_are_named(
     assert "in arousal (a)" in found
 
 
+def test_heads_of_raw_traits_are_not_put_together_with_weighted_ones(
+    checkpoint: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    raw = {"condition_centre": [0.0] * 5, "condition_scale": [1.0] * 5}
+    for seed, task in enumerate(("valence", "arousal")):
+        runs[task] = make_run(tmp_path / f"raw-{task}", checkpoint, [task], seed, **raw)
+    message = refusal(runs)
+    assert "do not go together: condition_centre is [0.0, 0.0, 0.0, 0.0, 0.0], allowed are 1..7" in message
+    assert "train valence and arousal anew" in message
+    edit(runs["personality"], lambda model: setattr(model, "evidence", None))
+    put_together(runs)
+
+
 def test_settings_that_a_head_does_not_use_may_differ(checkpoint: Path, tmp_path: Path) -> None:
     runs = {
         task: make_run(tmp_path / task, checkpoint, [task], seed, emotion_head="baseline", condition_source=source)

@@ -19,7 +19,7 @@ from kibun.models.building.parts import Part
 from kibun.models.config import KibunConfig
 from kibun.models.files import BundleError, joint_license
 from kibun.models.hubert import architecture
-from kibun.models.model import KibunModel
+from kibun.models.model import KibunModel, heard_misfit
 from kibun.models.types import EMOTIONS
 
 # Settings that valence and arousal must share, and the heads that use them.
@@ -79,6 +79,9 @@ def assemble(parts: Sequence[Part], *, name: str, version: str = "1") -> KibunMo
     model = new_model(config)
     model.trunk.load_state_dict(parts[0].trunk.state_dict())
     copy_tasks(model, parts)
+    if misfit := heard_misfit(model):
+        fix = "train valence and arousal anew on this personality, with traits.source mixed or predicted"
+        raise BundleError(f"{' and '.join(map(str, parts))} do not go together: {misfit}; {fix}")
     model.license_text = joint_license_text(parts)
     model.card = assembled_card(model.config, parts, trunk_checksum(model), model.evidence is not None)
     return model
