@@ -1,6 +1,7 @@
 """`kibun bench paper`: ceilings against brute force, held-out speakers, a miniature of every figure and verdict."""
 
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
@@ -8,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from kibun.bench.commands import bench_app
 from kibun.models.hubert import Frames
 from kibun.training.evaluation.metrics import ccc
+from kibun.training.evaluation.report_table import to_rich
 from kibun.training.simulation import audio as simulated_audio
 from kibun.training.simulation import data as simulated_data
 from kibun.training.simulation.data import QUICK, SimulationOptions, draw_splits
@@ -21,6 +24,7 @@ from kibun.training.simulation.heads import Encoder, RowName, fit_head, new_head
 from kibun.training.simulation.paper import ROWS, Figures, jobs_for, run_jobs
 from kibun.training.simulation.personality import calibrated
 from kibun.training.simulation.summary import NOTE, mean_sd, summarise
+from kibun.training.simulation.tables import to_tables
 from kibun.training.simulation.verdicts import Claim, Required, judge
 from kibun.training.simulation.world import draw_scenes, make_world
 from kibun.training.simulation.world_ceilings import ceilings
@@ -250,6 +254,16 @@ def test_a_verdict_that_fails_is_reported_and_fails_the_command(figures: Figures
     for change, passes in (({"ca": 0.7}, True), ({"ca_deep": 0.95}, False)):
         three = {(world, 0): {**better, **(change if world == 1 else {})} for world in range(3)}
         assert summarise(three, SimulationOptions(), 1.0)["passed"] == passes, change
+
+
+def test_no_figure_is_cut_at_eighty_columns(figures: Figures) -> None:
+    runs = {(world, seed): dict(figures) for world in range(5) for seed in range(3)}
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as printed:
+        console.print(*(to_rich(table) for table in to_tables(summarise(runs, TINY, 1.0))[:4]))
+    found = re.findall(r"\d\.\d*", printed.get())
+    assert len(found) > 100
+    assert {len(figure) for figure in found} == {5}
 
 
 def test_one_seed_has_no_sd() -> None:

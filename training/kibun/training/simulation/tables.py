@@ -20,6 +20,7 @@ HEADS = (
     ("TICN-CA, shuffled at test only", "shuffled_at_test", "none"),
     ("traits only (linear, no audio)", "traits_only", "additive"),
 )
+BY_WORLD = ("baseline", "concat", "ca", "ca_wide", "ca_deep", "ticn_ca")
 SETTINGS = (
     ("setting 1", "setting1"),
     ("setting 2", "setting2"),
@@ -28,11 +29,7 @@ SETTINGS = (
     ("setting 3, calibrated", "setting3_calibrated"),
     ("causal 3", "causal3"),
 )
-HEARD_ROWS = (
-    ("trained on truth, traits as predicted", "plain"),
-    ("trained on truth, traits weighted by evidence", "weighted"),
-    ("mixed: trained on weighted causal traits", "mixed"),
-)
+HEARD_COLUMNS = (("as heard", "plain"), ("weighted", "weighted"), ("mixed", "mixed"))
 
 
 def to_tables(payload: Mapping[str, Any]) -> list[Table]:
@@ -46,8 +43,8 @@ def to_tables(payload: Mapping[str, Any]) -> list[Table]:
         *_traits(figures),
         Table(
             "Valence by TICN-CA given true traits + N(0, σ), CCC",
-            ("σ", *(f"{sigma:g}" for sigma in SIGMAS)),
-            (Row("valence", tuple(_cell(figures, f"noise.{sigma:g}") for sigma in SIGMAS)),),
+            ("σ", "CCC of valence"),
+            tuple(Row(f"{sigma:g}", (_cell(figures, f"noise.{sigma:g}"),)) for sigma in SIGMAS),
             digits=3,
         ),
         _verdicts(payload),
@@ -86,19 +83,13 @@ def _heads(payload: Mapping[str, Any], figures: Mapping[str, Any]) -> Table:
 
 
 def _by_world(payload: Mapping[str, Any]) -> Table:
-    names = ("ceilings.none", "ceilings.additive", "ceilings.full")
-    heads = ("baseline", "concat", "ca", "ca_wide", "ca_deep", "ticn_ca")
+    rows = [(f"ceiling: {limit}", f"ceilings.{limit}") for limit in ("none", "additive", "full")]
+    rows += [(label, name) for label, name, _ in HEADS if name in BY_WORLD]
+    worlds = payload["worlds"]
     return Table(
         "Each world, CCC, mean ± sd over seeds",
-        (
-            "world",
-            *("ceiling: none", "additive", "full"),
-            *(label for label, name, _ in HEADS if name in heads),
-        ),
-        tuple(
-            Row(str(world["world"]), tuple(_cell(world, name) for name in (*names, *heads)))
-            for world in payload["worlds"]
-        ),
+        ("world", *(str(world["world"]) for world in worlds)),
+        tuple(Row(label, tuple(_cell(world, name) for world in worlds)) for label, name in rows),
         digits=3,
     )
 
@@ -115,26 +106,15 @@ def _traits(figures: Mapping[str, Any]) -> list[Table]:
         ),
         Row("truth", (Cell(None), _cell(figures, "ticn_ca"))),
     ]
-    counts = [count for count in HEARD if f"heard.{count}.traits" in figures]
-    constant = {"plain": "constant.plain", "weighted": "constant.plain", "mixed": "constant.mixed"}
-    truth = {"plain": "ticn_ca", "weighted": "ticn_ca", "mixed": "truth.mixed"}
-    heard = [
-        Row(
-            "CCC of the traits",
-            (Cell(None), *(_cell(figures, f"heard.{count}.traits") for count in counts), Cell(None)),
-        ),
-        *(
-            Row(
-                label,
-                (
-                    _cell(figures, constant[name]),
-                    *(_cell(figures, f"heard.{count}.{name}") for count in counts),
-                    _cell(figures, truth[name]),
-                ),
-            )
-            for label, name in HEARD_ROWS
-        ),
-    ]
+    columns = tuple(name for _, name in HEARD_COLUMNS)
+    constant = ("constant.plain", "constant.plain", "constant.mixed")
+    truth = ("ticn_ca", "ticn_ca", "truth.mixed")
+    heard = [Row("constant", (Cell(None), *(_cell(figures, name) for name in constant)))]
+    for count in HEARD:
+        if f"heard.{count}.traits" in figures:
+            names = ("traits", *columns)
+            heard.append(Row(str(count), tuple(_cell(figures, f"heard.{count}.{name}") for name in names)))
+    heard.append(Row("truth", (Cell(None), *(_cell(figures, name) for name in truth))))
     return [
         Table(
             "Traits at the paper's settings, and valence by TICN-CA given these traits, CCC",
@@ -145,9 +125,12 @@ def _traits(figures: Mapping[str, Any]) -> list[Table]:
         ),
         Table(
             "Valence by TICN-CA with traits of causal setting 3 after so many utterances, CCC",
-            ("", "constant", *map(str, counts), "truth"),
+            ("heard", "CCC of the traits", *(label for label, _ in HEARD_COLUMNS)),
             tuple(heard),
-            (f"Without traits, the baseline: {figures['baseline']['mean']:.3f}.",),
+            (
+                "Weighted: by evidence; both trained on true traits. Mixed: trained on weighted causal traits.",
+                f"Without traits, the baseline: {figures['baseline']['mean']:.3f}.",
+            ),
             digits=3,
         ),
     ]
