@@ -1,7 +1,6 @@
 """Linear models by least squares with a ridge, from sums over blocks of rows: no design matrix is kept.
 
 Features are standardised on train, and so are traits, by the true ones; products are those of standardised columns.
-Products have a ridge of their own, so that they need not cost anything where there is no interaction.
 """
 
 import dataclasses
@@ -102,11 +101,11 @@ class LinearModel:
 
 
 def fit_linear(columns: Columns, targets: Floats, fold: LabelFold, multiplied: Columns | None = None) -> LinearModel:
-    """Least squares of targets (N, K) on train, on the columns and, if given, on products.
+    """Least squares of targets (N, K) on train, on the columns and, with a ridge of their own, on those multiplied.
 
     The ridge of the columns is SMALL_RIDGE where train has ENOUGH_ROWS rows for each of them; otherwise, and for
-    products always, it is the one of RIDGES with the least squared error on parts of train that were left out, over
-    all parts, for each target by itself.
+    those multiplied always, it is the one of RIDGES with the least squared error on parts of train that were left
+    out, over all parts, for each target by itself.
     """
     rows = fold.train
     width = columns(rows[:1]).shape[1]

@@ -30,11 +30,12 @@ Floats = NDArray[np.float64]
 Form = Literal["linear", "net"]
 NONE = "none"
 
-ACOUSTICS, TRAITS_ONLY, BOTH, PRODUCTS, MODULATION, CA = (
+ACOUSTICS, TRAITS_ONLY, BOTH, PRODUCTS, OWN_RIDGE, MODULATION, CA = (
     "acoustics",
     "traits only",
     "both",
     "audio × traits",
+    "audio × traits, own ridge",
     "modulation",
     "CA",
 )
@@ -115,7 +116,9 @@ def rows_of(options: LabelOptions, features: int) -> list[ModelRow]:
     sources = [RIDGE, *(PREDICTED[1:] if options.settings else ()), *map(noise_source, options.sigmas)]
     rows: list[ModelRow] = []
     for form in forms:
-        interacting = [PRODUCTS] if form == "linear" else [MODULATION, *([CA] if tokens_possible(features) else [])]
+        interacting = [PRODUCTS, OWN_RIDGE]
+        if form == "net":
+            interacting = [MODULATION, *([CA] if tokens_possible(features) else [])]
         rows.append(ModelRow(form, ACOUSTICS, NONE, NONE))
         rows += [
             ModelRow(form, model, source, source)
@@ -199,9 +202,16 @@ class _FoldModels:
         """(K, n)."""
         t = linear.features(traits, self.of_traits)
         both = linear.side_by_side(self.x, t)
-        columns = {ACOUSTICS: self.x, TRAITS_ONLY: t, BOTH: both, PRODUCTS: both}[row.model]
-        multiplied = linear.products(self.multiplied, t) if row.model == PRODUCTS else None
-        return linear.fit_linear(columns, self.targets, self.fold, multiplied).predict(self.fold.test).T
+        products = linear.products(self.multiplied, t)
+        own = products if row.model == OWN_RIDGE else None
+        columns = {
+            ACOUSTICS: self.x,
+            TRAITS_ONLY: t,
+            BOTH: both,
+            PRODUCTS: linear.side_by_side(both, products),
+            OWN_RIDGE: both,
+        }[row.model]
+        return linear.fit_linear(columns, self.targets, self.fold, own).predict(self.fold.test).T
 
     def _nets(self, row: ModelRow, traits: Sequence[Floats]) -> Floats:
         """(seeds, K, n)."""
@@ -264,10 +274,10 @@ def compared(rows: Sequence[ModelRow]) -> Iterator[tuple[str, ModelRow, ModelRow
         yield "both − acoustics", both, acoustics
         yield "both − traits only", both, mine[TRAITS_ONLY, TRUE]
         interacting = PRODUCTS if form == "linear" else MODULATION
-        for model in (interacting, CA):
+        for model in (interacting, OWN_RIDGE, CA):
             if (model, TRUE) in mine:
                 yield f"{model} − both", mine[model, TRUE], both
-        for model in (BOTH, interacting):
+        for model in (BOTH, *((PRODUCTS, OWN_RIDGE) if form == "linear" else (MODULATION,))):
             yield f"{model}, shuffled − acoustics", mine[model, SHUFFLED], acoustics
         for (model, source), row in mine.items():
             if source in PREDICTED or source.startswith("noise_"):

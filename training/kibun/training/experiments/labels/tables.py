@@ -15,6 +15,7 @@ from kibun.training.experiments.labels.study import (
     CA,
     MODULATION,
     NONE,
+    OWN_RIDGE,
     PRODUCTS,
     TRAITS_ONLY,
     LabelOptions,
@@ -31,6 +32,7 @@ DESCRIBED = {
     TRAITS_ONLY: "traits only",
     BOTH: "both (Concat)",
     PRODUCTS: "audio × traits",
+    OWN_RIDGE: "audio × traits, own ridge",
     MODULATION: "modulation",
     CA: "CA over parts of the vector",
 }
