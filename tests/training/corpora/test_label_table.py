@@ -129,10 +129,10 @@ def test_what_is_no_array_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"no such file; write one with numpy\.save"):
         read_features(path, 4)
     path.write_bytes(b"text")
-    with pytest.raises(ManifestError, match="no array that numpy reads"):
+    with pytest.raises(ManifestError, match="no array of numbers in numpy"):
         read_features(path, 4)
     np.save(path, np.array([[None]]))
-    with pytest.raises(ManifestError, match="no array that numpy reads"):
+    with pytest.raises(ManifestError, match="no array of numbers in numpy"):
         read_features(path, 1)
     np.savez(tmp_path / "x.npz", np.zeros((4, 2)))
     with pytest.raises(ManifestError, match="holds several arrays"):

@@ -67,8 +67,11 @@ def read_features(path: Path, rows: int) -> NDArray[np.float32]:
     """
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ManifestError(f"{path}: no such file; write one with numpy.save: a row for each utterance") from error
     except (OSError, ValueError, EOFError) as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else f"no array that numpy reads ({error})"
+        # numpy takes what has no header for a pickle, and advises to load it: not said here.
+        reason = "no array of numbers in numpy's .npy format" + ("" if "pickle" in str(error) else f" ({error})")
         raise ManifestError(f"{path}: {reason}; write one with numpy.save: a row for each utterance") from error
     if not isinstance(array, np.ndarray):
         raise ManifestError(f"{path}: holds several arrays; write one (N, D) with numpy.save")
@@ -83,7 +86,8 @@ def read_features(path: Path, rows: int) -> NDArray[np.float32]:
             f"{path}: is {array.shape}, must have at most {MOST_ROWS:,} rows and {MOST_FEATURES:,} columns"
         )
     for start in range(0, rows, _ROWS_AT_ONCE):
-        block = np.asarray(array[start : start + _ROWS_AT_ONCE], dtype=np.float32)
+        with np.errstate(over="ignore"):  # too large for float32: reported as not finite
+            block = np.asarray(array[start : start + _ROWS_AT_ONCE], dtype=np.float32)
         if not np.isfinite(block).all():
             row, column = np.argwhere(~np.isfinite(block))[0]
             raise ManifestError(
