@@ -1,6 +1,7 @@
 """What a real server says of its models: what they learnt from, what their traits are worth, whose licence holds."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "generated-traits": {"synthetic_parts": ["trunk", "personality"]},
     "generated": {"synthetic": True, "license": "Apache-2.0 AND not stated"},
     "untrained": {"trained": False},
+    "familiar": {"familiarity": True},
 }
 SYNTHETIC = {
     "recorded": False,
@@ -37,6 +39,7 @@ SYNTHETIC = {
     "generated-traits": True,
     "generated": True,
     "untrained": False,
+    "familiar": False,
 }
 
 
@@ -48,6 +51,8 @@ def make(folder: Path, name: str) -> Path:
     with torch.no_grad():
         for emotion in model.config.emotions:  # far from limits
             model.get_parameter(f"emotion_heads.{emotion}.out.bias").fill_(3.0)
+        if model.conversation_head.familiarity is not None:
+            model.conversation_head.familiarity.reach.copy_(torch.tensor([0.0, 10.0]))
     save_bundle(model, folder / name)
     return folder / name
 
@@ -100,6 +105,7 @@ def test_the_service_says_what_its_models_learnt_from(client: Client) -> None:
         ),
         "generated": "trained on generated speech: it tells you nothing about real people",
         "untrained": "not trained: its estimates mean nothing",
+        "familiar": "",
     }
 
 
@@ -133,6 +139,19 @@ def test_the_command_warns_too(kibun: Kibun, server: ServerProcess, tmp_path: Pa
     assert "user: openness: no better than guessing the mean for everyone" in " ".join(kibun.out.split())
 
 
+def test_the_command_names_the_part_that_learnt_from_generated_speech(
+    kibun: Kibun, server: ServerProcess, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "one.wav", serving.spoken(1.2), 16_000)
+    for name, said in (("generated-traits", True), ("over-generated", False)):
+        banner = f"{name}: personality trained on generated speech, so tells you nothing about real people"
+        assert kibun("analyze", tmp_path, "--server", server.target, "--model", name, "-f", "jsonl") == 0
+        assert (banner in " ".join(kibun.err.split())) == said
+        assert kibun("stream", tmp_path / "one.wav", "--server", server.target, "--model", name) == 0
+        assert (banner in " ".join(kibun.out.split())) == said
+        assert "synthetic model" not in kibun.out + kibun.err
+
+
 # ---- what traits are worth ------------------------------------------------------------------------------------
 
 
@@ -143,8 +162,9 @@ def test_traits_come_with_what_they_are_worth_and_count_as_much(client: Client) 
     for estimate in (condition, heard):
         assert present(estimate.expected_error).as_tuple() == EVIDENCE[0].error
         assert present(estimate.expected_error_of_mean).as_tuple() == EVIDENCE[0].error_of_mean
-        assert present(estimate.condition_weight).as_tuple() == EVIDENCE[0].weight
         assert estimate.no_better_than_mean == ("openness",)
+    assert present(condition.condition_weight).as_tuple() == EVIDENCE[0].weight
+    assert heard.condition_weight is None, "the condition of no estimate"
     weights, traits = np.array(EVIDENCE[0].weight), np.array(heard.traits.as_tuple())
     np.testing.assert_allclose(condition.traits.as_tuple(), CENTRE + weights * (traits - CENTRE), atol=1e-6)
     assert condition.traits.openness == CENTRE[TRAITS.index("openness")]
@@ -155,6 +175,30 @@ def test_traits_come_with_what_they_are_worth_and_count_as_much(client: Client) 
     later = present(second.condition)
     assert (later.utterance_count, present(later.condition_weight).as_tuple()) == (2, EVIDENCE[1].weight)
     assert later.no_better_than_mean == ()
+
+
+def test_the_weight_is_the_one_used_and_the_same_alone_in_company_and_reconnected(server: ServerProcess) -> None:
+    def two_visits(conversation: str) -> list[PersonalityEstimate]:
+        found = []
+        for _visit in range(2):  # the second has the history from the store
+            with Client(server.target) as client:
+                result = analyse(client, conversation, "familiar")
+            [utterance] = result.utterances
+            condition, heard = present(utterance.condition), present(result.turn_result.personality)
+            weights, traits = present(condition.condition_weight).as_tuple(), np.array(heard.traits.as_tuple())
+            np.testing.assert_allclose(condition.traits.as_tuple(), CENTRE + weights * (traits - CENTRE), atol=1e-6)
+            found.append(condition)
+        return found
+
+    alone = two_visits("familiar-alone")
+    shares = [
+        np.divide(present(condition.condition_weight).as_tuple()[1:], row.weight[1:])
+        for condition, row in zip(alone, EVIDENCE, strict=True)
+    ]
+    assert all(0 < share[0] < 1 and share == pytest.approx(share[0], abs=1e-6) for share in shares), "familiarity"
+    with ThreadPoolExecutor() as pool:
+        for among in pool.map(two_visits, [f"familiar-{number}" for number in range(4)]):
+            assert among == alone
 
 
 def test_given_traits_count_in_full(client: Client) -> None:

@@ -138,6 +138,8 @@ def test_emotion_is_conditioned_on_the_named_traits_or_the_given_ones(source: st
 
     [given] = model.analyze([Utterance(noise(8_000), history(3), given_traits=GIVEN)])
     assert (given.condition_source, given.condition_traits) == ("given", GIVEN)
+    assert predicted.condition_weight == ((1.0,) * 5 if source == "conversation" else None)
+    assert given.condition_weight is None
     assert given.conversation_traits == predicted.conversation_traits, "given traits do not replace what is heard"
     assert given.valence != predicted.valence
     assert given.arousal != predicted.arousal
@@ -154,6 +156,7 @@ def test_heard_traits_count_as_much_as_they_are_worth() -> None:
     assert two.condition_traits == two.conversation_traits
     heard = np.array(present(three.conversation_traits))
     np.testing.assert_allclose(present(three.condition_traits), CENTRE + np.array(weights) * (heard - CENTRE))
+    assert (two.condition_weight, three.condition_weight) == ((1.0,) * 5, weights)
     [same] = model.analyze([Utterance(noise(8_000), history(2), given_traits=three.condition_traits)])
     assert (same.valence, same.arousal) == (three.valence, three.arousal)
     assert same.condition_traits == three.condition_traits, "given traits count in full"
@@ -175,6 +178,7 @@ def test_heard_traits_count_less_in_a_voice_unlike_those_of_training(packed: boo
     share = made.familiarity(vectors)
     heard = np.array(present(answer.conversation_traits))
     np.testing.assert_allclose(present(answer.condition_traits), CENTRE + share * (heard - CENTRE), atol=1e-5)
+    np.testing.assert_allclose(present(answer.condition_weight), (share,) * 5, atol=1e-5)
     assert made.familiarity(vectors[:1]) != share, "every vector counts"
 
 

@@ -89,4 +89,6 @@ class FakeAnalyzer:
         so_far = float(np.mean([*job.utterance.history[:, 0], np.float16(level)], dtype=np.float64))
         traits, conversation = (1 + level, 4.0, 4.0, 4.0, 4.0), (1 + so_far, 4.0, 4.0, 4.0, 4.0)
         vector = np.array([level, len(job.utterance.history)], np.float16)
-        return Analysis(vector, traits, conversation, conversation, conversation, "conversation", 3.0, 1 + level)
+        return Analysis(
+            vector, traits, conversation, conversation, conversation, "conversation", valence=3.0, arousal=1 + level
+        )

@@ -101,6 +101,7 @@ class StubModel:
         traits = _traits(level)
         so_far = _traits(float(np.mean([*utterance.history[:, 1], np.float16(level)], dtype=np.float64)))
         known = utterance.given_traits or so_far
+        heard = utterance.emotion and not utterance.given_traits
         vector = np.array([len(utterance.history), level, utterance.seconds, os.getpid() % 1000], np.float16)
         return Analysis(
             vector,
@@ -109,6 +110,7 @@ class StubModel:
             conversation_traits=so_far if utterance.personality else None,
             condition_traits=known if utterance.emotion else None,
             condition_source=None if not utterance.emotion else "given" if utterance.given_traits else "conversation",
+            condition_weight=(1 - 1 / (2 + len(utterance.history)),) * 5 if heard else None,
             valence=3.0 if utterance.emotion else None,
             arousal=(float("nan") if what == NAN or self.info.name == "nan" else 1.0 + 4.0 * min(level, 1.0))
             if utterance.emotion

@@ -129,8 +129,9 @@ class PersonalityEstimate:
     expected_error: Traits | None
     # The same error of guessing the population's mean for everyone; None: unknown. See `no_better_than_mean`.
     expected_error_of_mean: Traits | None = None
-    # 0..1: how much each trait counts where emotion is conditioned on it, the rest being the population's mean; 0: it
-    # is not used. None: they count in full, or the estimate is not conversation-level.
+    # Of `UtteranceResult.condition`, where its traits were heard over the conversation: 0..1, how much of each heard
+    # trait is in it, the rest being the population's mean; 0: it is not used. None: given traits or those of other
+    # sources, which count in full, or an estimate that is no condition.
     condition_weight: Traits | None = None
 
     @classmethod

@@ -103,7 +103,8 @@ def analyze(model: Model[F], requests: Sequence[Utterance]) -> list[Analysis]:
     """Estimate traits and emotion of each utterance; they may belong to different speakers.
 
     Estimates are clamped to their scales here, not in training. Emotion is conditioned on the clamped traits, drawn to
-    the population's mean by what they are worth (`kibun.models.evidence`), and reported so as `condition_traits`. An
+    the population's mean by what they are worth (`kibun.models.evidence`) in a voice as familiar as this one, and
+    reported so as `condition_traits`, with the weights that were used as `condition_weight`. An
     utterance gives the same result alone and in a batch: bit for bit on a CPU; elsewhere to about 1e-5 of the float32
     vector, before it is rounded to float16. Several threads may call this at once.
 
@@ -188,10 +189,11 @@ def _condition(model: Model[Any], request: Utterance, estimate: dict[str, Any]) 
         return {"condition_traits": tuple(map(float, request.given_traits)), "condition_source": "given"}
     source = cast(ConditionSource, model.config.condition_source)
     traits = estimate[f"{source}_traits"]
-    if source == "conversation":  # which is what evidence is measured of
-        weights = familiarity * np.array(evidence.weight(model.evidence, len(request.history) + 1))
-        traits = tuple(evidence.shrunk(traits, weights, cast(Traits, model.config.condition_centre)).tolist())
-    return {"condition_traits": traits, "condition_source": source}
+    if source != "conversation":  # which is what evidence is measured of
+        return {"condition_traits": traits, "condition_source": source}
+    weights = familiarity * np.array(evidence.weight(model.evidence, len(request.history) + 1))
+    traits = tuple(evidence.shrunk(traits, weights, cast(Traits, model.config.condition_centre)).tolist())
+    return {"condition_traits": traits, "condition_source": source, "condition_weight": tuple(weights.tolist())}
 
 
 def _traits(model: Model[Any], values: Tensor) -> Traits:

@@ -91,6 +91,9 @@ class Analysis:
     average_traits: setting 2, mean of setting 1 over the history and this utterance, 1..7.
     conversation_traits: setting 3, history and this utterance together, 1..7.
     condition_traits, condition_source: the traits that emotion was conditioned on, and where they came from.
+    condition_weight: 0..1, how much each of conversation_traits counts in condition_traits, the rest being the
+        population's mean: what it is worth after so many utterances, times how familiar the voice is. None where
+        condition_source is another, whose traits count in full.
     valence, arousal: 1..5, 3 neutral.
     """
 
@@ -100,6 +103,7 @@ class Analysis:
     conversation_traits: Traits | None = None
     condition_traits: Traits | None = None
     condition_source: ConditionSource | None = None
+    condition_weight: Traits | None = None
     valence: float | None = None
     arousal: float | None = None
 

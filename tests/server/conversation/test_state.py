@@ -224,11 +224,19 @@ def test_evidence_is_that_of_the_utterances_at_hand(count: int, row: int | None)
 
 @pytest.mark.parametrize("source", ["utterance", "average", "conversation", "given"])
 def test_a_condition_comes_with_its_evidence(source: str) -> None:
-    result = Analysis(np.zeros(4, np.float16), condition_traits=traits(3), condition_source=source)  # type: ignore[arg-type]
+    weight = traits(0.25) if source == "conversation" else None
+    result = Analysis(
+        np.zeros(4, np.float16),
+        condition_traits=traits(3),
+        condition_source=source,  # type: ignore[arg-type]
+        condition_weight=weight,
+    )
     known = participant(record(), record(start=16_000, level=None))
     found = present(estimates.condition(MODEL, result, known, 8_000))
     evidence = {"given": (0, 0), "utterance": (1, 8_000)}.get(source, (2, 24_000))
     assert (found.source, found.utterance_count, found.speech) == (source, *evidence)
+    assert found.weight == weight, "the one that was used"
+    assert responses.personality(found).HasField("condition_weight") == (weight is not None)  # type: ignore[union-attr]
 
 
 @given(st.integers(0, 10**12))

@@ -190,7 +190,7 @@ def personality(value: events.Personality | None) -> pb.PersonalityEstimate | No
         speech_duration=duration(value.speech),
         expected_error=big_five(worth.error) if worth else None,
         expected_error_of_mean=big_five(of_mean) if of_mean else None,
-        condition_weight=big_five(worth.weight) if worth and of_mean and value.source == "conversation" else None,
+        condition_weight=big_five(value.weight) if value.weight else None,
     )
 
 

@@ -45,7 +45,7 @@ def of_utterance(model: ModelInfo, analysis: Analysis, samples: int) -> Personal
 
 
 def condition(model: ModelInfo, analysis: Analysis, known: Participant, samples: int) -> Personality | None:
-    """The traits that emotion was conditioned on, with the evidence behind them; None if on none."""
+    """The traits that emotion was conditioned on, with evidence and weight; None if on none."""
     if analysis.condition_traits is None or analysis.condition_source is None:
         return None
     source = analysis.condition_source
@@ -53,7 +53,8 @@ def condition(model: ModelInfo, analysis: Analysis, known: Participant, samples:
         return Personality(analysis.condition_traits, source, 0, 0)
     earlier = [] if source == "utterance" else usable(model, known)
     count, speech = len(earlier) + 1, sum(r.speech for r in earlier) + samples
-    return Personality(analysis.condition_traits, source, count, speech, model.evidence_after(count))
+    worth = model.evidence_after(count)
+    return Personality(analysis.condition_traits, source, count, speech, worth, analysis.condition_weight)
 
 
 def conversation_traits(analysis: Analysis) -> tuple[Traits | None, ConditionSource]:

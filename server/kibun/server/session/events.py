@@ -103,13 +103,18 @@ class Emotion:
 
 @dataclass(frozen=True, slots=True)
 class Personality:
-    """Traits and the evidence behind them. `evidence`: what such traits are worth after as many utterances."""
+    """Traits and the evidence behind them.
+
+    evidence: what such traits are worth after as many utterances, in voices like those of training. weight: how much
+    each counted in the one estimate of emotion that these traits are the condition of.
+    """
 
     traits: Traits
     source: ConditionSource
     utterance_count: int
     speech: int
     evidence: Evidence | None = None
+    weight: Traits | None = None
 
 
 @dataclass(frozen=True, slots=True)
