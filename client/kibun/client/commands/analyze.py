@@ -17,7 +17,7 @@ from kibun.client.client import AsyncClient
 from kibun.client.commands.audio_files import find_audio
 from kibun.client.commands.connection import CaOption, Connection, TlsOption, TokenOption
 from kibun.client.commands.failure import CommandError, UsageError
-from kibun.client.commands.report import MODEL_WARNINGS, SYNTHETIC_BANNER, note
+from kibun.client.commands.report import MODEL_WARNINGS, note, synthetic_banner
 from kibun.client.commands.rows import CsvRows, FileStatus, JsonRows, Row, Rows, TableRows, row_of, row_without
 from kibun.client.commands.streaming import Audio, channel_note, open_audio, run
 from kibun.client.commands.traits_file import load_traits, match_files
@@ -135,8 +135,8 @@ async def _analyze(connection: Connection, batch: _Batch, rows: Rows) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with connection.client() as client:
         info = await client.service_info()  # fails early if the server cannot be used
-        if any(model.synthetic and (model.is_default or model.name == batch.model) for model in info.models):
-            console.print(f"[yellow]{SYNTHETIC_BANNER}[/]")
+        if banner := synthetic_banner(info, batch.model):
+            console.print(f"[yellow]{banner}[/]", soft_wrap=True)
         with (
             Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
             contextlib.ExitStack() as at_the_end,

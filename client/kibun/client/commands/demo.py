@@ -55,7 +55,7 @@ async def _demo(target: str, options: StreamingOptions, console: Console, as_jso
             f"[bold]kibun demo[/]: {len(turns)} turns of {' and '.join(speakers)}, {length_s:.1f} s of audio, "
             f"one stream each, to {MODEL} at {target}"
         )
-        with LiveTable(console, synthetic=True) as table:
+        with LiveTable(console, SYNTHETIC_BANNER) as table:
             await stream_turns(conversation, audio, turns, options, table)
         state: ConversationState = await conversation.get()
         console.print(summary_table(state))

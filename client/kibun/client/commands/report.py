@@ -22,7 +22,7 @@ from kibun.client.events import (
     StreamWarning,
     UtteranceResult,
 )
-from kibun.client.resources import ConversationState, ParticipantState
+from kibun.client.resources import ConversationState, ParticipantState, ServiceInfo
 
 SYNTHETIC_BANNER = "synthetic model: tells you nothing about real people"
 # Warnings that are true of a model, and so the same in every stream.
@@ -60,9 +60,10 @@ def print_json(values: Mapping[str, object], output: TextIO) -> None:
 class LiveTable:
     """A table that grows by a row per utterance; without a terminal it is printed once, at the end."""
 
-    def __init__(self, console: Console, *, synthetic: bool = False) -> None:
+    def __init__(self, console: Console, banner: str = "") -> None:
+        """banner: stands above the table."""
         self._console = console
-        self._synthetic = synthetic
+        self._banner = banner
         self._rows: dict[str, list[str | Text]] = {}
         self._last_utterance: dict[str, str] = {}
         self._told: set[str] = set()
@@ -83,8 +84,8 @@ class LiveTable:
     def on_event(self, event: Event, participant_id: str) -> None:
         """Takes one event of a turn of `participant_id`."""
         match event:
-            case StreamStarted():
-                self._synthetic |= event.synthetic_model
+            case StreamStarted(synthetic_model=True):
+                self._banner = self._banner or SYNTHETIC_BANNER
             case UtteranceResult():
                 self._last_utterance[participant_id] = event.utterance_id
                 self._rows[event.utterance_id] = _utterance_cells(event, participant_id)
@@ -113,8 +114,19 @@ class LiveTable:
         table.add_column("heard", justify="right", no_wrap=True)
         for row in rows:
             table.add_row(*row)
-        banner = [Text(f" {SYNTHETIC_BANNER} ", style="bold black on yellow")] if self._synthetic else []
+        banner = [Text(f" {self._banner} ", style="bold black on yellow")] if self._banner else []
         return Group(*banner, table, Text(_LEGEND, style="dim"))
+
+
+def synthetic_banner(info: ServiceInfo, name: str) -> str:
+    """What stands above the estimates of a model that learnt from generated speech, in all or in part; "" for another.
+
+    name: of the model; "": the server's default.
+    """
+    for model in info.models:
+        if model.synthetic and (model.name == name if name else model.is_default):
+            return f"{model.name}: {model.notice}" if model.notice else SYNTHETIC_BANNER
+    return ""
 
 
 def note(text: str, console: Console | None = None) -> None:

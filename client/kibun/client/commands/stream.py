@@ -27,7 +27,7 @@ from kibun.client.commands.connection import (
 from kibun.client.commands.failure import CommandError, UsageError
 from kibun.client.commands.mic import Microphone
 from kibun.client.commands.pipe import STANDARD_INPUT, RawSamples, is_pipe
-from kibun.client.commands.report import JsonLines, LiveTable, note, summary_table
+from kibun.client.commands.report import JsonLines, LiveTable, note, summary_table, synthetic_banner
 from kibun.client.commands.streaming import (
     INTERRUPTED,
     Audio,
@@ -190,9 +190,9 @@ async def _from_files(
     interruption = Interruption()
     problems: list[str] = []
     async with connection.client() as client:
-        await client.service_info()  # fails early if the server cannot be used
+        info = await client.service_info()  # fails early if the server cannot be used
         conversation = client.conversation(speaker.conversation_id or None)
-        with _sink(console, as_json) as sink, interruption.watch():
+        with _sink(console, synthetic_banner(info, options.model), as_json) as sink, interruption.watch():
             for file, turns in jobs:
                 try:
                     await stream_turns(conversation, file, turns, options, sink, interruption)
@@ -220,7 +220,7 @@ async def _from_microphone(
 ) -> None:
     microphone = Microphone(device, options.chunk_ms)
     async with connection.client() as client:
-        await client.service_info()
+        info = await client.service_info()
         conversation = client.conversation(speaker.conversation_id or None)
         turn = conversation.turn(
             None,
@@ -237,7 +237,7 @@ async def _from_microphone(
             with contextlib.suppress(NotImplementedError):  # no signal handlers on this platform: Ctrl-C aborts
                 asyncio.get_running_loop().add_signal_handler(signal.SIGINT, microphone.stop)
             turn.feed(microphone.chunks())
-            with _sink(console, as_json) as sink:
+            with _sink(console, synthetic_banner(info, options.model), as_json) as sink:
                 async for event in turn:
                     sink.on_event(event, speaker.participant_id)
         if microphone.dropped_chunks:
@@ -246,11 +246,11 @@ async def _from_microphone(
 
 
 @contextlib.contextmanager
-def _sink(console: Console, as_json: bool) -> Iterator[Sink]:
+def _sink(console: Console, banner: str, as_json: bool) -> Iterator[Sink]:
     if as_json:
         yield JsonLines()
         return
-    with LiveTable(console) as table:
+    with LiveTable(console, banner) as table:
         yield table
 
 
