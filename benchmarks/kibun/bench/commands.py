@@ -339,22 +339,24 @@ def acted(
 
 @bench_app.command()
 def conditioning(
-    material: Annotated[
-        Path, typer.Argument(help="Manifest with valence or arousal, or a CSV with the columns file, speaker, emotion.")
-    ],
+    manifest: Annotated[Path, typer.Argument(help="Manifest with a category of emotion, or with valence or arousal.")],
     model: Model = "demo-tiny",
+    per_speaker: Annotated[
+        int | None, typer.Option(help="At most so many recordings of each speaker, drawn at random.", min=1)
+    ] = None,
     conversation: Annotated[int, typer.Option(help="Recordings of a speaker that count as one.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Seed of their order, and of random traits.", min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Whether emotion conditioned on heard traits is ever worse than on constant ones, on any recordings.
 
-    Traits are heard as served, recording by recording. Emotion is judged by CCC, or by the area under the ROC curve of
-    excited against calm and happy against negative emotions; differences over speakers. Exit code 1 where heard traits
-    cost. --json: model, clips, speakers, dimensions (by name: measure; heard, first, constant, random: value, gain over
-    constant and its 95 % interval), costs (names of the dimensions that are worse).
+    Traits are heard as served, recording by recording. Emotion is judged by the area under the ROC curve of aroused
+    against calm and of happy against negative categories, as by `acted`; without categories by the CCC with valence and
+    arousal; differences over speakers. Exit code 1 where heard traits cost. --json: model, clips, speakers, dimensions
+    (by name: measure; heard, first, constant, random: value, gain over constant and its 95 % interval), costs (names of
+    the dimensions that are worse).
     """
-    from kibun.bench.accuracy.conditioning import MaterialError, measure
+    from kibun.bench.accuracy.conditioning import measure
     from kibun.bench.support import report
     from kibun.models.files import BundleError
     from kibun.training.errors import ManifestError
@@ -362,8 +364,8 @@ def conditioning(
 
     _one_thread()
     try:
-        payload, table = measure(model, material, conversation=conversation, seed=seed)
-    except (BundleError, ManifestError, MaterialError, ValueError) as error:
+        payload, table = measure(model, manifest, per_speaker=per_speaker, conversation=conversation, seed=seed)
+    except (BundleError, ManifestError, ValueError) as error:
         report.fail(str(error))
     show([table], as_json=as_json, payload=payload)
     if payload["costs"]:

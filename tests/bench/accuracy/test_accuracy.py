@@ -1,7 +1,7 @@
 """How detection is scored, and what the commands about accuracy print."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,33 +122,53 @@ def test_declarations_of_no_recording_are_refused(tmp_path: Path) -> None:
     assert "no recording" in done.stderr
 
 
-def speakers_csv(folder: Path, emotions: Sequence[str]) -> Path:
-    """Three speakers who say each emotion twice."""
-    lines = ["file,speaker,emotion"]
+def speakers_manifest(folder: Path, *labels: Mapping[str, object]) -> Path:
+    """Three speakers who say something with each of the labels twice."""
+    lines = []
     for speaker in range(3):
-        for number, emotion in enumerate((*emotions, *emotions)):
+        for number, label in enumerate((*labels, *labels)):
             audio = speech_like.speech_like(0.5, seed=10 * speaker + number)
             soundfile.write(folder / f"{speaker}-{number}.wav", audio, SAMPLE_RATE_HZ)
-            lines.append(f"{speaker}-{number}.wav,s{speaker},{emotion}")
-    (folder / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder / "labels.csv"
+            name = f"s{speaker}"
+            lines.append(json.dumps({"path": f"{speaker}-{number}.wav", "speaker": name, "dialogue": name, **label}))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder / "manifest.jsonl"
 
 
-def test_conditioning_compares_heard_with_constant_traits(tmp_path: Path) -> None:
-    labels = speakers_csv(tmp_path, ("Anger", "sadness", "happy"))
-    result = CliRunner().invoke(bench_app, ["conditioning", str(labels), "--json", "--conversation", "4"])
+@pytest.mark.parametrize(
+    ("labels", "judged"),
+    [
+        (({"emotion": "angry", "arousal": 4.0}, {"emotion": "sad"}, {"emotion": "happy"}), "AUC"),
+        (({"valence": 2.0, "arousal": 4.0}, {"valence": 4.0, "arousal": 2.5}, {"emotion": "happy"}), "CCC"),
+    ],
+)
+def test_conditioning_compares_heard_with_constant_traits(
+    labels: Sequence[Mapping[str, object]], judged: str, tmp_path: Path
+) -> None:
+    arguments = ["conditioning", str(speakers_manifest(tmp_path, *labels)), "--json", "--conversation", "4"]
+    result = CliRunner().invoke(bench_app, [*arguments, "--per-speaker", "5"])
     payload = json.loads(result.stdout)
     assert result.exit_code == (1 if payload["costs"] else 0)
-    assert (payload["clips"], payload["speakers"]) == (18, 3)
+    assert (payload["clips"], payload["speakers"]) == (15, 3)
+    assert set(payload["dimensions"]) == {"valence", "arousal"}
     for found in payload["dimensions"].values():
-        assert found["measure"] == "AUC"
+        assert found["measure"] == judged
         assert found["constant"]["gain"] == 0
         low, high = found["heard"]["interval"]
         assert low <= found["heard"]["value"] - found["constant"]["value"] + 1e-4
         assert high >= found["heard"]["value"] - found["constant"]["value"] - 1e-4
-    bare = CliRunner().invoke(bench_app, ["conditioning", str(speakers_csv(tmp_path, ("surprise",)))])
+
+
+def test_conditioning_needs_labels_and_speakers(tmp_path: Path) -> None:
+    manifest = speakers_manifest(tmp_path, {"emotion": "surprised"})
+    bare = CliRunner().invoke(bench_app, ["conditioning", str(manifest)])
     assert bare.exit_code == 2
-    assert "no emotion in it" in bare.stderr
+    assert "has neither categories of emotion" in bare.stderr
+    lines = manifest.read_text(encoding="utf-8").splitlines()
+    manifest.write_text("\n".join(line for line in lines if '"s0"' in line) + "\n", encoding="utf-8")
+    alone = CliRunner().invoke(bench_app, ["conditioning", str(manifest)])
+    assert alone.exit_code == 2
+    assert "fewer than two speakers" in alone.stderr
 
 
 def test_a_condition_that_is_worse_for_every_speaker_costs() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,36 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kibun.models.bundle import KibunConfig, Utterance, load_bundle
+from kibun.models.files import BundleError
 from kibun.models.model import KibunModel
-from kibun.models.types import CONDITIONED, EMOTIONS, Traits
+from kibun.models.types import CONDITIONED, Traits
 from kibun.training.audio.reading import load_audio
-from kibun.training.corpora.manifest import load_manifest
+from kibun.training.corpora.manifest import Item, load_manifest
+from kibun.training.errors import ManifestError
 from kibun.training.evaluation.metrics import DRAWS, auc, ccc
+from kibun.training.evaluation.ranking import ABOVE_BELOW
 from kibun.training.evaluation.report_table import Cell, Row, Table
 from kibun.training.evaluation.significance import student_interval
 
-# Emotions as corpora name them, and the side of each dimension that their actors meant. Disgust is on neither side of
-# arousal, surprise and calm on neither side of valence.
-SIDES: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
-    "arousal": (
-        frozenset(
-            {"anger", "angry", "anxiety", "fear", "fearful", "happiness", "happy", "joy", "surprise", "surprised"}
-        ),
-        frozenset({"bored", "boredom", "calm", "neutral", "sad", "sadness"}),
-    ),
-    "valence": (
-        frozenset({"happiness", "happy", "joy"}),
-        frozenset({"anger", "angry", "anxiety", "disgust", "fear", "fearful", "sad", "sadness"}),
-    ),
-}
 CONDITIONS = ("heard", "first", "constant", "random")
 
 Scores = NDArray[np.float64]  # (N,)
 Measure = Callable[[Scores, NDArray[np.intp]], float]  # estimates (N,) and rows of them -> how good they are
-
-
-class MaterialError(ValueError):
-    """The recordings cannot be used; the message says why, and what is needed."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +36,14 @@ class Under:
     interval: tuple[float, float] = (0.0, 0.0)
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A recording: its speaker, and the emotion it was acted with or was rated as."""
-
-    path: Path
-    speaker: str
-    emotion: str | None = None
-    valence: float | None = None
-    arousal: float | None = None
-
-
 def measure(
-    model_name: str, material: Path, *, conversation: int = 20, seed: int = 0, draws: int = DRAWS
+    model_name: str,
+    manifest: Path,
+    *,
+    per_speaker: int | None = None,
+    conversation: int = 20,
+    seed: int = 0,
+    draws: int = DRAWS,
 ) -> tuple[dict[str, object], Table]:
     """How good valence and arousal are under four conditions, and what heard traits gain or cost, as JSON and a table.
 
@@ -73,16 +52,17 @@ def measure(
     for each speaker a draw from the training speakers' distribution.
 
     Args:
-        material: a manifest with valence or arousal, judged by CCC; or a CSV with the columns file, speaker and
-            emotion, judged by the area under the ROC curve of the emotions on either side of SIDES.
+        manifest: of recordings with a category of emotion, judged by the area under the ROC curve of ABOVE_BELOW's two
+            sides; where it has not both, by the CCC with valence and arousal.
+        per_speaker: at most so many recordings of each speaker, drawn at random; None: all.
 
     Raises:
-        MaterialError, ManifestError: the recordings cannot be used.
+        BundleError, ManifestError: the bundle or the recordings cannot be used, and why.
     """
     model = load_bundle(model_name)
     if model.config.emotion_head not in CONDITIONED or not model.config.supports_personality:
-        raise MaterialError(f"{model_name} hears no traits, or has emotion heads that ignore them: nothing to compare")
-    clips = read(material)
+        raise BundleError(f"{model_name} hears no traits, or has emotion heads that ignore them: nothing to compare")
+    clips = read(manifest, per_speaker, seed)
     estimates = estimate(model, clips, conversation, seed)
     dimensions: dict[str, object] = {}
     costs = []
@@ -99,7 +79,7 @@ def measure(
         cells += [Cell(found[c].gain, interval=found[c].interval) for c in CONDITIONS if c != "constant"]
         rows.append(Row(f"{name} ({what})", tuple(cells)))
     if not rows:
-        raise MaterialError(f"{material}: no emotion in it is one that {model_name} estimates")
+        raise ManifestError(f"{manifest}: has neither categories of emotion nor valence or arousal to judge by")
     speakers = len({clip.speaker for clip in clips})
     payload: dict[str, object] = {
         "model": model_name,
@@ -116,34 +96,25 @@ def measure(
     return payload, Table(title, columns, tuple(rows), notes, digits=3)
 
 
-def read(material: Path) -> list[Clip]:
-    """The recordings of a manifest or a CSV. Raises MaterialError, ManifestError."""
-    if material.suffix != ".csv":
-        items = load_manifest(material, require=("path",))
-        clips = [Clip(i.path, i.speaker, valence=i.valence, arousal=i.arousal) for i in items]
-    else:
-        try:
-            with material.open(encoding="utf-8-sig", newline="") as file:
-                table = csv.DictReader(file)
-                if lacking := {"file", "speaker", "emotion"} - set(table.fieldnames or ()):
-                    raise MaterialError(f"{material}: no column {min(lacking)!r}; needed are file, speaker and emotion")
-                clips = [Clip(material.parent / r["file"], r["speaker"], r["emotion"].lower()) for r in table]
-        except OSError as error:
-            raise MaterialError(f"{material}: cannot be read ({error.strerror})") from error
-    if len({clip.speaker for clip in clips}) < 2:
-        raise MaterialError(f"{material}: has fewer than two speakers, which are what the bootstrap draws")
-    return clips
+def read(manifest: Path, per_speaker: int | None, seed: int) -> list[Item]:
+    """The recordings, or at most so many of each speaker, drawn at random. Raises ManifestError."""
+    items = load_manifest(manifest, require=("path",))
+    by_speaker = _by_speaker(items)
+    if len(by_speaker) < 2:
+        raise ManifestError(f"{manifest}: has fewer than two speakers, which are what the bootstrap draws")
+    if per_speaker is None:
+        return items
+    rng = np.random.default_rng([seed, 1])
+    return [items[row] for rows in by_speaker.values() for row in sorted(rng.permutation(rows)[:per_speaker])]
 
 
-def estimate(model: KibunModel, clips: Sequence[Clip], conversation: int, seed: int) -> dict[str, dict[str, Scores]]:
+def estimate(model: KibunModel, clips: Sequence[Item], conversation: int, seed: int) -> dict[str, dict[str, Scores]]:
     """Each dimension under each condition, (N,); in a model whose utterances are as served."""
     model.train(False)
     rng = np.random.default_rng(seed)
     config = model.config
     centre, scale = _population(config)
-    by_speaker: dict[str, list[int]] = {}
-    for row, clip in enumerate(clips):
-        by_speaker.setdefault(clip.speaker, []).append(row)
+    by_speaker = _by_speaker(clips)
     found = {name: {condition: np.zeros(len(clips)) for condition in CONDITIONS} for name in config.emotions}
     nothing = np.zeros((0, model.vector_size), np.float16)
     for speaker in sorted(by_speaker):
@@ -190,6 +161,13 @@ def compare(
     return found
 
 
+def _by_speaker(items: Sequence[Item]) -> dict[str, list[int]]:
+    rows: dict[str, list[int]] = {}
+    for row, item in enumerate(items):
+        rows.setdefault(item.speaker, []).append(row)
+    return rows
+
+
 def _population(config: KibunConfig) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """(5,) mean and deviation of the training speakers' traits; the middle and a sixth of the scale if unrecorded."""
     low, high = config.trait_scale
@@ -199,30 +177,30 @@ def _population(config: KibunConfig) -> tuple[NDArray[np.float64], NDArray[np.fl
     return centre, scale
 
 
-def _measure(clips: Sequence[Clip], dimension: str) -> tuple[Measure, str] | None:
-    """How estimates of a dimension are judged, and its name; None where nothing is labelled with it."""
-    assert dimension in EMOTIONS
-    labels = [getattr(clip, dimension) for clip in clips]
-    if any(label is not None for label in labels):
-        truth = np.array([np.nan if label is None else label for label in labels])
+def _measure(items: Sequence[Item], dimension: str) -> tuple[Measure, str] | None:
+    """How estimates of a dimension are judged, and its name; None where nothing is labelled with it.
 
-        def concordance(values: Scores, rows: NDArray[np.intp]) -> float:
-            there = rows[np.isfinite(truth[rows])]
-            return ccc(values[there], truth[there])
+    By category first: most labels of acted speech are categories put into numbers.
+    """
+    above, below = (np.array([item.emotion in side for item in items]) for side in ABOVE_BELOW[dimension])
+    if above.any() and below.any():
 
-        return concordance, "CCC"
-    high, low = SIDES[dimension]
-    side = np.array([1 if clip.emotion in high else -1 if clip.emotion in low else 0 for clip in clips])
-    if not (side == 1).any() or not (side == -1).any():
+        def area(values: Scores, rows: NDArray[np.intp]) -> float:
+            upper, lower = rows[above[rows]], rows[below[rows]]
+            # A draw of speakers who acted one side only has no area.
+            return auc(values[upper], values[lower]) if len(upper) and len(lower) else float("nan")
+
+        return area, "AUC"
+    labels = [getattr(item, dimension) for item in items]
+    truth = np.array([np.nan if label is None else label for label in labels])
+    if not np.isfinite(truth).any():
         return None
 
-    def area(values: Scores, rows: NDArray[np.intp]) -> float:
-        here = side[rows]
-        if not (here == 1).any() or not (here == -1).any():
-            return float("nan")  # a draw of speakers who acted one side only
-        return auc(values[rows[here == 1]], values[rows[here == -1]])
+    def concordance(values: Scores, rows: NDArray[np.intp]) -> float:
+        there = rows[np.isfinite(truth[rows])]
+        return ccc(values[there], truth[there])
 
-    return area, "AUC"
+    return concordance, "CCC"
 
 
 def _traits(values: NDArray[np.float64]) -> Traits:
