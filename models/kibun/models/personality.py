@@ -35,9 +35,11 @@ class Familiarity(nn.Module):
     What a trait is worth (`kibun.models.evidence`) was measured on voices like those of training, and says nothing of
     others: on those, traits are noise with a weight. So each vector's Mahalanobis distance from the training vectors is
     held against the distances of training speakers that mean and covariance do not come from: 1 up to their median, 0
-    from their 99th percentile on, and a line between. Vectors of one speaker count as their mean.
+    from their 90th percentile on, and a line between: familiar voices lose a little, so that unlike ones are nothing
+    gained by chance (docs/appendix/conditioning.md has other limits). What each vector has counts as their mean.
     """
 
+    REACH = 0.5, 0.9  # quantiles
     RIDGE = 0.05  # share of a sphere in the covariance: directions that training hardly has prove no strangeness
 
     def __init__(self, size: int) -> None:
@@ -57,7 +59,7 @@ class Familiarity(nn.Module):
         covariance = (1 - self.RIDGE) * covariance + self.RIDGE * sphere
         self.mean.copy_(mean)
         self.whiten.copy_(torch.linalg.cholesky(torch.linalg.inv(covariance)) / size**0.5)
-        quantiles = torch.tensor([0.5, 0.99], dtype=self.mean.dtype, device=self.mean.device)
+        quantiles = torch.tensor(self.REACH, dtype=self.mean.dtype, device=self.mean.device)
         self.reach.copy_(torch.quantile(self._distance(others.to(self.mean)), quantiles))
 
     def forward(self, vectors: Tensor) -> Tensor:

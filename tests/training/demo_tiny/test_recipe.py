@@ -34,6 +34,7 @@ from tests.support.commands import invoke
 from tests.support.tiny_items import item
 
 NOTHING = np.zeros((0, 96), np.float16)
+LEARNT = {"trunk", "personality", "valence", "arousal"}  # from generated speech
 
 
 TINY = Recipe(
@@ -81,6 +82,7 @@ def test_one_command_makes_the_bundle_from_nothing(made: tuple[Path, dict[str, A
     verify(out / "demo-tiny")
     assert model.config.trained
     assert model.config.synthetic
+    assert (model.config.license, set(model.config.synthetic_parts or ())) == ("Apache-2.0", LEARNT)
     assert (model.config.bundle_name, model.config.bundle_version) == ("demo-tiny", "7")
     assert model.evidence is not None
     assert [row.utterance_count for row in model.evidence] == [1, 2, 3]
@@ -211,6 +213,7 @@ def test_committed_bundle_is_small_whole_and_described(demo_tiny: KibunModel) ->
     assert sum(path.stat().st_size for path in folder.iterdir()) < 2_000_000
     assert demo_tiny.config.synthetic
     assert demo_tiny.config.trained
+    assert (demo_tiny.config.license, set(demo_tiny.config.synthetic_parts or ())) == ("Apache-2.0", LEARNT)
     assert demo_tiny.config.do_normalize
     card = demo_tiny.card or ""
     for said in ("synthetic", "generated speech", "not a diagnosis", "kibun synth speech", "kibun train pr", "CCC"):

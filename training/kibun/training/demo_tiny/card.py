@@ -22,6 +22,7 @@ parameters, weights stored as float16); one
 {speakers} speakers, {utterances:,} utterances ({hours:.1f} h).
   The text is ours; espeak-ng is GPL-3.0-or-later, needed to render the corpus, not to use the model. No recording of a
   person
+- Licence of the weights: {config.license}
 - Labels: from the generator's settings. Arousal = weighted vocal effort, pitch, pitch range, rate and pausing, each
   relative to the speaker. Valence = smile against harshness of the generator. Traits = habits of a generated speaker
 - Split: by speaker; voice variants, speaker filters and texts of dev and test never occur in training
