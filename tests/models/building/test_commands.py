@@ -78,6 +78,7 @@ def test_list_shows_the_bundles_that_come_with_kibun(bundle: Path, monkeypatch: 
     monkeypatch.setattr("kibun.models.files.BUNDLES", bundle.parent)
     (bundle.parent / "empty").mkdir()
     assert run("list").startswith("tiny  version 1, ")
+    assert "licence not stated" in run("list")
     assert [facts["name"] for facts in json.loads(run("list", "--json"))] == ["tiny"]
     assert "SYNTHETIC" in run("show", "bundle"), "by the name of its folder"
 

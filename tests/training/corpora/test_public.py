@@ -302,6 +302,7 @@ def test_the_command_writes_where_it_is_told(tmp_path: Path, monkeypatch: pytest
     record(tmp_path / "corpus", "03a01Fa.wav", "08a01Fa.wav")
     monkeypatch.chdir(tmp_path)
     shown = invoke(train_app, "prepare", "emodb", "--root", "corpus", "--test", "08", "--json")
+    assert "emotions: happy 2" in invoke(train_app, "prepare", "emodb", "--root", "corpus", "--test", "08")
     assert json.loads(shown)["found"]["emotions"] == {"happy": 2}
     assert [item.split for item in load_manifest(tmp_path / "emodb.jsonl")] == ["train", "test"]
 

@@ -114,7 +114,10 @@ def voices(
     name: Annotated[str, typer.Option(help="Name of the bundle.")] = "voices",
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
     license_file: Annotated[
-        Path | None, typer.Option(help="Text of the licence and attributions, to go into the bundle as LICENSE.")
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Text of the licence and attributions, to go into the bundle as LICENSE."
+        ),
     ] = None,
     start: Annotated[
         str, typer.Option(help="Bundle whose trunk the nets begin with; '' for random weights.")

@@ -50,7 +50,9 @@ def list_bundles(as_json: JsonOption = False) -> None:
         typer.echo("No bundle comes with this installation; make one with `kibun models build`.")
     for fact in facts:
         total, size = fact.parameters["total"] / 1e6, fact.size_bytes / 1e6
-        typer.echo(f"{fact.name}  version {fact.version}, {total:.2f} M parameters, {size:.2f} MB, {_status(fact)}")
+        sizes = f"{total:.2f} M parameters, {size:.2f} MB"
+        licence = fact.license or NOT_STATED
+        typer.echo(f"{fact.name}  version {fact.version}, {sizes}, {_status(fact)}, licence {licence}")
 
 
 @app.command()

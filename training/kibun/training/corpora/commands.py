@@ -173,7 +173,8 @@ def _show(report: "CorpusReport", as_json: bool) -> None:
     labels = ", ".join(f"{name} {number:,}" for name, number in report.labelled.items())
     console.print(f"utterances with {labels}", highlight=False)
     for name, value in report.found.items():
-        console.print(f"{name.replace('_', ' ')}: {value}", highlight=False)
+        text = ", ".join(f"{key} {number:,}" for key, number in value.items()) if isinstance(value, dict) else value
+        console.print(f"{name.replace('_', ' ')}: {text}", highlight=False)
     if report.ignored:
         first = f"{len(report.ignored)} files ignored, such as {report.ignored[0]}"
         console.print(first, highlight=False, markup=False, soft_wrap=True)

@@ -56,7 +56,7 @@ def _option(key: str, flag: SettingFlag) -> inspect.Parameter:
     if get_origin(flag.hint) is Literal:
         text += f" Allowed: {', '.join(get_args(flag.hint))}."
     if flag.default is not None:
-        default = ",".join(flag.default) if isinstance(flag.default, tuple) else str(flag.default)
+        default = ", ".join(flag.default) if isinstance(flag.default, tuple) else str(flag.default)
         text += f" Default: {default.lower() if flag.hint is bool else default}."
     section = flag.name.rpartition(".")[0]
     panel = f"Settings: {section}" if section else "Settings"

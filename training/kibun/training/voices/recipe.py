@@ -88,6 +88,7 @@ def make_voices(
     """
     if all(corpus.synthetic for corpus in corpora):
         raise ManifestError("give at least one manifest of recordings: a net of generated speech is demo-tiny's recipe")
+    begun_with = load_bundle(options.start).config.license if options.start else None  # refused before OUT is written
     settings: dict[str, Any] = {"seed": seed, "corpora": {corpus.name: len(corpus.items) for corpus in corpora}}
     settings |= dataclasses.asdict(options)
     _same_settings(out, settings)
@@ -100,7 +101,6 @@ def make_voices(
     report("bundle")
     model = load_bundle(out / "net" / BUNDLE)
     model.config.bundle_name, model.config.bundle_version = name, version
-    begun_with = load_bundle(options.start).config.license if options.start else None
     data = license_of(item for corpus in corpora for item in corpus.items)
     model.config.license = joint_license([begun_with or data, data])
     model.license_text = license_text
