@@ -247,7 +247,7 @@ def test_too_few_conversations_are_refused(tmp_path: Path) -> None:
     ids=["additive", "interaction", "noise", "audible"],
 )
 def test_nets_and_heads_come_out_right_too(tmp_path: Path, world: LabelWorld) -> None:
-    # Five sessions: with three, a fold has one session for cross-fitting, and what nobody can hear costs up to .06.
+    # Large enough for the bounds: at 3 × 20 × 12 with one seed, traits that nobody can hear cost .058.
     big = dataclasses.replace(world, sessions=5, dialogues=14, each=16, features=20)
     data = run(tmp_path, big, "--seeds", "0,1")
     found, apart = scores(data), differences(data)
