@@ -131,7 +131,7 @@ class LabelReport:
             f"Mean CCC over {folds} fold{'s' * (folds > 1)}{spread}, its 95 % interval by cluster bootstrap, and the"
             " CCC of all test utterances together.",
             "Shuffled: every speaker-conversation has another one's traits, in training and on test. It should score"
-            " like acoustics, or, without audio, nothing.",
+            " like acoustics, below it by what columns cost that mean nothing, or, without audio, nothing.",
             "Paper: HuBERT fine-tuned on IEMOCAP, with the paper's own splits; to set the scale, not to be met.",
             *self.results.left_out,
             "TICN is left out: it needs frames over time, and there is one vector for an utterance.",
