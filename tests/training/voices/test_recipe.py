@@ -73,7 +73,7 @@ def test_one_command_makes_a_bundle_that_is_served(made: tuple[Path, list[Path],
     model = load_bundle(out / "mine")
     assert (model.config.bundle_name, model.config.trained, model.config.synthetic) == ("mine", True, False)
     assert not model.config.supports_personality
-    assert model.config.license == "CC BY 4.0 AND CC0"
+    assert model.config.license == "Apache-2.0 AND CC BY 4.0 AND CC0"  # of demo-tiny, and of the corpora
     assert (out / "mine" / "LICENSE").read_text() == model.license_text == "as the corpora\n"
     audio = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
     [answer] = model.analyze([Utterance(audio, np.zeros((0, 0), np.float16))])
