@@ -4,9 +4,10 @@ import asyncio
 import io
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,6 +26,13 @@ from kibun.server.inference.worker_pool import DEFAULT_LOADER, LocalBackend
 from tests.support import stub_model
 
 # --- messages --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_environment() -> Iterator[None]:
+    """`load_models` sets variables of its process, which is the tests' own here; other tests need the hub."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 class Drip(io.RawIOBase):
