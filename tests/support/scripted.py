@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from kibun.models.types import Analysis
-from kibun.server.inference.backend import Job, ModelInfo
+from kibun.server.inference.backend import Job, ModelInfo, Urgency
 
 MODEL = ModelInfo("fake", "1", vector_size=2)
 FRAME = 320
@@ -74,7 +74,8 @@ class FakeAnalyzer:
         finally:
             self.open.remove(stream_id)
 
-    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Analysis:
+    async def submit(self, job: Job, *, stream_id: str, urgency: Urgency, deadline_s: float) -> Analysis:
+        final = urgency == "final"
         self.finals += final
         self.deadlines_s.append(deadline_s)
         self.running += 1

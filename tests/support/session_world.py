@@ -36,6 +36,7 @@ from kibun.server.session.session import Dependencies, Session
 from tests.support.scripted import MODEL, FakeAnalyzer, LoudnessVad
 
 KEY = ("tenant", "c")
+EAGER = True  # whether sessions analyse in the silence that may end an utterance, unless a test says
 TRAITS: Traits = (1.5, 2.0, 3.0, 4.0, 5.0)
 ENDPOINTING = EndpointingOptions(
     min_speech_ms=40, utterance_end_silence_ms=100, pre_roll_ms=40, hang_over_ms=40, max_utterance_ms=2_000
@@ -59,7 +60,7 @@ class SessionWorld:
         """`options`: fields of StreamOptions, and `encoding` and `rate` of the audio."""
         numbers = itertools.count(1)
         defaults: dict[str, Any] = {"turn_id": "t1", "participant_id": "p", "endpointing": ENDPOINTING}
-        defaults["conversation_id"] = KEY[1]
+        defaults |= {"conversation_id": KEY[1], "eager": EAGER}
         defaults["audio"] = AudioFormat(options.pop("encoding", "linear16"), options.pop("rate", SAMPLE_RATE_HZ))
         dependencies = Dependencies(
             analyzer=self.analyzer,

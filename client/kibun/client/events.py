@@ -93,6 +93,9 @@ class UtteranceResult(Event):
     # Traits that the emotion was conditioned on.
     condition: PersonalityEstimate | None
     end_reason: EndReason
+    # An interim made in the silence after speech, of all that was said so far: if nobody speaks on, the final has the
+    # same estimates. Act on it at once if you know that the turn has ended.
+    covers_speech_so_far: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,6 +212,7 @@ def utterance_result(message: pb.UtteranceResult) -> UtteranceResult:
         personality=if_set(message, "personality", PersonalityEstimate.from_proto),
         condition=if_set(message, "condition", PersonalityEstimate.from_proto),
         end_reason=EndReason.from_proto(message.end_reason),
+        covers_speech_so_far=message.covers_speech_so_far,
     )
 
 

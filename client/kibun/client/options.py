@@ -36,6 +36,9 @@ class Features:
     interim_interval_ms: int | None = None
     # SpeechEvents for the beginning and end of speech.
     voice_activity_events: bool = False
+    # Analyse in the silence that may end an utterance, so that its final is there when it ends. The results are the
+    # same without it, only later; it saves work where nobody waits for them, as for recordings.
+    eager_finals: bool = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -47,6 +50,7 @@ class Features:
             interim_results=self.interim_results,
             interim_interval=_duration_ms(self.interim_interval_ms),
             enable_voice_activity_events=self.voice_activity_events,
+            disable_eager_finals=not self.eager_finals,
         )
 
 

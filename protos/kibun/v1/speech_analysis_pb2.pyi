@@ -74,18 +74,20 @@ class EndpointingConfig(_message.Message):
     def __init__(self, vad_aggressiveness: _Optional[int] = ..., min_speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., utterance_end_silence: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., max_utterance_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., end_of_turn_silence: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., speech_start_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class AnalysisFeatures(_message.Message):
-    __slots__ = ("disable_emotion", "disable_personality", "interim_results", "interim_interval", "enable_voice_activity_events")
+    __slots__ = ("disable_emotion", "disable_personality", "interim_results", "interim_interval", "enable_voice_activity_events", "disable_eager_finals")
     DISABLE_EMOTION_FIELD_NUMBER: _ClassVar[int]
     DISABLE_PERSONALITY_FIELD_NUMBER: _ClassVar[int]
     INTERIM_RESULTS_FIELD_NUMBER: _ClassVar[int]
     INTERIM_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     ENABLE_VOICE_ACTIVITY_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    DISABLE_EAGER_FINALS_FIELD_NUMBER: _ClassVar[int]
     disable_emotion: bool
     disable_personality: bool
     interim_results: bool
     interim_interval: _duration_pb2.Duration
     enable_voice_activity_events: bool
-    def __init__(self, disable_emotion: bool = ..., disable_personality: bool = ..., interim_results: bool = ..., interim_interval: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., enable_voice_activity_events: bool = ...) -> None: ...
+    disable_eager_finals: bool
+    def __init__(self, disable_emotion: bool = ..., disable_personality: bool = ..., interim_results: bool = ..., interim_interval: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., enable_voice_activity_events: bool = ..., disable_eager_finals: bool = ...) -> None: ...
 
 class StreamingAnalyzeConfig(_message.Message):
     __slots__ = ("audio_config", "conversation_id", "participant_id", "turn_id", "features", "endpointing_config", "model", "require_existing_conversation", "given_personality", "audio_start_offset", "audio_start_time", "conversation_ttl", "resume_turn", "resume_after", "resume_finals", "resume_final_count")
@@ -258,7 +260,7 @@ class PersonalityEstimate(_message.Message):
     def __init__(self, traits: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., source: _Optional[_Union[PersonalitySource, str]] = ..., utterance_count: _Optional[int] = ..., speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., expected_error: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., expected_error_of_mean: _Optional[_Union[BigFiveTraits, _Mapping]] = ..., condition_weight: _Optional[_Union[BigFiveTraits, _Mapping]] = ...) -> None: ...
 
 class UtteranceResult(_message.Message):
-    __slots__ = ("utterance_id", "turn_id", "is_final", "start_offset", "end_offset", "analyzed_duration", "emotion", "personality", "condition", "end_reason")
+    __slots__ = ("utterance_id", "turn_id", "is_final", "start_offset", "end_offset", "analyzed_duration", "emotion", "personality", "condition", "end_reason", "covers_speech_so_far")
     UTTERANCE_ID_FIELD_NUMBER: _ClassVar[int]
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     IS_FINAL_FIELD_NUMBER: _ClassVar[int]
@@ -269,6 +271,7 @@ class UtteranceResult(_message.Message):
     PERSONALITY_FIELD_NUMBER: _ClassVar[int]
     CONDITION_FIELD_NUMBER: _ClassVar[int]
     END_REASON_FIELD_NUMBER: _ClassVar[int]
+    COVERS_SPEECH_SO_FAR_FIELD_NUMBER: _ClassVar[int]
     utterance_id: str
     turn_id: str
     is_final: bool
@@ -279,7 +282,8 @@ class UtteranceResult(_message.Message):
     personality: PersonalityEstimate
     condition: PersonalityEstimate
     end_reason: EndReason
-    def __init__(self, utterance_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., is_final: bool = ..., start_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., end_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., analyzed_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., personality: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., condition: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., end_reason: _Optional[_Union[EndReason, str]] = ...) -> None: ...
+    covers_speech_so_far: bool
+    def __init__(self, utterance_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., is_final: bool = ..., start_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., end_offset: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., analyzed_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., emotion: _Optional[_Union[EmotionEstimate, _Mapping]] = ..., personality: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., condition: _Optional[_Union[PersonalityEstimate, _Mapping]] = ..., end_reason: _Optional[_Union[EndReason, str]] = ..., covers_speech_so_far: bool = ...) -> None: ...
 
 class PersonalityUpdate(_message.Message):
     __slots__ = ("participant_id", "personality", "revision")

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kibun.models.types import Analysis, Utterance
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded, Urgency
 from kibun.server.inference.batcher import Batcher, JobQueue, QueueLimits, Ticket
 from kibun.server.inference.cost import CostModel
 from tests.support.scripted import AliveBackend
@@ -25,8 +27,10 @@ def make_job(seconds: float = 1.0, label: float = 0.0) -> Job:
     return Job("stub", Utterance(np.full(int(seconds * 16_000), label, np.float32), NO_HISTORY))
 
 
-def make_ticket(number: int, deadline: float, *, stream: str = "a", final: bool = True, seconds: float = 1.0) -> Ticket:
-    return Ticket(deadline, number, make_job(seconds), stream, final)
+def make_ticket(
+    number: int, deadline: float, *, stream: str = "a", urgency: Urgency = "final", seconds: float = 1.0
+) -> Ticket:
+    return Ticket(deadline, number, make_job(seconds), stream, urgency)
 
 
 def costing(per_audio_s: float, per_batch_s: float) -> CostModel:
@@ -55,28 +59,44 @@ class QueueMachine(RuleBasedStateMachine):
         self.finals_in = 0
         self.finals_out = 0
 
-    def arrive(self, stream: str, final: bool, deadline: int, seconds: int) -> None:
-        ticket = make_ticket(self.number, deadline, stream=stream, final=final, seconds=seconds)
-        if not self.queue.accepts(ticket.job, final=final):
+    def arrive(self, stream: str, urgency: Urgency, deadline: int, seconds: int) -> None:
+        ticket = make_ticket(self.number, deadline, stream=stream, urgency=urgency, seconds=seconds)
+        if not self.queue.accepts(ticket.job, urgency):
             return
         self.number += 1
-        expected = [t for t in self.queued.values() if t.stream_id == stream and not t.final]
+        expected = [t for t in self.queued.values() if t.stream_id == stream and t.urgency != "final"]
         superseded = self.queue.push(ticket)
         assert ([superseded] if superseded else []) == expected
         for old in expected:
             del self.queued[old.number]
         self.queued[ticket.number] = ticket
-        self.finals_in += final
+        self.finals_in += urgency == "final"
 
     streams, deadlines, lengths = st.sampled_from("abcd"), st.integers(0, 9), st.integers(1, 12)
 
     @rule(stream=streams, deadline=deadlines, seconds=lengths)
     def final_arrives(self, stream: str, deadline: int, seconds: int) -> None:
-        self.arrive(stream, True, deadline, seconds)
+        self.arrive(stream, "final", deadline, seconds)
+
+    @rule(stream=streams, deadline=deadlines, seconds=lengths)
+    def eager_job_arrives(self, stream: str, deadline: int, seconds: int) -> None:
+        self.arrive(stream, "eager", deadline, seconds)
 
     @rule(stream=streams, deadline=deadlines, seconds=lengths)
     def interim_arrives(self, stream: str, deadline: int, seconds: int) -> None:
-        self.arrive(stream, False, deadline, seconds)
+        self.arrive(stream, "interim", deadline, seconds)
+
+    @rule(stream=streams, deadline=deadlines)
+    def eager_job_becomes_the_final(self, stream: str, deadline: int) -> None:
+        eager = next((t for t in self.queued.values() if t.stream_id == stream and t.urgency == "eager"), None)
+        job = eager.job if eager else make_job()
+        final = Ticket(deadline, self.number, job, stream, "final")
+        self.number += 1
+        self.queue.promote(final)
+        if eager is not None:
+            del self.queued[eager.number]
+            self.queued[final.number] = final
+            self.finals_in += 1
 
     @precondition(lambda self: self.queued)
     @rule(data=st.data())
@@ -84,7 +104,7 @@ class QueueMachine(RuleBasedStateMachine):
         ticket = self.queued.pop(data.draw(st.sampled_from(sorted(self.queued))))
         assert self.queue.discard(ticket)
         assert not self.queue.discard(ticket)
-        self.finals_out += ticket.final
+        self.finals_out += ticket.urgency == "final"
 
     @rule(
         idle=st.integers(0, 3),
@@ -96,34 +116,37 @@ class QueueMachine(RuleBasedStateMachine):
     def slot_falls_idle(self, idle: int, spare: int, batch_s: float, now: int, costs: str) -> None:
         slots, cost = idle + spare, COSTS[costs]
         batch = self.queue.pop_batch(idle, slots, batch_s=batch_s, now=now, cost=cost)
-        finals = sorted(t for t in self.queued.values() if t.final)
-        lane = finals or sorted(self.queued.values())
-        assert batch == lane[: len(batch)], "earliest deadlines first, finals before interims"
+        lane: list[Ticket] = []
+        for urgency in ("final", "eager", "interim"):
+            lane = lane or sorted(t for t in self.queued.values() if t.urgency == urgency)
+        assert batch == lane[: len(batch)], "earliest deadlines first, finals before eager jobs, these before interims"
         seconds = sum(t.job.utterance.seconds for t in batch)
         assert len(batch) <= 1 or seconds <= batch_s
         if batch and now + cost.expect(batch[0].job.utterance.seconds) <= batch[0].deadline:
             assert now + cost.expect(seconds) <= batch[0].deadline, "no job is late because of the others in its batch"
         assert len(batch) <= 1 or costs != "it does not"
-        if finals:
-            assert bool(batch) == bool(idle), "a final goes whenever a slot is idle"
+        if lane and lane[0].urgency != "interim":
+            assert bool(batch) == bool(idle), "what is or may be a final goes whenever a slot is idle"
         elif lane:
             assert bool(batch) == (idle > 1 or idle == slots == 1), "one slot of several is reserved for finals"
         for ticket in batch:
             del self.queued[ticket.number]
-            self.finals_out += ticket.final
+            self.finals_out += ticket.urgency == "final"
 
     @invariant()
     def nothing_is_lost_or_doubled(self) -> None:
         assert len(self.queue) == len(self.queued)
-        assert self.finals_in - self.finals_out == sum(t.final for t in self.queued.values())
+        assert self.finals_in - self.finals_out == sum(t.urgency == "final" for t in self.queued.values())
 
     @invariant()
     def bounded(self) -> None:
-        for final in (True, False):
-            lengths = [t.job.utterance.seconds for t in self.queued.values() if t.final == final]
+        for urgency in ("eager", "interim"):
+            lengths = [t.job.utterance.seconds for t in self.queued.values() if t.urgency == urgency]
             assert len(lengths) <= 1 or sum(lengths) <= LIMITS.queued_s
-        interims = [t.stream_id for t in self.queued.values() if not t.final]
-        assert len(interims) == len(set(interims)), "at most one interim per stream"
+        finals = [t.job.utterance.seconds for t in self.queued.values() if t.urgency == "final"]
+        assert len(finals) <= 2 or sum(finals) <= 2 * LIMITS.queued_s
+        early = [t.stream_id for t in self.queued.values() if t.urgency != "final"]
+        assert len(early) == len(set(early)), "at most one job per stream that is not final"
 
     def teardown(self) -> None:
         assert sorted(self.queue.clear()) == sorted(self.queued.values())
@@ -183,15 +206,16 @@ def simulate(load: float, seconds: float, slots: int) -> tuple[list[float], int,
             _, final = arrivals.pop(0)
             asked += not final
             number += 1
-            queue.push(make_ticket(number, now + 1.0, stream=str(number // 4), final=final, seconds=3.0))
+            urgency: Urgency = "final" if final else "interim"
+            queue.push(make_ticket(number, now + 1.0, stream=str(number // 4), urgency=urgency, seconds=3.0))
         for slot in range(slots):
             idle = sum(until <= now for until in busy_until)
             if busy_until[slot] <= now and (
                 batch := queue.pop_batch(idle, slots, batch_s=0.0, now=now, cost=CostModel())
             ):
                 busy_until[slot] = now + 0.3 * len(batch)
-                lateness += [busy_until[slot] - t.deadline for t in batch if t.final]
-                interims += sum(not t.final for t in batch)
+                lateness += [busy_until[slot] - t.deadline for t in batch if t.urgency == "final"]
+                interims += sum(t.urgency == "interim" for t in batch)
         later = [until for until in busy_until if until > now] + [t for t, _ in arrivals[:1]]
         now = min(later) if later else now
     return lateness, interims, asked
@@ -250,13 +274,14 @@ def ask(
     label: float,
     *,
     stream: str | None = None,
-    final: bool = True,
+    urgency: Urgency = "final",
     within: float = 1.0,
     s: float = 1.0,
+    job: Job | None = None,
 ) -> "asyncio.Task[Analysis]":
-    job = make_job(s, label)
+    job = job or make_job(s, label)
     return asyncio.create_task(
-        batcher.submit(job, stream_id=stream or str(label), final=final, deadline_s=within), name=str(label)
+        batcher.submit(job, stream_id=stream or str(label), urgency=urgency, deadline_s=within), name=str(label)
     )
 
 
@@ -281,7 +306,7 @@ async def test_finals_first_by_deadline_then_interims() -> None:
     batcher = Batcher(backend)
     tasks = [ask(batcher, 1)]
     await let_tasks_run()
-    tasks += [ask(batcher, 2, final=False, within=0.1), ask(batcher, 3, within=5.0), ask(batcher, 4, within=2.0)]
+    tasks += [ask(batcher, 2, urgency="interim", within=0.1), ask(batcher, 3, within=5.0), ask(batcher, 4, within=2.0)]
     await let_tasks_run()
     backend.gate.set()
     await asyncio.gather(*tasks)
@@ -293,9 +318,9 @@ async def test_newer_interim_and_final_supersede_the_queued_interim() -> None:
     batcher = Batcher(backend)
     running = ask(batcher, 1)
     await let_tasks_run()
-    first = ask(batcher, 2, stream="s", final=False)
+    first = ask(batcher, 2, stream="s", urgency="interim")
     await let_tasks_run()
-    second = ask(batcher, 3, stream="s", final=False)
+    second = ask(batcher, 3, stream="s", urgency="interim")
     await let_tasks_run()
     with pytest.raises(Superseded):
         await first
@@ -312,12 +337,154 @@ async def test_newer_interim_and_final_supersede_the_queued_interim() -> None:
 async def test_running_interim_is_not_superseded() -> None:
     backend = FakeBackend()
     batcher = Batcher(backend)
-    interim = ask(batcher, 1, stream="s", final=False)
+    interim = ask(batcher, 1, stream="s", urgency="interim")
     await let_tasks_run()
     final = ask(batcher, 2, stream="s")
     await let_tasks_run()
     backend.gate.set()
     assert [float(r.vector[0]) for r in await asyncio.gather(interim, final)] == [1, 2]
+
+
+# --- eager jobs ------------------------------------------------------------------------------------------------------
+
+
+async def test_an_eager_job_goes_after_finals_and_before_interims() -> None:
+    backend = FakeBackend(batch_s=0.0)
+    batcher = Batcher(backend)
+    tasks = [ask(batcher, 1)]
+    await let_tasks_run()
+    tasks += [ask(batcher, 2, urgency="interim", within=0.1), ask(batcher, 3, urgency="eager", within=0.2)]
+    tasks += [ask(batcher, 4, within=5.0)]
+    await let_tasks_run()
+    backend.gate.set()
+    await asyncio.gather(*tasks)
+    assert backend.calls == [[1], [4], [3], [2]]
+
+
+@pytest.mark.parametrize("when", ["queued", "at work", "answered"])
+async def test_a_final_takes_the_place_and_the_answer_of_its_eager_job(when: str) -> None:
+    backend = FakeBackend(batch_s=0.0)
+    batcher = Batcher(backend)
+    others = [ask(batcher, 1)] if when == "queued" else []
+    await let_tasks_run()
+    job = make_job(label=2)
+    eager = ask(batcher, 2, stream="s", urgency="eager", job=job)
+    await let_tasks_run()
+    others += [ask(batcher, 3, within=9.0)] if when == "queued" else []
+    if when == "answered":
+        backend.gate.set()
+        await eager
+    final = ask(batcher, 2, stream="s", job=job)
+    await let_tasks_run()
+    assert batcher.queued == (2 if when == "queued" else 0)
+    backend.gate.set()
+    answers = await asyncio.gather(eager, final)
+    assert [float(answer.vector[0]) for answer in answers] == [2, 2]
+    await asyncio.gather(*others)
+    assert backend.calls == ([[1], [2], [3]] if when == "queued" else [[2]]), "computed once, in its turn"
+
+
+async def test_a_final_of_another_job_supersedes_a_queued_eager_job() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend)
+    running = ask(batcher, 1)
+    await let_tasks_run()
+    eager = ask(batcher, 2, stream="s", urgency="eager")
+    await let_tasks_run()
+    final = ask(batcher, 3, stream="s")
+    await let_tasks_run()
+    backend.gate.set()
+    with pytest.raises(Superseded):
+        await eager
+    await asyncio.gather(running, final)
+    assert backend.calls == [[1], [3]]
+
+
+async def test_an_eager_job_whose_speaker_goes_on_leaves_the_queue_and_nothing_of_it_stays() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend)
+    running = ask(batcher, 1)
+    await let_tasks_run()
+    job = make_job(label=2)
+    kept = weakref.ref(job)
+    eager = ask(batcher, 2, stream="s", urgency="eager", job=job)
+    await let_tasks_run()
+    eager.cancel()
+    await let_tasks_run()
+    assert batcher.queued == 0
+    backend.gate.set()
+    await running
+    assert backend.calls == [[1]]
+    del job, eager
+    gc.collect()
+    assert kept() is None, "nor its audio"
+
+
+async def test_the_answer_to_an_eager_job_lasts_as_long_as_its_submitter_keeps_the_job() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend)
+    backend.gate.set()
+    job = make_job(label=2)
+    kept = weakref.ref(job)
+    await ask(batcher, 2, stream="s", urgency="eager", job=job)
+    await let_tasks_run()
+    del job
+    gc.collect()
+    assert kept() is None
+
+
+async def test_a_final_takes_over_an_eager_job_whose_caller_was_cancelled_after() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend)
+    job = make_job(label=2)
+    eager = ask(batcher, 2, stream="s", urgency="eager", job=job)
+    await let_tasks_run()
+    final = ask(batcher, 2, stream="s", job=job)
+    await let_tasks_run()
+    eager.cancel()
+    await let_tasks_run()
+    backend.gate.set()
+    assert float((await final).vector[0]) == 2
+    assert backend.calls == [[2]]
+
+
+async def test_a_final_is_tried_anew_where_its_eager_job_failed_before() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend)
+    backend.gate.set()
+    job = make_job(label=-1.0)
+    with pytest.raises(BackendError):
+        await ask(batcher, -1.0, stream="s", urgency="eager", job=job)
+    with pytest.raises(BackendError):
+        await ask(batcher, -1.0, stream="s", job=job)
+    assert backend.calls == [[-1.0], [-1.0]]
+
+
+async def test_an_eager_final_counts_once_as_speech_and_a_wasted_eager_job_not_at_all() -> None:
+    backend = FakeBackend()
+    clock = Clock()
+    batcher, plain = Batcher(backend, clock=clock), Batcher(backend, clock=clock)
+    backend.gate.set()
+    with batcher.stream("s"), plain.stream("s"):
+        clock.now = 10.0
+        await ask(batcher, 1, stream="s", urgency="eager", s=3.0)
+        job = make_job(3.0, 2)
+        await ask(batcher, 2, stream="s", urgency="eager", job=job)
+        await ask(batcher, 2, stream="s", job=job)
+        await ask(plain, 2, stream="s", s=3.0)
+        assert batcher._speech.rate(10.0) == plain._speech.rate(10.0)
+
+
+async def test_no_eager_job_while_the_machine_is_full() -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend, QueueLimits(queued_s=1.0))
+    tasks = [ask(batcher, label) for label in range(4)]
+    await let_tasks_run()
+    assert batcher.full
+    with pytest.raises(Superseded):
+        await ask(batcher, 9, urgency="eager")
+    backend.gate.set()
+    await asyncio.gather(*tasks)
 
 
 async def test_cancelled_callers_leave_the_queue() -> None:
@@ -346,7 +513,7 @@ async def test_finals_wait_for_a_full_queue_in_order_and_interims_do_not_wait() 
     assert batcher.full
     assert batcher.queued == 2
     with pytest.raises(Superseded):
-        await ask(batcher, 6, final=False)
+        await ask(batcher, 6, urgency="interim")
     backend.gate.set()
     await asyncio.gather(*tasks)
     assert sorted(backend.calls) == [[1], [2], [3], [4], [5]]
@@ -383,7 +550,7 @@ async def test_admission_follows_from_how_long_a_final_would_wait() -> None:
             5.0: (False, False, False),
         }
         with pytest.raises(Superseded):
-            await ask(batcher, 3, final=False)
+            await ask(batcher, 3, urgency="interim")
         queued = ask(batcher, 2, s=20.0)
         await let_tasks_run()
         assert batcher.delay_s == pytest.approx(4.0 + 2.0)
@@ -503,29 +670,35 @@ async def test_close_answers_what_is_queued() -> None:
 @settings(max_examples=25)
 @given(
     st.lists(
-        st.tuples(st.sampled_from("abc"), st.booleans(), st.floats(0.1, 9), st.floats(0.1, 2), st.booleans()),
+        st.tuples(
+            st.sampled_from("abc"),
+            st.sampled_from(("final", "eager", "interim")),
+            st.floats(0.1, 9),
+            st.floats(0.1, 2),
+            st.booleans(),
+        ),
         max_size=30,
     ),
     st.integers(1, 3),
 )
-def test_every_caller_gets_its_own_answer(asks: list[tuple[str, bool, float, float, bool]], slots: int) -> None:
+def test_every_caller_gets_its_own_answer(asks: list[tuple[str, Urgency, float, float, bool]], slots: int) -> None:
     async def run() -> None:
         backend = FakeBackend(slots)
         batcher = Batcher(backend, QueueLimits(queued_s=4.0))
         tasks = []
-        for label, (stream, final, within, seconds, pause) in enumerate(asks):
-            tasks.append(ask(batcher, label, stream=stream, final=final, within=within, s=seconds))
+        for label, (stream, urgency, within, seconds, pause) in enumerate(asks):
+            tasks.append(ask(batcher, label, stream=stream, urgency=urgency, within=within, s=seconds))
             if pause:
                 await let_tasks_run()
         await let_tasks_run()
         backend.gate.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        for label, (outcome, (_, final, *_)) in enumerate(zip(outcomes, asks, strict=True)):
+        for label, (outcome, (_, urgency, *_)) in enumerate(zip(outcomes, asks, strict=True)):
             if isinstance(outcome, Analysis):
                 assert float(outcome.vector[0]) == label
             else:
                 assert isinstance(outcome, Superseded)
-                assert not final, "finals are always answered"
+                assert urgency != "final", "finals are always answered"
         computed = sorted(itertools.chain(*backend.calls))
         assert len(computed) == len(set(computed)), "nothing is computed twice"
         assert batcher.queued == 0

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kibun.models.types import Analysis, Utterance
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded, Urgency
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.cost import CostModel
 from tests.support import virtual_time
@@ -169,8 +169,8 @@ async def speak(batcher: Batcher, name: str, length_s: float, pause_s: float, in
 
     def submit(spoken_s: float, model: str) -> "asyncio.Task[Analysis]":
         job = Job(model, Utterance(SILENCE[: int(spoken_s * 16_000)], NO_HISTORY))
-        final = model == "final"
-        wanted = batcher.submit(job, stream_id=name, final=final, deadline_s=1.0 if final else 2.0)
+        urgency: Urgency = "final" if model == "final" else "interim"
+        wanted = batcher.submit(job, stream_id=name, urgency=urgency, deadline_s=1.0 if model == "final" else 2.0)
         return asyncio.create_task(wanted)
 
     with batcher.stream(name):
@@ -283,7 +283,8 @@ def test_every_final_is_answered_in_the_order_of_deadlines(
             await asyncio.sleep(after_s)
             job = Job("final" if final else "interim", Utterance(SILENCE[: int(audio_s * 16_000)], NO_HISTORY))
             asked.append((job, final, loop.time(), loop.time() + deadline_s))
-            wanted = batcher.submit(job, stream_id=stream, final=final, deadline_s=deadline_s)
+            urgency: Urgency = "final" if final else "interim"
+            wanted = batcher.submit(job, stream_id=stream, urgency=urgency, deadline_s=deadline_s)
             tasks.append(asyncio.create_task(wanted))
             await asyncio.sleep(0)
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)

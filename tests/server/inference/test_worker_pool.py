@@ -131,7 +131,7 @@ async def test_a_batcher_serves_many_streams_through_it() -> None:
         batcher = Batcher(backend)
         levels = [n / 64 + 0.001 for n in range(60)]
         results = await asyncio.gather(
-            *(batcher.submit(job(level), stream_id=str(level), final=True, deadline_s=1) for level in levels)
+            *(batcher.submit(job(level), stream_id=str(level), urgency="final", deadline_s=1) for level in levels)
         )
     assert [result.arousal for result in results] == pytest.approx([1 + 4 * level for level in levels], abs=1e-4)
 

@@ -75,9 +75,10 @@ def test_a_metric_that_has_counted_nothing_yet_is_zero_where_its_labels_are_know
     assert counted == {
         ("kibun_build_info", __version__),
         *(("kibun_utterances_total", kind) for kind in ("final", "interim")),
+        *(("kibun_eager_finals_total", outcome) for outcome in ("final", "spoken_on", "recomputed", "dropped")),
         *(("kibun_interims_dropped_total", cause) for cause in ("superseded", "busy", "failed", "slow_reader")),
     }
-    for kind in ("final", "interim"):
+    for kind in ("final", "eager", "interim"):
         assert found("kibun_queue_delay_seconds_bucket", kind=kind, le="+Inf") == 0
     assert all(sample.value == 0 for sample in found.samples if sample.name != "kibun_build_info")
 
@@ -280,7 +281,8 @@ async def test_every_second_of_audio_and_every_utterance_is_counted(server: Runn
     before = scrape(server)
     audio = [encode(spoken(seconds, seed=number)) for number, seconds in enumerate((0.7, 1.3))]
     async with connect(server) as stub:
-        one = await converse(stub, [config(), *chunks(audio[0])])
+        features = pb.AnalysisFeatures(disable_eager_finals=True)  # every utterance runs once, as a final
+        one = await converse(stub, [config(features=features), *chunks(audio[0])])
         recording = pb.AnalyzeRequest(config=config().streaming_config, audio_content=audio[1])
         other = await stub.Analyze(recording)
     after = await scrape_until(server, lambda s: _gain(before, s, "kibun_calls_ended_total", code="OK") == 2)
@@ -364,8 +366,9 @@ async def test_labels_hold_no_personal_data_and_every_metric_is_explained(
         "method": r"[A-Z][A-Za-z]+",
         "code": r"[A-Z_]+",
         "reason": r"[A-Z0-9_]*",
-        "kind": "final|interim",
+        "kind": "final|eager|interim",
         "cause": "[a-z_]+",
+        "outcome": "[a-z_]+",
         "version": r"[\d.]+\w*",
     }
     for sample in found.samples:

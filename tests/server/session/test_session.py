@@ -212,7 +212,7 @@ async def slow_feed(requests: Iterable[Request]) -> AsyncIterator[Request]:
 @pytest.mark.parametrize("block", [160, 1_600, 8_000])
 async def test_interims_fall_due_at_exact_positions(interval: int | None, expected: list[int], block: int) -> None:
     world = SessionWorld()
-    session = world.session(interims=True, interim_interval=interval, endpointing=LONG)
+    session = world.session(interims=True, interim_interval=interval, endpointing=LONG, eager=False)
     replies = await run_on(session, slow_feed(in_blocks(said(4.4), block)))
     (final,) = finals(replies)
     assert [u.end - u.start for u in interims(replies)] == expected

@@ -37,7 +37,7 @@ from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import make_vad
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import MemoryStore
-from kibun.server.inference.backend import Backend, Job, ModelInfo
+from kibun.server.inference.backend import Backend, Job, ModelInfo, Urgency
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.worker_pool import LocalBackend
 from kibun.server.session.events import Audio, Limits, Request, StreamOptions, UtteranceResult
@@ -86,9 +86,9 @@ class _Timed(Batcher):
 
     seconds = 0.0
 
-    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Analysis:
+    async def submit(self, job: Job, *, stream_id: str, urgency: Urgency, deadline_s: float) -> Analysis:
         begin = time.perf_counter()
-        result = await super().submit(job, stream_id=stream_id, final=final, deadline_s=deadline_s)
+        result = await super().submit(job, stream_id=stream_id, urgency=urgency, deadline_s=deadline_s)
         self.seconds = time.perf_counter() - begin
         return result
 

@@ -24,6 +24,7 @@ from kibun.client.commands.traits_file import load_traits, match_files
 from kibun.client.errors import AudioFileError, KibunError
 from kibun.client.estimates import Traits
 from kibun.client.events import PersonalityUpdate, StreamWarning, UtteranceResult
+from kibun.client.options import Features
 from kibun.client.pcm import CHUNK_MS
 from kibun.client.server_process import ServerProcess
 from kibun.client.standard_streams import silence_libraries
@@ -199,6 +200,7 @@ async def _stream(client: AsyncClient, audio: Audio, batch: _Batch, outcome: _Ou
     async with conversation.turn(
         sample_rate_hz=audio.sample_rate_hz,
         encoding=audio.encoding,
+        features=Features(eager_finals=False),  # nobody waits for the end of an utterance
         model=batch.model,
         given_personality=batch.traits.get(audio.path),
     ) as turn:

@@ -71,6 +71,14 @@ def stream(
         int | None, typer.Option("--channels", min=1, max=64, help="For raw samples: interleaved; default: 1.")
     ] = None,
     interim: Annotated[bool, typer.Option("--interim", help="Estimates while an utterance is spoken.")] = False,
+    eager: Annotated[
+        bool | None,
+        typer.Option(
+            "--eager/--no-eager",
+            help="Analyse in the silence that may end an utterance: same finals, sooner. Default: unless files are "
+            "sent faster than real time.",
+        ),
+    ] = None,
     model: ModelOption = "",
     traits: Annotated[
         str,
@@ -98,13 +106,17 @@ def stream(
     silence_libraries()
     connection = Connection(server, token, tls, ca)
     known = _traits(traits, participant, dialogue=turns is not None)
-    options = StreamingOptions(chunk_ms, realtime, Features(interim_results=interim), model, known)
+    microphone = any(source == "mic" or source.startswith("mic:") for source in sources)
+    if eager is None:
+        eager = realtime or microphone or any(is_pipe(Path(source)) for source in sources)
+    features = Features(interim_results=interim, eager_finals=eager)
+    options = StreamingOptions(chunk_ms, realtime, features, model, known)
     speaker = _Speaker(conversation, participant)
     console = Console(stderr=True) if as_json else Console()
     raw = _raw(rate, encoding, channels)
     if raw is not None and sources != ["-"]:
         raise UsageError("--rate, --encoding and --channels describe raw samples on standard input: name - as source")
-    if any(source == "mic" or source.startswith("mic:") for source in sources):
+    if microphone:
         if len(sources) > 1 or turns is not None or realtime:
             raise UsageError("mic cannot be combined with files, --turns or --realtime")
         device = sources[0].removeprefix("mic").removeprefix(":")

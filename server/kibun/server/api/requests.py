@@ -91,6 +91,7 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
         interims=features.interim_results,
         interim_interval=interval,
         voice_activity_events=features.enable_voice_activity_events,
+        eager=not features.disable_eager_finals,
         require_existing=config.require_existing_conversation,
         given_traits=given,
         start_offset=round(start_offset * SAMPLE_RATE_HZ),

@@ -145,6 +145,7 @@ def utterance(event: events.UtteranceResult) -> pb.UtteranceResult:
         personality=personality(event.personality),
         condition=personality(event.condition),
         end_reason=END_REASONS[event.reason] if event.reason else pb.END_REASON_UNSPECIFIED,
+        covers_speech_so_far=event.covers_speech_so_far,
     )
 
 

@@ -195,7 +195,7 @@ class SpeechAnalysis:
         requests.check_recording(request)
         call = current_call()
         options = requests.stream_options(request.config, tenant=tenant, defaults=self._defaults())
-        options = replace(options, interims=False, voice_activity_events=False)
+        options = replace(options, interims=False, voice_activity_events=False, eager=False)  # all audio is there
         assert call.account is not None  # as it counts as a stream
         if failure := call.account.charge(requests.audio_seconds(request.audio_content, options)):
             raise failure

@@ -125,6 +125,16 @@ class Segmenter:
         return self._start if certain else None
 
     @property
+    def complete_until(self) -> int | None:
+        """End of the open utterance, in samples, if the silence that has begun ends it: where its segment will end.
+
+        None while somebody speaks, and until all audio up to there has come.
+        """
+        end = self._speech_end + self._hang_over
+        silent = self._state is _STOPPING and self._speech_samples > 0
+        return end if silent and end <= min(self.position, self._start + self._max_utterance) else None
+
+    @property
     def needed_from(self) -> int:
         """Everything before this sample belongs to a segment that was given out, or to none. Never falls."""
         if self._state is _QUIET:

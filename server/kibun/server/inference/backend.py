@@ -8,13 +8,16 @@ vector. Any worker on any machine can therefore answer any job, and a crash lose
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from kibun.models import evidence
 from kibun.models.types import Analysis, Evidence, Utterance
 
+Urgency = Literal["final", "eager", "interim"]
+"""Why an analysis is wanted, the most urgent first. Eager: the utterance has ended unless its speaker goes on."""
 
-@dataclass(frozen=True, eq=False, slots=True)
+
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Job:
     """An utterance, and the model that is to analyse it."""
 
@@ -79,9 +82,9 @@ class BackendError(Exception):
 
 
 class Superseded(Exception):
-    """An interim is not computed: its stream asked for a newer one or for the final, or the server is busy.
+    """An eager or interim job is not computed: its stream asked for a newer one or the final, or the server is busy.
 
-    Raised for interims only. It is no fault: the caller goes on without this interim.
+    Never raised for finals. It is no fault: the caller goes on without this estimate.
     """
 
 
@@ -137,7 +140,7 @@ class Analyzer(Protocol):
 
     @property
     def full(self) -> bool:
-        """Whether finals need all of the machine: request no interims."""
+        """Whether finals need all of the machine: request nothing that is not final."""
         ...
 
     @property
@@ -160,12 +163,14 @@ class Analyzer(Protocol):
         """Entered for as long as a stream is open: the speech expected of it counts as load."""
         ...
 
-    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Analysis:
+    async def submit(self, job: Job, *, stream_id: str, urgency: Urgency, deadline_s: float) -> Analysis:
         """Analyse one utterance; cancelling the awaiting task drops the job if it is still queued.
 
         deadline_s: seconds from now by which the answer is wanted. It orders the queue; a late final is still computed.
-        A final waits while the queue is full (backpressure). A stream has at most one interim queued.
+        A final waits while the queue is full (backpressure). Of what is not final, a stream has at most one job queued.
+        A final whose very `job` object was submitted as eager before takes that answer, or its place in the queue: it
+        is computed once.
 
-        Raises Superseded (interims only) or BackendError.
+        Raises Superseded (never for a final) or BackendError.
         """
         ...

@@ -1,8 +1,10 @@
 """A bounded, deadline-ordered queue in front of a backend: `Batcher`, and its pure part, `JobQueue`.
 
 A job is dispatched at once while the backend has an idle slot; jobs queue only while all slots are busy. There is no
-fixed wait. Finals go before interims, earliest deadline first, and are never dropped. Under load interims are: a stream
-has at most one queued, its newest, and none once its final is queued.
+fixed wait. Finals go before eager jobs, and these before interims; each earliest deadline first. Finals are never
+dropped. What is not final is, under load: a stream has at most one such job queued, its newest, and none once its final
+is queued. An eager job becomes the final where its utterance ended as expected, wherever it is by then: in the queue,
+at work, or answered.
 
 Whether queued jobs go together depends on the measured cost of batches, `a * audio_seconds + b`. One more job in a
 batch of k makes those k wait for its audio, k * a * seconds. It saves one b, for which the job and all those behind it
@@ -22,11 +24,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 from kibun.models.types import SAMPLE_RATE_HZ, Analysis, faint_noise
 from kibun.server.inference import admission
 from kibun.server.inference.admission import Level, SpeechLoad
-from kibun.server.inference.backend import Backend, BackendError, Job, ModelInfo, Superseded
+from kibun.server.inference.backend import Backend, BackendError, Job, ModelInfo, Superseded, Urgency
 from kibun.server.inference.cost import CostModel
 from kibun.server.observability.telemetry import Telemetry
 
@@ -38,7 +41,7 @@ SOON_S = 10.0
 class QueueLimits:
     """Bounds of the queue, in seconds of audio: roughly what jobs cost in time and in memory (64 kB per second)."""
 
-    queued_s: float = 600.0  # of finals; as much again of interims
+    queued_s: float = 600.0  # of finals; as much again of those that were eager jobs, and of interims
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -49,7 +52,7 @@ class Ticket:
     number: int  # in order of arrival, unique
     job: Job = field(compare=False)
     stream_id: str = field(compare=False)
-    final: bool = field(compare=False)
+    urgency: Urgency = field(compare=False)
     queued: float = field(compare=False, default=0.0)  # since when, on the same clock
 
 
@@ -58,31 +61,36 @@ class JobQueue:
 
     def __init__(self, limits: QueueLimits) -> None:
         self._limits = limits
-        self._finals: list[Ticket] = []  # sorted
-        self._interims: list[Ticket] = []  # sorted
-        self._interim_of: dict[str, Ticket] = {}  # by stream
+        self._lanes: dict[Urgency, list[Ticket]] = {"final": [], "eager": [], "interim": []}  # each sorted
+        self._early_of: dict[str, Ticket] = {}  # by stream: its eager job or interim
 
     def __len__(self) -> int:
-        return len(self._finals) + len(self._interims)
+        return sum(map(len, self._lanes.values()))
 
-    def accepts(self, job: Job, *, final: bool) -> bool:
-        """Whether a job may be pushed. An empty lane accepts any job."""
-        lane = self._finals if final else self._interims
-        return not lane or _seconds(lane) + job.utterance.seconds <= self._limits.queued_s
+    def accepts(self, job: Job, urgency: Urgency) -> bool:
+        """Whether a job may be pushed. An empty lane accepts any job; an eager one needs room among the finals too."""
+        queued = self._lanes[urgency] if urgency != "eager" else self._lanes["final"] + self._lanes["eager"]
+        return not queued or _seconds(queued) + job.utterance.seconds <= self._limits.queued_s
 
     def push(self, ticket: Ticket) -> Ticket | None:
-        """Queue a job; return the queued interim of its stream, which it supersedes, if there is one."""
-        superseded = self._interim_of.get(ticket.stream_id)
+        """Queue a job; return the queued eager job or interim of its stream, which it supersedes, if there is one."""
+        superseded = self._early_of.get(ticket.stream_id)
         if superseded is not None:
             self.discard(superseded)
-        if not ticket.final:
-            self._interim_of[ticket.stream_id] = ticket
-        bisect.insort(self._finals if ticket.final else self._interims, ticket)
+        if ticket.urgency != "final":
+            self._early_of[ticket.stream_id] = ticket
+        bisect.insort(self._lanes[ticket.urgency], ticket)
         return superseded
+
+    def promote(self, final: Ticket) -> None:
+        """Queue a final in place of the eager job that it was; does nothing if that has left the queue."""
+        eager = self._early_of.get(final.stream_id)
+        if eager is not None and eager.job is final.job:
+            self.push(final)
 
     def discard(self, ticket: Ticket) -> bool:
         """Remove a job whose caller is gone; False if it is no longer queued."""
-        lane = self._finals if ticket.final else self._interims
+        lane = self._lanes[ticket.urgency]
         index = bisect.bisect_left(lane, ticket)
         if index == len(lane) or lane[index] is not ticket:
             return False
@@ -96,16 +104,16 @@ class JobQueue:
         batch_s: seconds of audio that a batch may carry; a longer job goes alone.
 
         They are always the head of a lane: no final goes after one with a later deadline that was queued at the same
-        time, whatever their lengths. A batch never mixes finals and interims, so no final waits for an interim's audio.
-        Where there are several slots, one takes no interims: the next final finds it idle. Jobs that other idle slots
-        could start at once are left to those.
+        time, whatever their lengths. A batch never mixes lanes, so no final waits for an interim's audio. Where there
+        are several slots, one takes no interims: the next final finds it idle. Jobs that other idle slots could start
+        at once are left to those.
         """
         if idle_slots < 1:
             return []
-        lane = self._finals
+        lane = self._lanes["final"] or self._lanes["eager"]
         if not lane:
             reserved = 1 if slots > 1 else 0
-            lane, idle_slots = self._interims, idle_slots - reserved
+            lane, idle_slots = self._lanes["interim"], idle_slots - reserved
             if idle_slots < 1 or not lane:
                 return []
         share = -(-len(lane) // idle_slots)
@@ -128,17 +136,19 @@ class JobQueue:
     @property
     def finals_s(self) -> float:
         """Seconds of audio in the queued finals."""
-        return _seconds(self._finals)
+        return _seconds(self._lanes["final"])
 
     def clear(self) -> list[Ticket]:
         """Remove and return everything."""
-        tickets = self._finals + self._interims
-        self._finals, self._interims, self._interim_of = [], [], {}
+        tickets = [ticket for lane in self._lanes.values() for ticket in lane]
+        for lane in self._lanes.values():
+            lane.clear()
+        self._early_of.clear()
         return tickets
 
     def _forget(self, ticket: Ticket) -> None:
-        if self._interim_of.get(ticket.stream_id) is ticket:
-            del self._interim_of[ticket.stream_id]
+        if self._early_of.get(ticket.stream_id) is ticket:
+            del self._early_of[ticket.stream_id]
 
 
 def _seconds(lane: list[Ticket]) -> float:
@@ -164,6 +174,8 @@ class Batcher:
         self._speech = SpeechLoad()
         self._numbers = itertools.count()
         self._futures: dict[int, asyncio.Future[Analysis]] = {}  # by ticket number; queued and running
+        # Answers to eager jobs, given or to be given, for as long as their submitter keeps the job.
+        self._eager: WeakKeyDictionary[Job, asyncio.Future[Analysis]] = WeakKeyDictionary()
         self._running: dict[asyncio.Task[None], float] = {}  # batches, and when they are expected to end
         self._entry = asyncio.Lock()  # finals that wait for a full queue enter it in the order they came
         self._dequeued = asyncio.Event()  # a job left the queue
@@ -238,33 +250,56 @@ class Batcher:
             raise outcome
         return self._clock() - began
 
-    async def submit(self, job: Job, *, stream_id: str, final: bool, deadline_s: float) -> Analysis:
+    async def submit(self, job: Job, *, stream_id: str, urgency: Urgency, deadline_s: float) -> Analysis:
         """See backend.Analyzer.submit. A job that has left the queue is computed even if its caller is cancelled."""
         now = self._clock()
-        deadline = now + deadline_s
-        ticket = Ticket(deadline, next(self._numbers), job, stream_id, final, now)
-        if final:
+        ticket = Ticket(now + deadline_s, next(self._numbers), job, stream_id, urgency, now)
+        answer = None
+        if urgency == "final":
             self._speech.add_final(stream_id, job.utterance.seconds, now)
-            async with self._entry:
-                while not self._queue.accepts(job, final=True):
-                    self._dequeued.clear()
-                    await self._dequeued.wait()
-        elif self.full or not self._queue.accepts(job, final=False):
+            answer = self._take_over_eager(ticket)
+            if answer is None:
+                async with self._entry:
+                    while not self._queue.accepts(job, urgency):
+                        self._dequeued.clear()
+                        await self._dequeued.wait()
+        elif self.full or not self._queue.accepts(job, urgency):
             raise Superseded
+        if answer is None:
+            answer = self._push(ticket)
+        if urgency == "eager":
+            self._eager[job] = answer
+        try:
+            return await (asyncio.shield(answer) if urgency == "eager" else answer)
+        finally:
+            if urgency != "eager" or (not answer.done() and self._eager.pop(job, None) is not None):
+                answer.cancel()  # nobody waits for it; does nothing once it is there
+                if self._queue.discard(ticket):
+                    self._dequeued.set()
+
+    def _push(self, ticket: Ticket) -> asyncio.Future[Analysis]:
+        """Queue a job; return its answer to be. Raises BackendError UNAVAILABLE."""
         if self._closed:
             raise BackendError("UNAVAILABLE", "the server is stopping")
-        future: asyncio.Future[Analysis] = asyncio.get_running_loop().create_future()
-        self._futures[ticket.number] = future
+        answer = self._expect(ticket, asyncio.get_running_loop().create_future())
         superseded = self._queue.push(ticket)
-        if superseded is not None:
-            self._futures[superseded.number].set_exception(Superseded())
+        if superseded is not None and (waiting := self._waiting(superseded)) is not None:
+            waiting.set_exception(Superseded())
         self._dispatch()
-        try:
-            return await future
-        finally:
-            del self._futures[ticket.number]
-            if self._queue.discard(ticket):
-                self._dequeued.set()
+        return answer
+
+    def _take_over_eager(self, final: Ticket) -> asyncio.Future[Analysis] | None:
+        """The answer to the final's job that was submitted as eager, given or to be given; None: there is none."""
+        answer = self._eager.pop(final.job, None)
+        if answer is None or (answer.done() and (answer.cancelled() or answer.exception())):
+            return None
+        self._queue.promote(final)
+        return self._expect(final, answer)
+
+    def _expect(self, ticket: Ticket, answer: asyncio.Future[Analysis]) -> asyncio.Future[Analysis]:
+        self._futures[ticket.number] = answer
+        answer.add_done_callback(lambda _: self._futures.pop(ticket.number))
+        return answer
 
     async def drain(self) -> None:
         """Wait until nothing is queued or running."""
@@ -326,7 +361,7 @@ class Batcher:
         answered = self._clock()
         if not any(isinstance(outcome, BackendError) for outcome in outcomes):
             self._cost.observe(_seconds(batch), answered - began)
-        self._telemetry.ran([(t.stream_id, t.final, t.queued) for t in batch], began, answered)
+        self._telemetry.ran([(t.stream_id, t.urgency, t.queued) for t in batch], began, answered)
         return outcomes
 
     def _done(self, task: asyncio.Task[None]) -> None:

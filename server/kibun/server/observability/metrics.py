@@ -27,6 +27,11 @@ DropCause = Literal["superseded", "busy", "failed", "slow_reader"]
 """Why an interim was not sent: a newer one or the final took its place; finals needed the machine; the model failed;
 its client does not read."""
 
+JobKind = Literal["final", "eager", "interim"]
+EagerOutcome = Literal["final", "spoken_on", "recomputed", "dropped"]
+"""What became of an analysis begun in the silence after speech: it was the final; its speaker went on; the final rested
+on something that was not known yet; it was not made, as finals needed the machine or the model failed."""
+
 
 class Metrics:
     """The metrics of one server.
@@ -60,10 +65,13 @@ class Metrics:
         text = "Interim results that were not sent, by cause."
         dropped = Counter("kibun_interims_dropped", text, ("cause",), registry=registry)
         self.interims_dropped = {cause: dropped.labels(cause) for cause in get_args(DropCause)}
+        text = "Utterances whose analysis began in the silence after them, by what became of it."
+        eager = Counter("kibun_eager_finals", text, ("outcome",), registry=registry)
+        self.eager = {outcome: eager.labels(outcome) for outcome in get_args(EagerOutcome)}
 
         text = "From an utterance being queued until its batch leaves for a worker."
         delay = Histogram("kibun_queue_delay_seconds", text, ("kind",), buckets=SHORT_S, registry=registry)
-        self.queue_delay = {kind: delay.labels(kind) for kind in ("final", "interim")}
+        self.queue_delay = {kind: delay.labels(kind) for kind in get_args(JobKind)}
         text = "From a batch leaving for a worker until it is answered."
         self.inference = Histogram("kibun_inference_seconds", text, buckets=SHORT_S, registry=registry)
         self.batch_jobs = Histogram("kibun_batch_jobs", "Utterances in a batch.", buckets=JOBS, registry=registry)

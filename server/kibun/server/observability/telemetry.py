@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kibun.models.types import SAMPLE_RATE_HZ
-from kibun.server.observability.metrics import DropCause, Metrics
+from kibun.server.observability.metrics import DropCause, EagerOutcome, JobKind, Metrics
 
 SERVICE = "kibun.v1.SpeechAnalysisService"
 METHODS = (
@@ -35,7 +35,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class FinalTimes:
-    """When things happened to one final, in seconds of the monotonic clock."""
+    """When things happened to one final, in seconds of the monotonic clock.
+
+    An eager final was queued, and may even be answered, before the end of its utterance was found.
+    """
 
     ended: float  # the end of the utterance was found
     queued: float
@@ -97,7 +100,7 @@ class CallTelemetry:
         self.speech_samples = 0
         self.finals = 0
         self.interims = 0
-        self.ran = (0.0, 0.0, 0.0)  # of the latest final: queued, began, answered
+        self.ran = (0.0, 0.0, 0.0)  # of the latest final, or eager job that may become it: queued, began, answered
         self._metrics = metrics
         self._on_end = on_end
         self.trace: CallTrace | None = None
@@ -138,6 +141,10 @@ class CallTelemetry:
     def dropped_interim(self, cause: DropCause) -> None:
         """Reports an interim that was not sent."""
         self._metrics.interims_dropped[cause].inc()
+
+    def eager(self, outcome: EagerOutcome) -> None:
+        """Reports what became of an utterance that was analysed in the silence after it."""
+        self._metrics.eager[outcome].inc()
 
     def end(self, code: str, reason: str = "") -> None:
         """Reports how the call ended; `code` is gRPC's. Does nothing the second time."""
@@ -191,16 +198,16 @@ class Telemetry:
             call.trace = self._tracer.call(call.method, call.request_id, parent)
             self._traced[call.request_id] = call
 
-    def ran(self, jobs: Iterable[tuple[str, bool, float]], began: float, answered: float) -> None:
+    def ran(self, jobs: Iterable[tuple[str, JobKind, float]], began: float, answered: float) -> None:
         """Reports a batch that was run.
 
-        `jobs`: the stream's request id, whether it is a final, and when it was queued.
+        `jobs`: the stream's request id, what was wanted, and when it was queued.
         """
         count = 0
-        for request_id, final, queued in jobs:
+        for request_id, kind, queued in jobs:
             count += 1
-            self.metrics.queue_delay["final" if final else "interim"].observe(max(began - queued, 0.0))
-            if final and (call := self._traced.get(request_id)) is not None:
+            self.metrics.queue_delay[kind].observe(max(began - queued, 0.0))
+            if kind != "interim" and (call := self._traced.get(request_id)) is not None:
                 call.ran = (queued, began, answered)
         self.metrics.inference.observe(answered - began)
         self.metrics.batch_jobs.observe(count)

@@ -87,7 +87,7 @@ class _CallTrace:
             return round(1e9 * (epoch_s + moment))
 
         utterance = self._tracer.start_span(
-            "utterance", trace.set_span_in_context(self._span), start_time=ns(times.ended)
+            "utterance", trace.set_span_in_context(self._span), start_time=ns(min(times.ended, times.queued))
         )
         below = trace.set_span_in_context(utterance)
         for name, begin, end in (

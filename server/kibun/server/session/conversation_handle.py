@@ -155,7 +155,7 @@ class ConversationHandle:
     @property
     def participant(self) -> Participant:
         """The stream's participant, as last seen, with the given traits that the stream began with."""
-        return replace(self.conversation.participant(self._options.participant_id), given_traits=self._given)
+        return self._participant_of(self.conversation)
 
     # ---- the store's StreamHandle
 
@@ -210,6 +210,11 @@ class ConversationHandle:
         await self._stream.wait_for_earlier()
         await self.refresh()
         self._warn_of_bundle()
+
+    async def peek_after_earlier(self) -> Participant:
+        """The participant as `refresh_after_earlier` would make it known, which stays as it is."""
+        await self._stream.wait_for_earlier()
+        return self._participant_of(await self._store.get(self._options.key, self) or self.conversation)
 
     async def update(self, change: Callable[[Participant], Participant]) -> None:
         """Changes the participant in the store. Raises the failure that ended the stream, if one did."""
@@ -269,6 +274,9 @@ class ConversationHandle:
         while True:
             await asyncio.sleep(self.conversation.ttl_s / 3)
             await self.update(lambda participant: participant)
+
+    def _participant_of(self, conversation: Conversation) -> Participant:
+        return replace(conversation.participant(self._options.participant_id), given_traits=self._given)
 
     async def _update_turn(self, turn_id: str, start: int, change: Callable[[Participant], Participant]) -> None:
         def unless_superseded(participant: Participant) -> Participant:

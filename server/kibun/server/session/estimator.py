@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from kibun.models.types import Analysis, Utterance
 from kibun.server.audio.endpointing import EndReason, SpeechSegment
 from kibun.server.conversation.state import Participant, UtteranceRecord
 from kibun.server.errors import RETRY_AFTER_S, Failure, Kind
-from kibun.server.inference.backend import Analyzer, BackendError, Job, ModelInfo
+from kibun.server.inference.backend import Analyzer, BackendError, Job, ModelInfo, Urgency
 from kibun.server.session import estimates
 from kibun.server.session.events import PersonalityUpdate, StreamOptions, TurnResult, UtteranceResult
 
 FINAL_DEADLINE_S = 1.0
 INTERIM_DEADLINE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Eager:
+    """The job of an utterance that may have ended: samples [start, end) of the stream."""
+
+    start: int
+    end: int
+    job: Job
 
 
 class Estimator:
@@ -22,6 +33,7 @@ class Estimator:
         self._options = options
         self._model = model
         self._analyzer = analyzer
+        self._eager: _Eager | None = None
 
     @property
     def bundle(self) -> str:
@@ -30,7 +42,7 @@ class Estimator:
 
     @property
     def full(self) -> bool:
-        """Whether the machine is needed for finals, so that no interim should be asked for."""
+        """Whether the machine is needed for finals, so that nothing else should be asked for."""
         return self._analyzer.full
 
     @property
@@ -42,24 +54,48 @@ class Estimator:
         """Whether the segment is long enough for the model."""
         return len(segment.audio) >= self._model.min_samples
 
-    async def run_model(self, segment: SpeechSegment, known: Participant, *, final: bool) -> Analysis:
+    async def interim(self, segment: SpeechSegment, known: Participant) -> Analysis:
+        """Analyses what was said so far with what is known of the participant. Raises as `final`, and Superseded."""
+        return await self._submit(Job(self._model.name, self._utterance(segment, known)), "interim")
+
+    async def eager(self, segment: SpeechSegment, known: Participant) -> Analysis:
+        """Analyses an utterance that may have ended, so that `final` has the answer. Raises as `interim`."""
+        job = Job(self._model.name, self._utterance(segment, known))
+        self._eager = _Eager(segment.start, segment.end, job)
+        return await self._submit(job, "eager")
+
+    def forget_eager(self) -> None:
+        """Forgets what `eager` analysed: its speaker went on."""
+        self._eager = None
+
+    async def final(self, segment: SpeechSegment, known: Participant) -> tuple[Analysis, bool | None]:
         """Analyses a segment with what is known of the participant.
 
-        Raises Failure UNAVAILABLE if another server should do it, BackendError, and for interims Superseded.
+        Also whether that is the answer of `eager`, of the very same samples and knowledge; None if it had none of these
+        samples. The analysis is the same either way.
+
+        Raises Failure UNAVAILABLE if another server should do it, and BackendError.
         """
-        options, model = self._options, self._model
-        utterance = Utterance(
+        job = Job(self._model.name, self._utterance(segment, known))
+        eager, self._eager = self._eager, None
+        tried = eager is not None and (eager.start, eager.end) == (segment.start, segment.end)
+        if eager is not None and tried and _same_condition(eager.job.utterance, job.utterance):
+            return await self._submit(eager.job, "final"), True
+        return await self._submit(job, "final"), False if tried else None
+
+    def _utterance(self, segment: SpeechSegment, known: Participant) -> Utterance:
+        return Utterance(
             audio=segment.audio,
-            history=estimates.history(model, known),
+            history=estimates.history(self._model, known),
             given_traits=known.given_traits,
-            emotion=options.emotion,
-            personality=model.supports_personality,  # even if the client wants none: emotion is conditioned on it
+            emotion=self._options.emotion,
+            personality=self._model.supports_personality,  # even if the client wants none: emotion is conditioned on it
         )
-        deadline_s = FINAL_DEADLINE_S if final else INTERIM_DEADLINE_S
+
+    async def _submit(self, job: Job, urgency: Urgency) -> Analysis:
+        deadline_s = INTERIM_DEADLINE_S if urgency == "interim" else FINAL_DEADLINE_S
         try:
-            return await self._analyzer.submit(
-                Job(model.name, utterance), stream_id=self._request_id, final=final, deadline_s=deadline_s
-            )
+            return await self._analyzer.submit(job, stream_id=self._request_id, urgency=urgency, deadline_s=deadline_s)
         except BackendError as error:
             if error.reason == "UNAVAILABLE":
                 message = "the server is stopping; resume the turn on another connection"
@@ -133,3 +169,8 @@ def record_of(final: UtteranceResult, analysis: Analysis | None, bundle: str) ->
         reason=final.reason,
         bundle=bundle if analysis else "",
     )
+
+
+def _same_condition(one: Utterance, other: Utterance) -> bool:
+    """Whether two utterances of the same audio and options rest on the same knowledge of their speaker, to the bit."""
+    return one.given_traits == other.given_traits and one.history.tobytes() == other.history.tobytes()

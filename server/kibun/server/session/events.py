@@ -41,6 +41,7 @@ class StreamOptions:
     interims: bool = False
     interim_interval: int | None = None  # samples; None: geometric times 1, 2.5, 6.25, 15.6 s
     voice_activity_events: bool = False
+    eager: bool = True  # analyse in the silence that may end an utterance
     require_existing: bool = False
     given_traits: Traits | None = None  # None: those given for the participant before, if any
     start_offset: int = 0
@@ -135,7 +136,10 @@ class SpeechEvent:
 
 @dataclass(frozen=True, slots=True)
 class UtteranceResult:
-    """An interim or the final estimate of an utterance. `reason` is None for interims."""
+    """An interim or the final estimate of an utterance. `reason` is None for interims.
+
+    covers_speech_so_far: an interim made in the silence after speech that is still going on.
+    """
 
     utterance_id: str
     turn_id: str
@@ -147,6 +151,7 @@ class UtteranceResult:
     personality: Personality | None
     condition: Personality | None
     reason: EndReason | None
+    covers_speech_so_far: bool = False
 
 
 @dataclass(frozen=True, slots=True)

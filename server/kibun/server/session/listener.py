@@ -115,7 +115,7 @@ class Listener:
             block = samples[begin : begin + BLOCK if len(samples) - begin >= 2 * BLOCK else len(samples)]
             self._count(len(block))
             await self._turns.push(block)
-            self._turns.start_interim()
+            self._turns.estimate_early()
             if number % BLOCKS_PER_STEP == 0:
                 await asyncio.sleep(0)
         await self._check_rate()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from functools import partial
 
 from kibun.models.types import SAMPLE_RATE_HZ
@@ -17,12 +18,22 @@ from kibun.server.inference.backend import BackendError, Superseded
 from kibun.server.observability.telemetry import CallTelemetry
 from kibun.server.session.conversation_handle import ConversationHandle
 from kibun.server.session.estimator import Estimator, record_of
-from kibun.server.session.events import Limits, StreamWarning
+from kibun.server.session.events import Limits, StreamWarning, UtteranceResult
 from kibun.server.session.open_streams import OpenStream
 from kibun.server.session.outbox import Outbox
 from kibun.server.session.tasks import Tasks
 
 MAX_QUEUED = 256  # utterances and ends of turns that may wait; how much audio they may hold is bounded by Limits
+
+
+@dataclass(slots=True, eq=False)
+class _Eager:
+    """An estimate of the open utterance in the silence that may end it."""
+
+    segment: SpeechSegment
+    as_interim: bool  # the client gets it at once
+    covers_speech: bool = True  # nobody has spoken on
+    ended: bool = False  # its utterance has: the answer is that of the final
 
 
 class Responder:
@@ -50,7 +61,9 @@ class Responder:
         self._queue: asyncio.Queue[Callable[[], Awaitable[None]] | None] = asyncio.Queue(MAX_QUEUED)
         self._waiting: deque[SpeechSegment] = deque()  # not answered yet
         self._answered = asyncio.Event()  # set with every final
-        self._interim: asyncio.Task[None] | None = None
+        self._interim: asyncio.Task[None] | None = None  # under way, or the latest
+        self._eager: _Eager | None = None  # of the open utterance, while nobody speaks on
+        self._eager_task: asyncio.Task[None] | None = None  # of the open utterance
 
     @property
     def waits_for(self) -> SpeechSegment | None:
@@ -70,6 +83,7 @@ class Responder:
         Raises Failure AUDIO_BACKLOG if nothing is answered for `Limits.backlog_timeout_s`.
         """
         self._cancel_interim()
+        self._end_eager(segment)
         self._telemetry.utterance_ended()
         await self._wait_for_backlog()
         self._waiting.append(segment)
@@ -83,13 +97,52 @@ class Responder:
         """Makes `run` return once all that is queued is answered."""
         await self._queue.put(None)
 
-    def interim(self, segment: SpeechSegment, turn_id: str) -> None:
-        """Starts to estimate the open utterance as far as it goes, unless finals wait: those come first."""
-        if self._waiting or self._estimator.full:
+    @property
+    def busy(self) -> bool:
+        """Whether finals wait, on this stream or for the machine: those come first."""
+        return bool(self._waiting) or self._estimator.full
+
+    def interim(self, segment: SpeechSegment, turn_id: str) -> bool:
+        """Starts to estimate the open utterance as far as it goes; False if busy."""
+        if self.busy:
             self._telemetry.dropped_interim("busy")
-            return
+            return False
         self._cancel_interim()
         self._interim = self._tasks.start(self._answer_interim(segment, turn_id))
+        return True
+
+    def eager(self, segment: SpeechSegment, turn_id: str, *, as_interim: bool) -> bool:
+        """Starts to estimate the open utterance in the silence that may end it; False if busy or too short.
+
+        If that ends it, `final` gives its answer; else `speech_goes_on`. as_interim: the client gets it at once.
+        """
+        if self.busy or not self._estimator.can_analyze(segment):
+            return False
+        self._cancel_interim()
+        self._eager = _Eager(segment, as_interim)
+        self._eager_task = self._tasks.start(self._answer_eager(self._eager, turn_id))
+        return True
+
+    def speech_goes_on(self) -> None:
+        """The utterance of `eager` goes on: what was estimated of it is at most an interim."""
+        eager, self._eager = self._eager, None
+        if eager is None:
+            return
+        eager.covers_speech = False
+        self._estimator.forget_eager()
+        self._telemetry.eager("spoken_on")
+        if not eager.as_interim and self._eager_task is not None:
+            self._eager_task.cancel()
+
+    def _end_eager(self, segment: SpeechSegment) -> None:
+        """The open utterance has ended with this segment: that of `eager`, or another."""
+        eager = self._eager
+        if eager is not None and (eager.segment.start, eager.segment.end) != (segment.start, segment.end):
+            self.speech_goes_on()
+        if self._eager is not None:
+            self._eager.ended, self._eager, self._eager_task = True, None, None
+        elif self._eager_task is not None:
+            self._eager_task.cancel()
 
     def _cancel_interim(self) -> None:
         if self._interim is not None and not self._interim.done():
@@ -129,23 +182,43 @@ class Responder:
     async def _answer_interim(self, segment: SpeechSegment, turn_id: str) -> None:
         known = self._conversation.participant
         try:
-            analysis = await self._estimator.run_model(segment, known, final=False)
+            analysis = await self._estimator.interim(segment, known)
         except Superseded:
             self._telemetry.dropped_interim("busy")
         except (BackendError, Failure):  # a lasting fault reaches the client with the final
             self._telemetry.dropped_interim("failed")
         else:
-            if self._outbox.full:  # a slow reader misses interims, never finals
-                self._telemetry.dropped_interim("slow_reader")
-            else:
-                result = self._estimator.utterance_result(segment, turn_id, analysis, known, is_final=False)
-                await self._outbox.put(result)
+            await self._put_interim(self._estimator.utterance_result(segment, turn_id, analysis, known, is_final=False))
+
+    async def _answer_eager(self, eager: _Eager, turn_id: str) -> None:
+        try:
+            known = await self._conversation.peek_after_earlier()
+            if eager.ended or not eager.covers_speech:  # earlier streams took until now
+                self._telemetry.eager("dropped")
+                return
+            analysis = await self._estimator.eager(eager.segment, known)
+        except (Superseded, BackendError, Failure):  # a lasting fault reaches the client with the final
+            if eager is self._eager:
+                self._estimator.forget_eager()
+                self._telemetry.eager("dropped")
+            return
+        if eager.as_interim and not eager.ended:
+            result = self._estimator.utterance_result(eager.segment, turn_id, analysis, known, is_final=False)
+            await self._put_interim(replace(result, covers_speech_so_far=eager.covers_speech))
+
+    async def _put_interim(self, result: UtteranceResult) -> None:
+        if self._outbox.full:  # a slow reader misses interims, never finals
+            self._telemetry.dropped_interim("slow_reader")
+        else:
+            await self._outbox.put(result)
 
     async def _answer_final(self, segment: SpeechSegment, turn_id: str) -> None:
         await self._conversation.refresh_after_earlier()
         known = self._conversation.participant
         if self._estimator.can_analyze(segment):
-            analysis = await self._estimator.run_model(segment, known, final=True)
+            analysis, eager = await self._estimator.final(segment, known)
+            if eager is not None:
+                self._telemetry.eager("final" if eager else "recomputed")
             self.speech += len(segment.audio)
         else:
             analysis = None

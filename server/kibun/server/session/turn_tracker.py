@@ -42,6 +42,15 @@ class _OpenTurn:
     began: bool = False
 
 
+@dataclass(slots=True)
+class _Early:
+    """What is estimated of the open utterance before it ends, in samples of it."""
+
+    next_interim: int
+    estimated: int = 0  # by all so far, but for interims at a fixed interval
+    eager_end: int | None = None  # of the stream: where it ends if the silence goes on for which it was estimated
+
+
 class TurnTracker:
     """Takes samples; puts speech events into the outbox, and gives segments and ends of turns to the responder."""
 
@@ -64,7 +73,7 @@ class TurnTracker:
         self._watch = watch
         self._new_turn_id = new_turn_id
         self._turn = _OpenTurn(options.turn_id, asked=True, start=0, due=True)
-        self._next_interim = self._first_interim  # samples of the open utterance; it may be open from the start
+        self._early = self._nothing_early()  # an utterance may be open from the start
 
     @property
     def processed(self) -> int:
@@ -112,31 +121,62 @@ class TurnTracker:
         await self._conversation.check_next_turn(turn_id)
         return turn_id
 
-    def start_interim(self) -> None:
-        """Starts an interim if one has fallen due: on audio up to the exact sample at which it did."""
+    def estimate_early(self) -> None:
+        """Starts what is to be estimated before the open utterance ends.
+
+        In a silence that may end it, the utterance, once for each silence: its final is then at hand when it ends. Else
+        an interim, if one has fallen due. Together they cost less than two encodings of the final, unless the client
+        asks for a fixed interval: none is begun once those before are longer than the utterance, and it grows until its
+        final.
+        """
         opened = self._segmenter.open_start
-        if not self._options.interims or opened is None:
+        if opened is None:
+            return
+        end = self._segmenter.complete_until
+        if self._early.eager_end is not None and end != self._early.eager_end:
+            self._early.eager_end = None
+            self._responder.speech_goes_on()
+        if self._early.eager_end is None and end is not None:
+            self._start_eager(opened, end)
+        if self._early.eager_end is None:
+            self._start_interim(opened)
+
+    def _start_eager(self, opened: int, end: int) -> None:
+        length = end - opened
+        if not self._options.eager or self._early.estimated > length or self._responder.busy:
+            return
+        segment = self._open_segment(opened, end)
+        if self._responder.eager(segment, self._turn.turn_id, as_interim=self._options.interims):
+            self._early.eager_end = end
+            self._early.estimated += length
+            if self._options.interim_interval is None:  # as interim it counts among the others
+                self._early.next_interim = max(self._early.next_interim, round(INTERIM_RATIO * length))
+
+    def _start_interim(self, opened: int) -> None:
+        """Starts an interim if one has fallen due: on audio up to the exact sample at which it did."""
+        if not self._options.interims:
             return
         due, every = None, self._options.interim_interval
-        while self._segmenter.position - opened >= self._next_interim:
-            due = self._next_interim
+        while self._segmenter.position - opened >= self._early.next_interim:
+            due = self._early.next_interim
             apart = every or due * (INTERIM_RATIO - 1)
-            self._next_interim = due + round(apart * self._responder.interim_stretch)
-        if due is not None:
-            audio = self._segmenter.open_audio(opened + due)
-            segment = SpeechSegment(opened, opened + due, audio, len(audio), EndReason.SILENCE, opened)
-            self._responder.interim(segment, self._turn.turn_id)
+            self._early.next_interim = due + round(apart * self._responder.interim_stretch)
+        if due is not None and self._responder.interim(self._open_segment(opened, opened + due), self._turn.turn_id):
+            self._early.estimated += 0 if every else due
 
-    @property
-    def _first_interim(self) -> int:
-        return self._options.interim_interval or FIRST_INTERIM
+    def _open_segment(self, opened: int, end: int) -> SpeechSegment:
+        audio = self._segmenter.open_audio(end)
+        return SpeechSegment(opened, end, audio, len(audio), EndReason.SILENCE, opened)
+
+    def _nothing_early(self) -> _Early:
+        return _Early(self._options.interim_interval or FIRST_INTERIM)
 
     async def _handle(self, found: list[SegmenterEvent]) -> None:
         for event in found:
             match event:
                 case SpeechBegin(position):
                     await self._begin_turn(position)
-                    self._next_interim = self._first_interim
+                    self._early = self._nothing_early()
                     await self._put_activity("activity_begin", position)
                 case SpeechEnd(position):
                     await self._put_activity("activity_end", position)
@@ -144,7 +184,7 @@ class TurnTracker:
                     await self._put_speech("no_speech_timeout", position)
                 case SpeechSegment(start=position):
                     await self._begin_turn(position)
-                    self._next_interim = self._first_interim
+                    self._early = self._nothing_early()
                     await self._watch.utterance(event, self._turn.turn_id)
                     await self._responder.final(event, self._turn.turn_id)
                 case TurnSilence(position):
