@@ -103,7 +103,7 @@ DOORS = {
     "soxr": "server.audio.decoder client.mono training bench.accuracy",
     "soundfile": "client.audio_file training bench.cost bench.accuracy",
     "sounddevice": "client.commands",
-    "prometheus_client": "server.observability.exporter server.observability.metrics",
+    "prometheus_client": "server.observability.exporter server.observability.joined server.observability.metrics",
     "opentelemetry": "server.observability.tracing",
     "redis": "server.conversation.redis_connection",
     "typer": "server.main client.main client.commands models.building.commands training bench",

@@ -125,7 +125,7 @@ def _traits(level: float) -> Traits:
 def load(options: LoadOptions) -> LoadedModels:
     """Make one stub per model name; a name with a slash must be an existing path, some other names fail to load."""
     models = []
-    slots = options.threads or 2
+    slots = options.own_threads(2)
     batch_s = 8.0
     for text in options.models:
         name, _, query = text.partition("?")

@@ -153,6 +153,32 @@ def front(
 
 
 @bench_app.command()
+def capacity(
+    quick: Quick = False,
+    as_json: JsonOption = False,
+    plot: Plot = None,
+    redis: Annotated[str | None, typer.Option(help="URL of a Redis for conversations; default: start one.")] = None,
+) -> None:
+    """How many live streams and finals one front carries before its event loop is late; one front against two.
+
+    Linux only; a stub for a model. --json: streams_carried (the most with a loop on time), saturated (whether a higher
+    number was too much), streams_per_core (counted from the CPU), core_share_per_stream, levels, finals (per second and
+    their CPU, by length), fronts (rounds, ratio of finals per second with --fronts 2 over 1, cpu_ratio of the fronts'
+    CPU per final, connections that each got, left_out: why not compared), machine.
+    """
+    from kibun.bench.load import capacity
+    from kibun.bench.support import report
+    from kibun.bench.support.child import ChildError
+    from kibun.client.server_process import ServerStartError
+
+    try:
+        report.run(lambda: capacity.measure(quick=quick, redis=redis), as_json=as_json, plot=plot)
+    except (ChildError, ServerStartError, capacity.CapacityError) as error:
+        typer.echo(f"kibun bench capacity: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@bench_app.command()
 def soak(
     quick: Quick = False,
     as_json: JsonOption = False,

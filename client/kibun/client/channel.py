@@ -12,7 +12,8 @@ from kibun.client.errors import ErrorDetails, InvalidRequestError
 
 # Keepalive finds a frozen server within 25 s; without ping_timeout beside it, it takes a minute. Retries of gRPC are
 # off because a stream can only be resumed with the audio that the SDK keeps (see `turn`). Calls take turns among the
-# addresses of a name, so that one refused by a server that drains goes to another at its next attempt.
+# addresses of a name, so that one refused by a server that drains goes to another at its next attempt. Each client has
+# connections of its own, not those of others in its process: a server's fronts share connections out, not streams.
 CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
     ("grpc.keepalive_time_ms", 20_000),
@@ -20,6 +21,7 @@ CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.http2.ping_timeout_ms", 5_000),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
     # After a lost connection try again soon: the default backs off to two minutes. `min_` is the time that one attempt
     # to connect may take, TLS included.
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -21,6 +21,7 @@ from kibun.server.api.quota import TenantLimits  # noqa: E402
 from kibun.server.api.service import ServiceLimits  # noqa: E402
 from kibun.server.audio.vad import VadName  # noqa: E402
 from kibun.server.errors import StartError  # noqa: E402
+from kibun.server.fronts import Fronts  # noqa: E402
 from kibun.server.inference.worker_pool import WorkerTimes  # noqa: E402
 from kibun.server.observability.watchdog import WatchdogTimes  # noqa: E402
 from kibun.server.serving import Server  # noqa: E402
@@ -52,13 +53,26 @@ def serve(
         int, typer.Option(envvar="KIBUN_PORT", help="Port; 0 picks a free one.", min=0, max=65535)
     ] = DEFAULTS.port,
     port_file: Annotated[Path | None, typer.Option(help="Write the port to this file once ready.")] = None,
+    fronts: Annotated[
+        int,
+        typer.Option(
+            envvar="KIBUN_FRONTS",
+            help="Processes that serve the port, each with a copy of the models and its share of --threads; needs"
+            " --store redis://… (docs/operations.md).",
+            min=1,
+            max=256,
+        ),
+    ] = DEFAULTS.fronts,
     device: Annotated[
         str, typer.Option(envvar="KIBUN_DEVICE", help="auto, cpu, cuda or cuda:N.", rich_help_panel=_MODELS)
     ] = DEFAULTS.device,
     threads: Annotated[
         int | None,
         typer.Option(
-            envvar="KIBUN_THREADS", help="Inference threads; default: one per core.", min=1, rich_help_panel=_MODELS
+            envvar="KIBUN_THREADS",
+            help="Inference threads, of all fronts; default: one per core.",
+            min=1,
+            rich_help_panel=_MODELS,
         ),
     ] = DEFAULTS.threads,
     allow_untrained: Annotated[
@@ -249,6 +263,7 @@ def serve(
             host=host,
             port=port,
             port_file=port_file,
+            fronts=fronts,
             device=device,
             threads=threads,
             allow_untrained=allow_untrained,
@@ -295,7 +310,7 @@ def serve(
 
 
 async def _serve(settings: Settings) -> None:
-    await Server(settings).run()
+    await (Server(settings) if settings.fronts == 1 else Fronts(settings)).run()
     # Everything is closed. A thread that hangs, such as in a DNS look-up, must not keep the process alive.
     last_resort = threading.Timer(LAST_RESORT_S, _end)
     last_resort.daemon = True

@@ -7,6 +7,8 @@ import logging
 import resource
 import signal
 from collections.abc import Awaitable
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import grpc
 from grpc_reflection.v1alpha import reflection
@@ -26,7 +28,7 @@ from kibun.server.inference.backend import BackendError, ModelInfo
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.worker_pool import DEFAULT_LOADER, LocalBackend
 from kibun.server.observability import logs
-from kibun.server.observability.setup import Observability
+from kibun.server.observability.setup import Observability, shown
 from kibun.server.observability.telemetry import SERVICE
 from kibun.server.observability.watchdog import Watchdog
 from kibun.server.session.capability import notice
@@ -35,7 +37,7 @@ from kibun.server.settings import Settings
 log = logging.getLogger(__name__)
 
 GRPC_OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.so_reuseport", 0),  # otherwise two servers could share a port, and its streams, unnoticed
+    ("grpc.so_reuseport", 0),  # otherwise two servers could share a port, and its streams, unnoticed; see `Front`
     ("grpc.http2.bdp_probe", 0),  # with the next: a stalled server buffers 2 s of audio, not 130 s
     ("grpc.http2.lookahead_bytes", 65_536),
     ("grpc.keepalive_time_ms", 20_000),
@@ -59,12 +61,26 @@ SPANS_S = 2.5  # the longest that the last spans may take to be sent, unless sto
 OWN_FILES = 128  # open files that are not connections: pipes to workers, libraries, the store
 
 
+@dataclass(frozen=True, slots=True)
+class Front:
+    """One of the `settings.fronts` servers that share a port and this machine; see `fronts`.
+
+    It listens only once its models are loaded, as the kernel gives a share of all new connections to whoever listens.
+    """
+
+    number: int  # from 0
+    restarts: int = 0  # of it, so far
+
+
 class Server:
     """A gRPC server with worker processes behind it. `run` returns once it has stopped."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, front: Front | None = None) -> None:
+        """`settings`: with several fronts, those of all together; this one takes its share."""
         self.settings = settings
         self.port = 0
+        self.metrics_port: int | None = None
+        self._front = front
         self._stop = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._store: ConversationStore = MemoryStore()
@@ -79,6 +95,11 @@ class Server:
             otlp_endpoint=settings.otlp_endpoint,
         )
         self._serving = False
+
+    @property
+    def serving(self) -> bool:
+        """Whether the health service reports SERVING."""
+        return self._serving
 
     async def run(self) -> None:
         """Serves until stopped. Raises StartError if it cannot start."""
@@ -107,6 +128,7 @@ class Server:
             settings.models,
             device=settings.device,
             threads=settings.threads,
+            sharing=settings.fronts,
             allow_untrained=settings.allow_untrained,
             precision=settings.precision,
             loader=settings.loader,
@@ -120,22 +142,28 @@ class Server:
         service.gate.watch_calls()
         server = grpc.aio.server(interceptors=[service.gate], options=_grpc_options(settings))
         try:
-            await self._listen(server, service, credentials)
+            if self._front is None:
+                await self._listen(server, service, credentials)
             self._watchdog.start()
             # Called in other threads; none of these changes anything.
             metrics.workers.set_function(lambda: len(backend.pids))
             metrics.worker_restarts.set_function(lambda: backend.restarts)
+            metrics.front_restarts.set_function(lambda: self._front.restarts if self._front else 0)
             metrics.queued_jobs.set_function(lambda: batcher.queued)
             metrics.load_ratio.set_function(lambda: batcher.load)
             metrics.conversations.set_function(lambda: len(self._store))
             metrics.log_lines_lost.set_function(logs.lost_lines)
-            self._observability.open(
+            self.metrics_port = self._observability.open(
                 ready=lambda: self._serving and not self._watchdog.blocked, alive=lambda: not self._watchdog.blocked
             )
+            if self.metrics_port is not None and self._front is None:
+                logs.report(f"metrics on http://{shown(settings.metrics_host)}:{self.metrics_port}/metrics")
             await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
             if not loading.done():
                 return
             service.serve(loading.result())
+            if self._front is not None:
+                await self._listen(server, service, credentials)
             await self._announce(service)
             await self._watch(backend, service, stopping)
             await self._drain(service)
@@ -185,7 +213,7 @@ class Server:
             make_vad=lambda aggressiveness: make_vad(settings.vad, aggressiveness),
             endpointing=settings.endpointing,
             authenticator=self._authenticator,
-            limits=settings.limits,
+            limits=replace(settings.limits, max_streams=settings.share(settings.limits.max_streams)),
             stream_limits=settings.stream_limits,
             telemetry=self._observability.telemetry,
         )
@@ -193,21 +221,19 @@ class Server:
     async def _listen(
         self, server: grpc.aio.Server, service: SpeechAnalysis, credentials: grpc.ServerCredentials | None
     ) -> None:
-        """Starts answering, with UNAVAILABLE LOADING until the models are ready. Raises StartError."""
+        """Starts answering, with UNAVAILABLE LOADING until the models are served. Raises StartError."""
         server.add_generic_rpc_handlers((service.handler(),))
         server.add_generic_rpc_handlers((self._health.handler(),))
         if self.settings.reflection:
             reflection.enable_server_reflection((SERVICE, "grpc.health.v1.Health", reflection.SERVICE_NAME), server)
-        host = f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host
-        address = f"{host}:{self.settings.port}"
+        address = f"{shown(self.settings.host)}:{self.settings.port}"
         try:
             if credentials is None:
                 self.port = server.add_insecure_port(address)
             else:
                 self.port = server.add_secure_port(address, credentials)
         except RuntimeError as error:
-            causes = "the port may be taken (--port 0 picks a free one), or the host not an address of this machine"
-            raise StartError(f"cannot listen on {address}: {causes}") from error
+            raise cannot_listen(address) from error
         await server.start()
 
     def _read_certificates(self) -> Certificates | None:
@@ -219,7 +245,10 @@ class Server:
 
     async def _announce(self, service: SpeechAnalysis) -> None:
         self._set_health(serving=True)
-        logs.report(f"serving on {self.settings.host}:{self.port}")
+        if self._front is not None and (self._front.number or self._front.restarts):
+            return  # said already
+        if self._front is None:
+            logs.report(f"serving on {self.settings.host}:{self.port}")
         for model in service.models:
             if model.precision:
                 logs.report(f"{model.name} runs in {model.precision}")
@@ -227,12 +256,8 @@ class Server:
                 logs.report(f"{model.name}: licence of the weights: {model.license}")
             if text := notice(model):
                 logs.report(f"{model.name}: {text}", "WARNING")
-        if self.settings.port_file:
-            try:
-                with written_atomically(self.settings.port_file) as draft:
-                    draft.write_text(f"{self.port}\n")
-            except OSError as error:
-                raise StartError(f"--port-file {self.settings.port_file}: {error.strerror}") from error
+        if self._front is None:
+            write_port(self.settings.port_file, self.port)
 
     # ---- running
 
@@ -295,19 +320,37 @@ class Server:
             logs.report(text, level)
 
 
+def cannot_listen(address: str) -> StartError:
+    """What to say of an address, HOST:PORT, that cannot be listened on."""
+    causes = "the port may be taken (--port 0 picks a free one), or the host not an address of this machine"
+    return StartError(f"cannot listen on {address}: {causes}")
+
+
+def write_port(path: Path | None, port: int) -> None:
+    """Writes the port to the file that --port-file names, if any. Raises StartError."""
+    if path is not None:
+        try:
+            with written_atomically(path) as draft:
+                draft.write_text(f"{port}\n")
+        except OSError as error:
+            raise StartError(f"--port-file {path}: {error.strerror}") from error
+
+
 def _grpc_options(settings: Settings) -> list[tuple[str, int]]:
     """Returns GRPC_OPTIONS and those that depend on settings.
 
     A connection may have more calls than the server admits streams, so that further ones get their refusal. The bound
     is for clients that do not even read that: each such call takes 150 KB until it is cancelled or its connection ends.
     """
-    streams = max(100, 2 * settings.limits.max_streams)
-    connections = _allow_connections(settings.max_connections)
-    return [
-        *GRPC_OPTIONS,
-        ("grpc.max_concurrent_streams", streams),
-        ("grpc.max_allowed_incoming_connections", connections),
-    ]
+    streams = max(100, 2 * settings.share(settings.limits.max_streams))
+    connections = _allow_connections(settings.share(settings.max_connections))
+    options = {
+        **dict(GRPC_OPTIONS),
+        "grpc.so_reuseport": int(settings.fronts > 1),
+        "grpc.max_concurrent_streams": streams,
+        "grpc.max_allowed_incoming_connections": connections,
+    }
+    return list(options.items())
 
 
 def _allow_connections(wanted: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +26,7 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 50051
     port_file: Path | None = None
+    fronts: int = 1  # processes that serve the port; what is limited below is shared out among them
     device: str = "auto"
     threads: int | None = None
     allow_untrained: bool = False
@@ -58,6 +60,8 @@ class Settings:
             raise StartError(
                 f"--conversation-ttl is above --max-conversation-ttl ({longest_s:g} s): raise the maximum as well"
             )
+        if self.fronts > 1:
+            self._check_fronts()
         if self.tls_client_ca and not self.tls_cert:
             raise StartError("--tls-client-ca needs --tls-cert and --tls-key")
         if not self.insecure and self.tls_cert is None and not _is_loopback(self.host):
@@ -65,6 +69,25 @@ class Settings:
                 f"{self.host} can be reached from other machines, and without TLS the audio can be intercepted: "
                 "give --tls-cert and --tls-key, or --insecure if a proxy in front of this server encrypts"
             )
+
+    def share(self, limit: int) -> int:
+        """What one front gets of a limit, rounded up."""
+        return -(-limit // self.fronts)
+
+    def _check_fronts(self) -> None:
+        if sys.platform != "linux":
+            raise StartError(
+                "--fronts needs Linux, whose kernel spreads the connections to one port over several processes: run "
+                "servers on ports of their own, and a balancer in front of them"
+            )
+        if self.store == "memory":
+            raise StartError(
+                f"--fronts {self.fronts} needs --store redis://HOST:PORT (docs/store.md): each front is a process, and "
+                "a conversation goes on at whichever of them its next connection reaches"
+            )
+        for option, limit in (("--threads", self.threads), ("--max-streams", self.limits.max_streams)):
+            if limit is not None and limit < self.fronts:
+                raise StartError(f"{option} {limit} is to be shared by {self.fronts} fronts: give at least as many")
 
 
 def _is_loopback(host: str) -> bool:

@@ -77,7 +77,7 @@ def test_connections_that_come_all_the_time_keep_no_probe_out(server: RunningSer
 
 def test_a_connection_has_its_time_however_slowly_it_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exporter, "TIMEOUT_S", 0.5)
-    served = Exporter(Metrics(), ready=lambda: True, alive=lambda: True)
+    served = Exporter(Metrics().registry, ready=lambda: True, alive=lambda: True)
     port = served.open("127.0.0.1", 0)
     try:
         with connections(port, 1) as (sock,):

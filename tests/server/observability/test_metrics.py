@@ -212,7 +212,8 @@ def sites() -> Iterator[Callable[..., str]]:
         metrics = Metrics()
         metrics.worker_restarts.set_function(lambda: 2)
         metrics.load_ratio.set_function(lambda: 0.5)
-        exporter = Exporter(metrics, ready=lambda: ready, alive=lambda: alive)
+        metrics.describe_process(lambda: ready)
+        exporter = Exporter(metrics.registry, ready=lambda: ready, alive=lambda: alive)
         opened.append(exporter)
         port = exporter.open(host, 0)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -70,12 +70,12 @@ class RecallingModel:
 
 def load(options: LoadOptions) -> LoadedModels:
     """One stub per name, two batches at once."""
-    return LoadedModels([ConstantModel(name) for name in options.models], options.threads or 2, 0.0, "cpu")
+    return LoadedModels([ConstantModel(name) for name in options.models], options.own_threads(2), 0.0, "cpu")
 
 
 def load_recalling(options: LoadOptions) -> LoadedModels:
     """One recalling stub per name, two batches at once, several jobs in each."""
-    return LoadedModels([RecallingModel(name) for name in options.models], options.threads or 2, 8.0, "cpu")
+    return LoadedModels([RecallingModel(name) for name in options.models], options.own_threads(2), 8.0, "cpu")
 
 
 def _checksum(data: bytes, start: int = 0) -> int:

@@ -68,7 +68,7 @@ def main() -> None:
     requests, answers = _take_over_stdio()
     try:
         options = read_message_blocking(requests)
-        logs.configure(options.log_level, options.log_format)
+        logs.configure(options.log_level, options.log_format, front=options.front)
         sys.path.extend(entry for entry in options.import_path if entry not in sys.path)
         if options.server_pid is not None:
             threading.Thread(target=_end_with_server, args=(options.server_pid,), daemon=True).start()
@@ -181,7 +181,7 @@ def load_models(options: LoadOptions) -> LoadedModels:
     except ImportError as error:
         raise BackendError("LOAD_FAILED", f"cannot import {error.name}: pip install 'kibun[server]'") from error
     gc.freeze()  # imported modules stay: no later collection need scan them
-    torch.set_num_threads(usable_cores())  # while loading; inference threads have one each
+    torch.set_num_threads(max(1, usable_cores() // options.sharing))  # while loading; inference threads have one each
     device = _choose_device(options.device)
     models = []
     for name, check in zip(options.models, checks, strict=True):
@@ -195,8 +195,8 @@ def load_models(options: LoadOptions) -> LoadedModels:
             raise BackendError("LOAD_FAILED", f"{name}: {error}; try --precision fp32") from error
     torch.set_num_threads(1)
     if device == "cpu":
-        return LoadedModels(models, options.threads or usable_cores(), CPU_BATCH_S, device)
-    return LoadedModels(models, options.threads or CUDA_THREADS, CUDA_BATCH_S, device)
+        return LoadedModels(models, options.own_threads(usable_cores()), CPU_BATCH_S, device)
+    return LoadedModels(models, options.own_threads(CUDA_THREADS), CUDA_BATCH_S, device)
 
 
 def _verify(name: str) -> None:

@@ -80,6 +80,7 @@ class LocalBackend:
         *,
         device: str | Sequence[str] = "auto",
         threads: int | None = None,
+        sharing: int = 1,
         allow_untrained: bool = False,
         precision: Precision = "auto",
         loader: str = DEFAULT_LOADER,
@@ -89,7 +90,8 @@ class LocalBackend:
 
         models: paths or names of bundles, the default first.
         device: auto, cpu, cuda or cuda:N; several devices get a worker each.
-        threads: inference threads per worker; None: one per usable core on a CPU.
+        threads: inference threads; None: one per usable core on a CPU. With several devices, of each worker.
+        sharing: servers on this machine that share these threads, this one included.
         precision: of matrix products; see kibun.models.precision.
         loader: what the worker calls to load, "module:function" (see runner.Loader).
         """
@@ -102,11 +104,13 @@ class LocalBackend:
                     models=tuple(os.fspath(model) for model in models),
                     device=name,
                     threads=threads,
+                    sharing=sharing,
                     allow_untrained=allow_untrained,
                     precision=precision,
                     import_path=tuple(sys.path),
                     log_level=logging.getLogger().getEffectiveLevel(),
                     log_format=logs.chosen(),
+                    front=logs.front(),
                 )
             )
             for name in devices

@@ -25,13 +25,19 @@ class LoadOptions:
     loader: str  # "package.module:function", called in the worker with these options
     models: tuple[str, ...]  # paths or names of bundles; the first is the default
     device: str = "auto"  # auto, cpu, cuda or cuda:N
-    threads: int | None = None  # inference threads; None: one per usable core on a CPU
+    threads: int | None = None  # inference threads of all workers that share the machine; None: see `own_threads`
+    sharing: int = 1  # workers that share the machine's cores, or its device, this one included
     allow_untrained: bool = False
     precision: Precision = "auto"
     import_path: tuple[str, ...] = ()  # the server's sys.path, for loaders that are not installed
     log_level: int = 20  # as in logging
     log_format: Format = "text"
     server_pid: int | None = None  # the worker exits with it, even while loading; set by `WorkerProcess.spawn`
+    front: int | None = None  # that it works for; see logs.configure
+
+    def own_threads(self, default: int) -> int:
+        """Inference threads of this worker, where a machine has `default` unless told otherwise; at least one."""
+        return max(1, (self.threads or default) // self.sharing)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
-
-from kibun.server.observability.metrics import Metrics
 
 MAX_CONNECTIONS = 64  # at a time, a thread each; with one more, the oldest is closed
 TIMEOUT_S = 5.0  # of a connection, however slowly its client goes on asking
@@ -32,14 +30,12 @@ log = logging.getLogger(__name__)
 class Exporter:
     """Serves `/metrics`, `/healthz` (the process is well) and `/readyz` (new streams are taken) until `close`."""
 
-    def __init__(self, metrics: Metrics, *, ready: Callable[[], bool], alive: Callable[[], bool]) -> None:
+    def __init__(self, registry: CollectorRegistry, *, ready: Callable[[], bool], alive: Callable[[], bool]) -> None:
         """`ready` and `alive` answer for `/readyz` and `/healthz`; they are called in other threads.
 
         A supervisor is expected to end a process that is not `alive`.
         """
-        metrics.ready.set_function(ready)
-        ProcessCollector(registry=metrics.registry)
-        self._site = _Site(metrics.registry, ready, alive)
+        self._site = _Site(registry, ready, alive)
         self._server: _HttpServer | None = None
 
     def open(self, host: str, port: int) -> int:

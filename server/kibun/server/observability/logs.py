@@ -84,6 +84,7 @@ FIELDS: dict[str, Check] = {
     "method": _matching(r"[A-Z][A-Za-z]{1,30}"),  # telemetry.METHODS
     "code": _matching(r"[A-Z][A-Z_]{1,24}"),  # of gRPC
     "reason": _matching(r"[A-Z][A-Z0-9_]{1,47}"),
+    "front": _number,  # of `kibun serve --fronts`
     "device": _matching(r"cpu|cuda(:\d{1,3})?"),
     "duration_ms": _number,
     "audio_s": _number,  # received
@@ -117,11 +118,12 @@ _HOMES = tuple(os.path.join(os.path.dirname(home), "") for home in _package_fold
 
 
 class LineFormatter(logging.Formatter):
-    """One line per record, as text or as a JSON object."""
+    """One line per record, as text or as a JSON object; `front`: as for `configure`."""
 
-    def __init__(self, style: Format) -> None:
+    def __init__(self, style: Format, front: int | None = None) -> None:
         super().__init__()
         self.choice: Format = style
+        self.front = front
 
     def format(self, record: logging.LogRecord) -> str:
         parts: dict[str, object] = {
@@ -132,6 +134,7 @@ class LineFormatter(logging.Formatter):
         }
         if parts["event"] is not record.msg:
             parts["at"] = place(record.pathname, record.lineno, record.funcName or "?")
+        parts |= {} if self.front is None else {"front": self.front}
         parts |= allowed(record.__dict__)
         if record.exc_info and record.exc_info[1] is not None:
             parts |= _exception(record.exc_info[1])
@@ -149,13 +152,14 @@ class _Handler(logging.Handler):
         """Does nothing: nothing that logs may wait for the log."""
 
 
-def configure(level: str | int, style: Format) -> None:
+def configure(level: str | int, style: Format, *, front: int | None = None) -> None:
     """Sends all logging of this process to stderr in such lines, with warnings and unhandled exceptions.
 
-    What is printed goes there too: a stdout or stderr that cannot be written must stop nothing.
+    What is printed goes there too: a stdout or stderr that cannot be written must stop nothing. `front`: which of
+    several processes on one port this is, or works for; each line says so.
     """
     handler = _Handler()
-    handler.setFormatter(LineFormatter(style))
+    handler.setFormatter(LineFormatter(style, front))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     sys.stdout = sys.stderr = LogStream(_output, STDERR)
@@ -182,8 +186,17 @@ def flush(timeout_s: float = FLUSH_S) -> None:
 
 def chosen() -> Format:
     """Returns the format that `configure` was called with; "text" before that."""
+    return _formatter().choice
+
+
+def front() -> int | None:
+    """Returns the front that `configure` was called with."""
+    return _formatter().front
+
+
+def _formatter() -> LineFormatter:
     formatters = (handler.formatter for handler in logging.getLogger().handlers)
-    return next((f.choice for f in formatters if isinstance(f, LineFormatter)), "text")
+    return next((found for found in formatters if isinstance(found, LineFormatter)), LineFormatter("text"))
 
 
 def stack(name: str, frame: FrameType) -> str:
@@ -216,11 +229,12 @@ def quiet_grpc() -> None:
 
 
 def _report(text: str, level: str, who: str = "kibun") -> bytes:
-    line = f"{who}: {text}"
+    number = front()
     if chosen() == "json":
         now = datetime.now(UTC).timestamp()
-        line = _line({"time": _time(now), "level": level, "logger": "kibun.server", "event": text}, "json")
-    return encoded(line)
+        parts: dict[str, object] = {"time": _time(now), "level": level, "logger": "kibun.server", "event": text}
+        return encoded(_line(parts if number is None else parts | {"front": number}, "json"))
+    return encoded(f"{who}: {text}" if number is None else f"{who}, front {number}: {text}")
 
 
 def _line(parts: dict[str, object], style: Format) -> str:

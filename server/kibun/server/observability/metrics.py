@@ -9,7 +9,15 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.metrics_core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -82,6 +90,8 @@ class Metrics:
         self.workers = Gauge("kibun_workers", "Worker processes that are alive.", registry=registry)
         text = "Workers started in place of dead ones."
         self.worker_restarts = CounterFunction("kibun_worker_restarts", text, registry)
+        text = "Processes started in place of this front when it had ended (--fronts)."
+        self.front_restarts = CounterFunction("kibun_front_restarts", text, registry)
         self.queued_jobs = Gauge("kibun_queued_jobs", "Utterances that wait for a worker.", registry=registry)
         text = "Share of the machine that the finals of all open streams are expected to need."
         self.load_ratio = Gauge("kibun_load_ratio", text, registry=registry)
@@ -97,6 +107,11 @@ class Metrics:
         self.log_lines_lost = CounterFunction("kibun_log_lines_lost", text, registry)
         text = "How late the event loop was for a timer, measured twice a second."
         self.loop_lag = Histogram("kibun_event_loop_lag_seconds", text, buckets=SHORT_S, registry=registry)
+
+    def describe_process(self, ready: Callable[[], bool]) -> None:
+        """Adds what the system knows of this process; `ready` is called in the exporter's threads."""
+        ProcessCollector(registry=self.registry)
+        self.ready.set_function(ready)
 
     def call_ended(self, method: str, code: str, reason: str) -> None:
         """Counts a call by how it ended; `reason` is empty where all went well."""

@@ -6,7 +6,6 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from kibun.server.errors import StartError
-from kibun.server.observability import logs
 from kibun.server.observability.exporter import Exporter
 from kibun.server.observability.telemetry import Telemetry, traces_wanted
 
@@ -29,20 +28,19 @@ class Observability:
         self._timer: asyncio.TimerHandle | None = None
         self.telemetry = Telemetry(self._tracer)
 
-    def open(self, *, ready: Callable[[], bool], alive: Callable[[], bool]) -> None:
-        """Starts serving metrics and probes, if asked to; arguments as for `Exporter`. Raises StartError."""
-        host, port = self._metrics_host, self._metrics_port
-        if port is None:
-            return
-        self._exporter = Exporter(self.telemetry.metrics, ready=ready, alive=alive)
-        shown = f"[{host}]" if ":" in host else host
-        try:
-            port = self._exporter.open(host, port)
-        except OSError as error:
-            causes = "the port may be taken (--metrics-port 0 picks a free one), or --metrics-host not this machine's"
-            raise StartError(f"--metrics-port {port}: cannot listen on {shown}:{port}: {causes}") from error
-        logs.report(f"metrics on http://{shown}:{port}/metrics")
+    def open(self, *, ready: Callable[[], bool], alive: Callable[[], bool]) -> int | None:
+        """Starts serving metrics and probes, if asked to; arguments as for `Exporter`. Raises StartError.
+
+        Returns the port.
+        """
+        if self._metrics_port is None:
+            return None
+        metrics = self.telemetry.metrics
+        metrics.describe_process(ready)
+        self._exporter = Exporter(metrics.registry, ready=ready, alive=alive)
+        port = open_exporter(self._exporter, self._metrics_host, self._metrics_port)
         self._watch_lag(asyncio.get_running_loop())
+        return port
 
     async def close(self) -> None:
         """Sends the last traces and stops serving metrics. Takes little more than 2 s (`tracing.FLUSH_S`)."""
@@ -61,6 +59,20 @@ class Observability:
             self._watch_lag(loop)
 
         self._timer = loop.call_at(due, look)
+
+
+def open_exporter(exporter: Exporter, host: str, port: int) -> int:
+    """Opens it at what the options --metrics-host and --metrics-port say; returns the port. Raises StartError."""
+    try:
+        return exporter.open(host, port)
+    except OSError as error:
+        causes = "the port may be taken (--metrics-port 0 picks a free one), or --metrics-host not this machine's"
+        raise StartError(f"--metrics-port {port}: cannot listen on {shown(host)}:{port}: {causes}") from error
+
+
+def shown(host: str) -> str:
+    """The host as it stands before a port."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _tracer(endpoint: str | None) -> OtelTracer | None:
