@@ -20,23 +20,28 @@ class OffsetRemover:
 
     def __init__(self, frame_samples: int) -> None:
         self._decay = _KEEP ** np.arange(frame_samples)
+        self._last_decay = float(self._decay[-1])
         self._growth = 1 / self._decay  # at most 8 for the longest frames
         self.reset()
 
     def remove(self, frames: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The next frames, (k, frame_samples), k >= 1, without their offset; a copy."""
+        count, size = frames.shape
         if self._before is None:
-            self._before = float(np.add.reduce(frames[0])) / frames.shape[1]
-        steps = np.empty(frames.shape)
-        np.subtract(frames[:, 1:], frames[:, :-1], out=steps[:, 1:], dtype=np.float64)
-        steps[0, 0] = float(frames[0, 0]) - self._before
-        np.subtract(frames[1:, 0], frames[:-1, -1], out=steps[1:, 0], dtype=np.float64)
-        filtered = np.cumsum(np.multiply(steps, self._growth, out=steps), axis=1, out=steps)
+            self._before = float(np.add.reduce(frames[0])) / size
+        samples = np.empty(count * size + 1)
+        samples[0] = self._before
+        samples[1:] = frames.reshape(-1)
+        self._before = float(samples[-1])
+        filtered = np.subtract(samples[1:], samples[:-1]).reshape(count, size)
+        filtered *= self._growth
+        np.add.accumulate(filtered, axis=1, out=filtered)
         filtered *= self._decay
-        for row in filtered:  # what was left of the frame before
-            row += self._decay * (_KEEP * self._left)
-            self._left = float(row[-1])
-        self._before = float(frames[-1, -1])
+        carried = []  # what was left of the frame before
+        for own in filtered[:, -1].tolist():
+            carried.append(_KEEP * self._left)
+            self._left = own + self._last_decay * carried[-1]
+        filtered += np.multiply.outer(carried, self._decay)
         return filtered.astype(np.float32)
 
     def reset(self) -> None:

@@ -146,9 +146,11 @@ def _frames(samples: Floats, length: int, hop: int) -> Floats:
 def _pitches(samples: Floats) -> Floats:
     """Per frame of 100 ms: pitch in octaves above 1 Hz, how periodic it is (at most 1), level in dB. (frames, 3)."""
     frames = _frames(samples, _FRAME, _HOP)
-    power = (
-        np.abs(np.fft.rfft((frames - frames.mean(axis=1, keepdims=True)) * _HANN, _PADDED))[:, : _PADDED // 8 + 1] ** 2
-    )
+    # In double precision, which numpy takes for float32 as well, but then in small pieces at three times the price.
+    padded = np.zeros((len(frames), _PADDED))
+    np.multiply(frames - frames.mean(axis=1, keepdims=True), _HANN, out=padded[:, :_FRAME], dtype=np.float32)
+    spectra = np.fft.rfft(padded)[:, : _PADDED // 8 + 1].astype(np.complex64)
+    power = np.abs(spectra) ** 2
     power[:, :4] = 0  # below 20 Hz
     alike = np.fft.irfft(power, _PADDED // 4)[:, :_LAGS]  # autocorrelation of what is below 2 kHz
     energy = alike[:, 0] + 1e-12
