@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from kibun.server.audio import silero_network
 from kibun.server.audio.offset import OffsetRemover
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class SileroVad:
 
     frame_samples = 512  # what the network was trained for: 32 ms
     _CONTEXT_SAMPLES = 64  # end of the previous frame, which the network expects in front
-    _STATE_SHAPE = (1, 1, 128)  # (layers, batch, hidden)
+    _STATE_SHAPE = (1, 1, silero_network.HIDDEN)  # (layers, batch, hidden)
     #: The network is deaf to speech below -60 dBFS. A noise floor that is lower than a room's ever is, is raised to
     #: there: its microphone is turned down. More gain finds more of what people say far away, and taps, and chairs.
     _LOWEST_FLOOR = 10 ** (-85 / 20)
@@ -70,19 +71,25 @@ class SileroVad:
             return []
         sound = self._offset.remove(frames)
         gains, audible = self._gains(sound)
-        sound *= gains[:, None]
-        inputs = np.empty((len(sound), self._CONTEXT_SAMPLES + self.frame_samples), np.float32)
-        inputs[0, : self._CONTEXT_SAMPLES] = self._context
-        inputs[1:, : self._CONTEXT_SAMPLES] = sound[:-1, -self._CONTEXT_SAMPLES :]
-        inputs[:, self._CONTEXT_SAMPLES :] = sound
-        self._context = sound[-1, -self._CONTEXT_SAMPLES :]
-        if not any(audible):
+        if True not in audible:
+            self._context = sound[-1, -self._CONTEXT_SAMPLES :] * gains[-1]
             self._speaks = False
             return [False] * len(sound)
+        context, end = self._CONTEXT_SAMPLES, self._CONTEXT_SAMPLES + self.frame_samples
+        inputs = np.empty((len(sound), end + context), np.float32)
+        np.multiply(sound, gains[:, None], out=inputs[:, context:end])
+        inputs[0, :context] = self._context
+        inputs[1:, :context] = inputs[:-1, end - context : end]
+        self._context = inputs[-1, end - context : end]
+        if False in audible:
+            inputs = inputs[audible]
+        mirrored = slice(end - 2, end - 2 - context, -1)  # at the last sample, as the network pads
+        inputs[:, end:] = inputs[:, mirrored]
+        even, odd = silero_network.folded(inputs)
         probabilities, self._hidden, self._cell = self._session.run(
-            ["speech_probs", "hn", "cn"], {"input": inputs[audible], "h": self._hidden, "c": self._cell}
+            ["probability", "hn", "cn"], {"even": even, "odd": odd, "h": self._hidden, "c": self._cell}
         )
-        answers = iter(probabilities.tolist())
+        answers = iter(probabilities[:, 0].tolist())
         return [self._is_speech(next(answers) if heard else 0.0) for heard in audible]
 
     def _is_speech(self, probability: float) -> bool:
@@ -137,4 +144,5 @@ def _session() -> onnxruntime.InferenceSession:
     if package is None or package.origin is None:
         raise ModuleNotFoundError("the Silero VAD needs silero-vad: pip install 'kibun[server]'", name="silero_vad")
     model = Path(package.origin).parent / "data" / "silero_vad_16k_sequence.onnx"
-    return onnxruntime.InferenceSession(str(model), sess_options=options, providers=["CPUExecutionProvider"])
+    network = silero_network.build(model.read_bytes())
+    return onnxruntime.InferenceSession(network, sess_options=options, providers=["CPUExecutionProvider"])
