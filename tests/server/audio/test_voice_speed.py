@@ -11,6 +11,7 @@ from kibun.bench.accuracy.declarations import resample
 from kibun.bench.accuracy.declared_rates import GOOD, joined, suspected
 from kibun.bench.support.speech_like import FloatArray, speech_like
 from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server.audio import voice_speed
 from kibun.server.audio.voice_speed import VoiceSpeed
 
 COMMON_HZ = (8_000, 11_025, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)
@@ -62,6 +63,24 @@ def test_what_is_found_and_where_does_not_depend_on_how_samples_are_sent() -> No
     assert expected[0] is not None
     for sizes in ([160], [1_600], [1, 4_801, 17_600, 33, 0, 70_000], [17_599]):
         assert run(sizes) == expected
+
+
+def test_frames_that_are_too_quiet_to_count_are_left_out_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses under noise, whose frames alone would pass for periodic as the voice does."""
+    pause = 0.002 * speech_like(0.5, f0=90, seed=3)
+    audio = np.concatenate([np.concatenate([speech_like(0.7, f0=150, seed=i), pause]) for i in range(9)])
+    whole, partly = VoiceSpeed(SAMPLE_RATE_HZ), VoiceSpeed(SAMPLE_RATE_HZ)
+    with monkeypatch.context() as patched:
+        patched.setattr(voice_speed, "_LOUDEST", 10**9)  # there is never enough to leave any out
+        whole.push(audio)
+    partly.push(audio)
+    every, some = (np.concatenate(speed._pitches) for speed in (whole, partly))
+    left_out = some[:, 1] == 0
+    assert 0.15 < left_out.mean() < 0.5
+    assert (every[left_out, 1] > 0.7).any()
+    assert np.array_equal(every[~left_out], some[~left_out])
+    assert partly.octaves() == whole.octaves()
+    assert whole.octaves() is not None
 
 
 def test_one_voice_is_told_once_and_three_windows_are_enough() -> None:

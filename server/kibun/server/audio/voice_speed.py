@@ -30,6 +30,8 @@ _NAMEABLE = 0.9  # octaves by which a rate differs from the declared one, at lea
 _WINDOW, _AT_LEAST = 12 * SAMPLE_RATE_HZ, 6 * SAMPLE_RATE_HZ  # samples judged together; the latter at a turn's end
 _JUDGED, _MOST = 3, 4  # windows with speech after which it is enough, and windows in all
 _VOICED = 75  # frames of pitch, 1.5 s: enough speech
+_VOICED_DB = 25  # below the level that 5 % of the frames exceed: not voiced
+_LOUDEST = 32  # frames: of a window of 600, none but 31 can reach that level or the next below it
 _STEADY = 0.25  # share of them whose pitch is that of 60 ms before: hum, music
 _PITCH_RANGE = 1.2  # octaves between the quartiles of the pitch: it is no pitch
 
@@ -92,9 +94,13 @@ class VoiceSpeed:
         self._buffer, self._held, self._measured = np.zeros(_PIECE + _FRAME, np.float32), 0, 0
         self._pitches: list[Floats] = []  # each (frames, 3)
         self._levels: list[Floats] = []  # each (frames, bands)
+        self._quiet_db = -np.inf  # no frame below it will count as voiced: the loud ones only become more
 
     def _measure(self) -> None:
-        self._pitches.append(_pitches(self._buffer[: _PIECE + _FRAME - _HOP]))
+        self._pitches.append(_pitches(self._buffer[: _PIECE + _FRAME - _HOP], self._quiet_db))
+        levels = np.concatenate([pitches[:, 2] for pitches in self._pitches])
+        if len(levels) >= _LOUDEST:
+            self._quiet_db = float(np.partition(levels, -_LOUDEST)[-_LOUDEST]) - _VOICED_DB
         self._levels.append(_band_levels(self._buffer[: _PIECE + _SHORT - _SHORT_HOP]))
         self._buffer[:_FRAME] = self._buffer[_PIECE:]
         self._held = _FRAME
@@ -143,14 +149,24 @@ def _frames(samples: Floats, length: int, hop: int) -> Floats:
     return frames
 
 
-def _pitches(samples: Floats) -> Floats:
-    """Per frame of 100 ms: pitch in octaves above 1 Hz, how periodic it is (at most 1), level in dB. (frames, 3)."""
+def _pitches(samples: Floats, quiet_db: float = -np.inf) -> Floats:
+    """Per frame of 100 ms: pitch in octaves above 1 Hz, how periodic it is (at most 1), level in dB. (frames, 3).
+
+    Of frames that are surely below `quiet_db` neither pitch nor how periodic they are is computed: 0, and a level that
+    may be too high, but is below it.
+    """
     frames = _frames(samples, _FRAME, _HOP)
+    windowed = (frames - frames.mean(axis=1, keepdims=True)) * _HANN
+    found = np.zeros((len(frames), 3), np.float32)
+    # By Parseval's theorem: `energy` below is that of the bins up to 2 kHz. A hundredth more for rounding.
+    found[:, 2] = 10 * np.log10(4.04 * np.einsum("ij,ij->i", windowed, windowed) + 1e-12)
+    loud = np.flatnonzero(found[:, 2] >= quiet_db)
+    if not len(loud):
+        return found
     # In double precision, which numpy takes for float32 as well, but then in small pieces at three times the price.
-    padded = np.zeros((len(frames), _PADDED))
-    np.multiply(frames - frames.mean(axis=1, keepdims=True), _HANN, out=padded[:, :_FRAME], dtype=np.float32)
-    spectra = np.fft.rfft(padded)[:, : _PADDED // 8 + 1].astype(np.complex64)
-    power = np.abs(spectra) ** 2
+    padded = np.zeros((len(loud), _PADDED))
+    padded[:, :_FRAME] = windowed[loud]
+    power = np.abs(np.fft.rfft(padded)[:, : _PADDED // 8 + 1].astype(np.complex64)) ** 2
     power[:, :4] = 0  # below 20 Hz
     alike = np.fft.irfft(power, _PADDED // 4)[:, :_LAGS]  # autocorrelation of what is below 2 kHz
     energy = alike[:, 0] + 1e-12
@@ -163,14 +179,14 @@ def _pitches(samples: Floats) -> Floats:
     rows = np.arange(len(lag))
     before, at, after = alike[rows, lag - 1], alike[rows, lag], alike[rows, lag + 1]
     exact = lag + np.clip(0.5 * (before - after) / (before - 2 * at + after - 1e-12), -0.5, 0.5)
-    found: Floats = np.stack([np.log2(4_000 / exact), best, 10 * np.log10(energy)], axis=1).astype(np.float32)
+    found[loud] = np.stack([np.log2(4_000 / exact), best, 10 * np.log10(energy)], axis=1)
     return found
 
 
 def _usual_pitch(pitches: Floats) -> float | None:
     """Median of the frames that have a pitch, in octaves; None if these are few, or it is none of a voice."""
     pitch, periodic, level = pitches.T
-    voiced = (periodic > 0.7) & (level > np.percentile(level, 95) - 25)
+    voiced = (periodic > 0.7) & (level > np.percentile(level, 95) - _VOICED_DB)
     if np.count_nonzero(voiced) < _VOICED:
         return None
     quartiles = np.percentile(pitch[voiced], [25, 75])
