@@ -96,6 +96,8 @@ class Account:
 
     def charge(self, audio_s: float) -> Failure | None:
         """Counts a message with so much audio; returns what to end its stream with if that is over a limit."""
+        if self._messages is None and self._audio is None:
+            return None
         now = self._clock()
         if self._messages is not None and not self._messages.take(1, now):
             failure = self._message_failure(self._messages.wait_s(now))

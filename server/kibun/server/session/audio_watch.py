@@ -6,6 +6,8 @@ import asyncio
 from dataclasses import replace
 from math import log2
 
+import numpy as np
+
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.declaration import DeclarationCheck, Suspicion
 from kibun.server.audio.endpointing import SpeechSegment
@@ -16,7 +18,8 @@ from kibun.server.session.events import StreamOptions, StreamWarning
 from kibun.server.session.outbox import Outbox
 
 AT_ONCE = 32 * 1024  # bytes; then other streams get their turn
-FIRST_LOOK = 30 * SAMPLE_RATE_HZ  # samples of a turn after which its faults are told, if it has not ended before
+BLOCK = SAMPLE_RATE_HZ // 10  # samples of a turn that are looked at together: short messages cost little
+FIRST_LOOK = 300 * BLOCK  # samples of a turn after which its faults are told, if it has not ended before
 
 
 class AudioWatch:
@@ -39,6 +42,8 @@ class AudioWatch:
         self._told: set[str] = set()  # reasons, since then
         self._turn_id = ""
         self._told_of_turn: set[str] = set()
+        self._block = np.empty(BLOCK, np.float32)
+        self._held = 0  # samples in it
 
     async def heard(self, payload: bytes) -> None:
         """Takes the next bytes of the stream."""
@@ -51,12 +56,15 @@ class AudioWatch:
 
     async def decoded(self, samples: Samples, turn_id: str) -> None:
         """Takes the next samples of the turn, (n,)."""
-        await self._sounds_like(self._speed.push(samples))
-        before = self._turn.samples
-        self._turn.add(samples[: max(FIRST_LOOK - before, 0)])
-        if before < FIRST_LOOK <= self._turn.samples:
-            await self._tell_faults(turn_id)
-        self._turn.add(samples[max(FIRST_LOOK - before, 0) :])
+        while self._held + len(samples) >= BLOCK:
+            block, samples = samples[: BLOCK - self._held], samples[BLOCK - self._held :]
+            if self._held:
+                self._block[self._held :] = block
+                block, self._held = self._block, 0
+            await self._look_at(block, turn_id)
+        if len(samples):
+            self._block[self._held : self._held + len(samples)] = samples
+            self._held += len(samples)
 
     async def utterance(self, segment: SpeechSegment, turn_id: str) -> None:
         """Takes a whole utterance."""
@@ -65,6 +73,8 @@ class AudioWatch:
 
     async def end_turn(self, turn_id: str) -> None:
         """The client has ended the turn: its audio is complete."""
+        await self._look_at(self._block[: self._held], turn_id)
+        self._held = 0
         await self._doubt(self._check.end_turn())
         await self._sounds_like(self._speed.end_turn())
         await self._tell_faults(turn_id)
@@ -78,6 +88,14 @@ class AudioWatch:
             seen = f"audio declared as {self._rate_hz} Hz arrives at the pace of {likely_hz} Hz"
             fix = "Declare the true one, or resample; a file that is sent at another pace than its own is in order"
             await self._doubt_rate(likely_hz, seen, fix)
+
+    async def _look_at(self, block: Samples, turn_id: str) -> None:
+        if (likely_hz := self._speed.push(block)) is not None:
+            await self._sounds_like(likely_hz)
+        before = self._turn.samples
+        self._turn.add(block)
+        if before < FIRST_LOOK <= self._turn.samples:
+            await self._tell_faults(turn_id)
 
     async def _sounds_like(self, likely_hz: int | None) -> None:
         """The voices of the stream sound as those of another rate would."""

@@ -118,9 +118,13 @@ class Listener:
             self._turns.estimate_early()
             if number % BLOCKS_PER_STEP == 0:
                 await asyncio.sleep(0)
-        await self._check_rate()
-        await self._announce_end()
-        await self._report_progress()
+        true_hz = self._rate_watch.suspect_hz(self.received / SAMPLE_RATE_HZ, self._clock())
+        if true_hz is not None:
+            await self._watch.paced(true_hz)
+        if self._left_s <= self._limits.warn_before_end_s and not self._end_announced:
+            await self._announce_end()
+        if self.received >= self._next_progress:
+            await self._report_progress()
 
     async def _end_turn(self, reason: EndReason, next_turn_id: str | None = None) -> None:
         """Ends the turn with the decoder's tail. The next turn gets a new decoder: its audio depends on no other."""
@@ -140,15 +144,8 @@ class Listener:
         self.received += samples
         self._telemetry.received(samples)
 
-    async def _check_rate(self) -> None:
-        true_hz = self._rate_watch.suspect_hz(self.received / SAMPLE_RATE_HZ, self._clock())
-        if true_hz is not None:
-            await self._watch.paced(true_hz)
-
     async def _report_progress(self) -> None:
         """Finals of what is settled are in the outbox already, before this."""
-        if self.received < self._next_progress:
-            return
         self._next_progress = self.received - self.received % PROGRESS_EVERY + PROGRESS_EVERY
         if (settled := self._turns.settled) > self._reported:
             self._reported = settled
@@ -162,11 +159,10 @@ class Listener:
         return self._limits.max_stream_s - self.received / SAMPLE_RATE_HZ
 
     async def _announce_end(self) -> None:
-        if self._left_s <= self._limits.warn_before_end_s and not self._end_announced:
-            self._end_announced = True
-            left_s = max(self._left_s, 0.0)
-            message = f"this stream will end after {left_s:.0f} s more of audio; open a new one for the next turn"
-            await self._outbox.put(StreamWarning("STREAM_ENDS_SOON", message))
+        self._end_announced = True
+        left_s = max(self._left_s, 0.0)
+        message = f"this stream will end after {left_s:.0f} s more of audio; open a new one for the next turn"
+        await self._outbox.put(StreamWarning("STREAM_ENDS_SOON", message))
 
     def _too_long(self) -> Failure:
         text = f"a stream may carry {self._limits.max_stream_s:g} s of audio; go on in a new stream with a new turn"

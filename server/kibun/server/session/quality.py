@@ -60,9 +60,10 @@ class TurnLevels:
         """`audio`: the turn's next samples, (n,) at 16 kHz, ±1."""
         if not len(audio):
             return
-        top, bottom = float(audio.max()), float(audio.min())
+        # The ufuncs themselves: what numpy wraps around them takes as long as they do.
+        top, bottom = float(np.maximum.reduce(audio)), float(np.minimum.reduce(audio))
         self.samples += len(audio)
-        self._sum += float(audio.sum(dtype=np.float64))
+        self._sum += float(np.add.reduce(audio, dtype=np.float64))
         self._power += float(audio @ audio)
         self._top, self._bottom = max(top, self._top), min(bottom, self._bottom)
         if max(top, -bottom) >= CLIPPED:
