@@ -131,14 +131,16 @@ def front(
     quick: Quick = False,
     as_json: JsonOption = False,
     plot: Plot = None,
-    streams: Annotated[int | None, typer.Option(help="Streams at a time to each of two servers.", min=1)] = None,
+    streams: Annotated[int | None, typer.Option(help="Streams at a time to each of three servers.", min=1)] = None,
     seconds: Annotated[float | None, typer.Option(help="Seconds of each window.", min=1)] = None,
 ) -> None:
-    """CPU of the server's own process per open stream at 8, 16 and 48 kHz, beside an empty gRPC handler.
+    """CPU of the server's own process per open stream, beside an empty gRPC handler.
 
-    Linux only. --json: core_share_per_stream (cores, at 16 kHz), us_per_chunk (of 100 ms), empty_us_per_chunk (of the
-    empty handler), ratio_to_empty, rates (the same of each rate), loop_lag_ms (p50, p99, max of the event loop under
-    load), loop_lag_idle_ms, handover (an utterance to the worker and its answer), machine.
+    At 8, 16 and 48 kHz, while nobody speaks, and in messages of 20, 40 and 100 ms; with each detector. Linux only.
+    --json: core_share_per_stream and empty_core_share_per_stream (cores, at 16 kHz, with Silero), us_per_chunk (of 100
+    ms), empty_us_per_chunk (of the empty handler), ratio_to_empty, nobody_speaks_core_share, rates (the same of each
+    rate), costs (the same of everything measured: rate_hz, message_ms, speaks, before_s, vad), loop_lag_ms (p50, p99,
+    max of the event loop under load), loop_lag_idle_ms, handover (an utterance to the worker and its answer), machine.
     """
     from kibun.bench.load import front
     from kibun.bench.support import report

@@ -1,9 +1,9 @@
 """What an open stream costs the server's own process; the model's process is not counted.
 
 Measured is `kibun serve` with a stub for a model: receiving, decoding, resampling, voice activity detection,
-segmentation, handing utterances to the worker, and answering. Clients stream in real time in messages of
-100 ms, each over its own connection. A gRPC server with an empty handler is under the same load at the same time:
-the least that receiving costs in Python. Linux only (/proc).
+segmentation, handing utterances to the worker, and answering. Clients stream in real time, each over its own
+connection. Under the same load at the same time are a server with each detector, and a gRPC server with an empty
+handler: the least that receiving costs in Python. Linux only (/proc).
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from kibun.bench.load import front_servers
-from kibun.bench.load.front_clients import CHUNK_S
 from kibun.bench.load.front_servers import SAMPLE_S, STUB_LOADER
 from kibun.bench.load.generator import METHOD
 from kibun.bench.support import machine
@@ -27,6 +27,7 @@ from kibun.bench.support.report import Report
 from kibun.bench.support.stub_model import VECTOR_SIZE
 from kibun.client.server_process import ServerProcess
 from kibun.models.types import SAMPLE_RATE_HZ, Utterance
+from kibun.server.audio.vad import VadName
 from kibun.server.inference.backend import Job
 from kibun.server.inference.worker_pool import LocalBackend
 from kibun.training.evaluation.report_table import Cell, Row, Table
@@ -35,16 +36,43 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RATES_HZ = (8_000, SAMPLE_RATE_HZ, 48_000)
-BOUND = 0.009  # cores per stream while someone speaks
+BOUND, QUIET_BOUND = 0.009, 0.005  # cores per stream while someone speaks, and while nobody does
 UTTERANCE_S = 10.0
+SETTLED_S = 50.0  # of audio after which a stream's declaration is checked no more
+VADS: tuple[VadName, ...] = get_args(VadName)
+DEFAULT_VAD: VadName = "silero"
+
+
+@dataclass(frozen=True)
+class Load:
+    """What every stream of a window sends. before_s: of audio that it sends at once before."""
+
+    rate_hz: int = SAMPLE_RATE_HZ
+    message_ms: int = 100
+    speaks: bool = True
+    before_s: float = 0.0
+
+    @property
+    def label(self) -> str:
+        what = "" if self.speaks else ", nobody speaks"
+        return f"{self.rate_hz / 1000:g} kHz{what}{f', after {self.before_s:g} s' if self.before_s else ''}"
+
+
+QUICK_LOADS = (*(Load(rate) for rate in RATES_HZ), Load(speaks=False), Load(message_ms=20))
+LOADS = (*QUICK_LOADS, Load(message_ms=40), Load(before_s=SETTLED_S), Load(speaks=False, before_s=SETTLED_S))
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of streams at one rate. Shares: cores per stream, that is CPU seconds per second and stream."""
+    """Of streams with one detector. Shares: cores per stream, that is CPU seconds per second and stream.
 
-    rate_hz: int
+    Of a chunk: of one message.
+    """
+
+    load: Load
+    vad: VadName
     core_share: float
+    empty_core_share: float
     us_per_chunk: float
     empty_us_per_chunk: float
     ratio_to_empty: float
@@ -62,37 +90,50 @@ class Handover:
 
 
 def measure(*, quick: bool, streams: int | None = None, seconds: float | None = None) -> Report:
-    """streams: to each of two servers at once; seconds: of each window."""
+    """streams: to each of three servers at once, fewer of short messages; seconds: of each window."""
     streams = streams or (16 if quick else 30)
     seconds = seconds or (4.0 if quick else 15.0)
     with Child("kibun.bench.load.front_clients") as clients:
-        with (
-            ServerProcess("stub", ["--loader", STUB_LOADER]) as server,
-            Child(front_servers.__name__, "empty") as empty,
-        ):
-            costs = [_cost(clients, server, empty, rate, streams, seconds) for rate in RATES_HZ]
+        with ExitStack() as stack, Child(front_servers.__name__, "empty") as empty:
+            servers = {
+                vad: stack.enter_context(ServerProcess("stub", ["--loader", STUB_LOADER, "--vad", vad])) for vad in VADS
+            }
+            loads = QUICK_LOADS if quick else LOADS
+            costs = [cost for load in loads for cost in _costs(clients, servers, empty, load, streams, seconds)]
         with Child(front_servers.__name__, "sampled") as sampled:
             lags = _lags(clients, sampled, streams, seconds)
     handover = asyncio.run(measure_handover(rounds=40 if quick else 200))
     return make_report(costs, lags, handover, streams, seconds)
 
 
-def _cost(clients: Child, server: ServerProcess, empty: Child, rate_hz: int, streams: int, seconds: float) -> Cost:
-    servers = {
-        "kibun": {"target": server.target, "method": METHOD, "pid": server.pid},
-        "empty": {"target": empty.ask("target")["target"], "method": front_servers.METHOD, "pid": empty.pid},
-    }
-    traffic = clients.ask("talk", servers=servers, rate_hz=rate_hz, streams=streams, seconds=seconds)
-    share, empty_share = (traffic[name]["cpu_s"] / (streams * seconds) for name in ("kibun", "empty"))
-    return Cost(
-        rate_hz=rate_hz,
-        core_share=share,
-        us_per_chunk=1e6 * CHUNK_S * share,
-        empty_us_per_chunk=1e6 * CHUNK_S * empty_share,
-        ratio_to_empty=share / empty_share,
-        finals=traffic["kibun"]["finals"],
-        client_late_p99_ms=traffic["kibun"]["late_p99_ms"],
-    )
+def _costs(
+    clients: Child,
+    servers: Mapping[VadName, ServerProcess],
+    empty: Child,
+    load: Load,
+    streams: int,
+    seconds: float,
+) -> list[Cost]:
+    streams = max(streams * load.message_ms // 100, 1)  # as many messages
+    targets = {vad: {"target": server.target, "method": METHOD, "pid": server.pid} for vad, server in servers.items()}
+    least = {"target": empty.ask("target")["target"], "method": front_servers.METHOD, "pid": empty.pid}
+    sent = asdict(load)
+    traffic = clients.ask("talk", servers={**targets, "empty": least}, streams=streams, seconds=seconds, **sent)
+    shares = {name: values["cpu_s"] / (streams * seconds) for name, values in traffic.items()}
+    return [
+        Cost(
+            load=load,
+            vad=vad,
+            core_share=shares[vad],
+            empty_core_share=shares["empty"],
+            us_per_chunk=1000 * load.message_ms * shares[vad],
+            empty_us_per_chunk=1000 * load.message_ms * shares["empty"],
+            ratio_to_empty=shares[vad] / shares["empty"],
+            finals=traffic[vad]["finals"],
+            client_late_p99_ms=traffic[vad]["late_p99_ms"],
+        )
+        for vad in servers
+    ]
 
 
 # ---- the event loop
@@ -105,7 +146,7 @@ def _lags(clients: Child, sampled: Child, streams: int, seconds: float) -> dict[
     time.sleep(min(seconds, 3.0))
     idle = sampled.ask("lag")["ms"]
     servers = {"kibun": {"target": target, "method": METHOD, "pid": sampled.pid}}
-    clients.ask("talk", servers=servers, rate_hz=SAMPLE_RATE_HZ, streams=2 * streams, seconds=seconds)
+    clients.ask("talk", servers=servers, streams=2 * streams, seconds=seconds, **asdict(Load()))
     loaded = sampled.ask("lag")["ms"]
     return {"idle": _percentiles(idle), "loaded": _percentiles(loaded)}
 
@@ -150,16 +191,20 @@ def make_report(
     streams: int,
     seconds: float,
 ) -> Report:
-    main = next(cost for cost in costs if cost.rate_hz == SAMPLE_RATE_HZ)
+    default = [cost for cost in costs if cost.vad == DEFAULT_VAD]
+    main = next(cost for cost in default if cost.load == Load())
     payload = {
         "machine": machine.describe(),
         "streams": streams,
         "seconds": seconds,
         "core_share_per_stream": main.core_share,
+        "empty_core_share_per_stream": main.empty_core_share,
         "us_per_chunk": main.us_per_chunk,
         "empty_us_per_chunk": main.empty_us_per_chunk,
         "ratio_to_empty": main.ratio_to_empty,
-        "rates": [asdict(cost) for cost in costs],
+        "nobody_speaks_core_share": next(cost.core_share for cost in default if cost.load == Load(speaks=False)),
+        "rates": [_flat(cost) for cost in default if cost.load == Load(cost.load.rate_hz)],
+        "costs": [_flat(cost) for cost in costs],
         "loop_lag_ms": lags["loaded"],
         "loop_lag_idle_ms": lags["idle"],
         "handover": asdict(handover),
@@ -168,20 +213,37 @@ def make_report(
     return Report(payload, tables, lambda: draw(costs))
 
 
+def _flat(cost: Cost) -> dict[str, object]:
+    values = asdict(cost)
+    return {**values.pop("load"), **values}
+
+
+def _by_load(costs: Sequence[Cost]) -> dict[Load, dict[VadName, Cost]]:
+    found: dict[Load, dict[VadName, Cost]] = {}
+    for cost in costs:
+        found.setdefault(cost.load, {})[cost.vad] = cost
+    return found
+
+
 def _cost_table(costs: Sequence[Cost], streams: int, seconds: float) -> Table:
     rows = []
-    for cost in costs:
-        figures = (100 * cost.core_share, cost.us_per_chunk, cost.empty_us_per_chunk, cost.ratio_to_empty)
-        rest = (cost.finals, cost.client_late_p99_ms)
-        rows.append(Row(f"{cost.rate_hz / 1000:g} kHz", tuple(map(Cell, (*figures, *rest)))))
+    for load, by_vad in _by_load(costs).items():
+        main = by_vad[DEFAULT_VAD]
+        shares = (*(100 * by_vad[vad].core_share for vad in VADS), 100 * main.empty_core_share, main.ratio_to_empty)
+        rest = (main.us_per_chunk, main.empty_us_per_chunk, main.finals, main.client_late_p99_ms)
+        rows.append(Row(load.label, tuple(map(Cell, (load.message_ms, *shares, *rest)))))
     notes = (
-        f"{streams} streams of LINEAR16 in messages of 100 ms for {seconds:g} s, a connection each, 1 s of speech and"
-        f" 0.8 s of silence in turn, voice activity events on; the bound is {100 * BOUND:g} % of a core per stream",
-        "empty handler: a gRPC server in Python that reads and discards the same messages, at the same time",
+        f"{streams} streams of LINEAR16 to each server for {seconds:g} s, fewer of short messages, a connection each,"
+        " 1 s of speech and 0.8 s of silence in turn, voice activity events on; from the first second on, when what was"
+        f" declared is checked, or after {SETTLED_S:g} s, when it is not any more",
+        f"the bounds are {100 * BOUND:g} % of a core per stream, and {100 * QUIET_BOUND:g} % while nobody speaks",
+        "empty handler: a gRPC server in Python that reads and discards the same messages, at the same time; the ratio"
+        f" to it and the times per message are those with {DEFAULT_VAD}",
         "CPU of the server's process, its model's not counted; it serves without one",
     )
-    columns = ("audio at", "% of a core", "µs per message", "empty handler, µs", "ratio", "finals", "clients late, ms")
-    return Table("CPU of the front per open stream", columns, tuple(rows), notes)
+    columns = ("audio at", "messages of, ms", *(f"{vad}, % of a core" for vad in VADS), "empty handler, %", "ratio")
+    rest_columns = ("µs per message", "empty, µs", "finals", "clients late, ms")
+    return Table("CPU of the front per open stream", (*columns, *rest_columns), tuple(rows), notes)
 
 
 def _lag_table(lags: dict[str, dict[str, float]], streams: int) -> Table:
@@ -204,22 +266,27 @@ def _handover_table(handover: Handover) -> Table:
 
 
 def draw(costs: Sequence[Cost]) -> Figure:
-    """CPU per stream by sample rate: what receiving costs in any case, and what is kibun's own."""
+    """CPU per stream: what receiving costs in any case, and what is kibun's own."""
     from kibun.training.evaluation.plots import COLOURS, canvas
 
-    drawn, axes = canvas((9.0, 4.4))
-    places = np.arange(len(costs))
-    empty = np.array([cost.empty_us_per_chunk for cost in costs])
-    whole = np.array([cost.us_per_chunk for cost in costs])
-    axes.bar(places, empty, 0.55, color=COLOURS[0], edgecolor="black", label="gRPC with an empty handler")
-    own = np.maximum(whole - empty, 0)
-    label = "decoding, detection, segments, results"
-    axes.bar(places, own, 0.55, bottom=empty, color=COLOURS[1], edgecolor="black", hatch="//", label=label)
-    bound = 1e6 * CHUNK_S * BOUND
-    axes.axhline(bound, color="black", linestyle="--", linewidth=1.2, label=f"{100 * BOUND:g} % of a core")
-    axes.set_xticks(places, [f"{cost.rate_hz / 1000:g} kHz" for cost in costs])
-    axes.set(xlabel="sample rate of the stream", ylabel="CPU per message of 100 ms (µs)")
-    axes.set_ylim(0, 1.1 * max(bound, float(whole.max())))
+    drawn, axes = canvas((11.0, 4.8))
+    loads = _by_load(costs)
+    width = 0.38
+    for number, vad in enumerate(VADS):
+        places = np.arange(len(loads)) + (number - 0.5) * width
+        empty = np.array([100 * by_vad[vad].empty_core_share for by_vad in loads.values()])
+        whole = np.array([100 * by_vad[vad].core_share for by_vad in loads.values()])
+        label = "gRPC with an empty handler" if not number else None
+        axes.bar(places, empty, width, color=COLOURS[0], edgecolor="black", label=label)
+        label = f"kibun's own, {vad}"
+        own = np.maximum(whole - empty, 0)
+        style = {"color": COLOURS[1 + number], "edgecolor": "black", "hatch": ("//", "..")[number]}
+        axes.bar(places, own, width, bottom=empty, label=label, **style)
+    axes.axhline(100 * BOUND, color="black", linestyle="--", linewidth=1.2, label="bound while someone speaks")
+    axes.axhline(100 * QUIET_BOUND, color="black", linestyle=":", linewidth=1.2, label="bound while nobody speaks")
+    labels = [f"{load.label.replace(', ', chr(10))}\n{load.message_ms} ms" for load in loads]
+    axes.set_xticks(np.arange(len(loads)), labels)
+    axes.set(xlabel="audio of the stream, and its messages", ylabel="% of a core per stream")
     axes.set_title("What an open stream costs the server", loc="left")
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
     return drawn

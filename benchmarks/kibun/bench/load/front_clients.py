@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import grpc
 import grpc.aio
@@ -18,8 +18,11 @@ from kibun.bench.support.speech_like import lay_out
 from kibun.v1 import speech_analysis_pb2 as pb
 
 CHUNK_S = 0.1
-PARTS: tuple[tuple[Literal["silence", "speech"], float], ...] = (("speech", 1.0), ("silence", 0.8))  # again and again
-WARM_UP_S = 1.0  # of talk before the window that is measured
+_Parts: TypeAlias = tuple[tuple[Literal["silence", "speech"], float], ...]
+SPEECH: _Parts = (("speech", 1.0), ("silence", 0.8))  # again and again
+NO_SPEECH: _Parts = (("silence", 9.0),)
+WARM_UP_S = 1.0  # before the window that is measured
+AT_ONCE_S = 1.0  # of audio in a message of what is sent before
 
 
 @dataclass
@@ -32,23 +35,38 @@ class Traffic:
 
 
 async def talk(
-    servers: dict[str, dict[str, Any]], rate_hz: int, streams: int, seconds: float
+    servers: dict[str, dict[str, Any]],
+    rate_hz: int,
+    streams: int,
+    seconds: float,
+    message_ms: int = round(1000 * CHUNK_S),
+    speaks: bool = True,
+    before_s: float = 0.0,
 ) -> dict[str, dict[str, Any]]:
-    """`streams` to each server at the same time. servers: name to target, method and pid."""
+    """`streams` to each server at the same time. servers: name to target, method and pid.
+
+    before_s: of audio that each stream sends at once before its clock runs.
+    """
     loop = asyncio.get_running_loop()
-    begin = loop.time() + 0.5 + 0.02 * streams * len(servers)
-    end = begin + WARM_UP_S + seconds
     traffic = {name: Traffic() for name in servers}
     late_ms: dict[str, list[float]] = {name: [] for name in servers}
-    # Not in step: each stream starts at its own time within the first 100 ms, the servers' in turn.
-    starts = np.linspace(0, CHUNK_S, streams * len(servers), endpoint=False).reshape(streams, len(servers))
-    audio = _messages(rate_hz)
+    parts, message_s = SPEECH if speaks else NO_SPEECH, message_ms / 1000
+    audio, before = _messages(parts, rate_hz, message_s), _messages(parts, rate_hz, AT_ONCE_S)
+    before = [before[number % len(before)] for number in range(round(before_s / AT_ONCE_S))]
     talks = [
-        _Talk(server, traffic[name], late_ms[name]).run(rate_hz, audio, begin + start, end + CHUNK_S)
-        for row in starts
-        for (name, server), start in zip(servers.items(), row, strict=True)
+        (name, _Talk(server, traffic[name], late_ms[name])) for _ in range(streams) for name, server in servers.items()
     ]
-    talking = asyncio.gather(*talks)
+    await asyncio.gather(*(talk.open(rate_hz, before) for _, talk in talks))
+    begin = loop.time() + 0.5
+    end = begin + WARM_UP_S + seconds
+    # Not in step: each stream starts at its own time within the first message, the servers' in turn.
+    starts = np.linspace(0, message_s, len(talks), endpoint=False)
+    talking = asyncio.gather(
+        *(
+            talk.run(audio, message_s, begin + start, end + message_s)
+            for (_, talk), start in zip(talks, starts, strict=True)
+        )
+    )
     for at, sign in ((begin + WARM_UP_S, -1), (end, 1)):
         await asyncio.sleep(at - loop.time())
         for name, server in servers.items():
@@ -66,31 +84,36 @@ class _Talk:
     server: dict[str, Any]
     traffic: Traffic
     late_ms: list[float]
+    _channel: Any = None
+    _call: Any = None
+    _reading: Any = None
 
-    async def run(self, rate_hz: int, audio: list[bytes], begin: float, end: float) -> None:
+    async def open(self, rate_hz: int, before: list[bytes]) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]  # its own connection
-        async with grpc.aio.insecure_channel(self.server["target"], options=options) as channel:
-            method = channel.stream_stream(
-                self.server["method"], response_deserializer=pb.StreamingAnalyzeResponse.FromString
-            )
-            call = method()
-            await call.write(_config(rate_hz))
-            reading = asyncio.create_task(self._read(call))
-            await self._send(call, audio, begin, end)
-            await reading
+        self._channel = grpc.aio.insecure_channel(self.server["target"], options=options)
+        method = self._channel.stream_stream(
+            self.server["method"], response_deserializer=pb.StreamingAnalyzeResponse.FromString
+        )
+        self._call = method()
+        await self._call.write(_config(rate_hz))
+        self._reading = asyncio.create_task(self._read())
+        for message in before:
+            await self._call.write(message)
 
-    async def _send(self, call: Any, audio: list[bytes], begin: float, end: float) -> None:
+    async def run(self, audio: list[bytes], message_s: float, begin: float, end: float) -> None:
         loop = asyncio.get_running_loop()
         due, number = begin, 0
         while due < end:
             await asyncio.sleep(due - loop.time())
             self.late_ms.append(1000 * (loop.time() - due))
-            await call.write(audio[number % len(audio)])
-            number, due = number + 1, due + CHUNK_S
-        await call.done_writing()
+            await self._call.write(audio[number % len(audio)])
+            number, due = number + 1, due + message_s
+        await self._call.done_writing()
+        await self._reading
+        await self._channel.close()
 
-    async def _read(self, call: Any) -> None:
-        while (reply := await call.read()) is not grpc.aio.EOF:
+    async def _read(self) -> None:
+        while (reply := await self._call.read()) is not grpc.aio.EOF:
             self.traffic.finals += reply.HasField("utterance_result")
 
 
@@ -102,9 +125,9 @@ def _config(rate_hz: int) -> bytes:
     return pb.StreamingAnalyzeRequest(streaming_config=config).SerializeToString()
 
 
-def _messages(rate_hz: int) -> list[bytes]:
-    pcm = np.round(32767 * lay_out(list(PARTS), rate=rate_hz, seed=0).audio).astype("<i2").tobytes()
-    size = 2 * round(CHUNK_S * rate_hz)
+def _messages(parts: _Parts, rate_hz: int, message_s: float) -> list[bytes]:
+    pcm = np.round(32767 * lay_out(list(parts), rate=rate_hz, seed=0).audio).astype("<i2").tobytes()
+    size = 2 * round(message_s * rate_hz)
     chunks = [pcm[at : at + size] for at in range(0, len(pcm), size)]
     return [pb.StreamingAnalyzeRequest(audio_content=chunk).SerializeToString() for chunk in chunks]
 
