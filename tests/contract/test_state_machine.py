@@ -150,7 +150,7 @@ class Sequences(RuleBasedStateMachine):
         turn_id=st.sampled_from(["", "t0", "t1", "t2"]),
         features=st.sampled_from([(True, True), (True, True), (False, True), (True, False)]),
         others=st.sampled_from(["", "", "", "", "", "require", "resume", "resume", "given", "model"]),
-        flags=st.tuples(st.booleans(), st.booleans()),
+        flags=st.tuples(st.booleans(), st.booleans(), st.booleans()),
     )
     def open(
         self,
@@ -160,7 +160,7 @@ class Sequences(RuleBasedStateMachine):
         turn_id: str,
         features: tuple[bool, bool],
         others: str,
-        flags: tuple[bool, bool],
+        flags: tuple[bool, bool, bool],
     ) -> None:
         person = self.driver.world.person(self.name(letter), who)
         edges = [edge for r in person.records if r.turn.id == turn_id for edge in (r.start, r.end, r.end)]
@@ -179,7 +179,7 @@ class Sequences(RuleBasedStateMachine):
             given=2.5 if others == "given" else None,
             offset=data.draw(st.sampled_from([0, *edges, 4_001])),
         )
-        self.run(self.driver.open(config, interims=flags[1]))
+        self.run(self.driver.open(config, interims=flags[1], eager=flags[2]))
 
     @precondition(lambda self: self.has_stream)
     @rule(flaw=st.one_of(st.sampled_from(FLAWED), st.sampled_from(sorted(NO_CONFIG)), st.just("deadline")))

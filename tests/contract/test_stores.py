@@ -152,6 +152,7 @@ async def dialogue(stub: Stub, **fields: Any) -> AsyncIterator[Dialogue]:
 # ---- an outage
 
 
+@pytest.mark.usefixtures("eager_finals")
 async def test_redis_killed_and_started_again_empty(stubs: list[Stub], redis: OwnRedis) -> None:
     async with dialogue(stubs[0]) as d:
         await d.say()
@@ -170,6 +171,7 @@ async def test_redis_killed_and_started_again_empty(stubs: list[Stub], redis: Ow
         assert count(await get(stub, "c")) == 4
 
 
+@pytest.mark.usefixtures("eager_finals")
 async def test_redis_frozen(stubs: list[Stub], redis: OwnRedis) -> None:
     async with dialogue(stubs[0]) as d:
         await d.say()
@@ -215,6 +217,7 @@ async def test_what_may_be_done_in_an_outage(stubs: list[Stub], redis: OwnRedis)
     assert count(await get(stubs[1], "outage")) == 2, "the stream had ended when the store came back"
 
 
+@pytest.mark.usefixtures("eager_finals")
 async def test_slow_redis(stubs: list[Stub], proxy: RedisProxy) -> None:
     """Finals wait for two slow answers, and then no more until Redis is fast again."""
     stub = stubs[1]
@@ -235,6 +238,7 @@ async def test_slow_redis(stubs: list[Stub], proxy: RedisProxy) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("eager_finals")
 @pytest.mark.parametrize("seed", range(4))
 async def test_redis_fails_at_random_moments(tmp_path: Path, seed: int) -> None:
     """Eight streams on two servers; whatever happens to a Redis that keeps its data, in the end it has every final."""
@@ -292,6 +296,7 @@ async def utterances(stub: Stub, conversation_id: str, participant_id: str) -> i
 # ---- an outage that ends with a server that is killed: only the client has what it was told
 
 
+@pytest.mark.usefixtures("eager_finals")
 async def test_a_client_hands_over_the_finals_that_nobody_else_has(stubs: list[Stub], redis: OwnRedis) -> None:
     """Another participant keeps the conversation. With the finals, the result is complete; without, it says so."""
     audio = np.concatenate([spoken(0.8, seed=n) for n in range(3)])
@@ -407,6 +412,7 @@ def estimates(responses: list[pb.StreamingAnalyzeResponse]) -> list[Any]:
     return estimated
 
 
+@pytest.mark.usefixtures("eager_finals")
 async def test_a_stream_resumes_on_another_server_as_if_undisturbed(stubs: list[Stub]) -> None:
     audio = np.concatenate([spoken(0.8, seed=n) for n in range(4)])
     whole = await converse(

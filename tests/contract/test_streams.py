@@ -32,6 +32,8 @@ from tests.support.serving import (
     spoken,
 )
 
+pytestmark = pytest.mark.usefixtures("eager_finals")
+
 ENCODINGS: dict[Encoding, pb.AudioEncoding] = {
     "linear16": pb.AUDIO_ENCODING_LINEAR16,
     "mulaw": pb.AUDIO_ENCODING_MULAW,
@@ -43,7 +45,7 @@ DELAY_S = 0.06  # of each inference, so that finals are slower than their stream
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
+def server(eager_finals: None) -> Iterator[RunningServer]:
     # Room for all streams of a test at once, also where the machine is busy and the stub is measured to be slow.
     with serve(model=f"stub?delay_s={DELAY_S}&slots=16") as running:
         yield running

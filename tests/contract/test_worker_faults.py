@@ -96,6 +96,7 @@ async def failing(stub: Stub, first: float) -> Problem:
         return found
 
 
+@pytest.mark.usefixtures("eager_finals")
 @pytest.mark.parametrize("fault", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 async def test_streams_survive_the_loss_of_the_worker(fault: signal.Signals) -> None:
     with serve("--worker-deadline", "1", model="stub?delay_s=0.3&load_s=0.4") as server:

@@ -33,6 +33,7 @@ from kibun.v1 import speech_analysis_pb2_grpc as rpc
 from tests.support import ROOT
 
 RATE_HZ = 16_000
+EAGER_FINALS = True  # whether `config` leaves them on; see the fixture `eager_finals` of the contract's tests
 STUB_LOADER = "tests.support.stub_model:load"
 SERVE = "import sys; from kibun.client.main import main; sys.argv[0] = 'kibun'; sys.exit(main())"
 Encoding = Literal["linear16", "float32", "mulaw", "alaw"]
@@ -190,7 +191,10 @@ def config(
 ) -> pb.StreamingAnalyzeRequest:
     """The first message; `fields` are those of StreamingAnalyzeConfig."""
     fields.setdefault("audio_config", pb.AudioConfig(encoding=encoding, sample_rate_hertz=rate))
-    return pb.StreamingAnalyzeRequest(streaming_config=pb.StreamingAnalyzeConfig(**fields))
+    message = pb.StreamingAnalyzeConfig(**fields)
+    if not EAGER_FINALS:
+        message.features.disable_eager_finals = True
+    return pb.StreamingAnalyzeRequest(streaming_config=message)
 
 
 def chunks(payload: bytes, size: int = 3200) -> list[pb.StreamingAnalyzeRequest]:

@@ -44,7 +44,7 @@ def _raw(message: Message | bytes) -> bytes:
 
 
 def config_message(
-    config: model.Config, *, interims: bool = False, had: int | None = None
+    config: model.Config, *, interims: bool = False, eager: bool = True, had: int | None = None
 ) -> pb.StreamingAnalyzeConfig:
     ends = config.endpointing
     message = pb.StreamingAnalyzeConfig(
@@ -60,6 +60,7 @@ def config_message(
             interim_results=interims,
             interim_interval=seconds(0.2),
             enable_voice_activity_events=config.activity,
+            disable_eager_finals=not eager,
         ),
         model=config.model,
         require_existing_conversation=config.require_existing,
@@ -150,11 +151,11 @@ class Driver:
 
     # ---- requests
 
-    async def open(self, config: model.Config, *, interims: bool) -> None:
+    async def open(self, config: model.Config, *, interims: bool, eager: bool) -> None:
         expected = self.world.open(config)
         self.history.append(f"open {config}")
         call = ObservedCall(self.call())
-        message = config_message(config, interims=interims, had=_had(expected))
+        message = config_message(config, interims=interims, eager=eager, had=_had(expected))
         await call.call.write(pb.StreamingAnalyzeRequest(streaming_config=message))
         if isinstance(expected, model.Refusal):
             await call.until(lambda: False, "the refusal")

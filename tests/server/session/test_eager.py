@@ -222,8 +222,8 @@ async def test_an_eager_final_waits_for_the_participants_earlier_streams() -> No
 async def test_no_eager_work(switch: str) -> None:
     analyzer = FakeAnalyzer(full=switch == "full")
     world = SessionWorld(analyzer)
-    model_options = {"model": replace(MODEL, min_samples=20_000)} if switch == "too short" else {}
-    session = world.session(endpointing=PATIENT, eager=switch != "off", **model_options)
+    model = replace(MODEL, min_samples=20_000) if switch == "too short" else MODEL
+    session = world.session(model=model, endpointing=PATIENT, eager=switch != "off")
     async with OpenSession(session) as stream:
         await send(stream, SPOKEN)
         assert not analyzer.deadlines_s

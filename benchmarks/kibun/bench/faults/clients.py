@@ -101,7 +101,7 @@ class FaultClient:
             turn = conversation.turn(
                 plan.turn_id,
                 self.plan.participant,
-                features=Features(interim_results=self.plan.interims),
+                features=Features(interim_results=self.plan.interims, eager_finals=self.plan.eager),
                 endpointing=_ENDPOINTING,
             )
             try:
@@ -133,7 +133,7 @@ class FaultClient:
             conversation_id=self.plan.conversation,
             participant_id=self.plan.participant,
             turn_id=plan.turn_id,
-            features=pb.AnalysisFeatures(interim_results=self.plan.interims),
+            features=pb.AnalysisFeatures(interim_results=self.plan.interims, disable_eager_finals=not self.plan.eager),
             endpointing_config=_ENDPOINTING.to_proto(),
         )
         async with grpc.aio.insecure_channel(target, options=_CHANNEL) as channel:

@@ -72,6 +72,7 @@ class ClientPlan:
     speed: float  # times faster than speech; 0: as fast as the server takes it
     chunk_seed: int | None  # None: 100 ms each
     interims: bool
+    eager: bool
     turns: tuple[TurnPlan, ...]
     resume_point: ResumePoint | None  # of a client made from the contract alone; None: the SDK
 
@@ -208,6 +209,7 @@ def _client(random: Random, seed: int, number: int, scenario: Scenario) -> Clien
         speed=speed,
         chunk_seed=random.choice((None, random.randrange(2**31))),
         interims=random.random() < 0.3,
+        eager=random.random() < 0.7,
         turns=tuple(_turns(random, number, speed, scenario)),
         resume_point=scenario.resume_points[number % len(scenario.resume_points)],
     )
