@@ -174,16 +174,29 @@ async def test_an_eager_estimate_takes_the_place_of_the_interims_until_it_is_two
     assert [(u.end - u.start) // MS for u in interims(replies)] == [600, 1500]
 
 
-async def test_what_is_estimated_before_the_final_costs_less_than_two_of_it_however_often_the_speaker_pauses() -> None:
-    for interims_too in (False, True):
-        world = World()
-        async with world.stream(interims=interims_too) as stream:
-            await send(stream, *[pcm((0.5, 0.3), (0, 0.2))] * 12)
-            stream.send(None)
-            (final,) = finals(await stream.rest())
-        lengths = world.backend.lengths_ms
-        assert len(lengths) > 3
-        assert sum(lengths) < 3 * (final.end - final.start) / MS
+@pytest.mark.parametrize("wanted", [True, False], ids=["interims", "finals alone"])
+async def test_all_estimates_of_a_stream_cost_less_than_three_times_its_finals_and_four_seconds(wanted: bool) -> None:
+    world = World()
+    hesitant = [pcm((0.5, 0.2), (0, 0.2))] * 20
+    async with world.stream(interims=wanted) as stream:
+        for _ in range(3):
+            await send(stream, *hesitant, ENDED)
+        stream.send(None)
+        spoken_ms = sum(final.end - final.start for final in finals(await stream.rest())) // MS
+    lengths = world.backend.lengths_ms
+    assert len(lengths) > 12, "a speaker who hesitates is estimated often"
+    assert 2.5 * spoken_ms < sum(lengths) < 3 * spoken_ms + 4_000, "…, as often as may be"
+
+
+async def test_an_interim_shortly_before_the_end_does_not_keep_the_final_from_being_eager() -> None:
+    world = World()
+    async with world.stream(interims=True) as stream:
+        await send(stream, pcm((0.5, 2.6), (0, 0.2)))
+        assert world.backend.lengths_ms == [1000, 2500, 2700]
+        world.backend.gate.clear()
+        await send(stream, ENDED)
+        async with asyncio.timeout(5):
+            await stream.until(PersonalityUpdate)
 
 
 async def test_what_another_stream_of_the_participant_said_meanwhile_counts() -> None:

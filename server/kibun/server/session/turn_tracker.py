@@ -25,6 +25,10 @@ from kibun.server.session.responder import Responder
 
 FIRST_INTERIM = SAMPLE_RATE_HZ  # geometric times: 1, 2.5, 6.25, 15.6 s of the utterance
 INTERIM_RATIO = 2.5  # of one time to the next: all encodings, final included, then cost less than three of the final
+#: Eager finals that turn out not to be final keep to the same limit over the utterances of a stream, but for this much
+#: audio at its start; of what earlier utterances did not need, no more than the most is kept for later ones.
+FIRST_SPARE = 4 * SAMPLE_RATE_HZ
+MOST_SPARE = 20 * SAMPLE_RATE_HZ
 
 
 @dataclass(slots=True)
@@ -47,7 +51,7 @@ class _Early:
     """What is estimated of the open utterance before it ends, in samples of it."""
 
     next_interim: int
-    estimated: int = 0  # by all so far, but for interims at a fixed interval
+    estimated: int = 0  # by all of them, but for interims at a fixed interval
     eager_end: int | None = None  # of the stream: where it ends if the silence goes on for which it was estimated
 
 
@@ -74,6 +78,7 @@ class TurnTracker:
         self._new_turn_id = new_turn_id
         self._turn = _OpenTurn(options.turn_id, asked=True, start=0, due=True)
         self._early = self._nothing_early()  # an utterance may be open from the start
+        self._spare = FIRST_SPARE  # samples that may be estimated early beyond twice the open utterance
 
     @property
     def processed(self) -> int:
@@ -125,9 +130,7 @@ class TurnTracker:
         """Starts what is to be estimated before the open utterance ends.
 
         In a silence that may end it, the utterance, once for each silence: its final is then at hand when it ends. Else
-        an interim, if one has fallen due. Together they cost less than two encodings of the final, unless the client
-        asks for a fixed interval: none is begun once those before are longer than the utterance, and it grows until its
-        final.
+        an interim, if one has fallen due.
         """
         opened = self._segmenter.open_start
         if opened is None:
@@ -143,7 +146,7 @@ class TurnTracker:
 
     def _start_eager(self, opened: int, end: int) -> None:
         length = end - opened
-        if not self._options.eager or self._early.estimated > length or self._responder.busy:
+        if not self._options.eager or self._early.estimated > length + self._spare or self._responder.busy:
             return
         segment = self._open_segment(opened, end)
         if self._responder.eager(segment, self._turn.turn_id, as_interim=self._options.interims):
@@ -168,6 +171,13 @@ class TurnTracker:
         audio = self._segmenter.open_audio(end)
         return SpeechSegment(opened, end, audio, len(audio), EndReason.SILENCE, opened)
 
+    def _settle_early(self, final: SpeechSegment) -> None:
+        length = final.end - final.start
+        is_eager = self._early.eager_end == final.end
+        beside_final = self._early.estimated - (length if is_eager else 0)
+        self._spare = min(self._spare + 2 * length - beside_final, MOST_SPARE)
+        self._early = self._nothing_early()
+
     def _nothing_early(self) -> _Early:
         return _Early(self._options.interim_interval or FIRST_INTERIM)
 
@@ -184,7 +194,7 @@ class TurnTracker:
                     await self._put_speech("no_speech_timeout", position)
                 case SpeechSegment(start=position):
                     await self._begin_turn(position)
-                    self._early = self._nothing_early()
+                    self._settle_early(event)
                     await self._watch.utterance(event, self._turn.turn_id)
                     await self._responder.final(event, self._turn.turn_id)
                 case TurnSilence(position):
