@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from kibun.models.analysis import Model, NonFiniteError, analyze
 from kibun.models.building.self_test import self_test
-from kibun.models.hubert import Frames, normalised
+from kibun.models.frames import Frames, normalised
 from kibun.models.model import KibunModel
 from kibun.models.packed_model import pack
 from kibun.models.types import Analysis, Evidence, Utterance

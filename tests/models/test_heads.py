@@ -10,7 +10,7 @@ from torch import nn
 from kibun.models._transformers import HubertConfig, HubertModel
 from kibun.models.conditioning import TicnCa, make_head, restandardise
 from kibun.models.config import KibunConfig
-from kibun.models.hubert import Frames
+from kibun.models.frames import Frames
 from kibun.models.model import KibunModel
 from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
 from kibun.models.types import HeadName, Query

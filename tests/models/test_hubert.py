@@ -9,7 +9,8 @@ from torch import nn
 
 from kibun.models._transformers import HubertModel
 from kibun.models.config import KibunConfig
-from kibun.models.hubert import Frames, frame_count, receptive_field
+from kibun.models.encoder_settings import frame_count, receptive_field
+from kibun.models.frames import Frames
 from kibun.models.model import KibunModel
 from tests.support import present
 from tests.support.tiny_hubert import VARIANTS, WAVLM, full_model, hubert_config, split, waveforms

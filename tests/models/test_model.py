@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kibun.models.conditioning import Baseline, Ca, Concat, Regression, TicnCa, make_head
 from kibun.models.config import KibunConfig
-from kibun.models.hubert import Frames
+from kibun.models.frames import Frames
 from kibun.models.layers import Attention, TransformerLayer
 from kibun.models.types import CONDITIONED, HEADS, TRAITS
 from tests.support import present

@@ -54,6 +54,7 @@ from transformers import (  # noqa: E402
     WavLMForSequenceClassification,
     WavLMModel,
 )
+from transformers.activations import ACT2FN  # noqa: E402
 from transformers.models.hubert import modeling_hubert  # noqa: E402
 from transformers.models.wav2vec2 import modeling_wav2vec2  # noqa: E402
 from transformers.models.wavlm import modeling_wavlm  # noqa: E402
@@ -62,6 +63,7 @@ from transformers.utils.generic import ModelOutput  # noqa: E402
 from transformers.utils.hub import cached_file  # noqa: E402
 
 __all__ = [
+    "ACT2FN",
     "AutoConfig",
     "AutoModel",
     "HubertConfig",

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kibun.models import evidence
-from kibun.models.config import KibunConfig
 from kibun.models.personality import round_to_stored
+from kibun.models.settings import BundleSettings
 from kibun.models.types import TRAITS, Analysis, ConditionSource, Evidence, Traits, Utterance
 
 
 class EncoderFrames(Protocol):
-    """Encoder frames of B utterances: `hubert.Frames`, padded to (B, T, H), or `packed.Packed`, (T_1 + … + T_B, H)."""
+    """Encoder frames of B utterances: `frames.Frames`, padded to (B, T, H), or `packed.Packed`, (T_1 + … + T_B, H)."""
 
     def rows(self, indices: Sequence[int]) -> Self:
         """The frames of some of the utterances, in the order of `indices`."""
@@ -31,7 +31,7 @@ class Model(Protocol[F]):
     """What `analyze` runs: a `KibunModel` with `Frames`, or a `PackedModel` with `Packed`."""
 
     @property
-    def config(self) -> KibunConfig:
+    def config(self) -> BundleSettings:
         """Scales, tasks and the source of the conditioning traits."""
         ...
 

@@ -6,6 +6,7 @@ from kibun.models._transformers import AutoConfig, AutoModel, quiet
 from kibun.models.config import KibunConfig
 from kibun.models.files import BundleError, bundle_names, resolve_bundle, verify
 from kibun.models.model import KibunModel, KibunOutput
+from kibun.models.settings import check_trained
 from kibun.models.types import Analysis, Evidence, Utterance
 
 AutoConfig.register(KibunConfig.model_type, KibunConfig, exist_ok=True)
@@ -32,11 +33,8 @@ def load_bundle(
         verify(folder)
     with quiet():
         model: KibunModel = KibunModel.from_pretrained(folder, mapped=mapped)
-    if not model.config.trained and not allow_untrained:
-        raise BundleError(
-            f"{folder}: this bundle is untrained, its estimates mean nothing; train it, or pass --allow-untrained"
-            " (allow_untrained=True) to try things out"
-        )
+    if not allow_untrained:
+        check_trained(folder, model.config)
     return model
 
 

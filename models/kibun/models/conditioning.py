@@ -29,7 +29,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kibun.models.hubert import Frames
+from kibun.models.frames import Frames
 from kibun.models.layers import Attention, Linear, ScaleLinear, TransformerLayer, ZeroLinear
 from kibun.models.types import HEADS, NEUTRAL_TRAITS, TRAITS, HeadName, Query
 

@@ -7,9 +7,10 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from kibun.models.encoder_settings import EncoderSettings
 from kibun.models.types import EMOTIONS, TRAITS
 
 
@@ -105,19 +106,7 @@ _ADDITIONS: Mapping[str, Rule] = {
 }
 
 # What a checkpoint leaves out has transformers' default: that of the base model, the same for all kinds.
-_BASE: Mapping[str, Any] = {
-    "conv_dim": [512] * 7,
-    "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-    "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-    "num_conv_pos_embeddings": 128,
-    "num_conv_pos_embedding_groups": 16,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "num_buckets": 320,
-    "max_bucket_distance": 800,
-}
+_BASE: Mapping[str, Any] = asdict(EncoderSettings())
 _LARGEST_STRIDE = 16_000  # of all convolutions together: a frame a second
 
 PREPROCESSOR: Mapping[str, Rule] = {

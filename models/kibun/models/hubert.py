@@ -15,13 +15,14 @@ Source: split after layer six as in Gao et al., IEEE TAC 2025; encoders, see `en
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kibun.models.encoders import EncoderConfig, EncoderModel, encoder_of
+from kibun.models.frames import Frames
 
 # WavLM's attention gets its padding as truth values and its bias as numbers; torch says so, and does the right thing.
 warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask and attn_mask is deprecated")
@@ -34,46 +35,6 @@ _ARCHITECTURE = (
     *("layer_norm_eps", "do_stable_layer_norm", "num_buckets", "max_bucket_distance"),
 )
 _TABLE = "attention.rel_attn_embed.weight"  # of WavLM's first layer: (buckets, heads)
-
-NORMALISATION_EPSILON = 1e-7  # as in transformers' Wav2Vec2FeatureExtractor
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Encoder frames of B utterances, padded to the longest.
-
-    hidden: (B, T, H) float. Values beyond an utterance's length are arbitrary.
-    lengths: B valid frame counts, each 1..T (50 frames per second for the usual strides).
-    layer_means: (B, L, H), means over time of what the first layer was given and of each layer's output so far, before
-        any norm of the encoder's end, as transformers counts hidden states; None unless the trunk keeps them.
-    """
-
-    hidden: Tensor
-    lengths: tuple[int, ...]
-    layer_means: Tensor | None = None
-
-    @property
-    def mask(self) -> Tensor | None:
-        """(B, T) bool, True where a frame is real; None when nothing is padded."""
-        if min(self.lengths) == self.hidden.shape[1]:
-            return None
-        positions = torch.arange(self.hidden.shape[1], device=self.hidden.device)  # (T,)
-        lengths = torch.tensor(self.lengths, device=self.hidden.device)  # (B,)
-        return positions < lengths[:, None]  # (B, T)
-
-    def rows(self, indices: Sequence[int]) -> "Frames":
-        """The frames of some of the utterances, in the order of `indices`."""
-        if list(indices) == list(range(len(self.lengths))):
-            return self
-        means = None if self.layer_means is None else self.layer_means[list(indices)]
-        return Frames(self.hidden[list(indices)], tuple(self.lengths[index] for index in indices), means)
-
-    def mean(self) -> Tensor:
-        """Mean over each utterance's real frames, (B, H)."""
-        if (mask := self.mask) is None:
-            return self.hidden.mean(dim=1)
-        total = self.hidden.masked_fill(~mask[:, :, None], 0.0).sum(dim=1)  # (B, H)
-        return total / mask.sum(dim=1, keepdim=True)  # (B, H)
 
 
 class Trunk(nn.Module):
@@ -158,35 +119,10 @@ class Tail(nn.Module):
             self.layer_norm.load_state_dict(full.encoder.layer_norm.state_dict())
 
 
-def normalised(waveform: Tensor, normalise: bool) -> Tensor:
-    """Scale a waveform (N,) to zero mean and unit variance if `normalise` is set, as the checkpoint was trained."""
-    if not normalise:
-        return waveform
-    wide = waveform.double()  # squares of large samples do not fit into float32
-    variance, mean = torch.var_mean(wide, correction=0)
-    return ((wide - mean) / torch.sqrt(variance + NORMALISATION_EPSILON)).to(waveform.dtype)
-
-
 def architecture(config: EncoderConfig) -> dict[str, Any]:
     """The settings that determine what is computed, by name, without those that matter in training only."""
     values = {name: getattr(config, name) for name in _ARCHITECTURE if hasattr(config, name)}
     return {name: list(value) if isinstance(value, list | tuple) else value for name, value in values.items()}
-
-
-def frame_count(config: EncoderConfig, samples: int) -> int:
-    """Number of frames that the convolutions make of `samples` samples; 0 if these are too few for one frame."""
-    count = samples
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        count = (count - kernel) // stride + 1 if count >= kernel else 0
-    return count
-
-
-def receptive_field(config: EncoderConfig) -> int:
-    """The fewest samples that make one frame: 400 (25 ms) for HuBERT-base."""
-    samples = 1
-    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride), strict=True):
-        samples = (samples - 1) * stride + kernel
-    return samples
 
 
 def _layers(config: EncoderConfig, count: int) -> nn.ModuleList:

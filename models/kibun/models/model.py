@@ -22,23 +22,16 @@ from torch import Tensor, nn
 from kibun.models import files
 from kibun.models._transformers import ModelOutput, PreTrainedModel
 from kibun.models.analysis import analyze
-from kibun.models.conditioning import make_head
-from kibun.models.config import READOUT, KibunConfig
-from kibun.models.fields import check_bundle, weight_count
+from kibun.models.assembly import Assembly, read_sidecars_of
+from kibun.models.config import KibunConfig
+from kibun.models.fields import weight_count
+from kibun.models.frames import Frames, normalised
 from kibun.models.hub import HUB_ID, HUB_OPTIONS, fetch
-from kibun.models.hubert import Frames, Tail, Trunk, normalised
+from kibun.models.hubert import Tail, Trunk
 from kibun.models.layers import Linear
-from kibun.models.personality import ConversationHead, PersonalityHead, round_to_stored
-from kibun.models.readout import Pooling, Readout
-from kibun.models.types import EMOTIONS, Analysis, Evidence, HeadName, Query, Utterance
-from kibun.models.weights import check_header, not_finite
-
-# How weights may fail to be those of the configuration: transformers' name for it, and words.
-_MISFITS = {
-    "missing_keys": "lacks {} weights that {} describes",
-    "unexpected_keys": "has {} weights that {} has no place for",
-    "mismatched_keys": "has {} weights of another shape than {} describes",
-}
+from kibun.models.settings import read_as
+from kibun.models.types import Analysis, Utterance
+from kibun.models.weights import check_finite, check_header, check_names, not_finite, own_weights
 
 
 @dataclass
@@ -54,52 +47,20 @@ class KibunOutput(ModelOutput):
     arousal: Tensor | None = None
 
 
-class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
+class KibunModel(Assembly, PreTrainedModel):  # type: ignore[no-untyped-call]
     """Emotion and apparent personality from speech; see the module's docstring."""
 
     config: KibunConfig
+    trunk: Trunk
+    personality_trunk: Trunk | None
     config_class = KibunConfig
     base_model_prefix = "kibun"
     main_input_name = "input_values"
     _supports_sdpa = True
 
-    evidence: tuple[Evidence, ...] | None = None
-    """What traits of setting 3 are worth, by rising number of utterances; None: unknown."""
-    card: str | None = None
-    """Text of MODEL_CARD.md; None: it is generated from the configuration."""
-    license_text: str | None = None
-    """Text of the licence that `config.license` names; None: the bundle comes without it."""
-
     def __init__(self, config: KibunConfig) -> None:
         super().__init__(config)
-        hubert = config.hubert_config
-        self.trunk = Trunk(hubert, cast(int, config.trunk_layers))
-        self.tails = nn.ModuleDict()
-        for task in config.tasks:
-            if config.tail_name(task) in self.tails:
-                continue  # shared with an earlier task
-            if task == "personality":
-                tail = Tail(config.personality_hubert_config, config.personality_tail_layers)
-            else:
-                tail = Tail(hubert, config.tail_layers)
-            self.tails[config.tail_name(task)] = tail
-        self.personality_trunk: Trunk | None = None
-        if config.personality_hubert is not None:
-            layers = cast(int, config.personality_trunk_layers)
-            self.personality_trunk = Trunk(config.personality_hubert_config, layers)
-        if config.supports_personality:
-            trait_centre = sum(config.trait_scale) / 2
-            self.personality_head = PersonalityHead(self.vector_size, centre=trait_centre)
-            self.conversation_head = ConversationHead(
-                self.vector_size,
-                inner=cast(int, config.conversation_size),
-                heads=config.conversation_heads,
-                dropout=config.head_dropout,
-                centre=trait_centre,
-                familiarity=config.familiarity,
-            )
-        self.emotion_heads = nn.ModuleDict({name: _emotion_head(config, name) for name in config.emotions})
-        self.trunk.keeps_means = config.emotion_head == READOUT and config.readout_pooling == "layers"
+        self._assemble(Trunk, Tail)
         self.post_init()  # type: ignore[no-untyped-call]
 
     # ---- steps -----------------------------------------------------------------------------------------------------
@@ -126,19 +87,6 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     def vectors(self, frames: Frames) -> Tensor:
         """Utterance vectors (B, D) from a trunk's frames: the mean over the personality tail's, not yet rounded."""
         return cast(Frames, self.tail("personality")(frames)).mean()
-
-    def utterance_traits(self, vectors: Tensor) -> Tensor:
-        """Setting 1: (..., D) vectors to (..., 5) traits, not limited to the scale."""
-        return cast(Tensor, self.personality_head(round_to_stored(vectors)))
-
-    def conversation_traits(self, vectors: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Setting 3: (B, K, D) vectors, mask (B, K) True where real, to (B, 5) traits, not limited to the scale."""
-        return cast(Tensor, self.conversation_head(round_to_stored(vectors), mask))
-
-    def familiarity(self, vectors: Tensor) -> float:
-        """How much a speaker's vectors (K, D) are like those of training, 0..1; 1 where the bundle does not know."""
-        known = self.conversation_head.familiarity
-        return 1.0 if known is None else float(known(round_to_stored(vectors)).detach())
 
     def emotion(self, frames: Frames, traits: Tensor | None) -> dict[str, Tensor]:
         """Each emotion dimension (B,) from the trunk's frames and (B, 5) traits, not limited to the scale.
@@ -202,16 +150,6 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
     # ---- the one call ----------------------------------------------------------------------------------------------
 
     @property
-    def min_samples(self) -> int:
-        """The fewest samples, at 16 kHz, that an utterance may have."""
-        return self.config.min_samples
-
-    @property
-    def vector_size(self) -> int:
-        """D of the utterance vectors; 0 for a model without personality."""
-        return self.config.personality_hubert_config.hidden_size if self.config.supports_personality else 0
-
-    @property
     def batches(self) -> bool:
         """Whether several utterances are encoded together; on a CPU padding costs more than that gains."""
         return self.device.type != "cpu"
@@ -270,7 +208,7 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
             pretrained_model_name_or_path = folder = fetch(str(pretrained_model_name_or_path), **options)
         weights = folder / files.WEIGHTS
         if folder.is_dir() and not args and "config" not in kwargs:
-            kwargs["config"] = read_config(folder)
+            kwargs["config"] = read_as(KibunConfig, folder)
             check_header(weights, weight_count(kwargs["config"].hubert_config.to_dict()))
         try:
             loaded: Any = super().from_pretrained(
@@ -279,19 +217,15 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
         except Exception as error:  # safetensors and transformers each raise their own types
             raise files.BundleError(f"{weights}: does not load: {files.one_line(error)}") from error
         model, info = loaded
-        for problem, text in _MISFITS.items():
-            if names := sorted(key if isinstance(key, str) else key[0] for key in info[problem]):
-                raise files.BundleError(f"{weights}: {text.format(len(names), files.CONFIG)}, {names[0]} first")
-        if name := not_finite(model.state_dict().items()):
-            raise files.BundleError(f"{weights}: {name} holds NaN or infinity: get the bundle again, or train it anew")
+        mismatched = [key[0] for key in info["mismatched_keys"]]
+        check_names(weights, info["missing_keys"], info["unexpected_keys"], mismatched)
+        check_finite(weights, model.state_dict().items())
         # In the mapped file weights start wherever its header ends, and for what is not aligned a CPU uses other
         # kernels. Copied, they give the same bits as the model that was saved.
         if not mapped:
             own_weights(model)
         if folder.is_dir():
-            model.evidence, model.card, model.license_text = files.read_sidecars(folder)
-            if misfit := heard_misfit(model):
-                raise files.BundleError(f"{folder}: {misfit}: get the bundle again, or build it anew")
+            read_sidecars_of(model, folder)
         return (model, info) if wants_info else model
 
     # ---- inside ----------------------------------------------------------------------------------------------------
@@ -307,77 +241,6 @@ class KibunModel(PreTrainedModel):  # type: ignore[no-untyped-call]
                 nn.init.zeros_(module.bias)
         else:
             super()._init_weights(module)  # type: ignore[no-untyped-call]
-
-
-def _emotion_head(config: KibunConfig, dimension: str) -> nn.Module:
-    """A new head of one emotion dimension."""
-    hubert, centre = config.hubert_config, sum(config.emotion_scale) / 2
-    if config.emotion_head == READOUT:
-        points = config.emotion_points
-        return Readout(
-            hubert.hidden_size,
-            pooling=cast(Pooling, config.readout_pooling),
-            states=hubert.num_hidden_layers + 1,
-            hidden=config.readout_hidden,
-            points=None if points is None else [point[EMOTIONS.index(dimension)] for point in points],
-            centre=centre,
-        )
-    return make_head(
-        cast(HeadName, config.emotion_head),
-        hubert.hidden_size,
-        heads=config.condition_heads,
-        ff=config.condition_ff,
-        query=cast(Query, config.cross_attention_query),
-        dropout=config.head_dropout,
-        centre=centre,
-        traits=config.condition_on,
-        condition_centre=cast(Sequence[float], config.condition_centre),
-        condition_scale=cast(Sequence[float], config.condition_scale),
-    )
-
-
-def read_config(folder: Path) -> KibunConfig:
-    """The configuration of a bundle folder. Raises BundleError, which names file and field.
-
-    What is not a setting of a bundle is left out: transformers would act on some of it.
-    """
-    file = folder / files.CONFIG
-    content = files.read_object(file)
-    try:
-        return KibunConfig(**check_bundle(content))
-    except ValueError as error:
-        raise files.BundleError(f"{file}: {error}") from error
-
-
-def heard_misfit(model: KibunModel) -> str | None:
-    """Why heard traits cannot be drawn to the population's mean by what they are worth; None if they can."""
-    if not model.config.supports_personality:
-        return None
-    known = model.conversation_head.familiarity
-    if known is not None:
-        near, far = known.reach.tolist()
-        if not 0 <= near <= far:
-            return (
-                f"conversation_head.familiarity.reach is {near:g}, {far:g}, allowed are two distances, the nearer first"
-            )
-    weighted = known is not None or any(weight < 1 for row in model.evidence or () for weight in row.weight)
-    low, high = model.config.trait_scale
-    centre = cast(Sequence[float], model.config.condition_centre)
-    if not (model.config.conditioned and model.config.condition_source == "conversation" and weighted):
-        return None
-    if all(low <= mean <= high for mean in centre):
-        return None
-    # Heads from before traits were standardised have a centre of 0, which is no trait of anyone.
-    return (
-        f"condition_centre is {list(centre)}, allowed are {low:g}..{high:g} where heard traits are drawn to it, as the"
-        " weights of expected_error.json or familiarity say"
-    )
-
-
-def own_weights(module: nn.Module) -> None:
-    """Copy each weight of a module, so that none is a view of a mapped file."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.clone()
 
 
 def _convert(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:

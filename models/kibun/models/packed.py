@@ -18,15 +18,21 @@ How it differs from the modules that are trained, and why:
 Precision: float32 or bfloat16 matrix products. The residual stream, normalisations and means are float32 in both.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kibun.models.hubert import Frames, Tail, Trunk
+from kibun.models.frames import Frames
+
+if TYPE_CHECKING:
+    from kibun.models.hubert import Tail, Trunk
+    from kibun.models.stored import StoredTail, StoredTrunk
 
 HEIGHTS = (256, 192, 128, 96, 64, 56, 48, 32, 24, 16, 8)
 """Rows of a tile. At least two: for a single row oneDNN uses other kernels, whose last bit may differ. 56 is there for
@@ -48,7 +54,7 @@ class Packed:
     lengths: tuple[int, ...]
     layer_means: Tensor | None = None
 
-    def rows(self, indices: Sequence[int]) -> "Packed":
+    def rows(self, indices: Sequence[int]) -> Packed:
         """The frames of some of the utterances, in the order of `indices`."""
         if list(indices) == list(range(len(self.lengths))):
             return self
@@ -72,7 +78,7 @@ class Packed:
 class PackedTrunk(nn.Module):
     """`hubert.Trunk`, packed."""
 
-    def __init__(self, trunk: Trunk, dtype: torch.dtype) -> None:
+    def __init__(self, trunk: Trunk | StoredTrunk, dtype: torch.dtype) -> None:
         super().__init__()
         self.front = _Front(trunk, dtype)
         self.layers = _Layers(trunk.layers, dtype)
@@ -90,7 +96,7 @@ class PackedTrunk(nn.Module):
 class PackedTail(nn.Module):
     """`hubert.Tail`, packed."""
 
-    def __init__(self, tail: Tail, dtype: torch.dtype) -> None:
+    def __init__(self, tail: Tail | StoredTail, dtype: torch.dtype) -> None:
         super().__init__()
         self.layers = _Layers(tail.layers, dtype)
         self.layer_norm = tail.layer_norm
@@ -316,7 +322,7 @@ def _filled(rows: Tensor, height: int) -> Tensor:
 class _Front(nn.Module):
     """Waveform to the first Transformer layer's input: convolutions, projection, positional convolution."""
 
-    def __init__(self, trunk: Trunk, dtype: torch.dtype) -> None:
+    def __init__(self, trunk: Trunk | StoredTrunk, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
         extractor: Any = trunk.feature_extractor

@@ -8,25 +8,30 @@ import mmap
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from kibun.models.analysis import analyze
-from kibun.models.config import KibunConfig
-from kibun.models.hubert import Frames, normalised
+from kibun.models.frames import Frames, normalised
 from kibun.models.layers import ScaleLinear
-from kibun.models.model import KibunModel, own_weights
 from kibun.models.packed import HeadLinear, Packed, PackedTail, PackedTrunk
+from kibun.models.settings import BundleSettings
 from kibun.models.types import Analysis, Evidence, Utterance
+from kibun.models.weights import own_weights
+
+if TYPE_CHECKING:
+    from kibun.models.assembly import Assembly
+    from kibun.models.model import KibunModel
+    from kibun.models.stored import StoredModel
 
 _MADV_PAGEOUT = 21  # Linux 5.4
 
 P = TypeVar("P", bound=nn.Module)
 
 
-def pack(model: KibunModel, dtype: torch.dtype = torch.float32) -> PackedModel:
+def pack(model: KibunModel | StoredModel, dtype: torch.dtype = torch.float32) -> PackedModel:
     """Convert a model to its served form, using it up: it loses each trunk and tail as soon as that is packed.
 
     So the weights are never in memory twice. Answers differ from the model's by rounding: by about 1e-5 on the frames
@@ -70,7 +75,7 @@ def pack(model: KibunModel, dtype: torch.dtype = torch.float32) -> PackedModel:
 
 @dataclass(eq=False)
 class PackedModel:
-    """What `pack` makes of a KibunModel; `analyze` is the same call with the same meaning.
+    """What `pack` makes of a model; `analyze` is the same call with the same meaning.
 
     The steps are those of `KibunModel`, for `kibun.models.analysis`. Any number of threads may call them at once.
     """
@@ -78,7 +83,7 @@ class PackedModel:
     training = False
     batches = True  # utterances of mixed lengths cost no more together than alone
 
-    config: KibunConfig
+    config: BundleSettings
     dtype: torch.dtype  # of the matrix products
     device: torch.device
     min_samples: int
@@ -88,7 +93,7 @@ class PackedModel:
     trunk: PackedTrunk
     personality_trunk: PackedTrunk | None
     tails: dict[str, PackedTail]
-    heads: KibunModel  # what packing left of it
+    heads: Assembly  # what packing left of the model
 
     def analyze(self, requests: Sequence[Utterance]) -> list[Analysis]:
         """Estimate traits and emotion of each utterance; see `kibun.models.analysis.analyze`."""

@@ -45,7 +45,7 @@ class Familiarity(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.mean = nn.Parameter(torch.zeros(size), requires_grad=False)
-        self.whiten = nn.Parameter(torch.eye(size), requires_grad=False)
+        self.whiten = nn.Parameter(torch.zeros(size, size).fill_diagonal_(1), requires_grad=False)
         self.reach = nn.Parameter(torch.tensor([1.0, 2.0]), requires_grad=False)  # distances of 1 and of 0
 
     @torch.no_grad()

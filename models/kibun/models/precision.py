@@ -1,8 +1,11 @@
 """The choice between float32 and bfloat16: which one is faster on this machine, and accurate enough for the bundle."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,11 +13,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from kibun.models.analysis import NonFiniteError
-from kibun.models.config import KibunConfig
-from kibun.models.model import KibunModel
 from kibun.models.packed import HEIGHTS, PackedLinear
 from kibun.models.packed_model import PackedModel, pack
+from kibun.models.settings import BundleSettings
 from kibun.models.types import NEUTRAL_TRAITS, SAMPLE_RATE_HZ, Analysis, Precision, Utterance
+
+if TYPE_CHECKING:
+    from kibun.models.model import KibunModel
+    from kibun.models.stored import StoredModel
 
 MAX_ERROR = 0.05
 """Points by which an estimate in bfloat16 may differ from float32: 1 % of the trait scale. The error of a good model
@@ -28,14 +34,16 @@ MIN_SIZE = 256
 """The smallest hidden size for which bfloat16 is tried: a small model spends its time elsewhere."""
 
 
-def packed_for(load: Callable[[], KibunModel], wanted: Precision, device: str = "cpu") -> tuple[PackedModel, str]:
+def packed_for(
+    load: Callable[[], KibunModel | StoredModel], wanted: Precision, device: str = "cpu"
+) -> tuple[PackedModel, str]:
     """Load a model and pack it for serving, in the precision wanted.
 
     "auto" chooses bfloat16 for a model of at least MIN_SIZE on a GPU, or on a CPU where bfloat16 is MIN_GAIN times as
     fast (timed now), if the estimates of two synthetic utterances then differ by at most MAX_ERROR; else float32.
 
     Args:
-        load: loads the model, on the CPU; called a second time if bfloat16 is tried and rejected.
+        load: loads the model, on the CPU; called again for each form that is tried, as packing uses a model up.
         device: torch's name of it.
 
     Returns:
@@ -55,8 +63,9 @@ def packed_for(load: Callable[[], KibunModel], wanted: Precision, device: str = 
         gain = f"{faster:.1f} times as fast here"
         if wanted == "auto" and faster < MIN_GAIN:
             return pack(model, torch.float32), f"float32: bfloat16 is {gain}"
-    expected = check_estimates(model)
-    packed = pack(model, torch.bfloat16)
+    expected = check_estimates(pack(model, torch.float32))
+    del model
+    packed = pack(_load(load, device), torch.bfloat16)
     try:
         error = largest_difference(expected, check_estimates(packed))
     except NonFiniteError:
@@ -70,7 +79,7 @@ def packed_for(load: Callable[[], KibunModel], wanted: Precision, device: str = 
     return packed, f"bfloat16: {gain}, {differ}"
 
 
-def bfloat16_gain(config: KibunConfig) -> float:
+def bfloat16_gain(config: BundleSettings) -> float:
     """How many times faster the model's most frequent matrix product is in bfloat16 on this CPU, timed now (0.1 s)."""
     hubert = config.hubert_config
     linear = nn.Linear(hubert.hidden_size, hubert.intermediate_size)
@@ -104,7 +113,7 @@ def largest_difference(expected: Sequence[Analysis], actual: Sequence[Analysis])
     )
 
 
-def _load(load: Callable[[], KibunModel], device: str) -> KibunModel:
+def _load(load: Callable[[], KibunModel | StoredModel], device: str) -> KibunModel | StoredModel:
     return nn.Module.to(load(), device)
 
 

@@ -9,16 +9,15 @@ kibun does not train it: it holds what `kibun models build --emotion` finds.
 """
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from kibun.models.hubert import Frames
+from kibun.models.frames import Frames
 from kibun.models.layers import Linear, ScaleLinear
+from kibun.models.types import Pooling
 
-Pooling = Literal["mean", "layers", "attentive"]
-POOLINGS: tuple[Pooling, ...] = ("mean", "layers", "attentive")
 LEAST_VARIANCE = 1e-5  # as in the Odyssey 2024 baseline
 
 
@@ -43,7 +42,7 @@ class Readout(nn.Module):
         if pooling == "layers":
             self.layer_weights = nn.Parameter(torch.zeros(states))
         elif pooling == "attentive":
-            self.project, self.attention = Linear(size, size), nn.Parameter(torch.randn(size))
+            self.project, self.attention = Linear(size, size), nn.Parameter(nn.init.uniform_(torch.empty(size), -1, 1))
             width = 2 * size
         widths = [width, *[size] * hidden]
         self.hidden = nn.ModuleList(

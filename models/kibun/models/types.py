@@ -32,6 +32,10 @@ NEUTRAL_TRAITS: Traits = (4.0, 4.0, 4.0, 4.0, 4.0)
 
 FULL_WEIGHT: Traits = (1.0, 1.0, 1.0, 1.0, 1.0)
 
+Pooling = Literal["mean", "layers", "attentive"]
+POOLINGS: tuple[Pooling, ...] = ("mean", "layers", "attentive")
+"""How a readout (kibun.models.readout) makes one vector of frames."""
+
 ConditionSource = Literal["given", "utterance", "average", "conversation"]
 """Where the traits that emotion was conditioned on came from."""
 

@@ -9,10 +9,16 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError, safe_open
 
-from kibun.models.files import BundleError, one_line
+from kibun.models.files import CONFIG, BundleError, one_line
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+_MISFITS = (
+    "lacks {} weights that {} describes",
+    "has {} weights that {} has no place for",
+    "has {} weights of another shape than {} describes",
+)
 
 
 def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
@@ -47,3 +53,22 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
             if not (math.isfinite(low) and math.isfinite(high)):
                 return name
     return None
+
+
+def check_names(path: Path, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[str]) -> None:
+    """Raise BundleError if a file lacks weights of these names, has them besides, or has them in another shape."""
+    for names, text in zip((missing, unexpected, mismatched), _MISFITS, strict=True):
+        if found := sorted(names):
+            raise BundleError(f"{path}: {text.format(len(found), CONFIG)}, {found[0]} first")
+
+
+def check_finite(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise BundleError if one of a file's tensors holds NaN or infinity."""
+    if name := not_finite(tensors):
+        raise BundleError(f"{path}: {name} holds NaN or infinity: get the bundle again, or train it anew")
+
+
+def own_weights(module: nn.Module) -> None:
+    """Copy each weight of a module, so that none is a view of a mapped file."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()

@@ -13,7 +13,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from kibun.bench.commands import bench_app
-from kibun.models.hubert import Frames
+from kibun.models.frames import Frames
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.evaluation.report_table import to_rich
 from kibun.training.simulation import audio as simulated_audio

@@ -22,8 +22,9 @@ from kibun.bench.support import machine, material, timing
 from kibun.bench.support.report import Report
 from kibun.models._transformers import HubertConfig, HubertModel
 from kibun.models.config import KibunConfig
+from kibun.models.encoder_settings import frame_count
 from kibun.models.encoders import EncoderConfig
-from kibun.models.hubert import Frames, frame_count, normalised
+from kibun.models.frames import Frames, normalised
 from kibun.models.model import KibunModel
 from kibun.models.packed import Packed
 from kibun.models.packed_model import PackedModel, pack

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kibun.models.assembly import heard_misfit
 from kibun.models.building.cards import assembled_card
 from kibun.models.building.checksum import trunk_checksum
 from kibun.models.building.parts import Part
 from kibun.models.config import KibunConfig
 from kibun.models.files import BundleError, joint_license
 from kibun.models.hubert import architecture
-from kibun.models.model import KibunModel, heard_misfit
+from kibun.models.model import KibunModel
 from kibun.models.types import EMOTIONS
 
 # Settings that valence and arousal must share, and the heads that use them.

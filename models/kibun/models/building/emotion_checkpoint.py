@@ -21,11 +21,12 @@ from kibun.models.building.parts import Part, load_parts
 from kibun.models.building.public_checkpoints import PUBLIC_SCALE, PublicCheckpoint, read_public_checkpoint
 from kibun.models.categories import SOURCE
 from kibun.models.conditioning import Baseline, Regression
-from kibun.models.config import READOUT, KibunConfig
+from kibun.models.config import KibunConfig
 from kibun.models.files import joint_license
 from kibun.models.hubert import Trunk, architecture
 from kibun.models.model import KibunModel
 from kibun.models.readout import Readout
+from kibun.models.settings import READOUT
 
 TAIL = "emotion"
 

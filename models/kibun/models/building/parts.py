@@ -9,11 +9,12 @@ from typing import cast
 from kibun.models.building.checksum import module_checksum
 from kibun.models.building.facts import read_facts
 from kibun.models.bundle import load_bundle
-from kibun.models.config import TASKS, KibunConfig
+from kibun.models.config import KibunConfig
 from kibun.models.encoders import EncoderConfig
 from kibun.models.files import CONFIG, BundleError, resolve_bundle
 from kibun.models.hubert import Tail, Trunk
 from kibun.models.model import KibunModel
+from kibun.models.settings import TASKS
 
 
 class Part:
@@ -61,7 +62,8 @@ class Part:
 
     @property
     def hubert(self) -> EncoderConfig:
-        return self.config.personality_hubert_config if self.own_trunk else self.config.hubert_config
+        config = self.config.personality_hubert_config if self.own_trunk else self.config.hubert_config
+        return cast(EncoderConfig, config)
 
     @property
     def trunk_layers(self) -> int:

@@ -168,7 +168,7 @@ def load_models(options: LoadOptions) -> LoadedModels:
     checker = ThreadPoolExecutor(1)
     checks = [checker.submit(_verify, name) for name in options.models]
     checker.shutdown(wait=False)
-    # Read when torch and transformers are imported.
+    # Read when torch is imported, and transformers, which only a bundle with a rare activation needs.
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["HF_HUB_OFFLINE"] = "1"  # a worker loads local files only
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -176,8 +176,8 @@ def load_models(options: LoadOptions) -> LoadedModels:
         import torch
 
         from kibun.models.analysis import NonFiniteError
-        from kibun.models.bundle import load_bundle
         from kibun.models.precision import packed_for
+        from kibun.models.stored import load_stored
     except ImportError as error:
         raise BackendError("LOAD_FAILED", f"cannot import {error.name}: pip install 'kibun[server]'") from error
     gc.freeze()  # imported modules stay: no later collection need scan them
@@ -185,7 +185,7 @@ def load_models(options: LoadOptions) -> LoadedModels:
     device = _choose_device(options.device)
     models = []
     for name, check in zip(options.models, checks, strict=True):
-        load = partial(load_bundle, name, allow_untrained=options.allow_untrained, mapped=True, verified=True)
+        load = partial(load_stored, name, allow_untrained=options.allow_untrained, verified=True)
         try:
             check.result()
             models.append(BundleModel(*packed_for(load, options.precision, device), fingerprint(resolve_bundle(name))))

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kibun.models.hubert import Frames
+from kibun.models.frames import Frames
 
 BLANK, UNKNOWN, BOUNDARY = 0, 3, 4
 VOCABULARY = ("<pad>", "<s>", "</s>", "<unk>", "|", *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")

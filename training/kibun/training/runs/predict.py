@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kibun.models.bundle import KibunModel
-from kibun.models.hubert import Frames
+from kibun.models.frames import Frames
 from kibun.models.personality import round_to_stored
 from kibun.models.types import EMOTIONS, Traits
 from kibun.training.corpora.manifest import Item, conversations

@@ -24,8 +24,10 @@ from torch import Tensor
 
 from kibun.models.building.checksum import trunk_checksum
 from kibun.models.bundle import KibunModel
+from kibun.models.encoder_settings import frame_count
 from kibun.models.files import written_atomically
-from kibun.models.hubert import Frames, architecture, frame_count
+from kibun.models.frames import Frames
+from kibun.models.hubert import architecture
 from kibun.training.progress import Progress
 from kibun.training.runs.config import ConfigError, RunConfig
 

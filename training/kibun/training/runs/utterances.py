@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kibun.models.bundle import KibunModel
-from kibun.models.hubert import Frames
+from kibun.models.frames import Frames
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.audio.augment import ROOMS, Augment, AugmentOptions
 from kibun.training.audio.reading import load_audio

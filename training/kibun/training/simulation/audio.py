@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from kibun.models.bundle import KibunConfig, KibunModel
-from kibun.models.hubert import Frames, Tail
+from kibun.models.frames import Frames
+from kibun.models.hubert import Tail
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.training.filter_bank import new_model
 from kibun.training.fit import fit

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kibun.models.conditioning import TicnCa, make_head
-from kibun.models.hubert import Frames
+from kibun.models.frames import Frames
 from kibun.models.types import HeadName
 from kibun.training.evaluation.metrics import ccc
 from kibun.training.fit import fit
