@@ -32,13 +32,21 @@ class Command:
     help: str
     # What to install when a package is missing.
     extra: str
+    # What to call with the command's arguments before its module is imported: "module:function".
+    prelude: str = ""
 
 
 COMMANDS = {
     "demo": Command(
         "kibun.client.commands.demo", "demo", "Watch a bundled dialogue being analysed by a real server.", "server"
     ),
-    "serve": Command("kibun.server.main", "serve", "Run the analysis server.", "server"),
+    "serve": Command(
+        "kibun.server.main",
+        "serve",
+        "Run the analysis server.",
+        "server",
+        "kibun.server.inference.worker_start:start_early",
+    ),
     "stream": Command(
         "kibun.client.commands.stream", "stream", "Stream audio files or a microphone to a server.", "cli"
     ),
@@ -84,6 +92,9 @@ def _run(arguments: Sequence[str] | None) -> NoReturn:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else ""
     try:
+        if name in COMMANDS and (prelude := COMMANDS[name].prelude):
+            module, _, function = prelude.partition(":")
+            getattr(import_module(module), function)(arguments[1:])
         _application(name)(arguments, prog_name="kibun")
     except ModuleNotFoundError as error:
         extra = EXTRA_OF.get((error.name or "").split(".")[0])

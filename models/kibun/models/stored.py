@@ -46,8 +46,8 @@ def load_stored(path_or_name: str | Path, *, allow_untrained: bool = False, veri
     settings = read_settings(folder)
     file = folder / WEIGHTS
     check_header(file, weight_count(asdict(settings.hubert_config)))
-    # No memory, and no random numbers that would be overwritten. What torch computes for meta tensors in Python, such as
-    # norms, `eye` and normal numbers, makes it import its compiler, which takes two seconds: no part here uses it.
+    # No memory, and no random numbers that would be overwritten. Parts must need nothing that torch computes in Python
+    # for meta tensors, such as norms, `eye` and normal numbers: it then imports its compiler, which takes two seconds.
     with torch.device("meta"):
         model = StoredModel(settings)
     _fill(model, file)

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kibun.models import provenance
+from kibun.models._torch import import_torch
 from kibun.models.files import BundleError, fingerprint, resolve_bundle, verify
 from kibun.models.types import EMOTIONS, Analysis, Utterance
 from kibun.server.inference.backend import BackendError, ModelInfo
@@ -43,6 +44,7 @@ from kibun.server.inference.worker_protocol import (
     encode,
     read_message_blocking,
 )
+from kibun.server.inference.worker_start import IMPORT_EARLY
 from kibun.server.observability import logs
 
 if TYPE_CHECKING:
@@ -65,7 +67,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     faulthandler.enable()
+    gc.disable()  # until the models are loaded: imports make many objects and hardly any garbage
     requests, answers = _take_over_stdio()
+    if IMPORT_EARLY in sys.argv:
+        _importing.start()
     try:
         options = read_message_blocking(requests)
         logs.configure(options.log_level, options.log_format, front=options.front)
@@ -117,6 +122,7 @@ def _serve(options: LoadOptions, requests: io.FileIO, answers: io.FileIO) -> Non
         _log.exception("loading failed")
         send(LoadFailed(f"unexpected {type(error).__name__} while loading: {error}"))
         return
+    gc.enable()
     infos = tuple(model.info for model in loaded.models)
     send(Ready(infos, loaded.slots, loaded.batch_s, loaded.device))
     while True:
@@ -164,15 +170,14 @@ def load_models(options: LoadOptions) -> LoadedModels:
 
     Raises BackendError LOAD_FAILED naming the file, the device or the missing package.
     """
-    # Imports take two seconds of one core: others compute checksums meanwhile.
+    # Imports take a second and more of one core: others compute checksums meanwhile.
     checker = ThreadPoolExecutor(1)
     checks = [checker.submit(_verify, name) for name in options.models]
     checker.shutdown(wait=False)
-    # Read when torch is imported, and transformers, which only a bundle with a rare activation needs.
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["HF_HUB_OFFLINE"] = "1"  # a worker loads local files only
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    if _importing.is_alive():
+        _importing.join()
     try:
+        _import()
         import torch
 
         from kibun.models.analysis import NonFiniteError
@@ -197,6 +202,26 @@ def load_models(options: LoadOptions) -> LoadedModels:
     if device == "cpu":
         return LoadedModels(models, options.own_threads(usable_cores()), CPU_BATCH_S, device)
     return LoadedModels(models, options.own_threads(CUDA_THREADS), CUDA_BATCH_S, device)
+
+
+def _import() -> None:
+    """Import what loads and runs bundles. Raises ImportError."""
+    # Read when torch is imported, and transformers, which only a bundle with a rare activation needs.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["HF_HUB_OFFLINE"] = "1"  # a worker loads local files only
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    import_torch()
+    import kibun.models.precision
+    import kibun.models.stored  # noqa: F401
+
+
+def _import_early() -> None:
+    with suppress(ImportError):  # `load_models` meets it again
+        _import()
+
+
+_importing = threading.Thread(target=_import_early, daemon=True)
+"""Started where the worker is, before its options say what to load."""
 
 
 def _verify(name: str) -> None:

@@ -7,15 +7,20 @@ process group: Ctrl-C in a terminal does not reach it. It is a plain subprocess 
 that would run the main module of the embedding program again.
 """
 
+from __future__ import annotations
+
 import asyncio
 import contextlib
 import logging
 import os
-import sys
+import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import IO
 
 from kibun.models.types import Analysis
+from kibun.server.inference import worker_start
 from kibun.server.inference.backend import BackendError, Job
 from kibun.server.inference.worker_protocol import (
     Answers,
@@ -31,9 +36,6 @@ from kibun.server.observability.log_output import MAX_LINE
 from kibun.server.observability.suspension import suspended
 
 _log = logging.getLogger(__name__)
-
-# -P: a torch.py in the current directory must not be imported as torch.
-_COMMAND = (sys.executable, "-P", "-c", "from kibun.server.inference.worker import main; main()")
 
 EXIT_GRACE_S = 0.5
 """A process that exits by itself is gone by then. Killing it sooner could lose its exit code (asyncio reaps once)."""
@@ -56,7 +58,7 @@ class _Pending:
 class WorkerProcess:
     """One worker process; made by `spawn`, never restarted."""
 
-    def __init__(self, process: asyncio.subprocess.Process, on_change: Callable[[], None]) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | _EarlyProcess, on_change: Callable[[], None]) -> None:
         self._process = process
         self._on_change = on_change
         self._pending: dict[int, _Pending] = {}
@@ -68,20 +70,14 @@ class WorkerProcess:
         self.alive = True
 
     @classmethod
-    async def spawn(cls, options: LoadOptions, *, timeout_s: float, on_change: Callable[[], None]) -> "WorkerProcess":
+    async def spawn(cls, options: LoadOptions, *, timeout_s: float, on_change: Callable[[], None]) -> WorkerProcess:
         """Start a process and wait until it has loaded its models.
 
         on_change: called after each answer and after the worker's death.
         Raises BackendError LOAD_FAILED with the worker's own message.
         """
         try:
-            process = await asyncio.create_subprocess_exec(
-                *_COMMAND,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                process_group=0,
-            )
+            process = await _start()
         except OSError as error:
             raise BackendError("LOAD_FAILED", f"cannot start a process: {error}") from error
         worker = cls(process, on_change)
@@ -221,6 +217,68 @@ class WorkerProcess:
             return
         _log.error("a batch was not answered in time; worker killed", extra={"pid": self.pid, "seconds": timeout_s})
         self._kill()
+
+
+class _EarlyProcess:
+    """A process that was started without asyncio, with what is used here of `asyncio.subprocess.Process`."""
+
+    def __init__(
+        self,
+        popen: subprocess.Popen[bytes],
+        stdin: asyncio.StreamWriter,
+        stdout: asyncio.StreamReader,
+        stderr: asyncio.StreamReader,
+    ) -> None:
+        self._popen = popen
+        self._loop = asyncio.get_running_loop()
+        self._gone = asyncio.Event()
+        self.pid, self.returncode = popen.pid, popen.returncode
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+        threading.Thread(target=self._wait, name=f"worker-exit-{popen.pid}", daemon=True).start()
+
+    async def wait(self) -> int | None:
+        await self._gone.wait()
+        return self.returncode
+
+    def kill(self) -> None:
+        self._popen.kill()
+
+    def _wait(self) -> None:
+        code = self._popen.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._ended, code)
+
+    def _ended(self, code: int) -> None:
+        self.returncode = code
+        self._gone.set()
+
+
+async def _start() -> asyncio.subprocess.Process | _EarlyProcess:
+    """A worker process that waits for its options. Raises OSError."""
+    if (popen := worker_start.take_early()) is not None:
+        assert popen.stdin is not None
+        assert popen.stdout is not None
+        assert popen.stderr is not None
+        stdin = await _writer(popen.stdin)
+        return _EarlyProcess(popen, stdin, await _reader(popen.stdout), await _reader(popen.stderr))
+    pipe = asyncio.subprocess.PIPE
+    return await asyncio.create_subprocess_exec(
+        *worker_start.COMMAND, stdin=pipe, stdout=pipe, stderr=pipe, process_group=0
+    )
+
+
+async def _writer(pipe: IO[bytes]) -> asyncio.StreamWriter:
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.connect_write_pipe(
+        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), pipe
+    )
+    return asyncio.StreamWriter(transport, protocol, None, loop)
+
+
+async def _reader(pipe: IO[bytes]) -> asyncio.StreamReader:
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader
 
 
 async def _pass_on(stderr: asyncio.StreamReader) -> None:
