@@ -62,6 +62,29 @@ def serve(
 
 
 @bench_app.command()
+def start(
+    quick: Quick = False,
+    as_json: JsonOption = False,
+    plot: Plot = None,
+    precision: Annotated[Precision, typer.Option(help="As for kibun serve.")] = "auto",
+) -> None:
+    """From the command `kibun serve` until it serves, by stage, beside a Python that only imports torch.
+
+    --json: serving_after_s, over_torch (that, over the time that importing torch takes) and stages_s of demo-tiny and
+    of HuBERT-base's size with random weights; import_torch_s, rounds, machine. Files are in the page cache.
+    """
+    from kibun.bench.load import start
+    from kibun.bench.support import report
+    from kibun.client.server_process import ServerStartError
+
+    try:
+        report.run(lambda: start.measure(precision=precision, quick=quick), as_json=as_json, plot=plot)
+    except (ServerStartError, start.MeasurementError) as error:
+        typer.echo(f"kibun bench start: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@bench_app.command()
 def encoder(
     quick: Quick = False,
     as_json: JsonOption = False,

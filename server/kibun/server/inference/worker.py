@@ -111,10 +111,12 @@ def _serve(options: LoadOptions, requests: io.FileIO, answers: io.FileIO) -> Non
         module, _, function = options.loader.partition(":")
         loader: Loader = getattr(importlib.import_module(module), function)
         loaded = loader(options)
+        _log.info("models are loaded")
         runner = BatchRunner(loaded.models)
         pool = ThreadPoolExecutor(loaded.slots, "inference")
         for warm in [pool.submit(runner.warm_up) for _ in range(loaded.slots)]:
             warm.result()
+        _log.info("models have answered")
     except BackendError as error:
         send(LoadFailed(error.message))
         return
@@ -185,6 +187,7 @@ def load_models(options: LoadOptions) -> LoadedModels:
         from kibun.models.stored import load_stored
     except ImportError as error:
         raise BackendError("LOAD_FAILED", f"cannot import {error.name}: pip install 'kibun[server]'") from error
+    _log.info("modules are imported")
     gc.freeze()  # imported modules stay: no later collection need scan them
     torch.set_num_threads(max(1, usable_cores() // options.sharing))  # while loading; inference threads have one each
     device = _choose_device(options.device)
