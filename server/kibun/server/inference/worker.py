@@ -172,7 +172,7 @@ def load_models(options: LoadOptions) -> LoadedModels:
 
     Raises BackendError LOAD_FAILED naming the file, the device or the missing package.
     """
-    # Imports take a second and more of one core: others compute checksums meanwhile.
+    # Imports and packing take a second and more of one core: others compute checksums meanwhile.
     checker = ThreadPoolExecutor(1)
     checks = [checker.submit(_verify, name) for name in options.models]
     checker.shutdown(wait=False)
@@ -195,8 +195,11 @@ def load_models(options: LoadOptions) -> LoadedModels:
     for name, check in zip(options.models, checks, strict=True):
         load = partial(load_stored, name, allow_untrained=options.allow_untrained, verified=True)
         try:
-            check.result()
-            models.append(BundleModel(*packed_for(load, options.precision, device), fingerprint(resolve_bundle(name))))
+            try:
+                packed, precision = packed_for(load, options.precision, device)
+            finally:
+                check.result()  # before anything is served; and a damaged file is the cause of whatever else failed
+            models.append(BundleModel(packed, precision, fingerprint(resolve_bundle(name))))
         except BundleError as error:
             raise BackendError("LOAD_FAILED", str(error)) from error
         except NonFiniteError as error:
