@@ -4,8 +4,8 @@ A trait that was heard in one utterance is mostly noise. Emotion is therefore co
 
     c + w · (t − c)
 
-with c the population's mean (`KibunConfig.condition_centre`), t the trait as heard so far, and w its weight after this
-many utterances: 0 for a trait that tells nothing, for which every speaker then counts as an average one; 1 for one
+with c the population's mean (`BundleSettings.condition_centre`), t the trait as heard so far, and w its weight after
+this many utterances: 0 for a trait that tells nothing, for which every speaker then counts as an average one; 1 for one
 to be taken as it is.
 
 The weight is the slope of the least-squares line through (c, c) of truth on estimate, over speakers who were held out:

@@ -155,7 +155,7 @@ BUNDLE: Mapping[str, Rule] = {
     "synthetic_parts": several(one_of("trunk", "personality", *EMOTIONS), 0, 4),
     "trained": FLAG,
 }
-"""The settings of a bundle; those that only a few can have are named by `KibunConfig`, which checks them too."""
+"""The settings of a bundle; those that only a few can have are named by `BundleSettings`, which checks them too."""
 
 OLDER: Mapping[str, Any] = {"condition_centre": [0.0] * len(TRAITS), "condition_scale": [1.0] * len(TRAITS)}
 """What settings that older bundles lack are in those: their heads read raw trait values."""

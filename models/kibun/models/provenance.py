@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 def describe(tasks: Sequence[str], synthetic_parts: Collection[str]) -> str:
     """One clause about a bundle of these tasks; "" where nothing learnt from generated speech.
 
-    synthetic_parts: as `KibunConfig.synthetic_parts`.
+    synthetic_parts: as `BundleSettings.synthetic_parts`.
     """
     generated = [task for task in tasks if task in synthetic_parts]
     recorded = [task for task in tasks if task not in synthetic_parts]
