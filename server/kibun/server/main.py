@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import sys
 import threading
 from pathlib import Path
@@ -23,6 +22,7 @@ from kibun.server.audio.vad import VadName  # noqa: E402
 from kibun.server.errors import StartError  # noqa: E402
 from kibun.server.fronts import Fronts  # noqa: E402
 from kibun.server.inference.worker_pool import WorkerTimes  # noqa: E402
+from kibun.server.inference.worker_start import forbid_core_files  # noqa: E402
 from kibun.server.observability.watchdog import WatchdogTimes  # noqa: E402
 from kibun.server.serving import Server  # noqa: E402
 from kibun.server.session.events import Limits  # noqa: E402
@@ -254,7 +254,7 @@ def serve(
     loop was blocked for 10 s. Start it again after 70, and after it was killed.
     """
     logs.configure(log_level, log_format)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core file would hold audio; the worker inherits this
+    forbid_core_files()
     if not model:
         _exit(HOW_TO_GET_A_MODEL)
     try:

@@ -6,6 +6,7 @@ Until it is told what to load, it imports; it ends with this process, whatever h
 """
 
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ def start_early(arguments: Sequence[str]) -> None:
     otherwise = any(argument.split("=")[0] in _OTHERWISE for argument in arguments) or "KIBUN_FRONTS" in os.environ
     if not has_model or otherwise:
         return
+    forbid_core_files()
     pipe = subprocess.PIPE
     try:
         _early.append(
@@ -35,6 +37,11 @@ def start_early(arguments: Sequence[str]) -> None:
         )
     except OSError:
         return  # `WorkerProcess.spawn` meets it again, and says so
+
+
+def forbid_core_files() -> None:
+    """For this process and the workers that it starts: a core file would hold audio."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
 def take_early() -> "subprocess.Popen[bytes] | None":
