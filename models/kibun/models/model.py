@@ -217,7 +217,7 @@ class KibunModel(Assembly, PreTrainedModel):  # type: ignore[no-untyped-call]
         except Exception as error:  # safetensors and transformers each raise their own types
             raise files.BundleError(f"{weights}: does not load: {files.one_line(error)}") from error
         model, info = loaded
-        mismatched = [key[0] for key in info["mismatched_keys"]]
+        mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
         check_names(weights, info["missing_keys"], info["unexpected_keys"], mismatched)
         check_finite(weights, model.state_dict().items())
         # In the mapped file weights start wherever its header ends, and for what is not aligned a CPU uses other
