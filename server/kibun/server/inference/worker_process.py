@@ -231,14 +231,14 @@ class _EarlyProcess:
     ) -> None:
         self._popen = popen
         self._loop = asyncio.get_running_loop()
-        self._gone = asyncio.Event()
-        self.pid, self.returncode = popen.pid, popen.returncode
+        self._gone: asyncio.Future[int] = self._loop.create_future()
+        self.pid = popen.pid
+        self.returncode: int | None = None
         self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
         threading.Thread(target=self._wait, name=f"worker-exit-{popen.pid}", daemon=True).start()
 
-    async def wait(self) -> int | None:
-        await self._gone.wait()
-        return self.returncode
+    async def wait(self) -> int:
+        return await asyncio.shield(self._gone)
 
     def kill(self) -> None:
         self._popen.kill()
@@ -250,7 +250,7 @@ class _EarlyProcess:
 
     def _ended(self, code: int) -> None:
         self.returncode = code
-        self._gone.set()
+        self._gone.set_result(code)
 
 
 async def _start() -> asyncio.subprocess.Process | _EarlyProcess:
