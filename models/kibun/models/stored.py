@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -175,7 +175,7 @@ class _NormedConvolution(nn.Module):
     @property
     def weight(self) -> Tensor:
         """(H, H / groups, k): directions, each of the k with a length of its own."""
-        parts = self.parametrizations["weight"]
+        parts = cast(nn.ParameterDict, self.parametrizations["weight"])
         return torch._weight_norm(parts["original1"], parts["original0"], 2)
 
 
