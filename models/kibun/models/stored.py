@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from kibun.models.assembly import Assembly, read_sidecars_of
 from kibun.models.encoder_settings import EncoderSettings
 from kibun.models.fields import weight_count
-from kibun.models.files import WEIGHTS, BundleError, one_line, resolve_bundle, verify
+from kibun.models.files import WEIGHTS, resolve_bundle, verify
 from kibun.models.settings import BundleSettings, check_trained, read_settings
-from kibun.models.weights import check_finite, check_header, check_names
+from kibun.models.weights import check_finite, check_header, check_names, read_tensors
 
 _ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -98,19 +97,14 @@ def _fill(model: StoredModel, file: Path) -> None:
     wanted = model.state_dict()
     state: dict[str, Tensor] = {}
     unexpected, mismatched = [], []
-    try:
-        with safe_open(file, "pt") as weights:
-            for stored_name in weights.keys():  # noqa: SIM118 - it is no dict
-                name = _present_name(stored_name)
-                if name not in wanted:
-                    unexpected.append(stored_name)
-                    continue
-                value = weights.get_tensor(stored_name)
-                if value.shape != wanted[name].shape:
-                    mismatched.append(name)
-                state[name] = value.to(wanted[name].dtype)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise BundleError(f"{file}: does not load: {one_line(error)}") from error
+    for stored_name, value in read_tensors(file).items():
+        name = _present_name(stored_name)
+        if name not in wanted:
+            unexpected.append(stored_name)
+            continue
+        if value.shape != wanted[name].shape:
+            mismatched.append(name)
+        state[name] = value.to(wanted[name].dtype)
     check_names(file, wanted.keys() - state.keys(), unexpected, mismatched)
     check_finite(file, ((name, state[name]) for name in wanted))
     model.load_state_dict(state, assign=True)

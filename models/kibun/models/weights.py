@@ -31,6 +31,15 @@ def read_header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         raise BundleError(f"{path}: damaged, or not a safetensors file ({one_line(error)})") from error
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, as views of the file in memory. Raises BundleError."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise BundleError(f"{path}: does not load: {one_line(error)}") from error
+
+
 def check_header(path: Path, expected: int) -> None:
     """Check, before memory is spent on them, that a file's weights are numbers and at least half as many as expected.
 
