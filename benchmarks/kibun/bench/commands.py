@@ -79,7 +79,7 @@ def start(
 
     try:
         report.run(lambda: start.measure(precision=precision, quick=quick), as_json=as_json, plot=plot)
-    except (ServerStartError, start.MeasurementError) as error:
+    except (ServerStartError, start.StageError) as error:
         typer.echo(f"kibun bench start: {error}", err=True)
         raise typer.Exit(1) from error
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kibun.bench.load.start import STAGES, MeasurementError, Starts, make_report, read_stages
+from kibun.bench.load.start import STAGES, StageError, Starts, make_report, read_stages
 from kibun.client.server_process import ServerProcess
 
 LOG = "".join(
@@ -29,7 +29,7 @@ def test_stages_follow_each_other_from_the_command_on() -> None:
 @pytest.mark.parametrize("event", STAGES.values())
 def test_a_log_without_a_stage_is_an_error(event: str) -> None:
     lacking = "".join(line for line in LOG.splitlines(keepends=True) if event not in line)
-    with pytest.raises(MeasurementError, match=event):
+    with pytest.raises(StageError, match=event):
         read_stages(10.0, lacking)
 
 

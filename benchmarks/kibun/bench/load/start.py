@@ -41,8 +41,8 @@ STAGES: Mapping[str, str] = {
 }
 
 
-class MeasurementError(Exception):
-    """A server did not tell its stages."""
+class StageError(Exception):
+    """A server did not tell when its stages end."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Starts:
 def measure(*, precision: Precision = "auto", quick: bool = False) -> Report:
     """Start servers of demo-tiny and of a bundle of HuBERT-base's size in turns.
 
-    Raises ServerStartError, MeasurementError.
+    Raises ServerStartError, StageError.
     """
     machine = describe()
     with tempfile.TemporaryDirectory(prefix="kibun-") as folder:
@@ -100,7 +100,7 @@ def read_stages(begin: float, log: str) -> dict[str, float]:
     for stage, event in STAGES.items():
         times = [line["time"] for line in lines if line["event"].startswith(event)]
         if not times:
-            raise MeasurementError(f"the server's log has no line {event!r}")
+            raise StageError(f"the server's log has no line {event!r}")
         end = datetime.fromisoformat(times[0]).timestamp()
         stages[stage], begin = end - begin, end
     return stages
