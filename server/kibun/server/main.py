@@ -21,6 +21,7 @@ from kibun.server.api.service import ServiceLimits  # noqa: E402
 from kibun.server.audio.vad import VadName  # noqa: E402
 from kibun.server.errors import StartError  # noqa: E402
 from kibun.server.fronts import Fronts  # noqa: E402
+from kibun.server.inference.admission import TARGET_DELAY_S  # noqa: E402
 from kibun.server.inference.worker_pool import WorkerTimes  # noqa: E402
 from kibun.server.inference.worker_start import forbid_core_files  # noqa: E402
 from kibun.server.observability.watchdog import WatchdogTimes  # noqa: E402
@@ -98,6 +99,18 @@ def serve(
         int,
         typer.Option(envvar="KIBUN_MAX_STREAMS", help="Streams open at a time.", min=1, rich_help_panel=_LIMITS),
     ] = DEFAULTS.limits.max_streams,
+    target_delay: Annotated[
+        float | None,
+        typer.Option(
+            envvar="KIBUN_TARGET_DELAY",
+            metavar="SECONDS",
+            help="New streams are refused where finals would wait longer than this for a worker: the mean wait that is"
+            " predicted, not a percentile. The next turn of a running conversation may make it twice as long. Default:"
+            f" what pays on this machine, at most {TARGET_DELAY_S:g}.",
+            show_default=False,
+            rich_help_panel=_LIMITS,
+        ),
+    ] = DEFAULTS.target_delay_s,
     max_connections: Annotated[
         int,
         typer.Option(help="TCP connections open at a time; further ones are closed.", min=1, rich_help_panel=_LIMITS),
@@ -281,6 +294,7 @@ def serve(
             metrics_port=metrics_port,
             otlp_endpoint=otlp_endpoint,
             grace_s=grace,
+            target_delay_s=target_delay,
             max_connections=max_connections,
             loader=loader,
             worker_times=WorkerTimes(batch_s=worker_deadline),

@@ -134,7 +134,7 @@ class Server:
             loader=settings.loader,
             times=settings.worker_times,
         )
-        batcher = Batcher(backend, telemetry=self._observability.telemetry)
+        batcher = Batcher(backend, telemetry=self._observability.telemetry, target_delay_s=settings.target_delay_s)
         loading = asyncio.create_task(_load(backend, batcher))  # before gRPC has threads in this process
         await asyncio.sleep(0)
         service = self._service(batcher)
@@ -151,6 +151,8 @@ class Server:
             metrics.front_restarts.set_function(lambda: self._front.restarts if self._front else 0)
             metrics.queued_jobs.set_function(lambda: batcher.queued)
             metrics.load_ratio.set_function(lambda: batcher.load)
+            metrics.predicted_delay.set_function(lambda: batcher.delay_s)
+            metrics.target_delay.set_function(lambda: batcher.target_delay_s)
             metrics.conversations.set_function(lambda: len(self._store))
             metrics.log_lines_lost.set_function(logs.lost_lines)
             self.metrics_port = self._observability.open(

@@ -13,9 +13,12 @@ from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import VadName
 from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS
 from kibun.server.errors import StartError
+from kibun.server.inference.admission import TARGET_DELAY_S
 from kibun.server.inference.worker_pool import DEFAULT_LOADER, WorkerTimes
 from kibun.server.observability.watchdog import WatchdogTimes
 from kibun.server.session.events import Limits
+
+SHORTEST_S, LONGEST_S = 0.01, 60.0  # of --target-delay
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Settings:
     insecure: bool = False
     reflection: bool = False
     grace_s: float = 30.0
+    target_delay_s: float | None = None  # None: see `admission.target_delay_s`
     max_connections: int = 4096
     metrics_host: str = "127.0.0.1"
     metrics_port: int | None = None  # None: no metrics
@@ -62,6 +66,11 @@ class Settings:
             )
         if self.fronts > 1:
             self._check_fronts()
+        if self.target_delay_s is not None and not SHORTEST_S <= self.target_delay_s <= LONGEST_S:
+            raise StartError(
+                f"--target-delay {self.target_delay_s:g} is outside {SHORTEST_S:g} to {LONGEST_S:g} seconds; leave it"
+                f" out for at most {TARGET_DELAY_S:g}, and less where a longer wait admits hardly more streams"
+            )
         if self.tls_client_ca and not self.tls_cert:
             raise StartError("--tls-client-ca needs --tls-cert and --tls-key")
         if not self.insecure and self.tls_cert is None and not _is_loopback(self.host):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from kibun.models.types import Analysis, Utterance
+from kibun.server.inference import admission
 from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded, Urgency
 from kibun.server.inference.batcher import Batcher, JobQueue, QueueLimits, Ticket
 from kibun.server.inference.cost import CostModel
@@ -530,33 +531,32 @@ async def test_cancelling_a_queued_final_lets_the_next_one_in() -> None:
     assert (batcher.queued, batcher.full, waiting.done()) == (1, False, False)
 
 
-async def test_admission_follows_from_how_long_a_final_would_wait() -> None:
-    """The running job is expected to take 1 s; once it is overdue, as long again as it is late."""
+async def test_admission_follows_from_how_long_finals_will_wait() -> None:
+    """The running job is expected to take 4 s; once it is overdue, as long again as it is late."""
     clock, backend = Clock(), FakeBackend()
-    batcher = Batcher(backend, clock=clock, cost=costing(0.1, 0.0))
+    batcher = Batcher(backend, clock=clock, cost=costing(0.1, 0.0), target_delay_s=1.0)
     with batcher.stream("somebody else"):
-        running = ask(batcher, 1, s=10.0)
+        running = ask(batcher, 1, s=40.0)
         await let_tasks_run()
         served = {}
-        for now in (0.2, 0.6, 1.0, 1.8, 2.5, 5.0):
+        for now in (3.0, 3.75, 9.0, 12.0):
             clock.now = now
-            served[now] = (not batcher.full, batcher.admits(running=False), batcher.admits(running=True))
+            admits = batcher.admits(running=False), batcher.admits(running=True)
+            served[now] = (batcher.wait_s, not batcher.full, *admits)
         assert served == {
-            0.2: (False, True, True),
-            0.6: (True, True, True),
-            1.0: (True, True, True),
-            1.8: (False, True, True),
-            2.5: (False, False, True),
-            5.0: (False, False, False),
+            3.0: (1.0, False, True, True),  # over before a new stream has said anything
+            3.75: (0.25, True, True, True),
+            9.0: (5.0, False, False, True),
+            12.0: (8.0, False, False, False),
         }
         with pytest.raises(Superseded):
             await ask(batcher, 3, urgency="interim")
         queued = ask(batcher, 2, s=20.0)
         await let_tasks_run()
-        assert batcher.delay_s == pytest.approx(4.0 + 2.0)
+        assert batcher.wait_s == pytest.approx(8.0 + 2.0)
         backend.gate.set()
         await asyncio.gather(running, queued)
-        assert batcher.delay_s == 0.0
+        assert batcher.wait_s == 0.0
     assert batcher.admits(running=False), "one stream is always admitted"
 
 
@@ -583,7 +583,7 @@ async def test_costs_are_measured_before_any_stream_comes(failure: BackendError 
 
 async def test_streams_count_before_they_speak_and_silent_ones_count_less_and_less() -> None:
     clock = Clock()
-    batcher = Batcher(FakeBackend(slots=2), clock=clock, cost=costing(0.19, 0.0))
+    batcher = Batcher(FakeBackend(slots=2), clock=clock, cost=costing(0.19, 0.0), target_delay_s=1.5)
     with contextlib.ExitStack() as streams:
         admitted, full, stretch = 0, [], []
         while batcher.admits(running=False):
@@ -591,15 +591,28 @@ async def test_streams_count_before_they_speak_and_silent_ones_count_less_and_le
             admitted += 1
             full.append(batcher.full)
             stretch.append(batcher.stretch)
-        assert admitted == 7, "new streams get 75 % of the two slots: the finals of one take 9.5 %"
-        assert full == [False] * 6 + [True], "interims are skipped before a stream is refused"
-        assert stretch == pytest.approx([1, 1, 1, 1, 1.375, 1.85, 2]), "and become rarer before that"
-        assert batcher.load == pytest.approx(0.665)
+        assert admitted == 9, "the finals of one take 9.5 % of the two slots; who never pauses may stay for long"
+        assert full == [False] * 6 + [True] * 3, "interims are skipped before a stream is refused"
+        assert stretch == pytest.approx([1, 1, 1, 1, 1.375, 1.85, 2, 2, 2]), "and become rarer before that"
+        assert batcher.load == pytest.approx(0.855)
+        assert batcher.wait_s == 0.0, "nothing was said yet"
+        assert 0 < batcher.delay_s <= 1.5
         assert batcher.admits(running=True), "the next turn of a running conversation"
         clock.now = 120.0
-        assert batcher.load < 0.1
+        assert batcher.load < 0.13
         assert batcher.admits(running=False)
     assert batcher.load == 0.0
+
+
+async def test_a_slow_machine_admits_its_first_stream_and_a_fast_one_spends_no_delay_that_buys_nothing() -> None:
+    slow = Batcher(FakeBackend(), cost=costing(3.0, 0.0))
+    assert slow.admits(running=False)
+    with slow.stream("the only one"):
+        assert not slow.admits(running=False), "it alone brings three times what the machine can do"
+        assert slow.target_delay_s == admission.TARGET_DELAY_S
+    fast = Batcher(FakeBackend(slots=4), cost=costing(0.01, 0.0))
+    assert fast.target_delay_s == pytest.approx(admission.KNEE * 0.03 / 2, rel=0.05)
+    assert Batcher(FakeBackend(slots=4), cost=costing(0.01, 0.0), target_delay_s=5.0).target_delay_s == 5.0
 
 
 async def test_an_error_of_one_job_fails_no_other() -> None:

@@ -224,10 +224,10 @@ def test_a_flood_of_streams_hardly_slows_the_finals_of_admitted_ones(name: str, 
     machine = MACHINES[name]()
     flooded = simulate(machine, 3.0, pause_s=pause_s)
     assert flooded.answered == flooded.admitted, "no admitted final is lost"
-    assert flooded.p95 <= 1.5 * usual.p95
-    assert 0.6 < flooded.refused / flooded.offered < 0.85
-    assert flooded.finals_per_s * MEAN_S > 0.6 * machine.speech_rate, "it does not refuse more than it must"
-    assert usual.refused / usual.offered < 0.25
+    assert flooded.p95 <= 2.5 * usual.p95
+    assert 0.6 < flooded.refused / flooded.offered < 0.8
+    assert flooded.finals_per_s * MEAN_S > 0.8 * machine.speech_rate, "it does not refuse more than it must"
+    assert usual.refused / usual.offered < 0.12
 
 
 def test_jobs_go_one_by_one_on_a_cpu_and_together_on_a_gpu() -> None:

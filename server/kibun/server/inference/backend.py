@@ -153,9 +153,9 @@ class Analyzer(Protocol):
         ...
 
     def admits(self, *, running: bool) -> bool:
-        """Whether the machine can take the finals of one more stream beside those of the open streams.
+        """Whether finals are predicted to wait no longer than they may, if one more stream opened beside the others.
 
-        running: the stream continues a conversation that has begun; the last of the capacity is for such streams.
+        running: the stream continues a conversation that has begun; they may wait longer for such a stream.
         """
         ...
 

@@ -28,7 +28,7 @@ from weakref import WeakKeyDictionary
 
 from kibun.models.types import SAMPLE_RATE_HZ, Analysis, faint_noise
 from kibun.server.inference import admission
-from kibun.server.inference.admission import Level, SpeechLoad
+from kibun.server.inference.admission import Outlook, SpeechLoad
 from kibun.server.inference.backend import Backend, BackendError, Job, ModelInfo, Superseded, Urgency
 from kibun.server.inference.cost import CostModel
 from kibun.server.observability.telemetry import Telemetry
@@ -165,12 +165,15 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
         cost: CostModel | None = None,
         telemetry: Telemetry | None = None,
+        target_delay_s: float | None = None,
     ) -> None:
+        """target_delay_s: see `target_delay_s`; None: what pays on this machine, `admission.target_delay_s`."""
         self._backend = backend
         self._queue = JobQueue(limits or QueueLimits())
         self._clock = clock
         self._cost = cost or CostModel()
         self._telemetry = telemetry or Telemetry()
+        self._target_delay_s = target_delay_s
         self._speech = SpeechLoad()
         self._numbers = itertools.count()
         self._futures: dict[int, asyncio.Future[Analysis]] = {}  # by ticket number; queued and running
@@ -192,20 +195,33 @@ class Batcher:
         return self._speech.rate(self._clock()) * self._share_of_speech
 
     @property
-    def delay_s(self) -> float:
+    def wait_s(self) -> float:
         """Seconds for which a final submitted now is expected to wait before its analysis begins."""
         slots, now = self._backend.slots, self._clock()
         if len(self._running) < slots:
             return 0.0
         # An overdue batch is expected to take as long again as it is late.
-        running_s = sum(abs(done_at - now) for done_at in self._running.values())
+        running_s = sum(abs(done_at - now) for done_at in list(self._running.values()))  # metrics are read by threads
         queued_s = self._queue.finals_s * self._busy_cost
         return (running_s + queued_s) / max(slots, 1)
 
     @property
+    def delay_s(self) -> float:
+        """Seconds for which finals are predicted to wait, on average, if as many streams stay open as are now."""
+        return self._predict(0.0)
+
+    @property
+    def target_delay_s(self) -> float:
+        """Predicted `delay_s` up to which new streams are admitted."""
+        if self._target_delay_s is not None:
+            return self._target_delay_s
+        return admission.target_delay_s(self._cost.expect(self._speech.final_s), self._backend.slots)
+
+    @property
     def full(self) -> bool:
         """See backend.Analyzer.full."""
-        return not self._fits(admission.INTERIM)
+        waits_s = admission.INTERIM_WAIT * self.target_delay_s
+        return self._entry.locked() or self.load > admission.INTERIM_LOAD or self.wait_s > waits_s
 
     @property
     def stretch(self) -> float:
@@ -218,8 +234,10 @@ class Batcher:
 
     def admits(self, *, running: bool) -> bool:
         """See backend.Analyzer.admits. The first stream is always admitted, however slow the machine."""
-        level = admission.RUNNING_CONVERSATION if running else admission.NEW_STREAM
-        return not self._speech or self._fits(level, self._speech.new_rate * self._share_of_speech)
+        if not self._speech:
+            return True
+        bound_s = self.target_delay_s * (admission.RUNNING if running else 1)
+        return not self._entry.locked() and self._predict(self._speech.new_rate) <= bound_s
 
     @contextmanager
     def stream(self, stream_id: str) -> Iterator[None]:
@@ -322,9 +340,11 @@ class Batcher:
         """Share of the machine that one second of speech per second needs."""
         return self._busy_cost / max(self._backend.slots, 1)
 
-    def _fits(self, level: Level, more: float = 0.0) -> bool:
-        """Whether the server would stay within a level if the load were `more` higher."""
-        return not self._entry.locked() and self.load + more <= level.load and self.delay_s <= level.delay_s
+    def _predict(self, more: float) -> float:
+        """`delay_s` if the open streams brought `more` seconds of speech per second."""
+        now, share, speech = self._clock(), self._share_of_speech, self._speech
+        load, burst_s = (speech.rate(now) + more) * share, speech.long_final_s * share
+        return Outlook(self.wait_s, load, burst_s, soon_s=speech.final_s, remaining_s=speech.remaining_s(now)).delay_s()
 
     def _dispatch(self) -> None:
         """Start batches on idle slots. Called whenever a job arrives or a slot becomes idle."""

@@ -95,6 +95,10 @@ class Metrics:
         self.queued_jobs = Gauge("kibun_queued_jobs", "Utterances that wait for a worker.", registry=registry)
         text = "Share of the machine that the finals of all open streams are expected to need."
         self.load_ratio = Gauge("kibun_load_ratio", text, registry=registry)
+        text = "Mean time that finals are predicted to wait for a worker, with the streams that are open."
+        self.predicted_delay = Gauge("kibun_predicted_delay_seconds", text, registry=registry)
+        text = "Predicted delay above which new conversations are refused."
+        self.target_delay = Gauge("kibun_target_delay_seconds", text, registry=registry)
         text = "Conversations in this process's memory."
         self.conversations = Gauge("kibun_conversations", text, registry=registry)
         text = "Requests that the conversation store did not answer."
