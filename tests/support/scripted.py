@@ -67,7 +67,7 @@ class FakeAnalyzer:
         return self.room == "all" or (self.room == "running" and running)
 
     @contextmanager
-    def stream(self, stream_id: str) -> Iterator[None]:
+    def stream(self, stream_id: str, *, running: bool = False) -> Iterator[None]:
         self.open.add(stream_id)
         try:
             yield

@@ -204,6 +204,21 @@ def capacity(
 
 
 @bench_app.command()
+def admission(quick: Quick = False, as_json: JsonOption = False, plot: Plot = None) -> None:
+    """How many streams are refused, and how late finals are, by --target-delay and number of cores; simulated.
+
+    --json: frontier (by number of slots and rising target: refused_calm, refused_busy and refused_flood, shares at 60,
+    90 and 300 % load; p95 of finals, slowdown: that at 300 % over that at 60 %), defaults (the same by machine and
+    crowd, with turns_refused of running conversations), meets (by machine: whether the default keeps to what is
+    wanted), finals_lost, seeds.
+    """
+    from kibun.bench.load import admission
+    from kibun.bench.support import report
+
+    report.run(lambda: admission.measure(quick=quick), as_json=as_json, plot=plot)
+
+
+@bench_app.command()
 def soak(
     quick: Quick = False,
     as_json: JsonOption = False,

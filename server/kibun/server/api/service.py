@@ -161,7 +161,7 @@ class SpeechAnalysis:
         running = await self._store.knows((options.tenant, options.conversation_id))
         if not self._analyzer.admits(running=running):
             raise _overloaded()
-        with self._analyzer.stream(stream_id):
+        with self._analyzer.stream(stream_id, running=running):
             yield
 
     def _check_serving(self) -> None:

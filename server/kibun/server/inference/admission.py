@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 MEMORY_S = 60.0  # a stream that has fallen silent counts for a third after this time
-STREAMS = 50  # closed streams that shape what is expected of a new one
+STREAMS = 50  # earlier streams that shape what is expected of a new one
+PAUSE_S = 10.0  # until the next turn of a conversation, roughly
 PRIOR = 0.2  # of a stream, for what is expected before any has closed
 FINALS = 50  # finals that shape the mean length of one
 
@@ -18,7 +19,7 @@ INTERIM_WAIT = 0.5  # share of the target delay from which they are skipped too
 MAX_STRETCH = 2.0
 TARGET_DELAY_S = 1.5  # the longest that admitting more streams may be worth, unless the operator says otherwise
 KNEE = 4.0  # see `target_delay_s`
-RUNNING = 2.0  # times the target delay, for the next turn of a running conversation
+RUNNING = 3.0  # times the target delay, for the next turn of a running conversation
 
 
 def stretch(load: float) -> float:
@@ -108,6 +109,8 @@ class SpeechLoad:
         self._streams: dict[str, _Open] = {}
         self._rate, self._at = 0.0, 0.0  # sum over the streams, and when that was
         self._opened = 0.0  # sum over the streams
+        self._continuing = 0.0  # share of the streams that continued a conversation
+        self._returning, self._returning_at = 0.0, 0.0  # see `lasting_rate`
         # Sums over closed streams; initially a little of one that never pauses and stays open for MEMORY_S.
         self._closed, self._speech_s, self._open_s = PRIOR, PRIOR * MEMORY_S, PRIOR * MEMORY_S
         self.final_s = 3.0
@@ -128,6 +131,16 @@ class SpeechLoad:
         """Seconds of speech per second of all open streams together."""
         return max(_faded(self._rate, now - self._at), 0.0)
 
+    def lasting_rate(self, now: float) -> float:
+        """As `rate`, or what conversations will bring that are between two turns, with a reserve, if that is more.
+
+        Where each turn is a stream, such a conversation has none open, and comes back. Of a stream that closes, this
+        expects another one soon as often as streams have continued a conversation so far. They cannot be asked to wait
+        for each other: the reserve is a standard deviation of how many speak at once.
+        """
+        returning = self._returning * math.exp((self._returning_at - now) / PAUSE_S)
+        return max(self.rate(now), returning + math.sqrt(returning * self.new_rate))
+
     def remaining_s(self, now: float) -> float:
         """Seconds for which a stream is expected to stay open, at most MEMORY_S: nothing is known for longer.
 
@@ -136,8 +149,9 @@ class SpeechLoad:
         ages_s = len(self._streams) * now - self._opened
         return min((self._open_s + max(ages_s, 0.0)) / self._closed, MEMORY_S)
 
-    def open(self, stream_id: str, now: float) -> None:
-        """Count a stream that was admitted."""
+    def open(self, stream_id: str, now: float, *, running: bool = False) -> None:
+        """Count a stream that was admitted; running: it continues a conversation."""
+        self._continuing += (running - self._continuing) / STREAMS
         self._streams[stream_id] = _Open(now, rate=self.new_rate, at=now)
         self._opened += now
         self._add(self.new_rate, now)
@@ -165,6 +179,9 @@ class SpeechLoad:
         self._closed += 1 - self._closed / STREAMS
         self._speech_s += stream.speech_s - self._speech_s / STREAMS
         self._open_s += now - stream.opened - self._open_s / STREAMS
+        returns = self._returning * math.exp((self._returning_at - now) / PAUSE_S)
+        returns += self._continuing * self._speech_s / self._closed / PAUSE_S
+        self._returning, self._returning_at = returns, now
 
     def _add(self, rate: float, now: float) -> None:
         self._rate, self._at = self.rate(now) + rate, now

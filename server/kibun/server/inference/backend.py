@@ -159,8 +159,8 @@ class Analyzer(Protocol):
         """
         ...
 
-    def stream(self, stream_id: str) -> AbstractContextManager[None]:
-        """Entered for as long as a stream is open: the speech expected of it counts as load."""
+    def stream(self, stream_id: str, *, running: bool = False) -> AbstractContextManager[None]:
+        """Entered for as long as a stream is open: the speech expected of it counts as load; running: see `admits`."""
         ...
 
     async def submit(self, job: Job, *, stream_id: str, urgency: Urgency, deadline_s: float) -> Analysis:

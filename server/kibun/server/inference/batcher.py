@@ -208,7 +208,7 @@ class Batcher:
     @property
     def delay_s(self) -> float:
         """Seconds for which finals are predicted to wait, on average, if as many streams stay open as are now."""
-        return self._predict(0.0)
+        return self._predict(self._speech.rate(self._clock()))
 
     @property
     def target_delay_s(self) -> float:
@@ -237,12 +237,14 @@ class Batcher:
         if not self._speech:
             return True
         bound_s = self.target_delay_s * (admission.RUNNING if running else 1)
-        return not self._entry.locked() and self._predict(self._speech.new_rate) <= bound_s
+        now, speech = self._clock(), self._speech
+        rate = speech.rate(now) if running else speech.lasting_rate(now)
+        return not self._entry.locked() and self._predict(rate + speech.new_rate) <= bound_s
 
     @contextmanager
-    def stream(self, stream_id: str) -> Iterator[None]:
+    def stream(self, stream_id: str, *, running: bool = False) -> Iterator[None]:
         """See backend.Analyzer.stream."""
-        self._speech.open(stream_id, self._clock())
+        self._speech.open(stream_id, self._clock(), running=running)
         try:
             yield
         finally:
@@ -340,11 +342,13 @@ class Batcher:
         """Share of the machine that one second of speech per second needs."""
         return self._busy_cost / max(self._backend.slots, 1)
 
-    def _predict(self, more: float) -> float:
-        """`delay_s` if the open streams brought `more` seconds of speech per second."""
+    def _predict(self, rate: float) -> float:
+        """`delay_s` if this many seconds of speech came per second."""
         now, share, speech = self._clock(), self._share_of_speech, self._speech
-        load, burst_s = (speech.rate(now) + more) * share, speech.long_final_s * share
-        return Outlook(self.wait_s, load, burst_s, soon_s=speech.final_s, remaining_s=speech.remaining_s(now)).delay_s()
+        burst_s = speech.long_final_s * share
+        return Outlook(
+            self.wait_s, rate * share, burst_s, soon_s=speech.final_s, remaining_s=speech.remaining_s(now)
+        ).delay_s()
 
     def _dispatch(self) -> None:
         """Start batches on idle slots. Called whenever a job arrives or a slot becomes idle."""
