@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from kibun.bench.support import virtual_time
 from kibun.server.conversation.backlog import replay
 from kibun.server.conversation.state import Conversation, Participant, finish_turn
 from kibun.server.conversation.store import Key, StoreUnavailable
 from kibun.server.errors import Failure, Kind
-from tests.support import present, virtual_time
+from tests.support import present
 from tests.support.redis_server import prefixed
 from tests.support.stores import KEY, FakeStream, adding, fresh, plain, record, traits
 
