@@ -32,6 +32,9 @@ def serve(
         str | None, typer.Option(help="Bundle to measure; default: HuBERT-base's size, random weights.")
     ] = None,
     precision: Annotated[Precision, typer.Option(help="As for kibun serve; also for the bare loop.")] = "auto",
+    target_delay: Annotated[
+        float | None, typer.Option(help="As for kibun serve; default: as without it.", show_default=False)
+    ] = None,
     seconds: Annotated[
         float | None, typer.Option(help="Seconds of each load: more finals, steadier percentiles.", min=1)
     ] = None,
@@ -52,7 +55,11 @@ def serve(
         if model is not None:
             resolve_bundle(model)
         report.run(
-            lambda: serve.measure(model, precision=precision, quick=quick, seconds=seconds), as_json=as_json, plot=plot
+            lambda: serve.measure(
+                model, precision=precision, target_delay_s=target_delay, quick=quick, seconds=seconds
+            ),
+            as_json=as_json,
+            plot=plot,
         )
     except BundleError as error:
         report.fail(f"--model: {error}")

@@ -93,7 +93,7 @@ def test_report_gives_the_figures_at_60_percent_and_under_overload() -> None:
     assert payload["overload"] == {"p95": 150.0, "ratio_to_60": 150.0 / p95, "refusal_ms": 4.0}
     assert payload["throughput"]["a model"]["share_of_gemm_fp32"] == pytest.approx(3.0 * 14.3 * 1.57 / 100)
     (axes,) = report.draw().axes
-    assert [line.get_label() for line in axes.lines] == ["p50", "p95", "p99", "1.5 × p95 at 60 %"]
+    assert [line.get_label() for line in axes.lines] == ["p50", "p95", "p99", "2 × p95 at 60 %"]
     assert [label.get_text().split("\n")[1] for label in axes.get_xticklabels()] == ["all admitted"] * 3 + [
         "50% refused"
     ]
