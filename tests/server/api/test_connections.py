@@ -6,10 +6,10 @@ from contextlib import ExitStack
 
 import pytest
 
+from kibun.bench.support.virtual_time import run as run_virtual
 from kibun.server.api.connections import CROWD, FORGET_S, FREE_FAILURES, MAX_BYTES, MAX_CALLS, Connections
 from kibun.server.api.sockets import Sockets, _address_in
 from kibun.server.errors import Failure
-from tests.support.virtual_time import run as run_virtual
 
 
 def peer(connection: int, host: str = "ipv4:10.0.0.7") -> str:

@@ -89,7 +89,7 @@ MACHINES = {
     "eight cores": lambda: Machine(0.1, 0.03, slots=8),
     "a GPU": lambda: Machine(0.01, 0.1, slots=2, batch_s=60.0),
 }
-FINALS = 1000  # that a machine could answer while people come
+FINALS = 700  # that a machine could answer while people come
 
 
 def crowded(machine: Machine, load: float, *, seed: int = 1, **crowd: Any) -> Seen:
@@ -127,10 +127,10 @@ def test_over_twenty_seeds_few_are_refused_and_a_flood_slows_finals_twofold_at_m
 @pytest.mark.parametrize("name", ["two cores", "eight cores", "a GPU"])
 def test_a_flood_keeps_no_conversation_from_its_next_turn(name: str) -> None:
     flooded = crowded(MACHINES[name](), 3.0, turns=8.0)
-    assert flooded.turns > 500
+    assert flooded.turns > 300
     assert flooded.turns_refused <= 0.02 * flooded.turns, "at the first try, …"
     assert flooded.turns_lost <= 0.005 * flooded.turns, "… and when tried again after a second"
-    assert flooded.refused_share > 0.4, "there is no room for new ones"
+    assert flooded.refused_share > 0.25, "there is no room for new ones"
     assert flooded.lost == 0
 
 

@@ -32,10 +32,10 @@ class Effort:
     slots: tuple[int, ...]  # of the machines along the frontier
     targets_s: tuple[float, ...]
     finals: int  # that a machine could answer while people come, …
-    shortest_s: float = 40.0  # … but at least so long, after RAMP_S
+    shortest_s: float = 30.0  # … but at least so long, after RAMP_S
 
 
-FULL = Effort(seeds=20, slots=(1, 2, 4, 16), targets_s=(0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5), finals=600)
+FULL = Effort(seeds=20, slots=(1, 2, 4, 16), targets_s=(0.1, 0.3, 0.7, 1.5, 3.0), finals=400)
 QUICK = Effort(seeds=3, slots=(1, 2), targets_s=(0.3, 1.5), finals=300)
 
 CORES = (0.1, 0.03)  # seconds per second of audio, and per batch, of the frontier's slots
@@ -79,10 +79,7 @@ def measure(*, quick: bool = False) -> Report:
     plan = QUICK if quick else FULL
     frontier = {slots: _frontier(slots, plan) for slots in plan.slots}
     machines = {f"{_cores(slots)} {CORES}": _machine(slots) for slots in plan.slots} | ({} if quick else OTHERS)
-    defaults = {
-        name: {crowd: _point(make, None, CROWDS[crowd], plan) for crowd in CROWDS} for name, make in machines.items()
-    }
-    return make_report(plan, frontier, defaults)
+    return make_report(plan, frontier, {name: _defaults(make, plan) for name, make in machines.items()})
 
 
 def _cores(slots: int) -> str:
@@ -97,6 +94,11 @@ def _frontier(slots: int, plan: Effort) -> list[Point]:
     """By rising target."""
     make = _machine(slots)
     return [_point(make, target_s, CROWDS["one utterance each"], plan) for target_s in plan.targets_s]
+
+
+def _defaults(make: Callable[[], Machine], plan: Effort) -> dict[str, Point]:
+    """Without a target, by crowd."""
+    return {name: _point(make, None, crowd, plan) for name, crowd in CROWDS.items()}
 
 
 def _point(make: Callable[[], Machine], target_s: float | None, crowd: Crowd, plan: Effort) -> Point:
