@@ -8,22 +8,22 @@ from typer.testing import CliRunner
 
 from kibun.bench.commands import bench_app
 from kibun.bench.load import admission
-from kibun.bench.load.admission import CROWDS, Effort, Point, make_report
-from kibun.bench.load.simulation import MEAN_S, Crowd, Machine, simulate
+from kibun.bench.load.admission import CROWDS, Extent, Point, make_report
+from kibun.bench.load.simulation import MEAN_S, Machine, People, simulate
 
-PLAN = Effort(seeds=2, slots=(1, 2), targets_s=(0.3,), finals=30, shortest_s=10.0)
+PLAN = Extent(seeds=2, slots=(1, 2), targets_s=(0.3,), finals=30, shortest_s=10.0)
 POINT = Point(0.3, 0.04, 0.14, 0.7, 1.0, 1.2, 1.9, 1.9, 0.1, 0.01, 0.0, 0)
 
 
 def test_the_same_seed_is_the_same_crowd() -> None:
-    runs = [simulate(Machine(0.1, 0.03, slots=2), Crowd(0.5, 150.0, turns=3.0), seed=seed) for seed in (1, 1, 2)]
+    runs = [simulate(Machine(0.1, 0.03, slots=2), People(0.5, 150.0, turns=3.0), seed=seed) for seed in (1, 1, 2)]
     assert runs[0] == runs[1] != runs[2]
     assert runs[0].turns > runs[0].offered
 
 
 def test_a_crowd_brings_the_load_that_it_is_said_to_bring() -> None:
     machine = Machine(0.05, 0.0, slots=2)
-    seen = simulate(machine, Crowd(0.5, 200.0), seed=3)
+    seen = simulate(machine, People(0.5, 200.0), seed=3)
     assert seen.offered * MEAN_S / (200.0 * machine.speech_rate) == pytest.approx(0.5, rel=0.1)
     assert seen.lost == 0
     assert seen.streams == seen.answered == seen.offered - seen.refused

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kibun.bench.load.simulation import MEAN_S, NO_HISTORY, SILENCE, Crowd, Machine, Seen, simulate
+from kibun.bench.load.simulation import MEAN_S, NO_HISTORY, SILENCE, Machine, People, Turnout, simulate
 from kibun.bench.support import virtual_time
 from kibun.models.types import Analysis, Utterance
 from kibun.server.inference.backend import Job, Superseded, Urgency
@@ -92,8 +92,8 @@ MACHINES = {
 FINALS = 700  # that a machine could answer while people come
 
 
-def crowded(machine: Machine, load: float, *, seed: int = 1, **crowd: Any) -> Seen:
-    return simulate(machine, Crowd(load, 15 + FINALS * MEAN_S / machine.speech_rate, **crowd), seed=seed)
+def crowded(machine: Machine, load: float, *, seed: int = 1, **crowd: Any) -> Turnout:
+    return simulate(machine, People(load, 15 + FINALS * MEAN_S / machine.speech_rate, **crowd), seed=seed)
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 5.0])
@@ -157,7 +157,7 @@ def test_interims_give_way_before_finals_do() -> None:
 
 def test_what_the_operator_allows_is_traded_for_admissions() -> None:
     short, long = (
-        simulate(MACHINES["two cores"](), Crowd(1.2, 120.0), target_delay_s=target_s) for target_s in (0.2, 2.0)
+        simulate(MACHINES["two cores"](), People(1.2, 120.0), target_delay_s=target_s) for target_s in (0.2, 2.0)
     )
     assert long.refused_share < short.refused_share - 0.05
     assert short.p95 < long.p95

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from kibun.bench.load.simulation import MEAN_S, Crowd, Machine, Seen, simulate
+from kibun.bench.load.simulation import MEAN_S, Machine, People, Turnout, simulate
 from kibun.bench.support.report import Report
 from kibun.server.inference.admission import target_delay_s
 from kibun.training.evaluation.report_table import Cell, Row, Table
@@ -25,7 +25,7 @@ REFUSED_CALM, REFUSED_BUSY, SLOWDOWN = 0.05, 0.15, 2.0  # what is wanted at most
 
 
 @dataclass(frozen=True)
-class Effort:
+class Extent:
     """How much is simulated."""
 
     seeds: int
@@ -35,8 +35,8 @@ class Effort:
     shortest_s: float = 30.0  # … but at least so long, after RAMP_S
 
 
-FULL = Effort(seeds=20, slots=(1, 2, 4, 16), targets_s=(0.1, 0.3, 0.7, 1.5, 3.0), finals=400)
-QUICK = Effort(seeds=3, slots=(1, 2), targets_s=(0.3, 1.5), finals=300)
+FULL = Extent(seeds=20, slots=(1, 2, 4, 16), targets_s=(0.1, 0.3, 0.7, 1.5, 3.0), finals=400)
+QUICK = Extent(seeds=3, slots=(1, 2), targets_s=(0.3, 1.5), finals=300)
 
 CORES = (0.1, 0.03)  # seconds per second of audio, and per batch, of the frontier's slots
 OTHERS: dict[str, Callable[[], Machine]] = {
@@ -45,9 +45,9 @@ OTHERS: dict[str, Callable[[], Machine]] = {
     "a GPU (0.01, 0.1)": lambda: Machine(0.01, 0.1, slots=2, batch_s=60.0),
 }
 CROWDS = {  # with how they come
-    "one utterance each": Crowd(CALM, 0.0),
-    "silent for 0 to 10 s before": Crowd(CALM, 0.0, pause_s=5.0),
-    "conversations of 8 turns": Crowd(CALM, 0.0, turns=8.0),
+    "one utterance each": People(CALM, 0.0),
+    "silent for 0 to 10 s before": People(CALM, 0.0, pause_s=5.0),
+    "conversations of 8 turns": People(CALM, 0.0, turns=8.0),
 }
 
 
@@ -90,18 +90,18 @@ def _machine(slots: int) -> Callable[[], Machine]:
     return lambda: Machine(*CORES, slots=slots)
 
 
-def _frontier(slots: int, plan: Effort) -> list[Point]:
+def _frontier(slots: int, plan: Extent) -> list[Point]:
     """By rising target."""
     make = _machine(slots)
     return [_point(make, target_s, CROWDS["one utterance each"], plan) for target_s in plan.targets_s]
 
 
-def _defaults(make: Callable[[], Machine], plan: Effort) -> dict[str, Point]:
+def _defaults(make: Callable[[], Machine], plan: Extent) -> dict[str, Point]:
     """Without a target, by crowd."""
     return {name: _point(make, None, crowd, plan) for name, crowd in CROWDS.items()}
 
 
-def _point(make: Callable[[], Machine], target_s: float | None, crowd: Crowd, plan: Effort) -> Point:
+def _point(make: Callable[[], Machine], target_s: float | None, crowd: People, plan: Extent) -> Point:
     """target_s: None for the default."""
     machine = make()
     seconds = RAMP_S + max(plan.shortest_s, plan.finals * MEAN_S / machine.speech_rate)
@@ -128,14 +128,14 @@ def _point(make: Callable[[], Machine], target_s: float | None, crowd: Crowd, pl
     )
 
 
-def _mean(runs: Sequence[Seen], value: Callable[[Seen], float]) -> float:
+def _mean(runs: Sequence[Turnout], value: Callable[[Turnout], float]) -> float:
     return statistics.fmean(map(value, runs))
 
 
 # ---- report
 
 
-def make_report(plan: Effort, frontier: dict[int, list[Point]], defaults: dict[str, dict[str, Point]]) -> Report:
+def make_report(plan: Extent, frontier: dict[int, list[Point]], defaults: dict[str, dict[str, Point]]) -> Report:
     crowd = next(iter(CROWDS))
     payload = {
         "seeds": plan.seeds,
@@ -160,7 +160,7 @@ def _cells(point: Point) -> tuple[Cell, ...]:
     return (Cell(point.target_s), *(Cell(f"{share:.1%}") for share in shares), *map(Cell, times), slowdown)
 
 
-def _frontier_table(plan: Effort, frontier: dict[int, list[Point]]) -> Table:
+def _frontier_table(plan: Extent, frontier: dict[int, list[Point]]) -> Table:
     rows = [Row(_cores(slots), _cells(point)) for slots, points in frontier.items() for point in points]
     notes = (
         f"means over {plan.seeds} seeds; utterances of 0.8 to 15 s, {MEAN_S:.1f} s on average, a stream each;"
@@ -170,7 +170,7 @@ def _frontier_table(plan: Effort, frontier: dict[int, list[Point]]) -> Table:
     return Table("Refusals against latency", ("machine", *_COLUMNS, "p95, 300 % / 60 %"), tuple(rows), notes)
 
 
-def _defaults_table(plan: Effort, defaults: dict[str, dict[str, Point]]) -> Table:
+def _defaults_table(plan: Extent, defaults: dict[str, dict[str, Point]]) -> Table:
     rows = []
     for name, by_crowd in defaults.items():
         for crowd, point in by_crowd.items():

@@ -86,7 +86,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Crowd:
+class People:
     """Who comes. Conversations arrive at random; each turn is a stream of one utterance."""
 
     load: float  # of the machine, if everyone were admitted
@@ -98,7 +98,7 @@ class Crowd:
 
 
 @dataclass
-class Seen:
+class Turnout:
     """What happened. Latencies in seconds, of finals submitted while people came, but for the crowd's `ramp_s`."""
 
     counted_s: float
@@ -131,10 +131,10 @@ class Seen:
         return float(np.quantile(self.latencies, 0.95))
 
 
-def simulate(machine: Machine, crowd: Crowd, *, target_delay_s: float | None = None, seed: int = 1) -> Seen:
+def simulate(machine: Machine, crowd: People, *, target_delay_s: float | None = None, seed: int = 1) -> Turnout:
     """What happens to a crowd. target_delay_s: as of `Batcher`."""
 
-    async def run() -> Seen:
+    async def run() -> Turnout:
         batcher = Batcher(machine, clock=asyncio.get_running_loop().time, target_delay_s=target_delay_s)
         await batcher.measure(MODEL)
         return await _World(machine, batcher, crowd, np.random.default_rng(seed)).run()
@@ -145,12 +145,12 @@ def simulate(machine: Machine, crowd: Crowd, *, target_delay_s: float | None = N
 class _World:
     """A crowd in front of a batcher."""
 
-    def __init__(self, machine: Machine, batcher: Batcher, crowd: Crowd, rng: np.random.Generator) -> None:
+    def __init__(self, machine: Machine, batcher: Batcher, crowd: People, rng: np.random.Generator) -> None:
         self._machine, self._batcher, self._crowd, self._rng = machine, batcher, crowd, rng
         self._loop = asyncio.get_running_loop()
-        self._seen = Seen(crowd.seconds - crowd.ramp_s)
+        self._seen = Turnout(crowd.seconds - crowd.ramp_s)
 
-    async def run(self) -> Seen:
+    async def run(self) -> Turnout:
         crowd, rng = self._crowd, self._rng
         apart_s = MEAN_S * crowd.turns / (crowd.load * self._machine.speech_rate)
         conversations = []
