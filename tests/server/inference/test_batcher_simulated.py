@@ -89,7 +89,7 @@ MACHINES = {
     "eight cores": lambda: Machine(0.1, 0.03, slots=8),
     "a GPU": lambda: Machine(0.01, 0.1, slots=2, batch_s=60.0),
 }
-FINALS = 700  # that a machine could answer while people come
+FINALS = 1000  # that a machine could answer while people come
 
 
 def crowded(machine: Machine, load: float, *, seed: int = 1, **crowd: Any) -> Turnout:
