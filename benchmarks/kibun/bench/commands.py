@@ -169,7 +169,7 @@ def front(
     At 8, 16 and 48 kHz, while nobody speaks, and in messages of 20, 40 and 100 ms; with each detector. Linux only.
     --json: core_share_per_stream and empty_core_share_per_stream (cores, at 16 kHz, with Silero), us_per_chunk (of 100
     ms), empty_us_per_chunk (of the empty handler), ratio_to_empty, nobody_speaks_core_share, rates (the same of each
-    rate), costs (the same of everything measured: rate_hz, message_ms, speaks, before_s, vad), loop_lag_ms (p50, p99,
+    rate), costs (the same of everything measured: rate_hz, message_ms, speaks, after_s, vad), loop_lag_ms (p50, p99,
     max of the event loop under load), loop_lag_idle_ms, handover (an utterance to the worker and its answer), machine.
     """
     from kibun.bench.load import front

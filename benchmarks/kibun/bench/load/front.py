@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from kibun.bench.load import front_servers
+from kibun.bench.load.front_clients import WARM_UP_S
 from kibun.bench.load.front_servers import SAMPLE_S, STUB_LOADER
 from kibun.bench.load.generator import METHOD
 from kibun.bench.support import machine
@@ -45,21 +46,21 @@ DEFAULT_VAD: VadName = "silero"
 
 @dataclass(frozen=True)
 class Load:
-    """What every stream of a window sends. before_s: of audio that it sends at once before."""
+    """What every stream sends. after_s: of the stream, before the window that is measured."""
 
     rate_hz: int = SAMPLE_RATE_HZ
     message_ms: int = 100
     speaks: bool = True
-    before_s: float = 0.0
+    after_s: float = WARM_UP_S
 
     @property
     def label(self) -> str:
         what = "" if self.speaks else ", nobody speaks"
-        return f"{self.rate_hz / 1000:g} kHz{what}{f', after {self.before_s:g} s' if self.before_s else ''}"
+        return f"{self.rate_hz / 1000:g} kHz{what}{f', after {self.after_s:g} s' if self.after_s > WARM_UP_S else ''}"
 
 
 QUICK_LOADS = (*(Load(rate) for rate in RATES_HZ), Load(speaks=False), Load(message_ms=20))
-LOADS = (*QUICK_LOADS, Load(message_ms=40), Load(before_s=SETTLED_S), Load(speaks=False, before_s=SETTLED_S))
+LOADS = (*QUICK_LOADS, Load(message_ms=40), Load(after_s=SETTLED_S), Load(speaks=False, after_s=SETTLED_S))
 
 
 @dataclass(frozen=True)

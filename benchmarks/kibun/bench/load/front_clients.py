@@ -21,8 +21,7 @@ CHUNK_S = 0.1
 _Parts: TypeAlias = tuple[tuple[Literal["silence", "speech"], float], ...]
 SPEECH: _Parts = (("speech", 1.0), ("silence", 0.8))  # again and again
 NO_SPEECH: _Parts = (("silence", 9.0),)
-WARM_UP_S = 1.0  # before the window that is measured
-AT_ONCE_S = 1.0  # of audio in a message of what is sent before
+WARM_UP_S = 1.0  # of each stream before the window that is measured
 
 
 @dataclass
@@ -41,24 +40,23 @@ async def talk(
     seconds: float,
     message_ms: int = round(1000 * CHUNK_S),
     speaks: bool = True,
-    before_s: float = 0.0,
+    after_s: float = WARM_UP_S,
 ) -> dict[str, dict[str, Any]]:
     """`streams` to each server at the same time. servers: name to target, method and pid.
 
-    before_s: of audio that each stream sends at once before its clock runs.
+    after_s: of each stream, before the window that is measured.
     """
     loop = asyncio.get_running_loop()
     traffic = {name: Traffic() for name in servers}
     late_ms: dict[str, list[float]] = {name: [] for name in servers}
     parts, message_s = SPEECH if speaks else NO_SPEECH, message_ms / 1000
-    audio, before = _messages(parts, rate_hz, message_s), _messages(parts, rate_hz, AT_ONCE_S)
-    before = [before[number % len(before)] for number in range(round(before_s / AT_ONCE_S))]
+    audio = _messages(parts, rate_hz, message_s)
     talks = [
         (name, _Talk(server, traffic[name], late_ms[name])) for _ in range(streams) for name, server in servers.items()
     ]
-    await asyncio.gather(*(talk.open(rate_hz, before) for _, talk in talks))
+    await asyncio.gather(*(talk.open(rate_hz) for _, talk in talks))
     begin = loop.time() + 0.5
-    end = begin + WARM_UP_S + seconds
+    end = begin + after_s + seconds
     # Not in step: each stream starts at its own time within the first message, the servers' in turn.
     starts = np.linspace(0, message_s, len(talks), endpoint=False)
     talking = asyncio.gather(
@@ -67,7 +65,7 @@ async def talk(
             for (_, talk), start in zip(talks, starts, strict=True)
         )
     )
-    for at, sign in ((begin + WARM_UP_S, -1), (end, 1)):
+    for at, sign in ((begin + after_s, -1), (end, 1)):
         await asyncio.sleep(at - loop.time())
         for name, server in servers.items():
             traffic[name].cpu_s += sign * cpu_seconds(server["pid"])
@@ -88,7 +86,7 @@ class _Talk:
     _call: Any = None
     _reading: Any = None
 
-    async def open(self, rate_hz: int, before: list[bytes]) -> None:
+    async def open(self, rate_hz: int) -> None:
         options = [("grpc.use_local_subchannel_pool", 1)]  # its own connection
         self._channel = grpc.aio.insecure_channel(self.server["target"], options=options)
         method = self._channel.stream_stream(
@@ -97,8 +95,6 @@ class _Talk:
         self._call = method()
         await self._call.write(_config(rate_hz))
         self._reading = asyncio.create_task(self._read())
-        for message in before:
-            await self._call.write(message)
 
     async def run(self, audio: list[bytes], message_s: float, begin: float, end: float) -> None:
         loop = asyncio.get_running_loop()
