@@ -3,9 +3,8 @@
 A detector has state (noise model, recurrent state), so every stream needs its own; `reset` makes it as new.
 
 Which one (figures: benchmarks/detection.md)? `silero`, the default: on recorded meetings its utterances hold a twelfth
-of what is not speech, and no breath or knock. `webrtc` takes half of it, and so decides seconds late; it costs a
-quarter of a core less per hundred talking streams, and suits voices that are not people's. A constant offset bothers
-neither.
+of what is not speech, and no breath or knock. `webrtc` takes half of it, and so decides seconds late; it costs less,
+and suits voices that are not people's. A constant offset bothers neither.
 
 To add one: a class with these three members in a new module, a name in `VadName`, a line in `make_vad`.
 """
