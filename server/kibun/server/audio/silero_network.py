@@ -1,10 +1,9 @@
 """Silero's network as products of matrices, for onnxruntime; the weights come with the package silero-vad (MIT).
 
-The package's own graph is convolutions over four positions, of which onnxruntime pads each to sixteen and unpacks the
-weights at every call. Here the rows of a product are the positions of all frames, and the weights are packed once. The
-spectrum takes half of the weights: its basis is even or odd about the middle of the window. Probabilities differ by
-rounding from the package's, which the tests keep as the oracle; a frame's are the same bits whatever frames are beside
-it, as each row of a product is.
+The package's own graph is convolutions over the four positions of each frame, which take onnxruntime twice as long as
+the same work done as products whose rows are the positions of all frames. The spectrum needs half of the weights: its
+basis is even or odd about the middle of the window. Probabilities differ by rounding from the package's, which the
+tests keep as the oracle; a frame's are the same bits whatever frames are beside it, as each row of a product is.
 """
 
 from __future__ import annotations
