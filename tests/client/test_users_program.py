@@ -4,14 +4,19 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kibun.bench.support.speech_like import lay_out
+from kibun.client import Client
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
 
-PROGRAM, BASELINE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sdk.md").read_text(), re.DOTALL)
+PROGRAM, EARLY, BASELINE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sdk.md").read_text(), re.DOTALL)
 
 
 def test_it_is_typed_strictly_and_what_is_wrong_in_it_is_found(tmp_path: Path) -> None:
@@ -19,8 +24,9 @@ def test_it_is_typed_strictly_and_what_is_wrong_in_it_is_found(tmp_path: Path) -
     (tmp_path / "right.py").write_text(PROGRAM)
     (tmp_path / "wrong.py").write_text(wrong + "\nClient('h:1').conversation().turn(sample_rate_hz='16000')\n")
     # Without the settings of this repository.
+    (tmp_path / "early.py").write_text(EARLY)
     (tmp_path / "baseline.py").write_text(BASELINE)
-    files = ["right.py", "wrong.py", "baseline.py"]
+    files = ["right.py", "wrong.py", "early.py", "baseline.py"]
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull, *files]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
@@ -35,6 +41,35 @@ def test_it_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         command = [sys.executable, str(tmp_path / "program.py"), server.target]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("client_end_of_turn\n", 0), done.stderr
+
+
+def test_the_early_program_acts_on_an_interim_and_gets_the_final_of_the_same_utterance(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a silence that is too short to end the utterance by itself."""
+    program: dict[str, Any] = {}
+    exec(EARLY, program)
+    audio = lay_out([("silence", 0.4), ("speech", 1.2), ("silence", 0.4)]).audio
+    pcm = (32767 * audio).astype("<i2").tobytes()
+
+    def microphone() -> Iterator[bytes]:
+        for at in range(0, len(pcm), 3200):
+            yield pcm[at : at + 3200]
+        turn_ends.wait(20.0)  # the microphone stays open, and no more comes of it
+
+    turn_ends, acted = threading.Event(), list[Any]()
+
+    def act(event: Any) -> None:
+        acted.append(event)
+        turn_ends.set()
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    server = ServerProcess("stub", ["--loader", "tests.support.stub_model:load", "--vad", "webrtc"])
+    with server, Client(server.target) as client:
+        program["reply_at_once"](client, microphone(), lambda: True, act)
+    early, final = acted
+    assert (early.is_final, early.covers_speech_so_far, final.is_final) == (False, True, True)
+    assert (early.utterance_id, early.emotion) == (final.utterance_id, final.emotion)
 
 
 def test_the_baseline_runs_and_is_none_at_first(tmp_path: Path) -> None:

@@ -74,8 +74,8 @@ HOUSE = {
     # ---- what all of it costs, and what breaks it
     "bench.support": "models.types models server.inference training.evaluation",
     "bench.faults": "v1 models.types server client training.evaluation bench.support",
-    "bench.load": "v1 models.types server.audio server.inference server.session server client training.evaluation"
-    " bench.support",
+    "bench.load": "v1 models.types server.audio server.inference server.conversation server.session server client"
+    " training.evaluation bench.support",
     "bench.cost": "models.types models server.audio server.inference server.conversation server.session"
     " training.corpora training.evaluation training.runs bench.support",
     "bench.accuracy": "models.types models server.audio client training.errors training.audio training.corpora"

@@ -92,6 +92,54 @@ def start(
 
 
 @bench_app.command()
+def latency(
+    quick: Quick = False,
+    as_json: JsonOption = False,
+    plot: Plot = None,
+    model: Annotated[
+        str | None, typer.Option(help="Bundle to measure; default: demo-tiny and HuBERT-base's size, random weights.")
+    ] = None,
+    precision: Annotated[Precision, typer.Option(help="As for kibun serve.")] = "auto",
+    seconds: Annotated[float | None, typer.Option(help="Seconds of each load: more finals.", min=1)] = None,
+    recordings: Annotated[
+        Path | None, typer.Option(help="Folder of recorded conversations, to count what is encoded in vain.")
+    ] = None,
+) -> None:
+    """How late finals are, with the analysis that begins in the silence before them (eager) and without it (plain).
+
+    Linux only. One stream; 20 and 60 % load (by default of the larger model). --json: beyond_endpoint_ms (eager and
+    plain: p50 and p95, from the message that decides an utterance's end to its final; one stream, speech of up to 2 s),
+    identical (finals have the same bits), wasted_share (of eager encodings, on the recordings: somebody went on),
+    encoding_factor (all encodings over the finals, without and with interims: mean and worst), models (each one's
+    by_load, by_length, timeline_ms), machine. Without --recordings wasted_share and encoding_factor are null.
+    """
+    from kibun.bench.load import latency
+    from kibun.bench.load.early_work import RecordingError
+    from kibun.bench.load.serve import MeasurementError
+    from kibun.bench.support import report
+    from kibun.bench.support.child import ChildError
+    from kibun.client.errors import AudioFileError
+    from kibun.client.server_process import ServerStartError
+    from kibun.models.files import BundleError, resolve_bundle
+
+    try:
+        if model is not None:
+            resolve_bundle(model)
+        report.run(
+            lambda: latency.measure(model, precision=precision, quick=quick, seconds=seconds, recordings=recordings),
+            as_json=as_json,
+            plot=plot,
+        )
+    except BundleError as error:
+        report.fail(f"--model: {error}")
+    except (RecordingError, AudioFileError) as error:
+        report.fail(f"--recordings: {error}")
+    except (ChildError, ServerStartError, MeasurementError) as error:
+        typer.echo(f"kibun bench latency: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+@bench_app.command()
 def encoder(
     quick: Quick = False,
     as_json: JsonOption = False,
@@ -323,6 +371,45 @@ def detection(
     try:
         payload, tables = detection.measure(quick=quick, recordings=recordings or [], marked=conversations)
     except (RuntimeError, ValueError) as error:
+        report.fail(str(error))
+    show(tables, as_json=as_json, payload=payload)
+
+
+@bench_app.command()
+def hang_over(
+    conversations: Annotated[
+        Path | None, typer.Option(help="Folder of 16 kHz FLAC files, each with its speech marked in an RTTM file.")
+    ] = None,
+    held_out: Annotated[
+        list[str] | None, typer.Option("--held-out", help="Name of a conversation to show apart. Repeatable.")
+    ] = None,
+    manifest: Annotated[
+        list[Path] | None, typer.Option(help="Manifest of recordings of one voice each, with categories. Repeatable.")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Bundle that estimates these. Repeatable.")] = None,
+    per_speaker: Annotated[
+        int | None, typer.Option(help="At most so many recordings of each speaker, drawn at random.", min=1)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What the audio after an utterance's last speech costs and brings: cut ends, estimates, head start of finals.
+
+    Needs --conversations or --manifest; the split "test" of a manifest is shown apart. --json: ends (by group, detector
+    and hang-over in ms: share of speech ends cut off, ms of it; lost and taken; pauses in which somebody went on),
+    estimates (by group, model and hang-over: area under the ROC curve, CCC, difference from 200 ms), options, held_out.
+    """
+    from kibun.bench.accuracy.hang_over import measure
+    from kibun.bench.support import report
+    from kibun.models.files import BundleError
+    from kibun.training.errors import ManifestError
+    from kibun.training.evaluation.report_table import show
+
+    if conversations is None and not manifest:
+        report.fail("nothing to measure: name --conversations or --manifest")
+    _one_thread()
+    try:
+        payload, tables = measure(conversations, held_out or [], manifest or [], model or [], per_speaker)
+    except (BundleError, ManifestError, ValueError) as error:
         report.fail(str(error))
     show(tables, as_json=as_json, payload=payload)
 
