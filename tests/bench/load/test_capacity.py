@@ -14,7 +14,7 @@ from kibun.client.server_process import ServerProcess
 
 
 def level(streams: int, lag_p99: float, lost: int = 0) -> capacity.Crowd:
-    return capacity.Crowd(streams, 0.005 * streams, 1.0, lag_p99, 10.0, 20.0, 3.0, 50, lost, 0)
+    return capacity.Crowd(streams, 0.005 * streams, 1.0, lag_p99, 10.0, 20.0, 3.0, 50, lost, {})
 
 
 def rate(fronts: int, finals_per_s: float) -> capacity.Rate:

@@ -26,7 +26,7 @@ import numpy as np
 from kibun.bench.load import capacity_clients, capacity_server, soak_clients
 from kibun.bench.load.front_servers import STUB_LOADER
 from kibun.bench.load.soak import write_tokens
-from kibun.bench.load.soak_clients import SPOKEN
+from kibun.bench.load.soak_clients import OPENING_S, SPOKEN
 from kibun.bench.support import machine
 from kibun.bench.support.child import Child, children, cpu_seconds
 from kibun.bench.support.report import Report
@@ -38,9 +38,10 @@ if TYPE_CHECKING:
 
 LAG_MS = 50.0  # p99 of the event loop's lateness from which a front counts as saturated
 MOST_STREAMS = 4096
-OPENING_S = 1.0  # until the soak's clients begin
+RAMP_S = 2.0  # in which the streams of a crowd open
 CONNECTIONS = 16
 UTTERANCES_S = (1.0, 4.0)
+COMPARED_S = 2.0  # of one front and two
 SPREAD = 64  # connections whose fronts are counted
 REDIS_S = 10.0
 
@@ -58,7 +59,7 @@ class Crowd:
     clients_late_p99: float  # the clients' own fault
     finals: int
     lost: int
-    failures: int
+    failures: dict[str, int]  # streams, by reason
 
     @property
     def carried(self) -> bool:
@@ -87,7 +88,7 @@ class CapacityError(Exception):
 def measure(*, quick: bool, redis: str | None = None) -> Report:
     """redis: URL of one for the comparison of one and two fronts; default: start one, if there is a redis-server."""
     levels = _levels(quick=quick)
-    seconds = 2.0 if quick else 6.0
+    seconds = 3.0 if quick else 6.0
     rates = _rates(seconds)
     compared: list[list[Rate]] = []
     spread: dict[str, int] = {}
@@ -105,7 +106,7 @@ def measure(*, quick: bool, redis: str | None = None) -> Report:
 
 def _levels(*, quick: bool) -> list[Crowd]:
     """More and more streams, until the front is saturated."""
-    turn_s = sum(seconds for _, seconds in SPOKEN) * (1 if quick else 2)
+    turn_s = sum(seconds for _, seconds in SPOKEN) * (2 if quick else 4)
     with tempfile.TemporaryDirectory() as folder:
         tokens = write_tokens(Path(folder))
         with (
@@ -121,7 +122,7 @@ def _levels(*, quick: bool) -> list[Crowd]:
                 pin(pid, others or [front])
             levels = [_level(clients, server, target, 20 if quick else 30, turn_s)]
             expected = levels[0].streams / levels[0].core_share
-            for share in (0.7, 1.2) if quick else (0.4, 0.6, 0.8, 1.0, 1.2, 1.5, 1.9):
+            for share in (0.7, 1.2) if quick else (0.5, 0.8, 1.0, 1.25, 1.6):
                 levels.append(_level(clients, server, target, round(share * expected), turn_s))
                 if not levels[-1].carried:
                     break
@@ -129,28 +130,27 @@ def _levels(*, quick: bool) -> list[Crowd]:
 
 
 def _level(clients: Child, server: Child, target: str, streams: int, turn_s: float) -> Crowd:
-    """All talk from the end of the first turn to that of the second, and another without --quick."""
-    seconds = 3 * turn_s
+    """One turn of each; the front is watched while all of them are open."""
     found: dict[str, Any] = {}
 
     def watch() -> None:
-        time.sleep(OPENING_S + turn_s + 0.5)
+        time.sleep(OPENING_S + RAMP_S)
         server.ask("lag")
         cpu, begin = cpu_seconds(server.pid), time.perf_counter()
-        time.sleep(turn_s - 1.0)
+        time.sleep(turn_s - RAMP_S)
         found["cores"] = (cpu_seconds(server.pid) - cpu) / (time.perf_counter() - begin)
         found["lag"] = server.ask("lag")["ms"]
 
     watching = threading.Thread(target=watch)
     watching.start()
-    tally = clients.ask("talk", target=target, streams=streams, seconds=seconds)
+    tally = clients.ask("once", target=target, streams=streams, ramp_s=RAMP_S)
     watching.join()
-    lag_p50, lag_p99 = np.percentile(found["lag"], (50, 99)).tolist()
-    final_p50, final_p99 = np.percentile(tally["final_ms"], (50, 99)).tolist()
-    late = float(np.percentile(tally["late_ms"], 99))
-    failures = sum(tally["failures"].values())
-    rest = (late, tally["finals"], tally["lost"], failures)
-    return Crowd(streams, found["cores"], lag_p50, lag_p99, final_p50, final_p99, *rest)
+    (lag_p50, lag_p99), (final_p50, final_p99), (_, late) = (
+        np.percentile(values or [0.0], (50, 99)).tolist()
+        for values in (found["lag"], tally["final_ms"], tally["late_ms"])
+    )
+    heard = (tally["finals"], tally["lost"], tally["failures"])
+    return Crowd(streams, found["cores"], lag_p50, lag_p99, final_p50, final_p99, late, *heard)
 
 
 def _cores() -> list[int]:
@@ -232,7 +232,7 @@ def _compare(url: str, store: int | None, seconds: float, rounds: int) -> tuple[
         spread = clients.ask("spread", target=two.target, connections=SPREAD, metrics=found[1])
         servers = ((one, 1), (two, 2))
         compared = [
-            [_rate(clients, server, fronts, UTTERANCES_S[-1], seconds, store) for server, fronts in servers]
+            [_rate(clients, server, fronts, COMPARED_S, seconds, store) for server, fronts in servers]
             for _ in range(rounds)
         ]
     return compared, spread
@@ -315,7 +315,7 @@ def _level_table(levels: Sequence[Crowd]) -> Table:
         share = 100 * level.core_share / level.streams
         lags = (level.lag_p50, level.lag_p99, level.final_p50, level.final_p99, level.clients_late_p99)
         told = "yes" if level.carried else "no"
-        cells = (level.core_share, share, *lags, level.finals, level.lost + level.failures, told)
+        cells = (level.core_share, share, *lags, level.finals, level.lost, told)
         rows.append(Row(f"{level.streams} streams", tuple(Cell(cell) for cell in cells)))
     calm = levels[min(1, len(levels) - 1)]
     notes = (
@@ -324,9 +324,14 @@ def _level_table(levels: Sequence[Crowd]) -> Table:
         f"carried: the event loop's lateness stays below {LAG_MS:g} ms in 99 of 100 samples, and no final is lost",
         f"counted from {calm.streams} streams: {calm.streams / calm.core_share:.0f} streams per core",
         "finals: from when the end of the utterance could be known",
+        *(f"{level.streams} streams: {_told(level.failures)}" for level in levels if level.failures),
     )
     columns = ("", "cores", "% per stream", "loop late, p50", "p99", "final, ms, p50", "p99", "clients late, p99")
     return Table("Live streams of one front", (*columns, "finals", "lost", "carried"), tuple(rows), notes)
+
+
+def _told(failures: dict[str, int]) -> str:
+    return ", ".join(f"{count} ended with {reason}" for reason, count in failures.items())
 
 
 def _rate_table(rates: Sequence[Rate]) -> Table:
@@ -360,7 +365,7 @@ def _compared_table(compared: Sequence[Sequence[Rate]], spread: dict[str, int]) 
             figures = (rate.finals_per_s, cores, rate.front_ms, rate.worker_ms, rate.client_ms, rate.store_ms)
             rows.append(Row(f"round {number}, --fronts {rate.fronts}", tuple(Cell(figure) for figure in figures)))
     notes = (
-        f"utterances of {UTTERANCES_S[-1]:g} s, conversations in Redis; all processes share the machine's"
+        f"utterances of {COMPARED_S:g} s, conversations in Redis; all processes share the machine's"
         f" {len(_cores())} cores: clients, workers and Redis take what the fronts then lack",
         f"finals per second, --fronts 2 over 1, the median of the rounds: {_ratio(compared):.2f}; the fronts' CPU per"
         f" final: {_cpu_ratio(compared):.2f}",

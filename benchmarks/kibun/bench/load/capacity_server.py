@@ -5,8 +5,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
 import sys
 import tempfile
 from dataclasses import replace
@@ -23,24 +21,23 @@ async def main(tokens: Path, max_streams: int) -> None:
     """Answers `Child.ask`: "target", "lag" (of each sample since it was last asked, in milliseconds)."""
     lags = LagSamples()
     settings = Settings(models=("stub",), port=0, token_file=tokens, loader=STUB_LOADER)
-    # What it announces on stderr is for operators; what goes wrong is raised.
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+    with tempfile.TemporaryDirectory() as folder:
         port_file = Path(folder) / "port"
         limits = replace(settings.limits, max_streams=max_streams)
         server = Server(replace(settings, port_file=port_file, limits=limits))
         serving = asyncio.create_task(server.run())
         while not port_file.exists() and not serving.done():  # noqa: ASYNC110 - as any program that starts a server
             await asyncio.sleep(0.05)
-        sampling = asyncio.create_task(lags.run())
+    sampling = asyncio.create_task(lags.run())
 
-        def handle(what: str) -> dict[str, Any]:
-            return {"target": f"127.0.0.1:{server.port}"} if what == "target" else {"ms": lags.take()}
+    def handle(what: str) -> dict[str, Any]:
+        return {"target": f"127.0.0.1:{server.port}"} if what == "target" else {"ms": lags.take()}
 
-        answering = asyncio.create_task(asyncio.to_thread(answer, handle))
-        await asyncio.wait((serving, sampling, answering), return_when=asyncio.FIRST_COMPLETED)
-        for task in (serving, sampling):
-            if task.done():
-                task.result()
+    answering = asyncio.create_task(asyncio.to_thread(answer, handle))
+    await asyncio.wait((serving, sampling, answering), return_when=asyncio.FIRST_COMPLETED)
+    for task in (serving, sampling):
+        if task.done():
+            task.result()
 
 
 if __name__ == "__main__":

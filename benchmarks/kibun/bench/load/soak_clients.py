@@ -33,6 +33,7 @@ SPOKEN: tuple[tuple[Literal["silence", "speech"], float], ...] = (("silence", 0.
 TURNS = 2  # of a conversation, and …
 TTL_S = 20  # … how long it is kept after them: what conversations weigh must not look like a leak
 PROBE_S = 1.0
+OPENING_S = 1.0  # until the first speaks
 AT_ONCE = 50  # streams that are opened and dropped
 
 # As in any deployment, clients prove who they are. The prober's tenant may have one stream, which it holds: every other
@@ -68,7 +69,7 @@ class Soak:
 
     def handle(self, what: str, **details: Any) -> dict[str, Any]:
         """Answer one question of `Child.ask`."""
-        actions: dict[str, Any] = {"learn": self._learn, "talk": self._talk, "drop": self._drop}
+        actions: dict[str, Any] = {"learn": self._learn, "talk": self._talk, "once": self._once, "drop": self._drop}
         found: dict[str, Any] = asyncio.run(actions[what](**details))
         return found
 
@@ -88,7 +89,7 @@ class Soak:
         """`streams` people, whose starts are spread over the first turn."""
         tally, loop = Tally(), asyncio.get_running_loop()
         turn_s = len(self._messages) * CHUNK_S
-        begin = loop.time() + 1
+        begin = loop.time() + OPENING_S
         starts = [begin + number * min(turn_s, seconds / 2) / streams for number in range(streams)]
         probing = asyncio.create_task(_probe(target, tally))
         people = (
@@ -97,6 +98,20 @@ class Soak:
         )
         await asyncio.gather(*people)
         probing.cancel()
+        return asdict(tally)
+
+    async def _once(self, target: str, streams: int, ramp_s: float) -> dict[str, Any]:
+        """`streams` people who say one turn each; their starts are spread over `ramp_s`, from `OPENING_S` on."""
+        tally = Tally()
+        begin = asyncio.get_running_loop().time() + OPENING_S
+
+        async def say(number: int) -> None:
+            start = begin + ramp_s * number / streams
+            await asyncio.sleep(start - asyncio.get_running_loop().time())
+            async with _channel(target) as channel:
+                await self._turn(channel, f"{streams}-{number}", "turn", start, tally)
+
+        await asyncio.gather(*map(say, range(streams)))
         return asdict(tally)
 
     async def _person(self, target: str, name: str, start: float, end: float, tally: Tally) -> None:
