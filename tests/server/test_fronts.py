@@ -140,6 +140,15 @@ def test_what_keeps_fronts_from_starting_is_said_once() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_taken_port_of_metrics_ends_it_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        arguments = ("--port", "0", "--fronts", "2", "--store", "redis://127.0.0.1", "--metrics-port", port)
+        done = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True, timeout=30)
+    assert done.returncode == 1
+    assert f"--metrics-port {port}: cannot listen" in done.stderr
+
+
 # ---- a server with two
 
 

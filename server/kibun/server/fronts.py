@@ -203,6 +203,8 @@ class _Front:
         )
         assert process.stdin is not None
         self._process, self._heard = process, False
+        if self._stop.is_set():  # meanwhile
+            self.signal(signal.SIGTERM)
         try:
             front = Front(self.number, self._restarts)
             level = logging.getLogger().getEffectiveLevel()
