@@ -13,9 +13,9 @@ import re
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -122,7 +122,7 @@ def _levels(*, quick: bool) -> list[Crowd]:
                 pin(pid, others or [front])
             levels = [_level(clients, server, target, 20 if quick else 30, turn_s)]
             expected = levels[0].streams / levels[0].core_share
-            for share in (0.7, 1.2) if quick else (0.5, 0.8, 1.0, 1.25, 1.6):
+            for share in (0.7, 1.2) if quick else (0.4, 0.6, 0.8, 1.0, 1.2):
                 levels.append(_level(clients, server, target, round(share * expected), turn_s))
                 if not levels[-1].carried:
                     break
@@ -131,26 +131,24 @@ def _levels(*, quick: bool) -> list[Crowd]:
 
 def _level(clients: Child, server: Child, target: str, streams: int, turn_s: float) -> Crowd:
     """One turn of each; the front is watched while all of them are open."""
-    found: dict[str, Any] = {}
 
-    def watch() -> None:
+    def watch() -> tuple[float, list[float]]:
         time.sleep(OPENING_S + RAMP_S)
         server.ask("lag")
         cpu, begin = cpu_seconds(server.pid), time.perf_counter()
         time.sleep(turn_s - RAMP_S)
-        found["cores"] = (cpu_seconds(server.pid) - cpu) / (time.perf_counter() - begin)
-        found["lag"] = server.ask("lag")["ms"]
+        cores = (cpu_seconds(server.pid) - cpu) / (time.perf_counter() - begin)
+        return cores, server.ask("lag")["ms"]
 
-    watching = threading.Thread(target=watch)
-    watching.start()
-    tally = clients.ask("once", target=target, streams=streams, ramp_s=RAMP_S)
-    watching.join()
+    with ThreadPoolExecutor(1) as watcher:
+        watching = watcher.submit(watch)
+        tally = clients.ask("once", target=target, streams=streams, ramp_s=RAMP_S)
+        cores, lag_ms = watching.result()
     (lag_p50, lag_p99), (final_p50, final_p99), (_, late) = (
-        np.percentile(values or [0.0], (50, 99)).tolist()
-        for values in (found["lag"], tally["final_ms"], tally["late_ms"])
+        np.percentile(values or [0.0], (50, 99)).tolist() for values in (lag_ms, tally["final_ms"], tally["late_ms"])
     )
     heard = (tally["finals"], tally["lost"], tally["failures"])
-    return Crowd(streams, found["cores"], lag_p50, lag_p99, final_p50, final_p99, late, *heard)
+    return Crowd(streams, cores, lag_p50, lag_p99, final_p50, final_p99, late, *heard)
 
 
 def _cores() -> list[int]:
