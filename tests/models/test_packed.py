@@ -224,11 +224,11 @@ def counted(model: Callable[[], KibunModel]) -> tuple[Callable[[], KibunModel], 
 
 def test_float32_is_used_if_asked_for_and_for_a_small_model() -> None:
     load, calls = counted(tiny)
-    model, reason = precision.packed_for(load, "fp32")
-    assert (model.dtype, reason) == (torch.float32, "float32, as asked for")
-    model, reason = precision.packed_for(load, "auto")
-    assert model.dtype == torch.float32
-    assert "too small to gain" in reason
+    chosen = precision.packed_for(load, "fp32")
+    assert (chosen.model.dtype, chosen.reason) == (torch.float32, "float32, as asked for")
+    chosen = precision.packed_for(load, "auto")
+    assert chosen.model.dtype == torch.float32
+    assert "too small to gain" in chosen.reason
     assert len(calls) == 2
 
 
@@ -243,21 +243,61 @@ def test_auto_takes_bfloat16_where_it_is_faster_and_near_enough(
     monkeypatch: pytest.MonkeyPatch, max_error: float, dtype: torch.dtype, loads: int, said: str
 ) -> None:
     monkeypatch.setattr(precision, "MIN_SIZE", 0)
+    monkeypatch.setattr(precision, "emulates_bfloat16", lambda: False)
     monkeypatch.setattr(precision, "bfloat16_gain", lambda config: 2.0)
     monkeypatch.setattr(precision, "MAX_ERROR", max_error)
     load, calls = counted(tiny)
-    model, reason = precision.packed_for(load, "auto")
-    assert (model.dtype, len(calls)) == (dtype, loads)
-    assert reason.startswith(said)
-    difference = precision.largest_difference(precision.check_estimates(tiny()), precision.check_estimates(model))
+    chosen = precision.packed_for(load, "auto")
+    assert (chosen.model.dtype, len(calls)) == (dtype, loads)
+    assert chosen.reason.startswith(said)
+    difference = precision.largest_difference(
+        precision.check_estimates(tiny()), precision.check_estimates(chosen.model)
+    )
     assert difference < (1e-3 if dtype == torch.float32 else 2.0)
 
 
 def test_auto_stays_in_float32_where_bfloat16_is_no_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "MIN_SIZE", 0)
+    monkeypatch.setattr(precision, "emulates_bfloat16", lambda: False)
     monkeypatch.setattr(precision, "bfloat16_gain", lambda config: 0.8)
-    model, reason = precision.packed_for(tiny, "auto")
-    assert (model.dtype, reason) == (torch.float32, "float32: bfloat16 is 0.8 times as fast here")
+    chosen = precision.packed_for(tiny, "auto")
+    assert (chosen.model.dtype, chosen.reason) == (torch.float32, "float32: bfloat16 is 0.8 times as fast here")
+    assert not chosen.slower
+
+
+@pytest.mark.parametrize(
+    ("able", "emulated"),
+    [
+        pytest.param(
+            {"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}, True, id="avx2"
+        ),
+        pytest.param({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, False, id="zen-4"),
+        pytest.param({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, False, id="amx"),
+        pytest.param({"architecture": "arm64", "bf16": False, "sve_bf16": False}, True, id="arm"),
+        pytest.param({"architecture": "ppc64"}, False, id="unknown"),
+    ],
+)
+def test_auto_times_nothing_where_the_cpu_emulates_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, able: dict[str, Any], emulated: bool
+) -> None:
+    timed: list[KibunConfig] = []
+    monkeypatch.setattr(precision, "MIN_SIZE", 0)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda config: timed.append(config) or 0.8)
+    chosen = precision.packed_for(tiny, "auto")
+    assert (chosen.model.dtype, len(timed)) == (torch.float32, 0 if emulated else 1)
+    assert (precision.EMULATED in chosen.reason) == emulated
+
+
+def test_bfloat16_that_was_asked_for_is_taken_with_a_warning_where_it_is_slower(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(precision, "emulates_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "bfloat16_gain", lambda config: 0.07)
+    chosen = precision.packed_for(tiny, "bf16")
+    assert (chosen.model.dtype, chosen.slower) == (torch.bfloat16, True)
+    assert chosen.reason.startswith(f"bfloat16: {precision.EMULATED} (0.07 times as fast here), check estimates")
+    assert chosen.reason.endswith("; --precision auto takes float32")
 
 
 def test_the_gain_is_timed_with_the_model_s_own_sizes() -> None:

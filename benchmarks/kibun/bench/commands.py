@@ -150,7 +150,8 @@ def encoder(
 
     HuBERT-base's size, random weights. --json: ratio_fp32, ratio_bf16 (medians at 5 s), max_diff_fp32 (of any frame
     from the HubertModels), batched_diff_fp32 (together against alone), pooled_error_bf16, lengths, batch, threads,
-    gemm_tflops (this machine's peak), machine.
+    gemm_tflops (this machine's peak), machine. A CPU that emulates bf16 is not measured in it: bf16_left_out says so,
+    and the two figures of bf16 are null.
     """
     import torch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,35 +34,45 @@ MIN_SIZE = 256
 """The smallest hidden size for which bfloat16 is tried: a small model spends its time elsewhere."""
 
 
-def packed_for(
-    load: Callable[[], KibunModel | StoredModel], wanted: Precision, device: str = "cpu"
-) -> tuple[PackedModel, str]:
+@dataclass(frozen=True)
+class Choice:
+    """What `packed_for` chose."""
+
+    model: PackedModel
+    reason: str  # for the operator: the precision, and why
+    slower: bool = False  # than float32, as the precision that was asked for does not suit this CPU
+
+
+def packed_for(load: Callable[[], KibunModel | StoredModel], wanted: Precision, device: str = "cpu") -> Choice:
     """Load a model and pack it for serving, in the precision wanted.
 
     "auto" chooses bfloat16 for a model of at least MIN_SIZE on a GPU, or on a CPU where bfloat16 is MIN_GAIN times as
-    fast (timed now), if the estimates of two synthetic utterances then differ by at most MAX_ERROR; else float32.
+    fast (timed now, unless the CPU emulates it), if the estimates of two synthetic utterances then differ by at most
+    MAX_ERROR; else float32.
 
     Args:
         load: loads the model, on the CPU; called again for each form that is tried, as packing uses a model up.
         device: torch's name of it.
-
-    Returns:
-        The model, and the reason for its precision, for the operator.
 
     Raises:
         NonFiniteError: bfloat16 was asked for, and the model's output in it contains NaN or infinity.
     """
     model = _load(load, device)
     if wanted == "fp32":
-        return pack(model, torch.float32), "float32, as asked for"
+        return Choice(pack(model, torch.float32), "float32, as asked for")
     if wanted == "auto" and model.config.hubert_config.hidden_size < MIN_SIZE:
-        return pack(model, torch.float32), "float32: the model is too small to gain from bfloat16"
-    gain = "a GPU"
+        return Choice(pack(model, torch.float32), "float32: the model is too small to gain from bfloat16")
+    emulated = device == "cpu" and emulates_bfloat16()
+    if wanted == "auto" and emulated:
+        return Choice(pack(model, torch.float32), f"float32: {EMULATED}")
+    gain, slower = "a GPU", False
     if device == "cpu":
         faster = bfloat16_gain(model.config)
-        gain = f"{faster:.1f} times as fast here"
+        gain, slower = f"{round(faster, 1 if faster >= 0.1 else 2)} times as fast here", faster < 1
         if wanted == "auto" and faster < MIN_GAIN:
-            return pack(model, torch.float32), f"float32: bfloat16 is {gain}"
+            return Choice(pack(model, torch.float32), f"float32: bfloat16 is {gain}")
+        if emulated:
+            gain = f"{EMULATED} ({gain})"
     expected = check_estimates(pack(model, torch.float32))
     del model
     packed = pack(_load(load, device), torch.bfloat16)
@@ -75,8 +85,25 @@ def packed_for(
     differ = f"check estimates differ by {error:.4f} points"
     if wanted == "auto" and error > MAX_ERROR:
         del packed
-        return pack(_load(load, device), torch.float32), f"float32: in bfloat16, {differ}, above {MAX_ERROR:g}"
-    return packed, f"bfloat16: {gain}, {differ}"
+        return Choice(pack(_load(load, device), torch.float32), f"float32: in bfloat16, {differ}, above {MAX_ERROR:g}")
+    advice = "; --precision auto takes float32" if slower else ""
+    return Choice(packed, f"bfloat16: {gain}, {differ}{advice}", slower)
+
+
+EMULATED = "this CPU has no instructions for bfloat16 and emulates it"
+
+_BFLOAT16_FLAGS = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "avx10_2", "bf16", "sve_bf16")  # x86-64, ARM
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this CPU is known to lack instructions for bfloat16, so that products in it are done in float32.
+
+    That costs more than float32 itself: 0.1 to 0.8 times as fast, measured on CPUs with AVX2 and AVX-512. False where
+    torch does not tell (before 2.11, and on other architectures than x86-64 and ARM): then only timing does.
+    """
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    told = [able[flag] for flag in _BFLOAT16_FLAGS if flag in able]
+    return bool(told) and not any(told)
 
 
 def bfloat16_gain(config: BundleSettings) -> float:

@@ -253,7 +253,7 @@ class Server:
             logs.report(f"serving on {self.settings.host}:{self.port}")
         for model in service.models:
             if model.precision:
-                logs.report(f"{model.name} runs in {model.precision}")
+                logs.report(f"{model.name} runs in {model.precision}", "WARNING" if model.slowed else "INFO")
             if model.license:
                 logs.report(f"{model.name}: licence of the weights: {model.license}")
             if text := notice(model):

@@ -83,7 +83,7 @@ def test_report_gives_the_figures_at_60_percent_and_under_overload() -> None:
     over = _heard(final_ms=[150.0], refusal_ms=[2.0, 4.0], refusals={"OVERLOADED": 2}, lost=["INTERNAL"])
     loads = ((0.2, calm), (0.6, calm), (0.9, calm), (3.0, over))
     latencies = tuple(latency(load, sum(map(len, (h["final_ms"], h["refusal_ms"], h["lost"]))), h) for load, h in loads)
-    machine = {"gemm_tflops_fp32": 0.1, "gemm_tflops_bf16": 0.2}
+    machine: dict[str, Any] = {"gemm_tflops_fp32": 0.1, "gemm_tflops_bf16": None, "bf16_left_out": "emulated"}
     report = make_report([_measured(latencies)], machine, counted=True)
     payload = json.loads(json.dumps(report.payload))
     p95 = float(np.percentile(calm["final_ms"], 95))
@@ -92,6 +92,8 @@ def test_report_gives_the_figures_at_60_percent_and_under_overload() -> None:
     assert (payload["refused"], payload["refused_count"], payload["finals_lost"]) == (0.5, 2, 1)
     assert payload["overload"] == {"p95": 150.0, "ratio_to_60": 150.0 / p95, "refusal_ms": 4.0}
     assert payload["throughput"]["a model"]["share_of_gemm_fp32"] == pytest.approx(3.0 * 14.3 * 1.57 / 100)
+    assert "share_of_gemm_bf16" not in payload["throughput"]["a model"]
+    assert any("bf16 not measured: emulated" in note for note in report.tables[0].notes)
     (axes,) = report.draw().axes
     assert [line.get_label() for line in axes.lines] == ["p50", "p95", "p99", "2 × p95 at 60 %"]
     assert [label.get_text().split("\n")[1] for label in axes.get_xticklabels()] == ["all admitted"] * 3 + [
@@ -102,7 +104,8 @@ def test_report_gives_the_figures_at_60_percent_and_under_overload() -> None:
 def test_report_of_an_overload_in_which_nothing_was_admitted() -> None:
     nothing = _heard(refusal_ms=[2.0], refusals={"OVERLOADED": 1})
     latencies = tuple(latency(load, 1, nothing) for load in (0.2, 0.6, 0.9, 3.0))
-    report = make_report([_measured(latencies)], {"gemm_tflops_fp32": 0.1, "gemm_tflops_bf16": 0.2}, counted=False)
+    machine = {"gemm_tflops_fp32": 0.1, "gemm_tflops_bf16": 0.2, "bf16_left_out": None}
+    report = make_report([_measured(latencies)], machine, counted=False)
     assert report.payload["overload"]["ratio_to_60"] is None
     assert "gflops_per_core" not in report.payload["throughput"]["a model"]
 

@@ -368,11 +368,15 @@ def make_report(models: Sequence[ServeFigures], machine: dict[str, Any], *, coun
 def _limit(throughput: Throughput, machine: dict[str, Any]) -> dict[str, float]:
     """How far the arithmetic is from the machine's own limit."""
     gflops = throughput.per_core * GFLOP_PER_AUDIO_S
-    return {
-        "gflops_per_core": gflops,
-        "share_of_gemm_fp32": gflops / (1000 * machine["gemm_tflops_fp32"]),
-        "share_of_gemm_bf16": gflops / (1000 * machine["gemm_tflops_bf16"]),
-    }
+    peaks = {name: machine[f"gemm_tflops_{name}"] for name in ("fp32", "bf16")}
+    shares = {f"share_of_gemm_{name}": gflops / (1000 * peak) for name, peak in peaks.items() if peak is not None}
+    return {"gflops_per_core": gflops} | shares
+
+
+def _bf16(machine: dict[str, Any]) -> str:
+    if machine["bf16_left_out"] is not None:
+        return f"bf16 not measured: {machine['bf16_left_out']}"
+    return f"{1000 * machine['gemm_tflops_bf16']:.0f} bf16"
 
 
 def _throughput_table(models: Sequence[ServeFigures], machine: dict[str, Any], *, counted: bool) -> Table:
@@ -391,8 +395,7 @@ def _throughput_table(models: Sequence[ServeFigures], machine: dict[str, Any], *
         *(f"{one.name} on {one.device}: {one.precision}" for one in models),
         f"GFLOP/s: {GFLOP_PER_AUDIO_S:.1f} GFLOP per second of audio are counted (one HuBERT-base 14.3, trunk and three"
         " tails 1.57 of it), the time is measured",
-        f"one thread's largest matrix product: {1000 * machine['gemm_tflops_fp32']:.0f} GFLOP/s fp32,"
-        f" {1000 * machine['gemm_tflops_bf16']:.0f} bf16",
+        f"one thread's largest matrix product: {1000 * machine['gemm_tflops_fp32']:.0f} GFLOP/s fp32, {_bf16(machine)}",
         "difference: largest of valence and arousal between bare and served",
     )
     columns = ("audio seconds per second", "bare", "served", "served / bare", "bare, per core", "GFLOP/s per core")

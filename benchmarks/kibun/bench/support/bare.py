@@ -39,10 +39,14 @@ def describe() -> dict[str, Any]:
     """The machine, with what one thread reaches in a large matrix product: the limit of every encoder."""
     import torch
 
+    from kibun.models.precision import EMULATED, emulates_bfloat16
+
     torch.set_num_threads(1)
+    left_out = EMULATED if emulates_bfloat16() else None
     peaks = {
         "gemm_tflops_fp32": machine.gemm_tflops(torch.float32),
-        "gemm_tflops_bf16": machine.gemm_tflops(torch.bfloat16),
+        "gemm_tflops_bf16": None if left_out else machine.gemm_tflops(torch.bfloat16),
+        "bf16_left_out": left_out,
     }
     return machine.describe() | peaks
 

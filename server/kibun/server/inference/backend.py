@@ -42,6 +42,7 @@ class ModelInfo:
     trained: bool = True
     emotions: tuple[str, ...] = ("valence", "arousal")  # dimensions that it estimates; emotion is both
     precision: str = ""  # of its matrix products, and why, in words for the operator
+    slowed: bool = False  # by that precision, which was asked for
     conditioned: bool = True  # its emotion estimate depends on traits, given or predicted
     emotion_rescaled_from: tuple[float, float] | None = None  # scale of its training labels, where that was not 1..5
     license: str = ""  # of its weights, as an SPDX expression; "": not stated

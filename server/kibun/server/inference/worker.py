@@ -196,10 +196,11 @@ def load_models(options: LoadOptions) -> LoadedModels:
         load = partial(load_stored, name, allow_untrained=options.allow_untrained, verified=True)
         try:
             try:
-                packed, precision = packed_for(load, options.precision, device)
+                chosen = packed_for(load, options.precision, device)
             finally:
                 check.result()  # before anything is served; and a damaged file is the cause of whatever else failed
-            models.append(BundleModel(packed, precision, fingerprint(resolve_bundle(name))))
+            checksum = fingerprint(resolve_bundle(name))
+            models.append(BundleModel(chosen.model, chosen.reason, checksum, slowed=chosen.slower))
         except BundleError as error:
             raise BackendError("LOAD_FAILED", str(error)) from error
         except NonFiniteError as error:
@@ -237,8 +238,8 @@ def _verify(name: str) -> None:
 class BundleModel:
     """A bundle as a runner.Model: any number of threads may call `analyze`; none writes the weights."""
 
-    def __init__(self, bundle: "PackedModel", precision: str, checksum: str = "") -> None:
-        """precision: of its matrix products, and why, in words."""
+    def __init__(self, bundle: "PackedModel", precision: str, checksum: str = "", *, slowed: bool = False) -> None:
+        """precision: of its matrix products, and why, in words. slowed: see `ModelInfo`."""
         self._bundle = bundle
         self._streams = threading.local()
         config, rescaled = bundle.config, bundle.config.emotion_rescaled_from
@@ -255,6 +256,7 @@ class BundleModel:
             trained=config.trained,
             emotions=config.emotions,
             precision=precision,
+            slowed=slowed,
             conditioned=config.conditioned,
             emotion_rescaled_from=(rescaled[0], rescaled[1]) if rescaled else None,
             license=config.license or "",
