@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kibun.models import precision
+from kibun.models import packed, precision
 from kibun.models.config import KibunConfig
 from kibun.models.frames import Frames
 from kibun.models.model import KibunModel
@@ -23,6 +23,7 @@ from kibun.models.packed import (
     PackedTrunk,
     _attend,
     _attention,
+    _Pairs,
     tiles,
 )
 from kibun.models.packed_model import PackedModel, pack
@@ -98,6 +99,45 @@ def test_an_utterance_gives_the_same_bits_alone_and_in_a_batch(dtype: torch.dtyp
         together = packed_tail(packed_trunk(waves)).parts()
         for wave, part in zip(waves, together, strict=True):
             assert torch.equal(packed_tail(packed_trunk([wave])).hidden, part.hidden[0])
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["avx2", "more"])
+@pytest.mark.parametrize("changes", [{"feat_extract_norm": "group"}, {"feat_extract_norm": "layer", "conv_bias": True}])
+def test_both_ways_of_the_front_are_the_plain_one_and_alone_as_in_a_batch(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], alone: bool
+) -> None:
+    """The way of CPUs with AVX2 alone, and that of all others, whichever this one is."""
+    monkeypatch.setattr(packed, "_avx2_alone", lambda: alone)
+    trunk, tail = split(full_model(hubert_config(**changes)), 2)
+    packed_trunk, packed_tail = PackedTrunk(trunk, torch.float32), PackedTail(tail, torch.float32)
+    assert any(isinstance(module, _Pairs) for module in packed_trunk.modules()) == alone
+    waves = waveforms(*LENGTHS)
+    with torch.inference_mode():
+        together = packed_tail(packed_trunk(waves)).parts()
+        for wave, part in zip(waves, together, strict=True):
+            assert (part.hidden - tail(trunk([wave])).hidden).abs().max() < 1e-5
+            assert torch.equal(packed_tail(packed_trunk([wave])).hidden, part.hidden[0])
+
+
+@settings(max_examples=30)
+@given(st.integers(3, 70), st.booleans(), st.booleans())
+def test_outputs_in_pairs_are_the_convolution_and_each_depends_on_its_window_alone(
+    rows: int, biased: bool, gelu: bool
+) -> None:
+    torch.manual_seed(rows)
+    weight, bias, x = torch.randn(32, 16, 3), torch.randn(32) if biased else None, torch.randn(rows, 16)
+    pairs = _Pairs(weight, bias, gelu=gelu)
+    with torch.inference_mode():
+        y = pairs(x)
+        exact = torch.nn.functional.conv1d(
+            x.T[None].double(), weight.double(), None if bias is None else bias.double(), stride=2
+        )[0].T
+        assert y.shape == exact.shape
+        assert (y - (torch.nn.functional.gelu(exact) if gelu else exact)).abs().max() < 2e-5
+        index = rows % len(y)
+        others = torch.randn_like(x)
+        others[2 * index : 2 * index + 3] = x[2 * index : 2 * index + 3]
+        assert torch.equal(pairs(others)[index], y[index])
 
 
 @pytest.mark.parametrize("changes", [{}, WAVLM])

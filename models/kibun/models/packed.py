@@ -123,14 +123,16 @@ class PackedLinear(nn.Module):
         self.prepacked = _prepacks(weight)
         # Not a buffer, as a prepacked tensor can be neither moved nor saved.
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.prepacked else weight
+        self.fused = self.prepacked and gelu and not _avx2_alone()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.dtype)
         if not self.prepacked:
             y = F.linear(x, self.weight, self.bias)
-            return F.gelu(y) if self.gelu else y
-        name, how = ("gelu", "none") if self.gelu else ("none", "")
-        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], how))
+        else:
+            name, how = ("gelu", "none") if self.fused else ("none", "")
+            y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, name, [], how)
+        return cast(Tensor, torch.ops.aten.gelu_(y) if self.gelu and not self.fused else y)
 
 
 class HeadLinear(nn.Module):
@@ -379,15 +381,53 @@ class _Convolution(nn.Module):
         weight = conv.weight.permute(0, 2, 1).flatten(1)  # (C_out, C_in, k) -> (C_out, k C_in)
         self.norm = getattr(layer, "layer_norm", None)
         fused = self.norm is None and _is_gelu(layer.activation)
-        self.product = PackedLinear((weight, conv.bias), dtype=dtype, gelu=fused)
         self.act: nn.Module = nn.Identity() if fused else layer.activation
+        self.product: PackedLinear | _Pairs
+        if (self.kernel, self.stride, dtype) == (3, 2, torch.float32) and weight.device.type == "cpu" and _avx2_alone():
+            self.product = _Pairs(conv.weight, conv.bias, gelu=fused)
+        else:
+            self.product = PackedLinear((weight, conv.bias), dtype=dtype, gelu=fused)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(n, C_in) to (m, C_out), m = (n - kernel) // stride + 1."""
-        y = self.product(_windows(rows, self.kernel, self.stride))
+        paired = isinstance(self.product, _Pairs)
+        y = self.product(rows if paired else _windows(rows, self.kernel, self.stride))
         if self.norm is not None:
             y = self.norm(y.float())
         return cast(Tensor, self.act(y))
+
+
+class _Pairs(nn.Module):
+    """A convolution of kernel 3 and stride 2, float32: two outputs from five products with (C, C) weights, not six.
+
+    The outputs W0 x0 + W1 x1 + W2 x2 and W0 x2 + W1 x3 + W2 x4 are computed as W0 (x0 - x2) + W1 x1 + s and
+    W2 (x4 - x2) + W1 x3 + s with s = (W0 + W2) x2. So an output still depends on its own window only. The rounding
+    error is 1.3 times as large (measured). Source: Winograd, "Arithmetic Complexity of Computations", SIAM 1980.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, gelu: bool) -> None:
+        """weight: (C_out, C_in, 3)."""
+        super().__init__()
+        first, second, third = weight.detach().unbind(2)
+        self.shared = PackedLinear((first + third, bias), dtype=torch.float32)
+        self.even = PackedLinear((torch.cat([first, second], dim=1), None), dtype=torch.float32)
+        self.odd = PackedLinear((torch.cat([third, second], dim=1), None), dtype=torch.float32)
+        self.gelu = gelu
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(n, C_in) to (m, C_out), m = (n - 3) // 2 + 1."""
+        count, channels = (len(rows) - 3) // 2 + 1, rows.shape[1]
+        evens = (count + 1) // 2
+        middle = rows[2::4][:evens].contiguous()  # x2, (evens, C_in)
+        shared = self.shared(middle)
+        y = shared.new_empty(count, shared.shape[1])
+        x = rows.new_empty(evens, 2 * channels)
+        for product, end, inner, out in ((self.even, 0, 1, y[0::2]), (self.odd, 4, 3, y[1::2])):
+            here = len(out)  # the odd ones may be one fewer: they are padded, as each new height costs a kernel
+            torch.sub(rows[end::4][:here], middle[:here], out=x[:here, :channels])
+            x[:here, channels:] = rows[inner::4][:here]
+            torch.add(product(x)[:here], shared[:here], out=out)
+        return torch.ops.aten.gelu_(y) if self.gelu else y  # type: ignore[no-any-return]
 
 
 class _FirstConvolution(nn.Module):
@@ -510,6 +550,15 @@ def _prepacks(weight: Tensor) -> bool:
     if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False
     return weight.dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _avx2_alone() -> bool:
+    """Whether torch's kernels here are those for AVX2 without AVX-512.
+
+    There oneDNN applies GELU to a product more slowly than torch does afterwards, and products leave little time for
+    anything else, so that fewer of them are the only gain left. Neither was measured with AVX-512.
+    """
+    return torch.backends.cpu.get_cpu_capability() == "AVX2"
 
 
 def _is_gelu(act: nn.Module) -> bool:
