@@ -321,9 +321,14 @@ def test_auto_times_nothing_where_the_cpu_emulates_bfloat16(
     monkeypatch: pytest.MonkeyPatch, able: dict[str, Any], emulated: bool
 ) -> None:
     timed: list[KibunConfig] = []
+
+    def gain(config: KibunConfig) -> float:
+        timed.append(config)
+        return 0.8
+
     monkeypatch.setattr(precision, "MIN_SIZE", 0)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able, raising=False)
-    monkeypatch.setattr(precision, "bfloat16_gain", lambda config: timed.append(config) or 0.8)
+    monkeypatch.setattr(precision, "bfloat16_gain", gain)
     chosen = precision.packed_for(tiny, "auto")
     assert (chosen.model.dtype, len(timed)) == (torch.float32, 0 if emulated else 1)
     assert (precision.EMULATED in chosen.reason) == emulated
