@@ -63,8 +63,8 @@ PEERS = {
             "litserve",
             SERVERS / "litserve_server.py",
             "{python} {server}",
-            kept=Settings(shed=1),
-            tried=(replace(_WIDE, shed=1),),
+            kept=replace(_WIDE, shed=1),
+            tried=(Settings(shed=1),),
             sheds="timeout, s in the queue",
         ),
         Peer(
@@ -72,8 +72,8 @@ PEERS = {
             "bentoml",
             SERVERS / "bentoml_service.py",
             "{bin}/bentoml serve bentoml_service:Emotions --working-dir {servers} --host 127.0.0.1 --port {port}",
-            kept=replace(_PAIRS, shed=2),
-            tried=(replace(_WIDE_PAIRS, shed=2),),
+            kept=replace(_WIDE_PAIRS, shed=2),
+            tried=(replace(_PAIRS, shed=2),),
             sheds="max_latency_ms, here in s",
         ),
         Peer(
@@ -81,8 +81,8 @@ PEERS = {
             "ray",
             SERVERS / "ray_deployment.py",
             "{python} {server}",
-            kept=replace(_PAIRS, shed=2),
-            tried=(replace(_WIDE_PAIRS, shed=2),),
+            kept=replace(_WIDE_PAIRS, shed=2),
+            tried=(replace(_PAIRS, shed=2),),
             sheds="max_queued_requests",
         ),
     )

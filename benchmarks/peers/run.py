@@ -28,7 +28,7 @@ from peers.settings import Settings
 KILL_LOAD = 1.0
 TUNE_LOAD = 1.5
 _PATIENCE_S = 60.0
-_KILL_PATIENCE_S = 20.0
+_KILL_PATIENCE_S = 30.0
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kibun-peers"
 
 app = typer.Typer(add_completion=False)
