@@ -141,6 +141,27 @@ async def test_the_last_room_is_for_the_next_turn_of_a_running_conversation() ->
         assert len((await world.stub.Analyze(recording)).utterances) == 1
 
 
+async def test_an_event_loop_that_stays_late_takes_no_further_stream() -> None:
+    async with running() as world, Talk(world.stub) as open_before:
+        await open_before.start()
+        telemetry = world.service._telemetry
+        for late_s in (0.0, 0.4, 0.4):
+            telemetry.loop_was_late(late_s)
+        await converse(world.stub, [config(conversation_id="c", turn_id="t1"), *SPEECH])  # now and then is no matter
+        telemetry.loop_was_late(0.4)
+        assert (await problem_of(converse(world.stub, [config(turn_id="t0")]))).reason == "OVERLOADED"
+        next_turn = [config(conversation_id="c", turn_id="t2"), *SPEECH]
+        assert len(finals(await converse(world.stub, next_turn))) == 1
+        for late_s in (2.0, 0.9, 0.8):
+            telemetry.loop_was_late(late_s)
+        assert (
+            await problem_of(converse(world.stub, [config(conversation_id="c", turn_id="t3")]))
+        ).reason == "OVERLOADED"
+        await open_before.send(*SPEECH)
+        assert len(finals(await open_before.finish())) == 1, "who was admitted is served"
+        await converse(world.stub, [config(turn_id="t4"), *SPEECH])  # without streams, something else makes it late
+
+
 async def test_a_stream_takes_room_while_it_is_open() -> None:
     async with running() as world:
         async with Talk(world.stub) as talk:

@@ -29,6 +29,9 @@ from kibun.server.session.session import Dependencies, Session
 from kibun.v1 import speech_analysis_pb2 as pb
 
 LAST_RESULTS_S = 0.2
+# An event loop that is this late has more live streams than it can follow, however idle the model is: all of them would
+# be late. The next turns of running conversations come in for longer.
+MAX_LATE_S, MAX_LATE_RUNNING_S = 0.25, 0.75
 GOING_AWAY = events.StreamWarning(
     "GOING_AWAY", "this server is stopping: finish the turn and open the next stream on another connection"
 )
@@ -64,6 +67,7 @@ class SpeechAnalysis:
         telemetry: Telemetry | None = None,
     ) -> None:
         self._analyzer = analyzer
+        self._telemetry = telemetry or Telemetry()
         self._store = store
         self._endpointing = endpointing
         self._limits = limits
@@ -75,7 +79,7 @@ class SpeechAnalysis:
         self._models: tuple[ModelInfo, ...] = ()
         self._draining = False
         self._quotas = Quotas(limits.max_streams, lambda tenant: authenticator.limits(tenant, limits.tenant))
-        self.gate = Gate(SERVICE, authenticator, self._quotas, self._check_admission, telemetry)
+        self.gate = Gate(SERVICE, authenticator, self._quotas, self._check_admission, self._telemetry)
         """The interceptor that the gRPC server needs."""
 
     @property
@@ -152,17 +156,22 @@ class SpeechAnalysis:
         if stream and not self._analyzer.ready():
             text = "the analysis is restarting; try again soon or elsewhere"
             raise Failure(Kind.UNAVAILABLE, "RESTARTING", text, retry_after_s=RETRY_AFTER_S)
-        if stream and not self._analyzer.admits(running=True):
+        if stream and not self._admits(running=True):
             raise _overloaded()
 
     @asynccontextmanager
     async def _admitted(self, stream_id: str, options: events.StreamOptions) -> AsyncIterator[None]:
         """Reserves analysis for the stream. Raises Failure if none is free, or only for conversations in progress."""
         running = await self._store.knows((options.tenant, options.conversation_id))
-        if not self._analyzer.admits(running=running):
+        if not self._admits(running=running):
             raise _overloaded()
         with self._analyzer.stream(stream_id, running=running):
             yield
+
+    def _admits(self, *, running: bool) -> bool:
+        late_s = self._telemetry.loop_late_s if len(self._open_streams) else 0.0  # else it is not their doing
+        on_time = late_s <= (MAX_LATE_RUNNING_S if running else MAX_LATE_S)
+        return on_time and self._analyzer.admits(running=running)
 
     def _check_serving(self) -> None:
         if self._draining:

@@ -33,14 +33,13 @@ class Observability:
 
         Returns the port.
         """
+        self._watch_lag(asyncio.get_running_loop())
         if self._metrics_port is None:
             return None
         metrics = self.telemetry.metrics
         metrics.describe_process(ready)
         self._exporter = Exporter(metrics.registry, ready=ready, alive=alive)
-        port = open_exporter(self._exporter, self._metrics_host, self._metrics_port)
-        self._watch_lag(asyncio.get_running_loop())
-        return port
+        return open_exporter(self._exporter, self._metrics_host, self._metrics_port)
 
     async def close(self) -> None:
         """Sends the last traces and stops serving metrics. Takes little more than 2 s (`tracing.FLUSH_S`)."""
@@ -55,7 +54,7 @@ class Observability:
         due = loop.time() + LAG_EVERY_S
 
         def look() -> None:
-            self.telemetry.metrics.loop_lag.observe(max(loop.time() - due, 0.0))
+            self.telemetry.loop_was_late(max(loop.time() - due, 0.0))
             self._watch_lag(loop)
 
         self._timer = loop.call_at(due, look)

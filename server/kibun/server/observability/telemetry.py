@@ -29,6 +29,7 @@ METHODS = (
 OTHER_METHOD = "Other"
 REFUSALS = ("UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")  # when they come before any audio
 STREAM = METHODS[0]
+LATELY = 3  # looks at the event loop, 1.5 s
 
 log = logging.getLogger(__name__)
 
@@ -178,6 +179,9 @@ class Telemetry:
 
     def __init__(self, tracer: Tracer | None = None) -> None:
         self.metrics = Metrics()
+        self.loop_late_s = 0.0
+        """Seconds by which the event loop has been late for timers lately, at least: a single time does not count."""
+        self._lateness: deque[float] = deque(maxlen=LATELY)
         self._tracer = tracer
         self._traced: dict[str, CallTelemetry] = {}  # by request id
 
@@ -197,6 +201,12 @@ class Telemetry:
         if self._tracer is not None:
             call.trace = self._tracer.call(call.method, call.request_id, parent)
             self._traced[call.request_id] = call
+
+    def loop_was_late(self, seconds: float) -> None:
+        """Reports how late the event loop was for a timer; comes twice a second."""
+        self.metrics.loop_lag.observe(seconds)
+        self._lateness.append(seconds)
+        self.loop_late_s = min(self._lateness)
 
     def ran(self, jobs: Iterable[tuple[str, JobKind, float]], began: float, answered: float) -> None:
         """Reports a batch that was run.
