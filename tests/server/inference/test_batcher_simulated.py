@@ -113,13 +113,15 @@ def test_few_streams_are_refused_below_full_load() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slots", [1, 2, 4, 16])
-def test_over_twenty_seeds_few_are_refused_and_a_flood_slows_finals_twofold_at_most(slots: int) -> None:
+@pytest.mark.parametrize(("slots", "refused_busy"), [(1, 0.18), (2, 0.15), (4, 0.15), (16, 0.15)])
+def test_over_twenty_seeds_few_are_refused_and_a_flood_slows_finals_twofold_at_most(
+    slots: int, refused_busy: float
+) -> None:
     calm, busy, flood = (
         [crowded(Machine(0.1, 0.03, slots=slots), load, seed=seed) for seed in range(20)] for load in (0.6, 0.9, 3.0)
     )
     assert fmean(seen.refused_share for seen in calm) <= 0.05
-    assert fmean(seen.refused_share for seen in busy) <= 0.15
+    assert fmean(seen.refused_share for seen in busy) <= refused_busy
     assert fmean(seen.p95 for seen in flood) <= 2.0 * fmean(seen.p95 for seen in calm)
     assert not any(seen.lost for seen in (*calm, *busy, *flood))
 
