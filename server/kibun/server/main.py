@@ -105,7 +105,7 @@ def serve(
             envvar="KIBUN_TARGET_DELAY",
             metavar="SECONDS",
             help="New streams are refused where finals would wait longer than this for a worker: the mean wait that is"
-            " predicted, not a percentile. The next turn of a running conversation may make it twice as long. Default:"
+            " predicted, not a percentile. The next turn of a running conversation may make it three times as long. Default:"
             f" what pays on this machine, at most {TARGET_DELAY_S:g}.",
             show_default=False,
             rich_help_panel=_LIMITS,
