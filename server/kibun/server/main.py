@@ -21,7 +21,7 @@ from kibun.server.api.service import ServiceLimits  # noqa: E402
 from kibun.server.audio.vad import VadName  # noqa: E402
 from kibun.server.errors import StartError  # noqa: E402
 from kibun.server.fronts import Fronts  # noqa: E402
-from kibun.server.inference.admission import TARGET_DELAY_S  # noqa: E402
+from kibun.server.inference.admission import RUNNING, TARGET_DELAY_S  # noqa: E402
 from kibun.server.inference.worker_pool import WorkerTimes  # noqa: E402
 from kibun.server.inference.worker_start import forbid_core_files  # noqa: E402
 from kibun.server.observability.watchdog import WatchdogTimes  # noqa: E402
@@ -105,8 +105,8 @@ def serve(
             envvar="KIBUN_TARGET_DELAY",
             metavar="SECONDS",
             help="New streams are refused where finals would wait longer than this for a worker: the mean wait that is"
-            " predicted, not a percentile. The next turn of a running conversation may make it three times as long. Default:"
-            f" what pays on this machine, at most {TARGET_DELAY_S:g}.",
+            f" predicted, not a percentile. Next turns of running conversations come in up to {RUNNING:g} times it."
+            f" Default: what pays on this machine, at most {TARGET_DELAY_S:g}.",
             show_default=False,
             rich_help_panel=_LIMITS,
         ),
