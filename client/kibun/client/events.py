@@ -93,8 +93,8 @@ class UtteranceResult(Event):
     # Traits that the emotion was conditioned on.
     condition: PersonalityEstimate | None
     end_reason: EndReason
-    # An interim made in the silence after speech, of all that was said so far: if nobody speaks on, the final has the
-    # same estimates. Act on it at once if you know that the turn has ended.
+    # An interim made in the silence after speech, of all that was said so far: if nobody goes on, the final has
+    # the same estimates. Act on it at once if you know that the turn has ended.
     covers_speech_so_far: bool = False
 
 
