@@ -167,7 +167,7 @@ class Batcher:
         telemetry: Telemetry | None = None,
         target_delay_s: float | None = None,
     ) -> None:
-        """target_delay_s: see `target_delay_s`; None: what pays on this machine, `admission.target_delay_s`."""
+        """target_delay_s: bound on the predicted wait; None: what pays on this machine, `admission.target_delay_s`."""
         self._backend = backend
         self._queue = JobQueue(limits or QueueLimits())
         self._clock = clock
