@@ -28,7 +28,9 @@ class Peer:
     def command(self, python: Path, settings: Settings) -> list[str]:
         """What starts it."""
         known = {"python": python, "bin": python.parent, "port": settings.port, "bundle": settings.bundle}
-        return [word.format(**known, server=self.server, servers=SERVERS) for word in self.starts.split()]
+        known["bound"] = "" if settings.shed is None else f"--target-delay={settings.shed:g}"
+        words = (word.format(**known, server=self.server, servers=SERVERS) for word in self.starts.split())
+        return [word for word in words if word]
 
 
 _PAIRS = Settings(batch=2, wait_s=0.01)
@@ -43,10 +45,10 @@ PEERS = {
             None,
             None,
             # Its generated voices are whole utterances to this detector.
-            "{python} -m kibun.client.main serve --model {bundle} --port {port} --allow-untrained --vad webrtc",
+            "{python} -m kibun.client.main serve --model {bundle} --port {port} --allow-untrained --vad webrtc {bound}",
             kept=Settings(),
-            tried=(),
-            sheds="admission, on by default",
+            tried=(Settings(shed=0.5), Settings(shed=0.25)),
+            sheds="--target-delay, s of predicted wait; None: kibun's default",
         ),
         Peer(
             "plain gRPC",

@@ -166,7 +166,7 @@ def tables(results: Mapping[str, Any]) -> tuple[Table, ...]:
     columns = ("server, load", "audio s/s in time", "per s", "p50 ms", "p95 ms", "p99 ms")
     first = Table("Goodput", (*columns, "offered", "in time", "refused", "failed"), tuple(rows), notes)
     reasons = [f"{name}: {', '.join(one['kill']['reasons'])}" for name, one in found.items() if one["kill"]["reasons"]]
-    return first, Table("A worker killed at 1 ×; memory; code", after, tuple(rest), tuple(reasons))
+    return first, Table("A worker killed under load; memory; code", after, tuple(rest), tuple(reasons))
 
 
 def draw(results: Mapping[str, Any]) -> Figure:

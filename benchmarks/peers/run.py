@@ -25,7 +25,7 @@ from peers.catalogue import HERE, PEERS, Peer, python_of
 from peers.processes import Server
 from peers.settings import Settings
 
-KILL_LOAD = 1.0
+KILL_LOAD = 1.5
 TUNE_LOAD = 1.5
 _PATIENCE_S = 60.0
 _KILL_PATIENCE_S = 30.0
