@@ -170,10 +170,12 @@ def tables(results: Mapping[str, Any]) -> tuple[Table, ...]:
 
 
 def draw(results: Mapping[str, Any]) -> Figure:
-    """Goodput, and p95 of what was answered, against the offered load."""
+    """Goodput, and p95 of what was answered, against the offered load; bars where there is one load alone."""
     from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas
 
     found = summary(results)
+    if all(len(one["loads"]) == 1 for one in found.values()):
+        return _bars(found)
     figure, left = canvas((10.4, 4.4))
     left.set_position((0.08, 0.14, 0.36, 0.74))
     right = figure.add_axes((0.52, 0.14, 0.3, 0.74))
@@ -192,6 +194,31 @@ def draw(results: Mapping[str, Any]) -> Figure:
     left.set_title(f"answered within {IN_TIME_S:g} s", loc="left")
     right.set_title("p95 of all that was answered", loc="left")
     right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=11)
+    return figure
+
+
+def _bars(found: Mapping[str, Any]) -> Figure:
+    from kibun.training.evaluation.plots import COLOURS, canvas
+
+    figure, left = canvas((10.4, 3.4))
+    left.set_position((0.12, 0.2, 0.38, 0.66))
+    right = figure.add_axes((0.58, 0.2, 0.38, 0.66), sharey=left)
+    names, (load, *_) = list(found), next(iter(found.values()))["loads"]
+    at = [one["loads"][load] for one in found.values()]
+    colours = [COLOURS[0] if name == "kibun" else "#9a9a9a" for name in names]
+    left.barh(names, [one["goodput_audio_s_per_s"] for one in at], color=colours, height=0.6)
+    p50, p95 = ([(one[key] or math.nan) / 1000 for one in at] for key in ("p50_ms", "p95_ms"))
+    right.hlines(names, p50, p95, color=colours, linewidth=3)
+    right.scatter(p50, names, color=colours, marker="o", s=48, zorder=3)
+    right.scatter(p95, names, color=colours, marker="|", s=160, linewidth=3, zorder=3)
+    right.axvline(IN_TIME_S, color="black", linestyle="--", linewidth=1)
+    right.tick_params(labelleft=False)
+    right.set_xlim(left=0)
+    left.invert_yaxis()
+    left.set_xlabel(f"s of audio per second; offered: {at[0]['offered_audio_s_per_s']:.1f}")
+    right.set_xlabel("s after the end of the utterance")
+    left.set_title(f"answered within {IN_TIME_S:g} s", loc="left")
+    right.set_title("p50 (dot) to p95 of all that was answered", loc="left")
     return figure
 
 
