@@ -17,7 +17,16 @@ from kibun.server.conversation.store import MemoryStore
 from kibun.server.inference.backend import BackendError, Job, Superseded
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.cost import CostModel
-from kibun.server.session.events import Audio, EndOfTurn, PersonalityUpdate, Reply, Request, StreamEnded, TurnResult
+from kibun.server.session.events import (
+    Audio,
+    EndOfTurn,
+    PersonalityUpdate,
+    Reply,
+    Request,
+    StreamEnded,
+    TurnResult,
+    UtteranceResult,
+)
 from kibun.server.session.open_streams import OpenStreams
 from tests.support.scripted import MODEL, AliveBackend, FakeAnalyzer
 from tests.support.session_world import (
@@ -72,7 +81,8 @@ class World(SessionWorld):
 
     def __init__(self, **parts: Any) -> None:
         self.backend = ComputingBackend()
-        self.batcher = Batcher(self.backend, cost=CostModel(per_audio_s=1e-3))
+        # However slow the machine that tests: a batch that takes longer than expected does not make the batcher full.
+        self.batcher = Batcher(self.backend, cost=CostModel(per_audio_s=1e-3), target_delay_s=60.0)
         super().__init__(analyzer=self.batcher, **parts)  # type: ignore[arg-type]
 
     def stream(self, **options: Any) -> OpenSession:
@@ -163,6 +173,28 @@ async def test_an_interim_answered_after_speech_went_on_does_not_cover_it() -> N
         replies = await stream.rest()
     assert [u.covers_speech_so_far for u in interims(replies)] == [False, True]
     assert len(finals(replies)) == 1
+
+
+async def test_no_interim_of_an_eager_estimate_comes_after_a_newer_one_or_the_final() -> None:
+    world = World()
+    answers, held = world.backend.infer, asyncio.Event()
+
+    async def infer(jobs: Sequence[Job]) -> list[Analysis | BackendError]:
+        is_first = not world.backend.jobs
+        outcomes = await answers(jobs)
+        if is_first:
+            await held.wait()
+        return outcomes
+
+    world.backend.infer = infer  # type: ignore[method-assign]
+    async with world.stream(interims=True) as stream:
+        await send(stream, SPOKEN, SPOKEN, ENDED)
+        held.set()  # the other slot has answered all that was asked after it
+        await let_others_run()
+        stream.send(None)
+        replies = await stream.rest()
+    results = [(u.is_final, (u.end - u.start) // MS) for u in events(replies, UtteranceResult)]
+    assert results == [(False, 1300), (True, 1300)]
 
 
 async def test_an_eager_estimate_takes_the_place_of_the_interims_until_it_is_two_and_a_half_times_as_long() -> None:

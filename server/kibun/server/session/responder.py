@@ -63,7 +63,7 @@ class Responder:
         self._answered = asyncio.Event()  # set with every final
         self._interim: asyncio.Task[None] | None = None  # under way, or the latest
         self._eager: _Eager | None = None  # of the open utterance, while nobody speaks on
-        self._eager_task: asyncio.Task[None] | None = None  # of the open utterance
+        self._eager_task: asyncio.Task[None] | None = None  # that of `_eager`
 
     @property
     def waits_for(self) -> SpeechSegment | None:
@@ -82,8 +82,8 @@ class Responder:
 
         Raises Failure AUDIO_BACKLOG if nothing is answered for `Limits.backlog_timeout_s`.
         """
-        self._cancel_interim()
         self._end_eager(segment)
+        self._cancel_interim()
         self._telemetry.utterance_ended()
         await self._wait_for_backlog()
         self._waiting.append(segment)
@@ -124,15 +124,18 @@ class Responder:
         return True
 
     def speech_goes_on(self) -> None:
-        """The utterance of `eager` goes on: what was estimated of it is at most an interim."""
-        eager, self._eager = self._eager, None
-        if eager is None:
+        """The utterance of `eager` goes on: what was estimated of it is an interim like others, or nothing."""
+        eager, task = self._eager, self._eager_task
+        self._eager = self._eager_task = None
+        if eager is None or task is None:
             return
         eager.covers_speech = False
         self._estimator.forget_eager()
         self._telemetry.eager("spoken_on")
-        if not eager.as_interim and self._eager_task is not None:
-            self._eager_task.cancel()
+        if eager.as_interim:
+            self._interim = task  # so that it comes neither after a newer one nor after the final
+        else:
+            task.cancel()
 
     def _end_eager(self, segment: SpeechSegment) -> None:
         """The open utterance has ended with this segment: that of `eager`, or another."""
@@ -141,8 +144,6 @@ class Responder:
             self.speech_goes_on()
         if self._eager is not None:
             self._eager.ended, self._eager, self._eager_task = True, None, None
-        elif self._eager_task is not None:
-            self._eager_task.cancel()
 
     def _cancel_interim(self) -> None:
         if self._interim is not None and not self._interim.done():
