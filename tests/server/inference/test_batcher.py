@@ -434,6 +434,27 @@ async def test_the_answer_to_an_eager_job_lasts_as_long_as_its_submitter_keeps_t
     assert kept() is None
 
 
+@pytest.mark.parametrize("how", ["failed", "superseded"])
+async def test_nothing_stays_of_an_eager_job_without_an_answer(how: str) -> None:
+    backend = FakeBackend()
+    batcher = Batcher(backend)
+    running = [ask(batcher, 1)] if how == "superseded" else []
+    await let_tasks_run()
+    job = make_job(label=-1.0)
+    kept = weakref.ref(job)
+    eager = ask(batcher, -1.0, stream="s", urgency="eager", job=job)
+    await let_tasks_run()
+    running += [ask(batcher, 2, stream="s", urgency="interim")] if how == "superseded" else []
+    backend.gate.set()
+    with pytest.raises(Superseded if how == "superseded" else BackendError):
+        await eager
+    await asyncio.gather(*running)
+    await let_tasks_run()
+    del job, eager
+    gc.collect()
+    assert kept() is None, "nor its audio"
+
+
 async def test_a_final_takes_over_an_eager_job_whose_caller_was_cancelled_after() -> None:
     backend = FakeBackend()
     batcher = Batcher(backend)

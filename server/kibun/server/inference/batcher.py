@@ -292,7 +292,9 @@ class Batcher:
         try:
             return await (asyncio.shield(answer) if urgency == "eager" else answer)
         finally:
-            if urgency != "eager" or (not answer.done() and self._eager.pop(job, None) is not None):
+            # An error is not kept for the final: its traceback would keep the job, and so the error itself, for ever.
+            given = answer.done() and not answer.cancelled() and answer.exception() is None
+            if urgency != "eager" or (not given and self._eager.pop(job, None) is not None):
                 answer.cancel()  # nobody waits for it; does nothing once it is there
                 if self._queue.discard(ticket):
                     self._dequeued.set()
