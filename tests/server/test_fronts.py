@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -123,13 +124,22 @@ def test_metrics_of_all_fronts_are_one_page() -> None:
         assert len([family for family in found.families if family.name == "kibun_open_streams"]) == 1
         assert all(sample.labels["front"] in FRONTS for sample in found.samples)
         fronts[1].close()
-        ports |= {2: None}
+        stop_in_between = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=answer_in_part, args=(stop_in_between,), daemon=True).start()
+        ports |= {2: None, 3: stop_in_between.getsockname()[1]}
         found = Scrape(fetch(f"http://127.0.0.1:{port}/metrics")[1])
-        assert [found("kibun_ready", front=front) for front in "012"] == [1, 0, 0]
+        assert [found("kibun_ready", front=front) for front in "0123"] == [1, 0, 0, 0]
         assert found("kibun_open_streams") == 3
     finally:
         for each in (*fronts, whole):
             each.close()
+
+
+def answer_in_part(listening: socket.socket) -> None:
+    """As a process does that is killed while it answers."""
+    with listening, listening.accept()[0] as connection:
+        connection.recv(4096)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nkibun_open_streams 3\n")
 
 
 def test_what_keeps_fronts_from_starting_is_said_once() -> None:

@@ -6,6 +6,7 @@ that does not answer is left out, but for `kibun_ready`, which is 0.
 
 from __future__ import annotations
 
+import http.client
 import urllib.request
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,7 @@ def _read(port: int | None) -> list[Metric]:
     try:
         with _DIRECT.open(f"http://127.0.0.1:{port}/metrics", timeout=TIMEOUT_S) as answer:
             return list(text_string_to_metric_families(answer.read().decode()))
-    except (OSError, ValueError):
+    except (OSError, http.client.HTTPException, ValueError):
         return []
 
 
