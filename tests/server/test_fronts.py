@@ -333,6 +333,8 @@ async def test_all_fronts_reload_and_drain(redis: OwnRedis, tmp_path: Path) -> N
             server.terminate()
             for talk in talks:
                 assert (await talk.until("stream_warning")).reason == "GOING_AWAY"
+            for pid in children(server.process.pid):
+                os.kill(pid, signal.SIGTERM)  # as a service manager that stops all processes of a service
             assert fetch(f"{site(server)}/readyz")[0] == 503
             for talk in talks:
                 await talk.send(*chunks(encode(spoken(0.8))))

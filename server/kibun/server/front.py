@@ -1,8 +1,8 @@
 """One front of `kibun serve --fronts N`: the process that `fronts` starts, with a whole server in it.
 
 It leads its own process group: Ctrl-C in a terminal reaches it through its supervisor alone, as one request to stop.
-Its stdin brings what to serve, and ends with the supervisor: then it drains. Its stdout tells how it is, a line of JSON
-at every change and at least every `BEAT_S`.
+SIGTERM makes it drain, however often it comes, SIGINT stop at once. Its stdin brings what to serve, and ends with the
+supervisor: then it drains. Its stdout tells how it is, a line of JSON at every change and at least every `BEAT_S`.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ async def _serve(server: Server, supervisor: BinaryIO, statuses: BinaryIO) -> No
     def stop_at_the_end() -> None:
         supervisor.read(1)
         with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(server.stop)
+            loop.call_soon_threadsafe(server.drain)
 
     threading.Thread(target=stop_at_the_end, name="supervisor", daemon=True).start()
     telling = asyncio.create_task(_tell_on(server, statuses))

@@ -128,7 +128,7 @@ class Fronts:
         timeout_s = self.settings.grace_s + END_S
         await asyncio.wait((ended, hurry), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         if not ended.done():
-            self._signal(signal.SIGTERM)
+            self._signal(signal.SIGINT)
             await asyncio.wait((ended,), timeout=END_S)
         self._signal(signal.SIGKILL)
         hurry.cancel()

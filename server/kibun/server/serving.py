@@ -182,7 +182,19 @@ class Server:
 
     def stop(self) -> None:
         """Drains the server; the second call stops it at once."""
-        (self._stop_now if self._stop.is_set() else self._stop).set()
+        if self._stop.is_set():
+            self.stop_at_once()
+        else:
+            self.drain()
+
+    def drain(self) -> None:
+        """Stops the server once its streams have ended, or after `grace_s`; the second call changes nothing."""
+        self._stop.set()
+
+    def stop_at_once(self) -> None:
+        """Stops the server, whatever streams are open."""
+        self._stop.set()
+        self._stop_now.set()
 
     # ---- starting
 
@@ -301,8 +313,12 @@ class Server:
 
     def _handle_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+        if self._front is None:
+            loop.add_signal_handler(signal.SIGTERM, self.stop)
+            loop.add_signal_handler(signal.SIGINT, self.stop)
+        else:  # a service manager sends SIGTERM to all processes, and then so does the supervisor: both mean to drain
+            loop.add_signal_handler(signal.SIGTERM, self.drain)
+            loop.add_signal_handler(signal.SIGINT, self.stop_at_once)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
 
     def _reload(self) -> None:
