@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from kibun.bench.faults.servers import free_port
 from kibun.server import serving
 from kibun.server.api.auth import NO_TOKEN, NOT_ACCEPTED
+from kibun.server.audio import silero_network, vad_silero
 from kibun.server.errors import StartError
 from kibun.server.settings import Settings
 from kibun.v1 import speech_analysis_pb2 as pb
@@ -129,6 +131,16 @@ def test_unusable_files_and_options_are_named(settings: dict[str, Any], named: s
     """Before anything is started; how the process ends on a StartError is tested above."""
     with pytest.raises(StartError, match=re.escape(named)):
         asyncio.run(serve_until_stopped(Settings(models=("stub",), **settings)))
+
+
+def test_a_detector_of_an_unknown_release_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    (package,) = find_spec("silero_vad").submodule_search_locations  # type: ignore[union-attr, misc]
+    other = (Path(package) / "data" / "silero_vad_16k_op15.onnx").read_bytes()
+    build = silero_network.build
+    monkeypatch.setattr(silero_network, "build", lambda _: build(other))
+    vad_silero._session.cache_clear()
+    with pytest.raises(StartError, match=r"install silero-vad 6\.2"):
+        asyncio.run(serve_until_stopped(Settings(models=("stub",))))
 
 
 async def serve_until_stopped(settings: Settings) -> None:

@@ -210,7 +210,7 @@ class Server:
     def _load_vad(self) -> None:
         try:
             make_vad(self.settings.vad, self.settings.endpointing.vad_aggressiveness)
-        except ModuleNotFoundError as error:
+        except (ModuleNotFoundError, ValueError) as error:  # no detector, or a release that is not known
             raise StartError(str(error)) from error
 
     def _read_tokens(self) -> Authenticator:
