@@ -40,7 +40,9 @@ SPEECH = chunks(encode(spoken(4.0)), 4_096)
 # Its event loop stands still before it looks at a connection; gRPC's own threads go on taking what clients send.
 BUSY = """
 import sys, time
+from kibun.server.api import service
 from kibun.server.api.sockets import Sockets
+service.MAX_LATE_S = 60  # or an event loop that is this late would admit only the first stream
 look, received = Sockets._look, Sockets.bytes_received
 def slow_look(self):
     time.sleep(1.0)

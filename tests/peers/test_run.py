@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from kibun.models.config import KibunConfig
@@ -14,6 +15,7 @@ from tests.support import ROOT
 from tests.support.tiny_hubert import HUBERT
 
 
+@pytest.mark.slow
 def test_kibun_and_the_plain_server_hear_the_same_and_a_killed_worker_is_survived(tmp_path: Path) -> None:
     torch.manual_seed(0)
     KibunModel(KibunConfig(hubert=HUBERT, bundle_name="tiny")).save_pretrained(tmp_path / "tiny")

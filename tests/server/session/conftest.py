@@ -5,7 +5,7 @@ import pytest
 from tests.support import session_world
 
 
-@pytest.fixture(params=[True, False], ids=["eager", "plain"], autouse=True)
+@pytest.fixture(params=[True, False], ids=["eager", "plain"])
 def eager(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """All that a session promises holds with eager finals and without them."""
     monkeypatch.setattr(session_world, "EAGER", request.param)

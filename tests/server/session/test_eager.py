@@ -97,11 +97,6 @@ async def send(stream: OpenSession, *payloads: bytes) -> None:
             await let_others_run()
 
 
-@pytest.fixture(autouse=True)
-def eager() -> None:
-    """Each test here says for itself whether finals are eager."""
-
-
 async def test_the_final_is_at_hand_when_the_utterance_ends() -> None:
     world = World()
     async with world.stream() as stream:

@@ -61,7 +61,7 @@ from tests.support.session_world import (
 from tests.support.virtual_time import in_virtual_time
 
 # A coroutine that was made and never run shows only as a warning.
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("eager")]
 
 SECOND = SAMPLE_RATE_HZ
 E = TypeVar("E", bound=Exception)

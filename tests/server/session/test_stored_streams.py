@@ -35,7 +35,7 @@ from tests.support.session_world import (
     said,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
+pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("eager")]
 
 # ---- nothing said, nothing left
 
