@@ -297,6 +297,22 @@ async def test_eager_work_that_fails_is_done_again_for_the_final(error: BackendE
     assert len(world.backend.jobs) == 2
 
 
+@pytest.mark.parametrize("then", ["ends", "goes on"])
+async def test_eager_work_that_fails_is_counted_once(then: str) -> None:
+    world = World()
+    world.backend.fails.append(BackendError("WORKER_FAILED", "died"))
+    session = world.session(endpointing=PATIENT, eager=True)
+    async with OpenSession(session) as stream:
+        await send(stream, SPOKEN, *([SPOKEN] if then == "goes on" else []), ENDED)
+        stream.send(None)
+        assert len(finals(await stream.rest())) == 1
+    families = session._telemetry._metrics.registry.collect()
+    counted = {
+        s.labels["outcome"]: s.value for f in families for s in f.samples if s.name == "kibun_eager_finals_total"
+    }
+    assert counted == {"dropped": 1, "spoken_on": 0, "recomputed": 0, "final": 1 if then == "goes on" else 0}
+
+
 async def test_eager_work_that_the_queue_gives_up_is_done_for_the_final() -> None:
     def refuse(job: Job, final: bool) -> None:
         if not final:

@@ -238,11 +238,10 @@ async def session_requests(
 
     Raises Failure INVALID_ARGUMENT; a message that is over the tenant's limit becomes `events.Refused`.
     """
-    bytes_per_s = options.audio.sample_bytes * options.audio.sample_rate_hz
     async for message in requests:
         kind = checked(message).WhichOneof("streaming_request")
         payload = message.audio_content
-        if failure := account.charge(len(payload) / bytes_per_s):
+        if failure := account.charge(audio_seconds(payload, options)):
             yield events.Refused(failure)
             return
         match kind:

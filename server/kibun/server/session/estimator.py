@@ -64,9 +64,10 @@ class Estimator:
         self._eager = _Eager(segment.start, segment.end, job)
         return await self._submit(job, "eager")
 
-    def forget_eager(self) -> None:
-        """Forgets what `eager` analysed: its speaker went on."""
-        self._eager = None
+    def forget_eager(self) -> bool:
+        """Forgets what `eager` analyses: its speaker went on, or it failed. False: there is nothing to forget."""
+        known, self._eager = self._eager is not None, None
+        return known
 
     async def final(self, segment: SpeechSegment, known: Participant) -> tuple[Analysis, bool | None]:
         """Analyses a segment with what is known of the participant.

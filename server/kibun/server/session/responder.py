@@ -199,8 +199,11 @@ class Responder:
                 return
             analysis = await self._estimator.eager(eager.segment, known)
         except (Superseded, BackendError, Failure):  # a lasting fault reaches the client with the final
-            if eager is self._eager:
+            if eager is self._eager:  # from now on it can be neither spoken on nor a final's
+                self._eager = self._eager_task = None
                 self._estimator.forget_eager()
+                self._telemetry.eager("dropped")
+            elif eager.ended and self._estimator.forget_eager():  # else its final has taken it, and fails as well
                 self._telemetry.eager("dropped")
             return
         if eager.as_interim and not eager.ended:
