@@ -21,7 +21,7 @@ from kibun.bench.support.child import children
 from kibun.client import AsyncClient, StreamStarted, UtteranceResult
 from kibun.server.api.service import ServiceLimits
 from kibun.server.errors import StartError
-from kibun.server.fronts import reserved_port
+from kibun.server.fronts import _Front, reserved_port
 from kibun.server.inference.worker_protocol import LoadOptions
 from kibun.server.observability.exporter import Exporter
 from kibun.server.observability.joined import JoinedMetrics
@@ -55,6 +55,17 @@ SOON = "from kibun.server import fronts; fronts.MUTE_S = 0.5"  # a front that is
 
 def settings(**changes: object) -> Settings:
     return Settings(models=("m",), **{"fronts": 4, "store": "redis://127.0.0.1", **changes})  # type: ignore[arg-type]
+
+
+async def test_what_a_library_prints_in_a_front_does_not_end_the_watch_over_it() -> None:
+    front = _Front(0, settings(), asyncio.Event())
+    process = await asyncio.create_subprocess_exec(
+        "printf", r'hello\n[1]\n{"serving": true, "metrics_port": 7, "error": null}\n', stdout=asyncio.subprocess.PIPE
+    )
+    await front._hear(process)
+    assert await process.wait() == 0
+    assert front.status.metrics_port == 7
+    assert front.has_served.is_set()
 
 
 def test_combinations_that_cannot_work_are_refused() -> None:

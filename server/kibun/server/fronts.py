@@ -240,7 +240,10 @@ class _Front:
             if not line:
                 return
             self._heard = True
-            self.status = Status(**json.loads(line))
+            try:
+                self.status = Status(**json.loads(line))
+            except (ValueError, TypeError):  # of a library that prints: no reason to stop watching
+                log.warning("a front printed what is not a message", extra={"front": self.number})
             if self.status.serving:
                 self.has_served.set()
 
