@@ -19,6 +19,7 @@ FILES = (CONFIG, WEIGHTS, EXPECTED_ERROR, CARD, PREPROCESSOR)
 LICENSE = "LICENSE"  # the text of the licence; a bundle may be without it
 NOT_STATED, JOINT = "not stated", " AND "  # a licence that is unknown; between two that both apply
 PAGE = "README.md"  # of a repository on the hub: it may lie beside them, and is not read
+PIECE = 16 << 20  # bytes that are hashed at once
 MAX_FILE_BYTES = 4 << 20  # of all but the weights: a hundred times what such a file needs
 PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
 
@@ -340,8 +341,12 @@ def _starts_with_json(head: bytes, file: BinaryIO, size: int) -> bool:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Hash in large pieces: a worker imports torch meanwhile, and after each piece the interpreter is waited for."""
+    digest, piece = hashlib.sha256(), memoryview(bytearray(min(PIECE, max(path.stat().st_size, 1))))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
+    return digest.hexdigest()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
