@@ -81,6 +81,34 @@ def test_every_part_serves_as_the_trained_one_does(tmp_path: Path, settings: dic
     assert_serves_the_same(tmp_path)
 
 
+def test_a_server_answers_the_same_however_many_threads_load_it(tmp_path: Path) -> None:
+    wide = {"hidden_size": 64, "num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 1}
+    model, before = saved(tmp_path, hubert={**HUBERT, **wide}), torch.get_num_threads()
+    vectors = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            packed = pack(load_stored(tmp_path))
+            assert torch.get_num_threads() == threads
+            torch.set_num_threads(1)
+            vectors.append(packed.vectors(packed.encode([torch.from_numpy(noise(16_000, 1))])))
+    finally:
+        torch.set_num_threads(before)
+    assert model.vector_size == 64
+    assert all(torch.equal(vectors[0], other) for other in vectors)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's list of mapped files")
+def test_a_packed_model_leaves_its_file(tmp_path: Path) -> None:
+    saved(tmp_path)
+    stored = load_stored(tmp_path)
+    maps = Path("/proc/self/maps")
+    assert str(tmp_path) in maps.read_text()
+    packed = pack(stored)
+    assert str(tmp_path) not in maps.read_text()
+    assert packed.dtype == torch.float32
+
+
 def test_weights_in_half_precision_serve_as_float32(tmp_path: Path) -> None:
     saved(tmp_path, dtype=torch.float16)
     assert {value.dtype for value in load_stored(tmp_path).state_dict().values()} == {torch.float32}

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kibun.models.frames import Frames
+from kibun.models.weights import Apply
 
 if TYPE_CHECKING:
     from kibun.models.hubert import Tail, Trunk
@@ -78,10 +80,11 @@ class Packed:
 class PackedTrunk(nn.Module):
     """`hubert.Trunk`, packed."""
 
-    def __init__(self, trunk: Trunk | StoredTrunk, dtype: torch.dtype) -> None:
+    def __init__(self, trunk: Trunk | StoredTrunk, dtype: torch.dtype, apply: Apply = map) -> None:
+        """apply: packs the layers, one by one or several at once."""
         super().__init__()
         self.front = _Front(trunk, dtype)
-        self.layers = _Layers(trunk.layers, dtype)
+        self.layers = _Layers(trunk.layers, dtype, apply)
         self.keeps_means = trunk.keeps_means
 
     def forward(self, waveforms: Sequence[Tensor]) -> Packed:
@@ -96,9 +99,10 @@ class PackedTrunk(nn.Module):
 class PackedTail(nn.Module):
     """`hubert.Tail`, packed."""
 
-    def __init__(self, tail: Tail | StoredTail, dtype: torch.dtype) -> None:
+    def __init__(self, tail: Tail | StoredTail, dtype: torch.dtype, apply: Apply = map) -> None:
+        """apply: packs the layers, one by one or several at once."""
         super().__init__()
-        self.layers = _Layers(tail.layers, dtype)
+        self.layers = _Layers(tail.layers, dtype, apply)
         self.layer_norm = tail.layer_norm
 
     def forward(self, frames: Packed) -> Packed:
@@ -116,13 +120,14 @@ class PackedLinear(nn.Module):
     def __init__(self, *linears: nn.Linear | tuple[Tensor, Tensor | None], dtype: torch.dtype, gelu: bool = False):
         super().__init__()
         pairs = [(linear.weight, linear.bias) if isinstance(linear, nn.Linear) else linear for linear in linears]
-        weight = torch.cat([weight.detach() for weight, _ in pairs]).to(dtype)  # (N, K)
+        weights = [weight.detach() for weight, _ in pairs]
+        weight = (torch.cat(weights) if len(weights) > 1 else weights[0]).to(dtype)  # (N, K)
         biases = [bias for _, bias in pairs if bias is not None]
         self.dtype, self.gelu = dtype, gelu
         self.bias = torch.cat([bias.detach() for bias in biases]).to(dtype) if biases else None  # (N,)
         self.prepacked = _prepacks(weight)
         # Not a buffer, as a prepacked tensor can be neither moved nor saved.
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.prepacked else weight
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight, None) if self.prepacked else weight.clone()
         self.fused = self.prepacked and gelu and not _avx2_alone()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -150,9 +155,9 @@ class HeadLinear(nn.Module):
 class _Layers(nn.Module):
     """A part's Transformer layers, and what they share."""
 
-    def __init__(self, layers: nn.ModuleList, dtype: torch.dtype) -> None:
+    def __init__(self, layers: nn.ModuleList, dtype: torch.dtype, apply: Apply) -> None:
         super().__init__()
-        self.each = nn.ModuleList([_Layer(layer, dtype) for layer in layers])
+        self.each = nn.ModuleList(apply(partial(_Layer, dtype=dtype), layers))
         first: Any = layers[0].attention if len(layers) else None
         self.positions = _Positions(first) if hasattr(first, "rel_attn_embed") else None
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import mmap
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -19,14 +16,12 @@ from kibun.models.layers import ScaleLinear
 from kibun.models.packed import HeadLinear, Packed, PackedTail, PackedTrunk
 from kibun.models.settings import BundleSettings
 from kibun.models.types import Analysis, Evidence, Utterance
-from kibun.models.weights import own_weights
+from kibun.models.weights import Apply, in_threads, own_weights
 
 if TYPE_CHECKING:
     from kibun.models.assembly import Assembly
     from kibun.models.model import KibunModel
     from kibun.models.stored import StoredModel
-
-_MADV_PAGEOUT = 21  # Linux 5.4
 
 P = TypeVar("P", bound=nn.Module)
 
@@ -44,20 +39,18 @@ def pack(model: KibunModel | StoredModel, dtype: torch.dtype = torch.float32) ->
         raise ValueError(f"dtype is {dtype}, allowed are torch.float32 and torch.bfloat16")
     model.train(False).requires_grad_(False)
     device = model.device
-    trunk = _pack_part(PackedTrunk, model.trunk, dtype)
-    del model.trunk
-    personality_trunk = None
-    if model.personality_trunk is not None:
-        personality_trunk = _pack_part(PackedTrunk, model.personality_trunk, dtype)
-        model.personality_trunk = None
-    tails = {name: _pack_part(PackedTail, model.tails.pop(name), dtype) for name in list(model.tails)}
+    with in_threads() as apply:
+        trunk = _pack_part(PackedTrunk, model.trunk, dtype, apply)
+        del model.trunk
+        personality_trunk = None
+        if model.personality_trunk is not None:
+            personality_trunk = _pack_part(PackedTrunk, model.personality_trunk, dtype, apply)
+            model.personality_trunk = None
+        tails = {name: _pack_part(PackedTail, model.tails.pop(name), dtype, apply) for name in list(model.tails)}
     for head in model.emotion_heads.values():
         _pack_head(head, dtype)
-    # What was not packed may still lie in the mapped file of a bundle.
-    for part in (trunk, personality_trunk, *tails.values(), model):
-        if part is not None:
-            own_weights(part)
-    gc.collect()  # a convolution with weight norm refers to itself, and each weight holds the whole mapped file
+    own_weights(model)
+    gc.collect()  # a convolution with weight norm refers to itself, and each weight holds the mapped file of its part
     return PackedModel(
         config=model.config,
         dtype=dtype,
@@ -151,24 +144,11 @@ def _encode(trunk: PackedTrunk, waveforms: Sequence[Tensor], normalise: bool) ->
     return cast(Packed, trunk([normalised(waveform, normalise) for waveform in waveforms]))
 
 
-def _pack_part(kind: Callable[[Any, torch.dtype], P], part: nn.Module, dtype: torch.dtype) -> P:
-    """Pack a trunk or tail; its weights are not needed afterwards."""
-    packed = kind(part, dtype)
-    _page_out(part)
+def _pack_part(kind: Callable[[Any, torch.dtype, Apply], P], part: nn.Module, dtype: torch.dtype, apply: Apply) -> P:
+    """Pack a trunk or tail; nothing of it is needed afterwards, so that its mapped file can go."""
+    packed = kind(part, dtype, apply)
+    own_weights(packed)
     return packed
-
-
-def _page_out(part: nn.Module) -> None:
-    """Return the memory of weights to the operating system, where they are pages of a mapped file (Linux only)."""
-    if sys.platform != "linux":
-        return
-    libc, page = ctypes.CDLL(None), mmap.PAGESIZE
-    for weight in part.parameters():
-        first = -(-weight.data_ptr() // page) * page
-        size = (weight.data_ptr() + weight.nbytes - first) // page * page
-        if weight.device.type == "cpu" and size > 0:
-            # Clean pages of a file are read again if need be; other pages keep their content. An old kernel refuses.
-            libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(size), _MADV_PAGEOUT)
 
 
 def _pack_head(head: nn.Module, dtype: torch.dtype) -> None:
