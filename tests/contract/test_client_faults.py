@@ -105,7 +105,7 @@ SPEAKS_AND_SLEEPS = """
 
 async def test_what_a_killed_client_left_in_the_queue_is_dropped() -> None:
     """After the start the model takes a second per batch: six finals wait, one of them in the worker's hands."""
-    with serve("--metrics-port", "0", model="stub?slots=1&hangs_after=5&hang_s=1") as server:
+    with serve("--metrics-port", "0", model="stub?slots=1&hangs_after=0&hang_s=1") as server:
         async with connect(server) as stub, client(server.port, SPEAKS_AND_SLEEPS) as process:
             assert await active(stub) == 6
             done = (await asyncio.to_thread(scrape, server))("kibun_batch_jobs_sum")

@@ -247,7 +247,7 @@ def test_serving_a_bundle_imports_no_transformers(tmp_path: Path, settings: dict
         "from kibun.server.inference.runner import BatchRunner\n"
         "from kibun.server.inference.worker import load_models\n"
         "from kibun.server.inference.worker_protocol import LoadOptions\n"
-        "BatchRunner(load_models(LoadOptions('', (sys.argv[1],), device='cpu')).models).warm_up()\n"
+        "BatchRunner(load_models(LoadOptions('', (sys.argv[1],), device='cpu')).models).warm_up(1.0)\n"
         "heavy = {'transformers', 'accelerate', 'sympy', 'scipy', 'torch._dynamo', 'torch.distributed.tensor'}\n"
         "sys.exit(f'imported {found}' if (found := heavy & set(sys.modules)) else 0)"
     )

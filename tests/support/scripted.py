@@ -1,7 +1,7 @@
 """An analyzer and a VAD that do what a test wants, for sessions without models."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -30,6 +30,8 @@ class LoudnessVad:
 
 class AliveBackend:
     """What a `Backend` of tests does besides `infer`: it is alive, and there is nothing to start or to stop."""
+
+    costs: Sequence[tuple[float, float]] = ()
 
     async def start(self) -> tuple[ModelInfo, ...]:
         return (MODEL,)

@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, quote
 
 import numpy as np
 
-from kibun.models.types import Analysis, Traits, Utterance
+from kibun.models.types import Analysis, Traits, Utterance, faint_noise
 from kibun.server.inference.backend import BackendError, ModelInfo
 from kibun.server.inference.runner import LoadedModels
 from kibun.server.inference.worker_protocol import LoadOptions
@@ -76,12 +76,12 @@ class StubModel:
         self._s_per_audio_s = s_per_audio_s
         self.faults = True
         self._hang_s = hang_s
-        self._hangs_after = hangs_after  # batches, those of the warm-up included
+        self._hangs_after = hangs_after  # batches, those of the warm-up not counted
         self._batches = itertools.count(1)
         self._gate = gate
 
     def analyze(self, utterances: Sequence[Utterance]) -> list[Analysis]:
-        if next(self._batches) > self._hangs_after:
+        if not _is_warm_up(utterances[0]) and next(self._batches) > self._hangs_after:
             time.sleep(self._hang_s)
         time.sleep(self._delay_s + self._s_per_audio_s * sum(utterance.seconds for utterance in utterances))
         return [self._analyze(utterance) for utterance in utterances]
@@ -116,6 +116,10 @@ class StubModel:
             if utterance.emotion
             else None,
         )
+
+
+def _is_warm_up(utterance: Utterance) -> bool:
+    return np.array_equal(utterance.audio, faint_noise(VECTOR_SIZE, len(utterance.audio)).audio)
 
 
 def _traits(level: float) -> Traits:

@@ -388,9 +388,9 @@ def _allow_connections(wanted: int) -> int:
 
 
 async def _load(backend: LocalBackend, batcher: Batcher) -> tuple[ModelInfo, ...]:
-    """Returns the models once a worker serves them and their cost is measured. Raises BackendError."""
+    """Returns the models once a worker serves them and their cost is known. Raises BackendError."""
     models = await backend.start()
-    await batcher.measure(models[0])
+    batcher.learn_costs()
     return models
 
 

@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kibun.models.types import Analysis, Utterance
 from kibun.server.inference import admission
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded, Urgency
+from kibun.server.inference.backend import BackendError, Job, Superseded, Urgency
 from kibun.server.inference.batcher import Batcher, JobQueue, QueueLimits, Ticket
 from kibun.server.inference.cost import CostModel
 from tests.support.scripted import AliveBackend
@@ -581,25 +581,15 @@ async def test_admission_follows_from_how_long_finals_will_wait() -> None:
     assert batcher.admits(running=False), "one stream is always admitted"
 
 
-@pytest.mark.parametrize("failure", [None, BackendError("WORKER_FAILED", "died"), "one job"])
-async def test_costs_are_measured_before_any_stream_comes(failure: BackendError | str | None) -> None:
-    clock = Clock()
-
-    class Timed(FakeBackend):
-        async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
-            clock.now += 0.01 * sum(job.utterance.seconds for job in jobs) + 0.2
-            if isinstance(failure, BackendError):
-                raise failure
-            answer = BackendError("MODEL_FAILED", "raised") if failure else Analysis(np.zeros(4, np.float16))
-            return [answer] * len(jobs)
-
-    cost = CostModel()
-    await Batcher(Timed(), clock=clock, cost=cost).measure(ModelInfo("stub", "1", 4))
-    if failure is None:
-        assert cost.expect(1.0) == pytest.approx(0.21, rel=0.05)
-        assert cost.per_batch_s == pytest.approx(0.2, rel=0.1)
-    else:
-        assert cost.expect(1.0) == CostModel().expect(1.0), "failed batches are not observed"
+def test_costs_are_known_before_any_stream_comes() -> None:
+    backend, cost = FakeBackend(), CostModel()
+    batcher = Batcher(backend, cost=cost)
+    batcher.learn_costs()
+    assert cost.expect(1.0) == CostModel().expect(1.0), "a backend that tells none"
+    backend.costs = [(0.25, 0.2025), (1.0, 0.21)]
+    batcher.learn_costs()
+    assert cost.expect(1.0) == pytest.approx(0.21, rel=0.05)
+    assert cost.per_batch_s == pytest.approx(0.2, rel=0.1)
 
 
 async def test_streams_count_before_they_speak_and_silent_ones_count_less_and_less() -> None:

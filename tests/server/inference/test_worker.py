@@ -281,6 +281,41 @@ def test_a_container_has_as_many_cores_as_its_quota(tmp_path: Path) -> None:
         assert worker.usable_cores(quota) == expected
 
 
+@pytest.mark.parametrize(
+    ("first_s", "later_s", "expected_s", "count"),
+    [
+        pytest.param(0.1, 0.02, 0.02, 3, id="small"),
+        pytest.param(0.25, 0.2, 0.2, 2, id="medium"),
+        pytest.param(0.6, 0.55, 0.6, 1, id="large"),
+    ],
+)
+def test_a_warm_up_is_timed_without_what_only_the_first_inference_does(
+    monkeypatch: pytest.MonkeyPatch, first_s: float, later_s: float, expected_s: float, count: int
+) -> None:
+    now = 0.0
+    lengths: list[float] = []
+
+    class Slow(stub_model.StubModel):
+        def analyze(self, utterances: Sequence[Utterance]) -> list[Analysis]:
+            nonlocal now
+            now += later_s if lengths else first_s
+            lengths.append(utterances[0].seconds)
+            return super().analyze(utterances)
+
+    monkeypatch.setattr("kibun.server.inference.runner.time.perf_counter", lambda: now)
+    runner = BatchRunner([Slow("default"), stub_model.StubModel("other")])
+    assert runner.warm_up(0.25) == pytest.approx(expected_s)
+    assert lengths == [0.25] * count
+
+
+async def test_a_backend_tells_what_its_warm_up_took() -> None:
+    backend = LocalBackend(["stub?slots=1&s_per_audio_s=0.4"], loader="tests.support.stub_model:load")
+    await backend.start()
+    await backend.close()
+    assert [audio_s for audio_s, _ in backend.costs] == [0.25, 1.0]
+    assert all(took_s >= 0.4 * audio_s for audio_s, took_s in backend.costs)
+
+
 def test_weights_that_are_not_finite_are_an_error_of_the_job(bundle: Path) -> None:
     import torch
 
@@ -289,7 +324,7 @@ def test_weights_that_are_not_finite_are_an_error_of_the_job(bundle: Path) -> No
         for weight in model._bundle.heads.emotion_heads["valence"].parameters():
             weight.fill_(float("nan"))
     with pytest.raises(BackendError, match="warm-up inference failed"):
-        BatchRunner([model]).warm_up()
+        BatchRunner([model]).warm_up(1.0)
     (outcome,) = BatchRunner([model]).run([a_job()])
     assert isinstance(outcome, BackendError)
     assert outcome.reason == "MODEL_NONFINITE"

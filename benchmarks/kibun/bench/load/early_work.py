@@ -140,6 +140,7 @@ class _Stub:
 
     slots = 2
     batch_s = 0.0
+    costs: Sequence[tuple[float, float]] = ()
 
     def __init__(self, hearing: _Hearing) -> None:
         self._model = ConstantModel("stub")

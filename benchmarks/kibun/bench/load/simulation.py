@@ -15,6 +15,7 @@ from kibun.bench.support import virtual_time
 from kibun.models.types import SAMPLE_RATE_HZ, Analysis, Utterance
 from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded, Urgency
 from kibun.server.inference.batcher import Batcher
+from kibun.server.inference.runner import WARM_UP_S
 
 MODEL = ModelInfo("simulated", "1", 4)
 NO_HISTORY = np.zeros((0, 4), np.float16)
@@ -54,6 +55,10 @@ class Machine:
     def final_takes_s(self) -> float:
         """Seconds that a final of mean length takes, alone."""
         return self.per_audio_s * MEAN_S + self.per_batch_s
+
+    @property
+    def costs(self) -> tuple[tuple[float, float], ...]:
+        return tuple((audio_s, self.per_audio_s * audio_s + self.per_batch_s) for audio_s in WARM_UP_S)
 
     @property
     def finals_per_batch(self) -> float:
@@ -136,7 +141,7 @@ def simulate(machine: Machine, crowd: People, *, target_delay_s: float | None = 
 
     async def run() -> Turnout:
         batcher = Batcher(machine, clock=asyncio.get_running_loop().time, target_delay_s=target_delay_s)
-        await batcher.measure(MODEL)
+        batcher.learn_costs()
         return await _World(machine, batcher, crowd, np.random.default_rng(seed)).run()
 
     return virtual_time.run(run())

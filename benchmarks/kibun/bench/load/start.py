@@ -36,8 +36,7 @@ STAGES: Mapping[str, str] = {
     "imports": "modules are imported",
     "weights": "models are loaded",
     "warm-up": "models have answered",
-    "hand-over": "worker is ready",
-    "measuring its cost": "serving on ",
+    "hand-over": "serving on ",
 }
 
 

@@ -105,6 +105,11 @@ class Backend(Protocol):
         """
         ...
 
+    @property
+    def costs(self) -> Sequence[tuple[float, float]]:
+        """Seconds of audio of each warm-up inference of the default model, and seconds that it took; after `start`."""
+        ...
+
     async def start(self) -> tuple[ModelInfo, ...]:
         """Load the models; return them, the default first, once a warm-up inference has succeeded.
 

@@ -22,14 +22,14 @@ import bisect
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
-from kibun.models.types import SAMPLE_RATE_HZ, Analysis, faint_noise
+from kibun.models.types import Analysis
 from kibun.server.inference import admission
 from kibun.server.inference.admission import Outlook, SpeechLoad
-from kibun.server.inference.backend import Backend, BackendError, Job, ModelInfo, Superseded, Urgency
+from kibun.server.inference.backend import Backend, BackendError, Job, Superseded, Urgency
 from kibun.server.inference.cost import CostModel
 from kibun.server.observability.telemetry import Telemetry
 
@@ -250,25 +250,10 @@ class Batcher:
         finally:
             self._speech.close(stream_id, self._clock())
 
-    async def measure(self, model: ModelInfo) -> None:
-        """Measure the cost of batches with noise of two lengths, before any stream has to be admitted."""
-        with suppress(BackendError):  # then the first finals will show
-            for samples in (SAMPLE_RATE_HZ // 4, SAMPLE_RATE_HZ):
-                job = Job(model.name, faint_noise(model.vector_size, samples))
-                # Twice, side by side where there are two slots: either may be delayed by other things that start now.
-                times_s: list[float] = []
-                while len(times_s) < 2:
-                    side_by_side = (self._timed(job) for _ in range(min(self._backend.slots, 2)))
-                    times_s += await asyncio.gather(*side_by_side)
-                self._cost.observe(job.utterance.seconds, min(times_s))
-
-    async def _timed(self, job: Job) -> float:
-        """Seconds that a job takes. Raises BackendError."""
-        began = self._clock()
-        (outcome,) = await self._backend.infer([job])
-        if isinstance(outcome, BackendError):
-            raise outcome
-        return self._clock() - began
+    def learn_costs(self) -> None:
+        """Learn the cost of batches from the backend's start, before any stream has to be admitted."""
+        for audio_s, took_s in self._backend.costs:
+            self._cost.observe(audio_s, took_s)
 
     async def submit(self, job: Job, *, stream_id: str, urgency: Urgency, deadline_s: float) -> Analysis:
         """See backend.Analyzer.submit. A job that has left the queue is computed even if its caller is cancelled."""

@@ -4,15 +4,22 @@ No torch here: a stub model needs none, and the worker starts as fast as its mod
 """
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from kibun.models.types import Analysis, Utterance, faint_noise
+from kibun.models.types import SAMPLE_RATE_HZ, Analysis, Utterance, faint_noise
 from kibun.server.inference.backend import BackendError, Job, ModelInfo
 from kibun.server.inference.worker_protocol import LoadOptions
+
+WARM_UP_S = (0.25, 1.0)
+"""Seconds of audio of the warm-up inferences. Of two lengths, as the cost of a batch has two parts: see `CostModel`."""
+
+CHEAP_S = 0.3
+"""Once warm-up inferences of a length took this long, the compilation of kernels (0.05 s) hardly shows in them."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,12 +68,29 @@ class BatchRunner:
         if not models:
             raise BackendError("LOAD_FAILED", "no model to load")
 
-    def warm_up(self) -> None:
-        """Analyse one second of faint noise with each model. Raises BackendError LOAD_FAILED."""
-        for name, model in self._models.items():
-            (outcome,) = self.run([Job(name, faint_noise(model.info.vector_size))])
-            if isinstance(outcome, BackendError):
-                raise BackendError("LOAD_FAILED", f"{name}: the warm-up inference failed: {outcome.message}")
+    def warm_up(self, audio_s: float) -> float:
+        """Analyse faint noise of this many seconds with each model; return the seconds that it takes the first one.
+
+        The first time includes the compilation of kernels, so it is analysed again where that costs next to nothing.
+        Raises BackendError LOAD_FAILED.
+        """
+        default, *others = self._models
+        for name in others:
+            self._timed(name, audio_s)
+        times_s = [self._timed(default, audio_s)]
+        while len(times_s) < 3 and sum(times_s) < CHEAP_S:
+            times_s.append(self._timed(default, audio_s))
+        return min(times_s)
+
+    def _timed(self, name: str, audio_s: float) -> float:
+        """Seconds that faint noise takes a model. Raises BackendError LOAD_FAILED."""
+        info = self._models[name].info
+        noise = faint_noise(info.vector_size, max(round(SAMPLE_RATE_HZ * audio_s), info.min_samples))
+        began = time.perf_counter()
+        (outcome,) = self.run([Job(name, noise)])
+        if isinstance(outcome, BackendError):
+            raise BackendError("LOAD_FAILED", f"{name}: the warm-up inference failed: {outcome.message}")
+        return time.perf_counter() - began
 
     def run(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
         """Run the jobs, one batch per model; return one entry per job, in order."""

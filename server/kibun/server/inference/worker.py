@@ -34,7 +34,7 @@ from kibun.models._torch import import_torch
 from kibun.models.files import BundleError, fingerprint, resolve_bundle, verify
 from kibun.models.types import EMOTIONS, Analysis, Utterance
 from kibun.server.inference.backend import BackendError, ModelInfo
-from kibun.server.inference.runner import BatchRunner, DeviceLost, LoadedModels, Loader
+from kibun.server.inference.runner import WARM_UP_S, BatchRunner, DeviceLost, LoadedModels, Loader
 from kibun.server.inference.worker_protocol import (
     Answers,
     Batch,
@@ -114,8 +114,7 @@ def _serve(options: LoadOptions, requests: io.FileIO, answers: io.FileIO) -> Non
         _log.info("models are loaded")
         runner = BatchRunner(loaded.models)
         pool = ThreadPoolExecutor(loaded.slots, "inference")
-        for warm in [pool.submit(runner.warm_up) for _ in range(loaded.slots)]:
-            warm.result()
+        costs = tuple(zip(WARM_UP_S, pool.map(runner.warm_up, WARM_UP_S), strict=True))  # side by side, as when busy
         _log.info("models have answered")
     except BackendError as error:
         send(LoadFailed(error.message))
@@ -126,7 +125,7 @@ def _serve(options: LoadOptions, requests: io.FileIO, answers: io.FileIO) -> Non
         return
     gc.enable()
     infos = tuple(model.info for model in loaded.models)
-    send(Ready(infos, loaded.slots, loaded.batch_s, loaded.device))
+    send(Ready(infos, loaded.slots, loaded.batch_s, loaded.device, costs))
     while True:
         batch: Batch = read_message_blocking(requests)
         pool.submit(_answer, runner, batch, send)

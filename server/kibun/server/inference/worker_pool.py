@@ -121,6 +121,8 @@ class LocalBackend:
         """Batches that all workers together run at once; 0 before `start`."""
         self.batch_s = 0.0
         """Seconds of audio that one batch may carry; 0 where batching gains nothing."""
+        self.costs: tuple[tuple[float, float], ...] = ()
+        """See Backend.costs."""
         self._cost = CostModel()
         self._restarters: list[asyncio.Task[None]] = []
         self._calls = 0  # `infer` calls in flight
@@ -143,7 +145,7 @@ class LocalBackend:
             await self.close()
             raise
         workers = [device.worker for device in self._devices if device.worker is not None]
-        self.batch_s = workers[0].info.batch_s
+        self.batch_s, self.costs = workers[0].info.batch_s, workers[0].info.costs
         self.slots = sum(worker.info.slots for worker in workers)
         self._restarters = [asyncio.create_task(self._restart_when_dead(device)) for device in self._devices]
         self._accepting = True

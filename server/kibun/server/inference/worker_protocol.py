@@ -42,12 +42,13 @@ class LoadOptions:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The worker's answer to LoadOptions, once a warm-up inference has succeeded."""
+    """The worker's answer to LoadOptions, once warm-up inferences have succeeded."""
 
     models: tuple[ModelInfo, ...]
     slots: int  # batches that it runs at once
     batch_s: float  # seconds of audio that one batch may carry
     device: str
+    costs: tuple[tuple[float, float], ...] = ()  # of warm-up inferences: seconds of audio, and seconds that it took
 
 
 @dataclass(frozen=True, slots=True)
