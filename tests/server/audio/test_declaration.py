@@ -13,6 +13,7 @@ from kibun.bench.accuracy.declarations import CHANNELS, ENCODINGS, PATHS, REFUSE
 from kibun.bench.support.encodings import ENCODERS, interleave
 from kibun.bench.support.speech_like import FloatArray, lay_out
 from kibun.models.types import SAMPLE_RATE_HZ
+from kibun.server.audio import declaration
 from kibun.server.audio.declaration import DeclarationCheck, Suspicion
 from kibun.server.audio.decoder import AudioFormat
 
@@ -153,3 +154,41 @@ def test_the_work_for_a_stream_is_bounded() -> None:
     check.push(ENCODERS["linear16"](noise))
     assert check.settled
     assert check.push(b"\0" * 100) is None
+
+
+def test_a_reading_fits_as_well_beside_others_as_alone() -> None:
+    rng = np.random.default_rng(0)
+    readings = {
+        name: rng.normal(0, level, count).astype(np.float32)
+        for name, level, count in (
+            ("int24", 1, 1_280),
+            ("int32", 1e4, 960),
+            ("linear16", 30, 1_920),
+            ("mulaw", 7, 3_840),
+        )
+    }
+    together = declaration._fits(readings)
+    assert together == {name: declaration._fits({name: reading})[name] for name, reading in readings.items()}
+    assert len(set(together.values())) == len(readings)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "enough"),
+    [
+        (["", ""] * 16, 6),
+        ([None, "", None, *[""] * 20], 8),
+        (["int24", *[""] * 20], 12),
+        (["int24", "", "int24", "", "int24", *[""] * 20], 13),
+    ],
+)
+def test_six_blocks_that_all_fit_are_enough_and_doubts_ask_for_more(
+    monkeypatch: pytest.MonkeyPatch, blocks: list[str | None], enough: int
+) -> None:
+    raw = ENCODERS["linear16"](np.random.default_rng(0).normal(0, 0.1, 1_920).clip(-1, 1).astype(np.float32))
+    found = iter(blocks)
+    monkeypatch.setattr(declaration, "judge", lambda raw, declared: (next(found), ""))
+    check, judged = DeclarationCheck(AudioFormat("linear16", SAMPLE_RATE_HZ)), 0
+    while not check.settled:
+        assert check.push(raw) is None
+        judged += 1
+    assert judged == enough

@@ -53,11 +53,13 @@ _FEW = 0.6  # share of a block's samples above which its two commonest values ma
 _UNEVEN = 0.5  # sum of the differences of two distributions, 0..2
 _RAIL_SHARE = 0.02  # so many samples at both ends of the range are clipped sound
 _DECIBELS = 1.5  # by which even and odd differences differ in two channels
-_ENOUGH, _AT_LEAST, _PLENTY = 6, 3, 12  # blocks: to warn, to say nothing else meanwhile, to be sure that all is well
+_ENOUGH, _AT_LEAST = 6, 3  # blocks: to warn, to say nothing else meanwhile
+_PLENTY, _UNANIMOUS = 12, 6  # blocks, of which nearly all, or all, are for the declaration: to be sure that all is well
 _SHARE = 0.8  # of the blocks that are evidence
 _DENSE, _THINNED, _MOST = 16, 8, 32  # blocks judged one after the other; then every eighth, up to so many
 
-_ONES = np.ones(_WINDOW, np.float32)
+#: Of a mean over a window's samples but the last none, one or two.
+_SHARES = [np.array([1 / (_WINDOW - beyond)] * (_WINDOW - beyond) + [0] * beyond, np.float32) for beyond in range(3)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +177,13 @@ def _evidence(outcomes: Sequence[_Outcome]) -> tuple[list[str], list[str]]:
 
 
 def _all_well(outcomes: Sequence[_Outcome]) -> bool:
-    """Whether there is plenty of evidence, and nearly all of it for the declaration."""
-    return all(len(part) == _PLENTY and part.count("") >= _SHARE * _PLENTY for part in _evidence(outcomes))
+    """Whether there is enough evidence, and all of it, or plenty of it, and nearly all, for the declaration."""
+
+    def well(evidence: list[str]) -> bool:
+        fits = evidence.count("")
+        return fits >= _UNANIMOUS and (fits == len(evidence) or (len(evidence) == _PLENTY and fits >= _SHARE * _PLENTY))
+
+    return all(map(well, _evidence(outcomes)))
 
 
 # ---- one block
@@ -191,16 +198,13 @@ def judge(raw: bytes, declared: str) -> tuple[str | None, str | None]:
     block = np.frombuffer(raw, np.uint8)
     with np.errstate(all="ignore"):  # floats of bytes that are none
         readings = _readings(block, floats_only=declared == "float32")  # others have been refused: see the decoder
-        samples = readings.pop(declared, None)
-        if samples is None:  # floats too small to be sound
-            own, samples = _Fit(np.inf, np.inf, np.inf), block.view("<f4")
-        else:
-            own = _fit(samples, declared)
+        samples = readings.get(declared, block.view("<f4"))  # the latter: floats too small to be sound
         if _few_values(samples) or (declared == "linear16" and _clipped(block)):
             return None, None
+        rivals = _fits(readings)
+        own = rivals.pop(declared, _Fit(np.inf, np.inf, np.inf))
         encoding: str | None = ""
-        if readings:
-            rivals = {name: _fit(reading, name) for name, reading in readings.items()}
+        if rivals:
             best = min(rivals, key=lambda name: rivals[name].bits)
             gain = own.bits - rivals[best].bits
             if gain >= _GAIN and (best in _FLOATS or not _one_silent(samples)):
@@ -236,23 +240,37 @@ def _uneven(block: Bytes, width: int) -> bool:
     return bool(np.abs(shares[0] - shares[1]).sum() > _UNEVEN or abs(signs[0] - signs[1]) > _UNEVEN)
 
 
-def _fit(samples: Floats, name: str) -> _Fit:
-    windows = samples[: len(samples) // _WINDOW * _WINDOW].reshape(-1, _WINDOW)
-    means = windows @ _ONES / np.float32(_WINDOW)
-    levels = _mean_size(windows - means[:, None])
-    changes = windows[:, 1:] - windows[:, :-1]
-    change, bend = _mean_size(changes), _mean_size(changes[:, 1:] - changes[:, :-1])
-    change_of_two = _mean_size(windows[:, 2:] - windows[:, :-2])
+def _fits(readings: dict[str, Floats]) -> dict[str, _Fit]:
+    """Of all readings in one go: what numpy does for a call takes longer than these few samples."""
+    if not readings:
+        return {}
+    counts = np.array([len(samples) // _WINDOW for samples in readings.values()])
+    whole = [samples[: count * _WINDOW] for samples, count in zip(readings.values(), counts, strict=True)]
+    samples = np.concatenate([*whole, np.zeros(2, np.float32)])  # two, so that all that follows has as many windows
+    windows = samples[:-2].reshape(-1, _WINDOW)
+    levels = _mean_size(windows - _of_windows(windows, 0)[:, None], 0)
+    changes = samples[1:] - samples[:-1]
+    change, bend = _mean_size(changes[:-1], 1), _mean_size(changes[1:] - changes[:-1], 2)
+    change_of_two = _mean_size(samples[2:] - samples[:-2], 2)
     error = np.minimum(np.minimum(levels, change), np.minimum(bend, change_of_two))
-    bits = float(np.log2(1 + 2 * np.e * error).mean()) / _BYTES[name]
-    power = float(levels @ levels) + 1e-9
-    return _Fit(bits, float(change @ change) / power, float(change_of_two @ change_of_two) / power)
+    of_windows = np.stack([np.log2(1 + 2 * np.e * error), levels**2, change**2, change_of_two**2]).astype(np.float64)
+    sums = np.add.reduceat(of_windows, np.cumsum(counts) - counts, axis=1)
+    sums[0] /= counts
+    return {
+        name: _Fit(bits / _BYTES[name], change / (power + 1e-9), change_of_two / (power + 1e-9))
+        for name, (bits, power, change, change_of_two) in zip(readings, sums.T.tolist(), strict=True)
+    }
 
 
-def _mean_size(windows: Floats) -> Floats:
-    """Mean absolute value of each row; a matrix product sums faster than `mean`."""
-    sizes: Floats = np.abs(windows) @ _ONES[: windows.shape[1]] / windows.shape[1]
-    return sizes
+def _mean_size(values: Floats, beyond: int) -> Floats:
+    """Mean absolute value of each window, but for the last `beyond`, which reach into the next one."""
+    return _of_windows(np.abs(values), beyond)
+
+
+def _of_windows(values: Floats, beyond: int) -> Floats:
+    """Mean of each window; not as a product of matrices, which OpenBLAS would divide among threads."""
+    means: Floats = np.einsum("ij,j->i", values.reshape(-1, _WINDOW), _SHARES[beyond])
+    return means
 
 
 def _channels(samples: Floats, own: _Fit) -> str | None:
@@ -289,16 +307,16 @@ def _alternates(steps: Floats) -> bool:
 
 def _one_silent(samples: Floats) -> bool:
     """Whether every second sample has one value, and the others do not."""
-    pairs = samples[: len(samples) // 2 * 2].reshape(-1, 2)
-    return bool(np.sum(pairs.min(axis=0) == pairs.max(axis=0)) == 1)
+    constant = [np.maximum.reduce(part) == np.minimum.reduce(part) for part in (samples[::2], samples[1::2])]
+    return bool(constant[0] != constant[1])
 
 
 def _few_values(samples: Floats) -> bool:
     """Whether two values make up most of each of eight phases: in another reading one of them may vary."""
-    phases = np.sort(samples[: len(samples) // 8 * 8].reshape(-1, 8), axis=0)
-    for phase in phases.T:
-        borders = np.flatnonzero(phase[1:] != phase[:-1]) + 1
-        runs = np.sort(np.diff(borders, prepend=0, append=len(phase)))
+    for phase in samples[: len(samples) // 8 * 8].reshape(-1, 8).T:
+        ordered = np.sort(phase)
+        borders = np.concatenate([[0], np.flatnonzero(ordered[1:] != ordered[:-1]) + 1, [len(phase)]])
+        runs = np.sort(borders[1:] - borders[:-1])
         if runs[-2:].sum() <= _FEW * len(phase):
             return False
     return True
@@ -340,7 +358,8 @@ def _readings(block: Bytes, *, floats_only: bool) -> dict[str, Floats]:
         "int24": _in_steps(padded.view("<i4")[:, 0] >> 8),
         "int32": _in_steps(block.view("<i4")),
     }
-    return found | {name: ranks[block] for name, ranks in _code_ranks().items()}
+    codes = block.astype(np.intp)
+    return found | {name: ranks[codes] for name, ranks in _code_ranks().items()}
 
 
 def _in_steps(values: npt.NDArray[Any]) -> Floats:
@@ -352,8 +371,10 @@ def _in_steps(values: npt.NDArray[Any]) -> Floats:
 def _may_be_sound(values: npt.NDArray[Any]) -> bool:
     """Whether floats lie within the range that is accepted, and few are smaller than any converter's step."""
     sizes = np.abs(values)
+    if not np.maximum.reduce(sizes) <= 8:  # nor if one is NaN
+        return False
     tiny = np.count_nonzero((sizes < 2.0**-23) & (sizes > 0))
-    return bool((sizes <= 8).all() and sizes.mean() >= 1e-5 and tiny <= 0.02 * len(values))
+    return bool(sizes.mean() >= 1e-5 and tiny <= 0.02 * len(values))
 
 
 @cache
