@@ -1,6 +1,7 @@
 """The served form of the encoder against the modules that are trained: the plain path is the oracle of the fast one."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import astuple
 from typing import Any
 
@@ -9,18 +10,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from kibun.models import packed, precision
 from kibun.models.config import KibunConfig
+from kibun.models.crew import Crew, Help
 from kibun.models.frames import Frames
 from kibun.models.model import KibunModel
 from kibun.models.packed import (
     HEIGHTS,
+    TILE_ROWS,
     HeadLinear,
     Packed,
     PackedLinear,
     PackedTail,
     PackedTrunk,
+    Tile,
     _attend,
     _attention,
     _Pairs,
@@ -99,6 +104,31 @@ def test_an_utterance_gives_the_same_bits_alone_and_in_a_batch(dtype: torch.dtyp
         together = packed_tail(packed_trunk(waves)).parts()
         for wave, part in zip(waves, together, strict=True):
             assert torch.equal(packed_tail(packed_trunk([wave])).hidden, part.hidden[0])
+
+
+@pytest.mark.parametrize("changes", [{}, {"model_type": "wav2vec2"}, WAVLM])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_utterance_gives_the_same_bits_whoever_helps(dtype: torch.dtype, changes: dict[str, Any]) -> None:
+    trunk, tail = split(full_model(hubert_config(**changes)), 2)
+    packed_trunk, packed_tail = PackedTrunk(trunk, dtype), PackedTail(tail, dtype)
+
+    @torch.inference_mode()
+    def encode(waves: Sequence[Tensor]) -> Tensor:
+        return torch.as_tensor(packed_tail(packed_trunk(waves)).hidden)
+
+    def led(crew: Crew) -> list[Tensor]:
+        """Two batches at once, each in a thread of its own, of which the last helps the first."""
+        batches = [waves, [long]]
+        done: list[Future[Tensor]] = [Future() for _ in batches]
+        for batch, future in zip(batches, done, strict=True):
+            crew.submit(lambda batch=batch, future=future: future.set_result(encode(batch)))  # type: ignore[misc]
+        return [future.result(60) for future in done]
+
+    waves, long = waveforms(*LENGTHS), waveforms(100_000)[0]
+    alone = [encode(waves), encode([long])]
+    assert max(len(frames) for frames in alone) > 300, "several tiles"
+    for threads in (2, 5):
+        assert all(map(torch.equal, led(Crew(threads)), alone))
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["avx2", "more"])
@@ -180,7 +210,22 @@ def test_tiles_cover_all_rows_once_and_waste_little(rows: int) -> None:
     assert sum(count for _, count, _ in cut) == rows
     assert all(height in HEIGHTS and count <= height for _, count, height in cut)
     assert all(count == height for _, count, height in cut[:-1])
-    assert sum(height for _, _, height in cut) - rows <= max(7, rows / 7)
+    assert sum(height for _, _, height in cut) - rows <= max(TILE_ROWS + 8, rows / 7)
+
+
+@given(st.integers(1, 3_000), st.integers(2, 20), st.sampled_from([1.08, 2.0]))
+def test_tiles_for_several_threads_cover_all_rows_once_and_cost_what_they_may(
+    rows: int, threads: int, waste: float
+) -> None:
+    def cost(cut: Sequence[Tile]) -> int:
+        return sum(height + TILE_ROWS for _, _, height in cut)
+
+    cut = tiles(rows, help=Help(threads, waste))
+    assert [row for start, count, _ in cut for row in range(start, start + count)] == list(range(rows))
+    assert all(height in HEIGHTS and count <= height for _, count, height in cut)
+    assert cost(cut) <= waste * cost(tiles(rows))
+    if waste == 2.0 and rows >= 64:
+        assert len(cut) >= 2
 
 
 @settings(max_examples=20)

@@ -15,20 +15,26 @@ How it differs from the modules that are trained, and why:
   mean and the covariance of the waveform's windows (`_Front`); the weight norm of the positional convolution is applied
   once. The gates of WavLM's attention are two more columns per head of the product that gives query, key and value.
 
+- *Shared*: in a worker, tiles and heads of attention are pieces that idle threads help with (`crew`). What a piece
+  computes depends neither on its height nor on its thread, so the bits are the same.
+
 Precision: float32 or bfloat16 matrix products. The residual stream, normalisations and means are float32 in both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import heapq
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
+from threading import Lock
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kibun.models.crew import Help, help_now, share
 from kibun.models.frames import Frames
 from kibun.models.weights import Apply
 
@@ -36,13 +42,21 @@ if TYPE_CHECKING:
     from kibun.models.hubert import Tail, Trunk
     from kibun.models.stored import StoredTail, StoredTrunk
 
-HEIGHTS = (256, 192, 128, 96, 64, 56, 48, 32, 24, 16, 8)
+HEIGHTS = (256, 192, 160, 128, 96, 80, 64, 56, 48, 32, 24, 16, 8)
 """Rows of a tile. At least two: for a single row oneDNN uses other kernels, whose last bit may differ. 56 is there for
 the 49 frames of one second, after which the first interim result is due."""
 
-FRONT_HEIGHTS = HEIGHTS[4:]
+TILE_ROWS = 20
+"""What a tile costs beside its rows, in rows: every tile reads all weights (measured: 10 to 38 at base size, with AVX-512)."""
+
+FRONT_HEIGHTS = HEIGHTS[6:]
 """Frames of a tile of the front, whose first convolution makes 64 rows of each: for 64 frames 8 MB in float32.
 The next greater heights gain nothing, and 256 costs 15 % (measured): the values no longer fit into the cache."""
+
+FRONT_TILE_ROWS = 8
+"""As `TILE_ROWS`, in frames of the front."""
+
+NO_HELP = Help()
 
 
 @dataclass(frozen=True)
@@ -249,59 +263,107 @@ def _attend(
     position: for a WavLM, whose qkv is (N, 3 H + 2 heads): bias (heads, T, T) and scale of its gates (heads, 1).
     """
     parts = torch.split(qkv, list(lengths))
-    if len(parts) == 1 or qkv.device.type == "cpu":
-        mixed = [_attention(part[None], None, heads, position)[0] for part in parts]
-        return mixed[0] if len(mixed) == 1 else torch.cat(mixed)
+    if qkv.device.type == "cpu":
+        gates = 0 if position is None else 2 * heads
+        mixed = qkv.new_empty(len(qkv), (qkv.shape[1] - gates) // 3)
+
+        def compute(part: Tensor, out: Tensor, some: slice) -> None:
+            size = mixed.shape[1] // heads
+            out[:, some.start * size : some.stop * size] = _attention(part[None], None, heads, position, some)[0]
+
+        pairs = zip(parts, torch.split(mixed, list(lengths)), strict=True)
+        _share([partial(compute, *pair, some) for pair in pairs for some in _groups(heads)])
+        return mixed
+    if len(parts) == 1:
+        return _attention(qkv[None], None, heads, position)[0]
     padded = nn.utils.rnn.pad_sequence(list(parts), batch_first=True)  # (B, T, 3 H)
     counts = torch.tensor(lengths, device=qkv.device)
     mask = torch.arange(padded.shape[1], device=qkv.device) < counts[:, None]  # (B, T)
     return _attention(padded, mask, heads, position)[mask]
 
 
+def _groups(heads: int) -> list[slice]:
+    """Heads of attention for each thread that would take some."""
+    size = -(-heads // help_now().threads)
+    return [slice(first, min(first + size, heads)) for first in range(0, heads, size)]
+
+
 def _attention(
-    qkv: Tensor, mask: Tensor | None, heads: int, position: tuple[Tensor, Tensor | None] | None = None
+    qkv: Tensor,
+    mask: Tensor | None,
+    heads: int,
+    position: tuple[Tensor, Tensor | None] | None = None,
+    some: slice = slice(None),
 ) -> Tensor:
-    """(B, T, 3 H), with the gates (B, T, 3 H + 2 heads), to (B, T, H); mask (B, T) True where a frame is real."""
-    batch, length, _ = qkv.shape
+    """(B, T, 3 H), with the gates (B, T, 3 H + 2 heads), to (B, T, h H / heads) of some h heads.
+
+    mask: (B, T) True where a frame is real.
+    """
     allowed = None if mask is None else mask[:, None, None, :]  # (B, 1, 1, T)
     if position is not None:
         qkv, gates = qkv[..., : -2 * heads], qkv[..., -2 * heads :]
-        gated = _gated_bias(gates, *position)  # (B, heads, T, T)
+        gated = _gated_bias(gates, *position, some)  # (B, h, T, T)
         allowed = (gated if allowed is None else gated.masked_fill(~allowed, float("-inf"))).to(qkv.dtype)
-    q, k, v = qkv.reshape(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, T, H / heads)
+    each = qkv.view(*qkv.shape[:2], 3, heads, -1)[:, :, :, some]  # (B, T, 3, h, H / heads)
+    q, k, v = each.permute(2, 0, 3, 1, 4).unbind(0)  # (B, h, T, H / heads)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed).transpose(1, 2).flatten(2)
 
 
-def _gated_bias(gates: Tensor, bias: Tensor, scale: Tensor | None) -> Tensor:
-    """WavLM's bias for each query: gates (B, T, 2 heads) and bias (heads, T' >= T, T') to (B, heads, T, T).
+def _gated_bias(gates: Tensor, bias: Tensor, scale: Tensor | None, some: slice) -> Tensor:
+    """WavLM's bias for each query: gates (B, T, 2 heads) and bias (heads, T' >= T, T') to (B, h, T, T) of some heads.
 
     Source: Chen et al., "WavLM", IEEE JSTSP 2022, section on gated relative position bias; as transformers computes it.
     """
     assert scale is not None
     length = gates.shape[1]
     first, second = gates.float().sigmoid().transpose(1, 2).unsqueeze(3).chunk(2, dim=1)  # (B, heads, T, 1) each
-    gate = first * (second * scale[:, :, None] - 1.0) + 2.0
-    return gate * bias[:, :length, :length]
+    gate = first[:, some] * (second[:, some] * scale[some, :, None] - 1.0) + 2.0
+    return gate * bias[some, :length, :length]
 
 
-def tiles(rows: int, heights: Sequence[int] = HEIGHTS) -> Iterator[tuple[int, int, int]]:
-    """Split rows into tiles: (first row, number of rows, height). Only the last may have fewer rows than its height.
+Tile = tuple[int, int, int]
+"""First row, number of rows, height. Only the last tile may have fewer rows than its height."""
 
-    There are as few tiles as waste allows: one tile takes all remaining rows if they fill it to 7/8.
+
+@lru_cache(10_000)
+def tiles(
+    rows: int, heights: tuple[int, ...] = HEIGHTS, help: Help = NO_HELP, tile_rows: int = TILE_ROWS
+) -> tuple[Tile, ...]:
+    """Split rows into tiles so that all of them end soonest.
 
     Args:
         heights: the heights to choose from, in falling order.
+        help: the threads that take the tiles, each the next one as soon as it is free, and how much more work they may
+            be than without help.
+        tile_rows: see `TILE_ROWS`.
     """
-    start = 0
-    while start < rows:
-        rest = rows - start
-        above = min((height for height in heights if height >= rest), default=None)
-        if above is not None and (8 * rest >= 7 * above or above == heights[-1]):
-            yield start, rest, above
-            return
-        height = next(height for height in heights if height <= rest)
-        yield start, height, height
-        start += height
+    choices = [_tiles(rows, heights[highest:], tile_rows) for highest in range(len(heights))]
+    most = help.waste * _ends(choices[0], 1, tile_rows)
+    allowed = [choice for choice in choices if _ends(choice, 1, tile_rows) <= most]
+    return min(allowed, key=lambda choice: _ends(choice, help.threads, tile_rows))
+
+
+def _tiles(rows: int, heights: tuple[int, ...], tile_rows: int) -> tuple[Tile, ...]:
+    """Tiles of the greatest height, and the rest in one or more, whichever costs less."""
+    greatest, *lower = heights
+    start = rows - rows % greatest
+    whole = tuple((first, greatest, greatest) for first in range(0, start, greatest))
+    if start == rows:
+        return whole
+    one = ((start, rows - start, greatest),)
+    if not lower:
+        return whole + one
+    rest = _tiles(rows - start, tuple(lower), tile_rows)
+    several = tuple((start + first, count, height) for first, count, height in rest)
+    return whole + min(one, several, key=lambda choice: _ends(choice, 1, tile_rows))
+
+
+def _ends(tiles: Sequence[Tile], threads: int, tile_rows: int) -> int:
+    """When threads that take these tiles, each the next one as soon as it is free, have all ended; in rows."""
+    ends = [0] * threads
+    for _, _, height in tiles:
+        heapq.heapreplace(ends, ends[0] + height + tile_rows)
+    return max(ends)
 
 
 def _by_tiles(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -309,16 +371,47 @@ def _by_tiles(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     rows = len(tensors[0])
     if tensors[0].device.type != "cpu":
         return function(*tensors)
-    out: Tensor | None = None
-    for start, count, height in tiles(rows):
+    gathered = _Gathered(rows)
+
+    def compute(start: int, count: int, height: int) -> None:
         result = function(*(_filled(tensor[start : start + count], height) for tensor in tensors))
-        if count == rows:
-            return result[:count]
-        if out is None:
-            out = result.new_empty(rows, *result.shape[1:])
-        out[start : start + count] = result[:count]
-    assert out is not None
-    return out
+        gathered.put(start, result[:count])
+
+    _share([partial(compute, *tile) for tile in tiles(rows, help=help_now())])
+    return gathered.rows
+
+
+class _Gathered:
+    """The rows (N, …) that tiles (n, …) become, computed in any order by any threads."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.rows: Tensor
+        self._made = False
+        self._lock = Lock()
+
+    def put(self, start: int, tile: Tensor) -> None:
+        if len(tile) == self.count:
+            self.rows = tile
+            return
+        with self._lock:
+            if not self._made:
+                self.rows, self._made = tile.new_empty(self.count, *tile.shape[1:]), True
+        self.rows[start : start + len(tile)] = tile
+
+
+def _share(pieces: Sequence[Callable[[], None]]) -> None:
+    """`crew.share`, in the mode of this thread: whether results are for inference only is each thread's own."""
+    if len(pieces) == 1:
+        pieces[0]()
+        return
+    inference = torch.is_inference_mode_enabled()
+
+    def run(piece: Callable[[], None]) -> None:
+        with torch.inference_mode(inference):
+            piece()
+
+    share([partial(run, piece) for piece in pieces])
 
 
 def _filled(rows: Tensor, height: int) -> Tensor:
@@ -347,13 +440,16 @@ class _Front(nn.Module):
         """(N,) to (T, H)."""
         first = self.first.folded(waveform)
         count = self._frames(len(waveform))
-        features = []
-        for start, real, height in _front_tiles(count, waveform.device):
+        features = _Gathered(count)
+
+        def compute(start: int, real: int, height: int) -> None:
             rows = first(self._piece(waveform, start, height))  # (…, C)
             for convolution in self.convolutions:
                 rows = convolution(rows)
-            features.append(self.projection(self.projection_norm(rows.float()))[:real])  # (n, H)
-        hidden = torch.cat(features).float()  # (T, H)
+            features.put(start, self.projection(self.projection_norm(rows.float()))[:real])  # (n, H)
+
+        _share([partial(compute, *tile) for tile in _front_tiles(count, waveform.device)])
+        hidden = features.rows.float()  # (T, H)
         return cast(Tensor, self.layer_norm(hidden + self.position(hidden)))
 
     def _frames(self, samples: int) -> int:
@@ -372,8 +468,8 @@ class _Front(nn.Module):
         return F.pad(piece, (0, samples - len(piece)))
 
 
-def _front_tiles(rows: int, device: torch.device) -> Iterator[tuple[int, int, int]]:
-    return tiles(rows, FRONT_HEIGHTS) if device.type == "cpu" else iter([(0, rows, rows)])
+def _front_tiles(rows: int, device: torch.device) -> Sequence[Tile]:
+    return tiles(rows, FRONT_HEIGHTS, help_now(), FRONT_TILE_ROWS) if device.type == "cpu" else ((0, rows, rows),)
 
 
 class _Convolution(nn.Module):
@@ -514,15 +610,18 @@ class _PositionalConvolution(nn.Module):
         count = len(hidden)
         if self.norm is not None:
             hidden = self.norm(hidden)
-        tall = list(_front_tiles(count, hidden.device))
+        tall = _front_tiles(count, hidden.device)
         end = tall[-1][0] + tall[-1][2]
         before = self.kernel // 2
         padded = F.pad(hidden.to(self.dtype), (0, 0, before, end - count + self.kernel - 1 - before))
-        pieces = []
-        for start, real, height in tall:
+        gathered = _Gathered(count)
+
+        def compute(start: int, real: int, height: int) -> None:
             piece = padded[start : start + height + self.kernel - 1]  # (n + k - 1, H)
-            pieces.append(self._convolve(piece.T[None, :, None, :])[0, :, 0, :real].T)
-        return cast(Tensor, self.act(torch.cat(pieces).float()))
+            gathered.put(start, self._convolve(piece.T[None, :, None, :])[0, :, 0, :real].T)
+
+        _share([partial(compute, *tile) for tile in tall])
+        return cast(Tensor, self.act(gathered.rows.float()))
 
     def _convolve(self, image: Tensor) -> Tensor:
         """(1, H, 1, n + k - 1), channels last, to (1, H, 1, n)."""

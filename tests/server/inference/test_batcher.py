@@ -4,8 +4,9 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kibun.models.types import Analysis, Utterance
 from kibun.server.inference import admission
-from kibun.server.inference.backend import BackendError, Job, Superseded, Urgency
+from kibun.server.inference.backend import BackendError, Job, Outcomes, Superseded, Urgency
 from kibun.server.inference.batcher import Batcher, JobQueue, QueueLimits, Ticket
 from kibun.server.inference.cost import CostModel
 from tests.support.scripted import AliveBackend
@@ -244,17 +245,20 @@ class FakeBackend(AliveBackend):
         self.calls: list[list[float]] = []
         self.gate = asyncio.Event()
         self.error: BaseException | None = None
+        self.clock: Callable[[], float] = time.monotonic
 
-    async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
+    async def infer(self, jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
         labels = [float(job.utterance.audio[0]) for job in jobs]
         self.calls.append(labels)
+        began = self.clock()
         await self.gate.wait()
         if self.error is not None:
             raise self.error
-        return [
+        answers = [
             BackendError("MODEL_NONFINITE", "nan") if label < 0 else Analysis(np.full(4, label, np.float16))
             for label in labels
         ]
+        return Outcomes(answers, self.clock() - began)
 
 
 class Clock:
@@ -555,6 +559,7 @@ async def test_cancelling_a_queued_final_lets_the_next_one_in() -> None:
 async def test_admission_follows_from_how_long_finals_will_wait() -> None:
     """The running job is expected to take 4 s; once it is overdue, as long again as it is late."""
     clock, backend = Clock(), FakeBackend()
+    backend.clock = clock
     batcher = Batcher(backend, clock=clock, cost=costing(0.1, 0.0), target_delay_s=1.0)
     with batcher.stream("somebody else"):
         running = ask(batcher, 1, s=40.0)

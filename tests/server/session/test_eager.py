@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kibun.models.types import SAMPLE_RATE_HZ, Analysis
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.conversation.store import MemoryStore
-from kibun.server.inference.backend import BackendError, Job, Superseded
+from kibun.server.inference.backend import BackendError, Job, Outcomes, Superseded, Urgency
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.cost import CostModel
 from kibun.server.session.events import (
@@ -68,12 +68,14 @@ class ComputingBackend(AliveBackend):
     def lengths_ms(self) -> list[int]:
         return [job.utterance.audio.size // MS for job in self.jobs]
 
-    async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
+    async def infer(self, jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
         self.jobs += jobs
         await self.gate.wait()
         if self.fails:
-            return [self.fails.pop(0) for _ in jobs]
-        return [await FakeAnalyzer().submit(job, stream_id="", urgency="final", deadline_s=0) for job in jobs]
+            return Outcomes([self.fails.pop(0) for _ in jobs], 0.0)
+        fake = FakeAnalyzer()
+        answers = [await fake.submit(job, stream_id="", urgency=urgency, deadline_s=0) for job in jobs]
+        return Outcomes(answers, 1e-3)
 
 
 class World(SessionWorld):
@@ -174,9 +176,9 @@ async def test_no_interim_of_an_eager_estimate_comes_after_a_newer_one_or_the_fi
     world = World()
     answers, held = world.backend.infer, asyncio.Event()
 
-    async def infer(jobs: Sequence[Job]) -> list[Analysis | BackendError]:
+    async def infer(jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
         is_first = not world.backend.jobs
-        outcomes = await answers(jobs)
+        outcomes = await answers(jobs, urgency)
         if is_first:
             await held.wait()
         return outcomes

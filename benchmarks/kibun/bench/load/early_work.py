@@ -17,12 +17,12 @@ import numpy as np
 
 from kibun.bench.support.stub_model import ConstantModel
 from kibun.client.audio_file import AudioFile
-from kibun.models.types import SAMPLE_RATE_HZ, Analysis
+from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import VadName, make_vad
 from kibun.server.conversation.store import MemoryStore
-from kibun.server.inference.backend import BackendError, Job, ModelInfo
+from kibun.server.inference.backend import Job, ModelInfo, Outcomes, Urgency
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.cost import CostModel
 from kibun.server.session.events import Audio, Limits, Request, StreamOptions, UtteranceResult
@@ -147,9 +147,9 @@ class _Stub:
         self._hearing = hearing
         self.jobs: list[tuple[float, float]] = []  # when, seconds of audio
 
-    async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
+    async def infer(self, jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
         self.jobs += [(self._hearing.now_s, job.utterance.seconds) for job in jobs]
-        return [*self._model.analyze([job.utterance for job in jobs])]
+        return Outcomes(self._model.analyze([job.utterance for job in jobs]), 0.0)
 
     async def start(self) -> tuple[ModelInfo, ...]:
         return (self._model.info,)

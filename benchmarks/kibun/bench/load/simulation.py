@@ -13,7 +13,7 @@ import numpy as np
 
 from kibun.bench.support import virtual_time
 from kibun.models.types import SAMPLE_RATE_HZ, Analysis, Utterance
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Superseded, Urgency
+from kibun.server.inference.backend import Job, ModelInfo, Outcomes, Superseded, Urgency
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.runner import WARM_UP_S
 
@@ -64,7 +64,7 @@ class Machine:
     def finals_per_batch(self) -> float:
         return float(np.mean([len(jobs) for _, jobs in self.batches if jobs[0].model == "final"]))
 
-    async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
+    async def infer(self, jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
         took_s = self.per_audio_s * sum(job.utterance.seconds for job in jobs) + self.per_batch_s
         took_s *= float(np.exp(0.1 * self.rng.standard_normal()))
         self.batches.append((asyncio.get_running_loop().time(), list(jobs)))
@@ -74,7 +74,7 @@ class Machine:
         self.most_interims = max(self.most_interims, sum(job.model == "interim" for job in self.running))
         await asyncio.sleep(took_s)
         self.running.remove(jobs[0])
-        return [Analysis(NO_HISTORY[0:0])] * len(jobs)
+        return Outcomes([Analysis(NO_HISTORY[0:0])] * len(jobs), took_s)
 
     async def start(self) -> tuple[ModelInfo, ...]:
         return (MODEL,)

@@ -5,7 +5,7 @@ carries the audio *and* what is already known of its speaker, an `Analysis` the 
 vector. Any worker on any machine can therefore answer any job, and a crash loses nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -82,6 +82,19 @@ class BackendError(Exception):
         return f"{self.reason}: {self.message}"
 
 
+class Outcomes(list[Analysis | BackendError]):
+    """What became of a batch: an entry per job, in order; a job that failed has an error as its entry."""
+
+    def __init__(self, entries: Iterable[Analysis | BackendError], slot_s: float) -> None:
+        """slot_s: seconds of one of the backend's slots that the batch cost.
+
+        That is what shows how much more the backend can carry; the time until the answer does not, where slots that
+        have nothing to do help the others.
+        """
+        super().__init__(entries)
+        self.slot_s = slot_s
+
+
 class Superseded(Exception):
     """An eager or interim job is not computed: its stream asked for a newer one or the final, or the server is busy.
 
@@ -117,8 +130,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def infer(self, jobs: Sequence[Job]) -> list[Analysis | BackendError]:
-        """Analyse a batch; return one entry per job, in order. A job that fails has an error as its own entry.
+    async def infer(self, jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
+        """Analyse a batch, whose jobs are all wanted for the same reason; return what became of each.
 
         Raises BackendError only where no job could be tried at all.
         """

@@ -29,7 +29,7 @@ from weakref import WeakKeyDictionary
 from kibun.models.types import Analysis
 from kibun.server.inference import admission
 from kibun.server.inference.admission import Outlook, SpeechLoad
-from kibun.server.inference.backend import Backend, BackendError, Job, Superseded, Urgency
+from kibun.server.inference.backend import Backend, BackendError, Job, Outcomes, Superseded, Urgency
 from kibun.server.inference.cost import CostModel
 from kibun.server.observability.telemetry import Telemetry
 
@@ -365,13 +365,13 @@ class Batcher:
             elif (future := self._waiting(ticket)) is not None:
                 future.set_result(outcome)
 
-    async def _infer(self, batch: list[Ticket]) -> list[Analysis | BackendError]:
+    async def _infer(self, batch: list[Ticket]) -> Outcomes:
         """Run a batch and observe its cost, unless a job failed: then it is unknown what ran."""
         began = self._clock()
-        outcomes = await self._backend.infer([ticket.job for ticket in batch])
+        outcomes = await self._backend.infer([ticket.job for ticket in batch], batch[0].urgency)
         answered = self._clock()
         if not any(isinstance(outcome, BackendError) for outcome in outcomes):
-            self._cost.observe(_seconds(batch), answered - began)
+            self._cost.observe(_seconds(batch), outcomes.slot_s)
         self._telemetry.ran([(t.stream_id, t.urgency, t.queued) for t in batch], began, answered)
         return outcomes
 

@@ -3,10 +3,10 @@
 `worker_process.WorkerProcess` spawns one per device and exchanges messages with it (`worker_protocol`) through its
 stdin and stdout. What it writes to stderr is passed on by the server.
 
-Thread contract. The main thread loads the models and from then on only reads batches. `slots` inference threads share
-the weights, which are read-only after loading; each runs one batch at a time, with one intra-op thread on a CPU (two
-inference threads with one intra-op thread each beat one with two). The thread that computed a batch writes the answer,
-under one lock.
+Thread contract. The main thread loads the models and from then on only reads batches. `slots` inference threads, a
+`kibun.models.crew.Crew`, share the weights, which are read-only after loading; each leads one batch at a time, with one
+intra-op thread on a CPU, and helps with the others' (`kibun.models.packed` cuts them into pieces): finals before eager
+work before interims. The thread that led a batch writes the answer, under one lock.
 
 A job that cannot be analysed gets its own error and harms no other. The worker exits as soon as its stdin ends: the
 server has closed it or died. It ignores SIGINT and SIGTERM, as only the server knows what is in flight.
@@ -31,9 +31,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kibun.models import provenance
 from kibun.models._torch import import_torch
+from kibun.models.crew import Crew, busy_s
 from kibun.models.files import BundleError, fingerprint, resolve_bundle, verify
 from kibun.models.types import EMOTIONS, Analysis, Utterance
-from kibun.server.inference.backend import BackendError, ModelInfo
+from kibun.server.inference.backend import BackendError, ModelInfo, Urgency
 from kibun.server.inference.runner import WARM_UP_S, BatchRunner, DeviceLost, LoadedModels, Loader
 from kibun.server.inference.worker_protocol import (
     Answers,
@@ -54,6 +55,9 @@ CANNOT_GO_ON = 70
 """Exit code after an error that no job caused."""
 
 ORPHAN_CHECK_S = 1.0
+
+RANKS: dict[Urgency, int] = {"final": 0, "eager": 1, "interim": 2}
+"""Which batches get help from other threads first."""
 
 CPU_BATCH_S = 30.0  # packed, mixed lengths cost nothing; the batcher decides whether a batch is worth the wait
 CUDA_BATCH_S = 60.0  # a guess, as is the next: no GPU has been measured yet
@@ -113,8 +117,9 @@ def _serve(options: LoadOptions, requests: io.FileIO, answers: io.FileIO) -> Non
         loaded = loader(options)
         _log.info("models are loaded")
         runner = BatchRunner(loaded.models)
-        pool = ThreadPoolExecutor(loaded.slots, "inference")
-        costs = tuple(zip(WARM_UP_S, pool.map(runner.warm_up, WARM_UP_S), strict=True))  # side by side, as when busy
+        with ThreadPoolExecutor(loaded.slots) as pool:  # side by side and without help, as when busy
+            costs = tuple(zip(WARM_UP_S, pool.map(runner.warm_up, WARM_UP_S), strict=True))
+        crew = Crew(loaded.slots)
         _log.info("models have answered")
     except BackendError as error:
         send(LoadFailed(error.message))
@@ -128,12 +133,12 @@ def _serve(options: LoadOptions, requests: io.FileIO, answers: io.FileIO) -> Non
     send(Ready(infos, loaded.slots, loaded.batch_s, loaded.device, costs))
     while True:
         batch: Batch = read_message_blocking(requests)
-        pool.submit(_answer, runner, batch, send)
+        crew.submit(partial(_answer, runner, batch, send), RANKS[batch.urgency])
 
 
 def _answer(runner: BatchRunner, batch: Batch, send: "_Sender") -> None:
     try:
-        send(Answers(batch.number, tuple(runner.run(batch.jobs))))
+        send(Answers(batch.number, tuple(runner.run(batch.jobs)), busy_s()))
     except BrokenPipeError:
         os._exit(0)
     except BaseException:

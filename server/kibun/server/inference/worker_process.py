@@ -19,9 +19,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import IO
 
-from kibun.models.types import Analysis
 from kibun.server.inference import worker_start
-from kibun.server.inference.backend import BackendError, Job
+from kibun.server.inference.backend import BackendError, Job, Outcomes, Urgency
 from kibun.server.inference.worker_protocol import (
     Answers,
     Batch,
@@ -51,7 +50,7 @@ class WorkerDied(Exception):
 
 @dataclass(slots=True)
 class _Pending:
-    future: asyncio.Future[list[Analysis | BackendError]]
+    future: asyncio.Future[Outcomes]
     deadline: asyncio.TimerHandle
 
 
@@ -111,7 +110,7 @@ class WorkerProcess:
         """Batches sent and not answered yet, including those whose caller was cancelled."""
         return len(self._pending)
 
-    async def infer(self, jobs: Sequence[Job], *, timeout_s: float) -> list[Analysis | BackendError]:
+    async def infer(self, jobs: Sequence[Job], urgency: Urgency, *, timeout_s: float) -> Outcomes:
         """Send a batch and await its answer; at the timeout the worker is killed.
 
         Cancelling the caller neither stops the work nor frees its slot: see `in_flight`.
@@ -124,7 +123,7 @@ class WorkerProcess:
         number = self._batches
         pending = _Pending(loop.create_future(), self._set_deadline(number, timeout_s))
         self._pending[number] = pending
-        self._send(Batch(number, tuple(jobs)))
+        self._send(Batch(number, tuple(jobs), urgency))
         return await pending.future
 
     async def close(self, *, grace_s: float) -> None:
@@ -172,7 +171,7 @@ class WorkerProcess:
                     continue
                 pending.deadline.cancel()
                 if not pending.future.done():  # done: cancelled by its caller
-                    pending.future.set_result(list(answers.results))
+                    pending.future.set_result(Outcomes(answers.results, answers.slot_s))
                 self._on_change()
         except EOFError:
             pass

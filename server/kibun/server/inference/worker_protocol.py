@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kibun.models.types import Analysis, Precision
-from kibun.server.inference.backend import BackendError, Job, ModelInfo
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Urgency
 from kibun.server.observability.logs import Format
 
 
@@ -64,6 +64,7 @@ class Batch:
 
     number: int
     jobs: tuple[Job, ...]
+    urgency: Urgency = "final"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,7 @@ class Answers:
 
     number: int
     results: tuple[Analysis | BackendError, ...]
+    slot_s: float  # see `Outcomes`
 
 
 def encode(message: object) -> list[bytes | memoryview]:
