@@ -165,12 +165,14 @@ def _on_device(audio: NDArray[np.float32], device: torch.device) -> Tensor:
 def _personality(model: Model[Any], request: Utterance, vector: Tensor) -> dict[str, Any]:
     """Settings 1 to 3 from the vector (D,) as it will be stored, and the vectors (K, D) of the history."""
     vector = round_to_stored(vector)  # (D,)
-    history = torch.from_numpy(np.asarray(request.history, np.float32)).to(vector)
-    vectors = torch.cat([history.reshape(-1, len(vector)), vector[None]])  # (K + 1, D)
-    each = model.utterance_traits(vectors)  # (K + 1, 5)
+    history = torch.from_numpy(np.asarray(request.history, np.float32)).to(vector).reshape(-1, len(vector))  # (K, D)
+    vectors = torch.cat([history, vector[None]])  # (K + 1, D)
+    # Its own apart, as the last bit of a row may depend on how many rows there are: on how much was said before.
+    own = model.utterance_traits(vector[None])  # (1, 5)
+    each = torch.cat([model.utterance_traits(history), own])  # (K + 1, 5)
     return {
         "vector": vector.to(torch.float16).cpu().numpy(),
-        "utterance_traits": _traits(model, each[-1]),
+        "utterance_traits": _traits(model, own[0]),
         "average_traits": _traits(model, each.mean(dim=0)),
         "conversation_traits": _traits(model, model.conversation_traits(vectors[None])[0]),
         "familiarity": model.familiarity(vectors),
