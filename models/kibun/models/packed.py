@@ -47,7 +47,7 @@ HEIGHTS = (256, 192, 160, 128, 96, 80, 64, 56, 48, 32, 24, 16, 8)
 the 49 frames of one second, after which the first interim result is due."""
 
 TILE_ROWS = 20
-"""What a tile costs beside its rows, in rows: every tile reads all weights (measured: 10 to 38 at base size, with AVX-512)."""
+"""What a tile costs beside its rows, in rows, as it reads all weights (at base size, with AVX-512: 10 to 38)."""
 
 FRONT_HEIGHTS = HEIGHTS[6:]
 """Frames of a tile of the front, whose first convolution makes 64 rows of each: for 64 frames 8 MB in float32.
