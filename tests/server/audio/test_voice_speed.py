@@ -83,6 +83,16 @@ def test_frames_that_are_too_quiet_to_count_are_left_out_and_change_nothing(monk
     assert whole.octaves() is not None
 
 
+@pytest.mark.parametrize(
+    ("hz", "least", "most"), [(60, 0.99, 1.01), (1_400, 0.95, 1.01), (2_500, 0, 0.01), (7_000, 0, 0.01)]
+)
+def test_pitch_is_sought_below_2_khz(hz: float, least: float, most: float) -> None:
+    tone = np.sin(2 * np.pi * hz * T[:17_600] + 1).astype(np.float32)
+    heard = voice_speed._at_4_khz(tone, 16_960)
+    assert len(heard) == 4_240
+    assert least <= np.sqrt(2) * heard.std() <= most
+
+
 def test_one_voice_is_told_once_and_three_windows_are_enough() -> None:
     slow = resample(voice(), SAMPLE_RATE_HZ, 48_000)
     speed = VoiceSpeed(16_000)
