@@ -1,4 +1,4 @@
-"""Threads that help one another: every piece is computed once, what comes first is helped first, nothing hangs."""
+"""Threads that help one another: every piece is computed once, only idle threads help, nothing hangs."""
 
 import threading
 import time
@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kibun.models.crew import Crew, Help, busy_s, help_now, share
+from kibun.models.crew import Crew, busy_s, help_now, share
 
 SOON_S = 30.0
 
 
-def led(crew: Crew, work: Callable[[], object], rank: int = 0) -> "Future[object]":
+def led(crew: Crew, work: Callable[[], object]) -> "Future[object]":
     """The result of work that a thread of the crew leads."""
     done: Future[object] = Future()
 
@@ -24,7 +24,7 @@ def led(crew: Crew, work: Callable[[], object], rank: int = 0) -> "Future[object
         except BaseException as error:
             done.set_exception(error)
 
-    crew.submit(run, rank)
+    crew.submit(run)
     return done
 
 
@@ -55,64 +55,47 @@ def test_outside_of_a_crew_there_is_no_help() -> None:
     threads: list[int] = []
     share([lambda: threads.append(threading.get_ident())] * 3)
     assert threads == [threading.get_ident()] * 3
-    assert (help_now(), busy_s()) == (Help(1, 1.0), 0.0)
+    assert (help_now(), busy_s()) == (1, 0.0)
 
 
 def test_help_is_shared_by_those_who_lead() -> None:
-    assert led(Crew(1), help_now).result(SOON_S) == Help(1, 1.0)
+    assert led(Crew(1), help_now).result(SOON_S) == 1
     crew, held = Crew(6), threading.Event()
-    assert led(crew, help_now).result(SOON_S) == Help(6, 2.0)
+    assert led(crew, help_now).result(SOON_S) == 6
     others = [led(crew, lambda: held.wait(SOON_S)) for _ in range(2)]
-    while crew.help.threads > 3:
+    while crew.help > 3:
         time.sleep(1e-3)
-    assert led(crew, help_now).result(SOON_S) == Help(2, 2.0)
-    others += [led(crew, lambda: held.wait(SOON_S)) for _ in range(3)]
-    assert led(crew, help_now).result(SOON_S) == Help(2, 1.08), "no thread is idle: cutting must cost little"
+    assert led(crew, help_now).result(SOON_S) == 2
+    others += [led(crew, lambda: held.wait(SOON_S)) for _ in range(2)]
+    while crew.help > 1:
+        time.sleep(1e-3)
+    assert led(crew, help_now).result(SOON_S) == 1
     held.set()
     assert all(other.result(SOON_S) for other in others)
 
 
-def test_what_is_urgent_is_begun_first() -> None:
-    crew, held, begun = Crew(1), threading.Event(), list[int]()
-    first = led(crew, lambda: held.wait(SOON_S))
-    later = [led(crew, lambda rank=rank: begun.append(rank), rank) for rank in (2, 0, 1, 0)]  # type: ignore[misc]
-    held.set()
-    for done in (first, *later):
-        done.result(SOON_S)
-    assert begun == [0, 0, 1, 2]
+def test_a_thread_leads_before_it_helps() -> None:
+    """Two threads: one leads, shares three pieces and is held in the first; the other has work of its own to begin."""
+    crew, both_lead, is_held = Crew(2), threading.Barrier(2), threading.Event()
+    computed: list[str] = []
 
-
-@pytest.mark.parametrize("ranks", [(0, 0), (2, 0), (0, 2)])
-def test_where_all_lead_what_comes_first_is_helped_and_does_not_help(ranks: tuple[int, int]) -> None:
-    """Two threads that lead. Each has pieces; those of the first in order are computed by both, by its own at last."""
-    crew = Crew(2)
-    both_lead, one_is_taken = threading.Barrier(2), threading.Event()
-    computed: list[tuple[str, str]] = []
-
-    def lead(name: str) -> None:
-        both_lead.wait(SOON_S)
-        first = (name == "a") == (ranks[0] <= ranks[1])
-
-        def piece() -> None:
-            computed.append((name, threading.current_thread().name))
-
-        def held() -> None:
-            one_is_taken.set()
-            piece()
-            while len(computed) < 3:  # the other thread takes the next pieces, of this work before its own
+    def first() -> None:
+        def hold() -> None:
+            is_held.set()
+            while len(computed) < 4:
                 time.sleep(1e-3)
 
-        if not first:
-            one_is_taken.wait(SOON_S)
-        share([held, piece, piece] if first else [piece, piece])
+        both_lead.wait(SOON_S)
+        share([hold, lambda: computed.append("first"), lambda: computed.append("first")])
 
-    works = [led(crew, lambda name=name: lead(name), rank) for name, rank in zip("ab", ranks, strict=True)]  # type: ignore[misc]
-    for done in works:
+    def second() -> None:
+        both_lead.wait(SOON_S)
+        is_held.wait(SOON_S)
+        share([lambda: computed.append("second")] * 2)
+
+    for done in [led(crew, first), led(crew, second)]:
         done.result(SOON_S)
-    first = "a" if ranks[0] <= ranks[1] else "b"
-    helper = computed[1][1]
-    assert helper != computed[0][1]
-    assert computed[1:] == [(first, helper)] * 2 + [({"a": "b", "b": "a"}[first], helper)] * 2
+    assert computed == ["second", "second", "first", "first"]
 
 
 def test_an_error_of_a_piece_is_its_leader_s_and_the_crew_goes_on() -> None:

@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kibun.models.crew import Help, help_now, share
+from kibun.models.crew import help_now, share
 from kibun.models.frames import Frames
 from kibun.models.weights import Apply
 
@@ -56,7 +56,8 @@ The next greater heights gain nothing, and 256 costs 15 % (measured): the values
 FRONT_TILE_ROWS = 8
 """As `TILE_ROWS`, in frames of the front."""
 
-NO_HELP = Help()
+MOST_WASTE = 2.0
+"""Times the work that an utterance may become by being cut for threads that are idle otherwise."""
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ def _attend(
 
 def _groups(heads: int) -> list[slice]:
     """Heads of attention for each thread that would take some."""
-    size = -(-heads // help_now().threads)
+    size = -(-heads // help_now())
     return [slice(first, min(first + size, heads)) for first in range(0, heads, size)]
 
 
@@ -327,20 +328,20 @@ Tile = tuple[int, int, int]
 
 @lru_cache(10_000)
 def tiles(
-    rows: int, heights: tuple[int, ...] = HEIGHTS, help: Help = NO_HELP, tile_rows: int = TILE_ROWS
+    rows: int, heights: tuple[int, ...] = HEIGHTS, threads: int = 1, tile_rows: int = TILE_ROWS
 ) -> tuple[Tile, ...]:
     """Split rows into tiles so that all of them end soonest.
 
     Args:
         heights: the heights to choose from, in falling order.
-        help: the threads that take the tiles, each the next one as soon as it is free, and how much more work they may
-            be than without help.
+        threads: those that take the tiles, each the next one as soon as it is free. For several, tiles may cost up to
+            `MOST_WASTE` times as much together.
         tile_rows: see `TILE_ROWS`.
     """
-    choices = [_tiles(rows, heights[highest:], tile_rows) for highest in range(len(heights))]
-    most = help.waste * _ends(choices[0], 1, tile_rows)
+    choices = [_tiles(rows, heights[highest:], tile_rows) for highest in range(len(heights) if threads > 1 else 1)]
+    most = MOST_WASTE * _ends(choices[0], 1, tile_rows)
     allowed = [choice for choice in choices if _ends(choice, 1, tile_rows) <= most]
-    return min(allowed, key=lambda choice: _ends(choice, help.threads, tile_rows))
+    return min(allowed, key=lambda choice: _ends(choice, threads, tile_rows))
 
 
 def _tiles(rows: int, heights: tuple[int, ...], tile_rows: int) -> tuple[Tile, ...]:
@@ -377,7 +378,7 @@ def _by_tiles(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         result = function(*(_filled(tensor[start : start + count], height) for tensor in tensors))
         gathered.put(start, result[:count])
 
-    _share([partial(compute, *tile) for tile in tiles(rows, help=help_now())])
+    _share([partial(compute, *tile) for tile in tiles(rows, threads=help_now())])
     return gathered.rows
 
 

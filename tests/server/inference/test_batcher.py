@@ -247,7 +247,7 @@ class FakeBackend(AliveBackend):
         self.error: BaseException | None = None
         self.clock: Callable[[], float] = time.monotonic
 
-    async def infer(self, jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
+    async def infer(self, jobs: Sequence[Job]) -> Outcomes:
         labels = [float(job.utterance.audio[0]) for job in jobs]
         self.calls.append(labels)
         began = self.clock()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.conversation.store import MemoryStore
-from kibun.server.inference.backend import BackendError, Job, Outcomes, Superseded, Urgency
+from kibun.server.inference.backend import BackendError, Job, Outcomes, Superseded
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.cost import CostModel
 from kibun.server.session.events import (
@@ -68,13 +68,13 @@ class ComputingBackend(AliveBackend):
     def lengths_ms(self) -> list[int]:
         return [job.utterance.audio.size // MS for job in self.jobs]
 
-    async def infer(self, jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
+    async def infer(self, jobs: Sequence[Job]) -> Outcomes:
         self.jobs += jobs
         await self.gate.wait()
         if self.fails:
             return Outcomes([self.fails.pop(0) for _ in jobs], 0.0)
         fake = FakeAnalyzer()
-        answers = [await fake.submit(job, stream_id="", urgency=urgency, deadline_s=0) for job in jobs]
+        answers = [await fake.submit(job, stream_id="", urgency="final", deadline_s=0) for job in jobs]
         return Outcomes(answers, 1e-3)
 
 
@@ -176,9 +176,9 @@ async def test_no_interim_of_an_eager_estimate_comes_after_a_newer_one_or_the_fi
     world = World()
     answers, held = world.backend.infer, asyncio.Event()
 
-    async def infer(jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
+    async def infer(jobs: Sequence[Job]) -> Outcomes:
         is_first = not world.backend.jobs
-        outcomes = await answers(jobs, urgency)
+        outcomes = await answers(jobs)
         if is_first:
             await held.wait()
         return outcomes

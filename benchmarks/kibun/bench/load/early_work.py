@@ -22,7 +22,7 @@ from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import VadName, make_vad
 from kibun.server.conversation.store import MemoryStore
-from kibun.server.inference.backend import Job, ModelInfo, Outcomes, Urgency
+from kibun.server.inference.backend import Job, ModelInfo, Outcomes
 from kibun.server.inference.batcher import Batcher
 from kibun.server.inference.cost import CostModel
 from kibun.server.session.events import Audio, Limits, Request, StreamOptions, UtteranceResult
@@ -147,7 +147,7 @@ class _Stub:
         self._hearing = hearing
         self.jobs: list[tuple[float, float]] = []  # when, seconds of audio
 
-    async def infer(self, jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
+    async def infer(self, jobs: Sequence[Job]) -> Outcomes:
         self.jobs += [(self._hearing.now_s, job.utterance.seconds) for job in jobs]
         return Outcomes(self._model.analyze([job.utterance for job in jobs]), 0.0)
 

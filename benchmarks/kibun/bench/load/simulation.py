@@ -64,7 +64,7 @@ class Machine:
     def finals_per_batch(self) -> float:
         return float(np.mean([len(jobs) for _, jobs in self.batches if jobs[0].model == "final"]))
 
-    async def infer(self, jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
+    async def infer(self, jobs: Sequence[Job]) -> Outcomes:
         took_s = self.per_audio_s * sum(job.utterance.seconds for job in jobs) + self.per_batch_s
         took_s *= float(np.exp(0.1 * self.rng.standard_normal()))
         self.batches.append((asyncio.get_running_loop().time(), list(jobs)))

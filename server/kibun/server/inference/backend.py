@@ -130,8 +130,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def infer(self, jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
-        """Analyse a batch, whose jobs are all wanted for the same reason; return what became of each.
+    async def infer(self, jobs: Sequence[Job]) -> Outcomes:
+        """Analyse a batch; return what became of each job.
 
         Raises BackendError only where no job could be tried at all.
         """

@@ -368,7 +368,7 @@ class Batcher:
     async def _infer(self, batch: list[Ticket]) -> Outcomes:
         """Run a batch and observe its cost, unless a job failed: then it is unknown what ran."""
         began = self._clock()
-        outcomes = await self._backend.infer([ticket.job for ticket in batch], batch[0].urgency)
+        outcomes = await self._backend.infer([ticket.job for ticket in batch])
         answered = self._clock()
         if not any(isinstance(outcome, BackendError) for outcome in outcomes):
             self._cost.observe(_seconds(batch), outcomes.slot_s)

@@ -5,8 +5,8 @@ stdin and stdout. What it writes to stderr is passed on by the server.
 
 Thread contract. The main thread loads the models and from then on only reads batches. `slots` inference threads, a
 `kibun.models.crew.Crew`, share the weights, which are read-only after loading; each leads one batch at a time, with one
-intra-op thread on a CPU, and helps with the others' (`kibun.models.packed` cuts them into pieces): finals before eager
-work before interims. The thread that led a batch writes the answer, under one lock.
+intra-op thread on a CPU, and while it has none it helps with the others' (`kibun.models.packed` cuts them into pieces).
+The thread that led a batch writes the answer, under one lock.
 
 A job that cannot be analysed gets its own error and harms no other. The worker exits as soon as its stdin ends: the
 server has closed it or died. It ignores SIGINT and SIGTERM, as only the server knows what is in flight.
@@ -34,7 +34,7 @@ from kibun.models._torch import import_torch
 from kibun.models.crew import Crew, busy_s
 from kibun.models.files import BundleError, fingerprint, resolve_bundle, verify
 from kibun.models.types import EMOTIONS, Analysis, Utterance
-from kibun.server.inference.backend import BackendError, ModelInfo, Urgency
+from kibun.server.inference.backend import BackendError, ModelInfo
 from kibun.server.inference.runner import WARM_UP_S, BatchRunner, DeviceLost, LoadedModels, Loader
 from kibun.server.inference.worker_protocol import (
     Answers,
@@ -55,9 +55,6 @@ CANNOT_GO_ON = 70
 """Exit code after an error that no job caused."""
 
 ORPHAN_CHECK_S = 1.0
-
-RANKS: dict[Urgency, int] = {"final": 0, "eager": 1, "interim": 2}
-"""Which batches get help from other threads first."""
 
 CPU_BATCH_S = 30.0  # packed, mixed lengths cost nothing; the batcher decides whether a batch is worth the wait
 CUDA_BATCH_S = 60.0  # a guess, as is the next: no GPU has been measured yet
@@ -133,7 +130,7 @@ def _serve(options: LoadOptions, requests: io.FileIO, answers: io.FileIO) -> Non
     send(Ready(infos, loaded.slots, loaded.batch_s, loaded.device, costs))
     while True:
         batch: Batch = read_message_blocking(requests)
-        crew.submit(partial(_answer, runner, batch, send), RANKS[batch.urgency])
+        crew.submit(partial(_answer, runner, batch, send))
 
 
 def _answer(runner: BatchRunner, batch: Batch, send: "_Sender") -> None:

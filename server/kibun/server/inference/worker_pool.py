@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from kibun.models.types import Precision
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Outcomes, Urgency
+from kibun.server.inference.backend import BackendError, Job, ModelInfo, Outcomes
 from kibun.server.inference.cost import CostModel
 from kibun.server.inference.worker_process import EXIT_GRACE_S, WorkerDied, WorkerProcess
 from kibun.server.inference.worker_protocol import LoadOptions
@@ -164,7 +164,7 @@ class LocalBackend:
         """Seconds for which no worker has been alive; 0 while one is, and before the first."""
         return 0.0 if self._down_since is None else asyncio.get_running_loop().time() - self._down_since
 
-    async def infer(self, jobs: Sequence[Job], urgency: Urgency = "final") -> Outcomes:
+    async def infer(self, jobs: Sequence[Job]) -> Outcomes:
         """Analyse a batch on the least busy worker; see Backend.infer.
 
         A job whose worker died or hung on both attempts gets BackendError WORKER_FAILED; one for which there was no
@@ -175,9 +175,9 @@ class LocalBackend:
         self._calls += 1
         try:
             try:
-                return await self._first_attempt(jobs, urgency)
+                return await self._first_attempt(jobs)
             except WorkerDied:
-                return await self._second_attempts(jobs, urgency)
+                return await self._second_attempts(jobs)
         finally:
             self._calls -= 1
             self._notify()
@@ -198,16 +198,16 @@ class LocalBackend:
         await asyncio.gather(*(worker.close(grace_s=self._times.close_s) for worker in workers))
         self._notify()
 
-    async def _first_attempt(self, jobs: Sequence[Job], urgency: Urgency) -> Outcomes:
+    async def _first_attempt(self, jobs: Sequence[Job]) -> Outcomes:
         device = await self._wait_for_worker(self._first_lock, self._least_busy)
-        return await self._run(device, jobs, urgency, self._first_deadline_s(_seconds(jobs)))
+        return await self._run(device, jobs, self._first_deadline_s(_seconds(jobs)))
 
-    async def _second_attempts(self, jobs: Sequence[Job], urgency: Urgency) -> Outcomes:
+    async def _second_attempts(self, jobs: Sequence[Job]) -> Outcomes:
         outcomes = Outcomes([], 0.0)
         for job in jobs:
             self._retries += 1
             try:
-                alone = await self._attempt_alone(job, urgency)
+                alone = await self._attempt_alone(job)
             finally:
                 self._retries -= 1
                 self._notify()
@@ -215,14 +215,14 @@ class LocalBackend:
             outcomes.slot_s += alone.slot_s
         return outcomes
 
-    async def _attempt_alone(self, job: Job, urgency: Urgency) -> Outcomes:
+    async def _attempt_alone(self, job: Job) -> Outcomes:
         try:
             device = await self._wait_for_worker(self._second_lock, self._idle)
         except BackendError as error:
             return Outcomes([error], 0.0)
         device.reserved = True
         try:
-            return await self._run(device, [job], urgency, self._times.deadline_s(job.utterance.seconds))
+            return await self._run(device, [job], self._times.deadline_s(job.utterance.seconds))
         except WorkerDied:
             if self._closed:
                 return Outcomes([BackendError("UNAVAILABLE", "the backend was closed")], 0.0)
@@ -230,11 +230,11 @@ class LocalBackend:
         finally:
             device.reserved = False
 
-    async def _run(self, device: _Device, jobs: Sequence[Job], urgency: Urgency, timeout_s: float) -> Outcomes:
+    async def _run(self, device: _Device, jobs: Sequence[Job], timeout_s: float) -> Outcomes:
         assert device.worker is not None
         loop = asyncio.get_running_loop()
         began = loop.time()
-        outcomes = await device.worker.infer(jobs, urgency, timeout_s=timeout_s)
+        outcomes = await device.worker.infer(jobs, timeout_s=timeout_s)
         if not any(isinstance(outcome, BackendError) for outcome in outcomes):
             self._cost.observe(_seconds(jobs), loop.time() - began)
         return outcomes

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import IO
 
 from kibun.server.inference import worker_start
-from kibun.server.inference.backend import BackendError, Job, Outcomes, Urgency
+from kibun.server.inference.backend import BackendError, Job, Outcomes
 from kibun.server.inference.worker_protocol import (
     Answers,
     Batch,
@@ -110,7 +110,7 @@ class WorkerProcess:
         """Batches sent and not answered yet, including those whose caller was cancelled."""
         return len(self._pending)
 
-    async def infer(self, jobs: Sequence[Job], urgency: Urgency, *, timeout_s: float) -> Outcomes:
+    async def infer(self, jobs: Sequence[Job], *, timeout_s: float) -> Outcomes:
         """Send a batch and await its answer; at the timeout the worker is killed.
 
         Cancelling the caller neither stops the work nor frees its slot: see `in_flight`.
@@ -123,7 +123,7 @@ class WorkerProcess:
         number = self._batches
         pending = _Pending(loop.create_future(), self._set_deadline(number, timeout_s))
         self._pending[number] = pending
-        self._send(Batch(number, tuple(jobs), urgency))
+        self._send(Batch(number, tuple(jobs)))
         return await pending.future
 
     async def close(self, *, grace_s: float) -> None:

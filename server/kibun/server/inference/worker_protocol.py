@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kibun.models.types import Analysis, Precision
-from kibun.server.inference.backend import BackendError, Job, ModelInfo, Urgency
+from kibun.server.inference.backend import BackendError, Job, ModelInfo
 from kibun.server.observability.logs import Format
 
 
@@ -64,7 +64,6 @@ class Batch:
 
     number: int
     jobs: tuple[Job, ...]
-    urgency: Urgency = "final"
 
 
 @dataclass(frozen=True, slots=True)
