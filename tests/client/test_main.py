@@ -228,3 +228,17 @@ def run(arguments: list[str]) -> int:
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     return int(caught.value.code or 0)
+
+
+def test_proto_prints_where_the_contract_is_without_the_packages_of_the_command_line() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('typer', 'rich', 'grpc', 'numpy')))\n"  # None: cannot be imported
+        "from kibun.client.main import main\n"
+        "main(['proto'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    path = Path(done.stdout.strip())
+    assert path == ROOT / "protos/kibun/v1/speech_analysis.proto"
+    assert "service SpeechAnalysisService" in path.read_text(encoding="utf-8")

@@ -17,3 +17,9 @@ def test_only_bundles_under_our_licence_are_handed_on(builder: type[BuilderInter
     bundles = {path.parent.name for path in files if path.name == "model.safetensors"}
     assert bundles == {"demo-tiny"}
     assert not [path for path in files if "voices-tiny" in path.parts]
+
+
+def test_every_installation_has_the_contract() -> None:
+    """`kibun proto` prints where it lies there."""
+    files = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    assert "kibun/v1/speech_analysis.proto" in files

@@ -59,6 +59,7 @@ def test_the_wheel_alone_is_a_client(environment: Environment, wheel: Path, tmp_
     done = subprocess.run([environment.bin / "kibun", "--help"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "pip install 'kibun[cli]'" in done.stderr
+    assert Path(run(environment.bin / "kibun", "proto").strip()).is_relative_to(environment.bin.parent)
     # A folder of the user's own with the name of a room does not shadow it.
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "__init__.py").write_text("")

@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from kibun.client import standard_streams
+from kibun.client.commands import proto
 from kibun.client.commands.failure import CommandError
 from kibun.client.errors import InvalidRequestError, KibunError
 from kibun.client.installation import EXTRA_OF, install_command, is_installed
@@ -66,6 +67,7 @@ COMMANDS = {
         "train",
     ),
     "synth": Command("kibun.training.commands", "synth_app", "Make synthetic training data.", "train"),
+    "proto": Command("kibun.client.commands.proto", "proto", "Print the path of the contract, a .proto file.", "cli"),
     "doctor": Command("kibun.client.commands.doctor", "doctor", "Check this machine and this installation.", "cli"),
 }
 
@@ -91,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(arguments: Sequence[str] | None) -> NoReturn:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     name = arguments[0] if arguments else ""
+    if arguments == ["proto"]:  # also without typer: the base installation has the contract
+        proto.proto()
+        sys.exit(0)
     try:
         if name in COMMANDS and (prelude := COMMANDS[name].prelude):
             module, _, function = prelude.partition(":")
