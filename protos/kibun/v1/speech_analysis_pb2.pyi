@@ -537,3 +537,57 @@ class GetServiceInfoResponse(_message.Message):
     active_stream_count: int
     default_endpointing_config: EndpointingConfig
     def __init__(self, server_version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[GetServiceInfoResponse.Model, _Mapping]]] = ..., scales: _Optional[_Iterable[_Union[GetServiceInfoResponse.Scale, _Mapping]]] = ..., audio_encodings: _Optional[_Iterable[_Union[AudioEncoding, str]]] = ..., min_sample_rate_hertz: _Optional[int] = ..., max_sample_rate_hertz: _Optional[int] = ..., model_sample_rate_hertz: _Optional[int] = ..., max_audio_content_bytes: _Optional[int] = ..., max_stream_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., idle_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., max_concurrent_streams: _Optional[int] = ..., active_stream_count: _Optional[int] = ..., default_endpointing_config: _Optional[_Union[EndpointingConfig, _Mapping]] = ...) -> None: ...
+
+class WatchConversationRequest(_message.Message):
+    __slots__ = ("conversation_id", "include_past", "require_existing_conversation")
+    CONVERSATION_ID_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_PAST_FIELD_NUMBER: _ClassVar[int]
+    REQUIRE_EXISTING_CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+    conversation_id: str
+    include_past: bool
+    require_existing_conversation: bool
+    def __init__(self, conversation_id: _Optional[str] = ..., include_past: bool = ..., require_existing_conversation: bool = ...) -> None: ...
+
+class WatchConversationResponse(_message.Message):
+    __slots__ = ("participant_id", "turn_id", "past", "watch_started", "event", "watch_gap", "watch_ended")
+    PARTICIPANT_ID_FIELD_NUMBER: _ClassVar[int]
+    TURN_ID_FIELD_NUMBER: _ClassVar[int]
+    PAST_FIELD_NUMBER: _ClassVar[int]
+    WATCH_STARTED_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    WATCH_GAP_FIELD_NUMBER: _ClassVar[int]
+    WATCH_ENDED_FIELD_NUMBER: _ClassVar[int]
+    participant_id: str
+    turn_id: str
+    past: bool
+    watch_started: WatchStarted
+    event: StreamingAnalyzeResponse
+    watch_gap: WatchGap
+    watch_ended: WatchEnded
+    def __init__(self, participant_id: _Optional[str] = ..., turn_id: _Optional[str] = ..., past: bool = ..., watch_started: _Optional[_Union[WatchStarted, _Mapping]] = ..., event: _Optional[_Union[StreamingAnalyzeResponse, _Mapping]] = ..., watch_gap: _Optional[_Union[WatchGap, _Mapping]] = ..., watch_ended: _Optional[_Union[WatchEnded, _Mapping]] = ...) -> None: ...
+
+class WatchStarted(_message.Message):
+    __slots__ = ("request_id", "conversation", "past_response_count")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+    PAST_RESPONSE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    conversation: Conversation
+    past_response_count: int
+    def __init__(self, request_id: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ..., past_response_count: _Optional[int] = ...) -> None: ...
+
+class WatchGap(_message.Message):
+    __slots__ = ("reason", "message")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    message: str
+    def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class WatchEnded(_message.Message):
+    __slots__ = ("reason", "conversation")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CONVERSATION_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    conversation: Conversation
+    def __init__(self, reason: _Optional[str] = ..., conversation: _Optional[_Union[Conversation, _Mapping]] = ...) -> None: ...

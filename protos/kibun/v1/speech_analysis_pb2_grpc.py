@@ -66,6 +66,11 @@ class SpeechAnalysisServiceStub(object):
                 request_serializer=kibun_dot_v1_dot_speech__analysis__pb2.GetServiceInfoRequest.SerializeToString,
                 response_deserializer=kibun_dot_v1_dot_speech__analysis__pb2.GetServiceInfoResponse.FromString,
                 _registered_method=True)
+        self.WatchConversation = channel.unary_stream(
+                '/kibun.v1.SpeechAnalysisService/WatchConversation',
+                request_serializer=kibun_dot_v1_dot_speech__analysis__pb2.WatchConversationRequest.SerializeToString,
+                response_deserializer=kibun_dot_v1_dot_speech__analysis__pb2.WatchConversationResponse.FromString,
+                _registered_method=True)
 
 
 class SpeechAnalysisServiceServicer(object):
@@ -115,6 +120,13 @@ class SpeechAnalysisServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchConversation(self, request, context):
+        """Follows a conversation that others speak into: what all of its streams are sent, as it is sent; never audio.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SpeechAnalysisServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -147,6 +159,11 @@ def add_SpeechAnalysisServiceServicer_to_server(servicer, server):
                     servicer.GetServiceInfo,
                     request_deserializer=kibun_dot_v1_dot_speech__analysis__pb2.GetServiceInfoRequest.FromString,
                     response_serializer=kibun_dot_v1_dot_speech__analysis__pb2.GetServiceInfoResponse.SerializeToString,
+            ),
+            'WatchConversation': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchConversation,
+                    request_deserializer=kibun_dot_v1_dot_speech__analysis__pb2.WatchConversationRequest.FromString,
+                    response_serializer=kibun_dot_v1_dot_speech__analysis__pb2.WatchConversationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -313,6 +330,33 @@ class SpeechAnalysisService(object):
             '/kibun.v1.SpeechAnalysisService/GetServiceInfo',
             kibun_dot_v1_dot_speech__analysis__pb2.GetServiceInfoRequest.SerializeToString,
             kibun_dot_v1_dot_speech__analysis__pb2.GetServiceInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchConversation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/kibun.v1.SpeechAnalysisService/WatchConversation',
+            kibun_dot_v1_dot_speech__analysis__pb2.WatchConversationRequest.SerializeToString,
+            kibun_dot_v1_dot_speech__analysis__pb2.WatchConversationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -174,6 +174,14 @@ async def good_streams(stub: Stub, secrets: Secrets) -> None:
         secrets.numbers["arousal"].append(utterance.emotion.arousal)
         secrets.numbers["traits"].append(utterance.personality.traits.openness)
         assert utterance.emotion.valence == pytest.approx(leaks.VALENCE)
+    for name in ("conversation", "unknown conversation"):
+        watching = pb.WatchConversationRequest(
+            conversation_id=NAMES[name], include_past=True, require_existing_conversation=True
+        )
+        call = stub.WatchConversation(watching, metadata=metadata)
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            assert (await call.read()).watch_started.past_response_count > 1
+        call.cancel()
     for method, kind in (
         ("GetConversation", pb.GetConversationRequest),
         ("DeleteConversation", pb.DeleteConversationRequest),

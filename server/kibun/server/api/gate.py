@@ -36,6 +36,7 @@ ENTRY_OVERHEAD_BYTES = 32
 MAX_HONEST_BYTES = 131_072  # gRPC lets no peer that acknowledges SETTINGS send more than its 65,536 and one entry
 MAX_HONEST_ENTRIES = MAX_HONEST_BYTES // ENTRY_OVERHEAD_BYTES + 1
 STREAMS = ("StreamingAnalyze", "Analyze")  # methods that count as a stream
+WATCH = "WatchConversation"  # the method that is counted beside them
 _PSEUDONYM = "certificate-"  # begins the tenants of certificates whose own name cannot be a tenant's
 
 Context: TypeAlias = grpc.aio.ServicerContext
@@ -203,6 +204,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             self._check(stream)
             if stream:
                 call.account = stack.enter_context(self._quotas.stream(call.tenant))
+            elif call.method == WATCH:
+                stack.enter_context(self._quotas.watch(call.tenant))
             else:
                 stack.enter_context(self._quotas.call(call.tenant))
             await handler(requests, context)

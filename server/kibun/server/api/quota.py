@@ -68,11 +68,12 @@ class Bucket:
 
 
 class Account:
-    """The open streams and calls of one tenant, and its buckets."""
+    """The open streams, watches and calls of one tenant, and its buckets."""
 
     def __init__(self, limits: TenantLimits, clock: Callable[[], float]) -> None:
         self.streams = 0
-        self.calls = 0  # that do not count as streams
+        self.watches = 0
+        self.calls = 0  # other ones
         self._clock = clock
         self.set_limits(limits)
 
@@ -131,7 +132,8 @@ class Quotas:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.active = 0  # streams
-        self.calls = 0  # that do not count as streams
+        self.watches = 0
+        self.calls = 0  # other ones
         self._max_streams = max_streams
         self._limits_of = limits_of
         self._clock = clock
@@ -155,8 +157,32 @@ class Quotas:
             account.streams -= 1
 
     @contextmanager
+    def watch(self, tenant: str) -> Iterator[None]:
+        """Counts a watch while it is open. Raises Failure if a limit of the server or the tenant is reached.
+
+        As many as streams, but beside them: who watches keeps nobody from speaking.
+        """
+        account = self._account(tenant)
+        if self.watches >= self._max_streams:
+            text = f"this server has {self._max_streams} watches open at a time; try again later or elsewhere"
+            raise _exhausted("TOO_MANY_WATCHES", text, "concurrent watches", RETRY_AFTER_S)
+        limit = account.limits.streams
+        if limit is not None and account.watches >= limit:
+            text = f"you may have {limit} watches open at a time; close one, or try again later"
+            raise _exhausted("TENANT_WATCH_LIMIT", text, "concurrent watches of a tenant", RETRY_AFTER_S)
+        if failure := account.charge(0.0):
+            raise failure
+        self.watches += 1
+        account.watches += 1
+        try:
+            yield
+        finally:
+            self.watches -= 1
+            account.watches -= 1
+
+    @contextmanager
     def call(self, tenant: str) -> Iterator[None]:
-        """Counts a call other than a stream. Raises Failure if a limit of the server or the tenant is reached."""
+        """Counts another call. Raises Failure if a limit of the server or the tenant is reached."""
         account = self._account(tenant)
         if self.calls >= MAX_CALLS:
             text = f"this server answers {MAX_CALLS} calls at a time; try again"

@@ -45,10 +45,10 @@ class StreamFacts:
     limits: events.Limits
 
 
-def response(reply: events.Reply, sequence_number: int, stream: StreamFacts) -> pb.StreamingAnalyzeResponse:
+def response(reply: events.Reply, stream: StreamFacts) -> pb.StreamingAnalyzeResponse:
     """Returns the message for one event of a stream."""
     message = pb.StreamingAnalyzeResponse(
-        sequence_number=sequence_number,
+        sequence_number=reply.number,
         audio_received=duration(reply.received),
         audio_processed=duration(reply.processed),
     )
@@ -62,13 +62,7 @@ def response(reply: events.Reply, sequence_number: int, stream: StreamFacts) -> 
         case events.UtteranceResult() as event:
             message.utterance_result.CopyFrom(utterance(event))
         case events.PersonalityUpdate() as event:
-            message.personality_update.CopyFrom(
-                pb.PersonalityUpdate(
-                    participant_id=event.participant_id,
-                    personality=personality(event.personality),
-                    revision=event.revision,
-                )
-            )
+            message.personality_update.CopyFrom(personality_update(event))
         case events.TurnResult() as event:
             message.turn_result.CopyFrom(turn(event))
         case events.StreamWarning() as event:
@@ -158,9 +152,15 @@ def turn(event: events.TurnResult) -> pb.TurnResult:
         speech_duration=duration(event.speech),
         emotion=emotion(event.emotion),
         personality=personality(event.personality),
-        end_reason=END_REASONS[event.reason],
+        end_reason=END_REASONS[event.reason] if event.reason else pb.END_REASON_UNSPECIFIED,
         missing_before=duration(event.missing_before) if event.missing else None,
         missing_utterance_count=event.missing,
+    )
+
+
+def personality_update(event: events.PersonalityUpdate) -> pb.PersonalityUpdate:
+    return pb.PersonalityUpdate(
+        participant_id=event.participant_id, personality=personality(event.personality), revision=event.revision
     )
 
 

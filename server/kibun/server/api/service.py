@@ -11,13 +11,14 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.message import Message
 
-from kibun.server.api import messages, requests, responses
+from kibun.server.api import messages, requests, responses, watch_responses
 from kibun.server.api.auth import Authenticator
 from kibun.server.api.contract import MAX_TTL_S
-from kibun.server.api.gate import Context, Gate, Handler, current_call
+from kibun.server.api.gate import Call, Context, Gate, Handler, current_call
 from kibun.server.api.quota import Quotas, TenantLimits
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.audio.vad import Vad
+from kibun.server.conversation.audience import Notice
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import ConversationStore
 from kibun.server.errors import RETRY_AFTER_S, Failure, Kind, invalid
@@ -26,6 +27,7 @@ from kibun.server.observability.telemetry import SERVICE, Telemetry
 from kibun.server.session import events
 from kibun.server.session.open_streams import OpenStreams
 from kibun.server.session.session import Dependencies, Session
+from kibun.server.session.watch import Watch
 from kibun.v1 import speech_analysis_pb2 as pb
 
 LAST_RESULTS_S = 0.2
@@ -123,6 +125,7 @@ class SpeechAnalysis:
         }
         methods = {name: messages.method(self._single(call), request) for name, (call, request) in single.items()}
         methods["StreamingAnalyze"] = messages.method(self._streaming_analyze, pb.StreamingAnalyzeRequest)
+        methods["WatchConversation"] = messages.method(self._watch, pb.WatchConversationRequest)
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     # ---- streams
@@ -134,15 +137,37 @@ class SpeechAnalysis:
         options = requests.stream_options(config, tenant=call.tenant, defaults=self._defaults())
         config = requests.to_keep(config)
         model = requests.model_named(options.model, self._models)
-        session = Session(call.request_id, options, model, self._session_dependencies, call.telemetry)
         stream = responses.StreamFacts(call.request_id, config, options, model, self._stream_limits)
+        session = self._session(call, stream)
         assert call.account is not None  # as it counts as a stream
         incoming = requests.session_requests(incoming, options, call.account)
-        number = 0
         async with self._admitted(call.request_id, options), aclosing(session.run(incoming)) as replies:
             async for reply in replies:
-                await self._write(context, responses.response(reply, number, stream))
-                number += 1
+                await self._write(context, responses.response(reply, stream))
+
+    def _session(self, call: Call, stream: responses.StreamFacts) -> Session:
+        """Makes the session of a stream, which tells those who watch the conversation what it sends."""
+        audience, key = self._store.audience, stream.options.key
+
+        def tell(reply: events.Reply) -> None:
+            if audience.watches(key):
+                audience.tell(key, watch_responses.notice(reply, stream))
+
+        return Session(call.request_id, stream.options, stream.model, self._session_dependencies, call.telemetry, tell)
+
+    async def _watch(self, incoming: AsyncIterator[Any], context: Context) -> None:
+        request = await self._request(incoming)
+        call = current_call()
+        watch = Watch(
+            requests.conversation_key(request, call.tenant),
+            self._store,
+            self._model_of,
+            include_past=request.include_past,
+            require_existing=request.require_existing_conversation,
+        )
+        async with aclosing(watch.run()) as all_watched:
+            async for watched in all_watched:
+                await self._write(context, watch_responses.response(watched, call.request_id, self._message))
 
     async def _first(self, incoming: AsyncIterator[Any], what: str) -> Any:
         return await messages.first(incoming, what, timeout_s=self._limits.config_timeout_s)
@@ -192,12 +217,16 @@ class SpeechAnalysis:
         """Returns a handler for one request and one response."""
 
         async def handle(incoming: AsyncIterator[Any], context: Context) -> None:
-            request = await self._first(incoming, "the request")
-            if request is None:
-                raise invalid("EMPTY_REQUEST", "request", "the call had no message; send one request")
+            request = await self._request(incoming)
             await self._write(context, await method(request, current_call().tenant))
 
         return handle
+
+    async def _request(self, incoming: AsyncIterator[Any]) -> Any:
+        request = await self._first(incoming, "the request")
+        if request is None:
+            raise invalid("EMPTY_REQUEST", "request", "the call had no message; send one request")
+        return request
 
     async def _analyze(self, request: pb.AnalyzeRequest, tenant: str) -> pb.AnalyzeResponse:
         """Analyses a whole recording as one turn, through the same session as a stream."""
@@ -210,7 +239,10 @@ class SpeechAnalysis:
             raise failure
         model = requests.model_named(options.model, self._models)
         response = pb.AnalyzeResponse(request_id=call.request_id, synthetic_model=model.synthetic)
-        session = Session(call.request_id, options, model, self._session_dependencies, call.telemetry)
+        config = requests.to_keep(request.config)
+        session = self._session(
+            call, responses.StreamFacts(call.request_id, config, options, model, self._stream_limits)
+        )
         pieces = requests.recording_requests(request.audio_content)
         async with self._admitted(call.request_id, options), aclosing(session.run(pieces)) as replies:
             async for reply in replies:
@@ -237,7 +269,9 @@ class SpeechAnalysis:
                 raise _no_conversation()
             return replace(conversation, completed=True)
 
-        conversation = await self._store.update(requests.conversation_key(request, tenant), complete)
+        key = requests.conversation_key(request, tenant)
+        conversation = await self._store.update(key, complete)
+        self._store.audience.tell(key, Notice("completed"))
         return pb.CompleteConversationResponse(conversation=self._message(conversation))
 
     async def _delete(self, request: pb.DeleteConversationRequest, tenant: str) -> pb.DeleteConversationResponse:
@@ -245,7 +279,9 @@ class SpeechAnalysis:
         self._open_streams.end_conversation(
             key, Failure(Kind.ABORTED, "CONVERSATION_DELETED", "the conversation was deleted")
         )
-        if not await self._store.delete(key) and not request.allow_missing:
+        deleted = await self._store.delete(key)
+        self._store.audience.tell(key, Notice("deleted"))
+        if not deleted and not request.allow_missing:
             raise _no_conversation()
         return pb.DeleteConversationResponse()
 
@@ -259,8 +295,11 @@ class SpeechAnalysis:
         )
 
     def _message(self, conversation: Conversation) -> pb.Conversation:
-        models = {m.name: m for m in self._models}
-        return responses.conversation(conversation, models.get(conversation.model))
+        return responses.conversation(conversation, self._model_of(conversation.model))
+
+    def _model_of(self, name: str) -> ModelInfo | None:
+        """The model of that name, None if it is not served (any more)."""
+        return next((model for model in self._models if model.name == name), None)
 
 
 def _new_id(kind: str) -> str:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, cast
 from weakref import WeakValueDictionary
 
+from kibun.server.conversation.audience import Audience
 from kibun.server.conversation.backlog import Backlog, Pending, PendingChange, not_stored, replay
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import C, Change, Key, StoreUnavailable, StreamHandle, stamp
@@ -50,6 +51,7 @@ class ResilientStore:
         """`on_error` is called for each call that the store did not answer."""
         self.available = True
         """Whether the store is asked: False from an outage until a probe is answered in time."""
+        self.audience = Audience()
         self._store = store
         self._on_error = on_error
         self._clock = clock

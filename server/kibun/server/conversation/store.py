@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol, TypeVar, cast
 
+from kibun.server.conversation.audience import Audience
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.tenant_limit import TENANT_CONVERSATIONS, Expiry, TenantLimit
 from kibun.server.errors import RETRY_AFTER_S, Failure, Kind
@@ -69,6 +70,10 @@ class ConversationStore(Protocol):
     CONVERSATION_DELETED. Any call may raise StoreRefused.
     """
 
+    @property
+    def audience(self) -> Audience:
+        """Those who watch the conversations, on whatever server that shares them."""
+
     def __len__(self) -> int:
         """Conversations in this process's memory, as of the last sweep."""
 
@@ -116,6 +121,7 @@ class MemoryStore:
         self._monotonic = monotonic
         self._conversations: dict[Key, tuple[Conversation, Expiry]] = {}
         self._tenant_limit = TenantLimit(tenant_conversations, monotonic)
+        self.audience = Audience()
 
     def __len__(self) -> int:
         return len(self._conversations)

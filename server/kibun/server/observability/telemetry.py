@@ -25,6 +25,7 @@ METHODS = (
     "CompleteConversation",
     "DeleteConversation",
     "GetServiceInfo",
+    "WatchConversation",
 )
 OTHER_METHOD = "Other"
 REFUSALS = ("UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")  # when they come before any audio

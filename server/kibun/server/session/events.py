@@ -170,7 +170,7 @@ class TurnResult:
     speech: int
     emotion: Emotion | None
     personality: Personality | None
-    reason: EndReason
+    reason: EndReason | None  # None: not known any more, of a turn that the store had
     missing: int = 0  # utterances, at least, whose finals were sent and that are lost; in no other field
     missing_before: int = 0  # where they began, at the latest
 
@@ -219,8 +219,13 @@ Event = (
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An event, with the samples received and processed at the moment when it is sent."""
+    """An event, with the samples received and processed at the moment when it is sent.
+
+    number: 0, 1, … within the stream. turn_id: of the turn that it belongs to, whether the event names it or not.
+    """
 
     event: Event
     received: int
     processed: int
+    number: int
+    turn_id: str

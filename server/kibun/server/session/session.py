@@ -10,6 +10,7 @@ never change their order.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from kibun.server.session.responder import Responder
 from kibun.server.session.tasks import Tasks
 from kibun.server.session.turn_tracker import TurnTracker
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class Dependencies:
@@ -58,8 +61,15 @@ class Dependencies:
     clock: Callable[[], float] = time.monotonic
 
 
+def _tell_nobody(reply: Reply) -> None:
+    pass
+
+
 class Session:
-    """Runs one stream. `request_id` names it to the analyzer."""
+    """Runs one stream. `request_id` names it to the analyzer.
+
+    `tell` gets each reply, for those who watch the conversation: one that the store keeps once it is there.
+    """
 
     def __init__(
         self,
@@ -68,7 +78,9 @@ class Session:
         model: ModelInfo,
         dependencies: Dependencies,
         telemetry: CallTelemetry | None = None,
+        tell: Callable[[Reply], None] = _tell_nobody,
     ) -> None:
+        self._tell_watchers = tell
         self._options = options
         self._model = model
         self._dependencies = dependencies
@@ -108,15 +120,22 @@ class Session:
             self._stream.register()
             for work in (self._listen(listener, requests), self._respond(listener), self._conversation.keep_alive()):
                 self._tasks.start(work)
-            yield Reply(started, 0, 0)
+            reply = Reply(started, 0, 0, 0, started.turn_id)
+            self._tell(reply)
+            yield reply
             while True:
                 event = await self._outbox.get()
                 ended = isinstance(event, StreamEnded)
-                yield Reply(event, listener.received, listener.received if ended else turns.processed)
+                processed = listener.received if ended else turns.processed
+                turn_id = getattr(event, "turn_id", reply.turn_id)
+                reply = Reply(event, listener.received, processed, reply.number + 1, turn_id)
+                if not isinstance(event, TurnResult):
+                    self._tell(reply)
+                yield reply
                 if isinstance(event, UtteranceResult):
                     self._telemetry.wrote(final=event.is_final, speech_samples=event.analyzed)
                 if isinstance(event, TurnResult):  # finished once its result was sent, even if the call is cancelled
-                    self._finishing = asyncio.create_task(self._conversation.finish_turn(event.turn_id))
+                    self._finishing = asyncio.create_task(self._finish_turn(reply))
                     await asyncio.shield(self._finishing)
                 self._outbox.sent()
                 if ended:
@@ -129,6 +148,16 @@ class Session:
                 self._stream.close()
                 await self._tasks.cancel()
                 await self._conversation.leave()
+
+    async def _finish_turn(self, result: Reply) -> None:
+        await self._conversation.finish_turn(result.turn_id)
+        self._tell(result)
+
+    def _tell(self, reply: Reply) -> None:
+        try:
+            self._tell_watchers(reply)
+        except Exception as error:  # of any kind: the stream is not at fault, and goes on
+            log.error("what a stream sends could not be handed to watchers", exc_info=error)
 
     async def _listen(self, listener: Listener, requests: AsyncIterator[Request]) -> None:
         self._failure = await listener.run(requests)
