@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from kibun.client.events import StreamWarning as StreamWarning
     from kibun.client.events import TurnResult as TurnResult
     from kibun.client.events import UtteranceResult as UtteranceResult
+    from kibun.client.events import WatchEnded as WatchEnded
+    from kibun.client.events import WatchGap as WatchGap
+    from kibun.client.events import WatchStarted as WatchStarted
     from kibun.client.options import Endpointing as Endpointing
     from kibun.client.options import Features as Features
     from kibun.client.options import RetryPolicy as RetryPolicy
@@ -65,7 +68,10 @@ if TYPE_CHECKING:
     from kibun.client.sync import Conversation as Conversation
     from kibun.client.sync import Stream as Stream
     from kibun.client.sync import Turn as Turn
+    from kibun.client.sync import Watch as Watch
     from kibun.client.turn import AsyncTurn as AsyncTurn
+    from kibun.client.watch import AsyncWatch as AsyncWatch
+    from kibun.client.watch import Watched as Watched
 
 _MODULE_OF = {
     "audio_file": ("AudioFile",),
@@ -105,6 +111,9 @@ _MODULE_OF = {
         "StreamWarning",
         "TurnResult",
         "UtteranceResult",
+        "WatchEnded",
+        "WatchGap",
+        "WatchStarted",
     ),
     "options": ("Endpointing", "Features", "RetryPolicy", "StreamConfig", "TurnOptions"),
     "resources": (
@@ -116,8 +125,9 @@ _MODULE_OF = {
         "State",
     ),
     "stream": ("AsyncStream",),
-    "sync": ("Client", "Conversation", "Stream", "Turn"),
+    "sync": ("Client", "Conversation", "Stream", "Turn", "Watch"),
     "turn": ("AsyncTurn",),
+    "watch": ("AsyncWatch", "Watched"),
 }
 _EXPORTS = {name: module for module, names in _MODULE_OF.items() for name in names}
 

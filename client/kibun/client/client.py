@@ -18,6 +18,7 @@ from kibun.client.resources import ConversationState, ServiceInfo
 from kibun.client.stream import AsyncStream
 from kibun.client.transport import Transport, client_closed
 from kibun.client.turn import AsyncTurn
+from kibun.client.watch import AsyncWatch
 from kibun.v1 import speech_analysis_pb2 as pb
 
 if TYPE_CHECKING:
@@ -123,6 +124,27 @@ class AsyncClient:
                 raise WrongTypeError(message, ErrorDetails(WrongTypeError.default_reason, fields={"audio": message}))
             config = replace(config, sample_rate_hz=audio.sample_rate_hz, encoding=audio.encoding)
         return AsyncTurn(self._transport, config, retry or self._retry, audio)
+
+    def watch(
+        self,
+        conversation_id: str,
+        *,
+        include_past: bool = False,
+        require_existing: bool = False,
+        retry: RetryPolicy | None = None,
+    ) -> AsyncWatch:
+        """What others say in a conversation, as they are told it; `AsyncConversation.watch` is a shortcut."""
+        check_value("conversation_id", conversation_id, str)
+        check_value("include_past", include_past, bool)
+        check_value("require_existing", require_existing, bool)
+        check_value("retry", retry, RetryPolicy | None)
+        return AsyncWatch(
+            self._transport,
+            conversation_id,
+            retry or self._retry,
+            include_past=include_past,
+            require_existing=require_existing,
+        )
 
     async def analyze(
         self, pcm: "Pcm", config: StreamConfig | None = None, *, timeout_s: float | None = None
@@ -232,6 +254,18 @@ class AsyncConversation:
             )
         config = StreamConfig.of_turn(self.conversation_id, participant_id, "" if turn_id is None else turn_id, options)
         return self._client.turn(config, audio=audio, retry=retry)
+
+    def watch(
+        self, *, include_past: bool = False, require_existing: bool = False, retry: RetryPolicy | None = None
+    ) -> AsyncWatch:
+        """What others say in this conversation, to be opened with `async with`.
+
+        `include_past`: first what the server has stored of it. A conversation that nobody has spoken in is waited for;
+        `require_existing`: NotFoundError instead.
+        """
+        return self._client.watch(
+            self.conversation_id, include_past=include_past, require_existing=require_existing, retry=retry
+        )
 
     async def get(self) -> ConversationState:
         """State of this conversation. Raises NotFoundError."""

@@ -20,13 +20,13 @@ from kibun.client.errors import (
 )
 from kibun.client.events import (
     Event,
-    SpeechEvent,
     StreamEnded,
     StreamProgress,
     StreamStarted,
     TurnResult,
     UtteranceResult,
     event_from_response,
+    is_droppable,
 )
 from kibun.client.options import BYTES_PER_SAMPLE, RetryPolicy, StreamConfig
 from kibun.client.replay import EndOfTurn, FinalsReceived, ReplayBuffer
@@ -305,10 +305,7 @@ class StreamEngine:
                 self.ended = event
 
     def offer(self, event: Event) -> None:
-        droppable = isinstance(event, SpeechEvent | StreamProgress) or (
-            isinstance(event, UtteranceResult) and not event.is_final
-        )
-        if not (droppable and self.events.qsize() >= MAX_WAITING_EVENTS):
+        if not (is_droppable(event) and self.events.qsize() >= MAX_WAITING_EVENTS):
             self.events.put_nowait(event)
 
     @property

@@ -154,6 +154,40 @@ class StreamEnded(Event):
     conversation: ConversationState
 
 
+@dataclass(frozen=True, kw_only=True)
+class WatchStarted(Event):
+    """The server accepted the watch."""
+
+    request_id: str
+    # As it was then; None: nobody had spoken yet, and the watch waits.
+    conversation: ConversationState | None
+    # How many events of the past the server then sends.
+    past_response_count: int
+    # How often the SDK had opened this watch again after losing the connection; set by the SDK.
+    reconnects: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchGap(Event):
+    """Something is missing here; finals and results that the store holds follow.
+
+    Reasons: SLOW_WATCHER, OTHER_SERVERS_LOST, OTHER_SERVERS_BACK, OTHER_SERVERS_MISSED.
+    """
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WatchEnded(Event):
+    """Last event of a watch that did not fail: the conversation was completed or deleted."""
+
+    # "COMPLETED" or "DELETED".
+    reason: str
+    # As it was completed; None: it was deleted.
+    conversation: ConversationState | None
+
+
 @dataclass(frozen=True)
 class AnalyzeResult:
     """Result of `analyze`: a whole recording in one request."""
@@ -197,6 +231,35 @@ def event_from_response(response: pb.StreamingAnalyzeResponse, *, reconnects: in
         audio_processed_s=seconds(response.audio_processed),
         response=response,
     )
+
+
+def watched_event(response: pb.WatchConversationResponse, *, reconnects: int = 0) -> Event | None:
+    """The event in what a watch received; None for a kind that this SDK does not know."""
+    match response.WhichOneof("watch_response"):
+        case "event":
+            return event_from_response(response.event)
+        case "watch_started":
+            started = response.watch_started
+            return WatchStarted(
+                request_id=started.request_id,
+                conversation=if_set(started, "conversation", ConversationState.from_proto),
+                past_response_count=started.past_response_count,
+                reconnects=reconnects,
+            )
+        case "watch_gap":
+            return WatchGap(reason=response.watch_gap.reason, message=response.watch_gap.message)
+        case "watch_ended":
+            ended = response.watch_ended
+            conversation = if_set(ended, "conversation", ConversationState.from_proto)
+            return WatchEnded(reason=ended.reason, conversation=conversation)
+    return None
+
+
+def is_droppable(event: Event) -> bool:
+    """Whether the event may be left out where too many wait: interims and speech events, never finals or results."""
+    if isinstance(event, UtteranceResult):
+        return not event.is_final
+    return isinstance(event, SpeechEvent | StreamProgress)
 
 
 def utterance_result(message: pb.UtteranceResult) -> UtteranceResult:

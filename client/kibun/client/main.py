@@ -51,6 +51,7 @@ COMMANDS = {
     "stream": Command(
         "kibun.client.commands.stream", "stream", "Stream audio files or a microphone to a server.", "cli"
     ),
+    "watch": Command("kibun.client.commands.watch", "watch", "Watch a conversation that others speak into.", "cli"),
     "analyze": Command(
         "kibun.client.commands.analyze", "analyze", "Analyse files and folders into a table, JSON lines or CSV.", "cli"
     ),

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, Unpack
 from kibun.client import forking
 from kibun.client.client import AsyncClient, AsyncConversation, ClientOptions
 from kibun.client.errors import ErrorDetails, MisuseError
-from kibun.client.events import AnalyzeResult, Event, StreamEnded, StreamStarted, TurnResult
+from kibun.client.events import AnalyzeResult, Event, StreamEnded, StreamStarted, TurnResult, WatchStarted
 from kibun.client.options import RetryPolicy, StreamConfig, TurnOptions
 from kibun.client.resources import ConversationState, ServiceInfo
 from kibun.client.stream import AsyncStream, AudioStream, Events
 from kibun.client.transport import client_closed
 from kibun.client.turn import AsyncTurn
+from kibun.client.watch import AsyncWatch, Watched
 
 if TYPE_CHECKING:
     from kibun.client.audio_file import AudioFile
@@ -210,6 +211,20 @@ class Client:
         """A single turn as described by `config`; `Conversation.turn` is a shortcut. See `AsyncClient.turn`."""
         return Turn(self._thread, self._client.turn(config, audio=audio, retry=retry))
 
+    def watch(
+        self,
+        conversation_id: str,
+        *,
+        include_past: bool = False,
+        require_existing: bool = False,
+        retry: RetryPolicy | None = None,
+    ) -> "Watch":
+        """What others say in a conversation, as they are told it; `Conversation.watch` is a shortcut."""
+        watch = self._client.watch(
+            conversation_id, include_past=include_past, require_existing=require_existing, retry=retry
+        )
+        return Watch(self._thread, watch)
+
     def analyze(
         self, pcm: "Pcm", config: StreamConfig | None = None, *, timeout_s: float | None = None
     ) -> AnalyzeResult:
@@ -260,6 +275,13 @@ class Conversation:
         """A turn of `participant_id`, to be opened with `with`; options and errors as `AsyncConversation.turn`."""
         turn = self._conversation.turn(turn_id, participant_id, audio=audio, retry=retry, **options)
         return Turn(self._thread, turn)
+
+    def watch(
+        self, *, include_past: bool = False, require_existing: bool = False, retry: RetryPolicy | None = None
+    ) -> "Watch":
+        """What others say in this conversation, to be opened with `with`; see `AsyncConversation.watch`."""
+        watch = self._conversation.watch(include_past=include_past, require_existing=require_existing, retry=retry)
+        return Watch(self._thread, watch)
 
     def get(self) -> ConversationState:
         """State of this conversation. Raises NotFoundError."""
@@ -390,7 +412,46 @@ class Turn(_Face[AsyncTurn]):
         return self._twin.turn_result or self._thread.run(self._twin.result(timeout_s))
 
 
-def _next(thread: LoopThread, coming: Coroutine[Any, Any, Event]) -> Event:
+class Watch:
+    """Synchronous twin of `AsyncWatch`."""
+
+    def __init__(self, thread: LoopThread, twin: AsyncWatch) -> None:
+        self._thread = thread
+        self._twin = twin
+        self._pid = os.getpid()
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._thread.closed and os.getpid() == self._pid:  # the watch of a parent is not the child's to end
+            self.cancel()
+
+    def open(self, timeout_s: float | None = None) -> WatchStarted:
+        """Opens the watch; `with` does so by itself. Raises KibunError, DeadlineError after `timeout_s`."""
+        return self._thread.run(self._twin.open(timeout_s))
+
+    def cancel(self) -> None:
+        """Ends the watch at once. Harmless when it is not open."""
+        self._thread.run(self._twin.cancel())
+
+    @property
+    def started(self) -> WatchStarted:
+        """What the conversation was when the watch began; after a reconnect, when it began again."""
+        return self._thread.call(lambda: self._twin.started)
+
+    def __iter__(self) -> Iterator[Watched]:
+        self._thread.call(self._twin.__aiter__)
+        return self
+
+    def __next__(self) -> Watched:
+        return _next(self._thread, self._twin.__anext__())
+
+
+def _next(thread: LoopThread, coming: Coroutine[Any, Any, T]) -> T:
     try:
         return thread.run(coming)
     except StopAsyncIteration:

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakSet
 
 import grpc
@@ -16,6 +16,8 @@ from kibun.client.explain import explain_deadline
 from kibun.client.status import error_from_rpc
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub
+
+R = TypeVar("R")
 
 _NONE = Credentials()
 # grpc.aio writes this over the server's own status when a write fails because the server has just ended the stream.
@@ -124,6 +126,11 @@ class Transport:
         """Opens the bidirectional call."""
         return StreamCall(self.stub.StreamingAnalyze(metadata=self._metadata), self.target, self._credentials)
 
+    def watch_conversation(self, request: pb.WatchConversationRequest) -> "ReceivingCall[pb.WatchConversationResponse]":
+        """Opens the call of a watch."""
+        call = self.stub.WatchConversation(request, metadata=self._metadata)
+        return ReceivingCall(call, self.target, self._credentials)
+
     async def close(self) -> None:
         """Closes all connections for good; calls and streams in flight end with MisuseError."""
         self.closed = True
@@ -206,33 +213,20 @@ def running_loop() -> asyncio.AbstractEventLoop:
         ) from None
 
 
-class StreamCall:
-    """One StreamingAnalyze call: a side to write and a side to read, each used by one task."""
+class ReceivingCall(Generic[R]):
+    """A call that responses of type `R` come from, read by one task."""
 
     def __init__(self, call: Any, target: str, credentials: Credentials = _NONE) -> None:
         self._call = call
         # Not `call.read()`: after a failed write that leaves messages unread which had already arrived.
-        self._responses: AsyncIterator[pb.StreamingAnalyzeResponse] = aiter(call)
+        self._responses: AsyncIterator[R] = aiter(call)
         self._first_status: grpc.RpcError | None = None
         call.add_done_callback(self._remember_status)
         self._target = target
         self._credentials = credentials
         self.request_id: str | None = None
 
-    async def write(self, request: pb.StreamingAnalyzeRequest) -> bool:
-        """False when the call is over; `read` raises the reason, as it sees the server's status."""
-        try:
-            await self._call.write(request)
-        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
-            return False
-        return True
-
-    async def half_close(self) -> None:
-        """Signals the server that nothing more will be sent. Does nothing when the call is over; see `write`."""
-        with suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
-            await self._call.done_writing()
-
-    async def read(self) -> pb.StreamingAnalyzeResponse | None:
+    async def read(self) -> R | None:
         """The next response; None at the end. Raises KibunError when the call failed."""
         try:
             return await anext(self._responses, None)
@@ -263,6 +257,23 @@ class StreamCall:
                 self._remember_status(self._call)
                 return self._first_status or error
         return error
+
+
+class StreamCall(ReceivingCall[pb.StreamingAnalyzeResponse]):
+    """One StreamingAnalyze call: a side to write and a side to read, each used by one task."""
+
+    async def write(self, request: pb.StreamingAnalyzeRequest) -> bool:
+        """False when the call is over; `read` raises the reason, as it sees the server's status."""
+        try:
+            await self._call.write(request)
+        except (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            return False
+        return True
+
+    async def half_close(self) -> None:
+        """Signals the server that nothing more will be sent. Does nothing when the call is over; see `write`."""
+        with suppress(grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError):
+            await self._call.done_writing()
 
 
 def _value(coroutine: Coroutine[Any, Any, Any]) -> Any:
