@@ -1,0 +1,58 @@
+"""What mkdocs runs while it builds the site: adds the pages that are made of code, and those above `docs`."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+#: Pages that lie above `docs`, by their name on the site.
+ABOVE = {"index.md": ROOT / "README.md"} | {
+    name: ROOT / name for name in ("DEPLOYER.md", "CONTRIBUTING.md", "CHANGELOG.md")
+}
+#: What pages are made of: a link to it leads to the page.
+MADE_OF = {
+    "protocol.md": ROOT / "protos" / "kibun" / "v1" / "speech_analysis.proto",
+    "errors.md": DOCS / "site" / "reasons.py",
+    "python.md": ROOT / "client" / "kibun" / "client" / "__init__.py",
+}
+_LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
+
+
+def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
+    sys.path.insert(0, str(ROOT))  # mkdocs loads this file alone, from wherever it is started
+    try:
+        from docs.site import contract, python_api, reasons
+    finally:
+        sys.path.pop(0)
+    made = {"protocol.md": contract.page(), "errors.md": reasons.page(), "python.md": python_api.page()}
+    made |= {name: path.read_text(encoding="utf-8") for name, path in ABOVE.items()}
+    for name, text in made.items():
+        files.append(File.generated(config, name, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Makes links of the repository links of the site. One to what the site does not hold becomes its text."""
+    here = page.file.src_uri
+    source = ABOVE.get(here, DOCS / here)
+
+    def link(found: re.Match[str]) -> str:
+        image, label, target, anchor = found[1], found[2], found[3], found[4] or ""
+        if "://" in target or target.startswith("mailto:"):
+            return found[0]
+        path = (source.parent / target).resolve()
+        names = [name for name, whole in (ABOVE | MADE_OF).items() if whole == path]
+        if not names and not path.is_relative_to(DOCS):
+            return label
+        name = names[0] if names else path.relative_to(DOCS).as_posix()
+        return f"{image}[{label}]({posixpath.relpath(name, posixpath.dirname(here) or '.')}{anchor})"
+
+    return _LINK.sub(link, markdown)

@@ -1,0 +1,35 @@
+"""The page of the site for the Python SDK: every public name, described by its docstrings."""
+
+from __future__ import annotations
+
+import kibun.client
+
+_TITLE = """# Python API
+
+Everything in `kibun.client`; [how it is used](sdk.md). `AsyncClient`, `AsyncConversation`, `AsyncTurn` and
+`AsyncStream` have synchronous twins, `Client`, `Conversation`, `Turn` and `Stream`.
+"""
+_SECTIONS = {
+    "client": "Asynchronous client",
+    "turn": "",
+    "stream": "",
+    "sync": "Synchronous client",
+    "options": "Options",
+    "audio_file": "Recordings",
+    "events": "Events",
+    "estimates": "Estimates",
+    "baseline": "Relative to the speaker",
+    "resources": "Conversations and models",
+    "errors": "Errors",
+}
+
+
+def page() -> str:
+    """The reference, as directives of mkdocstrings."""
+    names = kibun.client._MODULE_OF
+    parts = [_TITLE]
+    for module in (*_SECTIONS, *(name for name in names if name not in _SECTIONS)):
+        if title := _SECTIONS.get(module, module):
+            parts.append(f"## {title}")
+        parts += [f"::: kibun.client.{module}.{name}" for name in names[module]]
+    return "\n\n".join(parts) + "\n"

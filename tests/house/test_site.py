@@ -1,0 +1,107 @@
+"""The site of the documentation: it builds, asks for nothing from elsewhere, and its tables are complete."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+
+from docs.site import reasons
+from kibun.bench.support.speech_like import lay_out
+from kibun.client.server_process import ServerProcess
+from tests.support import ROOT
+
+#: A server's that does not start, and the reason of an end.
+NO_ERRORS = {"LOAD_FAILED", "HALF_CLOSE"}
+
+
+def test_every_reason_that_tests_meet_is_in_the_table_of_errors() -> None:
+    """Tests know reasons from servers and clients that run; the table knows them from the code."""
+    met = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare) and isinstance(node.left, ast.Attribute) and node.left.attr == "reason":
+                met |= {
+                    text for side in node.comparators for text in texts(side) if re.fullmatch(r"[A-Z_0-9]{4,}", text)
+                }
+    known = {**reasons.of_server(), **reasons.of_warnings(), **reasons.of_client()}
+    assert len(met) > 40
+    assert not met - known.keys() - NO_ERRORS
+
+
+def texts(node: ast.expr) -> list[str]:
+    return [part.value for part in ast.walk(node) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+
+
+def test_every_reason_in_the_code_is_in_the_table_of_errors() -> None:
+    """By another, coarser look at the code."""
+    makers = "Failure|invalid|_exhausted|StreamWarning|AudioError|ErrorDetails"
+    made = rf'(?:{makers})\(\s*(?:[\w.]+,\s*|reason=)?"([A-Z_0-9]+)"'
+    for folder, known in (
+        (reasons.SERVER, {**reasons.of_server(), **reasons.of_warnings()}),
+        (reasons.CLIENT, reasons.of_client()),
+    ):
+        found = {name for path in folder.rglob("*.py") for name in re.findall(made, path.read_text(encoding="utf-8"))}
+        assert len(found) > 10
+        assert not found - known.keys()
+
+
+def test_the_table_of_errors_says_what_the_code_says() -> None:
+    known = reasons.of_server()
+    assert known["SAMPLE_RATE_OUT_OF_RANGE"].kinds == ["INVALID_ARGUMENT"]
+    assert known["SAMPLE_RATE_OUT_OF_RANGE"].texts == ["sample rate must be 8,000..48,000 Hz, not *sample_rate_hz*"]
+    assert known["TENANT_CONVERSATION_LIMIT"].kinds == ["RESOURCE_EXHAUSTED"]
+    assert known["INTERNAL"].kinds == ["INTERNAL"]
+    assert "NO_SPEECH" in reasons.of_warnings()
+    assert "NO_SPEECH" not in known
+    assert reasons.of_client()["CLIENT_CLOSED"].kinds == ["MisuseError"]
+    without = {
+        name for found in (known, reasons.of_warnings(), reasons.of_client()) for name in found if not found[name].texts
+    }
+    assert without <= {"INVALID_JOB"}, "a text that is computed is not found: write it where it is raised"
+
+
+def test_the_program_for_dialogue_managers_runs(demo_server: ServerProcess, tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "dialogue.md").read_text("utf-8"), re.DOTALL)
+    assert "127.0.0.1:50051" in program
+    out = run(program.replace("127.0.0.1:50051", demo_server.target), tmp_path)
+    assert "warning NO_SPEECH" in out
+    assert out.splitlines()[-1] == "turn 0 None None"
+
+
+def test_the_program_for_researchers_runs(demo_server: ServerProcess, tmp_path: Path) -> None:
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "research.md").read_text("utf-8"), re.DOTALL)
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    audio = lay_out([("silence", 0.3), ("speech", 1.5), ("silence", 0.8)]).audio
+    soundfile.write(recordings / "a.wav", audio, 16_000, subtype="PCM_16")
+    out = run(program.replace("127.0.0.1:50051", demo_server.target), tmp_path)
+    assert re.fullmatch(r"recordings/a.wav \[\(\d\.\d+, \d\.\d+, \d\.\d+, \d\.\d+\)\]\n", out)
+
+
+def run(program: str, folder: Path) -> str:
+    (folder / "program.py").write_text(program, encoding="utf-8")
+    command = [sys.executable, "program.py"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_it_builds_without_a_warning_and_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="needs mkdocs-material, as in the extra docs")
+    pytest.importorskip("mkdocstrings", reason="needs mkdocstrings, as in the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    search = (tmp_path / "search" / "search_index.json").read_text(encoding="utf-8")
+    for word in ("sample_rate_hertz", "sample_rate_hz", "AUDIO_BACKLOG", "SpeakerBaseline", "interim_interval_ms"):
+        assert word in search
+    for page in tmp_path.rglob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=.?https?:[^>]*>", text), page
+    python = (tmp_path / "python.html").read_text(encoding="utf-8")
+    assert "8000..48000; the server resamples." in python, "comments of attributes are shown"
