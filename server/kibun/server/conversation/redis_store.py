@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar, cast
 
+from kibun.server.conversation.audience import Audience
 from kibun.server.conversation.redis_connection import RedisConnection
 from kibun.server.conversation.redis_hash import RedisHash
 from kibun.server.conversation.redis_layout import StoredConversation
@@ -61,6 +62,7 @@ class RedisStore:
         self._cache = Cache(cache_records)
         self.tenant_limit = TenantLimit(tenant_conversations, monotonic)
         """Of the conversations that this server has seen."""
+        self.audience = Audience()
 
     def __len__(self) -> int:
         return len(self._cache)

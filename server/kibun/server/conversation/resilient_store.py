@@ -51,7 +51,6 @@ class ResilientStore:
         """`on_error` is called for each call that the store did not answer."""
         self.available = True
         """Whether the store is asked: False from an outage until a probe is answered in time."""
-        self.audience = Audience()
         self._store = store
         self._on_error = on_error
         self._clock = clock
@@ -68,6 +67,10 @@ class ResilientStore:
         return self._backlog.total
 
     # ---- ConversationStore
+
+    @property
+    def audience(self) -> Audience:
+        return self._store.audience
 
     def __len__(self) -> int:
         return len(self._store)
