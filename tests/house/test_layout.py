@@ -43,7 +43,8 @@ HOUSE = {
     " server.conversation server.session server.api",
     # ---- the SDK, and the command line on top of it
     "client": "v1",
-    "client.commands": "client",
+    "client.bridge": "v1 client",
+    "client.commands": "client client.bridge",
     "client.main": "client client.commands",
     # ---- corpora -> runs -> experiments
     "training.errors": "",
@@ -106,6 +107,8 @@ DOORS = {
     "prometheus_client": "server.observability.exporter server.observability.joined server.observability.metrics",
     "opentelemetry": "server.observability.tracing",
     "redis": "server.conversation.redis_connection",
+    "starlette": "client.bridge",
+    "uvicorn": "client.bridge",
     "typer": "server.main client.main client.commands models.building.commands training bench",
     "rich": "client.commands training",
     "matplotlib": "training.evaluation.plots bench",

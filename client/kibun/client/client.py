@@ -187,8 +187,13 @@ class AsyncClient:
 
     async def service_info(self) -> ServiceInfo:
         """Models, scales and limits of the server."""
-        answer = await self._transport.unary("GetServiceInfo", pb.GetServiceInfoRequest(), self._timeout_s)
-        return ServiceInfo.from_proto(answer)
+        return ServiceInfo.from_proto(await self.service_info_proto())
+
+    async def service_info_proto(self) -> pb.GetServiceInfoResponse:
+        """The same, as the message that was received."""
+        request = pb.GetServiceInfoRequest()
+        answer: pb.GetServiceInfoResponse = await self._transport.unary("GetServiceInfo", request, self._timeout_s)
+        return answer
 
     async def wait_until_ready(self, timeout_s: float = 60.0) -> None:
         """Waits until the server reports SERVING, i.e. that its model is loaded and warm.

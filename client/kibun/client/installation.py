@@ -14,6 +14,9 @@ EXTRA_OF = {
     "rich": "cli",
     "soundfile": "cli",
     "sounddevice": "mic",
+    "starlette": "console",
+    "uvicorn": "console",
+    "websockets": "console",
     "grpc_reflection": "server",
     "prometheus_client": "server",
     "safetensors": "server",
@@ -32,7 +35,13 @@ EXTRA_OF = {
 }
 """Import name -> the extra that installs it, for packages that are imported only while a command runs."""
 
-_INCLUDES = {"mic": ("cli",), "server": ("cli",), "train": ("server", "cli"), "tensorboard": ("train", "server", "cli")}
+_INCLUDES = {
+    "mic": ("cli",),
+    "console": ("cli",),
+    "server": ("cli",),
+    "train": ("server", "cli"),
+    "tensorboard": ("train", "server", "cli"),
+}
 
 
 def is_installed(extra: str) -> bool:

@@ -55,6 +55,9 @@ COMMANDS = {
     "analyze": Command(
         "kibun.client.commands.analyze", "analyze", "Analyse files and folders into a table, JSON lines or CSV.", "cli"
     ),
+    "bridge": Command(
+        "kibun.client.commands.bridge", "bridge", "Serve the contract to browsers, as a WebSocket.", "console"
+    ),
     "models": Command("kibun.models.building.commands", "app", "List, show, verify and build model bundles.", "server"),
     "train": Command("kibun.training.commands", "train_app", "Prepare corpora and train models.", "train"),
     "eval": Command("kibun.training.eval_commands", "eval_app", "Compute the paper's tables.", "train"),
