@@ -46,6 +46,7 @@ CLIENT_CALLS: dict[str, Callable[[Any], Any]] = {
     "complete_conversation": lambda client: client.complete_conversation("c"),
     "delete_conversation": lambda client: client.delete_conversation("c"),
     "service_info": lambda client: client.service_info(),
+    "service_info_proto": lambda client: client.service_info_proto(),
     "wait_until_ready": lambda client: client.wait_until_ready(GIVEN_S),
 }
 CONVERSATION_CALLS: dict[str, Callable[[Any], Any]] = {
