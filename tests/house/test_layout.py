@@ -44,7 +44,8 @@ HOUSE = {
     # ---- the SDK, and the command line on top of it
     "client": "v1",
     "client.bridge": "v1 client",
-    "client.commands": "client client.bridge",
+    "client.recordings": "client",
+    "client.commands": "client client.bridge client.recordings",
     "client.main": "client client.commands",
     # ---- corpora -> runs -> experiments
     "training.errors": "",
@@ -111,7 +112,9 @@ DOORS = {
     "uvicorn": "client.bridge",
     "typer": "server.main client.main client.commands models.building.commands training bench",
     "rich": "client.commands training",
-    "matplotlib": "training.evaluation.plots bench",
+    "matplotlib": "client.recordings.plot training.evaluation.plots bench",
+    "pandas": "client.recordings.formats client.recordings.frame",
+    "pympi": "client.recordings.annotations",
     "scipy": "training",
     "statsmodels": "training.evaluation.metrics",
     "jiwer": "training.evaluation.metrics",

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from kibun.client.errors import DeadlineError as DeadlineError
     from kibun.client.errors import ErrorDetails as ErrorDetails
     from kibun.client.errors import FailedPreconditionError as FailedPreconditionError
+    from kibun.client.errors import InputError as InputError
     from kibun.client.errors import InternalError as InternalError
     from kibun.client.errors import InvalidRequestError as InvalidRequestError
     from kibun.client.errors import KibunError as KibunError
@@ -85,6 +86,7 @@ _MODULE_OF = {
         "DeadlineError",
         "ErrorDetails",
         "FailedPreconditionError",
+        "InputError",
         "InternalError",
         "InvalidRequestError",
         "KibunError",

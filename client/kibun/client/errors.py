@@ -79,6 +79,17 @@ class InvalidRequestError(KibunError):
     default_reason = "INVALID_REQUEST"
 
 
+class InputError(InvalidRequestError):
+    """A file or an option that names what to analyse cannot be used; the message names it, its line, and what is
+    allowed. Nothing was sent.
+    """
+
+    default_reason = "INVALID_INPUT"
+
+    def __str__(self) -> str:
+        return self.message  # which says it all
+
+
 class NotFoundError(KibunError):
     """Unknown model or conversation."""
 

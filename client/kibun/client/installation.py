@@ -17,6 +17,9 @@ EXTRA_OF = {
     "starlette": "console",
     "uvicorn": "console",
     "websockets": "console",
+    "pandas": "analyze",
+    "pyarrow": "analyze",
+    "pympi": "analyze",
     "grpc_reflection": "server",
     "prometheus_client": "server",
     "safetensors": "server",
@@ -38,6 +41,7 @@ EXTRA_OF = {
 _INCLUDES = {
     "mic": ("cli",),
     "console": ("cli",),
+    "analyze": ("cli",),
     "server": ("cli",),
     "train": ("server", "cli"),
     "tensorboard": ("train", "server", "cli"),

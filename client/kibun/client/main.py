@@ -53,7 +53,10 @@ COMMANDS = {
     ),
     "watch": Command("kibun.client.commands.watch", "watch", "Watch a conversation that others speak into.", "cli"),
     "analyze": Command(
-        "kibun.client.commands.analyze", "analyze", "Analyse files and folders into a table, JSON lines or CSV.", "cli"
+        "kibun.client.commands.analyze",
+        "analyze",
+        "Analyse files and folders into tables, annotations and figures.",
+        "cli",
     ),
     "bridge": Command(
         "kibun.client.commands.bridge", "bridge", "Serve the contract to browsers, as a WebSocket.", "console"

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import os
+import re
 import sys
 import types
 from collections import Counter
@@ -18,7 +19,8 @@ import soundfile
 from rich.cells import cell_len
 
 from kibun.client.commands import mic as mic_module
-from kibun.client.commands.rows import CsvRows, FileStatus, row_without
+from kibun.client.recordings.formats import CsvRows
+from kibun.client.recordings.rows import FileResult, FileStatus, row_without
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
 from tests.support.commands import Kibun
@@ -28,11 +30,12 @@ STUB = ["--loader", "tests.support.stub_model:load", "--vad", "webrtc"]  # the d
 
 
 @pytest.fixture(scope="module", autouse=True)
-def surroundings() -> Iterator[None]:
+def surroundings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Child processes find the stand-in model beside this file; tables are wide enough for whole sentences."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         patch.setenv("COLUMNS", "200")
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -163,7 +166,7 @@ def test_stream_one_channel(kibun: Kibun, target: str, folder: Path) -> None:
         ("[]", "json", "holds no turns"),
         ("SPEAKER x 1 0.0 1.0 <NA>", "rttm", "line 1: 6 fields"),
         ("\nSPEAKER x 1 zero 1.0 <NA> <NA> a <NA> <NA>", "rttm", "line 2: start 'zero'"),
-        ("x", "txt", "turns are read from .json or .rttm"),
+        ("x", "txt", "turns are read from .json, .rttm, .csv"),
     ],
 )
 def test_bad_turns_file_names_the_line(
@@ -443,9 +446,10 @@ def test_csv_holds_names_as_they_are_but_on_a_terminal_escapes() -> None:
         def isatty(self) -> bool:
             return True
 
-    row = row_without(Path("\x1b[31m\n.wav"), FileStatus("failed"))
+    path, failed = Path("\x1b[31m\n.wav"), FileStatus("failed")
+    result = FileResult(path, failed, [row_without(path, failed)])
     for output, name in ((io.StringIO(newline=""), "\x1b[31m\n.wav"), (Terminal(newline=""), "\\x1b[31m\\n.wav")):
-        CsvRows(output).write([row])
+        CsvRows(output).write(result)
         assert [read["file"] for read in csv.DictReader(io.StringIO(output.getvalue(), newline=""))] == [name]
 
 
@@ -456,7 +460,11 @@ def test_a_long_recording_has_a_summary_and_few_rows(kibun: Kibun, target: str, 
     rows = kibun.lines
     assert len(rows) > 50
     assert kibun("analyze", tmp_path / "long.wav", "--server", target) == 0
-    assert f"… {len(rows) - 40} more …" in kibun.out
+    stretches = [line.split() for line in kibun.out.splitlines() if re.match(r" *\d+:\d\d–\d+:\d\d ", line)]
+    assert 6 <= len(stretches) <= 12
+    assert sum(int(stretch[-1]) for stretch in stretches) == len(rows)
+    in_first = [row["valence"] for row in rows if row["start_s"] < 60]
+    assert (stretches[0][0], float(stretches[0][1])) == ("0:00–1:00", pytest.approx(np.mean(in_first), abs=0.06))
     assert f"{len(rows)} utterances: -f csv or -f jsonl has a row for each" in kibun.out
     assert len(kibun.out.splitlines()) < 60
     summary = next(line for line in kibun.out.splitlines() if line.strip().startswith("long.wav ")).split()

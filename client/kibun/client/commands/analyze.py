@@ -1,31 +1,33 @@
-"""`kibun analyze`: files and folders into a table, JSON lines or CSV, a row per utterance."""
+"""`kibun analyze`: files and folders into tables, annotations and figures, a row per utterance, speaker or file."""
 
-import asyncio
 import contextlib
 import enum
-from collections.abc import AsyncIterator, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kibun.client.audio_file import shown
-from kibun.client.client import AsyncClient
-from kibun.client.commands.audio_files import find_audio
 from kibun.client.commands.connection import CaOption, Connection, TlsOption, TokenOption
 from kibun.client.commands.failure import CommandError, UsageError
-from kibun.client.commands.report import MODEL_WARNINGS, note, synthetic_banner
-from kibun.client.commands.rows import CsvRows, FileStatus, JsonRows, Row, Rows, TableRows, row_of, row_without
-from kibun.client.commands.streaming import Audio, channel_note, open_audio, run
-from kibun.client.commands.traits_file import load_traits, match_files
-from kibun.client.errors import AudioFileError, KibunError
-from kibun.client.estimates import Traits
-from kibun.client.events import PersonalityUpdate, StreamWarning, UtteranceResult
-from kibun.client.options import Features
-from kibun.client.pcm import CHUNK_MS
+from kibun.client.commands.report import note, synthetic_banner
+from kibun.client.commands.streaming import open_audio, run
+from kibun.client.commands.table import Tables
+from kibun.client.errors import InputError
+from kibun.client.recordings.analysis import AnalysisOptions, RecordedAudio, Speakers, identity
+from kibun.client.recordings.analysis import analyze as analyze_all
+from kibun.client.recordings.annotations import FilePerRecording, LabelStudioTasks, RttmRows
+from kibun.client.recordings.audio_files import find_audio
+from kibun.client.recordings.formats import CsvRows, JsonRows, ParquetRows, ResultOutput, need
+from kibun.client.recordings.kept import KeptResults, default_folder
+from kibun.client.recordings.plot import Plots
+from kibun.client.recordings.rows import FileResult, RowsBy
+from kibun.client.recordings.traits_file import load_traits, match_files
+from kibun.client.recordings.turns_file import find_turns
 from kibun.client.server_process import ServerProcess
 from kibun.client.standard_streams import silence_libraries
 
@@ -36,6 +38,17 @@ class OutputFormat(enum.StrEnum):
     TABLE = "table"
     JSONL = "jsonl"
     CSV = "csv"
+    TSV = "tsv"
+    PARQUET = "parquet"
+    TEXTGRID = "textgrid"
+    EAF = "eaf"
+    RTTM = "rttm"
+    LABELSTUDIO = "labelstudio"
+
+
+# Which have no rows of speakers or files, and which are a file per recording.
+_ANNOTATIONS = (OutputFormat.TEXTGRID, OutputFormat.EAF, OutputFormat.RTTM, OutputFormat.LABELSTUDIO)
+_SUFFIXES = {OutputFormat.TEXTGRID: ".TextGrid", OutputFormat.EAF: ".eaf"}
 
 
 def analyze(
@@ -45,7 +58,15 @@ def analyze(
     output_format: Annotated[OutputFormat, typer.Option("-f", "--format", help="Form of the output.")] = (
         OutputFormat.TABLE
     ),
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="File to write; default: the terminal.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="File to write; for textgrid and eaf a folder. Default: the terminal."),
+    ] = None,
+    by: Annotated[RowsBy, typer.Option("--by", help="What has a row.")] = RowsBy.UTTERANCE,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw each recording over time: .png, .svg or .pdf."),
+    ] = None,
     model: Annotated[
         str,
         typer.Option("--model", envvar="KIBUN_MODEL", help="Bundle (folder or name) to load, or a model of --server."),
@@ -55,25 +76,38 @@ def analyze(
         typer.Option("--server", "-s", envvar="KIBUN_SERVER", metavar="HOST:PORT", help="Default: start one."),
     ] = "",
     channel: Annotated[int | None, typer.Option(min=1, help="Channel to use; default: the mean of all.")] = None,
+    speakers: Annotated[
+        Speakers, typer.Option("--speakers", help="One in a recording, or one in each of its channels.")
+    ] = Speakers.ONE,
+    turns: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE|FOLDER", help="Who speaks when: rttm, TextGrid, csv or json for all, or one per recording."
+        ),
+    ] = None,
     traits: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Known traits, 1..7: .csv or .jsonl with a row per file (its name) or speaker (its folder).",
+            help="Known traits, 1..7: .csv or .jsonl with a row per file (its name) or speaker (its folder, or as in "
+            "--turns).",
         ),
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Take what earlier runs have analysed; keep what this one does.")
+    ] = False,
     jobs: Annotated[int, typer.Option("-j", "--jobs", min=1, max=64, help="Files at a time.")] = 4,
     token: TokenOption = None,
     tls: TlsOption = False,
     ca: CaOption = None,
 ) -> None:
-    """Analyse files and folders into a table, JSON lines or CSV, a row per utterance.
+    """Analyse files and folders into tables, annotations and figures.
 
-    Each file is a separate conversation with one speaker. One without speech, or that fails, has a row that says so,
-    and the others go on.
+    Each file is a separate conversation, with one speaker unless --speakers or --turns says otherwise. One without
+    speech, or that fails, has a row that says so, and the others go on.
 
     Exit codes: 0 all files were analysed; 1 one failed or was not whole; 2 called wrongly, or nothing to analyse; 130
-    Ctrl-C.
+    Ctrl-C: what was done by then is written, and --resume goes on from there.
     """
     silence_libraries()
     found = find_audio(paths)
@@ -83,19 +117,47 @@ def analyze(
             "analyze needs a model: --model DIR for a bundle, --model demo-tiny to try the software (synthetic, tells "
             "you nothing about real people), or --server HOST:PORT of a server that runs"
         )
+    if speakers is Speakers.CHANNELS and (turns is not None or channel is not None):
+        raise UsageError(
+            f"--speakers channels takes each channel for a speaker: leave out {'--turns' if turns else '--channel'}"
+        )
+    if output_format in _ANNOTATIONS and by is not RowsBy.UTTERANCE:
+        raise UsageError(f"--by {by} has rows for -f table, jsonl, csv, tsv or parquet, not for -f {output_format}")
     for line in found.remarks():
         note(line)
-    known = _traits(traits, files)
-    batch = _Batch(files, channel, jobs, model if server else "", known)
-    with _open_rows(output_format, output) as rows, _server(server, model) as target:
-        run(_analyze(Connection(target, token, tls, ca), batch, rows))
+    options = AnalysisOptions(
+        model=model if server else "",
+        channel=channel,
+        speakers=speakers,
+        turns=None if turns is None else find_turns(turns, files),
+        jobs=jobs,
+        open=_open,
+    )
+    options = _with_traits(options, traits, files)
+    with _open_output(output_format, output, by, plot, files) as written, _server(server, model) as target:
+        batch = _Batch(files, options, written, resume, "" if server else model)
+        run(_analyze(Connection(target, token, tls, ca), batch))
 
 
-def _traits(path: Path | None, files: list[Path]) -> dict[Path, Traits]:
-    """Known traits by file; warns of rows that match no file, as a misspelt name would otherwise go unnoticed."""
+def _open(path: Path, channel: int | None) -> RecordedAudio:
+    try:
+        return open_audio(path, channel)
+    except CommandError as error:  # of a pipe
+        raise InputError(str(error)) from error
+
+
+def _with_traits(options: AnalysisOptions, path: Path | None, files: list[Path]) -> AnalysisOptions:
+    """Known traits; warns of rows that match no file, as a misspelt name would otherwise go unnoticed."""
     if path is None:
-        return {}
+        return options
     traits = load_traits(path, ("file", "path", "speaker", "participant"))
+    several = options.turns is not None or options.speakers is Speakers.CHANNELS
+    if several:
+        if options.turns is not None:
+            speakers = {turn.participant_id for turns in options.turns.values() for turn in turns}
+            if not speakers & traits.keys():
+                raise UsageError(f"{shown(path)}: none of its {len(traits)} rows is about a speaker of --turns")
+        return replace(options, traits_of_participant=traits)
     matched = match_files(files, traits)
     if not matched:
         raise UsageError(
@@ -104,129 +166,85 @@ def _traits(path: Path | None, files: list[Path]) -> dict[Path, Traits]:
         )
     if without := [shown(file) for file in files if file not in matched]:
         note(f"{shown(path)} has no traits for {len(without)} of {len(files)} files, {without[0]} first")
-    return matched
-
-
-@dataclass(frozen=True)
-class _Batch:
-    files: list[Path]
-    channel: int | None
-    jobs: int
-    model: str
-    traits: Mapping[Path, Traits]
+    return replace(options, traits=matched)
 
 
 @dataclass
-class _Outcome:
-    """What became of one file: its rows, of which there is always one, and what to say about it."""
+class _Batch:
+    """One run: what is to be analysed, where it goes, and what has become of it so far."""
 
-    path: Path
-    rows: list[Row] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    # What is true of the model, and so the same for every file.
-    model_notes: list[str] = field(default_factory=list)
-    # Why the file failed, or what of it is missing.
-    problem: str = ""
+    files: list[Path]
+    options: AnalysisOptions
+    output: list[ResultOutput]
+    resume: bool
+    # The bundle of a server that was started for this run.
+    bundle: str
+    done: list[FileResult] = field(default_factory=list)
+
+    @property
+    def problems(self) -> list[FileResult]:
+        return [result for result in self.done if result.problem]
 
 
-async def _analyze(connection: Connection, batch: _Batch, rows: Rows) -> None:
+async def _analyze(connection: Connection, batch: _Batch) -> None:
     console = Console(stderr=True)
-    problems: list[_Outcome] = []
-    shown_before: set[str] = set()
+    told: set[str] = set()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     async with connection.client() as client:
         info = await client.service_info()  # fails early if the server cannot be used
-        if banner := synthetic_banner(info, batch.model):
+        if banner := synthetic_banner(info, batch.options.model):
             console.print(f"[yellow]{banner}[/]", soft_wrap=True)
+        kept = KeptResults(default_folder(), identity(info, batch.options.model, batch.bundle), reuse=batch.resume)
         with (
             Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
             contextlib.ExitStack() as at_the_end,
         ):
             # Also where Ctrl-C ends it: what is there is shown.
-            at_the_end.callback(rows.finish)
+            for output in batch.output:
+                at_the_end.callback(output.finish)
             task = progress.add_task("files", total=len(batch.files))
-            async for outcome in _outcomes(client, batch):
-                rows.write(outcome.rows)
-                notes = [f"{shown(outcome.path)}: {text}" for text in outcome.notes]
-                for text in [*(text for text in outcome.model_notes if text not in shown_before), *notes]:
+
+            def on_result(result: FileResult) -> None:
+                batch.done.append(result)
+                for output in batch.output:
+                    output.write(result)
+                notes = [f"{shown(result.path)}: {text}" for text in result.notes]
+                for text in [*(text for text in result.model_notes if text not in told), *notes]:
                     note(text, console)
-                shown_before.update(outcome.model_notes)
-                if outcome.problem:
-                    problems.append(outcome)
+                told.update(result.model_notes)
                 progress.advance(task)
+
+            try:
+                await analyze_all(client, batch.files, batch.options, kept, on_result)
+            except BaseException:
+                progress.stop()
+                _tell_how_to_go_on(batch, kept, console)
+                raise
             progress.stop()
-    if problems:
-        lines = "\n".join(f"  {shown(outcome.path)}: {outcome.problem}" for outcome in problems)
+    _close(batch, kept, console)
+
+
+def _close(batch: _Batch, kept: KeptResults, console: Console) -> None:
+    """Says what failed and what was not done anew."""
+    if earlier := sum(result.kept for result in batch.done):
+        note(f"{earlier} of {len(batch.files)} files had been analysed before", console)
+    if batch.resume and kept.problem:
+        note(f"what was analysed could not be kept for --resume: {kept.problem}", console)
+    if not batch.problems and not batch.resume:
+        kept.forget()
+    if problems := batch.problems:
+        lines = "\n".join(f"  {shown(result.path)}: {result.problem}" for result in problems)
         raise CommandError(f"{len(problems)} of {len(batch.files)} files failed or are not whole:\n{lines}")
 
 
-async def _outcomes(client: AsyncClient, batch: _Batch) -> AsyncIterator[_Outcome]:
-    """Outcomes in the order of the files, `jobs` of them at work at a time."""
-    gate = asyncio.Semaphore(batch.jobs)
-
-    async def one(path: Path) -> _Outcome:
-        async with gate:
-            return await _analyze_file(client, path, batch)
-
-    async with asyncio.TaskGroup() as group:
-        for task in [group.create_task(one(path)) for path in batch.files]:
-            yield await task
-
-
-async def _analyze_file(client: AsyncClient, path: Path, batch: _Batch) -> _Outcome:
-    outcome = _Outcome(path)
-    try:
-        audio = open_audio(path, batch.channel)
-        await _stream(client, audio, batch, outcome)
-    except AudioFileError as error:
-        _fail(outcome, error.problem, error.reason)
-    except KibunError as error:
-        _fail(outcome, str(error), error.reason, error.message)
-    except (CommandError, OSError) as error:
-        _fail(outcome, str(error), "FILE_UNREADABLE")
-    return outcome
-
-
-def _fail(outcome: _Outcome, problem: str, reason: str, message: str = "") -> None:
-    outcome.problem = problem
-    outcome.rows = [row_without(outcome.path, FileStatus("failed", reason, message or problem))]
-
-
-async def _stream(client: AsyncClient, audio: Audio, batch: _Batch, outcome: _Outcome) -> None:
-    """Fills the outcome from one conversation of one turn."""
-    finals: list[UtteranceResult] = []
-    updates: list[PersonalityUpdate] = []
-    conversation = client.conversation()
-    async with conversation.turn(
-        sample_rate_hz=audio.sample_rate_hz,
-        encoding=audio.encoding,
-        features=Features(eager_finals=False),  # nobody waits for the end of an utterance
-        model=batch.model,
-        given_personality=batch.traits.get(audio.path),
-    ) as turn:
-        turn.feed(audio.chunks(CHUNK_MS))
-        async for event in turn:
-            match event:
-                case UtteranceResult(is_final=True):
-                    finals.append(event)
-                case PersonalityUpdate():
-                    updates.append(event)
-                case StreamWarning():
-                    notes = outcome.model_notes if event.reason in MODEL_WARNINGS else outcome.notes
-                    notes.append(f"{event.reason}: {event.message}")
-    await conversation.delete(allow_missing=True)
-    status = FileStatus("ok")
-    if audio.incomplete:
-        outcome.problem = f"{audio.incomplete}; the rest was analysed"
-        status = FileStatus("incomplete", "FILE_INCOMPLETE", audio.incomplete)
-    elif not finals:
-        status = FileStatus("no_speech", "NO_SPEECH", "no utterance was found")
-    if text := channel_note(audio):
-        outcome.notes.append(text)
-    outcome.rows = [
-        row_of(audio.path, status, final, updates[index] if index < len(updates) else None, turn.started)
-        for index, final in enumerate(finals)
-    ] or [row_without(audio.path, status, turn.started)]
+def _tell_how_to_go_on(batch: _Batch, kept: KeptResults, console: Console) -> None:
+    """After Ctrl-C, or an error that ended the run."""
+    text = f"stopped: {len(batch.done)} of {len(batch.files)} files are done and written"
+    if kept.problem:
+        text += f"; they cannot be kept for --resume: {kept.problem}"
+    elif batch.done:
+        text += "; to go on, run the same command with --resume" if not batch.resume else "; run it again to go on"
+    note(text, console)
 
 
 @contextlib.contextmanager
@@ -242,7 +260,29 @@ def _server(server: str, model: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _open_rows(output_format: OutputFormat, path: Path | None) -> Iterator[Rows]:
+def _open_output(
+    kind: OutputFormat, path: Path | None, by: RowsBy, plot: Path | None, files: list[Path]
+) -> Iterator[list[ResultOutput]]:
+    """Where results go. All that is wrong with it is found here, before anything is sent."""
+    outputs: list[ResultOutput] = []
+    if plot is not None:
+        need("--plot", "matplotlib")
+        outputs.append(Plots(plot, files))
+    if kind in _SUFFIXES:
+        need(f"-f {kind}", "pympi")
+        if path is None:
+            raise UsageError(f"-f {kind} writes a file per recording: name a folder for them with -o FOLDER")
+        per_recording = FilePerRecording(path, _SUFFIXES[kind], files)
+        yield [per_recording, Tables(None, RowsBy.SPEAKER), *outputs]
+        return
+    if kind is OutputFormat.PARQUET:
+        need("-f parquet", "pandas", "pyarrow")
+        if path is None:
+            raise UsageError("-f parquet is not for a terminal: name a file with -o FILE")
+        if not path.parent.is_dir():
+            raise UsageError(f"cannot write {shown(path)}: name a file in a folder that exists")
+        yield [ParquetRows(path, by), *outputs]
+        return
     with contextlib.ExitStack() as stack:
         file = None
         if path is not None:
@@ -252,10 +292,20 @@ def _open_rows(output_format: OutputFormat, path: Path | None) -> Iterator[Rows]
                 raise UsageError(
                     f"cannot write {shown(path)}: {error.strerror}: name a file in a folder that exists"
                 ) from None
-        match output_format:
-            case OutputFormat.TABLE:
-                yield TableRows(file)
-            case OutputFormat.JSONL:
-                yield JsonRows(file)
-            case OutputFormat.CSV:
-                yield CsvRows(file)
+        yield [_of_text(kind, file, by), *outputs]
+
+
+def _of_text(kind: OutputFormat, file: TextIO | None, by: RowsBy) -> ResultOutput:
+    match kind:
+        case OutputFormat.JSONL:
+            return JsonRows(file, by)
+        case OutputFormat.CSV:
+            return CsvRows(file, by)
+        case OutputFormat.TSV:
+            return CsvRows(file, by, "\t")
+        case OutputFormat.RTTM:
+            return RttmRows(file)
+        case OutputFormat.LABELSTUDIO:
+            return LabelStudioTasks(file)
+        case _:
+            return Tables(file, by)

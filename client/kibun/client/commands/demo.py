@@ -11,7 +11,7 @@ from kibun.client.audio_file import AudioFile
 from kibun.client.commands.connection import Connection, JsonOption
 from kibun.client.commands.report import SYNTHETIC_BANNER, JsonLines, LiveTable, summary_table
 from kibun.client.commands.streaming import StreamingOptions, stream_turns
-from kibun.client.commands.turns_file import load_turns
+from kibun.client.recordings.turns_file import load_turns
 from kibun.client.resources import ConversationState
 from kibun.client.server_process import ServerProcess
 

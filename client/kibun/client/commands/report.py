@@ -1,8 +1,7 @@
 """What commands show: a live table of utterances, a summary per participant, or JSON lines."""
 
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TextIO
 
@@ -22,11 +21,11 @@ from kibun.client.events import (
     StreamWarning,
     UtteranceResult,
 )
+from kibun.client.recordings.analysis import MODEL_WARNINGS
+from kibun.client.recordings.formats import print_json
 from kibun.client.resources import ConversationState, ParticipantState, ServiceInfo
 
 SYNTHETIC_BANNER = "synthetic model: tells you nothing about real people"
-# Warnings that are true of a model, and so the same in every stream.
-MODEL_WARNINGS = ("MODEL_UNTRAINED", "EMOTION_UNSUPPORTED", "PERSONALITY_UNSUPPORTED", "GIVEN_PERSONALITY_UNUSED")
 # What the tables of utterances need.
 _TABLE_WIDTH = 80
 # Heading, rules, legend and banner of the table, and the line above it.
@@ -49,12 +48,6 @@ class JsonLines:
         values = MessageToDict(message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True)
         ordered = {field.name: values[field.name] for field in message.DESCRIPTOR.fields if field.name in values}
         print_json(ordered, self._output)
-
-
-def print_json(values: Mapping[str, object], output: TextIO) -> None:
-    """Prints one line; where the output is not UTF-8, in ASCII."""
-    is_utf8 = (output.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(values, ensure_ascii=not is_utf8), file=output, flush=True)
 
 
 class LiveTable:
@@ -134,9 +127,9 @@ def note(text: str, console: Console | None = None) -> None:
     (console or Console(stderr=True)).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def compact_table(**options: Any) -> Table:
-    """A table that fits ten columns of numbers into 80 characters."""
-    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), **options)
+def compact_table(gap: int = 2, **options: Any) -> Table:
+    """A table that fits ten columns of numbers into 80 characters; gap: characters between them, 1 or 2."""
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0), **options)
 
 
 def widen(console: Console) -> None:

@@ -34,17 +34,17 @@ from kibun.client.commands.streaming import (
     Interruption,
     Sink,
     StreamingOptions,
-    channel_note,
     open_audio,
     run,
     stream_turns,
 )
-from kibun.client.commands.traits_file import SUFFIXES, load_traits, parse_traits
-from kibun.client.commands.turns_file import TurnSpan, load_turns
 from kibun.client.errors import AudioFileError
 from kibun.client.estimates import Traits
 from kibun.client.options import Encoding, Features
 from kibun.client.pcm import CHUNK_MS
+from kibun.client.recordings.analysis import channel_note
+from kibun.client.recordings.traits_file import SUFFIXES, load_traits, parse_traits
+from kibun.client.recordings.turns_file import TurnSpan, load_turns
 from kibun.client.standard_streams import silence_libraries
 
 
@@ -54,7 +54,7 @@ def stream(
     ],
     server: ServerOption = DEFAULT_SERVER,
     turns: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Who speaks when, in one FILE: .json or .rttm.")
+        Path | None, typer.Option(metavar="FILE", help="Who speaks when, in one FILE: json, rttm, csv, TextGrid.")
     ] = None,
     conversation: Annotated[str, typer.Option(help="Conversation to continue; default: a new one.")] = "",
     participant: Annotated[str, typer.Option(help="Participant id, unless --turns gives it.")] = "user",

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 from kibun.client.audio_file import AudioFile
 from kibun.client.client import AsyncConversation
 from kibun.client.commands.pipe import PipedAudio, RawSamples, is_pipe
-from kibun.client.commands.turns_file import TurnSpan
 from kibun.client.errors import KibunError
 from kibun.client.estimates import Traits
 from kibun.client.events import Event
 from kibun.client.options import Features
 from kibun.client.pcm import CHUNK_MS
+from kibun.client.recordings.turns_file import TurnSpan
 from kibun.client.turn import AsyncTurn
 
 if TYPE_CHECKING:
@@ -31,26 +31,6 @@ INTERRUPTED = 130  # exit code, as of shells
 def open_audio(path: Path, channel: int | None = None, raw: RawSamples | None = None) -> Audio:
     """A file or a pipe; of one that was cut off or damaged, what is there. Raises AudioFileError, UsageError."""
     return PipedAudio(path, raw, channel) if is_pipe(path) else AudioFile(path, channel=channel, allow_incomplete=True)
-
-
-def channel_note(audio: Audio) -> str:
-    """What to know about the channels of a recording whose mean is sent, "" if nothing."""
-    if audio.channels == 1 or audio.channel is not None:
-        return ""
-    compared = audio.comparison
-    if compared.differ:
-        return (
-            f"its {audio.channels} channels differ, as where each speaker has one: their mean is sent; --channel 1 "
-            "sends one alone"
-        )
-    if compared.silent:
-        silent = ", ".join(str(number) for number in compared.silent[:8])
-        sounding = next(n for n in range(1, audio.channels + 1) if n not in compared.silent)
-        return (
-            f"of its {audio.channels} channels {silent} {'is' if len(compared.silent) == 1 else 'are'} silent: their "
-            f"mean is sent, at a lower level; --channel {sounding} sends one alone"
-        )
-    return ""
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kibun.client.audio_file import shown
-from kibun.client.commands.failure import UsageError
+from kibun.client.errors import InputError
 from kibun.client.estimates import TRAIT_MAX, TRAIT_MIN, TRAITS, Traits
 
 SUFFIXES = (".csv", ".jsonl")
@@ -20,10 +20,10 @@ _SCALE = f"{TRAIT_MIN:g} to {TRAIT_MAX:g}"
 
 
 def parse_traits(text: str) -> Traits:
-    """Traits from "O,C,E,A,N". Raises UsageError."""
+    """Traits from "O,C,E,A,N". Raises InputError."""
     values = text.split(",")
     if len(values) != len(TRAITS):
-        raise UsageError(
+        raise InputError(
             f"--traits {text!r}: five numbers {_SCALE} are expected, as in 4.5,5,3,6,2 ({', '.join(TRAITS)}), or the "
             f"name of a {' or '.join(SUFFIXES)} file"
         )
@@ -31,18 +31,18 @@ def parse_traits(text: str) -> Traits:
 
 
 def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
-    """Traits by owner, in the order of the file. Raises UsageError naming line and field.
+    """Traits by owner, in the order of the file. Raises InputError naming line and field.
 
     `keys`: names of the column that names the person or file; the first that a row has counts.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")  # spreadsheets write a byte order mark
     except FileNotFoundError:
-        raise UsageError(f"no such file: {shown(path)}") from None
+        raise InputError(f"no such file: {shown(path)}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{shown(path)} cannot be read as text: give a .csv or .jsonl file ({error})") from error
+        raise InputError(f"{shown(path)} cannot be read as text: give a .csv or .jsonl file ({error})") from error
     if path.suffix.lower() not in SUFFIXES:
-        raise UsageError(
+        raise InputError(
             f"{shown(path)}: traits are read from .csv or .jsonl, not from {path.suffix or 'a file without suffix'}"
         )
     rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _json_rows(path, text)
@@ -51,12 +51,12 @@ def load_traits(path: Path, keys: Sequence[str]) -> dict[str, Traits]:
         where = f"{shown(path)}, line {line}"
         key = next((str(row[name]).strip() for name in keys if row.get(name) not in (None, "")), None)
         if key is None:
-            raise UsageError(f"{where}: the row does not name whose traits these are: {' or '.join(keys)} is expected")
+            raise InputError(f"{where}: the row does not name whose traits these are: {' or '.join(keys)} is expected")
         if key in found:
-            raise UsageError(f"{where}: {key!r} already has traits, from an earlier line: keep one of the two")
+            raise InputError(f"{where}: {key!r} already has traits, from an earlier line: keep one of the two")
         found[key] = Traits(*(_number(where, name, row.get(name)) for name in TRAITS))
     if not found:
-        raise UsageError(f"{shown(path)} holds no traits")
+        raise InputError(f"{shown(path)} holds no traits")
     return found
 
 
@@ -84,7 +84,7 @@ def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     reader = csv.DictReader(text.splitlines())
     header = [name.strip().lower() for name in reader.fieldnames or ()]
     if missing := [name for name in TRAITS if name not in header]:
-        raise UsageError(
+        raise InputError(
             f"{shown(path)}, line 1: no column {', '.join(missing)}: the five traits, and whose they are, are expected"
         )
     reader.fieldnames = header
@@ -99,9 +99,9 @@ def _json_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]
         try:
             row = json.loads(content)
         except json.JSONDecodeError as error:
-            raise UsageError(f"{shown(path)}, line {line}: invalid JSON: {error.msg}") from error
+            raise InputError(f"{shown(path)}, line {line}: invalid JSON: {error.msg}") from error
         if not isinstance(row, dict):
-            raise UsageError(f"{shown(path)}, line {line}: an object is expected, one per line")
+            raise InputError(f"{shown(path)}, line {line}: an object is expected, one per line")
         yield line, row
 
 
@@ -111,5 +111,5 @@ def _number(where: str, name: str, value: Any) -> float:
     except (TypeError, ValueError):
         number = float("nan")
     if not TRAIT_MIN <= number <= TRAIT_MAX:  # also refuses NaN
-        raise UsageError(f"{where}: {name} must be a number {_SCALE} (TIPI scale), not {value!r}")
+        raise InputError(f"{where}: {name} must be a number {_SCALE} (TIPI scale), not {value!r}")
     return number

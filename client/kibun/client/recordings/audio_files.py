@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kibun.client.audio_file import shown
-from kibun.client.commands.failure import UsageError
+from kibun.client.errors import InputError
 
 # Tried, as libsndfile reads them.
 _READABLE = (
@@ -50,7 +50,7 @@ class Found:
 def find_audio(paths: Sequence[Path]) -> Found:
     """Files as named, and all audio files below folders, in order of their names; links are followed.
 
-    Raises UsageError where nothing is found.
+    Raises InputError where nothing is found.
     """
     found = Found()
     seen: set[tuple[int, int]] = set()
@@ -64,7 +64,7 @@ def find_audio(paths: Sequence[Path]) -> Found:
         problem = (
             f"no such file or folder: {shown(missing[0])}" if missing else f"no audio in {shown(paths[0])} or below it"
         )
-        raise UsageError("; ".join([problem, *found.remarks()]))
+        raise InputError("; ".join([problem, *found.remarks()]))
     return found
 
 
