@@ -1,7 +1,7 @@
 """A client that watches a conversation, without the SDK."""
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import grpc
@@ -43,19 +43,21 @@ class Viewer:
     async def until(self, kind: str, **marks: Any) -> pb.WatchConversationResponse:
         """The first response of this kind, of the watch or of what was said, with these values of its own fields."""
 
-        def found() -> pb.WatchConversationResponse | None:
-            return next(
-                (r for r in self.responses if kind_of(r) == kind and all(getattr(r, m) == v for m, v in marks.items())),
-                None,
-            )
+        def found() -> list[pb.WatchConversationResponse]:
+            alike = [r for r in self.responses if kind_of(r) == kind]
+            return [r for r in alike if all(getattr(r, mark) == value for mark, value in marks.items())]
 
+        await self.when(lambda: bool(found()))
+        return found()[0]
+
+    async def when(self, arrived: Callable[[], bool]) -> None:
+        """Returns once `arrived` is true of the responses."""
         async with asyncio.timeout(20), self._more:
-            while (response := found()) is None:
+            while not arrived():
                 if self._reading.done():
                     self._reading.result()
-                    raise AssertionError(f"no {kind} before the end: {[kind_of(r) for r in self.responses]}")
+                    raise AssertionError(f"that did not come before the end: {[kind_of(r) for r in self.responses]}")
                 await self._more.wait()
-        return response
 
     async def ended(self) -> list[pb.WatchConversationResponse]:
         """All responses, once the call has ended; raises its error."""

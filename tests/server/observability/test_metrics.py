@@ -114,6 +114,14 @@ def test_a_call_ends_once() -> None:
     assert counted.value == 1
 
 
+def test_watches_are_counted_beside_streams() -> None:
+    telemetry = Telemetry()
+    call = telemetry.begin("WatchConversation", "request-1")
+    assert [shown(telemetry.metrics)(f"kibun_open_{kind}") for kind in ("watches", "streams")] == [1, 0]
+    call.end("OK")
+    assert shown(telemetry.metrics)("kibun_open_watches") == 0
+
+
 async def test_questions_that_the_store_does_not_answer_are_counted() -> None:
     resilient = pytest.importorskip(
         "kibun.server.conversation.resilient_store", reason="needs the extra redis", exc_type=ImportError

@@ -28,7 +28,7 @@ from kibun.server.api.quota import Account, Quotas
 from kibun.server.api.status import status_of
 from kibun.server.errors import Failure, Kind, invalid
 from kibun.server.inference.backend import BackendError
-from kibun.server.observability.telemetry import CallTelemetry, Telemetry
+from kibun.server.observability.telemetry import WATCH, CallTelemetry, Telemetry
 
 MAX_METADATA_BYTES = 16_384
 MAX_METADATA_ENTRIES = 64
@@ -36,7 +36,6 @@ ENTRY_OVERHEAD_BYTES = 32
 MAX_HONEST_BYTES = 131_072  # gRPC lets no peer that acknowledges SETTINGS send more than its 65,536 and one entry
 MAX_HONEST_ENTRIES = MAX_HONEST_BYTES // ENTRY_OVERHEAD_BYTES + 1
 STREAMS = ("StreamingAnalyze", "Analyze")  # methods that count as a stream
-WATCH = "WatchConversation"  # the method that is counted beside them
 _PSEUDONYM = "certificate-"  # begins the tenants of certificates whose own name cannot be a tenant's
 
 Context: TypeAlias = grpc.aio.ServicerContext

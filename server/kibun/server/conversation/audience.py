@@ -52,7 +52,7 @@ class Notice:
 
 
 class Relay(Protocol):
-    """The way to the watchers on other servers. Nothing but `listen` waits."""
+    """The way to the watchers on other servers. Nothing but `listen` and `close` waits."""
 
     def wanted(self, key: Key) -> bool:
         """Whether the conversation is watched on another server, as far as is known."""
@@ -65,6 +65,9 @@ class Relay(Protocol):
 
     def ignore(self, key: Key) -> None:
         """Ends what `listen` began."""
+
+    async def close(self) -> None:
+        """Passes on what is still waiting, if that is possible at once."""
 
 
 class Watcher:
@@ -80,8 +83,10 @@ class Watcher:
         if notice.kind in ("interim", "aside") and len(waiting) >= MAX_ASIDES:
             return
         if len(waiting) >= MAX_WAITING:
+            told = next((n for n in reversed(waiting) if n.reason.startswith("OTHER_SERVERS")), None)
             waiting.clear()
             waiting.append(Notice("missed", reason="SLOW_WATCHER"))
+            waiting.extend([told] if told else [])
         waiting.append(notice)
         self._something.set()
 

@@ -32,6 +32,7 @@ async def open_store(
         return MemoryStore(tenant_conversations=tenant_conversations)
     try:
         from kibun.server.conversation.redis_connection import Address, AddressError, CannotConnect, RedisConnection
+        from kibun.server.conversation.redis_relay import RedisRelay
         from kibun.server.conversation.redis_store import RedisStore
         from kibun.server.conversation.resilient_store import ResilientStore
     except ModuleNotFoundError as error:
@@ -52,4 +53,7 @@ async def open_store(
     except CannotConnect as error:
         await connection.close()
         raise StartError(f"--store: {error}") from None
-    return ResilientStore(store, on_error=on_error)
+    resilient = ResilientStore(store, on_error=on_error)
+    resilient.audience.relay = relay = RedisRelay(connection, resilient.audience)
+    relay.start()
+    return resilient

@@ -12,14 +12,14 @@ import logging
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
@@ -136,6 +136,24 @@ class Script:
         self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
 
 
+class Subscription:
+    """A connection of its own, on which arrives what others publish."""
+
+    def __init__(self, connection: AbstractConnection) -> None:
+        self._connection = connection
+
+    async def send(self, *words: str) -> None:
+        """Sends SUBSCRIBE, UNSUBSCRIBE or PING, whose answers arrive as messages. Raises as `RedisConnection.call`."""
+        async with _translated(TIMEOUT_S):
+            await self._connection.send_command(*words)
+
+    async def receive(self, within_s: float) -> list[Any] | None:
+        """The next message; None if none arrives in that time. Raises as `RedisConnection.call`."""
+        async with _translated(None):
+            answer: list[Any] | None = await self._connection.read_response(timeout=within_s)
+            return answer
+
+
 class RedisConnection:
     """Sends commands to one server, each with a timeout, over at most MAX_CONNECTIONS connections."""
 
@@ -196,6 +214,20 @@ class RedisConnection:
             except NoScriptError:  # the server was restarted
                 return await self.execute("EVAL", script.source, 1, key, *arguments)
 
+    @asynccontextmanager
+    async def subscription(self) -> AsyncIterator[Subscription]:
+        """A new connection for what others publish. Raises as `call` does."""
+        make: Callable[[], AbstractConnection] = self._client.connection_pool.make_connection
+        connection = make()
+        try:
+            async with _translated(TIMEOUT_S):
+                connect: Callable[[], Awaitable[None]] = connection.connect
+                await connect()
+            yield Subscription(connection)
+        finally:
+            with suppress(RedisError, OSError, TimeoutError):
+                await connection.disconnect(nowait=True)
+
     async def close(self) -> None:
         await self._client.aclose()
         await self._client.connection_pool.disconnect()
@@ -204,12 +236,19 @@ class RedisConnection:
     async def _answer(self) -> AsyncIterator[None]:
         """Limits and measures the time of an answer, and translates errors."""
         begin = self._monotonic()
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                yield
-        except (RedisError, OSError, TimeoutError) as error:
-            raise _failure(error) from error
+        async with _translated(TIMEOUT_S):
+            yield
         self.on_answer(self._monotonic() - begin)
+
+
+@asynccontextmanager
+async def _translated(within_s: float | None) -> AsyncIterator[None]:
+    """Limits the time of an answer, and translates errors."""
+    try:
+        async with asyncio.timeout(within_s):
+            yield
+    except (RedisError, OSError, TimeoutError) as error:
+        raise _failure(error) from error
 
 
 def _failure(error: Exception) -> Failure | WrongType:

@@ -121,6 +121,8 @@ class ResilientStore:
         """Tries once more to store the backlog."""
         if self._probing is not None:
             self._probing.cancel()
+        if self.audience.relay is not None:
+            await self.audience.relay.close()
         with suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(LAST_TRY_S):
                 await self._catch_up_all()

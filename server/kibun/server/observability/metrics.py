@@ -56,6 +56,7 @@ class Metrics:
 
         Info("kibun_build", "The server's version.", registry=registry).info({"version": __version__})
         self.open_streams = Gauge("kibun_open_streams", "Streams that are open.", registry=registry)
+        self.open_watches = Gauge("kibun_open_watches", "Watches of conversations that are open.", registry=registry)
         text = "Streams and other calls that ended; the reason is empty where all went well."
         self._calls = Counter("kibun_calls_ended", text, ("method", "code", "reason"), registry=registry)
         text = "Calls turned away before any audio: no valid token, a limit reached, or not ready."

@@ -29,7 +29,7 @@ METHODS = (
 )
 OTHER_METHOD = "Other"
 REFUSALS = ("UNAUTHENTICATED", "RESOURCE_EXHAUSTED", "UNAVAILABLE")  # when they come before any audio
-STREAM = METHODS[0]
+STREAM, WATCH = METHODS[0], METHODS[-1]
 LATELY = 3  # looks at the event loop, 1.5 s
 
 log = logging.getLogger(__name__)
@@ -192,6 +192,8 @@ class Telemetry:
         call = CallTelemetry(self.metrics, method, request_id, on_end=self._ended)
         if method == STREAM:
             self.metrics.open_streams.inc()
+        elif method == WATCH:
+            self.metrics.open_watches.inc()
         return call
 
     def trace(self, call: CallTelemetry, parent: str | None) -> None:
@@ -227,6 +229,8 @@ class Telemetry:
         self._traced.pop(call.request_id, None)
         if call.method == STREAM:
             self.metrics.open_streams.dec()
+        elif call.method == WATCH:
+            self.metrics.open_watches.dec()
 
 
 def traces_wanted() -> bool:
