@@ -14,8 +14,8 @@ from kibun.bench.support.speech_like import lay_out
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
 
-#: A server's that does not start, and the reason of an end.
-NO_ERRORS = {"LOAD_FAILED", "HALF_CLOSE"}
+#: A server's that does not start, and the reasons of an end and of a gap.
+NO_ERRORS = {"LOAD_FAILED", "HALF_CLOSE", "DELETED", "OTHER_SERVERS_LOST"}
 
 
 def test_every_reason_that_tests_meet_is_in_the_table_of_errors() -> None:
