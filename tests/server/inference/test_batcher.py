@@ -597,6 +597,23 @@ def test_costs_are_known_before_any_stream_comes() -> None:
     assert cost.per_batch_s == pytest.approx(0.2, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("slot_s", "took_s", "cost_s"), [(0.8, 0.5, 0.8), (0.8, 1.0, 1.0)], ids=["other slots helped", "it waited as well"]
+)
+async def test_a_batch_costs_what_it_kept_of_the_slots(slot_s: float, took_s: float, cost_s: float) -> None:
+    clock, cost = Clock(), CostModel()
+
+    class Helped(FakeBackend):
+        async def infer(self, jobs: Sequence[Job]) -> Outcomes:
+            clock.now += took_s
+            return Outcomes([Analysis(np.zeros(4, np.float16))], slot_s)
+
+    batcher = Batcher(Helped(), clock=clock, cost=cost)
+    for label in range(3):
+        await ask(batcher, label, s=1.0)
+    assert cost.expect(1.0) == pytest.approx(cost_s)
+
+
 async def test_streams_count_before_they_speak_and_silent_ones_count_less_and_less() -> None:
     clock = Clock()
     batcher = Batcher(FakeBackend(slots=2), clock=clock, cost=costing(0.19, 0.0), target_delay_s=1.5)

@@ -86,10 +86,10 @@ class Outcomes(list[Analysis | BackendError]):
     """What became of a batch: an entry per job, in order; a job that failed has an error as its entry."""
 
     def __init__(self, entries: Iterable[Analysis | BackendError], slot_s: float) -> None:
-        """slot_s: seconds of one of the backend's slots that the batch cost.
+        """slot_s: seconds that the batch would have kept one of the backend's slots busy.
 
-        That is what shows how much more the backend can carry; the time until the answer does not, where slots that
-        have nothing to do help the others.
+        More than the time until the answer where slots that had nothing to do helped: that time alone does not tell how
+        much the backend can carry.
         """
         super().__init__(entries)
         self.slot_s = slot_s

@@ -371,7 +371,8 @@ class Batcher:
         outcomes = await self._backend.infer([ticket.job for ticket in batch])
         answered = self._clock()
         if not any(isinstance(outcome, BackendError) for outcome in outcomes):
-            self._cost.observe(_seconds(batch), outcomes.slot_s)
+            # The slot was taken until the answer was here, and others may have been too, who helped.
+            self._cost.observe(_seconds(batch), max(answered - began, outcomes.slot_s))
         self._telemetry.ran([(t.stream_id, t.urgency, t.queued) for t in batch], began, answered)
         return outcomes
 
