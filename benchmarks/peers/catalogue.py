@@ -46,8 +46,8 @@ PEERS = {
             None,
             # Its generated voices are whole utterances to this detector.
             "{python} -m kibun.client.main serve --model {bundle} --port {port} --allow-untrained --vad webrtc {bound}",
-            kept=Settings(),
-            tried=(Settings(shed=0.5), Settings(shed=0.25)),
+            kept=Settings(shed=0.5),
+            tried=(Settings(), Settings(shed=0.25)),
             sheds="--target-delay, s of predicted wait; None: kibun's default",
         ),
         Peer(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kibun.models.crew import Crew, busy_s, help_now, share
+from kibun.models.crew import Crew, help_now, helped_s, share
 
 SOON_S = 30.0
 
@@ -55,7 +55,7 @@ def test_outside_of_a_crew_there_is_no_help() -> None:
     threads: list[int] = []
     share([lambda: threads.append(threading.get_ident())] * 3)
     assert threads == [threading.get_ident()] * 3
-    assert (help_now(), busy_s()) == (1, 0.0)
+    assert (help_now(), helped_s()) == (1, None)
 
 
 def test_help_is_shared_by_those_who_lead() -> None:
@@ -112,11 +112,18 @@ def test_an_error_of_a_piece_is_its_leader_s_and_the_crew_goes_on() -> None:
     assert computed[4:] == [2, 2]
 
 
-def test_the_work_of_helpers_counts() -> None:
+def test_the_time_of_helpers_counts() -> None:
+    def helped() -> float | None:
+        together = threading.Barrier(2)
+        share([lambda: [together.wait(SOON_S), time.sleep(0.05)]] * 2)  # type: ignore[list-item, func-returns-value]
+        return helped_s()
+
+    def alone() -> float | None:
+        share([lambda: time.sleep(0.01)])
+        return helped_s()
+
     crew = Crew(2)
-
-    def lead() -> float:
-        share([lambda: time.sleep(0.05)] * 4)
-        return busy_s()
-
-    assert led(crew, lead).result(SOON_S) >= 0.2  # type: ignore[operator]
+    took_s = led(crew, helped).result(SOON_S)
+    assert isinstance(took_s, float)
+    assert took_s >= 0.1
+    assert led(crew, alone).result(SOON_S) is None

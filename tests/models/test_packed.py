@@ -19,8 +19,8 @@ from kibun.models.frames import Frames
 from kibun.models.model import KibunModel
 from kibun.models.packed import (
     HEIGHTS,
-    MOST_WASTE,
     TILE_ROWS,
+    WASTE,
     HeadLinear,
     Packed,
     PackedLinear,
@@ -222,8 +222,8 @@ def test_tiles_for_several_threads_cover_all_rows_once_and_cost_what_they_may(ro
     cut = tiles(rows, threads=threads)
     assert [row for start, count, _ in cut for row in range(start, start + count)] == list(range(rows))
     assert all(height in HEIGHTS and count <= height for _, count, height in cut)
-    assert cost(cut) <= MOST_WASTE * cost(tiles(rows))
-    assert len(cut) >= 2 or rows < 64
+    assert cost(cut) <= (1 + WASTE * threads) * cost(tiles(rows))
+    assert len(cut) >= 2 or rows < 96
 
 
 @settings(max_examples=20)

@@ -1,4 +1,4 @@
-"""Threads that each lead some work, and otherwise help: `Crew`; `share`, `help_now` and `busy_s` for the work itself.
+"""Threads that each lead some work, and otherwise help: `Crew`; `share`, `help_now` and `helped_s` for the work itself.
 
 A batch of utterances is led by one thread. What it computes falls into pieces that do not depend on each other (tiles
 of rows, heads of attention), and threads that lead nothing take some of them. So an idle machine answers with all of
@@ -93,6 +93,7 @@ class Crew:
             error = raised
         with self._lock:
             lead.shared_s += time.perf_counter() - began
+            lead.helped |= lead is not own
             lead.error = lead.error or error
             lead.taken -= 1
             if not lead.taken and not lead.pieces:
@@ -110,6 +111,7 @@ class _Lead:
         self.ended = threading.Condition(lock)  # of all of them
         self.error: BaseException | None = None  # the first that a piece raised
         self.began = time.perf_counter()
+        self.helped = False  # by any other thread
         self.shared_s = 0.0  # that pieces took on any thread, less the time for which its own thread shared them
 
 
@@ -119,10 +121,10 @@ def help_now() -> int:
     return 1 if lead is None else lead.crew.help
 
 
-def busy_s() -> float:
-    """Seconds that a single thread would have spent on the work that this thread leads, so far; 0 outside of a crew."""
+def helped_s() -> float | None:
+    """Seconds that all threads together have spent on this thread's work; None if no other has helped with it."""
     lead: _Lead | None = getattr(_own, "lead", None)
-    return 0.0 if lead is None else time.perf_counter() - lead.began + lead.shared_s
+    return time.perf_counter() - lead.began + lead.shared_s if lead is not None and lead.helped else None
 
 
 def share(pieces: Sequence[Piece]) -> None:

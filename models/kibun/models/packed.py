@@ -56,8 +56,8 @@ The next greater heights gain nothing, and 256 costs 15 % (measured): the values
 FRONT_TILE_ROWS = 8
 """As `TILE_ROWS`, in frames of the front."""
 
-MOST_WASTE = 2.0
-"""Times the work that an utterance may become by being cut for threads that are idle otherwise."""
+WASTE = 1 / 8
+"""Share of the work of an utterance by which it may grow for each thread that computes some of it."""
 
 
 @dataclass(frozen=True)
@@ -334,12 +334,12 @@ def tiles(
 
     Args:
         heights: the heights to choose from, in falling order.
-        threads: those that take the tiles, each the next one as soon as it is free. For several, tiles may cost up to
-            `MOST_WASTE` times as much together.
+        threads: those that take the tiles, each the next one as soon as it is free. For several, tiles may cost more in
+            all, by `WASTE` for each.
         tile_rows: see `TILE_ROWS`.
     """
     choices = [_tiles(rows, heights[highest:], tile_rows) for highest in range(len(heights) if threads > 1 else 1)]
-    most = MOST_WASTE * _ends(choices[0], 1, tile_rows)
+    most = (1 + WASTE * threads) * _ends(choices[0], 1, tile_rows)
     allowed = [choice for choice in choices if _ends(choice, 1, tile_rows) <= most]
     return min(allowed, key=lambda choice: _ends(choice, threads, tile_rows))
 

@@ -149,7 +149,7 @@ class _Stub:
 
     async def infer(self, jobs: Sequence[Job]) -> Outcomes:
         self.jobs += [(self._hearing.now_s, job.utterance.seconds) for job in jobs]
-        return Outcomes(self._model.analyze([job.utterance for job in jobs]), 0.0)
+        return Outcomes(self._model.analyze([job.utterance for job in jobs]))
 
     async def start(self) -> tuple[ModelInfo, ...]:
         return (self._model.info,)

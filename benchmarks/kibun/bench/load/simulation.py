@@ -74,7 +74,7 @@ class Machine:
         self.most_interims = max(self.most_interims, sum(job.model == "interim" for job in self.running))
         await asyncio.sleep(took_s)
         self.running.remove(jobs[0])
-        return Outcomes([Analysis(NO_HISTORY[0:0])] * len(jobs), took_s)
+        return Outcomes([Analysis(NO_HISTORY[0:0])] * len(jobs))
 
     async def start(self) -> tuple[ModelInfo, ...]:
         return (MODEL,)

@@ -85,14 +85,13 @@ class BackendError(Exception):
 class Outcomes(list[Analysis | BackendError]):
     """What became of a batch: an entry per job, in order; a job that failed has an error as its entry."""
 
-    def __init__(self, entries: Iterable[Analysis | BackendError], slot_s: float) -> None:
-        """slot_s: seconds that the batch would have kept one of the backend's slots busy.
+    def __init__(self, entries: Iterable[Analysis | BackendError], helped_s: float | None = None) -> None:
+        """helped_s: seconds that all slots together worked on the batch, where those that were idle helped; else None.
 
-        More than the time until the answer where slots that had nothing to do helped: that time alone does not tell how
-        much the backend can carry.
+        Then the time until the answer does not tell how much the backend can carry.
         """
         super().__init__(entries)
-        self.slot_s = slot_s
+        self.helped_s = helped_s
 
 
 class Superseded(Exception):

@@ -371,8 +371,10 @@ class Batcher:
         outcomes = await self._backend.infer([ticket.job for ticket in batch])
         answered = self._clock()
         if not any(isinstance(outcome, BackendError) for outcome in outcomes):
-            # The slot was taken until the answer was here, and others may have been too, who helped.
-            self._cost.observe(_seconds(batch), max(answered - began, outcomes.slot_s))
+            audio_s, cost_s = _seconds(batch), answered - began
+            if outcomes.helped_s is not None:  # and cut for that, which costs as well: it shows that no more is needed
+                cost_s = min(outcomes.helped_s, self._cost.expect(audio_s))
+            self._cost.observe(audio_s, cost_s)
         self._telemetry.ran([(t.stream_id, t.urgency, t.queued) for t in batch], began, answered)
         return outcomes
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from kibun.models import provenance
 from kibun.models._torch import import_torch
-from kibun.models.crew import Crew, busy_s
+from kibun.models.crew import Crew, helped_s
 from kibun.models.files import BundleError, fingerprint, resolve_bundle, verify
 from kibun.models.types import EMOTIONS, Analysis, Utterance
 from kibun.server.inference.backend import BackendError, ModelInfo
@@ -135,7 +135,7 @@ def _serve(options: LoadOptions, requests: io.FileIO, answers: io.FileIO) -> Non
 
 def _answer(runner: BatchRunner, batch: Batch, send: "_Sender") -> None:
     try:
-        send(Answers(batch.number, tuple(runner.run(batch.jobs)), busy_s()))
+        send(Answers(batch.number, tuple(runner.run(batch.jobs)), helped_s()))
     except BrokenPipeError:
         os._exit(0)
     except BaseException:

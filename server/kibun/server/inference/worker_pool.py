@@ -203,7 +203,7 @@ class LocalBackend:
         return await self._run(device, jobs, self._first_deadline_s(_seconds(jobs)))
 
     async def _second_attempts(self, jobs: Sequence[Job]) -> Outcomes:
-        outcomes = Outcomes([], 0.0)
+        outcomes = Outcomes([])
         for job in jobs:
             self._retries += 1
             try:
@@ -212,21 +212,20 @@ class LocalBackend:
                 self._retries -= 1
                 self._notify()
             outcomes.extend(alone)
-            outcomes.slot_s += alone.slot_s
         return outcomes
 
     async def _attempt_alone(self, job: Job) -> Outcomes:
         try:
             device = await self._wait_for_worker(self._second_lock, self._idle)
         except BackendError as error:
-            return Outcomes([error], 0.0)
+            return Outcomes([error])
         device.reserved = True
         try:
             return await self._run(device, [job], self._times.deadline_s(job.utterance.seconds))
         except WorkerDied:
             if self._closed:
-                return Outcomes([BackendError("UNAVAILABLE", "the backend was closed")], 0.0)
-            return Outcomes([BackendError("WORKER_FAILED", "the worker died or hung on both attempts")], 0.0)
+                return Outcomes([BackendError("UNAVAILABLE", "the backend was closed")])
+            return Outcomes([BackendError("WORKER_FAILED", "the worker died or hung on both attempts")])
         finally:
             device.reserved = False
 

@@ -171,7 +171,7 @@ class WorkerProcess:
                     continue
                 pending.deadline.cancel()
                 if not pending.future.done():  # done: cancelled by its caller
-                    pending.future.set_result(Outcomes(answers.results, answers.slot_s))
+                    pending.future.set_result(Outcomes(answers.results, answers.helped_s))
                 self._on_change()
         except EOFError:
             pass

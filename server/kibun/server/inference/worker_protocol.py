@@ -72,7 +72,7 @@ class Answers:
 
     number: int
     results: tuple[Analysis | BackendError, ...]
-    slot_s: float  # see `Outcomes`
+    helped_s: float | None  # see `Outcomes`
 
 
 def encode(message: object) -> list[bytes | memoryview]:
