@@ -43,7 +43,7 @@ class NotJsonError(InvalidRequestError):
 
 def refusal(reason: str, field: str, message: str) -> InvalidRequestError:
     """An error of who is at the socket's other end."""
-    return InvalidRequestError(message, ErrorDetails(reason, "INVALID_ARGUMENT", fields={field: message}))
+    return InvalidRequestError(message, ErrorDetails(reason=reason, code="INVALID_ARGUMENT", fields={field: message}))
 
 
 def read_object(text: str) -> dict[str, Any]:

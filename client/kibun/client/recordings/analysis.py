@@ -212,12 +212,13 @@ def _parts(path: Path, options: AnalysisOptions) -> list[tuple[RecordedAudio, li
     if options.speakers is Speakers.CHANNELS:
         whole = options.open(path, None)
         if not isinstance(whole, AudioFile):
-            raise _refused("--speakers channels needs a file, not a pipe, which can be read only once", "NOT_A_FILE")
+            message = "--speakers channels needs a file, not a pipe, which can be read only once"
+            raise InputError(message, ErrorDetails(reason="NOT_A_FILE"))
         if not 2 <= whole.channels <= _MOST_CHANNELS:
-            raise _refused(
+            raise InputError(
                 f"it has {whole.channels} channel{'s'[: whole.channels > 1]}: --speakers channels is for recordings "
                 f"with a channel per speaker, 2 to {_MOST_CHANNELS}; leave it out, or give --turns",
-                "NO_CHANNEL",
+                ErrorDetails(reason="NO_CHANNEL"),
             )
         numbers = range(1, whole.channels + 1)
         return [(options.open(path, n), [TurnSpan("", f"channel-{n}", 0.0, float("inf"))]) for n in numbers]
@@ -225,20 +226,17 @@ def _parts(path: Path, options: AnalysisOptions) -> list[tuple[RecordedAudio, li
     if options.turns is None:
         return [(audio, [TurnSpan("", SPEAKER, 0.0, float("inf"))])]
     if not (turns := options.turns.get(path)):
-        raise _refused("--turns has none for it", "NO_TURNS")
+        raise InputError("--turns has none for it", ErrorDetails(reason="NO_TURNS"))
     if not isinstance(audio, AudioFile) or audio.duration_s is None:
-        raise _refused("--turns needs to know how long it is, and its header does not say: convert it", "NO_DURATION")
+        message = "--turns needs to know how long it is, and its header does not say: convert it"
+        raise InputError(message, ErrorDetails(reason="NO_DURATION"))
     if late := next((turn for turn in turns if turn.start_s >= audio.duration_s), None):
-        raise _refused(
+        raise InputError(
             f"--turns: one of {late.participant_id} starts at {late.start_s:g} s, but the audio is "
             f"{audio.duration_s:.2f} s long: are they of another recording?",
-            "TURN_AFTER_END",
+            ErrorDetails(reason="TURN_AFTER_END"),
         )
     return [(audio, within(turns, audio.duration_s))]
-
-
-def _refused(message: str, reason: str) -> InputError:
-    return InputError(message, ErrorDetails(reason=reason))
 
 
 def _config(audio: RecordedAudio, span: TurnSpan, options: AnalysisOptions) -> TurnOptions:
