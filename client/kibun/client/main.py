@@ -58,6 +58,9 @@ COMMANDS = {
         "Analyse files and folders into tables, annotations and figures.",
         "cli",
     ),
+    "console": Command(
+        "kibun.client.commands.bridge", "console", "Serve a page that shows what the server hears.", "console"
+    ),
     "bridge": Command(
         "kibun.client.commands.bridge", "bridge", "Serve the contract to browsers, as a WebSocket.", "console"
     ),

@@ -62,15 +62,37 @@ def reachable(descriptor: Any, found: set[str] | None = None) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("kind", [pb.StreamingAnalyzeRequest, pb.StreamingAnalyzeResponse])
-def test_every_field_of_the_contract_goes_both_ways(kind: type[Message]) -> None:
+# The oneofs below a message, and one way after the other through each.
+WAYS: list[tuple[type[Message], list[dict[str, str]]]] = [
+    (
+        pb.StreamingAnalyzeRequest,
+        [{"streaming_request": field.name} for field in pb.StreamingAnalyzeRequest.DESCRIPTOR.fields],
+    ),
+    (
+        pb.StreamingAnalyzeResponse,
+        [{"streaming_response": field.name} for field in pb.StreamingAnalyzeResponse.DESCRIPTOR.fields],
+    ),
+    (pb.WatchConversationRequest, [{}]),
+    (
+        pb.WatchConversationResponse,
+        [
+            {"watch_response": field.name, "streaming_response": event.name}
+            for field in pb.WatchConversationResponse.DESCRIPTOR.fields
+            for event in pb.StreamingAnalyzeResponse.DESCRIPTOR.fields
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "ways"), WAYS, ids=lambda value: getattr(value, "__name__", ""))
+def test_every_field_of_the_contract_goes_both_ways(kind: type[Message], ways: list[dict[str, str]]) -> None:
     walked: set[str] = set()
-    [oneof] = [oneof for oneof in kind.DESCRIPTOR.oneofs if len(oneof.fields) > 1]
-    for field in oneof.fields:
+    for choices in ways:
         message = kind()
-        walked |= filled(message, {oneof.name: field.name})
+        walked |= filled(message, choices)
         text = wire.text_of(message)
-        assert field.name in json.loads(text), "the contract's own names"
+        fields: Any = message.ListFields()
+        assert json.loads(text).keys() == {field.name for field, _ in fields}, "the contract's own names"
         assert wire.read_message(wire.read_object(text), kind()) == message
     assert walked == reachable(kind.DESCRIPTOR)
 

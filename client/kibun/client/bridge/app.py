@@ -19,6 +19,7 @@ from starlette.websockets import WebSocket
 from kibun.client.bridge import wire
 from kibun.client.bridge.socket import Socket, converse
 from kibun.client.bridge.streaming import stream
+from kibun.client.bridge.watching import watch
 from kibun.client.client import AsyncClient
 from kibun.client.errors import ErrorDetails, InvalidRequestError, KibunError, ResourceExhaustedError
 
@@ -40,6 +41,8 @@ _HEADERS = {
 }
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
+ClientOf = Callable[[str | None], AsyncClient]
+Talk = Callable[[Socket, ClientOf], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class BridgeOptions:
     """What a bridge serves, and to whom."""
 
     # A client of the server, with the token that the socket gave.
-    client_of: Callable[[str | None], AsyncClient]
+    client_of: ClientOf
     # Pages of other hosts that may use it, as "https://robot.example"; those of its own may.
     origins: Sequence[str] = ()
     max_sockets: int = 64
@@ -66,7 +69,8 @@ class Bridge:
 
     def asgi(self) -> Asgi:
         routes: list[BaseRoute] = [
-            WebSocketRoute("/v1/stream", self._stream),
+            WebSocketRoute("/v1/stream", lambda websocket: self._serve(websocket, stream)),
+            WebSocketRoute("/v1/watch", lambda websocket: self._serve(websocket, watch)),
             Route("/v1/service_info", self._service_info),
         ]
         if self._options.demo:
@@ -77,17 +81,13 @@ class Bridge:
             routes.append(Route("/", _about))
         return _Guard(Starlette(routes=routes), self._hosts)
 
-    async def _stream(self, websocket: WebSocket) -> None:
-        await converse(websocket, lambda socket: self._serve(socket, websocket))
+    async def _serve(self, websocket: WebSocket, talk: Talk) -> None:
+        async def work(socket: Socket) -> None:
+            self._check(websocket)
+            with self._place():
+                await talk(socket, self._options.client_of)
 
-    async def _serve(self, socket: Socket, websocket: WebSocket) -> None:
-        self._check_origin(websocket.headers)
-        if {"token", "access_token", "authorization"} & {name.lower() for name in websocket.query_params}:
-            raise wire.refusal(
-                "TOKEN_IN_URL", "token", "a token in the URL ends up in logs: send it in the first frame, as token"
-            )
-        with self._place():
-            await stream(socket, self._options.client_of)
+        await converse(websocket, work)
 
     @contextmanager
     def _place(self) -> Any:
@@ -103,10 +103,14 @@ class Bridge:
         finally:
             self.open_sockets -= 1
 
-    def _check_origin(self, headers: Headers) -> None:
+    def _check(self, websocket: WebSocket) -> None:
         """Programs send no Origin; a browser always does, and a page can neither leave it out nor change it."""
-        origin = headers.get("origin")
-        if origin is None or origin in self._options.origins or urlsplit(origin).netloc.lower() == headers.get("host"):
+        if {"token", "access_token", "authorization"} & {name.lower() for name in websocket.query_params}:
+            raise wire.refusal(
+                "TOKEN_IN_URL", "token", "a token in the URL ends up in logs: send it in the first frame, as token"
+            )
+        origin, host = websocket.headers.get("origin"), websocket.headers.get("host")
+        if origin is None or origin in self._options.origins or urlsplit(origin).netloc.lower() == host:
             return
         text = f"pages of {origin[:200]} may not use this bridge: start it with --origin {origin[:200]}"
         raise InvalidRequestError(text, ErrorDetails("ORIGIN_REFUSED", "PERMISSION_DENIED", fields={"Origin": text}))
@@ -124,7 +128,9 @@ class Bridge:
 
 
 def _about(request: Request) -> Response:
-    return PlainTextResponse("kibun bridge: WebSocket at /v1/stream; for a page to look at, run `kibun console`\n")
+    return PlainTextResponse(
+        "kibun bridge: WebSockets at /v1/stream and /v1/watch; for a page to look at, run `kibun console`\n"
+    )
 
 
 class _Guard:

@@ -1,4 +1,4 @@
-"""`kibun bridge`: the contract as a WebSocket."""
+"""`kibun bridge` and `kibun console`: the contract as a WebSocket, and a page on top of it."""
 
 import asyncio
 import ipaddress
@@ -42,6 +42,26 @@ def bridge(
     connection = Connection(server, token, tls, ca)
     made = make(connection, host, port, origin or [], max_sockets)
     typer.echo(f"kibun bridge: ws://{address(host, made.port)}/v1/stream, to {server}; Ctrl-C stops it")
+    asyncio.run(made.run())
+
+
+def console(
+    server: ServerOption = DEFAULT_SERVER,
+    host: HostOption = DEFAULT_HOST,
+    port: PortOption = DEFAULT_PORT,
+    origin: OriginOption = None,
+    max_sockets: MaxSocketsOption = DEFAULT_MAX_SOCKETS,
+    token: TokenOption = None,
+    tls: TlsOption = False,
+    ca: CaOption = None,
+) -> None:
+    """Serve a page that shows what the server hears: of a microphone or a recording, in the browser.
+
+    It has all that `kibun bridge` has. Nothing of it comes from outside.
+    """
+    connection = Connection(server, token, tls, ca)
+    made = make(connection, host, port, origin or [], max_sockets, page=True)
+    typer.echo(f"kibun console: http://{address(host, made.port)}, to {server}; Ctrl-C stops it")
     asyncio.run(made.run())
 
 

@@ -1,6 +1,7 @@
 """`kibun demo`: the bundled dialogue through a real server in a separate process."""
 
 import asyncio
+import webbrowser
 from pathlib import Path
 from typing import Annotated
 
@@ -23,6 +24,10 @@ CONVERSATION = "demo"
 def demo(
     realtime: Annotated[bool, typer.Option("--realtime", help="Stream in real time.")] = False,
     as_json: JsonOption = False,
+    in_browser: Annotated[
+        bool, typer.Option("--console", help="Serve the console, which plays the dialogue in the browser.")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port of --console; 0: any.")] = 8080,
 ) -> None:
     """Watch a bundled dialogue being analysed by a real server.
 
@@ -36,7 +41,20 @@ def demo(
     with console.status("starting the server, loading the model …"):
         server.start()
     with server:
+        if in_browser:
+            _serve_console(server.target, port)
+            return
         asyncio.run(_demo(server.target, StreamingOptions(realtime=realtime), console, as_json))
+
+
+def _serve_console(target: str, port: int) -> None:
+    from kibun.client.commands import bridge  # needs the extra console
+
+    made = bridge.make(Connection(target), port=port, page=True, demo=True)
+    address = f"http://{bridge.address(bridge.DEFAULT_HOST, made.port)}/#demo"
+    typer.echo(f"kibun demo: {address} plays the dialogue; Ctrl-C stops it")
+    webbrowser.open(address)
+    asyncio.run(made.run())
 
 
 async def _demo(target: str, options: StreamingOptions, console: Console, as_json: bool) -> None:
