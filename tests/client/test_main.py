@@ -140,10 +140,11 @@ def test_help_points_only_to_what_is_installed() -> None:
         (["serve", "--model", "demo-tiny"], "server"),
         (["models", "list"], "server"),
         (["stream", "mic"], "mic"),
+        (["console"], "console"),
     ],
 )
 def test_a_command_whose_extra_is_missing_says_what_installs_it(arguments: list[str], extra: str) -> None:
-    done = without({"server", "train", "mic"}, *arguments)
+    done = without({"server", "train", "mic", "console"}, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     [line] = done.stderr.splitlines()

@@ -203,7 +203,7 @@ def _placeholder() -> None:
 def _widest(extra: str, name: str) -> str:
     """The extra that a command needs as a whole, where that is more than the missing package alone."""
     needed = COMMANDS[name].extra if name in COMMANDS else extra
-    return extra if extra == "mic" or needed == "cli" else needed
+    return extra if extra in ("mic", "console") or needed == "cli" else needed
 
 
 def _fail(message: str, code: int) -> NoReturn:
