@@ -65,7 +65,7 @@ STREAM_CALLS: dict[str, Callable[[Any], Any]] = {
 }
 # What waits for no server: makes objects, closes what is open, or hands over what is sent in the background. `push`
 # waits only while two seconds of audio are on their way, as long as the connection lasts.
-IMMEDIATE = {"conversation", "stream", "turn", "close", "cancel", "feed", "end", "push", "end_of_turn"}
+IMMEDIATE = {"conversation", "stream", "turn", "watch", "close", "cancel", "feed", "end", "push", "end_of_turn"}
 CLASSES = [AsyncClient, AsyncConversation, AsyncStream, AsyncTurn, Client, Conversation, Stream, Turn]
 
 

@@ -16,7 +16,7 @@ from kibun.client import Client
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
 
-PROGRAM, EARLY, BASELINE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sdk.md").read_text(), re.DOTALL)
+PROGRAM, EARLY, WATCH, BASELINE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sdk.md").read_text(), re.DOTALL)
 
 
 def test_it_is_typed_strictly_and_what_is_wrong_in_it_is_found(tmp_path: Path) -> None:
@@ -25,8 +25,9 @@ def test_it_is_typed_strictly_and_what_is_wrong_in_it_is_found(tmp_path: Path) -
     (tmp_path / "wrong.py").write_text(wrong + "\nClient('h:1').conversation().turn(sample_rate_hz='16000')\n")
     # Without the settings of this repository.
     (tmp_path / "early.py").write_text(EARLY)
+    (tmp_path / "watch.py").write_text(WATCH)
     (tmp_path / "baseline.py").write_text(BASELINE)
-    files = ["right.py", "wrong.py", "early.py", "baseline.py"]
+    files = ["right.py", "wrong.py", "early.py", "watch.py", "baseline.py"]
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull, *files]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]

@@ -20,6 +20,7 @@ from prometheus_client.samples import Sample
 from kibun.server import __version__
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions
+from kibun.server.conversation.audience import Audience
 from kibun.server.conversation.store import MemoryStore, StoreUnavailable
 from kibun.server.inference.backend import BackendError, Job, Superseded
 from kibun.server.observability.exporter import Exporter
@@ -128,6 +129,8 @@ async def test_questions_that_the_store_does_not_answer_are_counted() -> None:
     )
 
     class Away:
+        audience = Audience()
+
         async def get(self, *_: object) -> None:
             raise StoreUnavailable
 
