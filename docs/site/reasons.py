@@ -50,7 +50,7 @@ This page is made of the code. What is *slanted* is filled in when it happens; t
 
 @dataclass
 class Reason:
-    """`kinds`: names of status codes, "warning", or classes of the SDK's errors. `texts`: may be empty."""
+    """`kinds`: names of status codes, "warning", "gap", or classes of the SDK's errors. `texts`: may be empty."""
 
     name: str
     kinds: list[str] = field(default_factory=list)
@@ -63,12 +63,17 @@ class Reason:
 
 def of_server() -> dict[str, Reason]:
     """Reasons of statuses."""
-    return _sources(SERVER).reasons(lambda kind: kind != "warning")
+    return _sources(SERVER).reasons(lambda kind: kind not in ("warning", "gap"))
 
 
 def of_warnings() -> dict[str, Reason]:
     """Reasons of warnings."""
     return _sources(SERVER).reasons(lambda kind: kind == "warning")
+
+
+def of_gaps() -> dict[str, Reason]:
+    """Reasons of what is missing in a watch."""
+    return _sources(SERVER).reasons(lambda kind: kind == "gap")
 
 
 def of_client() -> dict[str, Reason]:
@@ -120,6 +125,10 @@ class _Sources:
         elif isinstance(node, ast.Tuple) and len(node.elts) == 2 and isinstance(self._parents[node], ast.Return):
             if name := _reason(node.elts[1]):  # what becomes of `self._error(*…)`
                 yield name, "AudioFileError", self._resolve(node.elts[0])
+        elif isinstance(node, ast.Dict):
+            for key, value in zip(node.keys, node.values, strict=True):
+                if key is not None and (name := _reason(key)) and (texts := self._resolve(value)):
+                    yield name, "gap", texts
         elif isinstance(node, ast.ClassDef):
             for line in node.body:
                 if isinstance(line, ast.Assign) and _name(line.targets[0]) == "default_reason":
@@ -291,6 +300,10 @@ _OF_CALLS = """## Errors of a call
 With `INTERNAL` the server failed, not the request: try again, and if that fails too, give the operator the request's
 id (`request_id`), by which its log has the rest. Where the text says that the turn can be resumed, the SDK does so.
 """
+_OF_GAPS = """## Gaps of a watch
+
+What a `WatchGap` of `WatchConversation` says is missing; the watch goes on.
+"""
 _OF_SDK = """## Raised by the SDK
 
 Before anything is sent, or about the connection: these have no status (`error.code` is empty, but for those that a
@@ -306,9 +319,22 @@ def page() -> str:
     """The table of reasons, in markdown."""
     refused = _table(of_server(), "status")
     warnings = _table(of_warnings(), "")
+    gaps = _table(of_gaps(), "")
     raised = _table(of_client(), "class")
     unreachable = "\n".join(f"- {_cell(text)}" for text in _sources(CLIENT).returned("explain.py"))
-    parts = [_TITLE, _OF_CALLS, refused, "## Warnings", warnings, _OF_SDK, raised, _OF_CONNECTIONS, unreachable]
+    parts = [
+        _TITLE,
+        _OF_CALLS,
+        refused,
+        "## Warnings",
+        warnings,
+        _OF_GAPS,
+        gaps,
+        _OF_SDK,
+        raised,
+        _OF_CONNECTIONS,
+        unreachable,
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -320,7 +346,7 @@ def _table(reasons: dict[str, Reason], kind: str) -> str:
     )
     lines = [head]
     for reason in reasons.values():
-        kinds = ", ".join(f"`{k}`" for k in reason.kinds if k != "warning")
+        kinds = ", ".join(f"`{k}`" for k in reason.kinds)
         cells = [f"`{reason.name}`", *([kinds] if kind else []), "<br>".join(map(_cell, reason.texts)) or "see above"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

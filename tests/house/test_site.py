@@ -57,6 +57,7 @@ def test_the_table_of_errors_says_what_the_code_says() -> None:
     assert known["INTERNAL"].kinds == ["INTERNAL"]
     assert "NO_SPEECH" in reasons.of_warnings()
     assert "NO_SPEECH" not in known
+    assert {"SLOW_WATCHER", "OTHER_SERVERS_LOST"} <= reasons.of_gaps().keys()
     assert reasons.of_client()["CLIENT_CLOSED"].kinds == ["MisuseError"]
     without = {
         name for found in (known, reasons.of_warnings(), reasons.of_client()) for name in found if not found[name].texts
@@ -69,7 +70,7 @@ def test_the_program_for_dialogue_managers_runs(demo_server: ServerProcess, tmp_
     assert "127.0.0.1:50051" in program
     out = run(program.replace("127.0.0.1:50051", demo_server.target), tmp_path)
     assert "warning NO_SPEECH" in out
-    assert out.splitlines()[-1] == "turn 0 None None"
+    assert out.splitlines()[-1] == "turn 0 None"
 
 
 def test_the_program_for_researchers_runs(demo_server: ServerProcess, tmp_path: Path) -> None:
