@@ -38,7 +38,7 @@ def agent() -> ModuleType:
 def commands(demo_server: ServerProcess) -> list[Json]:
     """All commands to the robot in the dialogue, played faster than it was spoken."""
     result = subprocess.run(
-        [sys.executable, str(EXAMPLE), "--server", demo_server.target, "--speed", "15"],
+        [sys.executable, str(EXAMPLE), "--server", demo_server.target, "--speed", "5"],
         capture_output=True,
         text=True,
         timeout=100,
