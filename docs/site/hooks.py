@@ -42,6 +42,8 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Makes links of the repository links of the site. One to what the site does not hold becomes its text."""
     here = page.file.src_uri
+    if here.startswith("appendix/") or here == "CHANGELOG.md":
+        page.meta["search"] = {"boost": 0.5}  # found, but below the pages that say what to do
     source = ABOVE.get(here, DOCS / here)
 
     def link(found: re.Match[str]) -> str:

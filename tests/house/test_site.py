@@ -13,6 +13,7 @@ from docs.site import reasons
 from kibun.bench.support.speech_like import lay_out
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
+from tests.support.browser import chromium
 
 #: A server's that does not start, and the reasons of an end and of a gap.
 NO_ERRORS = {"LOAD_FAILED", "HALF_CLOSE", "DELETED", "OTHER_SERVERS_LOST"}
@@ -91,18 +92,46 @@ def run(program: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
-def test_it_builds_without_a_warning_and_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
     pytest.importorskip("material", reason="needs mkdocs-material, as in the extra docs")
     pytest.importorskip("mkdocstrings", reason="needs mkdocstrings, as in the extra docs")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    search = (tmp_path / "search" / "search_index.json").read_text(encoding="utf-8")
+    return folder
+
+
+def pages_of(site: Path) -> list[Path]:
+    return sorted(site.rglob("*.html"))
+
+
+def test_it_builds_without_a_warning_and_asks_for_nothing_from_elsewhere(site: Path) -> None:
+    search = (site / "search" / "search_index.json").read_text(encoding="utf-8")
     for word in ("sample_rate_hertz", "sample_rate_hz", "AUDIO_BACKLOG", "SpeakerBaseline", "interim_interval_ms"):
         assert word in search
-    for page in tmp_path.rglob("*.html"):
+    for page in pages_of(site):
         text = page.read_text(encoding="utf-8")
         assert not re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=.?https?:[^>]*>", text), page
-    python = (tmp_path / "python.html").read_text(encoding="utf-8")
+    python = (site / "python.html").read_text(encoding="utf-8")
     assert "8000..48000; the server resamples." in python, "comments of attributes are shown"
+
+
+async def test_pages_opened_as_files_are_searched_and_fit_a_telephone(site: Path) -> None:
+    pages = pages_of(site)
+    async with chromium() as browser:
+        page = await browser.new_page(viewport={"width": 390, "height": 844})
+        wide = []
+        for path in pages:
+            await page.goto(path.as_uri())
+            if await page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+                wide.append(path.name)
+        assert not wide
+        await page.set_viewport_size({"width": 1280, "height": 900})
+        await page.goto((site / "index.html").as_uri())
+        await page.click("input[name=query]")
+        await page.keyboard.type("sample_rate_hertz")
+        await page.wait_for_selector(".md-search-result__item", timeout=60_000)
+        assert "Encodings and rates" in await page.inner_text(".md-search-result__list")
