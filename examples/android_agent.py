@@ -1,6 +1,6 @@
 """A robot that reacts to how its user speaks: a small dialogue manager on kibun's SDK.
 
-    kibun serve --model demo-tiny &
+    kibun serve --model demo-tiny --vad webrtc &     # the demo's voices are generated, and Silero misses parts of them
     python examples/android_agent.py --server 127.0.0.1:50051
 
 plays a recorded dialogue (by default the one that comes with kibun) as if it were happening, and prints what the
@@ -19,6 +19,7 @@ directions and sizes in `STYLE_RULES` are suggestions to tune, not findings.
 import argparse
 import asyncio
 import json
+import sys
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -35,6 +36,7 @@ from kibun.client import (
     AudioFileError,
     Emotion,
     Features,
+    KibunError,
     PersonalityEstimate,
     StreamStarted,
     Traits,
@@ -207,12 +209,14 @@ def command(time_s: float, name: str, **values: object) -> None:
     print(json.dumps({"t": round(time_s, 3), "command": name, **values}), flush=True)
 
 
-async def run(server: str, recording: AudioFile, turns: Sequence[Turn], robot: str, speed: float) -> None:
+async def run(
+    server: str, conversation_id: str | None, recording: AudioFile, turns: Sequence[Turn], robot: str, speed: float
+) -> None:
     """Plays the dialogue to an agent; the robot is the participant `robot`."""
     ears = Ears(recording, [turn for turn in turns if turn.participant_id == robot])
     async with AsyncClient(server) as client:
         await client.wait_until_ready()
-        conversation = client.conversation()
+        conversation = client.conversation(conversation_id)
         await Agent(conversation, ears, speed).take_part(turns, robot)
         state = await conversation.get()
         heard = [participant.participant_id for participant in state.participants]
@@ -232,6 +236,7 @@ def main() -> None:
     demo = Path(str(files("kibun.client") / "demo"))
     parser = argparse.ArgumentParser(description="A robot that reacts to how its user speaks.")
     parser.add_argument("--server", default="127.0.0.1:50051", metavar="HOST:PORT")
+    parser.add_argument("--conversation", metavar="ID", help="for others to watch; default: a new one")
     parser.add_argument("--audio", type=Path, default=demo / "dialogue.flac", help="what the robot's microphone hears")
     parser.add_argument("--turns", type=Path, default=demo / "dialogue.json", help="who speaks when")
     parser.add_argument("--robot", help="the participant that is the robot; default: who speaks second")
@@ -246,7 +251,10 @@ def main() -> None:
         recording = AudioFile(arguments.audio)
     except AudioFileError as error:
         parser.error(str(error))
-    asyncio.run(run(arguments.server, recording, turns, robot, arguments.speed))
+    try:
+        asyncio.run(run(arguments.server, arguments.conversation, recording, turns, robot, arguments.speed))
+    except KibunError as error:
+        sys.exit(f"{error.reason}: {error.message}")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ import kibun.client
 
 _TITLE = """# Python API
 
-Everything in `kibun.client`; [how it is used](sdk.md). `AsyncClient`, `AsyncConversation`, `AsyncTurn` and
-`AsyncStream` have synchronous twins, `Client`, `Conversation`, `Turn` and `Stream`.
+Everything in `kibun.client`; [how it is used](sdk.md). `AsyncClient`, `AsyncConversation`, `AsyncTurn`,
+`AsyncStream` and `AsyncWatch` have synchronous twins, `Client`, `Conversation`, `Turn`, `Stream` and `Watch`.
 """
 _SECTIONS = {
     "client": "Asynchronous client",
     "turn": "",
     "stream": "",
+    "watch": "",
     "sync": "Synchronous client",
     "options": "Options",
     "audio_file": "Recordings",

@@ -37,6 +37,14 @@ def test_nothing_that_comes_later_counts() -> None:
     assert [long.add("a", each) for each in said][:4] == before
 
 
+def test_interims_are_compared_and_do_not_count() -> None:
+    baseline = SpeakerBaseline(min_utterances=1)
+    assert baseline.compare("a", Emotion(2.0, 3.0)) is None
+    baseline.add("a", Emotion(2.0, 3.0))
+    assert [baseline.compare("a", Emotion(3.0, 2.0)) for _ in range(2)] == [RelativeEmotion(1.0, -1.0, 1)] * 2
+    assert baseline.add("a", Emotion(3.0, 2.0)) == RelativeEmotion(1.0, -1.0, 1)
+
+
 def test_it_needs_at_least_one_earlier_utterance() -> None:
     with pytest.raises(ValueError, match="min_utterances is 0"):
         SpeakerBaseline(min_utterances=0)

@@ -84,6 +84,26 @@ def test_the_program_for_researchers_runs(demo_server: ServerProcess, tmp_path: 
     assert re.fullmatch(r"recordings/a.wav \[\(\d\.\d+, \d\.\d+, \d\.\d+, \d\.\d+\)\]\n", out)
 
 
+def test_the_face_of_a_robot_follows_the_example(demo_server: ServerProcess, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "robot.md").read_text("utf-8")
+    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert "--conversation robot-1" in page
+    (tmp_path / "face.py").write_text(program.replace("127.0.0.1:50051", demo_server.target), encoding="utf-8")
+    face = subprocess.Popen([sys.executable, "face.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+    assert face.stdout is not None
+    try:
+        assert face.stdout.readline() == "watching robot-1\n"
+        options = ["--server", demo_server.target, "--conversation", "robot-1", "--speed", "0"]
+        command = [sys.executable, str(ROOT / "examples" / "android_agent.py"), *options]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=100)
+        shown = face.communicate(timeout=60)[0].splitlines()
+    finally:
+        face.kill()
+    assert face.returncode == 0, "it ends with the conversation"
+    finals = [line for line in shown if re.fullmatch(r"mira final [+-]\d\.\d\d [+-]\d\.\d\d", line)]
+    assert len(finals) == 6, "of nine utterances, the first three are what is usual"
+
+
 def run(program: str, folder: Path) -> str:
     (folder / "program.py").write_text(program, encoding="utf-8")
     command = [sys.executable, "program.py"]

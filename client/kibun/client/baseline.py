@@ -31,7 +31,7 @@ class SpeakerBaseline:
             if isinstance(event, UtteranceResult) and event.is_final and event.emotion is not None:
                 relative = baseline.add("customer", event.emotion)
 
-    Give it finals only, each once. Not for several threads at once.
+    Add finals only, each once; interims are compared. Not for several threads at once.
     """
 
     # Earlier utterances needed before there is anything to compare with.
@@ -45,7 +45,13 @@ class SpeakerBaseline:
     def add(self, participant_id: str, emotion: Emotion) -> RelativeEmotion | None:
         """The emotion of a participant's next utterance, relative to the earlier ones; None while these are too few."""
         count, valence, arousal = self._sums.get(participant_id, (0, 0.0, 0.0))
+        relative = self.compare(participant_id, emotion)
         self._sums[participant_id] = (count + 1, valence + emotion.valence, arousal + emotion.arousal)
+        return relative
+
+    def compare(self, participant_id: str, emotion: Emotion) -> RelativeEmotion | None:
+        """As `add`, of an emotion that does not count from then on: that of an interim."""
+        count, valence, arousal = self._sums.get(participant_id, (0, 0.0, 0.0))
         if count < self.min_utterances:
             return None
         return RelativeEmotion(emotion.valence - valence / count, emotion.arousal - arousal / count, count)
