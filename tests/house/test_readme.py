@@ -6,7 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pytest
 import soundfile
+import soxr
 
 from kibun.bench.support.speech_like import lay_out
 from kibun.client.server_process import ServerProcess
@@ -15,12 +18,21 @@ from tests.support import ROOT
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_program_on_the_first_screen_runs(demo_server: ServerProcess, tmp_path: Path) -> None:
+# What the installation of the client alone does not have.
+NOT_IN_THE_CLIENT = ("soundfile", "soxr", "typer", "rich", "torch")
+
+
+@pytest.mark.parametrize(("rate_hz", "channels"), [(44_100, 2), (8_000, 1)])
+def test_the_first_program_runs_with_the_client_alone_at_any_rate(
+    demo_server: ServerProcess, tmp_path: Path, rate_hz: int, channels: int
+) -> None:
     (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     audio = lay_out([("silence", 0.3), ("speech", 1.5), ("silence", 0.8)]).audio
-    soundfile.write(tmp_path / "speech.wav", audio, 16_000, subtype="PCM_16")
+    audio = soxr.resample(audio, 16_000, rate_hz)
+    soundfile.write(tmp_path / "speech.wav", np.stack([audio] * channels, axis=1), rate_hz, subtype="PCM_16")
     assert "127.0.0.1:50051" in program
-    (tmp_path / "program.py").write_text(program.replace("127.0.0.1:50051", demo_server.target))
+    absent = f"import sys\nsys.modules.update(dict.fromkeys({NOT_IN_THE_CLIENT}))\n"
+    (tmp_path / "program.py").write_text(absent + program.replace("127.0.0.1:50051", demo_server.target))
     done = subprocess.run(
         [sys.executable, "program.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
