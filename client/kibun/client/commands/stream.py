@@ -13,7 +13,6 @@ import typer
 from rich.console import Console
 
 from kibun.client.audio_file import AudioFile
-from kibun.client.client import AsyncClient, AsyncConversation
 from kibun.client.commands.connection import (
     DEFAULT_SERVER,
     CaOption,
@@ -27,12 +26,11 @@ from kibun.client.commands.connection import (
 from kibun.client.commands.failure import CommandError, UsageError
 from kibun.client.commands.mic import Microphone
 from kibun.client.commands.pipe import STANDARD_INPUT, RawSamples, is_pipe
-from kibun.client.commands.report import JsonLines, LiveTable, note, summary_table, synthetic_banner
+from kibun.client.commands.report import Display, JsonLines, conclude, note, synthetic_banner
 from kibun.client.commands.streaming import (
     INTERRUPTED,
     Audio,
     Interruption,
-    Sink,
     StreamingOptions,
     open_audio,
     run,
@@ -214,7 +212,7 @@ async def _from_files(
                     note(f"{file.name}: {text}")
                 if file.incomplete:
                     problems.append(f"{file.name} {file.incomplete}; the rest was analysed")
-        await _finish(client, conversation, console, as_json)
+            await conclude(client, conversation, sink)
     live = all(is_pipe(file.path) for file, _ in jobs)
     if interruption.happened and not live:  # what arrives live is ended in no other way
         raise SystemExit(INTERRUPTED)
@@ -245,29 +243,22 @@ async def _from_microphone(
         console.print(
             f"listening to {microphone.name} ({microphone.sample_rate_hz} Hz): Ctrl-C ends the turn", markup=False
         )
-        async with microphone, turn:
-            with contextlib.suppress(NotImplementedError):  # no signal handlers on this platform: Ctrl-C aborts
-                asyncio.get_running_loop().add_signal_handler(signal.SIGINT, microphone.stop)
-            turn.feed(microphone.chunks())
-            with _sink(console, synthetic_banner(info, options.model), as_json) as sink:
+        with _sink(console, synthetic_banner(info, options.model), as_json) as sink:
+            async with microphone, turn:
+                with contextlib.suppress(NotImplementedError):  # no signal handlers on this platform: Ctrl-C aborts
+                    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, microphone.stop)
+                turn.feed(microphone.chunks())
                 async for event in turn:
                     sink.on_event(event, speaker.participant_id)
+            await conclude(client, conversation, sink)
         if microphone.dropped_chunks:
             note(f"{microphone.dropped_chunks} chunks of {options.chunk_ms} ms were dropped: the network was too slow")
-        await _finish(client, conversation, console, as_json)
 
 
 @contextlib.contextmanager
-def _sink(console: Console, banner: str, as_json: bool) -> Iterator[Sink]:
+def _sink(console: Console, banner: str, as_json: bool) -> Iterator[Display | JsonLines]:
     if as_json:
         yield JsonLines()
         return
-    with LiveTable(console, banner) as table:
-        yield table
-
-
-async def _finish(client: AsyncClient, conversation: AsyncConversation, console: Console, as_json: bool) -> None:
-    if as_json:
-        JsonLines().write(await client.get_conversation_proto(conversation.conversation_id))
-    else:
-        console.print(summary_table(await conversation.get()))
+    with Display(console, banner) as display:
+        yield display

@@ -4,12 +4,12 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import TextIO
 
+from rich import box
 from rich.cells import cell_len, chop_cells
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kibun.client.commands.report import compact_table, widen
 from kibun.client.estimates import TRAITS
 from kibun.client.recordings.rows import FileResult, Row, RowsBy, number, rows_by, summary
 from kibun.client.standard_streams import printable
@@ -19,6 +19,8 @@ MOST_UTTERANCES_SHOWN = 40
 _MOST_STRETCHES = 12
 _STRETCHES_S = (10, 30, 60, 120, 300, 600, 900, 1800, 3600)
 _DIMENSIONS = ("valence", "arousal", *TRAITS)
+# A narrower terminal breaks the lines: the tables keep all of their columns.
+_NARROWEST = 80
 _LEGEND = "valence, arousal: means, 1..5, 3 neutral; OCEAN: traits heard by the end, 1..7"
 # Of the summary, what the numbers and the gaps between them take.
 _NUMBERS_WIDTH = 52
@@ -33,7 +35,7 @@ class Tables:
 
     def __init__(self, file: TextIO | None, by: RowsBy) -> None:
         self._console = Console(file=file, width=80) if file else Console()
-        widen(self._console)
+        self._console.width = max(self._console.width, _NARROWEST)
         self._by = by
         self._results: list[FileResult] = []
 
@@ -67,7 +69,7 @@ class Tables:
         rows = [(result, row) for result in self._results for row in rows_by(result, by)]
         several = by is RowsBy.SPEAKER and any(len(result.participants) > 1 for result in self._results)
         width = self._console.width - _NUMBERS_WIDTH - several * (_SPEAKER_WIDTH + 1)
-        table = compact_table(gap=1)
+        table = _compact_table()
         table.add_column("file", no_wrap=True, min_width=16)
         if several:
             table.add_column("speaker", no_wrap=True)
@@ -98,11 +100,16 @@ def shortened(text: str, width: int) -> str:
     return f"{head}…{tail}"
 
 
+def _compact_table() -> Table:
+    """Ten columns of numbers fit into 80 characters."""
+    return Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+
+
 def _utterances(result: FileResult, most: int) -> Table:
     """A row per utterance, or per stretch of time where they are more than `most`."""
     rows = result.utterances
     several = len(result.participants) > 1
-    table = compact_table(gap=1)
+    table = _compact_table()
     table.add_column("seconds" if len(rows) <= most else "time", justify="right", no_wrap=True, min_width=13)
     if several:
         table.add_column("speaker", no_wrap=True)

@@ -14,9 +14,10 @@ from kibun.client.commands.connection import (
     TlsOption,
     TokenOption,
 )
-from kibun.client.commands.report import JsonLines, LiveTable, note, summary_table, synthetic_banner
+from kibun.client.commands.report import Display, JsonLines, note, synthetic_banner
 from kibun.client.commands.streaming import run
 from kibun.client.events import WatchEnded, WatchGap, WatchStarted
+from kibun.client.resources import ConversationState
 from kibun.client.standard_streams import silence_libraries
 from kibun.client.watch import AsyncWatch
 
@@ -57,21 +58,21 @@ async def _print_lines(watching: AsyncWatch) -> None:
 
 async def _show(watching: AsyncWatch, conversation_id: str, banner: str) -> None:
     console = Console()
-    ended: WatchEnded | None = None
-    with LiveTable(console, banner) as table:
+    with Display(console, banner) as display:
         async for watched in watching:
             match watched.event:
-                case WatchStarted(conversation=None):
-                    note(f"nobody has spoken in {conversation_id} yet: waiting (Ctrl-C ends)")
-                case WatchStarted(reconnects=reconnects) if reconnects:
-                    note("the connection was lost, and is there again: interims meanwhile are missing")
+                case WatchStarted(conversation=known, reconnects=reconnects):
+                    if reconnects:
+                        note("the connection was lost, and is there again: interims meanwhile are missing")
+                    elif known is None:
+                        note(f"nobody has spoken in {conversation_id} yet: waiting (Ctrl-C ends)")
+                    if known is not None:
+                        display.know(known, concluded=False)
                 case WatchGap():
                     note(f"{watched.event.reason}: {watched.event.message}")
-                case WatchEnded():
-                    ended = watched.event
+                case WatchEnded(conversation=None):
+                    note(f"{conversation_id} was deleted")
+                case WatchEnded(conversation=ConversationState() as conversation):
+                    display.know(conversation)
                 case _:
-                    table.on_event(watched.event, watched.participant_id)
-    if ended is not None and ended.conversation is not None:
-        console.print(summary_table(ended.conversation))
-    elif ended is not None:
-        note(f"{conversation_id} was deleted")
+                    display.on_event(watched.event, watched.participant_id)
