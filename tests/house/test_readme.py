@@ -50,20 +50,20 @@ def test_it_names_both_commands_and_shows_the_true_output_of_the_demo() -> None:
     assert "python3 dev.py demo" in README
     assert "python3 dev.py test" in README
     # tests/client/test_demo.py holds the demo itself to the same file.
-    shown = re.findall(r"^ +(\d+\.\d–\d+\.\d) +(\w+) +(\d\.\d\d) +(\d\.\d\d)", README, re.MULTILINE)
-    assert shown == expected_rows()
+    assert re.findall(r"<!-- demo -->.*<!-- /demo -->", README, re.DOTALL)
+    emotion = re.findall(r"^ (valence|arousal) .* (\d\.\d\d), mean (\d\.\d\d)$", README, re.MULTILINE)
+    traits = re.findall(r"^ (\w+) +1.*7 (\d\.\d) ± (\d\.\d\d), ", README, re.MULTILINE)
+    assert (emotion, traits) == expected_figures()
 
 
-def expected_rows() -> list[tuple[str, str, str, str]]:
-    """Span, speaker, valence and arousal of every final in the demo's committed output."""
-    rows = []
-    for line in (ROOT / "client/kibun/client/demo/expected.jsonl").read_text().splitlines():
-        result = json.loads(line).get("utterance_result", {})
-        if result.get("is_final"):
-            start_s, end_s = (float(result[key].rstrip("s")) for key in ("start_offset", "end_offset"))
-            emotion = result["emotion"]
-            speaker = result["utterance_id"].split(":")[0]
-            rows.append(
-                (f"{start_s:.1f}–{end_s:.1f}", speaker, f"{emotion['valence']:.2f}", f"{emotion['arousal']:.2f}")
-            )
-    return rows
+def expected_figures() -> tuple[list[tuple[str, ...]], list[tuple[str, ...]]]:
+    """What the demo's committed output ends with: valence and arousal, last and mean, and traits with their errors."""
+    last = (ROOT / "client/kibun/client/demo/expected.jsonl").read_text().splitlines()[-1]
+    emotion: list[tuple[str, ...]] = []
+    traits: list[tuple[str, ...]] = []
+    for participant in json.loads(last)["conversation"]["participants"]:
+        for name, value in participant["last_emotion"].items():
+            emotion.append((name, f"{value:.2f}", f"{participant['mean_emotion'][name]:.2f}"))
+        errors = participant["personality"]["expected_error"]
+        traits += [(n, f"{v:.1f}", f"{errors[n]:.2f}") for n, v in participant["personality"]["traits"].items()]
+    return emotion, traits
