@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 import sys
@@ -22,6 +23,7 @@ MADE_OF = {
     "protocol.md": ROOT / "protos" / "kibun" / "v1" / "speech_analysis.proto",
     "errors.md": DOCS / "site" / "reasons.py",
     "python.md": ROOT / "client" / "kibun" / "client" / "__init__.py",
+    "quickstart.md": DOCS / "quickstart.ipynb",
 }
 _LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#\s]+)(#[^)]*)?\)")
 
@@ -33,10 +35,17 @@ def on_files(files: Files, config: MkDocsConfig, **_: Any) -> Files:
     finally:
         sys.path.pop(0)
     made = {"protocol.md": contract.page(), "errors.md": reasons.page(), "python.md": python_api.page()}
+    made["quickstart.md"] = notebook(MADE_OF["quickstart.md"])
     made |= {name: path.read_text(encoding="utf-8") for name, path in ABOVE.items()}
     for name, text in made.items():
         files.append(File.generated(config, name, content=text))
     return files
+
+
+def notebook(path: Path) -> str:
+    """A notebook in markdown, without what its cells print."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text("utf-8"))["cells"]]
+    return "\n\n".join(text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

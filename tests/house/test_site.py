@@ -84,6 +84,22 @@ def test_the_program_for_researchers_runs(demo_server: ServerProcess, tmp_path: 
     assert re.fullmatch(r"recordings/a.wav \[\(\d\.\d+, \d\.\d+, \d\.\d+, \d\.\d+\)\]\n", out)
 
 
+def test_the_notebook_runs(demo_server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="needs nbclient and ipykernel, as in the extra dev")
+    nbformat = pytest.importorskip("nbformat", reason="needs nbclient and ipykernel, as in the extra dev")
+    pytest.importorskip("ipykernel", reason="needs ipykernel, as in the extra dev")
+    notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", 4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert not [cell.id for cell in cells if cell.outputs or cell.execution_count], "clear its outputs"
+    monkeypatch.setenv("KIBUN_SERVER", demo_server.target)
+    nbclient.NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(ROOT / "docs")}}).execute()
+    spoken = "".join(output["text"] for cell in cells for output in cell.outputs if output.output_type == "stream")
+    assert spoken.splitlines()[-1].startswith("final    to 3.70 s: Emotion(valence=")
+    shown = [output["data"] for cell in cells for output in cell.outputs if "data" in output]
+    assert [data for data in shown if "image/png" in data]
+    assert any("mira" in data["text/plain"] and "extraversion" in data["text/plain"] for data in shown)
+
+
 def test_the_face_of_a_robot_follows_the_example(demo_server: ServerProcess, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "robot.md").read_text("utf-8")
     (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
