@@ -18,6 +18,8 @@ DOCS = ROOT / "docs"
 ABOVE = {"index.md": ROOT / "README.md"} | {
     name: ROOT / name for name in ("DEPLOYER.md", "CONTRIBUTING.md", "CHANGELOG.md")
 }
+#: Cards of the models that come with the repository.
+ABOVE |= {f"card-{path.parent.name}.md": path for path in ROOT.glob("models/**/bundles/*/MODEL_CARD.md")}
 #: What pages are made of: a link to it leads to the page.
 MADE_OF = {
     "protocol.md": ROOT / "protos" / "kibun" / "v1" / "speech_analysis.proto",

@@ -1,7 +1,10 @@
 """The site of the documentation: it builds, asks for nothing from elsewhere, and its tables are complete."""
 
 import ast
+import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +121,29 @@ def test_the_face_of_a_robot_follows_the_example(demo_server: ServerProcess, tmp
     assert face.returncode == 0, "it ends with the conversation"
     finals = [line for line in shown if re.fullmatch(r"mira final [+-]\d\.\d\d [+-]\d\.\d\d", line)]
     assert len(finals) == 6, "of nine utterances, the first three are what is usual"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_on_deployment_work(tmp_path: Path) -> None:
+    for tool in ("bash", "openssl", "curl"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool} on the PATH")
+    (commands,) = re.findall(r"```bash\n(.*?)```", (ROOT / "docs" / "deployment.md").read_text("utf-8"), re.DOTALL)
+    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as other:
+        grpc_port, metrics_port = (found.getsockname()[1] for found in (one, other))
+    commands = commands.replace("50051", str(grpc_port)).replace("9464", str(metrics_port))
+    script = f"trap 'kill %1; wait' EXIT\nset -e\n{commands}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"server localhost:{grpc_port}" in done.stdout
 
 
 def run(program: str, folder: Path) -> str:
