@@ -50,8 +50,11 @@ def notebook(path: Path) -> str:
     return "\n\n".join(text if kind == "markdown" else f"```python\n{text}\n```" for kind, text in cells)
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Makes links of the repository links of the site. One to what the site does not hold becomes its text."""
+def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
+    """Makes links of the repository links of the site. One to what the site does not hold becomes its text.
+
+    Names of files, as the text of a link, become titles of pages.
+    """
     here = page.file.src_uri
     if here.startswith("appendix/") or here == "CHANGELOG.md":
         page.meta["search"] = {"boost": 0.5}  # found, but below the pages that say what to do
@@ -66,6 +69,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         if not names and not path.is_relative_to(DOCS):
             return label
         name = names[0] if names else path.relative_to(DOCS).as_posix()
+        if label.endswith(".md") and (linked := files.get_file_from_path(name)) and linked.page:
+            label = linked.page.title
         return f"{image}[{label}]({posixpath.relpath(name, posixpath.dirname(here) or '.')}{anchor})"
 
     return _LINK.sub(link, markdown)

@@ -177,6 +177,8 @@ def test_it_builds_without_a_warning_and_asks_for_nothing_from_elsewhere(site: P
     for page in pages_of(site):
         text = page.read_text(encoding="utf-8")
         assert not re.findall(r"<(?:script|link|img|iframe)\b[^>]*(?:src|href)=.?https?:[^>]*>", text), page
+        prose = re.sub(r"<pre.*?</pre>", "", text, flags=re.DOTALL)
+        assert not re.findall(r"^[-|] .*|<p>[-|] .*", prose, re.MULTILINE), f"{page}: lists, tables need a blank line"
     python = (site / "python.html").read_text(encoding="utf-8")
     assert "8000..48000; the server resamples." in python, "comments of attributes are shown"
 
