@@ -25,6 +25,8 @@ ACCEPT_TIMEOUT_S = 30.0
 MAX_WAITING_EVENTS = 1024
 # Turns of a participant whose finals are remembered, so that none comes twice after a lost connection.
 MAX_TURNS = 8192
+# Finals of a turn that are remembered: as many of a participant as the server keeps.
+MAX_FINALS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,12 +289,34 @@ class AsyncWatch:
 
 @dataclass(slots=True)
 class _TurnHeard:
-    start_s: float = -1.0  # of the latest final
+    finals: list[float] = field(default_factory=list)  # where the latest began, in seconds
+    reached: float = -1.0  # where the latest of them began, unless a stream has gone back since
     has_result: bool = False
+
+    def adds_utterance(self, start_s: float, *, is_final: bool) -> bool:
+        if start_s in self.finals:
+            return False
+        if not is_final:
+            return start_s > self.reached
+        self.finals.append(start_s)
+        del self.finals[:-MAX_FINALS]
+        self.reached, self.has_result = max(self.reached, start_s), False
+        return True
+
+    def adds_result(self) -> bool:
+        self.has_result, had = True, self.has_result
+        return not had
+
+    def go_back(self, start_s: float, *, anew: bool) -> None:
+        """A stream goes on from there: with the turn, whose finals may come again, or anew, with finals of its own."""
+        self.reached = min(self.reached, math.nextafter(start_s, -1.0))
+        if anew:
+            self.finals = [final for final in self.finals if final < start_s]
+            self.has_result = False
 
 
 class _Received:
-    """What has arrived: how far the turns of each participant were heard, as the server counts it for itself."""
+    """What has arrived: the latest turns of each participant and their latest finals, as the server counts them."""
 
     def __init__(self) -> None:
         self._turns: dict[str, dict[str, _TurnHeard]] = {}
@@ -323,17 +347,11 @@ class _Received:
         if len(turns) > MAX_TURNS:
             del turns[next(iter(turns))]
         if event.HasField("turn_result"):
-            turn.has_result, had = True, turn.has_result
-            return not had
+            return turn.adds_result()
         if event.HasField("utterance_result"):
-            start_s = seconds(event.utterance_result.start_offset)
-            if start_s <= turn.start_s:
-                return False
-            if event.utterance_result.is_final:
-                turn.start_s, turn.has_result = start_s, False
-        elif event.HasField("stream_started") and not event.stream_started.effective_config.resume_turn:
-            begins_s = seconds(event.stream_started.effective_config.audio_start_offset)
-            if turn.start_s >= begins_s:  # what was said from there on counts no more
-                turn.start_s = math.nextafter(begins_s, -1.0)
-            turn.has_result = False
+            utterance = event.utterance_result
+            return turn.adds_utterance(seconds(utterance.start_offset), is_final=utterance.is_final)
+        if event.HasField("stream_started"):
+            config = event.stream_started.effective_config
+            turn.go_back(seconds(config.audio_start_offset), anew=not config.resume_turn)
         return True

@@ -123,6 +123,14 @@ async def test_what_no_server_published_is_ignored(url: str) -> None:
         assert await heard(seen, 1) == ["7"]
 
 
+async def test_who_begins_to_watch_what_others_publish_already_may_have_missed_something(url: str) -> None:
+    async with servers(url, 3) as (here, there, late), watcher(here) as seen:
+        assert await heard(seen, 2) == ["missed", "missed"], "one of each"
+        async with watcher(late) as seen_late:
+            there.say(0)
+            assert await heard(seen_late, 2) == ["missed", "0"]
+
+
 async def test_who_stops_watching_is_believed_to_watch_only_for_a_while(url: str) -> None:
     async with servers(url) as (here, there):
         async with watcher(here) as seen:

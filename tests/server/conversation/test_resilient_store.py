@@ -24,6 +24,7 @@ from redis.exceptions import ConnectionError
 from kibun.server.audio.decoder import AudioFormat
 from kibun.server.audio.endpointing import EndpointingOptions
 from kibun.server.conversation import backlog, redis_hash, resilient_store
+from kibun.server.conversation.audience import Notice
 from kibun.server.conversation.redis_connection import Address
 from kibun.server.conversation.redis_store import RedisStore
 from kibun.server.conversation.resilient_store import ResilientStore
@@ -159,6 +160,19 @@ async def test_a_stream_goes_on_and_the_store_catches_up(site: Site, other: Site
         assert starts(await store.get(KEY)) == [0, 1, 2, 3]
     assert starts(await add(site, stream, 4)) == [0, 1, 2, 3, 4]
     assert stream.notices == [True, False]
+
+
+async def test_who_watches_is_told_when_the_store_has_what_was_said_meanwhile(site: Site) -> None:
+    """On other servers what was told during the outage may not have arrived, and the store did not have it."""
+    with site.store.audience.watcher(KEY) as watcher:
+        await cut_off(site)
+        assert not watcher._waiting
+        await site.back()
+        assert await watcher.get() == Notice("missed")
+    with site.store.audience.watcher(("tenant", "another")) as watcher:
+        await cut_off(site)
+        await site.back()
+        assert not watcher._waiting
 
 
 async def test_an_outage_costs_no_call_per_change(site: Site) -> None:

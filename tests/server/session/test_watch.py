@@ -88,6 +88,31 @@ async def test_finals_that_were_never_told_are_read_when_their_stream_is_resumed
     ]
 
 
+async def test_a_stream_that_resumes_further_back_may_find_other_utterances_than_its_turn_had() -> None:
+    """What the watcher has of them is not told again; what it does not have is, also where it begins earlier."""
+    store = MemoryStore()
+    async with aclosing(watching(store).run()) as seen:
+        await anext(seen)
+        tell(store, "began")
+        for start in (0, 31328):
+            tell(store, "final", start)
+        tell(store, "resumed", 22656)
+        for start in (22656, 31328, 53984):
+            tell(store, "interim", start)
+            tell(store, "final", start)
+        tell(store, "turn_result")
+        tell(store, "turn_result")
+        tell(store, "began", 31328)
+        tell(store, "final", 31328)
+        store.audience.tell(KEY, Notice("deleted"))
+        words = shown([one async for one in seen])
+    assert words == [
+        *("began t1 0", "final t1 0", "final t1 31328", "resumed t1 22656"),
+        *("interim t1 22656", "final t1 22656", "interim t1 53984", "final t1 53984", "turn_result t1 0"),
+        *("began t1 31328", "final t1 31328", "WatchEnded"),
+    ]
+
+
 async def test_who_reads_too_slowly_loses_interims_then_is_told_and_gets_finals_from_the_store() -> None:
     world = SessionWorld()
     async with aclosing(watching(world.store).run()) as seen:

@@ -255,7 +255,9 @@ class RedisRelay:
         if number is not None:
             if before is not None and 0 < number <= before:
                 return  # published again, as the answer to the first time was lost
-            if before is not None and number != before + 1:
+            if before is None and kind != "missed":  # earlier ones may have been published while none were heard
+                self._audience.tell_here(key, Notice("missed"))
+            elif before is not None and number != before + 1:
                 self._audience.tell_here(key, Notice("missed", reason="OTHER_SERVERS_MISSED"))
             latest[origin] = number
         if kind not in KINDS:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TypeVar, cast
 from weakref import WeakValueDictionary
 
-from kibun.server.conversation.audience import Audience
+from kibun.server.conversation.audience import Audience, Notice
 from kibun.server.conversation.backlog import Backlog, Pending, PendingChange, not_stored, replay
 from kibun.server.conversation.state import Conversation
 from kibun.server.conversation.store import C, Change, Key, StoreUnavailable, StreamHandle, stamp
@@ -121,11 +121,11 @@ class ResilientStore:
         """Tries once more to store the backlog."""
         if self._probing is not None:
             self._probing.cancel()
-        if self.audience.relay is not None:
-            await self.audience.relay.close()
         with suppress(StoreUnavailable, TimeoutError):
             async with asyncio.timeout(LAST_TRY_S):
                 await self._catch_up_all()
+        if self.audience.relay is not None:
+            await self.audience.relay.close()
         self._backlog.lost += self._backlog.total
         self._report_losses()
         await self._store.close()
@@ -237,6 +237,8 @@ class ResilientStore:
         except Exception as error:  # what cannot be stored must not hold up everything that comes after it
             pending.rejected = dict.fromkeys(pending.streams, not_stored(error))
         self._backlog.drop(key)
+        if self.audience.watches(key):  # on other servers too, where what was told meanwhile may not have arrived
+            self.audience.tell(key, Notice("missed"))
         for number, stream in pending.streams.items():
             if (why := pending.rejected.get(number)) is not None:
                 log.warning("changes that a stream made during an outage are dropped", extra={"reason": why.reason})

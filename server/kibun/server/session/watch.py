@@ -2,7 +2,8 @@
 
 What is told live comes from the audience's queue. Where something of it may be missing (at the start, after a stream
 was lost and resumed, after a slow reader or an outage) the store is read, and what the watcher does not have follows.
-A stream tells a final only when the store has it, so nothing falls between the two.
+A stream tells a final only when the store has it, so nothing falls between the two; what it tells while the store is
+away is told once more, as missed, when the store has it.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from kibun.server.conversation.audience import Notice, Watcher
 from kibun.server.conversation.state import (
     MAX_FINISHED_TURNS,
+    MAX_RECORDS,
     Conversation,
     Participant,
     Totals,
@@ -168,12 +170,32 @@ class Watch:
 
 @dataclass(slots=True)
 class _TurnHeard:
-    start: int = -1  # of the latest final
+    finals: list[int] = field(default_factory=list)  # where the latest began
+    reached: int = -1  # where the latest of them began, unless a stream has gone back since
     has_result: bool = False
+
+    def adds_final(self, start: int) -> bool:
+        if start in self.finals:
+            return False
+        self.finals.append(start)
+        del self.finals[:-MAX_RECORDS]
+        self.reached, self.has_result = max(self.reached, start), False
+        return True
+
+    def adds_result(self) -> bool:
+        self.has_result, had = True, self.has_result
+        return not had
+
+    def go_back(self, start: int, *, anew: bool) -> None:
+        """A stream goes on from there: with the turn, whose finals may come again, or anew, with finals of its own."""
+        self.reached = min(self.reached, start - 1)
+        if anew:
+            self.finals = [final for final in self.finals if final < start]
+            self.has_result = False
 
 
 class _Delivered:
-    """What a watcher has: of each participant, the latest turns and how far they were heard. Finals come in order."""
+    """What a watcher has: of each participant, the latest turns and their latest finals."""
 
     def __init__(self) -> None:
         self._turns: dict[str, dict[str, _TurnHeard]] = {}
@@ -187,7 +209,7 @@ class _Delivered:
 
     def adds(self, notice: Notice) -> bool:
         """Whether the watcher does not have that yet; from now on it has."""
-        if notice.kind not in ("began", "interim", "final", "turn_result"):
+        if notice.kind not in ("began", "resumed", "interim", "final", "turn_result"):
             return True
         turns = self._turns.setdefault(notice.participant_id, {})
         turn = turns.pop(notice.turn_id, None) or _TurnHeard()
@@ -195,18 +217,13 @@ class _Delivered:
         if len(turns) > 2 * MAX_FINISHED_TURNS:
             del turns[next(iter(turns))]
         match notice.kind:
-            case "began":  # what was said from there on counts no more
-                turn.start = min(turn.start, notice.start - 1)
-                turn.has_result = False
+            case "final":
+                return turn.adds_final(notice.start)
+            case "interim":
+                return notice.start > turn.reached and notice.start not in turn.finals
             case "turn_result":
-                if turn.has_result:
-                    return False
-                turn.has_result = True
-            case _:
-                if notice.start <= turn.start:
-                    return False
-                if notice.kind == "final":
-                    turn.start, turn.has_result = notice.start, False
+                return turn.adds_result()
+        turn.go_back(notice.start, anew=notice.kind == "began")
         return True
 
 
