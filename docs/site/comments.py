@@ -1,4 +1,7 @@
-"""Shows comments above attributes, which the code has in place of docstrings, in the reference of the Python API."""
+"""Shows comments above attributes, which the code has in place of docstrings, in the reference of the Python API.
+
+Not what a constructor computes attributes from, which is no default.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ class Comments(griffe.Extension):
 
     def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
         """Takes the lines of comment right above an attribute for its docstring, unless it has one."""
+        if "class-attribute" not in attr.labels:
+            attr.value = None
         if attr.docstring is not None or attr.lineno is None or not isinstance(attr.filepath, Path):
             return
         lines: list[str] = []

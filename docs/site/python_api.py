@@ -9,6 +9,8 @@ _TITLE = """# Python API
 Everything in `kibun.client`; [how it is used](sdk.md). `AsyncClient`, `AsyncConversation`, `AsyncTurn`,
 `AsyncStream` and `AsyncWatch` have synchronous twins, `Client`, `Conversation`, `Turn`, `Stream` and `Watch`.
 """
+#: What lies elsewhere and belongs to a section, as it needs more packages than the client.
+_MORE = {"audio_file": ["recordings.analyze_files"]}
 _SECTIONS = {
     "client": "Asynchronous client",
     "turn": "",
@@ -32,5 +34,6 @@ def page() -> str:
     for module in (*_SECTIONS, *(name for name in names if name not in _SECTIONS)):
         if title := _SECTIONS.get(module, module):
             parts.append(f"## {title}")
-        parts += [f"::: kibun.client.{module}.{name}" for name in names[module]]
+        paths = [*(f"{module}.{name}" for name in names[module]), *_MORE.get(module, [])]
+        parts += [f"::: kibun.client.{path}" for path in paths]
     return "\n\n".join(parts) + "\n"

@@ -181,6 +181,8 @@ def test_it_builds_without_a_warning_and_asks_for_nothing_from_elsewhere(site: P
         assert not re.findall(r"^[-|] .*|<p>[-|] .*", prose, re.MULTILINE), f"{page}: lists, tables need a blank line"
     python = (site / "python.html").read_text(encoding="utf-8")
     assert "8000..48000; the server resamples." in python, "comments of attributes are shown"
+    for name in ("allow_plaintext_token", "allow_incomplete", "on_progress"):
+        assert name in python, "so are parameters of constructors and functions"
 
 
 async def test_pages_opened_as_files_are_searched_and_fit_a_telephone(site: Path) -> None:
