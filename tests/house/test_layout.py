@@ -45,7 +45,8 @@ HOUSE = {
     "client": "v1",
     "client.bridge": "v1 client",
     "client.recordings": "client",
-    "client.commands": "client client.bridge client.recordings",
+    "client.checkup": "client",
+    "client.commands": "client client.bridge client.recordings client.checkup",
     "client.main": "client client.commands",
     # ---- corpora -> runs -> experiments
     "training.errors": "",

@@ -22,6 +22,7 @@ EXTRA_OF = {
     "pympi": "analyze",
     "grpc_reflection": "server",
     "prometheus_client": "server",
+    "redis": "redis",
     "safetensors": "server",
     "soxr": "cli",
     "torch": "server",

@@ -156,6 +156,8 @@ class ServiceInfo:
     idle_timeout_s: float
     max_concurrent_streams: int
     active_stream_count: int
+    # Its clock when it answered, in UTC; None: of an older server.
+    server_time: datetime | None = None
 
     @classmethod
     def from_proto(cls, message: pb.GetServiceInfoResponse) -> Self:
@@ -177,6 +179,7 @@ class ServiceInfo:
             idle_timeout_s=seconds(message.idle_timeout),
             max_concurrent_streams=message.max_concurrent_streams,
             active_stream_count=message.active_stream_count,
+            server_time=_time(message.server_time) if message.HasField("server_time") else None,
         )
 
 

@@ -473,7 +473,7 @@ class GetServiceInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServiceInfoResponse(_message.Message):
-    __slots__ = ("server_version", "models", "scales", "audio_encodings", "min_sample_rate_hertz", "max_sample_rate_hertz", "model_sample_rate_hertz", "max_audio_content_bytes", "max_stream_duration", "idle_timeout", "max_concurrent_streams", "active_stream_count", "default_endpointing_config")
+    __slots__ = ("server_version", "models", "scales", "audio_encodings", "min_sample_rate_hertz", "max_sample_rate_hertz", "model_sample_rate_hertz", "max_audio_content_bytes", "max_stream_duration", "idle_timeout", "max_concurrent_streams", "active_stream_count", "default_endpointing_config", "server_time")
     class Model(_message.Message):
         __slots__ = ("name", "version", "is_default", "supports_emotion", "supports_personality", "supports_conversation_personality", "synthetic", "requires_given_personality", "notice", "license", "untrained")
         NAME_FIELD_NUMBER: _ClassVar[int]
@@ -523,6 +523,7 @@ class GetServiceInfoResponse(_message.Message):
     MAX_CONCURRENT_STREAMS_FIELD_NUMBER: _ClassVar[int]
     ACTIVE_STREAM_COUNT_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_ENDPOINTING_CONFIG_FIELD_NUMBER: _ClassVar[int]
+    SERVER_TIME_FIELD_NUMBER: _ClassVar[int]
     server_version: str
     models: _containers.RepeatedCompositeFieldContainer[GetServiceInfoResponse.Model]
     scales: _containers.RepeatedCompositeFieldContainer[GetServiceInfoResponse.Scale]
@@ -536,7 +537,8 @@ class GetServiceInfoResponse(_message.Message):
     max_concurrent_streams: int
     active_stream_count: int
     default_endpointing_config: EndpointingConfig
-    def __init__(self, server_version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[GetServiceInfoResponse.Model, _Mapping]]] = ..., scales: _Optional[_Iterable[_Union[GetServiceInfoResponse.Scale, _Mapping]]] = ..., audio_encodings: _Optional[_Iterable[_Union[AudioEncoding, str]]] = ..., min_sample_rate_hertz: _Optional[int] = ..., max_sample_rate_hertz: _Optional[int] = ..., model_sample_rate_hertz: _Optional[int] = ..., max_audio_content_bytes: _Optional[int] = ..., max_stream_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., idle_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., max_concurrent_streams: _Optional[int] = ..., active_stream_count: _Optional[int] = ..., default_endpointing_config: _Optional[_Union[EndpointingConfig, _Mapping]] = ...) -> None: ...
+    server_time: _timestamp_pb2.Timestamp
+    def __init__(self, server_version: _Optional[str] = ..., models: _Optional[_Iterable[_Union[GetServiceInfoResponse.Model, _Mapping]]] = ..., scales: _Optional[_Iterable[_Union[GetServiceInfoResponse.Scale, _Mapping]]] = ..., audio_encodings: _Optional[_Iterable[_Union[AudioEncoding, str]]] = ..., min_sample_rate_hertz: _Optional[int] = ..., max_sample_rate_hertz: _Optional[int] = ..., model_sample_rate_hertz: _Optional[int] = ..., max_audio_content_bytes: _Optional[int] = ..., max_stream_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., idle_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., max_concurrent_streams: _Optional[int] = ..., active_stream_count: _Optional[int] = ..., default_endpointing_config: _Optional[_Union[EndpointingConfig, _Mapping]] = ..., server_time: _Optional[_Union[_timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class WatchConversationRequest(_message.Message):
     __slots__ = ("conversation_id", "include_past", "require_existing_conversation")

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from kibun.client.audio_file import shown
-from kibun.client.commands.connection import CaOption, Connection, TlsOption, TokenOption
+from kibun.client.commands.connection import CaOption, CertOption, Connection, KeyOption, TlsOption, TokenOption
 from kibun.client.commands.failure import CommandError, UsageError
 from kibun.client.commands.report import note, synthetic_banner
 from kibun.client.commands.streaming import open_audio, run
@@ -100,6 +100,8 @@ def analyze(
     token: TokenOption = None,
     tls: TlsOption = False,
     ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Analyse files and folders into tables, annotations and figures.
 
@@ -136,7 +138,8 @@ def analyze(
     options = _with_traits(options, traits, files)
     with _open_output(output_format, output, by, plot, files) as written, _server(server, model) as target:
         batch = _Batch(files, options, written, resume, "" if server else model)
-        run(_analyze(Connection(target, token, tls, ca), batch))
+        connection = Connection(server, token, tls, ca, cert, key) if server else Connection(target)
+        run(_analyze(connection, batch))
 
 
 def _open(path: Path, channel: int | None) -> RecordedAudio:

@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+from dataclasses import replace
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -9,7 +10,16 @@ import typer
 
 from kibun.client.bridge.app import BridgeOptions
 from kibun.client.bridge.serving import BridgeServer
-from kibun.client.commands.connection import DEFAULT_SERVER, CaOption, Connection, ServerOption, TlsOption, TokenOption
+from kibun.client.commands.connection import (
+    DEFAULT_SERVER,
+    CaOption,
+    CertOption,
+    Connection,
+    KeyOption,
+    ServerOption,
+    TlsOption,
+    TokenOption,
+)
 from kibun.client.commands.failure import CommandError, UsageError
 
 HostOption = Annotated[str, typer.Option("--host", metavar="ADDRESS", help="Address to listen on.")]
@@ -33,13 +43,15 @@ def bridge(
     token: TokenOption = None,
     tls: TlsOption = False,
     ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Serve the contract to browsers, as a WebSocket.
 
     Pages of this machine may use it, and those named by --origin. --token is for sockets that bring none of their own:
     whoever reaches the bridge then has its rights.
     """
-    connection = Connection(server, token, tls, ca)
+    connection = Connection(server, token, tls, ca, cert, key)
     made = make(connection, host, port, origin or [], max_sockets)
     typer.echo(f"kibun bridge: ws://{address(host, made.port)}/v1/stream, to {server}; Ctrl-C stops it")
     asyncio.run(made.run())
@@ -54,12 +66,14 @@ def console(
     token: TokenOption = None,
     tls: TlsOption = False,
     ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Serve a page that shows what the server hears: of a microphone or a recording, in the browser.
 
     It has all that `kibun bridge` has. Nothing of it comes from outside.
     """
-    connection = Connection(server, token, tls, ca)
+    connection = Connection(server, token, tls, ca, cert, key)
     made = make(connection, host, port, origin or [], max_sockets, page=True)
     typer.echo(f"kibun console: http://{address(host, made.port)}, to {server}; Ctrl-C stops it")
     asyncio.run(made.run())
@@ -83,9 +97,7 @@ def make(
             "and have each page send its own"
         )
     options = BridgeOptions(
-        client_of=lambda token: Connection(
-            connection.server, token or connection.token, connection.tls, connection.ca
-        ).client(),
+        client_of=lambda token: replace(connection, token=token or connection.token).client(),
         origins=[checked_origin(origin) for origin in origins or []],
         max_sockets=max_sockets,
         page=page,

@@ -1,4 +1,4 @@
-"""`kibun doctor`: which parts of this machine and installation work, and how to fix those that do not."""
+"""`kibun doctor`: which parts of this machine, installation and deployment work, and how to fix those that do not."""
 
 import asyncio
 import json
@@ -6,23 +6,36 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+import time
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kibun.client.commands.connection import DEFAULT_SERVER, CaOption, Connection, ServerOption, TlsOption, TokenOption
-from kibun.client.errors import KibunError
+from kibun.client.channel import is_local
+from kibun.client.checkup import certificates, clock, ports, store
+from kibun.client.checkup.finding import Finding, State
+from kibun.client.client import AsyncClient
+from kibun.client.commands.connection import (
+    DEFAULT_SERVER,
+    CaOption,
+    CertOption,
+    Connection,
+    KeyOption,
+    ServerOption,
+    TlsOption,
+    TokenOption,
+)
+from kibun.client.commands.failure import UsageError
+from kibun.client.errors import InvalidRequestError, KibunError
 from kibun.client.installation import install_command, is_installed, is_there
 from kibun.client.options import RetryPolicy
-
-State = Literal["ok", "absent", "broken"]
 
 MIN_PYTHON = (3, 11)
 _REQUIRED = ("grpcio", "grpcio-status", "protobuf", "numpy")
@@ -46,15 +59,7 @@ _TRANSFORMERS = "import transformers; transformers.HubertModel; print(transforme
 _PROBE_TIMEOUT_S = 60
 
 
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check."""
-
-    name: str
-    state: State
-    detail: str
-    # False: kibun's client works without it.
-    required: bool = False
+_DEPLOYMENT = "A server's deployment"  # of --help
 
 
 def doctor(
@@ -62,12 +67,74 @@ def doctor(
     token: TokenOption = None,
     tls: TlsOption = False,
     ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
+    store_address: Annotated[
+        str | None,
+        typer.Option(
+            "--store",
+            envvar="KIBUN_STORE",
+            metavar="memory|URL",
+            help="Store as given to kibun serve: whether it answers, rights, version, memory, persistence, clock.",
+            rich_help_panel=_DEPLOYMENT,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="KIBUN_TLS_CERT",
+            metavar="PEM",
+            help="A server's certificate: dates, key, purpose, names, authority (of --ca, else the system's).",
+            rich_help_panel=_DEPLOYMENT,
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None,
+        typer.Option(envvar="KIBUN_TLS_KEY", metavar="PEM", help="Its private key.", rich_help_panel=_DEPLOYMENT),
+    ] = None,
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="KIBUN_TLS_CLIENT_CA",
+            metavar="PEM",
+            help="Authorities of the certificates of clients; --cert is held to them.",
+            rich_help_panel=_DEPLOYMENT,
+        ),
+    ] = None,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="HOST",
+            help="What clients call the server, so what --tls-cert has to cover. Repeatable.",
+            rich_help_panel=_DEPLOYMENT,
+        ),
+    ] = None,
+    port: Annotated[
+        list[int] | None,
+        typer.Option(
+            envvar="KIBUN_PORT",
+            min=0,
+            max=65535,
+            help="A port to listen on: free, or taken by what. Repeatable.",
+            rich_help_panel=_DEPLOYMENT,
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(envvar="KIBUN_HOST", help="Address to listen on.", rich_help_panel=_DEPLOYMENT)
+    ] = "127.0.0.1",
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
 ) -> None:
-    """Check this machine and this installation.
+    """Check this machine, this installation and, where options name it, what a server is to run with.
 
-    The exit code is 1 when something is broken, not when it is merely absent.
+    In the environment that kibun serve gets, it looks at what that would use.
+
+    The exit code is 1 when something is broken, not when it is merely absent or a warning; 2 when called wrongly.
     """
+    connection = Connection(server, token, tls, ca, cert, key)
+    own = _pair(cert, key, "client", ("--cert", "--key"))
+    servers = _pair(tls_cert, tls_key, "server", ("--tls-cert", "--tls-key"))
+    if name and servers is None:
+        raise UsageError("--name is for the names of a certificate: give its files by --tls-cert and --tls-key")
     findings = [
         _python(),
         *_packages(),
@@ -86,14 +153,32 @@ def doctor(
         _espeak(),
         *_microphones(),
         *_bundles(),
-        asyncio.run(_server(Connection(server, token, tls, ca))),
+        *_files(ca, own, servers, tls_client_ca, name or []),
     ]
+    if store_address is not None:
+        findings += store.examine(store_address)
+    findings += [ports.listening(host, number) for number in port or []]
+    findings += _server(connection, own)
+    if not any(finding.name.startswith("clock") for finding in findings):
+        findings.append(clock.alone())
     if as_json:
         print(json.dumps({"findings": [asdict(finding) for finding in findings]}, indent=2, ensure_ascii=False))
     else:
         _show(findings)
     if any(finding.state == "broken" or (finding.required and finding.state != "ok") for finding in findings):
         raise typer.Exit(1)
+
+
+def _pair(
+    certificate: Path | None, key: Path | None, role: certificates.Role, options: tuple[str, str]
+) -> certificates.Pair | None:
+    """Raises UsageError for one without the other."""
+    if certificate is not None and key is not None:
+        return certificates.Pair(certificate, key, role, options)
+    if certificate is not None or key is not None:
+        there, missing = options if key is None else reversed(options)
+        raise UsageError(f"{there} goes with {missing}: a certificate and its private key are of use together only")
+    return None
 
 
 def _python() -> Finding:
@@ -170,23 +255,75 @@ def _bundles() -> list[Finding]:
     return [Finding(f"bundle {bundle.name}", "ok", str(bundle)) for bundle in bundles]
 
 
-async def _server(connection: Connection) -> Finding:
-    name = f"server {connection.server}"
-    async with connection.client(RetryPolicy(max_attempts=1)) as client:
+def _files(
+    ca: Path | None,
+    own: certificates.Pair | None,
+    servers: certificates.Pair | None,
+    client_ca: Path | None,
+    names: list[str],
+) -> list[Finding]:
+    """All TLS files that were named."""
+    findings = []
+    for path, option in ((ca, "--ca"), (client_ca, "--tls-client-ca")):
+        if path is not None:
+            findings.append(certificates.authorities(path, option))
+    unreadable = {finding.name for finding in findings if finding.state == "broken"}
+    for pair, trusted in ((servers, ca), (own, client_ca)):
+        if pair is not None and f"authorities {trusted}" not in unreadable:
+            findings += certificates.pair(pair, authorities=trusted, names=names)
+    return findings
+
+
+def _server(connection: Connection, own: certificates.Pair | None) -> list[Finding]:
+    """Whether a server answers, with which certificate, and what its clock reads; if not, who has its port."""
+    findings = []
+    host, _, number = connection.server.rpartition(":")
+    host = host.strip("[]")
+    has_port = number.isdigit() and not host.startswith(("unix", "dns", "ipv4", "ipv6", "xds"))
+    if connection.secure and has_port:
+        shown = certificates.shown(host, int(number), connection.ca, own)
+        findings += [shown] if shown is not None else []
+    try:
+        client = connection.client(RetryPolicy(max_attempts=1))
+    except InvalidRequestError as error:
+        if not connection.secure:
+            raise
+        return [*findings, Finding(f"server {connection.server}", "broken", f"not asked: {error.message}")]
+    answered = asyncio.run(_ask(client))
+    if answered[0].state != "ok" and has_port and is_local(connection.server):
+        who = ports.who_listens(int(number))
+        text = f"; its port is taken by {who}" if who else "; nothing listens there"
+        answered[0] = replace(answered[0], detail=answered[0].detail + text)
+    return [*findings, *answered]
+
+
+async def _ask(client: AsyncClient) -> list[Finding]:
+    name = f"server {client.target}"
+    async with client:
         try:
+            await client.service_info()  # connects, which takes a while, and makes a clock read late
+            asked_at = time.time()
             info = await client.service_info()
+            answered_at = time.time()
         except KibunError as error:
-            return Finding(name, "absent", error.message)
+            return [Finding(name, "absent", error.message)]
     models = ", ".join(model.name for model in info.models)
-    return Finding(name, "ok", f"kibun {info.server_version}, models: {models}")
+    findings = [Finding(name, "ok", f"kibun {info.server_version}, models: {models}")]
+    if info.server_time is not None:
+        findings.append(clock.compared("server", asked_at, info.server_time.timestamp(), answered_at))
+    return findings
 
 
 def _show(findings: list[Finding]) -> None:
-    colours = {"ok": "green", "absent": "yellow", "broken": "red"}
+    colours = {"ok": "green", "absent": "dim", "warning": "yellow", "broken": "red"}
     table = Table(box=None, pad_edge=False)
     for heading in ("", "", ""):
         table.add_column(heading, overflow="fold")
     for finding in findings:
         state = Text(finding.state, style=colours[finding.state])
         table.add_row(state, Text(finding.name), Text(finding.detail))  # Text: "kibun[mic]" is no markup
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    counts = [(state, sum(finding.state == state for finding in findings)) for state in ("broken", "warning")]
+    if any(count for _, count in counts):
+        console.print(", ".join(f"{count} {state}" for state, count in counts if count))

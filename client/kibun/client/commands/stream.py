@@ -16,8 +16,10 @@ from kibun.client.audio_file import AudioFile
 from kibun.client.commands.connection import (
     DEFAULT_SERVER,
     CaOption,
+    CertOption,
     Connection,
     JsonOption,
+    KeyOption,
     ModelOption,
     ServerOption,
     TlsOption,
@@ -89,6 +91,8 @@ def stream(
     token: TokenOption = None,
     tls: TlsOption = False,
     ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Stream audio files, standard input or a microphone to a server.
 
@@ -102,7 +106,7 @@ def stream(
     the end.
     """
     silence_libraries()
-    connection = Connection(server, token, tls, ca)
+    connection = Connection(server, token, tls, ca, cert, key)
     known = _traits(traits, participant, dialogue=turns is not None)
     microphone = any(source == "mic" or source.startswith("mic:") for source in sources)
     if eager is None:

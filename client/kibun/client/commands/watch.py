@@ -8,8 +8,10 @@ from rich.console import Console
 from kibun.client.commands.connection import (
     DEFAULT_SERVER,
     CaOption,
+    CertOption,
     Connection,
     JsonOption,
+    KeyOption,
     ServerOption,
     TlsOption,
     TokenOption,
@@ -30,6 +32,8 @@ def watch(
     token: TokenOption = None,
     tls: TlsOption = False,
     ca: CaOption = None,
+    cert: CertOption = None,
+    key: KeyOption = None,
 ) -> None:
     """Watch a conversation that others speak into.
 
@@ -38,7 +42,7 @@ def watch(
     Exit codes: 0 the conversation was completed or deleted; 1 it failed; 2 called wrongly; 130 Ctrl-C.
     """
     silence_libraries()
-    run(_watch(Connection(server, token, tls, ca), conversation, past, as_json))
+    run(_watch(Connection(server, token, tls, ca, cert, key), conversation, past, as_json))
 
 
 async def _watch(connection: Connection, conversation_id: str, past: bool, as_json: bool) -> None:

@@ -236,8 +236,9 @@ def service_info(
     *,
     max_streams: int,
     active_streams: int,
+    now: float,
 ) -> pb.GetServiceInfoResponse:
-    """`models`: the default first."""
+    """`models`: the default first; `now`: seconds since 1970, by this server's clock."""
     info = pb.GetServiceInfoResponse
     emotion_scales = [info.Scale(dimension=d, min=1, max=5, neutral=3) for d in EMOTIONS]
     trait_scales = [info.Scale(dimension=d, min=1, max=7, neutral=4) for d in TRAITS]
@@ -270,6 +271,7 @@ def service_info(
         max_concurrent_streams=max_streams,
         active_stream_count=active_streams,
         default_endpointing_config=endpointing_config(endpointing),
+        server_time=timestamp(now),
     )
 
 

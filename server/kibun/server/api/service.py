@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
@@ -292,6 +293,7 @@ class SpeechAnalysis:
             self._stream_limits,
             max_streams=self._limits.max_streams,
             active_streams=self._quotas.active,
+            now=time.time(),
         )
 
     def _message(self, conversation: Conversation) -> pb.Conversation:

@@ -63,6 +63,14 @@ class CannotConnect(Exception):
     """The server cannot be used; the text gives the reason and the remedy."""
 
 
+class AnswersError(CannotConnect):
+    """The server answers, with an error."""
+
+
+class NotAllowed(AnswersError):
+    """The user of the address lacks a right."""
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where the server is. `settings` are the connection's and contain secrets; all keys begin with `prefix`."""
@@ -181,16 +189,20 @@ class RedisConnection:
         """Sends the command as it is, without a timeout. Raises what redis-py raises."""
         return await self._execute(*command)
 
-    async def attempt(self, *command: str | bytes | int) -> None:
-        """Sends a command while the server starts, when the operator reads what is wrong. Raises CannotConnect."""
+    async def attempt(self, *command: str | bytes | int) -> Any:
+        """Returns the answer to a command while an operator reads what is wrong, as when the server starts.
+
+        Raises CannotConnect, AnswersError where the answer is an error.
+        """
         place = self.address.place
         try:
             async with asyncio.timeout(5 * TIMEOUT_S):
-                await self.execute(*command)
+                return await self.execute(*command)
         except AuthenticationError as error:
             raise CannotConnect(f"{place} refused the user name or password of the address, or requires one") from error
         except ResponseError as error:
-            raise CannotConnect(f"{place} answered: {error}") from error
+            refusal = NotAllowed if isinstance(error, NoPermissionError) else AnswersError
+            raise refusal(f"{place} answered: {error}") from error
         except (RedisError, OSError, TimeoutError) as error:
             text = f"no Redis or Valkey answers at {place}: start it, or correct the address"
             if self.address.scheme == "rediss":
