@@ -58,6 +58,8 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     here = page.file.src_uri
     if here.startswith("appendix/") or here == "CHANGELOG.md":
         page.meta["search"] = {"boost": 0.5}  # found, but below the pages that say what to do
+    elif here in ("faq.md", "errors.md", "dialogue.md"):
+        page.meta["search"] = {"boost": 2}
     source = ABOVE.get(here, DOCS / here)
 
     def link(found: re.Match[str]) -> str:
