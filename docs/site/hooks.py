@@ -71,7 +71,7 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
         if not names and not path.is_relative_to(DOCS):
             return label
         name = names[0] if names else path.relative_to(DOCS).as_posix()
-        if label.endswith(".md") and (linked := files.get_file_from_path(name)) and linked.page:
+        if label.endswith((".md", ".ipynb")) and (linked := files.get_file_from_path(name)) and linked.page:
             label = linked.page.title
         return f"{image}[{label}]({posixpath.relpath(name, posixpath.dirname(here) or '.')}{anchor})"
 
