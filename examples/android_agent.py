@@ -35,6 +35,7 @@ from kibun.client import (
     AudioFile,
     AudioFileError,
     Emotion,
+    Encoding,
     Features,
     KibunError,
     PersonalityEstimate,
@@ -102,7 +103,7 @@ class Ears:
 
     def __init__(self, recording: AudioFile, own_turns: Sequence[Turn]) -> None:
         self.rate_hz = recording.sample_rate_hz
-        self.encoding = recording.encoding
+        self.encoding: Encoding = recording.encoding
         self._samples = np.concatenate(list(recording.chunks()))
         self._own = [(turn.start_s, turn.end_s + OWN_SPEECH_TAIL_S) for turn in own_turns]
 

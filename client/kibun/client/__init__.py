@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from kibun.client.events import WatchEnded as WatchEnded
     from kibun.client.events import WatchGap as WatchGap
     from kibun.client.events import WatchStarted as WatchStarted
+    from kibun.client.options import Encoding as Encoding
     from kibun.client.options import Endpointing as Endpointing
     from kibun.client.options import Features as Features
     from kibun.client.options import RetryPolicy as RetryPolicy
@@ -117,7 +118,7 @@ _MODULE_OF = {
         "WatchGap",
         "WatchStarted",
     ),
-    "options": ("Endpointing", "Features", "RetryPolicy", "StreamConfig", "TurnOptions"),
+    "options": ("Encoding", "Endpointing", "Features", "RetryPolicy", "StreamConfig", "TurnOptions"),
     "resources": (
         "ConversationState",
         "ModelDescription",

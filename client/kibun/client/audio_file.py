@@ -89,27 +89,27 @@ class AudioFile:
             check_value("path", path, str | os.PathLike)
         check_value("channel", channel, int | None)
         check_value("allow_incomplete", allow_incomplete, bool)
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self.channel = channel
         self._allow_incomplete = allow_incomplete
         self._patch: tuple[int, bytes] | None = None
         # What is missing, "" if nothing is; damage within the file is found when `chunks` comes to it.
-        self.incomplete = ""
+        self.incomplete: str = ""
         header = self._look()
         with closing(self._open()) as file:
             self._recorded_rate_hz = int(file.samplerate)
-            self.channels = int(file.channels)
+            self.channels: int = int(file.channels)
             # In the file as it is there; None where only reading it to its end tells.
             self._frames = int(file.frames) if 0 <= file.frames < 1 << 60 else None
             self._check(file)
             sixteen = file.subtype in _SIXTEEN_BITS_ARE_ENOUGH and (self.channels == 1 or channel is not None)
         # As sent, as is the encoding.
-        self.sample_rate_hz = Mono(self._recorded_rate_hz, self.channels, channel).sample_rate_hz
+        self.sample_rate_hz: int = Mono(self._recorded_rate_hz, self.channels, channel).sample_rate_hz
         resampled = self.sample_rate_hz != self._recorded_rate_hz
         self.encoding: Encoding = "linear16" if sixteen and not resampled else "float32"
-        self.duration_s = None if self._frames is None else self._frames / self._recorded_rate_hz
+        self.duration_s: float | None = None if self._frames is None else self._frames / self._recorded_rate_hz
         # Of what `chunks` has read so far.
-        self.comparison = ChannelComparison(self.channels)
+        self.comparison: ChannelComparison = ChannelComparison(self.channels)
         self._check_length(header)
 
     @property

@@ -36,7 +36,7 @@ class KibunError(Exception):
     def __init__(self, message: str, details: ErrorDetails | None = None) -> None:
         super().__init__(message)
         self.message = message
-        self.details = details or ErrorDetails(reason=self.default_reason)
+        self.details: ErrorDetails = details or ErrorDetails(reason=self.default_reason)
 
     @property
     def reason(self) -> str:

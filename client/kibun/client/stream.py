@@ -130,8 +130,8 @@ class AudioStream:
     async def push(self, pcm: "Pcm") -> None:
         """Sends audio: raw bytes in the stream's encoding (any split), or a mono array of the encoding's dtype.
 
-        Waits while more than two seconds of audio are on their way to a slow network or server. Raises the stream's
-        error if it failed, TurnEndedError if it was ended, InvalidRequestError for audio of the wrong type, MisuseError
+        Waits while more than two seconds of audio are on their way to a slow network or server. Raises KibunError if
+        the stream failed, TurnEndedError if it was ended, InvalidRequestError for audio of the wrong type, MisuseError
         while a source is fed.
         """
         self._check_open()
@@ -153,7 +153,7 @@ class AudioStream:
     async def wait_fed(self, timeout_s: float | None = None) -> None:
         """Waits until the source that is fed was read to its end and pushed, or the stream is over.
 
-        Raises the stream's error if it failed, DeadlineError after `timeout_s`.
+        Raises KibunError if the stream failed, DeadlineError after `timeout_s`.
         """
         check_timeout(timeout_s)
         self._engine.check_started()

@@ -23,6 +23,7 @@ from kibun.client.stream import AsyncStream, AudioStream, Events
 from kibun.client.transport import client_closed
 from kibun.client.turn import AsyncTurn
 from kibun.client.watch import AsyncWatch, Watched
+from kibun.v1 import speech_analysis_pb2 as pb
 
 if TYPE_CHECKING:
     from kibun.client.audio_file import AudioFile
@@ -208,7 +209,11 @@ class Client:
     def turn(
         self, config: StreamConfig, *, audio: "AudioFile | None" = None, retry: RetryPolicy | None = None
     ) -> "Turn":
-        """A single turn as described by `config`; `Conversation.turn` is a shortcut. See `AsyncClient.turn`."""
+        """A single turn as described by `config`; `Conversation.turn` is a shortcut.
+
+        `audio`: a recording that the turn is fed with once it is open; rate and encoding are the recording's, whatever
+        `config` has.
+        """
         return Turn(self._thread, self._client.turn(config, audio=audio, retry=retry))
 
     def watch(
@@ -228,12 +233,19 @@ class Client:
     def analyze(
         self, pcm: "Pcm", config: StreamConfig | None = None, *, timeout_s: float | None = None
     ) -> AnalyzeResult:
-        """Analyses one short recording in one request (a stream has no limit of length). Raises KibunError."""
+        """Analyses one short recording in one request (a stream has no limit of length). Raises KibunError.
+
+        `timeout_s`: in place of the client's.
+        """
         return self._thread.run(self._client.analyze(pcm, config, timeout_s=timeout_s))
 
     def get_conversation(self, conversation_id: str) -> ConversationState:
         """State of a conversation. Raises NotFoundError when the server does not know it (any more)."""
         return self._thread.run(self._client.get_conversation(conversation_id))
+
+    def get_conversation_proto(self, conversation_id: str) -> pb.GetConversationResponse:
+        """The same, as the message that was received."""
+        return self._thread.run(self._client.get_conversation_proto(conversation_id))
 
     def complete_conversation(self, conversation_id: str) -> ConversationState:
         """Marks a conversation as completed: no further turns. Raises NotFoundError."""
@@ -247,8 +259,15 @@ class Client:
         """Models, scales and limits of the server."""
         return self._thread.run(self._client.service_info())
 
+    def service_info_proto(self) -> pb.GetServiceInfoResponse:
+        """The same, as the message that was received."""
+        return self._thread.run(self._client.service_info_proto())
+
     def wait_until_ready(self, timeout_s: float = 60.0) -> None:
-        """Waits until the server reports SERVING. Raises UnavailableError after `timeout_s`."""
+        """Waits until the server reports SERVING, i.e. that its model is loaded and warm.
+
+        Raises UnavailableError (reason NOT_READY) after `timeout_s`, with what the last attempt saw.
+        """
         self._thread.run(self._client.wait_until_ready(timeout_s))
 
 
@@ -258,10 +277,7 @@ class Conversation:
     def __init__(self, thread: LoopThread, conversation: AsyncConversation) -> None:
         self._thread = thread
         self._conversation = conversation
-
-    @property
-    def conversation_id(self) -> str:
-        return self._conversation.conversation_id
+        self.conversation_id: str = conversation.conversation_id
 
     def turn(
         self,
@@ -272,14 +288,22 @@ class Conversation:
         retry: RetryPolicy | None = None,
         **options: Unpack[TurnOptions],
     ) -> "Turn":
-        """A turn of `participant_id`, to be opened with `with`; options and errors as `AsyncConversation.turn`."""
+        """A turn of `participant_id`, to be opened with `with`; `options` as in `StreamConfig`.
+
+        With `audio`, a recording, the turn is fed with it once it is open, and takes rate and encoding from it. Raises
+        InvalidRequestError for an option that cannot be sent, TypeError for one that does not exist.
+        """
         turn = self._conversation.turn(turn_id, participant_id, audio=audio, retry=retry, **options)
         return Turn(self._thread, turn)
 
     def watch(
         self, *, include_past: bool = False, require_existing: bool = False, retry: RetryPolicy | None = None
     ) -> "Watch":
-        """What others say in this conversation, to be opened with `with`; see `AsyncConversation.watch`."""
+        """What others say in this conversation, to be opened with `with`.
+
+        `include_past`: first what the server has stored of it. A conversation that nobody has spoken in is waited for;
+        `require_existing`: NotFoundError instead.
+        """
         watch = self._conversation.watch(include_past=include_past, require_existing=require_existing, retry=retry)
         return Watch(self._thread, watch)
 
@@ -317,7 +341,11 @@ class _Face(Generic[Twin]):
             self._thread.run(self._twin._leave(error, threading.current_thread()))
 
     def open(self, timeout_s: float | None = None) -> StreamStarted:
-        """Opens the stream; `with` does so by itself. Raises KibunError, DeadlineError after `timeout_s`."""
+        """Opens it and waits until the server accepted it; `with` does so by itself.
+
+        Raises KibunError, DeadlineError after `timeout_s` (None: the client's, if it was given one), MisuseError if it
+        is over.
+        """
         return self._thread.run(self._twin.open(timeout_s))
 
     def cancel(self) -> None:
@@ -340,28 +368,43 @@ class _Face(Generic[Twin]):
         return self._twin.turn_result
 
     def push(self, pcm: "Pcm") -> None:
-        """Sends audio; blocks while more than two seconds are on their way. Raises as `AsyncStream.push` does."""
+        """Sends audio: raw bytes in the stream's encoding (any split), or a mono array of the encoding's dtype.
+
+        Blocks while more than two seconds of audio are on their way to a slow network or server. Raises KibunError if
+        the stream failed, TurnEndedError if it was ended, InvalidRequestError for audio of the wrong type, MisuseError
+        while a source is fed.
+        """
         self._thread.run(self._twin.push(pcm))
 
     def feed(self, chunks: "AsyncIterable[Pcm] | Iterable[Pcm]", *, end: bool = True) -> None:
-        """Pushes all of `chunks` from a separate thread, then ends the turn (unless `end` is False).
+        """Pushes all of `chunks` in the background, then ends the stream (unless `end` is False).
 
-        An exception of the source cancels the call and is raised, as it is, by the iteration over events.
+        What is not asynchronous may block: it is read in a thread of its own. A generator is closed at the end. An
+        exception of the source cancels the call and is raised, as it is, by the iteration over events; one that cannot
+        be (CancelledError, GeneratorExit) becomes SourceError. Raises as `push` does.
         """
         self._thread.call(self._twin.feed, chunks, end=end)
 
     def wait_fed(self, timeout_s: float | None = None) -> None:
-        """Waits until what is fed was read to its end and pushed. Raises KibunError, DeadlineError."""
+        """Waits until the source that is fed was read to its end and pushed, or the stream is over.
+
+        Raises KibunError if the stream failed, DeadlineError after `timeout_s`.
+        """
         self._thread.run(self._twin.wait_fed(timeout_s))
 
     def end(self, *, stop_feed: bool = False) -> None:
-        """Nothing more will be pushed; MisuseError while a source is fed, unless `stop_feed`. May be repeated."""
+        """Nothing more will be pushed: the server finalizes the open utterance and turn. May be repeated.
+
+        While a source is fed, MisuseError is raised, as its rest would be lost: it ends the stream by itself, or is to
+        be waited for by `wait_fed`. `stop_feed` reads it no more, and ends with what was pushed so far.
+        """
         self._thread.call(self._twin.end, stop_feed=stop_feed)
 
     def wait_ended(self, timeout_s: float | None = None) -> StreamEnded | None:
-        """Reads what is fed to its end, ends the turn and waits for the server's final answer.
+        """Reads what is fed to its end, ends the stream and waits for the server's final answer.
 
-        Raises KibunError, DeadlineError after `timeout_s`.
+        Returns None when the connection was lost after the result of a single turn. Raises KibunError, DeadlineError
+        after `timeout_s`.
         """
         return self._thread.run(self._twin.wait_ended(timeout_s))
 
@@ -407,7 +450,8 @@ class Turn(_Face[AsyncTurn]):
     def result(self, timeout_s: float | None = None) -> TurnResult:
         """Reads what is fed to its end, ends the turn and waits for its result.
 
-        Raises KibunError, DeadlineError after `timeout_s`. Once it has arrived, it can be had after `close` as well.
+        Raises KibunError, DeadlineError after `timeout_s`. A source without an end, such as a microphone, is to be
+        stopped before: `end(stop_feed=True)`. Once it has arrived, it can be had after `close` as well.
         """
         return self._twin.turn_result or self._thread.run(self._twin.result(timeout_s))
 
@@ -431,7 +475,11 @@ class Watch:
             self.cancel()
 
     def open(self, timeout_s: float | None = None) -> WatchStarted:
-        """Opens the watch; `with` does so by itself. Raises KibunError, DeadlineError after `timeout_s`."""
+        """Opens the watch and waits until the server accepted it; `with` does so by itself.
+
+        Raises KibunError, DeadlineError after `timeout_s` (None: the client's, if it was given one), MisuseError if the
+        watch is over.
+        """
         return self._thread.run(self._twin.open(timeout_s))
 
     def cancel(self) -> None:

@@ -35,6 +35,11 @@ class AsyncTurn(AudioStream):
         self._audio = audio
 
     async def open(self, timeout_s: float | None = None) -> StreamStarted:
+        """Opens the turn and waits until the server accepted it; `async with` does so by itself.
+
+        Raises KibunError, DeadlineError after `timeout_s` (None: the client's, if it was given one), MisuseError if the
+        turn is over.
+        """
         started = await super().open(timeout_s)
         if self._audio is not None:
             audio, self._audio = self._audio, None  # once, though an open turn may be opened again

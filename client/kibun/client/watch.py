@@ -85,6 +85,7 @@ class AsyncWatch:
         self._task: asyncio.Task[None] | None = None
         self._someone_waits = False
         self._past_left = 0
+        self._hold = _Hold(self)
 
     async def open(self, timeout_s: float | None = None) -> WatchStarted:
         """Opens the watch and waits until the server accepted it; `async with` does so by itself.
@@ -94,7 +95,7 @@ class AsyncWatch:
         """
         check_timeout(timeout_s)
         if self._task is None:
-            self._transport.add_stream(self)
+            self._transport.add_stream(self._hold)
             self._loop = running_loop()
             self._task = self._loop.create_task(self._run())
         elif self._over.is_set():
@@ -163,25 +164,6 @@ class AsyncWatch:
             raise self._error
         raise StopAsyncIteration
 
-    # -- what the transport needs of a stream
-
-    def fail(self, error: BaseException) -> None:
-        """Stops at once with that error."""
-        self._error = self._error or error
-        if self._task is not None:
-            self._task.cancel()
-
-    @property
-    def can_pause(self) -> bool:
-        """Whether a fork may close its connection: only when it is over."""
-        return self._over.is_set()
-
-    async def pause(self) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
-
     # -- calls, one after the other
 
     def _check_open(self) -> None:
@@ -229,7 +211,7 @@ class AsyncWatch:
             self._reconnects += self._accepted_at is not None
 
     async def _attempt(self) -> None:
-        self._transport.add_stream(self)
+        self._transport.add_stream(self._hold)
         call = self._transport.watch_conversation(self._request)
         try:
             within_s = self._transport.timeout_s or ACCEPT_TIMEOUT_S
@@ -285,6 +267,28 @@ class AsyncWatch:
         self._has.follow(started.conversation)
         self._started = started
         self._opened.set()
+
+
+class _Hold:
+    """What the transport has of a watch: how to end it. It cannot pause for a fork unless it is over."""
+
+    def __init__(self, watch: AsyncWatch) -> None:
+        self._watch = watch
+
+    def fail(self, error: BaseException) -> None:
+        self._watch._error = self._watch._error or error
+        if self._watch._task is not None:
+            self._watch._task.cancel()
+
+    @property
+    def can_pause(self) -> bool:
+        return self._watch._over.is_set()
+
+    async def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
 
 
 @dataclass(slots=True)
