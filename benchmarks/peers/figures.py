@@ -6,12 +6,13 @@ import io
 import math
 import statistics
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kibun.training.evaluation.metrics import quantile_interval
 from kibun.training.evaluation.report_table import Cell, Row, Table
 from peers.catalogue import PEERS
 from peers.settings import Settings
@@ -41,6 +42,9 @@ def load_figures(replies: Sequence[Mapping[str, Any]], lengths_s: Sequence[float
     }
     for share in (50, 95, 99):
         figures[f"p{share}_ms"] = 1000 * float(np.percentile(late, share)) if late else None
+        figures[f"p{share}_interval_ms"] = [
+            None if end is None else 1000 * end for end in quantile_interval(late, share / 100)
+        ]
     return figures
 
 
@@ -171,7 +175,7 @@ def tables(results: Mapping[str, Any]) -> tuple[Table, ...]:
 
 def draw(results: Mapping[str, Any]) -> Figure:
     """Goodput, and p95 of what was answered, against the offered load; bars where there is one load alone."""
-    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas
+    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas, draw_intervals, legend_beside
 
     found = summary(results)
     if all(len(one["loads"]) == 1 for one in found.values()):
@@ -185,20 +189,21 @@ def draw(results: Mapping[str, Any]) -> Figure:
         left.plot(offered, [at["goodput_audio_s_per_s"] for at in one["loads"].values()], label=name, **look)
         times = [math.nan if at["p95_ms"] is None else at["p95_ms"] / 1000 for at in one["loads"].values()]
         right.plot(offered, times, label=name, **look)
+        draw_intervals(right, offered, times, _ends(one["loads"].values(), "p95"), COLOURS[number])
     right.axhline(IN_TIME_S, color="black", linestyle="--", linewidth=1)
     right.set_yscale("log")
     right.yaxis.set_major_formatter("{x:g}")
     left.set_ylim(bottom=0)
-    left.set(xlabel="offered, s of audio per second", ylabel="s of audio per second")
-    right.set(xlabel="offered, s of audio per second", ylabel="s")
-    left.set_title(f"answered within {IN_TIME_S:g} s", loc="left")
-    right.set_title("p95 of all that was answered", loc="left")
-    right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False, fontsize=11)
+    left.set(xlabel="offered (s of audio per second)", ylabel="answered (s of audio per second)")
+    right.set(xlabel="offered (s of audio per second)", ylabel="s after the end of the utterance")
+    left.set_title(f"Audio answered within {IN_TIME_S:g} s", loc="left")
+    right.set_title("How late: p95, 95 % interval", loc="left")
+    legend_beside(right)
     return figure
 
 
 def _bars(found: Mapping[str, Any]) -> Figure:
-    from kibun.training.evaluation.plots import COLOURS, canvas
+    from kibun.training.evaluation.plots import COLOURS, canvas, draw_intervals
 
     figure, left = canvas((10.4, 3.4))
     left.set_position((0.12, 0.2, 0.38, 0.66))
@@ -207,19 +212,27 @@ def _bars(found: Mapping[str, Any]) -> Figure:
     at = [one["loads"][load] for one in found.values()]
     colours = [COLOURS[0] if name == "kibun" else "#9a9a9a" for name in names]
     left.barh(names, [one["goodput_audio_s_per_s"] for one in at], color=colours, height=0.6)
-    p50, p95 = ([(one[key] or math.nan) / 1000 for one in at] for key in ("p50_ms", "p95_ms"))
+    p50, p95 = [[(one[key] or math.nan) / 1000 for one in at] for key in ("p50_ms", "p95_ms")]
     right.hlines(names, p50, p95, color=colours, linewidth=3)
     right.scatter(p50, names, color=colours, marker="o", s=48, zorder=3)
     right.scatter(p95, names, color=colours, marker="|", s=160, linewidth=3, zorder=3)
+    for values, key in ((p50, "p50"), (p95, "p95")):
+        draw_intervals(right, range(len(names)), values, _ends(at, key), "black", lying=True)
     right.axvline(IN_TIME_S, color="black", linestyle="--", linewidth=1)
     right.tick_params(labelleft=False)
     right.set_xlim(left=0)
     left.invert_yaxis()
     left.set_xlabel(f"s of audio per second; offered: {at[0]['offered_audio_s_per_s']:.1f}")
     right.set_xlabel("s after the end of the utterance")
-    left.set_title(f"answered within {IN_TIME_S:g} s", loc="left")
-    right.set_title("p50 (dot) to p95 of all that was answered", loc="left")
+    left.set_title(f"Audio answered within {IN_TIME_S:g} s", loc="left")
+    right.set_title("How late answers came: p50 (dot) to p95", loc="left")
     return figure
+
+
+def _ends(loads: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float | None, float | None]]:
+    """Of the 95 % interval of a percentile at each load, s."""
+    known = [[None if end is None else end / 1000 for end in at[f"{key}_interval_ms"]] for at in loads]
+    return [(low, high) for low, high in known]
 
 
 def _late(reply: Mapping[str, Any]) -> float:

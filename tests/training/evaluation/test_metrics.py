@@ -1,5 +1,6 @@
 """Metrics against values computed by hand, against independent libraries, and against properties that always hold."""
 
+import math
 import warnings
 from collections.abc import Callable
 
@@ -20,6 +21,7 @@ from kibun.training.evaluation.metrics import (
     icc3k,
     mean_squares,
     pearson,
+    quantile_interval,
     rmse,
     word_error_rate,
 )
@@ -236,3 +238,24 @@ def test_word_error_rate_refuses_unequal_or_wordless_input(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         word_error_rate(references, hypotheses)
+
+
+def test_the_interval_of_a_quantile_holds_it_as_often_as_it_says() -> None:
+    """Of 200 samples of known distribution; and its ends are those of a table of the binomial distribution."""
+    assert quantile_interval([float(n) for n in range(1, 101)], 0.5) == (40.0, 61.0)
+    random = np.random.default_rng(0)
+    truth = float(np.log(20))  # the 95th percentile of an exponential distribution
+    held = 0
+    for _ in range(200):
+        low, high = quantile_interval(random.exponential(size=150).tolist(), 0.95)
+        held += (low or 0) <= truth <= (math.inf if high is None else high)
+    assert 180 <= held <= 200
+
+
+def test_an_end_that_so_few_values_do_not_tell_is_none() -> None:
+    low, high = quantile_interval([float(n) for n in range(100)], 0.99)
+    assert low is not None
+    assert low < 99
+    assert high is None
+    assert quantile_interval([1.0, 2.0, 3.0], 0.5) == (None, None)
+    assert quantile_interval([], 0.5) == (None, None)

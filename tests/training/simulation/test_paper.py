@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.container import ErrorbarContainer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -23,8 +24,9 @@ from kibun.training.simulation.evidence import weigh
 from kibun.training.simulation.heads import Encoder, RowName, fit_head, new_head, parameters
 from kibun.training.simulation.paper import ROWS, Figures, jobs_for, run_jobs
 from kibun.training.simulation.personality import calibrated
+from kibun.training.simulation.plot import draw
 from kibun.training.simulation.summary import NOTE, mean_sd, summarise
-from kibun.training.simulation.tables import to_tables
+from kibun.training.simulation.tables import HEADS, to_tables
 from kibun.training.simulation.verdicts import Claim, Required, judge
 from kibun.training.simulation.world import draw_scenes, make_world
 from kibun.training.simulation.world_ceilings import ceilings
@@ -169,8 +171,11 @@ def test_the_command_prints_one_object_with_every_figure(monkeypatch: pytest.Mon
     monkeypatch.setattr(simulated_data, "QUICK", TINY)
     out = tmp_path / "figures.json"
     command = ["paper", "--quick", "--worlds", "2", "--seeds", "2", "--jobs", "1", "--profiles", "40", "--json"]
-    result = CliRunner().invoke(bench_app, [*command, "--out", str(out)])
+    result = CliRunner().invoke(bench_app, [*command, "--out", str(out), "--plot", str(tmp_path / "heads.svg")])
     payload = json.loads(result.stdout)
+    picture = (tmp_path / "heads.svg").read_text()
+    assert all(label in picture for label, _, _ in HEADS)
+    assert "mean of 2 worlds with its 95% interval" in picture
     assert json.loads(out.read_text()) == payload
     assert result.exit_code == (0 if payload["passed"] else 1)
     assert re.search(r"^heads: 52 of 52, \d+ s$", result.stderr, re.MULTILINE)
@@ -270,6 +275,33 @@ def test_one_seed_has_no_sd() -> None:
     assert mean_sd([0.5]) == {"mean": 0.5, "sd": None, "values": [0.5]}
 
 
+def test_the_figure_shows_each_world_the_mean_its_interval_and_the_ceiling(figures: Figures) -> None:
+    worlds = [(0.2, 0.5), (0.3, 0.6), (0.7, 0.9)]
+    runs = {(world, seed): dict(figures) for world in range(3) for seed in range(2)}
+    for world, (baseline, ceiling) in enumerate(worlds):
+        for seed in range(2):
+            runs[world, seed] |= {"baseline": baseline + 0.1 * seed, "ceilings.none": ceiling}
+    (axes,) = draw(summarise(runs, TINY, 1.0)).axes
+    dots, ceiling_mark = axes.lines[:2]
+    assert dots.get_xdata() == pytest.approx([0.25, 0.35, 0.75])
+    assert ceiling_mark.get_xdata() == pytest.approx([2 / 3] * 2)
+    (bar,) = next(found for found in axes.containers if isinstance(found, ErrorbarContainer)).lines[2]
+    ((low, high),) = bar.get_segments()
+    # Of three values with mean .45 and standard deviation .2646, by a table of Student's t: 4.303.
+    assert (low[0], high[0]) == pytest.approx(
+        (0.45 - 4.303 * 0.26458 / 3**0.5, 0.45 + 4.303 * 0.26458 / 3**0.5), abs=1e-3
+    )
+    assert "3 worlds" in axes.get_legend_handles_labels()[1][-1]
+    # Of one world its seeds are shown; of a single run no interval.
+    (axes,) = draw(summarise({key: runs[key] for key in ((0, 0), (0, 1))}, TINY, 1.0)).axes
+    assert axes.lines[0].get_xdata() == pytest.approx([0.2, 0.3])
+    assert axes.get_legend_handles_labels()[1][0] == "one seed"
+    (axes,) = draw(summarise({(0, 0): runs[0, 0]}, TINY, 1.0)).axes
+    bars = [found for found in axes.containers if isinstance(found, ErrorbarContainer)]
+    assert bars
+    assert not any(found.has_xerr for found in bars)
+
+
 def test_bad_options_are_named() -> None:
     for arguments, message in (
         (["--profiles", "3"], "profiles is 3, must be at least 10"),
@@ -277,6 +309,7 @@ def test_bad_options_are_named() -> None:
         (["--json", "--markdown"], "choose one"),
         (["--audio"], "--quick and --audio exclude each other"),
         (["--out", "/nowhere/at/all.json"], "no such folder"),
+        (["--plot", "heads.bmp"], "--plot: heads.bmp: cannot be written as '.bmp'"),
     ):
         assert message in invoke(bench_app, "paper", "--quick", *arguments, code=2)
 

@@ -315,9 +315,9 @@ def _table(measured: ConversationFigures) -> Table:
 
 def _draw(results: Sequence[ConversationFigures]) -> Figure:
     """Cost of a turn over the first one's, against its number."""
-    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas
+    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas, legend_below
 
-    drawn, axes = canvas((7.2, 4.8))
+    drawn, axes = canvas((7.2, 5.4))
     for number, result in enumerate(results):
         turns = list(result.turns)
         look: Any = {"color": COLOURS[number], "marker": MARKERS[number], "linewidth": 1.8, "markersize": 7}
@@ -335,7 +335,7 @@ def _draw(results: Sequence[ConversationFigures]) -> Figure:
     axes.set_xscale("log")
     axes.set_xticks(list(naive.turns), [str(turn) for turn in naive.turns])
     axes.minorticks_off()
-    axes.set(xlabel="turn of the conversation (log scale)", ylabel="time of the turn / time of turn 1", ylim=(0.9, 1.7))
+    axes.set(xlabel="turn of the conversation", ylabel="time of a turn over that of the first", ylim=(0.9, 1.7))
     axes.set_title("What a turn costs late in a conversation", loc="left")
-    axes.legend(loc="upper left", frameon=False, fontsize=11)
+    legend_below(drawn, columns=1)
     return drawn

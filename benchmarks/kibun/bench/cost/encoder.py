@@ -356,7 +356,7 @@ def _tables(payload: dict[str, Any]) -> tuple[Table, ...]:
 
 
 def _draw(payload: dict[str, Any]) -> "Figure":
-    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas
+    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas, legend_below
 
     rows = payload["lengths"]
     drawn, axes = canvas((7.2, 4.8))
@@ -370,9 +370,9 @@ def _draw(payload: dict[str, Any]) -> "Figure":
     axes.minorticks_off()
     axes.set_ylim(bottom=0)
     axes.set_xlabel("length of the utterance (s)")
-    axes.set_ylabel("audio seconds per second, one thread")
-    axes.set_title("Personality, valence and arousal of one utterance")
-    axes.legend(frameon=False)
+    axes.set_ylabel("s of audio per second")
+    axes.set_title("Speech that one thread analyses for all three tasks", loc="left")
+    legend_below(drawn, columns=2)
     if payload["bf16_left_out"] is not None:
         axes.text(0.02, 0.02, f"no bf16: {payload['bf16_left_out']}", transform=axes.transAxes, fontsize=9)
     return drawn

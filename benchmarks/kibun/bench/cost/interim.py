@@ -323,8 +323,8 @@ def _draw(costs: Costs, by_share: Mapping[float, Errors], spread: Errors) -> Fig
         look: Any = {"color": "black" if default else COLOURS[index], "linewidth": 2.4 if default else 1.5}
         cost.plot(lengths, factors, label=schedule.name, **look)
     cost.axhline(LIMIT, color=COLOURS[5], linewidth=1.2, linestyle=":", label=f"limit: {LIMIT:g}")
-    cost.set(xlabel="length of the utterance (s)", ylabel="time of all encodings / of one", ylim=(0, 12))
-    cost.set_title("What interims cost, final included", loc="left")
+    cost.set(xlabel="length of the utterance (s)", ylabel="time of all analyses over that of one", ylim=(0, 12))
+    cost.set_title("What interims cost, the final included", loc="left")
     cost.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=11)
     shares = [0.0, *(100 * share for share in by_share), 100.0]
     for index, kind in enumerate(("valence", "arousal", "traits")):
@@ -333,7 +333,7 @@ def _draw(costs: Costs, by_share: Mapping[float, Errors], spread: Errors) -> Fig
         look = {"color": COLOURS[index], "marker": MARKERS[index], "linewidth": 1.6, "markersize": 7}
         error.plot(shares, ratios, label=kind, **look)
     error.axvline(100 / DEFAULT.ratio, color="black", linewidth=1.2, linestyle=":", label="least heard, default")
-    error.set(xlabel="share of the utterance heard (%)", ylabel="error / error of an unheard guess", ylim=(0, None))
-    error.set_title(f"demo-tiny, {spread.utterances} utterances (synthetic)", loc="left")
+    error.set(xlabel="share of the utterance heard (%)", ylabel="difference over that of a guess", ylim=(0, None))
+    error.set_title(f"How far interims are from finals (demo-tiny, {spread.utterances} utterances)", loc="left")
     error.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2, frameon=False, fontsize=11)
     return drawn

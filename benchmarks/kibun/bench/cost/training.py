@@ -237,7 +237,7 @@ def _table(measured: TrainingFigures) -> Table:
 
 def _draw(results: Sequence[TrainingFigures]) -> Figure:
     """Time of one epoch by way, as a share of the plain loop's."""
-    from kibun.training.evaluation.plots import COLOURS, canvas
+    from kibun.training.evaluation.plots import COLOURS, canvas, legend_beside
 
     drawn, axes = canvas((12.0, 4.8))
     width = 0.8 / len(results)
@@ -254,11 +254,10 @@ def _draw(results: Sequence[TrainingFigures]) -> Figure:
             label=result.size,
         )
         axes.bar_label(bars, [f"{share:.0f}" for share in shares], padding=2, fontsize=10)
-    axes.set_xticks(np.arange(len(results[0].times)), [_folded(what) for what in results[0].times], fontsize=10)
+    axes.set_xticks(np.arange(len(results[0].times)), [_folded(what) for what in results[0].times], fontsize=9)
     axes.set_ylabel("time (% of an epoch of the plain loop)")
-    axes.set_title("Training with a frozen trunk", loc="left")
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.15)
-    axes.legend(loc="upper right", frameon=False, ncols=2, title="model")
+    axes.set_title("Time of a training epoch with a frozen trunk, by what is kept and how batches are made", loc="left")
+    legend_beside(axes, title="model")
     return drawn
 
 

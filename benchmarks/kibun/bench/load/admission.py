@@ -188,9 +188,9 @@ def _defaults_table(plan: Extent, defaults: dict[str, dict[str, Point]]) -> Tabl
 
 def draw(frontier: dict[int, list[Point]], knees: dict[int, Point]) -> Figure:
     """Refusals at 60 % (dashed) and 90 % against the p95 in a flood over that in calm; the defaults are filled."""
-    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas
+    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas, draw_intervals, legend_beside
 
-    drawn, axes = canvas((7.6, 4.8))
+    drawn, axes = canvas((9.6, 5.0))
     for number, (slots, points) in enumerate(frontier.items()):
         look: Any = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 7, "linewidth": 1.6}
         slowdowns = [point.slowdown for point in points]
@@ -198,15 +198,26 @@ def draw(frontier: dict[int, list[Point]], knees: dict[int, Point]) -> Figure:
         label = _cores(slots)
         axes.plot(slowdowns, [100 * point.refused_busy for point in points], label=label, **look, **hollow)
         axes.plot(slowdowns, [100 * point.refused_calm for point in points], linestyle="--", **look, **hollow)
+        ends = [(point.slowdown - point.slowdown_sd, point.slowdown + point.slowdown_sd) for point in points]
+        busy = [100 * point.refused_busy for point in points]
+        draw_intervals(axes, busy, slowdowns, ends, COLOURS[number], lying=True)
         knee = knees[slots]
         look |= {"markersize": 12, "markeredgecolor": "black", "linestyle": "none"}
         axes.plot([knee.slowdown] * 2, [100 * knee.refused_busy, 100 * knee.refused_calm], **look)
-    for limit, text in ((REFUSED_CALM, "wanted at 60 %"), (REFUSED_BUSY, "wanted at 90 %")):
+    for limit, text in ((REFUSED_CALM, "at most wanted at 60 % load"), (REFUSED_BUSY, "at most wanted at 90 % load")):
         axes.axhline(100 * limit, color="black", linewidth=0.8, linestyle=":")
         axes.annotate(text, (1.0, 100 * limit), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     axes.axvline(SLOWDOWN, color="black", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="p95 of finals at 300 % over that at 60 % load", ylabel="streams refused (%)")
-    axes.set_title("90 % load: solid; 60 %: dashed; default target: filled", loc="left")
+    axes.set(
+        xlabel="how much longer finals take in a flood: p95 at 300 % over that at 60 % load\n"
+        "(bars: ± standard deviation over runs)",
+        ylabel="new streams refused (%)",
+    )
+    axes.set_title("Refusing more streams keeps answers in time (simulated)", loc="left")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
+    grey: Any = {"color": "#555555", "marker": "o", "markersize": 7}
+    axes.plot([], [], **grey, markerfacecolor="white", label="at 90 % load, by bound")
+    axes.plot([], [], **grey, markerfacecolor="white", linestyle="--", label="at 60 % load, by bound")
+    axes.plot([], [], color="#555555", marker="o", linestyle="none", markersize=12, label="the default bound")
+    legend_beside(axes)
     return drawn

@@ -375,7 +375,7 @@ def _compared_table(compared: Sequence[Sequence[Rate]], spread: dict[str, int]) 
 
 def draw(levels: Sequence[Crowd]) -> Figure:
     """The event loop's lateness and the front's CPU, against the number of streams."""
-    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas
+    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas, legend_beside
 
     drawn, axes = canvas((7.2, 4.8))
     streams = [level.streams for level in levels]
@@ -392,7 +392,7 @@ def draw(levels: Sequence[Crowd]) -> Figure:
             fontsize=9,
         )
     axes.set_yscale("log")
-    axes.set(xlabel="live streams at one front", ylabel="event loop late (ms)")
-    axes.set_title("What one front carries", loc="left")
-    axes.legend(loc="upper left", frameon=False, fontsize=11)
+    axes.set(xlabel="live streams at one front", ylabel="how late its event loop is (ms)")
+    axes.set_title("How many streams one front carries, and on how many cores", loc="left")
+    legend_beside(axes)
     return drawn

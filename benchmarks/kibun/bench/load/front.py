@@ -268,7 +268,7 @@ def _handover_table(handover: Handover) -> Table:
 
 def draw(costs: Sequence[Cost]) -> Figure:
     """CPU per stream: what receiving costs in any case, and what is kibun's own."""
-    from kibun.training.evaluation.plots import COLOURS, canvas
+    from kibun.training.evaluation.plots import COLOURS, canvas, legend_beside
 
     drawn, axes = canvas((11.0, 4.8))
     loads = _by_load(costs)
@@ -289,5 +289,5 @@ def draw(costs: Sequence[Cost]) -> Figure:
     axes.set_xticks(np.arange(len(loads)), labels)
     axes.set(xlabel="audio of the stream, and its messages", ylabel="% of a core per stream")
     axes.set_title("What an open stream costs the server", loc="left")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
+    legend_beside(axes)
     return drawn

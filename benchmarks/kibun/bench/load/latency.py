@@ -24,6 +24,7 @@ from kibun.bench.support.report import Report
 from kibun.client.server_process import ServerProcess
 from kibun.models.types import SAMPLE_RATE_HZ, Precision
 from kibun.server.audio.endpointing import EndpointingOptions
+from kibun.training.evaluation.metrics import quantile_interval
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class Moments:
 
     complete: float  # the message came that completes its audio
     decided: float  # the message came that ends it
-    final: dict[str, float]  # by mode: the final was there
+    final: dict[str, float]  # by mode: the final was there, median
+    interval: dict[str, tuple[float | None, float | None]]  # 95 % of that median; None: so few finals do not tell
     encoding: float  # how long the encoding takes: from the decision to the final, where nothing was begun before
 
 
@@ -243,17 +245,22 @@ class _Bench:
         spoken_until = known.spoken_until or 0
         complete = next(due for due in talk.due if due >= end)
         finals: dict[str, float] = {}
+        intervals: dict[str, tuple[float | None, float | None]] = {}
         encoding = 0.0
         for phase in phases:
             if phase.load == ALONE and phase.how == "silence":
                 these = [final for final in phase.finals if final.utterance == index and final.speech_ms is not None]
-                finals[phase.mode] = float(
-                    np.median([final.speech_ms for final in these if final.speech_ms is not None])
-                )
+                late = [final.speech_ms for final in these if final.speech_ms is not None]
+                finals[phase.mode] = float(np.median(late))
+                intervals[phase.mode] = quantile_interval(late, 0.5)
                 if phase.mode == "plain":
                     encoding = float(np.median([final.beyond_ms for final in these]))
         return Moments(
-            (complete - spoken_until) / 16, (talk.due[known.decided_by] - spoken_until) / 16, finals, encoding
+            (complete - spoken_until) / 16,
+            (talk.due[known.decided_by] - spoken_until) / 16,
+            finals,
+            intervals,
+            encoding,
         )
 
 
@@ -454,9 +461,9 @@ def draw(models: Sequence[ModelFigures]) -> Figure:
     """What happens after the last sample of speech, eager above plain, of each model: medians as measured."""
     from matplotlib.patches import Patch
 
-    from kibun.training.evaluation.plots import COLOURS, canvas
+    from kibun.training.evaluation.plots import COLOURS, canvas, draw_intervals, legend_below
 
-    drawn, axes = canvas((8.4, 1.3 + 1.1 * len(models)))
+    drawn, axes = canvas((8.4, 2.1 + 0.9 * len(models)))
     waiting, encoding = "#d9d9d9", COLOURS[0]
     places: list[float] = []
     labels: list[str] = []
@@ -472,18 +479,22 @@ def draw(models: Sequence[ModelFigures]) -> Figure:
             axes.barh(y, moments.decided, height=0.62, color=waiting)
             axes.barh(y, max(end - begin, 2), left=begin, height=0.3, color=encoding)
             axes.plot([final], [y], marker="D", markersize=8, color=COLOURS[5], zorder=3)
-            axes.annotate(f"{final:.0f} ms", (final, y), xytext=(9, -4), textcoords="offset points", fontsize=11)
+            draw_intervals(axes, [y], [final], [moments.interval[mode]], "black", lying=True)
+            place = (max(final, moments.interval[mode][1] or final), y)
+            axes.annotate(f"{final:.0f} ms", place, xytext=(9, -4), textcoords="offset points", fontsize=11)
             latest = max(latest, final, end)
         axes.plot([moments.complete] * 2, [2.6 * number - 0.5, 2.6 * number + 1.5], color="black", linestyle=":")
         axes.plot([moments.decided] * 2, [2.6 * number - 0.5, 2.6 * number + 1.5], color="black", linestyle="--")
     axes.set_yticks(places, labels)
     axes.grid(axis="y", visible=False)
     axes.set(xlabel="ms after the last sample of speech", xlim=(0, 1.16 * latest))
-    axes.set_title("Where the time goes after speech", loc="left")
+    axes.set_title("From the last sample of speech to the final: what the time goes to", loc="left")
     handles = [
         Patch(color=waiting, label="silence until the end is decided (dashed)"),
         Patch(color=encoding, label="encoding; eager: from when the audio is complete (dotted)"),
-        axes.plot([], [], marker="D", linestyle="", color=COLOURS[5], label="the final is there")[0],
+        axes.plot(
+            [], [], marker="D", linestyle="", color=COLOURS[5], label="the final is there (median, 95 % interval)"
+        )[0],
     ]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.4, -0.32), frameon=False, fontsize=11)
+    legend_below(drawn, columns=1, handles=handles)
     return drawn

@@ -23,6 +23,7 @@ from kibun.bench.support.child import Child, children, cpu_seconds, peak_mb
 from kibun.bench.support.report import Report
 from kibun.client.server_process import ServerProcess
 from kibun.models.types import SAMPLE_RATE_HZ, Precision
+from kibun.training.evaluation.metrics import quantile_interval
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
 if TYPE_CHECKING:
@@ -95,6 +96,8 @@ class Latency:
     p50: float | None
     p95: float | None
     p99: float | None
+    # 95 % intervals of p50, p95, p99; None: an end that so few finals do not tell.
+    intervals: tuple[tuple[float | None, float | None], ...]
     refusal_p50: float | None
     refusal_max: float | None
     client_late_p99: float | None  # how late the clients themselves were
@@ -306,6 +309,7 @@ def latency(load: float, offered: int, replies: dict[str, Any]) -> Latency:
         p50=_percentile(final_ms, 50),
         p95=_percentile(final_ms, 95),
         p99=_percentile(final_ms, 99),
+        intervals=tuple(quantile_interval(final_ms, share) for share in (0.5, 0.95, 0.99)),
         refusal_p50=_percentile(refusal_ms, 50),
         refusal_max=_percentile(refusal_ms, 100),
         client_late_p99=_percentile(replies["late_ms"], 99),
@@ -464,7 +468,7 @@ def draw(main: ServeFigures) -> Figure:
     """Percentiles of the final latency against the load, with the bound under overload."""
     from matplotlib.ticker import LogLocator
 
-    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas
+    from kibun.training.evaluation.plots import COLOURS, MARKERS, canvas, draw_intervals, legend_beside
 
     drawn, axes = canvas((7.2, 4.8))
     places = np.arange(len(main.latencies))
@@ -472,7 +476,11 @@ def draw(main: ServeFigures) -> Figure:
         values = [getattr(latency, name) for latency in main.latencies]
         heights = [math.nan if value is None else value for value in values]
         look: Any = {"color": COLOURS[number], "marker": MARKERS[number], "markersize": 8, "linewidth": 1.6}
-        axes.plot(places, heights, label=name, **look)
+        beside = places + 0.07 * (number - 1)
+        axes.plot(beside, heights, label=name, **look)
+        draw_intervals(
+            axes, beside, heights, [latency.intervals[number] for latency in main.latencies], COLOURS[number]
+        )
     calm = next(latency.p95 for latency in main.latencies if latency.load == CALM)
     if calm is not None:
         label = f"{LATENCY_BOUND:g} × p95 at 60 %"
@@ -482,9 +490,9 @@ def draw(main: ServeFigures) -> Figure:
     axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
     axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xticks(places, [_tick(latency) for latency in main.latencies])
-    axes.set(xlabel="offered load, share of the measured capacity", ylabel="final latency beyond end_of_turn (ms)")
-    axes.set_title(f"Final latency under load, {main.name}", loc="left")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
+    axes.set(xlabel="offered load, share of the measured capacity", ylabel="ms from the end of a turn to its final")
+    axes.set_title(f"How late finals come, by load ({main.name})", loc="left")
+    legend_beside(axes, title="with 95 % intervals;\ndotted: beyond the latest")
     return drawn
 
 

@@ -28,6 +28,7 @@ from kibun.bench.support import machine
 from kibun.bench.support.child import Child, cpu_seconds
 from kibun.bench.support.report import Report
 from kibun.client.server_process import ServerProcess
+from kibun.training.evaluation.metrics import quantile_interval
 from kibun.training.evaluation.report_table import Cell, Row, Table
 
 if TYPE_CHECKING:
@@ -219,17 +220,27 @@ def _memory_table(payload: dict[str, Any]) -> Table:
 
 def draw(final_ms: Sequence[float], samples: Sequence[Sample]) -> Figure:
     """How late finals were, and the server's memory over time."""
-    from kibun.training.evaluation.plots import COLOURS, canvas
+    from matplotlib.ticker import LogLocator
+
+    from kibun.training.evaluation.plots import COLOURS, canvas, draw_intervals
 
     drawn, axes = canvas((9.0, 4.4))
     axes.remove()
     left, right = drawn.subplots(1, 2)
     shares = np.linspace(0, 100, 400)
     left.plot(np.percentile(final_ms, shares), shares, color=COLOURS[0])
-    left.set(xscale="log", xlabel="ms after the end could be known", ylabel="share of finals (%)", ylim=(0, 101))
-    left.set_title("How late finals were", loc="left")
+    for share in (50, 95, 99):
+        at, ends = float(np.percentile(final_ms, share)), quantile_interval(final_ms, share / 100)
+        draw_intervals(left, [share], [at], [ends], "black", lying=True)
+        text = f"p{share}: {at:.0f} ms"
+        left.annotate(text, (at, share), xytext=(10, -10), textcoords="offset points", va="top", fontsize=10)
+    left.set(xscale="log", xlabel="ms after their end could be known", ylabel="share of finals (%)", ylim=(0, 101))
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.xaxis.set_major_formatter("{x:g}")
+    left.minorticks_off()
+    left.set_title(f"How late {len(final_ms)} finals were", loc="left")
     right.plot([s.at_s for s in samples], [s.rss_mb for s in samples], color=COLOURS[1])
     right.set(xlabel="time (s)", ylabel="resident memory (MB)")
     right.set_ylim(bottom=0)
-    right.set_title("Memory of the server's process", loc="left")
+    right.set_title("Memory of the server", loc="left")
     return drawn

@@ -143,7 +143,7 @@ def _over(starts: Starts, torch_s: Sequence[float]) -> float:
 
 def draw(models: Sequence[Starts], torch_s: Sequence[float]) -> Figure:
     """Stages of each model, one after the other, below the time that importing torch takes."""
-    from kibun.training.evaluation.plots import COLOURS, canvas
+    from kibun.training.evaluation.plots import COLOURS, canvas, legend_beside
 
     drawn, axes = canvas((7.2, 2.8))
     left = dict.fromkeys((one.name for one in models), 0.0)
@@ -153,5 +153,6 @@ def draw(models: Sequence[Starts], torch_s: Sequence[float]) -> Figure:
         left = {name: at + width for (name, at), width in zip(left.items(), widths, strict=True)}
     axes.barh([TORCH], [statistics.median(torch_s)], color="grey")
     axes.set_xlabel("seconds since the command")
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11)
+    axes.set_title("From the command to a server that serves", loc="left")
+    legend_beside(axes)
     return drawn

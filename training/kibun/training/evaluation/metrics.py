@@ -176,3 +176,17 @@ def _not_zero(denominator: float) -> float:
 
 def _varies(scores: NDArray[np.float64]) -> bool:
     return bool((scores != scores[0]).any())
+
+
+def quantile_interval(values: Sequence[float], share: float) -> tuple[float | None, float | None]:
+    """95 % interval of a quantile, from the order of the values alone; share: 0..1.
+
+    None: an end that so few values do not tell. The 99th percentile of 100 values has no upper one.
+    """
+    from scipy.stats import quantile_test
+
+    if not len(values):
+        return None, None
+    found = quantile_test(np.asarray(values), p=share).confidence_interval(0.95)
+    low, high = (None if np.isnan(end) else float(end) for end in (found.low, found.high))
+    return low, high

@@ -5,7 +5,7 @@ Figures are made without pyplot: no window, no state shared between them, no dis
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -53,7 +53,7 @@ class PlotError(ValueError):
     """A figure cannot be drawn; the message names the input, what is allowed, and the fix."""
 
 
-def _in_style(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
+def in_style(draw: "Callable[P, Figure]") -> "Callable[P, Figure]":
     """Decorate a function to draw its whole figure in STYLE: text takes its size when it is created."""
 
     @functools.wraps(draw)
@@ -86,7 +86,7 @@ def save(figure: "Figure", path: Path) -> None:
         figure.savefig(path, dpi=200, metadata=dates.get(path.suffix.lower()))
 
 
-@_in_style
+@in_style
 def hexbin(predictions: Sequence[Prediction], figure: str, field: str | None = None, title: str = "") -> "Figure":
     """Figures 2 and 4: density of predictions against the truth, with regression line, diagonal, and CCC in the title.
 
@@ -123,7 +123,7 @@ def hexbin(predictions: Sequence[Prediction], figure: str, field: str | None = N
     return drawn
 
 
-@_in_style
+@in_style
 def multitask(results: Mapping[str, Any], where: str = "results") -> "Figure":
     """Figure 3: CCC of single-task models beside the multi-task model's, with the sd over seeds as error bars.
 
@@ -166,7 +166,7 @@ def multitask(results: Mapping[str, Any], where: str = "results") -> "Figure":
     return drawn
 
 
-@_in_style
+@in_style
 def interval_bars(panels: Mapping[str, Sequence[IntervalBar]], title: str) -> "Figure":
     """Lying bars with 95 % intervals, one panel for each name, side by side with the same labels.
 
@@ -201,7 +201,7 @@ def interval_bars(panels: Mapping[str, Sequence[IntervalBar]], title: str) -> "F
     return drawn
 
 
-@_in_style
+@in_style
 def error_by_count(
     errors: Sequence[tuple[int, Sequence[float]]], title: str, measured: Mapping[int, int] | None = None
 ) -> "Figure":
@@ -233,7 +233,7 @@ def error_by_count(
     return drawn
 
 
-@_in_style
+@in_style
 def curves(log: Sequence[Mapping[str, Any]], title: str) -> "Figure":
     """What a run lost in training and reached on dev, evaluation by evaluation; a line marks the one that was kept.
 
@@ -316,6 +316,40 @@ def canvas(size_inches: tuple[float, float]) -> tuple["Figure", Any]:
     axes.set_axisbelow(True)
     axes.grid(axis="y", color="#dddddd", linewidth=0.8)
     return drawn, axes
+
+
+def legend_beside(axes: Any, **options: Any) -> None:
+    """The legend to the right of the axes, where no data are."""
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=11, **options)
+
+
+def legend_below(figure: "Figure", *, columns: int, **options: Any) -> None:
+    """The legend of a figure of `canvas` below its axes, where no data are."""
+    figure.legend(loc="outside lower left", ncols=columns, frameon=False, fontsize=11, **options)
+
+
+def draw_intervals(
+    axes: Any,
+    places: Iterable[float],
+    values: Iterable[float],
+    ends: Iterable[tuple[float | None, float | None]],
+    color: str,
+    *,
+    lying: bool = False,
+) -> None:
+    """Thin bars from end to end, with caps; dotted and without one towards an end that is None, beyond what was seen.
+
+    places, values: x and y of the points, or y and x if lying; NaN is left out, and what has no end at all. ends: as of
+    `quantile_interval`.
+    """
+    look: Any = {"color": color, "marker": "|" if lying else "_", "linewidth": 1.2, "markersize": 9, "zorder": 2.5}
+    for place, value, (low, high) in zip(places, values, ends, strict=True):
+        if np.isnan(value) or (low is None and high is None):
+            continue
+        for end, beyond in ((low, value / 1.3), (high, value * 1.3)):
+            along, across = [value, beyond if end is None else end], [place, place]
+            line = {"linestyle": ":", "markevery": []} if end is None else {"linestyle": "-", "markevery": [1]}
+            axes.plot(*((along, across) if lying else (across, along)), **look, **line)
 
 
 def _ticks(counts: Sequence[int]) -> list[int]:

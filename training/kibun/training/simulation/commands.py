@@ -21,6 +21,7 @@ def paper(
     utterances: Annotated[int | None, typer.Option(help="Of each speaker; default 24, with --quick 12.")] = None,
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes; does not change the figures.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON object to this file.")] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw the heads into this .png, .svg or .pdf.")] = None,
     as_json: JsonOption = False,
     as_markdown: MarkdownOption = False,
 ) -> None:
@@ -68,12 +69,22 @@ def paper(
         fail(str(error))
     if out is not None and not out.parent.is_dir():
         fail(f"--out: no such folder: {out.parent}; make it first")
+    if plot is not None:
+        from kibun.training.evaluation.plots import PlotError, check_path, save
+
+        try:
+            check_path(plot)
+        except PlotError as error:
+            fail(f"--plot: {error}")
+        from kibun.training.simulation.plot import draw  # needs matplotlib: known now, not after minutes
     started = time.monotonic()
     todo = jobs_for(range(worlds or default_worlds), range(seeds or default_seeds))
     measured = run_jobs(todo, options, jobs or os.cpu_count() or 1, Progress())
     payload = summarise(measured, options, time.monotonic() - started)
     if out is not None:
         out.write_text(json.dumps(payload, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    if plot is not None:
+        save(draw(payload), plot)
     show(to_tables(payload), as_json=as_json, as_markdown=as_markdown, payload=payload)
     if not payload["passed"]:
         raise typer.Exit(1)
