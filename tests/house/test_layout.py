@@ -113,7 +113,7 @@ DOORS = {
     "uvicorn": "client.bridge",
     "typer": "server.main client.main client.commands models.building.commands training bench",
     "rich": "client.commands training",
-    "matplotlib": "client.recordings.plot training.evaluation.plots bench",
+    "matplotlib": "client.recordings.plot training.evaluation.plots training.simulation.plot bench",
     "pandas": "client.recordings.formats client.recordings.frame",
     "pympi": "client.recordings.annotations",
     "scipy": "training",
