@@ -4,12 +4,14 @@ import asyncio
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 
 from kibun.v1 import speech_analysis_pb2 as pb
 from kibun.v1.speech_analysis_pb2_grpc import SpeechAnalysisServiceStub as Stub
+from tests.support.processes import until
 from tests.support.serving import (
     RunningServer,
     Talk,
@@ -297,6 +299,62 @@ async def test_watchers_that_leave_are_forgotten(stub: Stub) -> None:
         async with Viewer(stub, "visited"):
             pass
     assert await active(stub) == 0
+
+
+SMALL = {"grpc.http2.bdp_probe": 0, "grpc.use_local_subchannel_pool": 1}  # 64 kB, then the server waits
+
+
+async def crowd(stub: Stub, turns: int) -> list[str]:
+    """Eight people have that many turns each, most of them without a word. Returns the ids of all finals."""
+    said: list[str] = []
+
+    async def speak(who: str) -> None:
+        for number in range(turns):
+            say = config(conversation_id="crowd", participant_id=who, turn_id=f"{number}", features=ALL)
+            responses = await converse(stub, [say, *(utterance(number) if number % 30 == 0 else [])])
+            check_stream(responses)
+            said.extend(u.utterance_id for u in finals(responses))
+
+    await asyncio.gather(*(speak(f"p{number}") for number in range(8)))
+    return said
+
+
+async def test_who_never_reads_holds_nobody_up_and_finds_every_final_once() -> None:
+    with serve("--slow-reader-timeout", "120", model="stub?slots=16") as server:
+        async with connect(server) as stub, connect(server, **SMALL) as other:
+            call = other.WatchConversation(pb.WatchConversationRequest(conversation_id="crowd"))
+            assert kind_of(await call.read()) == "watch_started"
+            said = await crowd(stub, turns=70)
+            assert len(said) == 24
+            await complete(stub, "crowd")
+            seen = []
+            while (response := await call.read()) is not grpc.aio.EOF:
+                seen.append(response)
+    assert any(r.watch_gap.reason == "SLOW_WATCHER" for r in seen)
+    assert sorted(finals_seen(seen)) == sorted(said)
+    assert len(set(results_seen(seen))) == len(results_seen(seen)) == 8 * 70
+    assert seen[-1].watch_ended.reason == "COMPLETED"
+
+
+async def test_who_reads_nothing_for_too_long_is_hung_up_on() -> None:
+    with serve("--slow-reader-timeout", "0.5", model="stub?slots=16") as server:
+        async with connect(server) as stub, connect(server, **SMALL) as other:
+            call = other.WatchConversation(pb.WatchConversationRequest(conversation_id="crowd"))
+            assert kind_of(await call.read()) == "watch_started"
+            await crowd(stub, turns=70)
+            await until(lambda: b"code=RESOURCE_EXHAUSTED" in server.log.read_bytes())
+            problem = await problem_of(_rest(call))
+            assert (problem.code, problem.reason) == (Code.RESOURCE_EXHAUSTED, "SLOW_CONSUMER")
+            assert problem.retry_s
+
+
+async def _rest(call: Any) -> None:
+    while await call.read() is not grpc.aio.EOF:
+        pass
+    if await call.code() is not Code.OK:
+        raise grpc.aio.AioRpcError(
+            await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
+        )
 
 
 # ---- whose conversation it is

@@ -153,7 +153,7 @@ def plain(conversation: Conversation | None, *, times: bool = True) -> Any:
 
 
 def _plain_participant(p: Participant) -> Any:
-    openings = [(turn, opening.when.hex(), opening.offset) for turn, opening in p.openings.items()]
+    openings = [(turn, o.when.hex(), o.offset, o.settled, o.resumes) for turn, o in p.openings.items()]
     return (
         (p.participant_id, p.finished_turns, p.more_turns, p.revision, _hex(p.given_traits), p.bundle),
         (openings, dict(p.earlier), p.dropped),

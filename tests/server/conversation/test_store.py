@@ -76,7 +76,7 @@ async def test_every_value_is_kept_exactly(stores: Stores) -> None:
         replace(record(start=2, level=None, who=who), speech=3),
     ]
     earlier = {"t": Turn(replace(sums, utterances=1), 5, 2**52, 7), "v": Turn(Totals(missing=1), missing_before=3)}
-    openings = {"t.1": Opening(1e9 + 1 / 3, 2**40, settled=2**41), "t": Opening(0.1, 0)}
+    openings = {"t.1": Opening(1e9 + 1 / 3, 2**40, settled=2**41), "t": Opening(0.1, 0, resumes=True)}
     someone = Participant(
         who, tuple(items), ("t-2", "t.1"), 2**29, given_traits, openings, earlier, sums + sums, 2**29, "ab"
     )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kibun.server.conversation.audience import MAX_ASIDES, MAX_WAITING, Notice, NoticeKind, Watcher
-from kibun.server.conversation.state import Conversation
+from kibun.server.conversation.state import Conversation, Opening, note_opening
 from kibun.server.conversation.store import Key, MemoryStore, StoreUnavailable
 from kibun.server.session import watch
 from kibun.server.session.events import PersonalityUpdate, TurnResult, UtteranceResult
@@ -93,16 +93,16 @@ async def test_a_stream_that_resumes_further_back_may_find_other_utterances_than
     store = MemoryStore()
     async with aclosing(watching(store).run()) as seen:
         await anext(seen)
-        tell(store, "began")
+        tell(store, "began", opened=1.0)
         for start in (0, 31328):
             tell(store, "final", start)
-        tell(store, "resumed", 22656)
+        tell(store, "resumed", 22656, opened=2.0)
         for start in (22656, 31328, 53984):
             tell(store, "interim", start)
             tell(store, "final", start)
         tell(store, "turn_result")
         tell(store, "turn_result")
-        tell(store, "began", 31328)
+        tell(store, "began", 31328, opened=3.0)
         tell(store, "final", 31328)
         store.audience.tell(KEY, Notice("deleted"))
         words = shown([one async for one in seen])
@@ -111,6 +111,47 @@ async def test_a_stream_that_resumes_further_back_may_find_other_utterances_than
         *("interim t1 22656", "final t1 22656", "interim t1 53984", "final t1 53984", "turn_result t1 0"),
         *("began t1 31328", "final t1 31328", "WatchEnded"),
     ]
+
+
+async def test_what_was_read_from_the_store_is_not_told_again_by_what_still_waits() -> None:
+    world = SessionWorld()
+    async with aclosing(watching(world.store).run()) as seen:
+        await anext(seen)
+        await run(world.session(), *in_blocks(said()))
+        (at,) = await starts(world)
+        person = (await world.conversation()).participant("p")
+        world.store.audience.tell(KEY, Notice("missed"))
+        tell(world.store, "began", opened=person.openings["t1"].when)
+        tell(world.store, "final", at)
+        tell(world.store, "turn_result")
+        world.store.audience.tell(KEY, Notice("deleted"))
+        words = shown([one async for one in seen])
+    assert words == [f"final t1 {at}*", f"turn_result t1 {at}*", "traits*", "began t1 0", "WatchEnded"]
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+async def test_a_stream_that_only_the_store_tells_of_begins_the_turn_anew_or_goes_on_with_it(resumes: bool) -> None:
+    """Its utterance begins where one began that the watcher has."""
+
+    def opened_again(known: Conversation | None) -> Conversation:
+        assert known is not None
+        participant = known.participant("p")
+        return known.with_participant(note_opening(participant, "t1", Opening(2e9, 0, resumes=resumes)))
+
+    world = SessionWorld()
+    async with aclosing(watching(world.store).run()) as seen:
+        await anext(seen)
+        await run(world.session(), *in_blocks(said()))
+        (at,) = await starts(world)
+        tell(world.store, "began", opened=(await world.conversation()).participant("p").openings["t1"].when)
+        tell(world.store, "final", at)
+        assert shown([await anext(seen), await anext(seen)]) == ["began t1 0", f"final t1 {at}"]
+        await world.store.update(KEY, opened_again)
+        world.store.audience.tell(KEY, Notice("missed"))
+        world.store.audience.tell(KEY, Notice("deleted"))
+        words = shown([one async for one in seen])
+    assert words[:-3] == ([] if resumes else [f"final t1 {at}*"])
+    assert words[-1] == "WatchEnded"
 
 
 async def test_who_reads_too_slowly_loses_interims_then_is_told_and_gets_finals_from_the_store() -> None:

@@ -28,7 +28,8 @@ def notice(reply: events.Reply, stream: StreamFacts) -> Notice:
         participant_id=participant_id, turn_id=reply.turn_id, event=responses.response(reply, stream)
     )
     kind, start = _kind(reply.event, stream.options)
-    return Notice(kind, participant_id, reply.turn_id, start, message.SerializeToString())
+    opened = reply.event.opened if isinstance(reply.event, events.StreamStarted) else 0.0
+    return Notice(kind, participant_id, reply.turn_id, start, message.SerializeToString(), opened)
 
 
 def _kind(event: events.Event, options: events.StreamOptions) -> tuple[NoticeKind, int]:

@@ -39,8 +39,9 @@ KINDS: tuple[NoticeKind, ...] = get_args(NoticeKind)
 class Notice:
     """What a stream told its client, or what happened to the conversation.
 
-    start: of an interim or final, in samples of the turn's clock. payload: what its client was sent, as the service
-    wrote it for watchers; empty in the last three kinds.
+    start: of an interim or final, or where a stream begins, in samples of the turn's clock. opened: of "began" and
+    "resumed", when, as the store has it. payload: what its client was sent, as the service wrote it for watchers; empty
+    in the last three kinds.
     """
 
     kind: NoticeKind
@@ -48,6 +49,7 @@ class Notice:
     turn_id: str = ""
     start: int = 0
     payload: bytes = b""
+    opened: float = 0.0
     reason: str = ""
 
 

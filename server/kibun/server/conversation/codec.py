@@ -106,7 +106,8 @@ def make_participant_head(participant: Participant, utterances: Numbers, finishe
         revision=participant.revision,
         given_traits=participant.given_traits,
         openings=[
-            pb.Opening(turn_id=turn_id, when=o.when, offset=o.offset, settled=o.settled) for turn_id, o in openings
+            pb.Opening(turn_id=turn_id, when=o.when, offset=o.offset, settled=o.settled, resumes=o.resumes)
+            for turn_id, o in openings
         ],
         utterances=_pack_numbers(utterances),
         finished_turns=_pack_numbers(finished_turns),
@@ -159,7 +160,7 @@ def make_participant(
     """Makes a participant from its head and its entries. Raises Damaged."""
     m = pb.Participant.FromString(head.packed)
     given_traits = cast(Traits | None, _all_or_none(m.given_traits, 5))
-    openings = {o.turn_id: Opening(o.when, o.offset, o.settled) for o in m.openings}
+    openings = {o.turn_id: Opening(o.when, o.offset, o.settled, o.resumes) for o in m.openings}
     earlier = {turn.turn_id: _unpack_turn(turn) for turn in m.earlier}
     if len(openings) != len(m.openings) or len(earlier) != len(m.earlier):
         raise Damaged("a turn is there twice")

@@ -127,7 +127,7 @@ class RedisRelay:
         if numbered:
             number = self._numbers.get(key, 0)
             self._numbers[key] = number + 1
-        header = [number, notice.kind, notice.participant_id, notice.turn_id, notice.start]
+        header = [number, notice.kind, notice.participant_id, notice.turn_id, notice.start, notice.opened]
         self._put(self._channel(key), header, notice.payload)
 
     def _say_what_is_watched(self, *keys: Key) -> None:
@@ -249,7 +249,7 @@ class RedisRelay:
             self._send(key, Notice("missed"), numbered=True)
 
     def _take(self, key: Key, origin: str, content: list[Any], payload: bytes) -> None:
-        number, kind, participant_id, turn_id, start = content
+        number, kind, participant_id, turn_id, start, opened = content
         latest = self._latest.setdefault(key, {})
         before = latest.get(origin)
         if number is not None:
@@ -262,7 +262,7 @@ class RedisRelay:
             latest[origin] = number
         if kind not in KINDS:
             kind = "other"  # of a newer server
-        self._audience.tell_here(key, Notice(kind, participant_id, turn_id, start, payload))
+        self._audience.tell_here(key, Notice(kind, participant_id, turn_id, start, payload, opened))
 
     async def _order(self, *words: str) -> None:
         if self._subscription is not None:

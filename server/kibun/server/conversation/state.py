@@ -128,6 +128,7 @@ class Opening:
     when: float  # seconds since the epoch, later than the turn's previous opening
     offset: int
     settled: int = 0  # the turn may be resumed there, as its client was told
+    resumes: bool = False  # the stream goes on with the turn as it was, and may send the same again
 
 
 @dataclass(frozen=True, slots=True, eq=False)

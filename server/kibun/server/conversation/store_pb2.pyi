@@ -80,16 +80,18 @@ class Turn(_message.Message):
     def __init__(self, turn_id: _Optional[str] = ..., totals: _Optional[_Union[Totals, _Mapping]] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., missing_before: _Optional[int] = ...) -> None: ...
 
 class Opening(_message.Message):
-    __slots__ = ("turn_id", "when", "offset", "settled")
+    __slots__ = ("turn_id", "when", "offset", "settled", "resumes")
     TURN_ID_FIELD_NUMBER: _ClassVar[int]
     WHEN_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     SETTLED_FIELD_NUMBER: _ClassVar[int]
+    RESUMES_FIELD_NUMBER: _ClassVar[int]
     turn_id: str
     when: float
     offset: int
     settled: int
-    def __init__(self, turn_id: _Optional[str] = ..., when: _Optional[float] = ..., offset: _Optional[int] = ..., settled: _Optional[int] = ...) -> None: ...
+    resumes: bool
+    def __init__(self, turn_id: _Optional[str] = ..., when: _Optional[float] = ..., offset: _Optional[int] = ..., settled: _Optional[int] = ..., resumes: bool = ...) -> None: ...
 
 class Entries(_message.Message):
     __slots__ = ("next", "runs")

@@ -153,6 +153,11 @@ class ConversationHandle:
         return self.last_seen
 
     @property
+    def opened(self) -> float:
+        """When the stream's first turn was opened, as the store has it. Only after `enter`."""
+        return self._openings[self._options.turn_id].when
+
+    @property
     def participant(self) -> Participant:
         """The stream's participant, as last seen, with the given traits that the stream began with."""
         return self._participant_of(self.conversation)
@@ -305,7 +310,7 @@ class ConversationHandle:
         turn_id, offset = self._options.turn_id, self._options.start_offset
         last = participant.openings.get(turn_id)
         if self.last_seen is None:
-            self._openings[turn_id] = _opening_after(last, offset)
+            self._openings[turn_id] = _opening_after(last, offset, resumes=self._options.resumes)
         opening = self._openings[turn_id]
         if last is not None and last.when > opening.when:
             return participant  # this change reached the store late: another stream has taken the turn over meanwhile
@@ -346,9 +351,10 @@ def _is_blank(conversation: Conversation) -> bool:
     )
 
 
-def _opening_after(last: Opening | None, offset: int) -> Opening:
+def _opening_after(last: Opening | None, offset: int, *, resumes: bool = False) -> Opening:
     """An opening of a turn now: later than its last one, whatever clock that one was written by."""
-    return Opening(max(time.time(), math.nextafter(last.when, math.inf) if last else 0.0), offset)
+    when = max(time.time(), math.nextafter(last.when, math.inf) if last else 0.0)
+    return Opening(when, offset, resumes=resumes)
 
 
 def _restored(turn_id: str, count: int) -> StreamWarning:

@@ -125,6 +125,7 @@ class StreamStarted:
     prior_utterances: int
     ttl_s: float  # the conversation's
     given_traits: Traits | None = None  # the participant's, of this request or an earlier one
+    opened: float = 0.0  # when the turn was, as its `Opening` in the store has it
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,12 @@ class Session:
     def _started(self, created: bool) -> StreamStarted:
         participant, ttl_s = self._conversation.participant, self._conversation.conversation.ttl_s
         return StreamStarted(
-            self._options.turn_id, created, participant.utterance_count, ttl_s, participant.given_traits
+            turn_id=self._options.turn_id,
+            created=created,
+            prior_utterances=participant.utterance_count,
+            ttl_s=ttl_s,
+            given_traits=participant.given_traits,
+            opened=self._conversation.opened,
         )
 
     def _ended(self, received: int) -> StreamEnded:

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field, replace
 from kibun.server.conversation.audience import Notice, Watcher
 from kibun.server.conversation.state import (
     MAX_FINISHED_TURNS,
+    MAX_OPENINGS,
     MAX_RECORDS,
     Conversation,
+    Opening,
     Participant,
     Totals,
     Turn,
@@ -173,6 +175,7 @@ class _TurnHeard:
     finals: list[int] = field(default_factory=list)  # where the latest began
     reached: int = -1  # where the latest of them began, unless a stream has gone back since
     has_result: bool = False
+    opened: float = 0.0  # by the latest stream of which this is known
 
     def adds_final(self, start: int) -> bool:
         if start in self.finals:
@@ -186,8 +189,14 @@ class _TurnHeard:
         self.has_result, had = True, self.has_result
         return not had
 
-    def go_back(self, start: int, *, anew: bool) -> None:
-        """A stream goes on from there: with the turn, whose finals may come again, or anew, with finals of its own."""
+    def go_back(self, opened: float, start: int, *, anew: bool) -> None:
+        """A stream opened the turn: goes on with it from there, and finals may come again, or has finals of its own.
+
+        Does nothing where this was known already: the store may have told it before the stream did.
+        """
+        if opened <= self.opened:
+            return
+        self.opened = opened
         self.reached = min(self.reached, start - 1)
         if anew:
             self.finals = [final for final in self.finals if final < start]
@@ -202,20 +211,23 @@ class _Delivered:
         self._create_time: float | None = None
 
     def follow(self, conversation: Conversation) -> None:
-        """Forgets everything if this is another conversation of the same name."""
+        """Learns which streams opened its turns. Forgets everything if this is another one of the same name."""
         if self._create_time not in (None, conversation.create_time):
             self._turns.clear()
         self._create_time = conversation.create_time
+        for participant in conversation.participants.values():
+            for turn_id, opening in _openings(participant):
+                turn = self._turn(participant.participant_id, turn_id)
+                if turn.opened:
+                    turn.go_back(opening.when, opening.offset, anew=not opening.resumes)
+                else:  # a later turn of a stream, which tells no opening
+                    turn.opened = opening.when
 
     def adds(self, notice: Notice) -> bool:
         """Whether the watcher does not have that yet; from now on it has."""
         if notice.kind not in ("began", "resumed", "interim", "final", "turn_result"):
             return True
-        turns = self._turns.setdefault(notice.participant_id, {})
-        turn = turns.pop(notice.turn_id, None) or _TurnHeard()
-        turns[notice.turn_id] = turn  # the latest
-        if len(turns) > 2 * MAX_FINISHED_TURNS:
-            del turns[next(iter(turns))]
+        turn = self._turn(notice.participant_id, notice.turn_id)
         match notice.kind:
             case "final":
                 return turn.adds_final(notice.start)
@@ -223,8 +235,26 @@ class _Delivered:
                 return notice.start > turn.reached and notice.start not in turn.finals
             case "turn_result":
                 return turn.adds_result()
-        turn.go_back(notice.start, anew=notice.kind == "began")
+        turn.go_back(notice.opened, notice.start, anew=notice.kind == "began")
         return True
+
+    def _turn(self, participant_id: str, turn_id: str) -> _TurnHeard:
+        turns = self._turns.setdefault(participant_id, {})
+        turn = turns.pop(turn_id, None) or _TurnHeard()
+        turns[turn_id] = turn  # the latest
+        if len(turns) > 2 * MAX_FINISHED_TURNS:
+            del turns[next(iter(turns))]
+        return turn
+
+
+def _openings(participant: Participant) -> Iterator[tuple[str, Opening]]:
+    """Of the turns of a participant, the last of each; of those whose opening is not kept, one before all kept."""
+    kept = participant.openings
+    if len(kept) == MAX_OPENINGS:
+        before = Opening(min(opening.when for opening in kept.values()), 0, resumes=True)
+        turns = dict.fromkeys((*participant.finished_turns, *(r.turn_id for r in participant.records)))
+        yield from ((turn_id, before) for turn_id in turns if turn_id not in kept)
+    yield from kept.items()
 
 
 def _notice_of(past: Past) -> Notice:
