@@ -19,7 +19,7 @@ from tests.support import ROOT
 from tests.support.browser import chromium
 
 #: A server's that does not start, and the reasons of an end and of a gap.
-NO_ERRORS = {"LOAD_FAILED", "HALF_CLOSE", "DELETED", "OTHER_SERVERS_LOST"}
+NO_ERRORS = {"LOAD_FAILED", "HALF_CLOSE", "COMPLETED", "DELETED", "OTHER_SERVERS_LOST", "SLOW_WATCHER"}
 
 
 def test_every_reason_that_tests_meet_is_in_the_table_of_errors() -> None:
