@@ -134,3 +134,5 @@ if __name__ == "__main__":
         sys.exit("this server does not describe itself: kibun serve --reflection" if off else explain(error))
     except (OSError, ValueError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
