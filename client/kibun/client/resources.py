@@ -107,6 +107,9 @@ class ModelDescription:
     license: str = ""
     # Its heads are random: its estimates mean nothing.
     untrained: bool = False
+    # Of all that its estimates depend on besides the request: where it is the same, the same audio gets the same
+    # results again, on a machine alike. Empty: of an older server.
+    fingerprint: str = ""
 
     @classmethod
     def from_proto(cls, message: pb.GetServiceInfoResponse.Model) -> Self:
@@ -122,6 +125,7 @@ class ModelDescription:
             notice=message.notice,
             license=message.license,
             untrained=message.untrained,
+            fingerprint=message.fingerprint,
         )
 
 

@@ -475,7 +475,7 @@ class GetServiceInfoRequest(_message.Message):
 class GetServiceInfoResponse(_message.Message):
     __slots__ = ("server_version", "models", "scales", "audio_encodings", "min_sample_rate_hertz", "max_sample_rate_hertz", "model_sample_rate_hertz", "max_audio_content_bytes", "max_stream_duration", "idle_timeout", "max_concurrent_streams", "active_stream_count", "default_endpointing_config", "server_time")
     class Model(_message.Message):
-        __slots__ = ("name", "version", "is_default", "supports_emotion", "supports_personality", "supports_conversation_personality", "synthetic", "requires_given_personality", "notice", "license", "untrained")
+        __slots__ = ("name", "version", "is_default", "supports_emotion", "supports_personality", "supports_conversation_personality", "synthetic", "requires_given_personality", "notice", "license", "untrained", "fingerprint")
         NAME_FIELD_NUMBER: _ClassVar[int]
         VERSION_FIELD_NUMBER: _ClassVar[int]
         IS_DEFAULT_FIELD_NUMBER: _ClassVar[int]
@@ -487,6 +487,7 @@ class GetServiceInfoResponse(_message.Message):
         NOTICE_FIELD_NUMBER: _ClassVar[int]
         LICENSE_FIELD_NUMBER: _ClassVar[int]
         UNTRAINED_FIELD_NUMBER: _ClassVar[int]
+        FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
         name: str
         version: str
         is_default: bool
@@ -498,7 +499,8 @@ class GetServiceInfoResponse(_message.Message):
         notice: str
         license: str
         untrained: bool
-        def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_default: bool = ..., supports_emotion: bool = ..., supports_personality: bool = ..., supports_conversation_personality: bool = ..., synthetic: bool = ..., requires_given_personality: bool = ..., notice: _Optional[str] = ..., license: _Optional[str] = ..., untrained: bool = ...) -> None: ...
+        fingerprint: str
+        def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., is_default: bool = ..., supports_emotion: bool = ..., supports_personality: bool = ..., supports_conversation_personality: bool = ..., synthetic: bool = ..., requires_given_personality: bool = ..., notice: _Optional[str] = ..., license: _Optional[str] = ..., untrained: bool = ..., fingerprint: _Optional[str] = ...) -> None: ...
     class Scale(_message.Message):
         __slots__ = ("dimension", "min", "max", "neutral")
         DIMENSION_FIELD_NUMBER: _ClassVar[int]

@@ -225,6 +225,7 @@ class Server:
             analyzer=batcher,
             store=self._store,
             make_vad=lambda aggressiveness: make_vad(settings.vad, aggressiveness),
+            vad=settings.vad,
             endpointing=settings.endpointing,
             authenticator=self._authenticator,
             limits=replace(settings.limits, max_streams=settings.share(settings.limits.max_streams)),

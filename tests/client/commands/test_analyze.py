@@ -28,9 +28,12 @@ from kibun.client.commands.table import shortened
 from kibun.client.estimates import TRAITS
 from kibun.client.installation import install_command
 from kibun.client.recordings import AnalysisProgress, analyze_files
+from kibun.client.recordings.analysis import identity
 from kibun.client.recordings.rows import COLUMNS, SUMMARY_COLUMNS
 from kibun.client.recordings.turns_file import find_turns
+from kibun.client.resources import ServiceInfo
 from kibun.client.server_process import ServerProcess
+from kibun.v1 import speech_analysis_pb2 as pb
 from tests.support import ROOT
 from tests.support.commands import Kibun
 from tests.support.stub_model import WAITS, Barrier
@@ -188,8 +191,14 @@ def test_what_changed_is_computed_anew_and_nothing_else(
     assert opened("--turns", turns) == 2
     turns.write_text("file,speaker,start,end\na,x,0,3\ne,y,0,3.5\n")
     assert opened("--turns", turns) == 1
+    another = pb.GetServiceInfoResponse.Model(name="m", version="1", is_default=True, fingerprint="another server's")
+    assert identity_of(another) != identity_of(pb.GetServiceInfoResponse.Model(name="m", version="1", is_default=True))
     next(kept.iterdir()).write_text("{")
     assert opened() + opened("--channel", "1") + opened("--turns", turns) + opened("--traits", traits) <= 1
+
+
+def identity_of(model: pb.GetServiceInfoResponse.Model) -> str:
+    return identity(ServiceInfo.from_proto(pb.GetServiceInfoResponse(models=[model])), "")
 
 
 # -- who speaks

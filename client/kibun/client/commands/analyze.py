@@ -137,7 +137,7 @@ def analyze(
     )
     options = _with_traits(options, traits, files)
     with _open_output(output_format, output, by, plot, files) as written, _server(server, model) as target:
-        batch = _Batch(files, options, written, resume, "" if server else model)
+        batch = _Batch(files, options, written, resume)
         connection = Connection(server, token, tls, ca, cert, key) if server else Connection(target)
         run(_analyze(connection, batch))
 
@@ -180,8 +180,6 @@ class _Batch:
     options: AnalysisOptions
     output: list[ResultOutput]
     resume: bool
-    # The bundle of a server that was started for this run.
-    bundle: str
     done: list[FileResult] = field(default_factory=list)
 
     @property
@@ -197,7 +195,7 @@ async def _analyze(connection: Connection, batch: _Batch) -> None:
         info = await client.service_info()  # fails early if the server cannot be used
         if banner := synthetic_banner(info, batch.options.model):
             console.print(f"[yellow]{banner}[/]", soft_wrap=True)
-        kept = KeptResults(default_folder(), identity(info, batch.options.model, batch.bundle), reuse=batch.resume)
+        kept = KeptResults(default_folder(), identity(info, batch.options.model), reuse=batch.resume)
         with (
             Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
             contextlib.ExitStack() as at_the_end,

@@ -3,7 +3,6 @@
 import asyncio
 import enum
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -87,18 +86,10 @@ class AnalysisOptions:
         return json.dumps([self.channel, self.speakers, turns, of_it and asdict(of_it), known])
 
 
-def identity(info: ServiceInfo, model: str, bundle: str = "") -> str:
-    """What estimates depend on besides recording and options: the model and the server's version.
-
-    bundle: as it was named to a server that was started for this run; "" for another.
-    """
+def identity(info: ServiceInfo, model: str) -> str:
+    """What estimates depend on besides recording and options: the model, and the server's version and settings."""
     chosen = [m for m in info.models if (m.name == model if model else m.is_default)]
-    described: list[object] = [info.server_version, [(m.name, m.version) for m in chosen]]
-    if bundle:
-        checksums = Path(bundle, "sha256")  # of a bundle's files
-        described.append(checksums.read_text() if checksums.is_file() else bundle)
-        described.append([os.environ.get(name, "") for name in ("KIBUN_VAD", "KIBUN_PRECISION", "KIBUN_DEVICE")])
-    return json.dumps(described)
+    return json.dumps([info.server_version, [(m.name, m.version, m.fingerprint) for m in chosen]])
 
 
 async def analyze(

@@ -108,7 +108,7 @@ def analyze_files(
 
     async def work(target: str) -> None:
         async with AsyncClient(target, **client_options) as client:
-            who = identity(await client.service_info(), options.model, "" if server else model)
+            who = identity(await client.service_info(), options.model)
             kept = KeptResults(default_folder(), who, reuse=resume)
             await analyze(client, files, options, kept, on_result)
             if not resume and not any(result.problem for result in results):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -234,6 +236,7 @@ def service_info(
     endpointing: EndpointingOptions,
     limits: events.Limits,
     *,
+    vad: str,
     max_streams: int,
     active_streams: int,
     now: float,
@@ -257,6 +260,7 @@ def service_info(
                 notice=capability.notice(m),
                 license=m.license,
                 untrained=not m.trained,
+                fingerprint=_fingerprint(m, endpointing, vad),
             )
             for m in models
         ],
@@ -273,6 +277,12 @@ def service_info(
         default_endpointing_config=endpointing_config(endpointing),
         server_time=timestamp(now),
     )
+
+
+def _fingerprint(model: ModelInfo, endpointing: EndpointingOptions, vad: str) -> str:
+    precision = model.precision.partition(":")[0].partition(",")[0]  # without why, which has timings
+    made_by = (__version__, model.name, model.version, model.bundle, precision, vad, asdict(endpointing))
+    return hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:16]
 
 
 def duration(samples: int) -> Duration:

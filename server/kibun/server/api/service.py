@@ -55,7 +55,10 @@ class ServiceLimits:
 
 
 class SpeechAnalysis:
-    """Implements `kibun.v1.SpeechAnalysisService`. Calls are admitted from `serve` until `drain`."""
+    """Implements `kibun.v1.SpeechAnalysisService`. Calls are admitted from `serve` until `drain`.
+
+    vad: the name of what `make_vad` makes.
+    """
 
     def __init__(
         self,
@@ -63,6 +66,7 @@ class SpeechAnalysis:
         analyzer: Analyzer,
         store: ConversationStore,
         make_vad: Callable[[int], Vad],
+        vad: str = "",
         endpointing: EndpointingOptions,
         authenticator: Authenticator,
         limits: ServiceLimits,
@@ -73,6 +77,7 @@ class SpeechAnalysis:
         self._telemetry = telemetry or Telemetry()
         self._store = store
         self._endpointing = endpointing
+        self._vad = vad
         self._limits = limits
         self._stream_limits = stream_limits
         self._open_streams = OpenStreams()
@@ -291,6 +296,7 @@ class SpeechAnalysis:
             self._models,
             self._endpointing,
             self._stream_limits,
+            vad=self._vad,
             max_streams=self._limits.max_streams,
             active_streams=self._quotas.active,
             now=time.time(),
