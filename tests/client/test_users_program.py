@@ -1,10 +1,10 @@
-"""Programs as a user writes them, in docs/sdk.md: they are typed for them, and they run."""
+"""Programs as a user writes them, in docs/sdk.md and docs/files.md: they are typed for them, and they run."""
 
 import os
-import re
 import subprocess
 import sys
 import threading
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,11 @@ from kibun.bench.support.speech_like import lay_out
 from kibun.client import Client
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
+from tests.support.programs import of_the_documentation
 
-PROGRAM, EARLY, WATCH, BASELINE = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sdk.md").read_text(), re.DOTALL)
+PROGRAM, EARLY, WATCH, BASELINE = of_the_documentation("docs/sdk.md")
+
+SPOKEN = (32767 * lay_out([("silence", 0.4), ("speech", 1.5), ("silence", 0.8)]).audio).astype("<i2").tobytes()
 
 
 def test_it_is_typed_strictly_and_what_is_wrong_in_it_is_found(tmp_path: Path) -> None:
@@ -71,6 +74,43 @@ def test_the_early_program_acts_on_an_interim_and_gets_the_final_of_the_same_utt
     early, final = acted
     assert (early.is_final, early.covers_speech_so_far, final.is_final) == (False, True, True)
     assert (early.utterance_id, early.emotion) == (final.utterance_id, final.emotion)
+
+
+def test_the_watch_shows_what_was_said_before_and_ends_with_the_conversation(
+    demo_server: ServerProcess, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program: dict[str, Any] = {}
+    exec(WATCH, program)
+    with Client(demo_server.target) as client:
+        conversation = client.conversation("table-4")
+        with conversation.turn("t-1", "guest") as turn:
+            turn.push(SPOKEN)
+            turn.result()
+        follower = threading.Thread(target=program["follow"], args=[client])
+        follower.start()
+        conversation.complete()
+        follower.join(60.0)
+        conversation.delete()
+        assert not follower.is_alive()
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("guest t-1 Emotion(valence=")
+    assert last == "guest has finished"
+
+
+def test_recordings_become_a_table(demo_server: ServerProcess, tmp_path: Path) -> None:
+    pytest.importorskip("pandas", reason="needs the extra analyze")
+    (program,) = of_the_documentation("docs/files.md")
+    assert 'model="demo-tiny"' in program
+    (tmp_path / "recordings").mkdir()
+    with wave.open(str(tmp_path / "recordings" / "a.wav"), "wb") as recording:
+        recording.setparams((1, 2, 16_000, 0, "NONE", ""))
+        recording.writeframes(SPOKEN)
+    program = program.replace('model="demo-tiny"', f'server="{demo_server.target}"')
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "1 1 recordings/a.wav ok" in done.stdout
+    assert "Name: arousal" in done.stdout
 
 
 def test_the_baseline_runs_and_is_none_at_first(tmp_path: Path) -> None:

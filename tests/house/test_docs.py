@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import ROOT
+from tests.support.programs import of_the_documentation
 
 DOCS = sorted(path for path in ROOT.rglob("*.md") if not {".venv", ".git"} & set(path.relative_to(ROOT).parts))
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
@@ -32,6 +33,29 @@ def test_modules_exist(path: Path) -> None:
     dotted = set(re.findall(r"`(kibun(?:\.\w+)+)", path.read_text(encoding="utf-8")))
     dotted = {name for name in dotted if not name.startswith("kibun.v1.")}  # names of the contract, not of Python
     assert not [name for name in dotted if not exists(name)]
+
+
+# Programs that a reader copies, and what runs them.
+RUN_BY = {
+    "README.md": "house/test_readme.py",
+    "docs/corpora.md": "training/corpora/test_iemocap.py",
+    "docs/dialogue.md": "house/test_site.py",
+    "docs/files.md": "client/test_users_program.py",
+    "docs/research.md": "house/test_site.py",
+    "docs/robot.md": "house/test_site.py",
+    "docs/sdk.md": "client/test_users_program.py",
+    "docs/training.md": "models/test_hub.py",
+    "examples/android_agent.py": "client/test_android_agent.py",
+    "examples/reflection_client.py": "contract/test_other_languages.py",
+}
+
+
+def test_every_program_that_a_reader_copies_is_run_by_a_test() -> None:
+    pages = {name(path) for path in DOCS if of_the_documentation(name(path))}
+    assert pages | {name(path) for path in (ROOT / "examples").glob("*.py")} == RUN_BY.keys()
+    for page, test in RUN_BY.items():
+        named = page if page.endswith(".md") else Path(page).stem
+        assert named in (ROOT / "tests" / test).read_text(encoding="utf-8"), f"{test} does not run {page}"
 
 
 def exists(dotted: str) -> bool:

@@ -14,6 +14,7 @@ import soxr
 from kibun.bench.support.speech_like import lay_out
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
+from tests.support.programs import of_the_documentation
 
 README = (ROOT / "README.md").read_text()
 
@@ -26,7 +27,7 @@ NOT_IN_THE_CLIENT = ("soundfile", "soxr", "typer", "rich", "torch")
 def test_the_first_program_runs_with_the_client_alone_at_any_rate(
     demo_server: ServerProcess, tmp_path: Path, rate_hz: int, channels: int
 ) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (program,) = of_the_documentation("README.md")
     audio = lay_out([("silence", 0.3), ("speech", 1.5), ("silence", 0.8)]).audio
     audio = soxr.resample(audio, 16_000, rate_hz)
     soundfile.write(tmp_path / "speech.wav", np.stack([audio] * channels, axis=1), rate_hz, subtype="PCM_16")

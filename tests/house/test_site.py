@@ -17,6 +17,7 @@ from kibun.bench.support.speech_like import lay_out
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
 from tests.support.browser import chromium
+from tests.support.programs import of_the_documentation
 
 #: A server's that does not start, and the reasons of an end and of a gap.
 NO_ERRORS = {"LOAD_FAILED", "HALF_CLOSE", "COMPLETED", "DELETED", "OTHER_SERVERS_LOST", "SLOW_WATCHER"}
@@ -70,7 +71,7 @@ def test_the_table_of_errors_says_what_the_code_says() -> None:
 
 
 def test_the_program_for_dialogue_managers_runs(demo_server: ServerProcess, tmp_path: Path) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "dialogue.md").read_text("utf-8"), re.DOTALL)
+    (program,) = of_the_documentation("docs/dialogue.md")
     assert "127.0.0.1:50051" in program
     out = run(program.replace("127.0.0.1:50051", demo_server.target), tmp_path)
     assert "warning NO_SPEECH" in out
@@ -78,7 +79,7 @@ def test_the_program_for_dialogue_managers_runs(demo_server: ServerProcess, tmp_
 
 
 def test_the_program_for_researchers_runs(demo_server: ServerProcess, tmp_path: Path) -> None:
-    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "research.md").read_text("utf-8"), re.DOTALL)
+    (program,) = of_the_documentation("docs/research.md")
     recordings = tmp_path / "recordings"
     recordings.mkdir()
     audio = lay_out([("silence", 0.3), ("speech", 1.5), ("silence", 0.8)]).audio
@@ -105,7 +106,7 @@ def test_the_notebook_runs(demo_server: ServerProcess, monkeypatch: pytest.Monke
 
 def test_the_face_of_a_robot_follows_the_example(demo_server: ServerProcess, tmp_path: Path) -> None:
     page = (ROOT / "docs" / "robot.md").read_text("utf-8")
-    (program,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (program,) = of_the_documentation("docs/robot.md")
     assert "--conversation robot-1" in page
     (tmp_path / "face.py").write_text(program.replace("127.0.0.1:50051", demo_server.target), encoding="utf-8")
     face = subprocess.Popen([sys.executable, "face.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True)

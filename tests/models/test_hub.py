@@ -15,6 +15,7 @@ from kibun.models.bundle import BundleError, KibunModel, Utterance, load_bundle,
 from kibun.models.files import BUNDLES, CHECKSUMS, FILES, verify, write_checksums
 from kibun.models.hub import fetch
 from tests.support.hub import Hub, hub
+from tests.support.programs import of_the_documentation
 
 DEMO = BUNDLES / "demo-tiny"
 NAME = "lab/demo"
@@ -132,6 +133,21 @@ def test_a_hub_that_is_away_is_told_in_one_line(
         resolve_bundle(f"{NAME}@{'0' * 40}")
     assert "\n" not in str(raised.value)
     assert capfd.readouterr() == ("", "")
+
+
+def test_the_program_of_the_page_on_training_runs(tmp_path: Path) -> None:
+    (program,) = of_the_documentation("docs/training.md")
+    (tmp_path / "my-bundle").mkdir()
+    for name, content in demo_files().items():
+        (tmp_path / "my-bundle" / name).write_bytes(content)
+    with hub() as here:
+        here.commit("lab/my-bundle", {".gitattributes": b""})
+        commit = here.commit("lab/my-bundle", demo_files(), "v1")
+        env = {**environment(here, tmp_path), "HF_TOKEN": "t"}
+        command = [sys.executable, "-c", program.replace("COMMIT", commit)]
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (here.files("lab/my-bundle", "main") or {}).keys() >= demo_files().keys()
 
 
 def test_a_bundle_is_pushed_and_comes_back_the_same(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from kibun.training.errors import CorpusError
 from tests.support import ROOT
 from tests.support.commands import invoke
 from tests.support.fake_iemocap import ALL_SESSIONS, FakeIemocap, make
+from tests.support.programs import of_the_documentation
 
 PUBLISHED = ROOT.parent / "shared" / "data" / "pa-iemocap"
 needs_annotations = pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"no annotations of PA-IEMOCAP in {PUBLISHED}")
@@ -51,6 +54,15 @@ def problems(fake: FakeIemocap) -> tuple[str, ...]:
         prepare(fake, out)
     assert not out.exists()
     return caught.value.problems
+
+
+def test_the_program_of_the_page_on_corpora_runs(pristine: FakeIemocap, tmp_path: Path) -> None:
+    (program,) = of_the_documentation("docs/corpora.md")
+    prepare(pristine, tmp_path / "iemocap.jsonl")
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "dev and test" in done.stdout
 
 
 def edit(path: Path, change: Callable[[str], str]) -> None:
