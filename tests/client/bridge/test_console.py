@@ -251,6 +251,31 @@ async def test_nothing_comes_from_outside_and_nothing_inline_runs(server: Runnin
         assert any("Content Security Policy" in fault for fault in shown.faults)
 
 
+async def test_no_page_of_another_address_shows_it_in_a_frame() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1]
+        frames = f'<iframe src="/own"></iframe><iframe src="http://127.0.0.1:{bridge.port}/"></iframe>'
+        body = frames if path == b"/" else '<form id="form"></form>'
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nConnection: close\r\n\r\n{body}".encode())
+        await writer.drain()
+        writer.close()
+
+    async with (
+        bridging("127.0.0.1:1", page=True) as bridge,
+        await asyncio.start_server(answer, "127.0.0.1", 0) as other,
+        chromium() as browser,
+    ):
+        page = await browser.new_page()
+        said: list[str] = []
+        page.on("console", lambda line: said.append(line.text))
+        await page.goto(f"http://127.0.0.1:{other.sockets[0].getsockname()[1]}/")
+        shown = [[await frame.locator("#form").count(), frame.url] for frame in page.frames[1:]]
+        assert shown == [[1, f"{page.url}own"], [0, "chrome-error://chromewebdata/"]]
+        assert any("frame-ancestors 'none'" in text for text in said), said
+        await page.goto(f"http://127.0.0.1:{bridge.port}/")
+        assert await page.locator("#form").count() == 1
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_axe_finds_nothing(server: RunningServer, recording: Path, scheme: str) -> None:
     if not AXE.exists():
