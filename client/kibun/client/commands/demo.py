@@ -1,6 +1,7 @@
 """`kibun demo`: the bundled dialogue through a real server in a separate process."""
 
 import asyncio
+import threading
 import webbrowser
 from pathlib import Path
 from typing import Annotated
@@ -57,7 +58,8 @@ def _serve_console(target: str, port: int) -> None:
     made = bridge.make(Connection(target), port=port, page=True, demo=True)
     address = f"http://{bridge.address(bridge.DEFAULT_HOST, made.port)}/#demo"
     typer.echo(f"kibun demo: {address} plays the dialogue; Ctrl-C stops it")
-    webbrowser.open(address)
+    # Beside the bridge: some browsers, such as those in the terminal, return only once they are closed.
+    threading.Thread(target=webbrowser.open, args=(address,), daemon=True).start()
     asyncio.run(made.run())
 
 

@@ -1,5 +1,7 @@
 // Where sound comes from: a microphone, or a recording that the browser decodes. Each hands on blocks of 100 ms.
 
+import { BridgeGone } from "./stream.js";
+
 const UNTOUCHED = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
 
 export async function microphones() {
@@ -11,9 +13,15 @@ export async function microphones() {
 export async function openMicrophone(deviceId, take) {
   if (!navigator.mediaDevices) throw new Error("Browsers give the microphone to https pages and localhost alone: open this page under http://localhost.");
   const audio = { ...UNTOUCHED, ...(deviceId && { deviceId: { exact: deviceId } }) };
-  const stream = await navigator.mediaDevices.getUserMedia({ audio });
   const context = new AudioContext();
-  await context.audioWorklet.addModule("worklet.js");
+  let stream;
+  try {
+    await context.audioWorklet.addModule("worklet.js").catch(() => { throw new BridgeGone(); });
+    stream = await navigator.mediaDevices.getUserMedia({ audio });
+  } catch (error) {
+    context.close();
+    throw error;
+  }
   const blocks = new AudioWorkletNode(context, "blocks", { channelCount: 1, channelCountMode: "explicit" });
   blocks.port.onmessage = ({ data }) => take(data);
   context.createMediaStreamSource(stream).connect(blocks);

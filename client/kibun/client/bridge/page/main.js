@@ -3,7 +3,7 @@
 import * as audio from "./audio.js";
 import * as draw from "./draw.js";
 import { Participant, Recent, seconds, TRAITS } from "./state.js";
-import { Stream, watch } from "./stream.js";
+import { BridgeGone, Stream, watch } from "./stream.js";
 
 const $ = (id) => document.getElementById(id);
 const LOG_LINES = 200;
@@ -16,6 +16,7 @@ const conversation = newConversation();
 const live = new Set(); // what is open: {finish, end}
 let dirty = true;
 let info;
+let bridgeAway = false;
 
 function newConversation() {
   return `console-${crypto.getRandomValues(new Uint32Array(1))[0].toString(36)}`;
@@ -66,6 +67,7 @@ function openStream(name, rate, extra = {}) {
     message: (message) => take(one, stream, message),
     error: (error) => fail(error),
     note: (text) => log(name, text),
+    gone: () => { participant.interrupt(); gone(); },
     closed: () => {
       if (one.stream === stream) { one.stream = undefined; one.stop?.(); one.stop = undefined; }
       buttons(one);
@@ -77,8 +79,7 @@ function openStream(name, rate, extra = {}) {
   return {
     stream,
     push(block) {
-      stream.push(block);
-      participant.hear(block, rate);
+      if (stream.push(block)) participant.hear(block, rate);
       dirty = true;
     },
   };
@@ -90,6 +91,7 @@ function take(one, stream, message) {
   dirty = true;
   const { stream_started: started, stream_warning: warning, utterance_result: result, turn_result: turn } = message;
   if (started) {
+    back();
     $("alert").replaceChildren();
     $("model").textContent = started.model;
     $("conversation").textContent = started.conversation_id;
@@ -133,7 +135,8 @@ $("form").addEventListener("submit", async (event) => {
     $("alert").replaceChildren();
     await source(name);
   } catch (error) {
-    fail({ reason: error.name, message: sentence(error) });
+    if (error instanceof BridgeGone) gone();
+    else fail({ reason: error.name, message: sentence(error) });
   } finally {
     $("start").disabled = false;
   }
@@ -197,8 +200,8 @@ async function feedAll(samples, rate, pace, { stream, push }, signal) {
 
 async function playDemo() {
   const [sound, turns] = await Promise.all([
-    fetch("demo/dialogue.flac").then((answer) => answer.arrayBuffer()).then(audio.decode),
-    fetch("demo/dialogue.json").then((answer) => answer.json()),
+    load("demo/dialogue.flac").then((answer) => answer.arrayBuffer()).then(audio.decode),
+    load("demo/dialogue.json").then((answer) => answer.json()),
   ]);
   const { samples, rate } = sound;
   const pace = Number($("pace").value) || 4;
@@ -229,14 +232,22 @@ async function playDemo() {
   run();
 }
 
+const load = (path) => fetch(path).catch(() => { throw new BridgeGone(); });
+
 let unwatch;
+const watched = new Set(); // names of those whose card shows what a watch told
 
 async function follow() {
   const id = $("watched").value.trim();
   if (!id) throw new Error("Enter the id of the conversation to watch: what its client calls conversation_id.");
   unwatch?.();
   unwatch = watch(id, $("token").value, {
-    message: ({ participant_id: name, event, watch_started: began, watch_gap: gap, watch_ended: ended }) => {
+    connected: () => {
+      back();
+      for (const one of [...watched].map(entry)) if (!one.stream) one.participant = new Participant(one.participant.name);
+      watched.clear();
+    },
+    message: ({ participant_id: name, event, past, watch_started: began, watch_gap: gap, watch_ended: ended }, again) => {
       dirty = true;
       if (began) {
         $("conversation").textContent = id;
@@ -247,12 +258,15 @@ async function follow() {
       else if (ended) log("", `The conversation was ${ended.reason.toLowerCase()}.`);
       else if (name && event) {
         const one = entry(name);
+        watched.add(name);
         one.participant.follow(event);
-        take(one, undefined, event);
+        if (past && again) one.participant.apply(event); // the events below have told it
+        else take(one, undefined, event);
         buttons(one);
       }
     },
     error: fail,
+    gone,
     closed: () => { $("settings").textContent = `No longer watching ${id}.`; },
   });
 }
@@ -320,6 +334,7 @@ async function ask() {
     const token = $("token").value;
     const answer = await fetch("v1/service_info", { headers: token ? { Authorization: `Bearer ${token}` } : {} });
     const content = await answer.json();
+    back();
     if (content.error) {
       $("server").textContent = content.error.code === "UNAUTHENTICATED" ? "wants a token" : "away";
       $("server").className = "bad";
@@ -338,6 +353,8 @@ async function ask() {
   } catch {
     $("server").textContent = "bridge away";
     $("server").className = "bad";
+    $("server").title = GONE;
+    if (!bridgeAway) gone();
   }
 }
 
@@ -349,14 +366,33 @@ const FIXES = {
   TOO_MANY_SOCKETS: "All of the bridge’s places are taken: close other pages, or start it with more --max-sockets.",
 };
 
+const GONE = "The bridge is gone. Start it again with the same command and port, such as `kibun console`: this page then goes on by itself. What is said meanwhile is lost.";
+
+function gone() {
+  if (!bridgeAway) log("", GONE);
+  bridgeAway = true;
+  show(GONE);
+}
+
+function back() {
+  if (!bridgeAway) return;
+  bridgeAway = false;
+  $("alert").replaceChildren();
+  log("", "The bridge is back.");
+}
+
 function fail({ code, reason, message, field }) {
   const text = FIXES[reason] ?? FIXES[code] ?? message;
+  show(text, [reason, field].filter(Boolean).join(", "));
+  log("", `${text} (${reason})`);
+}
+
+function show(text, detail = "") {
   const line = document.createElement("p");
   const small = document.createElement("small");
-  small.textContent = ` ${[reason, field].filter(Boolean).join(", ")}`;
+  small.textContent = ` ${detail}`;
   line.append(text, small);
   $("alert").replaceChildren(line);
-  log("", `${text} (${reason})`);
 }
 
 function sentence(error) {

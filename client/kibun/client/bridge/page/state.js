@@ -55,6 +55,13 @@ export class Participant {
     this.time = offset;
   }
 
+  /** The connection was lost: what it had begun to tell has no end of its own. */
+  interrupt() {
+    if (this.speech.last) this.speech.last[1] ??= this.time;
+    this.interims.items.length = 0;
+    this.state = "silent";
+  }
+
   /** Where there is no sound to be seen, as in a conversation that is watched: time goes on as events tell it. */
   follow(message) {
     const started = message.stream_started;

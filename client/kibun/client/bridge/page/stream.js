@@ -2,12 +2,17 @@
 
 const BUFFER_LIMIT = 4 * 1024 * 1024; // bytes that wait for a server that is away: some 20 s of float32
 const RETRY_MS = [500, 1000, 2000, 5000];
+const pauseMs = (attempt) => RETRY_MS[Math.min(attempt, RETRY_MS.length - 1)];
+
+/** Nothing answers where this page came from. */
+export class BridgeGone extends Error {}
 
 export const address = (path) => `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}${path}`;
 
 /**
- * `on` has message(response, heardAt), error(error), note(text) and closed(). `config()` gives the streaming_config,
- * and is asked again for each connection; `token` goes into the first frame.
+ * `on` has message(response), error(error), note(text), closed(), and gone(), after which it tries to reach the bridge
+ * until it is back. `config()` gives the streaming_config, and is asked again for each connection; `token` goes into the
+ * first frame.
  */
 export class Stream {
   constructor(config, token, on) {
@@ -16,18 +21,18 @@ export class Stream {
     this.on = on;
     this.attempt = 0;
     this.over = false;
-    this.lost = 0; // seconds of sound that no connection took
+    this.base = parseFloat(config().audio_start_offset ?? "0");
+    this.sent = 0; // seconds on this connection
     this.connect();
   }
 
   connect() {
-    this.failed = false;
-    this.sent = 0; // seconds on this connection
+    this.base += this.sent; // one clock for all connections: what none of them took is no part of it
+    this.sent = 0;
     this.sentAt = []; // [seconds, performance.now()] of the last minute's blocks
     this.started = false;
-    const config = this.config();
+    const config = { ...this.config(), audio_start_offset: `${this.base.toFixed(9)}s` };
     this.rate = config.audio_config.sample_rate_hertz;
-    this.base = parseFloat(config.audio_start_offset ?? "0");
     this.socket = new WebSocket(address("/v1/stream"));
     this.socket.onopen = () => this.socket.send(JSON.stringify({ token: this.token || undefined, streaming_config: config }));
     this.socket.onmessage = ({ data }) => this.receive(JSON.parse(data));
@@ -40,7 +45,6 @@ export class Stream {
 
   receive(message) {
     if (message.error) {
-      this.failed = true;
       this.over = true;
       this.on.error(message.error);
       return;
@@ -69,23 +73,20 @@ export class Stream {
       this.on.closed();
       return;
     }
-    const wait = RETRY_MS[Math.min(this.attempt++, RETRY_MS.length - 1)];
-    if (this.attempt === 1) this.on.note("The bridge is gone: trying again. What is said meanwhile is lost. Start it with `kibun console`.");
     this.started = false;
-    this.timer = setTimeout(() => { if (!this.over) this.connect(); }, wait);
+    this.timer = setTimeout(() => { if (!this.over) this.connect(); }, pauseMs(this.attempt++));
+    if (this.attempt === 1) this.on.gone();
   }
 
-  /** Sends a block of float32 samples. */
+  /** Sends a block of float32 samples; false: no connection took it, and it is lost. */
   push(block) {
-    if (this.over || this.finishing) return;
-    if (this.socket.readyState !== WebSocket.OPEN || !this.started || this.socket.bufferedAmount > BUFFER_LIMIT) {
-      this.lost += block.length / this.rate;
-      return;
-    }
+    if (this.over || this.finishing) return false;
+    if (this.socket.readyState !== WebSocket.OPEN || !this.started || this.socket.bufferedAmount > BUFFER_LIMIT) return false;
     this.socket.send(block);
     this.sent += block.length / this.rate;
     this.sentAt.push([this.sent, performance.now()]);
     if (this.sentAt.length > 600) this.sentAt.splice(0, 300);
+    return true;
   }
 
   /** Milliseconds since the sample at `offset` of the turn's clock was sent; undefined if that is not known. */
@@ -114,18 +115,44 @@ export class Stream {
 }
 
 /**
- * Follows a conversation that others speak into, until `close`. `on` has message(response) with the contract's
- * WatchConversationResponse, error(error) and closed(). The bridge keeps it alive while the server is away.
+ * Follows a conversation that others speak into, until `close`. `on` has connected(), then message(response, again)
+ * with the contract's WatchConversationResponse, error(error), gone() and closed(). The bridge keeps it alive while the
+ * server is away. A bridge that was lost and is back tells the past `again`.
  */
 export function watch(conversationId, token, on) {
-  const socket = new WebSocket(address("/v1/watch"));
   const request = { token: token || undefined, conversation_id: conversationId, include_past: true };
-  socket.onopen = () => socket.send(JSON.stringify(request));
-  socket.onmessage = ({ data }) => {
-    const message = JSON.parse(data);
-    if (message.error) on.error(message.error);
-    else on.message(message);
+  let socket, timer, attempt = 0, again = false, over = false;
+  const connect = () => {
+    let begun = false;
+    socket = new WebSocket(address("/v1/watch"));
+    socket.onopen = () => socket.send(JSON.stringify(request));
+    socket.onmessage = ({ data }) => {
+      const message = JSON.parse(data);
+      if (message.error) {
+        over = true;
+        on.error(message.error);
+        return;
+      }
+      if (!begun) on.connected();
+      begun = true;
+      attempt = 0;
+      on.message(message, again);
+    };
+    socket.onclose = ({ code }) => {
+      over ||= code === 1000;
+      if (over) {
+        on.closed();
+        return;
+      }
+      again = true;
+      timer = setTimeout(connect, pauseMs(attempt++));
+      if (attempt === 1) on.gone();
+    };
   };
-  socket.onclose = on.closed;
-  return () => socket.close(1000);
+  connect();
+  return () => {
+    over = true;
+    clearTimeout(timer);
+    socket.close(1000);
+  };
 }
