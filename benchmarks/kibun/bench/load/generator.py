@@ -12,7 +12,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ import grpc.aio
 
 from kibun.bench.support import material
 from kibun.bench.support.child import answer
-from kibun.client.errors import ResourceExhaustedError
-from kibun.client.status import error_from_rpc
+from kibun.client.errors import KibunError, ResourceExhaustedError
+from kibun.client.transport import StreamCall
 from kibun.models.types import SAMPLE_RATE_HZ
 from kibun.v1 import speech_analysis_pb2 as pb
 
@@ -142,11 +141,12 @@ class Clients:
     async def _speak(self, index: int, starts_at: float, replies: Replies) -> None:
         await _until(starts_at)
         opened_at = time.perf_counter()
-        call = self._call()
+        # Reads the server's status where grpc.aio puts its own over it; requests are bytes already.
+        call = StreamCall(self._call(), self._target)
         sending = asyncio.create_task(self._send(call, index, starts_at, replies))
         admitted = final = False
         try:
-            while (reply := await call.read()) is not grpc.aio.EOF:
+            while (reply := await call.read()) is not None:
                 admitted = True
                 if reply.HasField("utterance_result"):
                     due_at = starts_at + self._lengths[index] / SAMPLE_RATE_HZ
@@ -154,8 +154,7 @@ class Clients:
                     replies.take(index, reply, first=True)
                     final = True
             why = "the stream ended without a final"
-        except grpc.aio.AioRpcError as error:
-            failure = error_from_rpc(error, self._target)
+        except KibunError as failure:
             why = failure.details.reason
             if not admitted and isinstance(failure, ResourceExhaustedError):
                 replies.refusal_ms.append(1000 * (time.perf_counter() - opened_at))
@@ -169,16 +168,17 @@ class Clients:
 
     async def _send(self, call: Any, index: int, starts_at: float, replies: Replies) -> None:
         sent = 0
-        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # refused: the reader gets the reason
-            await call.write(_CONFIG)
-            for message in self._messages[index]:
-                sent = min(sent + material.CHUNK, self._lengths[index])
-                due_at = starts_at + sent / SAMPLE_RATE_HZ
-                await _until(due_at)
-                replies.late_ms.append(1000 * (time.perf_counter() - due_at))
-                await call.write(message)
-            await call.write(_END_OF_TURN)
-            await call.done_writing()
+        if not await call.write(_CONFIG):
+            return  # refused: the reader gets the reason
+        for message in self._messages[index]:
+            sent = min(sent + material.CHUNK, self._lengths[index])
+            due_at = starts_at + sent / SAMPLE_RATE_HZ
+            await _until(due_at)
+            replies.late_ms.append(1000 * (time.perf_counter() - due_at))
+            if not await call.write(message):
+                return
+        await call.write(_END_OF_TURN)
+        await call.half_close()
 
 
 def _audio(samples: Any) -> bytes:
