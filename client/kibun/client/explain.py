@@ -26,7 +26,7 @@ def explain_unauthenticated(text: str, target: str, credentials: Credentials) ->
     if credentials.token:
         return f"{target} does not accept the token: check {_TOKEN_OPTIONS}, or get another ({text})"
     if "certificate" in text:
-        return f"{target} does not accept the client certificate: pass another certificate_chain ({text})"
+        return f"{target} does not accept the client certificate: pass another certificate_chain (--cert) ({text})"
     return f"{target} requires a token, and none was given: pass {_TOKEN_OPTIONS} ({text})"
 
 
@@ -94,7 +94,7 @@ def _explain_tls(text: str, target: str) -> str:
     if "create security handshaker" in text:
         return (
             f"no TLS connection to {target}: what root_certificates, certificate_chain or private_key (on the command "
-            "line --ca) hold cannot be used: give PEM files that are whole and belong together"
+            "line --ca, --cert or --key) hold cannot be used: give PEM files that are whole and belong together"
         )
     if "certificate_verify_failed" in text:
         return (
@@ -113,9 +113,12 @@ def _explain_hang_up(target: str, credentials: Credentials) -> str:
     if credentials.certificate_chain is None:
         return (
             f"the server at {target} hangs up once TLS is agreed on: if it requires client certificates, pass "
-            "certificate_chain and private_key"
+            "certificate_chain and private_key (on the command line --cert and --key)"
         )
-    return f"the server at {target} hangs up once TLS is agreed on: check that it trusts who signed certificate_chain"
+    return (
+        f"the server at {target} hangs up once TLS is agreed on: check that it trusts who signed certificate_chain "
+        "(--cert)"
+    )
 
 
 def proxy_of(target: str) -> str | None:

@@ -58,6 +58,11 @@ def test_another_authority_than_the_servers(kibun: Kibun, files: Path, server: R
     found = examined(kibun, 1, "--server", server.target, "--ca", tmp_path / "ca.pem")
     certificate = found[f"certificate of {server.target}"]
     assert "is not its authority: give --ca the one that signed it" in certificate["detail"]
+    found = examined(kibun, 0, "--server", server.target, "--ca", files / "ca.pem")
+    asked = found[f"server {server.target}"]
+    assert asked["state"] == "warning"
+    assert "(on the command line --cert and --key)" in asked["detail"]
+    assert asked["detail"].endswith(f"(process {server.process.pid})")
     found = examined(kibun, 1, "--server", server.target, "--ca", tmp_path / "server.key")
     assert found[f"server {server.target}"]["detail"].startswith("not asked: root_certificates holds no PEM")
     assert found["clock"]["state"] == "absent"

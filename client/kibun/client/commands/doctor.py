@@ -292,8 +292,9 @@ def _server(connection: Connection, own: certificates.Pair | None) -> list[Findi
     answered = asyncio.run(_ask(client))
     if answered[0].state != "ok" and has_port and is_local(connection.server):
         who = ports.who_listens(int(number))
-        text = f"; its port is taken by {who}" if who else "; nothing listens there"
-        answered[0] = replace(answered[0], detail=answered[0].detail + text)
+        text = f"; who listens there is {who}" if who else "; nothing listens there"
+        state: State = "warning" if who else "absent"
+        answered[0] = replace(answered[0], state=state, detail=answered[0].detail + text)
     return [*findings, *answered]
 
 
