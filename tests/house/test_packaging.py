@@ -151,7 +151,7 @@ def demo(user: User) -> None:
 
 
 def corpus(user: User) -> None:
-    user.kibun("synth", "world", "--audio", "--dialogues", "2", "--out", "world")
+    user.kibun("synth", "world", "--audio", "--dialogues", "3", "--out", "world")
     assert (user.folder / "world" / "manifest.jsonl").exists()
 
 

@@ -6,6 +6,7 @@ Every failure is a `KibunError`: those that the server reported carry its reason
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,7 @@ class AudioFileError(InvalidRequestError):
 
     def __init__(self, name: str, problem: str, details: ErrorDetails | None = None) -> None:
         super().__init__(f"{name} {problem}", details)
-        self.args = (name, problem, details)  # what a copy is made with, e.g. on its way to another process
+        # What a copy is made with, e.g. on its way to another process.
+        self.args: tuple[Any, ...] = (name, problem, details)
         # The message without the file's name.
         self.problem = problem
