@@ -39,6 +39,9 @@ class Features:
     # Analyse in the silence that may end an utterance, so that its final is there when it ends. The results are the
     # same without it, only later; it saves work where nobody waits for them, as for recordings.
     eager_finals: bool = True
+    # Estimate what is said, but do not count it towards traits over the conversation, nor as history of later
+    # utterances: for audio that holds more than the participant's own voice.
+    exclude_from_personality: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -51,6 +54,7 @@ class Features:
             interim_interval=_duration_ms(self.interim_interval_ms),
             enable_voice_activity_events=self.voice_activity_events,
             disable_eager_finals=not self.eager_finals,
+            exclude_from_personality=self.exclude_from_personality,
         )
 
 

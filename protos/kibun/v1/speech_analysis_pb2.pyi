@@ -74,20 +74,22 @@ class EndpointingConfig(_message.Message):
     def __init__(self, vad_aggressiveness: _Optional[int] = ..., min_speech_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., utterance_end_silence: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., max_utterance_duration: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., end_of_turn_silence: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., speech_start_timeout: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ...) -> None: ...
 
 class AnalysisFeatures(_message.Message):
-    __slots__ = ("disable_emotion", "disable_personality", "interim_results", "interim_interval", "enable_voice_activity_events", "disable_eager_finals")
+    __slots__ = ("disable_emotion", "disable_personality", "interim_results", "interim_interval", "enable_voice_activity_events", "disable_eager_finals", "exclude_from_personality")
     DISABLE_EMOTION_FIELD_NUMBER: _ClassVar[int]
     DISABLE_PERSONALITY_FIELD_NUMBER: _ClassVar[int]
     INTERIM_RESULTS_FIELD_NUMBER: _ClassVar[int]
     INTERIM_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     ENABLE_VOICE_ACTIVITY_EVENTS_FIELD_NUMBER: _ClassVar[int]
     DISABLE_EAGER_FINALS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_FROM_PERSONALITY_FIELD_NUMBER: _ClassVar[int]
     disable_emotion: bool
     disable_personality: bool
     interim_results: bool
     interim_interval: _duration_pb2.Duration
     enable_voice_activity_events: bool
     disable_eager_finals: bool
-    def __init__(self, disable_emotion: bool = ..., disable_personality: bool = ..., interim_results: bool = ..., interim_interval: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., enable_voice_activity_events: bool = ..., disable_eager_finals: bool = ...) -> None: ...
+    exclude_from_personality: bool
+    def __init__(self, disable_emotion: bool = ..., disable_personality: bool = ..., interim_results: bool = ..., interim_interval: _Optional[_Union[_duration_pb2.Duration, _Mapping]] = ..., enable_voice_activity_events: bool = ..., disable_eager_finals: bool = ..., exclude_from_personality: bool = ...) -> None: ...
 
 class StreamingAnalyzeConfig(_message.Message):
     __slots__ = ("audio_config", "conversation_id", "participant_id", "turn_id", "features", "endpointing_config", "model", "require_existing_conversation", "given_personality", "audio_start_offset", "audio_start_time", "conversation_ttl", "resume_turn", "resume_after", "resume_finals", "resume_final_count")

@@ -499,6 +499,32 @@ async def test_cancelling_the_reader_is_closing() -> None:
 
 
 @in_virtual_time
+async def test_what_is_excluded_from_personality_is_estimated_and_counts_for_nothing_else() -> None:
+    world, plain = SessionWorld(), SessionWorld()
+    for each, excluded in ((world, True), (plain, False)):
+        histories: dict[int, int] = {}
+
+        async def note(job: Job, final: bool, seen: dict[int, int] = histories) -> None:
+            seen[len(job.utterance.audio)] = len(job.utterance.history)
+
+        each.analyzer.before = note
+        await run(each.session(turn_id="t1"), *in_blocks(said(level=0.3)))
+        overlapped = await run(
+            each.session(turn_id="t2", counts_for_traits=not excluded), *in_blocks(said(0.6, level=0.8))
+        )
+        later = await run(each.session(turn_id="t3"), *in_blocks(said(0.7, level=0.4)))
+        (final,) = events(overlapped, UtteranceResult)
+        assert final.emotion is not None
+        assert final.personality is not None
+        assert len(events(overlapped, PersonalityUpdate)) == (not excluded)
+        (update,) = events(later, PersonalityUpdate)
+        assert update.personality.utterance_count == (2 if excluded else 3)
+        assert list(histories.values()) == ([0, 1, 1] if excluded else [0, 1, 2])
+    participant = (await world.conversation()).participant("p")
+    assert participant.utterance_count == 3, "it was said"
+    assert [r.emotion is not None for r in participant.records] == [True] * 3
+
+
 async def test_a_superseded_stream_changes_nothing_any_more_even_if_it_is_not_read() -> None:
     """Its client is gone, but the server does not know yet: the session waits in a write."""
     world = SessionWorld()

@@ -92,6 +92,7 @@ def stream_options(config: pb.StreamingAnalyzeConfig, *, tenant: str, defaults: 
         interim_interval=interval,
         voice_activity_events=features.enable_voice_activity_events,
         eager=not features.disable_eager_finals,
+        counts_for_traits=not features.exclude_from_personality,
         require_existing=config.require_existing_conversation,
         given_traits=given,
         start_offset=round(start_offset * SAMPLE_RATE_HZ),

@@ -36,11 +36,6 @@ class Estimator:
         self._eager: _Eager | None = None
 
     @property
-    def bundle(self) -> str:
-        """What makes the vectors."""
-        return self._model.bundle
-
-    @property
     def full(self) -> bool:
         """Whether the machine is needed for finals, so that nothing else should be asked for."""
         return self._analyzer.full
@@ -125,6 +120,26 @@ class Estimator:
             reason=segment.reason if is_final else None,
         )
 
+    def record_of(self, final: UtteranceResult, analysis: Analysis | None) -> UtteranceRecord:
+        """What the conversation stores of a final."""
+        assert final.reason is not None  # a final has one
+        if not self._options.counts_for_traits:
+            analysis = None  # no vector and no traits, as of what only the client remembers after a loss
+        traits, source = estimates.conversation_traits(analysis) if analysis else (None, "average")
+        return UtteranceRecord(
+            utterance_id=final.utterance_id,
+            turn_id=final.turn_id,
+            start=final.start,
+            end=final.end,
+            speech=final.analyzed,
+            vector=analysis.vector if analysis else None,
+            emotion=(final.emotion.valence, final.emotion.arousal) if final.emotion else None,
+            traits=traits,
+            traits_source=source,
+            reason=final.reason,
+            bundle=self._model.bundle if analysis else "",
+        )
+
     def personality_update(self, record: UtteranceRecord, participant: Participant) -> PersonalityUpdate | None:
         """The participant's traits after `record`; None if it changed none, or the client wants none."""
         personality = estimates.of_participant(self._model, participant)
@@ -151,25 +166,6 @@ class Estimator:
             missing=turn.totals.missing,
             missing_before=turn.missing_before,
         )
-
-
-def record_of(final: UtteranceResult, analysis: Analysis | None, bundle: str) -> UtteranceRecord:
-    """What the conversation stores of a final. `bundle`: what made the vector."""
-    assert final.reason is not None  # a final has one
-    traits, source = estimates.conversation_traits(analysis) if analysis else (None, "average")
-    return UtteranceRecord(
-        utterance_id=final.utterance_id,
-        turn_id=final.turn_id,
-        start=final.start,
-        end=final.end,
-        speech=final.analyzed,
-        vector=analysis.vector if analysis else None,
-        emotion=(final.emotion.valence, final.emotion.arousal) if final.emotion else None,
-        traits=traits,
-        traits_source=source,
-        reason=final.reason,
-        bundle=bundle if analysis else "",
-    )
 
 
 def _same_condition(one: Utterance, other: Utterance) -> bool:

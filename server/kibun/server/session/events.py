@@ -42,6 +42,7 @@ class StreamOptions:
     interim_interval: int | None = None  # samples; None: geometric times 1, 2.5, 6.25, 15.6 s
     voice_activity_events: bool = False
     eager: bool = True  # analyse in the silence that may end an utterance
+    counts_for_traits: bool = True  # over the conversation; else finals are estimated, and no more
     require_existing: bool = False
     given_traits: Traits | None = None  # None: those given for the participant before, if any
     start_offset: int = 0

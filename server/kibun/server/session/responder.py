@@ -17,7 +17,7 @@ from kibun.server.errors import Failure, Kind
 from kibun.server.inference.backend import BackendError, Superseded
 from kibun.server.observability.telemetry import CallTelemetry
 from kibun.server.session.conversation_handle import ConversationHandle
-from kibun.server.session.estimator import Estimator, record_of
+from kibun.server.session.estimator import Estimator
 from kibun.server.session.events import Limits, StreamWarning, UtteranceResult
 from kibun.server.session.open_streams import OpenStream
 from kibun.server.session.outbox import Outbox
@@ -229,7 +229,7 @@ class Responder:
             await self._outbox.put(_too_short(segment, turn_id))
             self.dropped += len(segment.audio)
         final = self._estimator.utterance_result(segment, turn_id, analysis, known, is_final=True)
-        record = record_of(final, analysis, self._estimator.bundle)
+        record = self._estimator.record_of(final, analysis)
         await self._conversation.add(record)
         await self._outbox.put(final)
         if update := self._estimator.personality_update(record, self._conversation.participant):
