@@ -498,7 +498,6 @@ async def test_cancelling_the_reader_is_closing() -> None:
 # ---- other streams of the conversation
 
 
-@in_virtual_time
 async def test_what_is_excluded_from_personality_is_estimated_and_counts_for_nothing_else() -> None:
     world, plain = SessionWorld(), SessionWorld()
     for each, excluded in ((world, True), (plain, False)):
@@ -525,6 +524,7 @@ async def test_what_is_excluded_from_personality_is_estimated_and_counts_for_not
     assert [r.emotion is not None for r in participant.records] == [True] * 3
 
 
+@in_virtual_time
 async def test_a_superseded_stream_changes_nothing_any_more_even_if_it_is_not_read() -> None:
     """Its client is gone, but the server does not know yet: the session waits in a write."""
     world = SessionWorld()
