@@ -1,5 +1,6 @@
 """`kibun doctor` on what a server is to run with: files, ports, stores, clocks."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -58,9 +59,9 @@ def test_another_authority_than_the_servers(kibun: Kibun, files: Path, server: R
     found = examined(kibun, 1, "--server", server.target, "--ca", tmp_path / "ca.pem")
     certificate = found[f"certificate of {server.target}"]
     assert "is not its authority: give --ca the one that signed it" in certificate["detail"]
-    found = examined(kibun, 0, "--server", server.target, "--ca", files / "ca.pem")
+    found = examined(kibun, 1, "--server", server.target, "--ca", files / "ca.pem")
     asked = found[f"server {server.target}"]
-    assert asked["state"] == "warning"
+    assert asked["state"] == "broken"
     assert "(on the command line --cert and --key)" in asked["detail"]
     assert asked["detail"].endswith(f"(process {server.process.pid})")
     found = examined(kibun, 1, "--server", server.target, "--ca", tmp_path / "server.key")
@@ -80,6 +81,20 @@ def test_what_a_server_is_to_run_with(kibun: Kibun, files: Path, server: Running
     assert states[f"port {server.port} of 127.0.0.1"] == "broken"
     assert f"(process {server.process.pid})" in found[f"port {server.port} of 127.0.0.1"]["detail"]
     assert found["server 127.0.0.1:1"]["detail"].endswith("nothing listens there")
+
+
+def test_a_server_that_is_named_has_to_answer(kibun: Kibun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = examined(kibun, 1, "--server", "127.0.0.1:1")
+    assert found["server 127.0.0.1:1"]["state"] == "broken"
+    monkeypatch.setenv("KIBUN_SERVER", "127.0.0.1:1")
+    assert examined(kibun, 1)["server 127.0.0.1:1"]["state"] == "broken"
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"table {hashlib.sha256(b'right').hexdigest()}\n")
+    tokens.chmod(0o600)
+    with serve("--token-file", str(tokens)) as closed:
+        name = f"server {closed.target}"
+        assert "requires a token" in examined(kibun, 1, "--server", closed.target)[name]["detail"]
+        assert examined(kibun, 0, "--server", closed.target, "--token", "right")[name]["state"] == "ok"
 
 
 def test_the_environment_of_a_server_is_examined(

@@ -63,6 +63,7 @@ _DEPLOYMENT = "A server's deployment"  # of --help
 
 
 def doctor(
+    context: typer.Context,
     server: ServerOption = DEFAULT_SERVER,
     token: TokenOption = None,
     tls: TlsOption = False,
@@ -128,7 +129,8 @@ def doctor(
 
     In the environment that kibun serve gets, it looks at what that would use.
 
-    The exit code is 1 when something is broken, not when it is merely absent or a warning; 2 when called wrongly.
+    The exit code is 1 when something is broken, as is a server that --server names and that does not answer; 0 when it
+    is merely absent or a warning; 2 when called wrongly.
     """
     connection = Connection(server, token, tls, ca, cert, key)
     own = _pair(cert, key, "client", ("--cert", "--key"))
@@ -158,7 +160,8 @@ def doctor(
     if store_address is not None:
         findings += store.examine(store_address)
     findings += [ports.listening(host, number) for number in port or []]
-    findings += _server(connection, own)
+    default = context.get_parameter_source("server")
+    findings += _server(connection, own, is_named=default is not None and default.name != "DEFAULT")
     if not any(finding.name.startswith("clock") for finding in findings):
         findings.append(clock.alone())
     if as_json:
@@ -274,8 +277,11 @@ def _files(
     return findings
 
 
-def _server(connection: Connection, own: certificates.Pair | None) -> list[Finding]:
-    """Whether a server answers, with which certificate, and what its clock reads; if not, who has its port."""
+def _server(connection: Connection, own: certificates.Pair | None, *, is_named: bool) -> list[Finding]:
+    """Whether a server answers, with which certificate, and what its clock reads; if not, who has its port.
+
+    `is_named`: somebody wants one there. Otherwise that nothing can be reached is no fault.
+    """
     findings = []
     host, _, number = connection.server.rpartition(":")
     host = host.strip("[]")
@@ -293,7 +299,7 @@ def _server(connection: Connection, own: certificates.Pair | None) -> list[Findi
     if answered[0].state != "ok" and has_port and is_local(connection.server):
         who = ports.who_listens(int(number))
         text = f"; who listens there is {who}" if who else "; nothing listens there"
-        state: State = "warning" if who else "absent"
+        state: State = "broken" if is_named else "warning" if who else "absent"
         answered[0] = replace(answered[0], state=state, detail=answered[0].detail + text)
     return [*findings, *answered]
 
@@ -307,7 +313,7 @@ async def _ask(client: AsyncClient) -> list[Finding]:
             info = await client.service_info()
             answered_at = time.time()
         except KibunError as error:
-            return [Finding(name, "absent", error.message)]
+            return [Finding(name, "broken", error.message)]
     models = ", ".join(model.name for model in info.models)
     findings = [Finding(name, "ok", f"kibun {info.server_version}, models: {models}")]
     if info.server_time is not None:

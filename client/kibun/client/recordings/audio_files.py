@@ -41,9 +41,8 @@ class Found:
             kinds = Counter(path.suffix.lower() or "no suffix" for path in self.ignored)
             listed = ", ".join(f"{count} {shown(kind)}" for kind, count in kinds.most_common(5))
             more = "" if len(kinds) <= 5 else ", …"
-            lines.append(
-                f"ignored {len(self.ignored)} file{'s'[: len(self.ignored) > 1]} that hold no audio: {listed}{more}"
-            )
+            what = "1 file that holds" if len(self.ignored) == 1 else f"{len(self.ignored)} files that hold"
+            lines.append(f"ignored {what} no audio: {listed}{more}")
         return lines
 
 
