@@ -26,7 +26,8 @@ class ServerStartError(Exception):
 class ServerProcess:
     """`kibun serve --model MODEL --port 0`; a context manager that starts it, waits until it serves, and stops it.
 
-    `arguments` are further options of `kibun serve`. The server's stderr goes to a temporary file, see `stderr`.
+    `arguments` are further options of `kibun serve`. The server's stderr goes to a temporary file, see `stderr`. It
+    also stops when this process ends, even if that is killed: its stdin is a pipe from here, and ends then.
     """
 
     def __init__(
@@ -74,11 +75,15 @@ class ServerProcess:
         self._folder = tempfile.TemporaryDirectory(prefix="kibun-")
         port_file = Path(self._folder.name) / "port"
         command = [sys.executable, "-m", "kibun.client.main", "serve"]
-        command += ["--model", self._model, "--port", "0", "--port-file", str(port_file), *self._arguments]
+        command += ["--model", self._model, "--port", "0", "--port-file", str(port_file), "--until-stdin-ends"]
         with (Path(self._folder.name) / "stderr").open("wb") as stderr:
             # stdout is for the caller's own output.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, env=_environment()
+                [*command, *self._arguments],
+                stdin=subprocess.PIPE,
+                stdout=stderr,
+                stderr=stderr,
+                env=_environment(),
             )
         try:
             self._port = self._wait_for_port(self._process, port_file)
@@ -95,6 +100,8 @@ class ServerProcess:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        if self._process is not None and self._process.stdin is not None:
+            self._process.stdin.close()
         if self._folder is not None:
             self._last_stderr = self.stderr
             self._folder.cleanup()

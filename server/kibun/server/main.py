@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -258,6 +259,7 @@ def serve(
     worker_deadline: Annotated[float, typer.Option(hidden=True, min=0.1)] = DEFAULTS.worker_times.batch_s,
     watchdog_exit: Annotated[float, typer.Option(hidden=True, min=0.1)] = DEFAULTS.watchdog.exit_after_s,
     loader: Annotated[str, typer.Option(hidden=True)] = DEFAULTS.loader,
+    until_stdin_ends: Annotated[bool, typer.Option("--until-stdin-ends", hidden=True)] = False,
 ) -> None:
     """Run the analysis server.
 
@@ -268,6 +270,8 @@ def serve(
     """
     logs.configure(log_level, log_format)
     forbid_core_files()
+    if until_stdin_ends:
+        threading.Thread(target=_stop_at_the_end, name="stdin", daemon=True).start()
     if not model:
         _exit(HOW_TO_GET_A_MODEL)
     try:
@@ -329,6 +333,13 @@ async def _serve(settings: Settings) -> None:
     last_resort = threading.Timer(LAST_RESORT_S, _end)
     last_resort.daemon = True
     last_resort.start()
+
+
+def _stop_at_the_end() -> None:
+    """Drains once the program that started this server for itself is no more, however it ended."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end() -> NoReturn:
