@@ -27,6 +27,17 @@ with urllib.request.urlopen(sys.argv[1].partition("#")[0], timeout=60) as answer
 """
 
 
+# Notes from which second on each sound is played.
+SOUNDS = """
+globalThis.sounds = [];
+const start = AudioBufferSourceNode.prototype.start;
+AudioBufferSourceNode.prototype.start = function (when, offset) {
+  sounds.push(offset);
+  start.call(this, when, offset);
+};
+"""
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
     with serve() as running:
@@ -58,6 +69,13 @@ async def log(page: Any, text: str) -> None:
     await page.locator("#log li", has_text=text).first.wait_for(timeout=60_000)
 
 
+async def untouched(page: Any, expression: str) -> Any:
+    """Its value, without what the browser takes for a click, as Playwright's own `evaluate`."""
+    session = await page.context.new_cdp_session(page)
+    answer = await session.send("Runtime.evaluate", {"expression": expression, "returnByValue": True})
+    return answer["result"].get("value")
+
+
 async def test_the_demo_opens_a_browser_and_plays_by_itself(tmp_path: Path) -> None:
     program = tmp_path / "browser.py"
     program.write_text(BROWSER)
@@ -68,11 +86,19 @@ async def test_the_demo_opens_a_browser_and_plays_by_itself(tmp_path: Path) -> N
     ):
         assert address.endswith("/#demo")
         page = await chrome.new_page()
+        await page.add_init_script(SOUNDS)
         await page.goto(address)
+        async with asyncio.timeout(60):
+            while not (settings := await untouched(page, "document.getElementById('settings').textContent")):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        assert settings.endswith("Click anywhere to hear it.")
+        assert await untouched(page, "sounds") == []
         await log(page, "valence")
         assert await page.locator(".participant").count() == 2
         assert "Synthetic model" in await page.inner_text("#honesty")
         assert await page.inner_text("#alert") == ""
+        await page.click("h1")
+        await page.wait_for_function("() => sounds.length === 1 && sounds[0] > 0")
         assert (tmp_path / "opened").read_text() == f"{address} 200"
         process.send_signal(signal.SIGINT)
         assert await asyncio.wait_for(process.wait(), 30) in (0, 130)

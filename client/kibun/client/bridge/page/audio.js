@@ -57,15 +57,29 @@ export async function decode(data) {
   }
 }
 
-/** Plays samples aloud; returns how to stop. Sounds only once somebody has clicked, as browsers want it. */
+/** Browsers let a page sound once somebody has clicked on it, or pressed a key. */
+export const isMuted = () => navigator.userActivation?.hasBeenActive === false;
+
+/** Plays samples aloud, once that is allowed from where they are by then; returns how to stop. */
 export function play(samples, rate) {
   const context = new AudioContext();
   const buffer = context.createBuffer(1, samples.length, rate);
   buffer.copyToChannel(samples, 0);
   const source = new AudioBufferSourceNode(context, { buffer });
   source.connect(context.destination);
-  source.start();
-  return () => { if (context.state !== "closed") context.close(); };
+  const began = performance.now();
+  const waiting = new AbortController();
+  const start = () => {
+    waiting.abort();
+    context.resume();
+    source.start(0, (performance.now() - began) / 1000);
+  };
+  if (isMuted()) for (const act of ["pointerup", "keydown"]) addEventListener(act, start, { signal: waiting.signal });
+  else start();
+  return () => {
+    waiting.abort();
+    if (context.state !== "closed") context.close();
+  };
 }
 
 /**

@@ -206,11 +206,13 @@ async function playDemo() {
   const { samples, rate } = sound;
   const pace = Number($("pace").value) || 4;
   const stopping = new AbortController();
-  const silence = pace === 1 && $("aloud").checked ? audio.play(samples, rate) : () => {};
+  const isAloud = pace === 1 && $("aloud").checked;
+  const silence = isAloud ? audio.play(samples, rate) : () => {};
   const finish = () => { stopping.abort(); silence(); };
   const item = { finish };
   live.add(item);
   $("settings").textContent = `Demo dialogue: ${turns.length} turns of ${[...new Set(turns.map((turn) => turn.participant_id))].join(" and ")}, generated voices, ${(samples.length / rate).toFixed(0)} s.`;
+  if (isAloud && audio.isMuted()) $("settings").textContent += " Click anywhere to hear it.";
   const began = performance.now();
   for (const turn of turns) entry(turn.participant_id);
   const run = async () => {
