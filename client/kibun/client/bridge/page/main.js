@@ -338,7 +338,7 @@ async function ask() {
     const content = await answer.json();
     back();
     if (content.error) {
-      $("server").textContent = content.error.code === "UNAUTHENTICATED" ? "wants a token" : "away";
+      $("server").textContent = content.error.code === "UNAUTHENTICATED" ? "requires a token" : "away";
       $("server").className = "bad";
       $("server").title = content.error.message;
     } else {
@@ -363,9 +363,9 @@ async function ask() {
 // ---- errors and events
 
 const FIXES = {
-  UNAUTHENTICATED: "The server wants a token, and does not accept this one: enter another under More, then start again.",
+  UNAUTHENTICATED: "The server requires a token, and does not accept this one: enter another under More, then start again.",
   UNAVAILABLE: "The server cannot be reached. Start one with `kibun serve --model demo-tiny`, then start again.",
-  TOO_MANY_SOCKETS: "All of the bridge’s places are taken: close other pages, or start it with more --max-sockets.",
+  TOO_MANY_SOCKETS: "All of the bridge’s sockets are in use: close other pages, or start it with more --max-sockets.",
 };
 
 const GONE = "The bridge is gone. Start it again with the same command and port, such as `kibun console`: this page then goes on by itself. What is said meanwhile is lost.";
