@@ -1,5 +1,6 @@
 """Programs as a user writes them, in docs/sdk.md and docs/files.md: they are typed for them, and they run."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -7,17 +8,19 @@ import threading
 import wave
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from kibun.bench.support.speech_like import lay_out
-from kibun.client import Client
+from kibun.client import AsyncClient, Client
 from kibun.client.server_process import ServerProcess
 from tests.support import ROOT
+from tests.support.processes import until
 from tests.support.programs import of_the_documentation
 
-PROGRAM, EARLY, WATCH, BASELINE = of_the_documentation("docs/sdk.md")
+PROGRAM, EARLY, WATCH, TAP, BASELINE = of_the_documentation("docs/sdk.md")
 
 SPOKEN = (32767 * lay_out([("silence", 0.4), ("speech", 1.5), ("silence", 0.8)]).audio).astype("<i2").tobytes()
 
@@ -30,7 +33,10 @@ def test_it_is_typed_strictly_and_what_is_wrong_in_it_is_found(tmp_path: Path) -
     (tmp_path / "early.py").write_text(EARLY)
     (tmp_path / "watch.py").write_text(WATCH)
     (tmp_path / "baseline.py").write_text(BASELINE)
-    files = ["right.py", "wrong.py", "early.py", "watch.py", "baseline.py"]
+    (tmp_path / "tap.py").write_text(
+        TAP.replace('"Framework"', "Any").replace("from kib", "from typing import Any\nfrom kib")
+    )
+    files = ["right.py", "wrong.py", "early.py", "watch.py", "baseline.py", "tap.py"]
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file", os.devnull, *files]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     errors = [line for line in done.stdout.splitlines() if ": error:" in line]
@@ -95,6 +101,22 @@ def test_the_watch_shows_what_was_said_before_and_ends_with_the_conversation(
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith("guest t-1 Emotion(valence=")
     assert last == "guest has finished"
+
+
+async def test_the_tap_follows_a_framework(demo_server: ServerProcess, capsys: pytest.CaptureFixture[str]) -> None:
+    program: dict[str, Any] = {}
+    exec(TAP, program)
+    framework = SimpleNamespace()
+    async with AsyncClient(demo_server.target) as client:
+        following = asyncio.create_task(program["follow"](client, framework))
+        await until(lambda: hasattr(framework, "on_agent_speaking"))
+        framework.on_user_started()
+        for begin in range(0, len(SPOKEN), 640):
+            framework.on_frame(SPOKEN[begin : begin + 640], 16_000)
+            await asyncio.sleep(0.001)
+        framework.on_user_stopped()
+        await asyncio.wait_for(following, 60)
+    assert "Emotion(valence=" in capsys.readouterr().out
 
 
 def test_recordings_become_a_table(demo_server: ServerProcess, tmp_path: Path) -> None:

@@ -160,10 +160,10 @@ def rich_status() -> status_pb2.Status:
 
 
 @contextlib.asynccontextmanager
-async def serving(service: SpeechAnalysisServiceServicer) -> AsyncIterator[str]:
+async def serving(service: SpeechAnalysisServiceServicer, port: int = 0) -> AsyncIterator[str]:
     server = grpc.aio.server()
     add_SpeechAnalysisServiceServicer_to_server(service, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     try:
         yield f"127.0.0.1:{port}"

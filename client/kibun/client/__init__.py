@@ -71,6 +71,9 @@ if TYPE_CHECKING:
     from kibun.client.sync import Stream as Stream
     from kibun.client.sync import Turn as Turn
     from kibun.client.sync import Watch as Watch
+    from kibun.client.tap import AffectTap as AffectTap
+    from kibun.client.tap import TapCounts as TapCounts
+    from kibun.client.tap import TapEstimate as TapEstimate
     from kibun.client.turn import AsyncTurn as AsyncTurn
     from kibun.client.watch import AsyncWatch as AsyncWatch
     from kibun.client.watch import Watched as Watched
@@ -129,6 +132,7 @@ _MODULE_OF = {
     ),
     "stream": ("AsyncStream",),
     "sync": ("Client", "Conversation", "Stream", "Turn", "Watch"),
+    "tap": ("AffectTap", "TapCounts", "TapEstimate"),
     "turn": ("AsyncTurn",),
     "watch": ("AsyncWatch", "Watched"),
 }
