@@ -242,22 +242,25 @@ class _Bench:
         index = max((i for i, s in enumerate(lengths) if s <= UP_TO_S + 1e-6), key=lambda i: lengths[i])
         talk = make_talk(self._utterances, [index], "silence", "silero")
         ((_, end), known) = list(talk.known.items())[-1]
-        spoken_until = known.spoken_until or 0
         complete = next(due for due in talk.due if due >= end)
         finals: dict[str, float] = {}
         intervals: dict[str, tuple[float | None, float | None]] = {}
         encoding = 0.0
+        decided: list[float] = []
         for phase in phases:
             if phase.load == ALONE and phase.how == "silence":
                 these = [final for final in phase.finals if final.utterance == index and final.speech_ms is not None]
                 late = [final.speech_ms for final in these if final.speech_ms is not None]
                 finals[phase.mode] = float(np.median(late))
                 intervals[phase.mode] = quantile_interval(late, 0.5)
+                decided += [late_ms - final.beyond_ms for late_ms, final in zip(late, these, strict=True)]
                 if phase.mode == "plain":
                     encoding = float(np.median([final.beyond_ms for final in these]))
+        # Which message decides depends on how an utterance lies in its stream: as measured, like the finals.
+        decided_ms = float(np.median(decided))
         return Moments(
-            (complete - spoken_until) / 16,
-            (talk.due[known.decided_by] - spoken_until) / 16,
+            decided_ms - (talk.due[known.decided_by] - complete) / 16,
+            decided_ms,
             finals,
             intervals,
             encoding,
@@ -480,7 +483,7 @@ def draw(models: Sequence[ModelFigures]) -> Figure:
             axes.barh(y, max(end - begin, 2), left=begin, height=0.3, color=encoding)
             axes.plot([final], [y], marker="D", markersize=8, color=COLOURS[5], zorder=3)
             draw_intervals(axes, [y], [final], [moments.interval[mode]], "black", lying=True)
-            place = (max(final, moments.interval[mode][1] or final), y)
+            place = (max(final, moments.interval[mode][1] or final, moments.decided), y)
             axes.annotate(f"{final:.0f} ms", place, xytext=(9, -4), textcoords="offset points", fontsize=11)
             latest = max(latest, final, end)
         axes.plot([moments.complete] * 2, [2.6 * number - 0.5, 2.6 * number + 1.5], color="black", linestyle=":")
