@@ -270,24 +270,23 @@ async def test_without_turns_the_server_ends_them_and_nothing_is_lost(
 
 
 async def test_a_real_server_cuts_a_conversation_into_turns_with_their_times() -> None:
-    speech = (spoken(1.0, pause=0.0) * 32767).astype("<i2").tobytes()
-    silence = bytes(2 * int(1.4 * RATE))
+    said = (spoken(1.0, pause=1.4) * 32767).astype("<i2").tobytes()
     with serve() as server:
         async with (
             AsyncClient(server.target) as client,
             patient(client, mode="conversation", endpointing=Endpointing(end_of_turn_silence_ms=800)) as tap,
         ):
-            play(tap, (speech + silence) * 4, 1000.0)
+            play(tap, said * 4, 1000.0)
             seen: list[TapEstimate] = []
             async with asyncio.timeout(30):
                 async for estimate in tap.estimates():
                     seen += [estimate] if isinstance(estimate.event, TurnResult) else []
                     if len(seen) == 4:
                         break
-    period = len(speech + silence) / 2 / RATE
+    period = len(said) / 2 / RATE
     starts = [e.start_t for e in seen]
-    assert [round((start or 0) - (starts[0] or 0), 1) for start in starts] == [round(n * period, 1) for n in range(4)]
-    assert starts[0] == pytest.approx(1000.0, abs=0.5)
+    # Where speech is found to begin depends a little on where its stream does.
+    assert starts == pytest.approx([1000.0 + n * period for n in range(4)], abs=0.3)
 
 
 # ---- what goes wrong
