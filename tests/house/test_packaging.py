@@ -1,6 +1,7 @@
 """What a user gets from `pip install`: in fresh virtual environments, from a wheel and in editable form.
 
-With `-s` it prints the figures of the table in docs/operations.md: how long an installation takes, and how large it is.
+With `-s` it prints the figures of the tables in README.md and docs/sdk.md: how long an installation takes, and how
+large it is.
 """
 
 import json
@@ -56,8 +57,13 @@ class Environment:
         self.bin = folder / "bin"
         self.python = self.bin / "python"
 
-    def install(self, *what: str | Path) -> None:
-        run(self.python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", *what)
+    def install(self, *what: str | Path, constraints: Path = ROOT / "constraints.txt") -> None:
+        run(self.python, "-m", "pip", "install", "-q", "-c", constraints, *what)
+
+    def has(self) -> dict[str, str]:
+        """What is installed: name → version."""
+        listed = json.loads(run(self.python, "-m", "pip", "list", "--format", "json"))
+        return {package["name"].lower(): package["version"] for package in listed}
 
     def size_mb(self) -> float:
         files = [path.lstat() for path in self.bin.parent.rglob("*") if path.is_file() and not path.is_symlink()]
@@ -88,12 +94,6 @@ def test_type_checkers_see_the_installed_wheel(environment: Environment, wheel: 
     program.write_text(SNIPPET)
     seen = run(environment.python, "-m", "mypy", "--strict", program)
     assert 'Revealed type is "kibun.client' in seen
-
-
-@pytest.mark.parametrize("protobuf", ["5.29.6", "6.33.0", "7.36.2"])
-def test_stubs_import_on_every_protobuf_we_allow(environment: Environment, wheel: Path, protobuf: str) -> None:
-    run(environment.python, "-m", "pip", "install", "-q", wheel, f"protobuf=={protobuf}")
-    run(environment.python, "-c", CLIENT)
 
 
 # -- each installation, and the first thing that it is for
@@ -178,6 +178,69 @@ def test_each_installation_does_what_it_is_for(
     where = run(environment.python, "-c", "import kibun.client; print(kibun.client.__file__)")
     assert Path(where.strip()).is_relative_to(ROOT) == editable
     USES[extra](User(environment, tmp_path, demo_server.target))
+
+
+# -- beside the packages of somebody's application
+
+
+@pytest.mark.parametrize("protobuf", ["5.29.6", "6.33.6", "7.36.2"])
+def test_a_stream_works_on_every_protobuf_we_allow(
+    environment: Environment, wheel: Path, demo_server: ServerProcess, tmp_path: Path, protobuf: str
+) -> None:
+    """Its server may have another one. As docs/sdk.md has it: constraints.txt without protobuf and what goes by it."""
+    pins = (ROOT / "constraints.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "others.txt").write_text("".join(pin for pin in pins if not re.match("protobuf==|grpcio-", pin)))
+    environment.install(wheel, f"protobuf=={protobuf}", constraints=tmp_path / "others.txt")
+    assert environment.has()["protobuf"] == protobuf
+    run(environment.python, "-c", CLIENT)
+    first_program(User(environment, tmp_path, demo_server.target))
+
+
+# What an application imports of each framework.
+FRAMEWORKS = {
+    "pipecat-ai": "pipecat.processors.frame_processor, pipecat.serializers.protobuf, pipecat.tests.utils",
+    "livekit-agents": "livekit.agents, livekit.rtc",
+    "roslibpy": "roslibpy",
+    "retico-core": "retico_core",
+    "pika": "pika",
+}
+
+ASYNC = """
+import asyncio
+
+from kibun.client import AsyncClient, AudioFile
+
+async def main():
+    async with AsyncClient({target!r}) as client:
+        async with client.conversation("robot").turn(audio=AudioFile("speech.wav")) as turn:
+            print((await turn.result(timeout_s=600.0)).emotion)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_framework_and_kibun_share_an_environment(
+    environment: Environment, wheel: Path, demo_server: ServerProcess, tmp_path: Path, framework: str
+) -> None:
+    """Under constraints.txt as it is, without torch, and in one process in either order of imports."""
+    if framework == "retico-core" and not Path("/usr/include/portaudio.h").exists():
+        pytest.skip("retico-core builds PyAudio: apt install gcc portaudio19-dev")
+    before = environment.size_mb()
+    environment.install(f"{wheel}[cli]", framework)
+    print(f"\n{framework} with kibun[cli]: {environment.size_mb() - before:.0f} MB")
+    run(environment.python, "-m", "pip", "check")
+    assert "torch" not in environment.has()
+    user = User(environment, tmp_path, demo_server.target)
+    theirs = f"import {FRAMEWORKS[framework]}"
+    for imports in ([theirs, CLIENT], [CLIENT, theirs]):
+        program = "\n".join([*imports, ASYNC.format(target=user.target)])
+        done = subprocess.run(
+            [environment.python, "-c", program], cwd=user.folder, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Emotion(valence=" in done.stdout
 
 
 # -- a type checker of the user's own
