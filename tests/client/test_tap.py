@@ -342,6 +342,7 @@ async def test_a_refused_token_is_told_once(tmp_path: Path) -> None:
                         await asyncio.sleep(0.02)
                     tap.turn_end()
                     assert await tap.final(timeout_s=0.5) is None
+                assert tap.counts.dropped == tap.counts.pushed, "each sample has its place"
                 assert [p.details.reason for p in problems] == ["UNAUTHENTICATED"], mode
 
 

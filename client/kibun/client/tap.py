@@ -441,7 +441,8 @@ class AffectTap:
             try:
                 if await self._send(tapped, turn, reading):
                     turn.end()
-                else:
+                else:  # its result has arrived
+                    await reading
                     await turn.cancel()  # what the server has of the next turn's is sent again there
             except BaseException:
                 reading.cancel()
@@ -458,6 +459,7 @@ class AffectTap:
             try:
                 await turn.push(block.data)
             except TurnEndedError:
+                tapped.put_back(block)
                 break
             tapped.sent(block)
         if not turn.ended:
@@ -550,6 +552,7 @@ class _TapTurn:
     ended_at_s: float | None = None  # by the server
     _queue: deque[_Block] = field(default_factory=deque)
     _queued: int = 0  # samples
+    _failed: bool = False
     _marks: list[tuple[float, float]] = field(default_factory=list)  # the agent spoke
     _anchors: list[tuple[int, float]] = field(default_factory=list)  # position in samples, time
     _recent: deque[tuple[int, _Block]] = field(default_factory=deque)
@@ -565,6 +568,9 @@ class _TapTurn:
         return self
 
     def add(self, block: _Block, *, marked: bool) -> None:
+        if self._failed:
+            self.counts.dropped += block.samples
+            return
         self.rate_hz = self.rate_hz or block.rate_hz
         if marked:
             self._marks.append((block.t, block.end_t))
@@ -582,6 +588,7 @@ class _TapTurn:
 
     def fail(self) -> None:
         """Nothing more will come of it, if it has no result yet."""
+        self._failed = True
         self.counts.dropped += sum(block.samples for block in self._queue)
         self._queue.clear()
         self._queued = 0
@@ -637,6 +644,12 @@ class _TapTurn:
                     return None
                 self._woken.clear()
             await self._woken.wait()
+
+    def put_back(self, block: _Block) -> None:
+        """What `next` gave is sent in another turn."""
+        with self.lock:
+            self._queue.appendleft(block)
+            self._queued += block.samples
 
     def sent(self, block: _Block) -> None:
         with self.lock:
