@@ -116,6 +116,7 @@ async def test_the_tap_follows_a_framework(demo_server: ServerProcess, capsys: p
             await asyncio.sleep(0.001)
         framework.on_user_stopped()
         await asyncio.wait_for(following, 60)
+        await client.conversation("table-4").delete()  # of which others watch a new one
     assert "Emotion(valence=" in capsys.readouterr().out
 
 
